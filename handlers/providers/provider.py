@@ -1,0 +1,57 @@
+"""How a provider is declared: a name for its circuit and rate limit, its settings, and how to connect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel
+
+C = TypeVar("C")
+S = TypeVar("S", bound=BaseModel)
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A client that can tell whether its provider is back without doing a task's work."""
+
+    async def check(self) -> None:
+        """Connect, authenticate, and do nothing else.
+
+        Raises:
+            ProviderError: the provider is still away, or still refuses us.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[C]):
+    """A provider that handlers can ask for with `@handler(..., provider=...)`.
+
+    `settings` names the model whose values come from the environment under `TASKFLUX_<NAME>__`; one of its fields may
+    be `rate` (side effects a second, shared by all processes where there is a Redis). `connect` opens a client for
+    the life of a worker.
+    """
+
+    name: str
+    settings: type[BaseModel]
+    connect: Callable[[Any], AbstractAsyncContextManager[C]]
+
+
+def provider(
+    name: str, *, settings: type[S]
+) -> Callable[[Callable[[S], AbstractAsyncContextManager[C]]], Provider[C]]:
+    """Declare an async context manager over a client as a provider.
+
+    ::
+
+        @provider("billing", settings=BillingSettings)
+        @asynccontextmanager
+        async def connect(settings: BillingSettings) -> AsyncIterator[Billing]: ...
+    """
+
+    def declare(connect: Callable[[S], AbstractAsyncContextManager[C]]) -> Provider[C]:
+        return Provider(name, settings, connect)
+
+    return declare

@@ -1,0 +1,38 @@
+"""Where PostgreSQL and Redis are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class PostgresSettings(BaseModel):
+    """PostgreSQL, the record of truth."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dsn: Annotated[SecretStr, Field(description="postgresql://user:password@host:port/database")] = SecretStr("")
+    migrate_dsn: Annotated[
+        SecretStr | None,
+        Field(description="direct DSN for `taskflux migrate` where `dsn` goes through a pooler"),
+    ] = None
+    pool_size: Annotated[
+        int | None, Field(ge=1, le=100, description="connections of this process; 2 for a handler, 4 for ingest and relay")
+    ] = None
+    pooler: Annotated[
+        bool,
+        Field(description="true behind PgBouncer in transaction mode: no prepared statements are kept on a connection"),
+    ] = False
+    statement_timeout: Annotated[float, Field(gt=0, description="seconds that one statement may take")] = 20.0
+    connect_timeout: Annotated[float, Field(gt=0, description="seconds that opening a connection may take")] = 10.0
+
+
+class RedisSettings(BaseModel):
+    """Redis or Valkey, an optional accelerator: finished tasks are cached and rate limits shared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[SecretStr | None, Field(description="redis://[:password@]host:port/db; unset: no Redis")] = None
+    timeout: Annotated[float, Field(gt=0, description="seconds before a Redis call is given up and done without")] = 0.25
+    cache_seconds: Annotated[int, Field(ge=0, description="how long a succeeded task stays cached")] = 300

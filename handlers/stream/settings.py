@@ -1,0 +1,64 @@
+"""Where Kafka is, and how records are sent and taken."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+
+class KafkaSettings(BaseModel):
+    """Kafka, which carries the work to the handlers and is what KEDA scales them by."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bootstrap_servers: Annotated[str, Field(description="host:port[,host:port…]")] = ""
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Field(description="how to speak to the brokers")
+    ] = "PLAINTEXT"
+    sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Field(description="used with a SASL protocol")
+    ] = "SCRAM-SHA-512"
+    sasl_username: Annotated[str | None, Field(description="used with a SASL protocol")] = None
+    sasl_password: Annotated[SecretStr | None, Field(description="used with a SASL protocol")] = None
+    tls_ca_file: Annotated[str | None, Field(description="PEM file of the brokers' CA; unset: the system's")] = None
+    tls_cert_file: Annotated[str | None, Field(description="PEM client certificate for mutual TLS")] = None
+    tls_key_file: Annotated[str | None, Field(description="PEM key of the client certificate")] = None
+    topic_prefix: Annotated[str, Field(description="put before every topic and group name", pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    partitions: Annotated[int, Field(ge=1, le=1000, description="partitions of each topic that is created")] = 12
+    replication_factor: Annotated[
+        int, Field(ge=-1, le=15, description="replicas of each topic that is created; -1: the broker's default")
+    ] = -1
+    retention_hours: Annotated[
+        float, Field(gt=0, description="how long a created topic keeps records; below the broker's offset retention")
+    ] = 96.0
+    idempotent: Annotated[
+        bool, Field(description="idempotent producer; false for brokers without one (the embedded one)")
+    ] = True
+    produce_timeout: Annotated[
+        float, Field(gt=0, description="seconds until a record that Kafka has not confirmed counts as not sent")
+    ] = 5.0
+    request_timeout: Annotated[float, Field(gt=0, description="seconds that one request to a broker may take")] = 10.0
+    session_timeout: Annotated[
+        float, Field(ge=1, description="seconds without a heartbeat after which a consumer is evicted")
+    ] = 10.0
+    fetch_max_wait_ms: Annotated[int, Field(ge=1, description="how long a broker may hold an empty fetch")] = 500
+    max_record_bytes: Annotated[
+        int, Field(ge=1024, description="a record above this size is poison: it goes to the dead letters as it is")
+    ] = 1_048_576
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> KafkaSettings:
+        sasl = self.security_protocol.startswith("SASL")
+        if sasl and not (self.sasl_username and self.sasl_password):
+            raise ValueError(
+                f"security_protocol is {self.security_protocol}, which needs sasl_username and sasl_password"
+            )
+        if not sasl and (self.sasl_username or self.sasl_password):
+            raise ValueError(
+                f"sasl_username or sasl_password is set, but security_protocol is {self.security_protocol}:"
+                " set it to SASL_SSL (or SASL_PLAINTEXT)"
+            )
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file belong together: set both or neither")
+        return self

@@ -1,0 +1,52 @@
+"""When a provider's circuit opens, how it is probed, and how fast work comes back: pure, no clock of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+OPEN_AFTER: Final = 3
+"""Different tasks that must fail, with no success between them, before the circuit opens."""
+
+FIRST_PROBE: Final = 1.0
+LAST_PROBE: Final = 15.0
+"""Seconds to the first probe, and the longest wait between two."""
+
+RAMP_START: Final = 20.0
+RAMP_SECONDS: Final = 20.0
+"""Tasks a second right after closing, doubled every two seconds; after `RAMP_SECONDS` there is no limit."""
+
+
+@dataclass(slots=True)
+class Health:
+    """One worker's view of its provider."""
+
+    failed: set[UUID] = field(default_factory=set)
+    last_success: float | None = None
+
+    def success(self, now: float) -> None:
+        """A side effect happened at monotonic time `now` (seconds)."""
+        self.failed.clear()
+        self.last_success = now
+
+    def failure(self, task: UUID) -> bool:
+        """The provider failed for `task`; true when that is reason enough to open the circuit."""
+        self.failed.add(task)
+        return len(self.failed) >= OPEN_AFTER
+
+    def succeeded_since(self, then: float) -> bool:
+        """Whether any task succeeded after monotonic time `then`."""
+        return self.last_success is not None and self.last_success > then
+
+
+def probe_delay(probes: int) -> float:
+    """Seconds until the next probe after `probes` of them failed."""
+    return min(LAST_PROBE, FIRST_PROBE * 2.0 ** min(probes, 30))
+
+
+def release_rate(closed_for: float | None) -> float | None:
+    """Tasks a second that may be published `closed_for` seconds after the circuit closed; None is no limit."""
+    if closed_for is None or closed_for >= RAMP_SECONDS:
+        return None
+    return RAMP_START * 2.0 ** (max(closed_for, 0.0) / 2.0)

@@ -1,0 +1,91 @@
+"""The states of a task, and the one table of what may follow what.
+
+::
+
+            accepted
+               │
+               ▼      publish confirmed
+      ┌──► scheduled ───────────────► queued ──┐
+      │     │  ▲ ▲  ◄─────────────────  │      │ claim
+      │     │  │ │     not owed (audit) │      │ (the record may overtake
+      │     │  │ │                      │      │  its confirmation)
+      │     │  │ │ retry, hand-back,    │      ▼
+      │     │  │ └──────────────────────┼── running ──► succeeded
+      │     │  │   lease ran out        │      │  │
+      │     │  │                        │      │  └──► uncertain ──► succeeded
+      │     │  └──── resend ────────────┼──────┼────────── │ │
+      │     ▼                           ▼      ▼           │ │
+      │  cancelled ◄────────────────────┘    dead ◄────────┘ │
+      │     │ replay                          │              │
+      └─────┴─────────────────────────────────┘   late settle (see below)
+
+A worker whose lease ran out may still report what happened, as long as nobody has claimed the task again: the
+outcome of its side effect is better known than guessed (`LATE_SUCCESS`, `LATE_DEATH`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    UNCERTAIN = "uncertain"
+    CANCELLED = "cancelled"
+
+
+class Event(StrEnum):
+    """What happens to a task; the word that stands in its timeline."""
+
+    PUBLISHED = "published"  # Kafka confirmed the record
+    CLAIMED = "claimed"  # a worker owns it from here on
+    SUCCEEDED = "succeeded"
+    RETRY = "retry"  # an attempt failed, another follows
+    HANDED_BACK = "handed-back"  # no attempt spent: drain, open circuit, provider away
+    DIED = "died"  # permanent, exhausted, expired, or its workers were lost too often
+    HELD = "held"  # the side effect may have happened, and the policy is to hold
+    LEASE_RAN_OUT = "lease-ran-out"
+    NOT_OWED = "not-owed"  # the log does not hold its record any more
+    CANCELLED = "cancelled"
+    REPLAYED = "replayed"
+    RESOLVED_SUCCEEDED = "resolved-succeeded"
+    RESOLVED_RESEND = "resolved-resend"
+    RESOLVED_DEAD = "resolved-dead"
+    LATE_SUCCESS = "late-success"
+    LATE_DEATH = "late-death"
+
+
+_S = State
+TRANSITIONS: Final[dict[Event, tuple[frozenset[State], frozenset[State]]]] = {
+    Event.PUBLISHED: (frozenset({_S.SCHEDULED}), frozenset({_S.QUEUED})),
+    Event.CLAIMED: (frozenset({_S.SCHEDULED, _S.QUEUED}), frozenset({_S.RUNNING})),
+    Event.SUCCEEDED: (frozenset({_S.RUNNING}), frozenset({_S.SUCCEEDED})),
+    Event.RETRY: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED})),
+    Event.HANDED_BACK: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED})),
+    Event.DIED: (frozenset({_S.RUNNING, _S.SCHEDULED}), frozenset({_S.DEAD})),  # scheduled: expired while it waited
+    Event.HELD: (frozenset({_S.RUNNING}), frozenset({_S.UNCERTAIN})),
+    Event.LEASE_RAN_OUT: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED, _S.UNCERTAIN})),
+    Event.NOT_OWED: (frozenset({_S.QUEUED}), frozenset({_S.SCHEDULED})),
+    Event.CANCELLED: (frozenset({_S.SCHEDULED, _S.QUEUED}), frozenset({_S.CANCELLED})),
+    Event.REPLAYED: (frozenset({_S.DEAD, _S.CANCELLED}), frozenset({_S.SCHEDULED})),
+    Event.RESOLVED_SUCCEEDED: (frozenset({_S.UNCERTAIN}), frozenset({_S.SUCCEEDED})),
+    Event.RESOLVED_RESEND: (frozenset({_S.UNCERTAIN}), frozenset({_S.SCHEDULED})),
+    Event.RESOLVED_DEAD: (frozenset({_S.UNCERTAIN}), frozenset({_S.DEAD})),
+    Event.LATE_SUCCESS: (frozenset({_S.SCHEDULED, _S.QUEUED, _S.UNCERTAIN}), frozenset({_S.SUCCEEDED})),
+    Event.LATE_DEATH: (frozenset({_S.SCHEDULED, _S.QUEUED, _S.UNCERTAIN}), frozenset({_S.DEAD})),
+}
+"""Event → (states it may start from, states it may lead to). Every statement in `store` follows a row of it."""
+
+TERMINAL: Final = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED})
+"""States that nothing leaves but a person's replay."""
+
+
+def allowed(event: Event, before: State, after: State) -> bool:
+    """Whether `event` may take a task from `before` to `after`."""
+    sources, targets = TRANSITIONS[event]
+    return before in sources and after in targets
