@@ -1,1 +1,81 @@
-"""The `taskflux` command."""
+"""The `taskflux` command. Subcommands are imported when they are called: `run` has to start fast."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from handlers.runtime.version import VERSION
+
+        click.echo(f"taskflux {VERSION}")
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def main() -> None:
+    """Work outside the request: tasks over HTTP, kept in PostgreSQL, handed through Kafka to small handlers."""
+
+
+@main.command()
+@click.argument("handler")
+def run(handler: str) -> None:
+    """Run one HANDLER as a process: ingest, relay, process-email, … or one of your own, my_app.handlers:name."""
+    from handlers.cli.loading import UnknownHandler, load
+    from handlers.runtime.process import run as run_process
+
+    try:
+        target = load(handler)
+    except UnknownHandler as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(run_process(target))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to this version's schema. Safe to run from several places at once."""
+    from handlers.cli.setup import migrate_database
+
+    migrate_database()
+
+
+@main.command()
+@click.argument("handlers", nargs=-1)
+def topics(handlers: tuple[str, ...]) -> None:
+    """Create missing Kafka topics and register task types: those of TaskFlux, and of the HANDLERS named."""
+    from handlers.cli.setup import prepare_topics
+
+    prepare_topics(handlers)
+
+
+@main.command()
+@click.option("--port", default=8080, show_default=True, help="Port of the API; the next free one if it is taken.")
+@click.option("--data-dir", default=".taskflux", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--samples/--no-samples", default=True, help="Send one e-mail, one SMS and one simulated task at start.")
+def dev(port: int, data_dir: Path, samples: bool) -> None:
+    """Run everything on this machine: the servers embedded, every handler a process of its own."""
+    from handlers.local.dev import main as run_dev
+
+    sys.exit(run_dev(port, data_dir, samples))
+
+
+@main.command()
+def config() -> None:
+    """Show the effective settings as JSON, secrets masked."""
+    from handlers.cli.setup import show_config
+
+    show_config()
+
+
+@main.command("end-leases", hidden=True)
+@click.option("--pid", type=int, help="Only the worker with this process id.")
+def end_leases(pid: int | None) -> None:
+    """End the leases of the workers under TASKFLUX_WORKER__ORIGIN: for the supervisor that saw them die."""
+    from handlers.cli.setup import end_former_leases
+
+    end_former_leases(pid)

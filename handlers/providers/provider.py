@@ -39,9 +39,7 @@ class Provider(Generic[C]):
     connect: Callable[[Any], AbstractAsyncContextManager[C]]
 
 
-def provider(
-    name: str, *, settings: type[S]
-) -> Callable[[Callable[[S], AbstractAsyncContextManager[C]]], Provider[C]]:
+def provider(name: str, *, settings: type[S]) -> Callable[[Callable[[S], AbstractAsyncContextManager[C]]], Provider[C]]:
     """Declare an async context manager over a client as a provider.
 
     ::

@@ -1,0 +1,1 @@
+"""PostgreSQL, the record of truth, and Redis, the accelerator that everything works without."""

@@ -18,7 +18,8 @@ class PostgresSettings(BaseModel):
         Field(description="direct DSN for `taskflux migrate` where `dsn` goes through a pooler"),
     ] = None
     pool_size: Annotated[
-        int | None, Field(ge=1, le=100, description="connections of this process; 2 for a handler, 4 for ingest and relay")
+        int | None,
+        Field(ge=1, le=100, description="connections of this process; 2 for a handler, 4 for ingest and relay"),
     ] = None
     pooler: Annotated[
         bool,
@@ -34,5 +35,7 @@ class RedisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: Annotated[SecretStr | None, Field(description="redis://[:password@]host:port/db; unset: no Redis")] = None
-    timeout: Annotated[float, Field(gt=0, description="seconds before a Redis call is given up and done without")] = 0.25
+    timeout: Annotated[float, Field(gt=0, description="seconds before a Redis call is given up and done without")] = (
+        0.25
+    )
     cache_seconds: Annotated[int, Field(ge=0, description="how long a succeeded task stays cached")] = 300

@@ -24,7 +24,9 @@ class KafkaSettings(BaseModel):
     tls_ca_file: Annotated[str | None, Field(description="PEM file of the brokers' CA; unset: the system's")] = None
     tls_cert_file: Annotated[str | None, Field(description="PEM client certificate for mutual TLS")] = None
     tls_key_file: Annotated[str | None, Field(description="PEM key of the client certificate")] = None
-    topic_prefix: Annotated[str, Field(description="put before every topic and group name", pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    topic_prefix: Annotated[
+        str, Field(description="put before every topic and group name", pattern=r"^[A-Za-z0-9._-]*$")
+    ] = ""
     partitions: Annotated[int, Field(ge=1, le=1000, description="partitions of each topic that is created")] = 12
     replication_factor: Annotated[
         int, Field(ge=-1, le=15, description="replicas of each topic that is created; -1: the broker's default")
@@ -43,12 +45,26 @@ class KafkaSettings(BaseModel):
         float, Field(ge=1, description="seconds without a heartbeat after which a consumer is evicted")
     ] = 10.0
     fetch_max_wait_ms: Annotated[int, Field(ge=1, description="how long a broker may hold an empty fetch")] = 500
+    fetch_idle_wait_ms: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="the same while nothing has arrived for some seconds, for brokers that answer an empty fetch"
+            " late (the embedded one); unset: no difference",
+        ),
+    ] = None
+    batch_bytes: Annotated[
+        int, Field(ge=1024, le=900_000, description="records are sent in batches of at most this size")
+    ] = 262_144
     max_record_bytes: Annotated[
         int, Field(ge=1024, description="a record above this size is poison: it goes to the dead letters as it is")
     ] = 1_048_576
+    dead_letter_max_bytes: Annotated[
+        int, Field(ge=1024, description="the largest record that the dead-letter topic is created for")
+    ] = 16_777_216
 
     @model_validator(mode="after")
-    def _sasl_is_whole(self) -> KafkaSettings:
+    def _is_consistent(self) -> KafkaSettings:
         sasl = self.security_protocol.startswith("SASL")
         if sasl and not (self.sasl_username and self.sasl_password):
             raise ValueError(
@@ -59,6 +75,8 @@ class KafkaSettings(BaseModel):
                 f"sasl_username or sasl_password is set, but security_protocol is {self.security_protocol}:"
                 " set it to SASL_SSL (or SASL_PLAINTEXT)"
             )
+        if self.dead_letter_max_bytes < self.max_record_bytes:
+            raise ValueError("dead_letter_max_bytes is below max_record_bytes: a poison record would fit nowhere")
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise ValueError("tls_cert_file and tls_key_file belong together: set both or neither")
         return self

@@ -49,4 +49,4 @@ def release_rate(closed_for: float | None) -> float | None:
     """Tasks a second that may be published `closed_for` seconds after the circuit closed; None is no limit."""
     if closed_for is None or closed_for >= RAMP_SECONDS:
         return None
-    return RAMP_START * 2.0 ** (max(closed_for, 0.0) / 2.0)
+    return RAMP_START * float(2.0 ** (max(closed_for, 0.0) / 2.0))

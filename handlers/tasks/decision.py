@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from handlers.tasks.errors import Ambiguous, Crash, JsonValue, Permanent, ProviderError, TaskError, Transient, WorkerLost
+from handlers.tasks.errors import (
+    Ambiguous,
+    Crash,
+    JsonValue,
+    Permanent,
+    ProviderError,
+    TaskError,
+    Transient,
+    WorkerLost,
+)
 from handlers.tasks.policy import Policy
 from handlers.tasks.states import Event, State
 

@@ -31,9 +31,7 @@ class RetryPolicy:
         if self.first_delay < 0:
             raise ValueError(f"first_delay is {self.first_delay}: a delay cannot be negative")
         if self.max_delay < self.first_delay:
-            raise ValueError(
-                f"max_delay ({self.max_delay} s) is below first_delay ({self.first_delay} s): raise it or lower the other"
-            )
+            raise ValueError(f"max_delay ({self.max_delay} s) is below first_delay ({self.first_delay} s): raise it")
 
     def ceiling(self, attempt: int) -> float:
         """The longest delay, in seconds, after attempt number `attempt` (from 1)."""

@@ -1,0 +1,82 @@
+"""dlq-sink: moves dead letters from `tasks.dlq` into the table where a person finds them.
+
+It never writes to the topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from uuid import UUID
+
+from handlers.runtime import metrics
+from handlers.runtime.poison import dead_letter
+from handlers.runtime.process import Process, service
+from handlers.runtime.serving import consumer_hooks
+from handlers.store.database import Database
+from handlers.store.dead_letters import DeadLetter, DeadLetters
+from handlers.store.errors import RefusedData
+from handlers.store.group_commit import GroupCommit
+from handlers.stream.consumer import Consumer
+from handlers.stream.record import Record
+from handlers.stream.topics import dead_letter_group, dead_letter_topic
+
+log = logging.getLogger(__name__)
+
+MAX_RECORDS = 200
+
+
+@service("dlq-sink")
+async def dlq_sink(process: Process) -> None:
+    """Store dead letters until the process drains."""
+    settings = process.settings
+    prefix = settings.kafka.topic_prefix
+    async with AsyncExitStack() as stack:
+        database = Database(settings.postgres, pool_size=1, name=process.label)
+        await database.open()
+        stack.push_async_callback(database.close)
+        consumer = Consumer(settings.kafka, dead_letter_group(prefix), [dead_letter_topic(prefix)], consumer_hooks())
+        await consumer.start()
+        stack.push_async_callback(consumer.stop)
+        process.started()
+        letters = DeadLetters(database)
+        while not process.draining.is_set():
+            records = await consumer.fetch(MAX_RECORDS, 1.0)
+            if records and await _keep(records, letters, process):
+                consumer.note_done(records)
+
+
+async def _keep(records: Sequence[Record], letters: DeadLetters, process: Process) -> bool:
+    """Store these, however long PostgreSQL is away; false when told to drain meanwhile."""
+
+    async def add(batch: Sequence[DeadLetter]) -> Sequence[None]:
+        _count(await letters.add(batch))
+        return [None] * len(batch)
+
+    # A record that PostgreSQL refuses is halved out of its batch.
+    commit: GroupCommit[DeadLetter, None] = GroupCommit(add, identity=lambda letter: letter.identity)
+    storing = asyncio.create_task(_store(commit, [dead_letter(record) for record in records]))
+    draining = asyncio.create_task(process.draining.wait())
+    await asyncio.wait([storing, draining], return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
+    if not storing.done():
+        storing.cancel()
+        return False
+    await storing
+    return True
+
+
+async def _store(commit: GroupCommit[DeadLetter, None], letters: Sequence[DeadLetter]) -> None:
+    try:
+        await commit.submit_all(letters)
+    except RefusedData as error:
+        # Bytes that no column takes cannot occur: bytea takes all of them, and texts were made storable.
+        log.error("a dead letter cannot be stored and stays in its topic", extra={"error": str(error)})
+        raise
+
+
+def _count(stored: Mapping[UUID, str]) -> None:
+    for error_class in stored.values():
+        metrics.DEAD_LETTERS.labels(error_class).inc()

@@ -1,0 +1,85 @@
+"""What the HTTP application needs from the process that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from handlers.http.registry import TypeRegistry
+from handlers.http.trace import incoming_or_fresh
+from handlers.tasks.submission import Accepted, KeyReused, Submission
+
+
+class Intake(Protocol):
+    """Makes submissions durable."""
+
+    async def accept(self, submission: Submission) -> Accepted | KeyReused:
+        """Return once the task is durable.
+
+        Raises:
+            StoreError: it is not (surely) accepted.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """Reads tasks."""
+
+    async def get(self, task: UUID, tenant: str) -> Mapping[str, Any] | None:
+        """The task's row (columns of the query `get_task`), or None; raises StoreError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one request may hold, in bytes. A mail with attachments travels in its task's payload.
+
+    `batch_hold_bytes` is how many bytes of a batch's answer wait for the end of its request: a client that reads
+    nothing until it has sent everything would otherwise wait for us as we wait for it.
+    """
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_item_bytes: int = 16 * 1024 * 1024
+    batch_items_in_flight: int = 1000
+    batch_bytes_in_flight: int = 32 * 1024 * 1024
+    batch_hold_bytes: int = 8 * 1024 * 1024
+
+
+class Hooks:
+    """Told what happens to submissions; subclass it to count them. Every argument is bounded, so fit for a label."""
+
+    def on_accepted(self, task_type: str, repeated: bool) -> None:
+        """A task is durable, or was by an earlier request of the same key."""
+
+    def on_refused(self, slug: str) -> None:
+        """A request or item was answered with this kind of problem."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Handed to `create_app`.
+
+    Args:
+        traceparent: from the header as it came (or None) to what stands on the task; a process that records spans
+            gives a span's of its own.
+        now: this process's clock; only to refuse times that make no sense.
+        metrics: the text of `/metrics` and its content type.
+        started: what `/readyz` says.
+    """
+
+    intake: Intake
+    reader: Reader
+    registry: TypeRegistry
+    metrics: Callable[[], Awaitable[tuple[bytes, str]]]
+    started: Callable[[], bool]
+    limits: Limits = Limits()
+    hooks: Hooks = field(default_factory=Hooks)
+    traceparent: Callable[[bytes | None], str] = incoming_or_fresh
+    now: Callable[[], datetime] = _utc_now

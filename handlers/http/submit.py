@@ -1,0 +1,93 @@
+"""`POST /tasks`: one task, durable when it is answered."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.types import Receive, Scope, Send
+
+from handlers.http.answers import answer, rfc3339, to_json
+from handlers.http.bodies import JSON_TYPES, Headers, headers_of, media_type, read_body
+from handlers.http.problems import KEY_REUSED, FieldError, Problem, store_problem
+from handlers.http.registry import Registered, TypeRegistry
+from handlers.http.services import Services
+from handlers.http.submissions import Circumstances, parse_json, read_submission, task_type_of, unknown_type
+from handlers.store.errors import StoreError
+from handlers.tasks.states import State
+from handlers.tasks.submission import Accepted, KeyReused
+
+REPLAY: Final = (b"idempotent-replay", b"true")
+
+
+class SubmitTask:
+    """Answers 202 once the task is in PostgreSQL.
+
+    A repeat of an idempotency key is answered with the body of the first time, byte for byte: it holds nothing that
+    changes later.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hooks = self._services.hooks
+        try:
+            headers = headers_of(scope)
+            media_type(headers, JSON_TYPES)
+            body = await read_body(headers, receive, self._services.limits.max_body_bytes)
+            accepted = await self._accept(headers, body)
+        except Problem as problem:
+            hooks.on_refused(problem.kind.slug)
+            raise
+        hooks.on_accepted(accepted.type, accepted.repeated)
+        location = (b"location", b"/tasks/%b" % str(accepted.id).encode("ascii"))
+        extra = (location, REPLAY) if accepted.repeated else (location,)
+        await answer(send, 202, to_json(accepted_document(accepted)), headers=extra)
+
+    async def _accept(self, headers: Headers, body: bytes) -> Accepted:
+        services = self._services
+        key = headers.get(b"idempotency-key")
+        circumstances = Circumstances(
+            services.traceparent(headers.get(b"traceparent")),
+            services.now(),
+            None if key is None else key.decode("latin-1"),
+        )
+        document = parse_json(body)
+        try:
+            registered = await registered_type(document, services.registry)
+            outcome = await services.intake.accept(read_submission(document, registered, circumstances))
+        except StoreError as error:
+            raise store_problem(error) from error
+        if isinstance(outcome, KeyReused):
+            raise key_reused("Idempotency-Key")
+        return outcome
+
+
+async def registered_type(document: Any, registry: TypeRegistry) -> Registered:
+    """The type that a document asks for.
+
+    Raises:
+        Problem: 422, it asks for none, or for one that nobody has registered.
+        StoreError: it is not known here, and the store cannot be asked.
+    """
+    name = task_type_of(document)
+    registered = registry.get(name) or await registry.find(name)
+    if registered is None:
+        raise unknown_type(name, registry.names)
+    return registered
+
+
+def accepted_document(accepted: Accepted) -> dict[str, object]:
+    """What the submitter is told."""
+    return {
+        "taskId": str(accepted.id),
+        "taskType": accepted.type,
+        "status": State.SCHEDULED,
+        "createdAt": rfc3339(accepted.created_at),
+    }
+
+
+def key_reused(field: str) -> Problem:
+    """The problem of an idempotency key that came with another request before."""
+    detail = "this idempotency key came with another request before: use a new key for a new task"
+    return Problem(KEY_REUSED, detail, [FieldError(field, "stands for another request")])

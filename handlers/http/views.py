@@ -1,0 +1,65 @@
+"""A task as the API shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from handlers.http.answers import rfc3339
+from handlers.tasks.timeline import parse_timeline
+
+
+def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object of a task's row (columns of the query `get_task`)."""
+    document = {
+        "taskId": str(row["id"]),
+        "taskType": row["type"],
+        "status": row["state"],
+        "payload": _document(row["payload"]),
+        "attempts": row["attempts"],
+        "maxAttempts": row["max_attempts"],
+        "retryCount": max(row["attempts"] - 1, 0),
+        "createdAt": rfc3339(row["created_at"]),
+        "updatedAt": rfc3339(row["updated_at"]),
+        "dueAt": rfc3339(row["due_at"]),
+        "result": _document(row["result"]),
+        "error": _error(row),
+        "timeline": parse_timeline(row["timeline"]),
+    }
+    return document | {name: value for name, value in _only_when_set(row).items() if value is not None}
+
+
+def _error(row: Mapping[str, Any]) -> dict[str, str | None] | None:
+    if row["error_class"] is None:
+        return None
+    return {"class": row["error_class"], "reason": row["error_reason"]}
+
+
+def _only_when_set(row: Mapping[str, Any]) -> dict[str, Any]:
+    expires_at: datetime | None = row["expires_at"]
+    traceparent: str | None = row["traceparent"]
+    return {
+        "key": row["key"],
+        "metadata": _document(row["metadata"]),
+        "expiresAt": rfc3339(expires_at) if expires_at else None,
+        "replays": row["replays"] or None,
+        "traceId": traceparent[3:35] if traceparent else None,
+    }
+
+
+def _document(text: str | None) -> Any:
+    """What a stored JSON text says. A foreign record may hold what is nearly JSON: it is shown, not refused."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text, parse_float=_float, parse_constant=str)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _float(digits: str) -> float | str:
+    value = float(digits)
+    return value if math.isfinite(value) else digits

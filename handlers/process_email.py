@@ -1,0 +1,26 @@
+"""process-email: sends mails over SMTP."""
+
+from __future__ import annotations
+
+from handlers.providers import smtp
+from handlers.providers.email import Email
+from handlers.runtime.handler import handler
+from handlers.tasks.model import Receipt, Task
+from handlers.tasks.policy import RetryPolicy
+
+
+@handler(
+    "email",
+    payload=Email,
+    provider=smtp.connect,
+    # From five seconds up: a server's hiccup is over soon, and one that wants more time says so (greylisting, quota).
+    retry=RetryPolicy(max_attempts=6, first_delay=5.0),
+    # Above SMTP's own ten minutes for the mail itself, so that it is not us who cut it off.
+    timeout=900.0,
+    # A second mail with the same Message-ID does less harm than none: most readers show it once.
+    ambiguous="resend",
+)
+async def process_email(task: Task[Email], mail: smtp.Mailer) -> Receipt:
+    """Send the mail to everybody who has not had it yet."""
+    result = await mail.send(task.payload, message_id=task.side_effect_id, date=task.created_at, progress=task.progress)
+    return Receipt(result)

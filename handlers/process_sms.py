@@ -1,0 +1,23 @@
+"""process-sms: sends short messages over MSG91."""
+
+from __future__ import annotations
+
+from handlers.providers import msg91
+from handlers.providers.sms import Sms
+from handlers.runtime.handler import handler
+from handlers.tasks.model import Receipt, Task
+
+
+@handler(
+    "sms",
+    payload=Sms,
+    provider=msg91.connect,
+    # Above the provider's own connect, wait and read timeouts together.
+    timeout=120.0,
+    # MSG91 does not recognise a repeat, and each one costs money: a delivery report or a person decides.
+    ambiguous="hold",
+)
+async def process_sms(task: Task[Sms], sms: msg91.Msg91) -> Receipt:
+    """Hand the message over. Accepted is not delivered: the delivery report comes later."""
+    request_id = await sms.send(task.payload, crqid=task.side_effect_id)
+    return Receipt({"requestId": request_id, "status": "accepted"})

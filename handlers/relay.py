@@ -1,0 +1,105 @@
+"""relay: publishes what is due — future sends, retries, publishes never confirmed, dead letters — and, as one elected
+leader, looks after what was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from handlers.runtime import metrics
+from handlers.runtime.auditor import Auditor
+from handlers.runtime.leader import Leader
+from handlers.runtime.outflow import Outflow
+from handlers.runtime.process import Process, service
+from handlers.runtime.publisher import Publisher
+from handlers.store.circuits import Circuits
+from handlers.store.database import Database
+from handlers.store.errors import StoreError
+from handlers.store.publishing import Publishing
+from handlers.store.task_types import TaskTypes
+from handlers.store.upkeep import Upkeep
+from handlers.stream.positions import Positions
+from handlers.stream.producer import Producer
+
+log = logging.getLogger(__name__)
+
+
+@service("relay")
+async def relay(process: Process) -> None:
+    """Publish what is due until the process drains."""
+    settings = process.settings
+    async with AsyncExitStack() as stack:
+        database = Database(settings.postgres, pool_size=4, name=process.label)
+        await database.open()
+        stack.push_async_callback(database.close)
+        producer = Producer(settings.kafka)
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        positions = Positions(settings.kafka)
+        stack.push_async_callback(positions.close)
+        publishing = Publishing(database, settings.relay.grace)
+        prefix = settings.kafka.topic_prefix
+        outflow = Outflow(settings.relay, positions, Circuits(database), TaskTypes(database), prefix)
+        upkeep = Upkeep(database)
+        auditor = Auditor(upkeep, positions, prefix, settings.relay.audit_seconds, settings.relay.requeue_rate)
+        leader = Leader(process, upkeep, publishing, positions, auditor)
+        async with process.background(leader.run()):
+            process.started()
+            await Relay(process, publishing, Publisher(producer, publishing, prefix), outflow).run()
+            await leader.ended.wait()
+
+
+class Relay:
+    """Sleeps until the next row is due, and publishes as much of each type as may flow."""
+
+    def __init__(self, process: Process, publishing: Publishing, publisher: Publisher, outflow: Outflow) -> None:
+        self._process = process
+        self._settings = process.settings.relay
+        self._publishing = publishing
+        self._publisher = publisher
+        self._outflow = outflow
+
+    async def run(self) -> None:
+        """Publish until the process drains."""
+        while not self._process.draining.is_set():
+            try:
+                wait = await self._round()
+            except StoreError as error:
+                log.warning("the relay waits for PostgreSQL", extra={"error": str(error)})
+                wait = self._settings.max_wait
+            if wait > 0:
+                await self._process.pause(wait)
+
+    async def _round(self) -> float:
+        """Publish once; seconds to sleep then."""
+        due = await self._publishing.next_due()
+        metrics.RELAY_LAG.set(max(0.0, -min(due.values(), default=0.0)))
+        if not self._publisher.healthy:
+            return self._settings.max_wait
+        overdue = [task_type for task_type, wait in due.items() if wait <= 0]
+        if overdue:
+            await self._outflow.refresh()
+        async with asyncio.TaskGroup() as group:
+            releases = [group.create_task(self._release(task_type)) for task_type in overdue]
+        if any(release.result() for release in releases):
+            return 0
+        return self._sleep(due)
+
+    def _sleep(self, due: Mapping[str | None, float]) -> float:
+        return min([self._settings.max_wait, *(wait for wait in due.values() if wait > 0)])
+
+    async def _release(self, task_type: str | None) -> int:
+        """Publish what may flow of `task_type` (None: dead letters); how many."""
+        if task_type is None:
+            letters = await self._publishing.take_dead(self._settings.batch)
+            return await self._publisher.publish_dead(letters)
+        allowance = await self._outflow.allowance(task_type)
+        if not allowance.tasks:
+            return 0
+        tasks = await self._publishing.take(task_type, min(allowance.tasks, self._settings.batch))
+        published = await self._publisher.publish(tasks, probe=allowance.probe)
+        self._outflow.released(task_type, published)
+        return published

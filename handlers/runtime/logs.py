@@ -1,0 +1,60 @@
+"""Logs: JSON for machines, text for a terminal; the task and its trace are on every line of an attempt."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextvars import ContextVar
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
+
+from handlers.runtime.settings import LogSettings
+
+TASK: ContextVar[tuple[str, str] | None] = ContextVar("task", default=None)
+"""(task id, trace id) of the attempt that is under way here."""
+
+
+class _Context(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        task = TASK.get()
+        if task is not None:
+            record.task_id, record.trace_id = task
+        return True
+
+
+class _Text(logging.Formatter):
+    """One readable line: what the message says, then what goes with it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        return line + "".join(f" {name}={value}" for name, value in extra.items())
+
+
+_STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"}
+
+
+def configure(settings: LogSettings, process: str) -> None:
+    """Send this process's logs to standard error."""
+    output = logging.StreamHandler(sys.stderr)
+    output.addFilter(_Context())
+    output.setFormatter(_formatter(settings, process))
+    root = logging.getLogger()
+    root.handlers[:] = [output]
+    root.setLevel(settings.level)
+    # What these report, the program knows by their answers; their own lines repeat it at every try.
+    for noisy in ("aiokafka", "httpx", "httpcore", "uvicorn", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.ERROR, root.level))
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def _formatter(settings: LogSettings, process: str) -> logging.Formatter:
+    if settings.format == "text":
+        return _Text("%(asctime)s %(levelname)-7s %(message)s")
+    static: dict[str, Any] = {"handler": process}
+    return JsonFormatter(
+        "%(asctime)s %(levelname)s %(name)s %(message)s",
+        rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+        static_fields=static,
+    )

@@ -1,0 +1,162 @@
+"""How a handler becomes a process: settings, logs, signals, probes, and a way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from handlers.runtime import logs, metrics, tracing
+from handlers.runtime.probes import Health, ProbeServer
+from handlers.runtime.settings import Settings, WrongSettings, load
+from handlers.runtime.version import VERSION
+from handlers.store.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+
+class Serves(Protocol):
+    """What `taskflux run` runs: a `Handler`, or a `Service`."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def serve(self, process: Process) -> None:
+        """Work until `process.draining` is set, then end what is under way and return."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A deployment that is no task handler. Made by `@service`."""
+
+    name: str
+    own_http: bool
+    function: Callable[[Process], Awaitable[None]]
+
+    async def serve(self, process: Process) -> None:
+        await self.function(process)
+
+
+def service(name: str, *, own_http: bool = False) -> Callable[[Callable[[Process], Awaitable[None]]], Service]:
+    """Declare an async function as a deployment; `own_http` when it answers the probes itself."""
+
+    def declare(function: Callable[[Process], Awaitable[None]]) -> Service:
+        return Service(name, own_http, function)
+
+    return declare
+
+
+class Process:
+    """What a service finds around it."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self.health = Health()
+        self.draining = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.label = f"{name}@{socket.gethostname()}:{os.getpid()}"
+
+    def started(self) -> None:
+        """The process has begun to do its work: readyz is true from here on."""
+        self.health.started = True
+        log.info("started", extra={"pid": os.getpid()})
+
+    def drain(self) -> None:
+        """End what is under way; asked twice, do not wait for it."""
+        if self.draining.is_set():
+            self.hurry.set()
+        self.draining.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the order to drain."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.draining.wait(), seconds)
+
+    @asynccontextmanager
+    async def background(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Let `work` go on while the block runs. If it fails, the process drains and the block ends with its error."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._background_ended)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()):
+            raise error
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("a background task failed: the process ends", exc_info=error)
+            self.drain()
+
+
+def run(target: Serves) -> int:
+    """Run `target` until SIGTERM or Ctrl-C; the exit status."""
+    try:
+        settings = load("postgres", "kafka")
+        logs.configure(settings.log, target.name)
+        tracing.configure(settings.otel, target.name)
+        metrics.BUILD.labels(VERSION).set(1)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(target, settings))
+    except WrongSettings as error:
+        print(f"taskflux run {target.name}: the settings are wrong.\n{error}", file=sys.stderr)
+        return 2
+    except StoreError as error:
+        print(f"taskflux run {target.name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(target: Serves, settings: Settings) -> None:
+    process = Process(target.name, settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.drain)
+    async with _heartbeat(process), _probes(target, process):
+        await target.serve(process)
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def _heartbeat(process: Process) -> AsyncIterator[None]:
+    async def beat() -> None:
+        while True:
+            process.health.beat()
+            await asyncio.sleep(1)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@asynccontextmanager
+async def _probes(target: Serves, process: Process) -> AsyncIterator[None]:
+    if isinstance(target, Service) and target.own_http:
+        yield
+        return
+    server = ProbeServer(process.settings.http, process.health)
+    server.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,91 @@
+"""Promise, produce, confirm: the one rule of publishing, for ingest and relay alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from handlers.runtime import metrics
+from handlers.store.group_commit import GroupCommit
+from handlers.store.publishing import Confirmation, DeadDue, Due, Publishing
+from handlers.stream.dead import DeadTask, encode_dead
+from handlers.stream.envelope import Envelope, encode
+from handlers.stream.producer import NotPublished, Producer, Published
+from handlers.stream.record import OutRecord
+from handlers.stream.topics import dead_letter_topic, task_topic
+
+CONFIRM_BATCH: Final = 1000
+
+
+class Publisher:
+    """Sends records for tasks that the caller has promised to publish, and confirms them.
+
+    What Kafka does not take in time stays due: its grace runs out and a relay takes it.
+    """
+
+    def __init__(self, producer: Producer, publishing: Publishing, topic_prefix: str) -> None:
+        self._producer = producer
+        self._publishing = publishing
+        self._prefix = topic_prefix
+        self._confirm: GroupCommit[Confirmation, None] = GroupCommit(
+            publishing.confirm,
+            identity=lambda confirmation: confirmation.id,
+            max_items=CONFIRM_BATCH,
+            # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
+            patience=publishing.grace,
+            observe=metrics.BATCH.labels("confirm").observe,
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether publishing is worth a try."""
+        return self._producer.healthy
+
+    async def publish(self, tasks: Sequence[Due], *, probe: bool = False) -> int:
+        """Send and confirm; how many Kafka took.
+
+        Raises:
+            StoreError: Kafka has the records, but PostgreSQL does not know it.
+        """
+        records = [
+            OutRecord(
+                task_topic(self._prefix, task.type),
+                *encode(Envelope(task.id, task.type, task.version, task.traceparent, probe), task.key),
+            )
+            for task in tasks
+        ]
+        outcomes = await self._producer.publish(records)
+        confirmed = [
+            Confirmation(task.id, task.version, outcome.log_id, outcome.partition, outcome.offset)
+            for task, outcome in zip(tasks, outcomes, strict=True)
+            if isinstance(outcome, Published)
+        ]
+        _count(outcomes)
+        await self._confirm.submit_all(confirmed)
+        return len(confirmed)
+
+    async def publish_dead(self, letters: Sequence[DeadDue]) -> int:
+        """Send dead letters to their topic and confirm them; how many Kafka took."""
+        topic = dead_letter_topic(self._prefix)
+        records = [
+            OutRecord(
+                topic,
+                *encode_dead(
+                    DeadTask(each.id, each.type, each.version, each.error_class, each.attempts, each.traceparent)
+                ),
+            )
+            for each in letters
+        ]
+        outcomes = await self._producer.publish(records)
+        _count(outcomes)
+        done = [letter for letter, outcome in zip(letters, outcomes, strict=True) if isinstance(outcome, Published)]
+        if done:
+            await self._publishing.confirm_dead(done)
+        return len(done)
+
+
+def _count(outcomes: Sequence[Published | NotPublished]) -> None:
+    failed = [outcome for outcome in outcomes if isinstance(outcome, NotPublished)]
+    metrics.PUBLISHED.labels("published").inc(len(outcomes) - len(failed))
+    for outcome in failed:
+        metrics.PUBLISHED.labels(outcome.error).inc()

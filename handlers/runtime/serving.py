@@ -1,0 +1,120 @@
+"""What a handler's process is put together from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from uuid_utils.compat import uuid7
+
+from handlers.runtime import metrics
+from handlers.runtime.circuits import CircuitWatch, Gate
+from handlers.runtime.executor import Executor
+from handlers.runtime.handler import Handler
+from handlers.runtime.lease import Lease
+from handlers.runtime.limiter import Limiter
+from handlers.runtime.poison import PoisonOutlet
+from handlers.runtime.process import Process
+from handlers.runtime.settings import load_provider
+from handlers.runtime.worker import FIRST_WAIT, LAST_WAIT, LeaseEnded, Worker
+from handlers.store.accelerator import Accelerator
+from handlers.store.circuits import Circuits
+from handlers.store.claims import Claims
+from handlers.store.claims import Worker as WorkerRow
+from handlers.store.database import Database
+from handlers.store.dead_letters import DeadLetters
+from handlers.store.errors import StoreBusy, StoreError, StoreUnavailable
+from handlers.store.task_types import TaskTypes
+from handlers.stream.consumer import Consumer, ConsumerHooks
+from handlers.stream.topics import task_group, task_topic
+
+log = logging.getLogger(__name__)
+
+
+async def serve(handler: Handler[Any], process: Process) -> None:
+    """Run `handler` until the process drains.
+
+    Raises:
+        WrongSettings: the provider's settings are wrong.
+        SchemaTooOld: the database was not migrated.
+    """
+    settings = process.settings
+    provider = handler.provider
+    section = load_provider(provider.name, provider.settings) if provider else None
+    async with AsyncExitStack() as stack:
+        database = Database(settings.postgres, pool_size=2, name=process.label)
+        await database.open()
+        stack.push_async_callback(database.close)
+        if not await _register(handler, database, process):
+            return
+        client = await stack.enter_async_context(provider.connect(section)) if provider else None
+        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.inc)
+        await accelerator.open()
+        stack.push_async_callback(accelerator.close)
+        name = provider.name if provider else handler.type
+        limiter = Limiter(name, getattr(section, "rate", None), accelerator, metrics.RATE_WAIT.labels(name).observe)
+        watch = CircuitWatch(Circuits(database))
+        await stack.enter_async_context(process.background(watch.keep_fresh()))
+        poison = PoisonOutlet(process, DeadLetters(database))
+        stack.push_async_callback(poison.close)
+        while not process.draining.is_set():
+            # A lease that somebody ended is replaced: the same process under a new identity.
+            with suppress(LeaseEnded):
+                await _work(handler, process, database, Gate(handler.policy.provider, watch), limiter, client, poison)
+
+
+async def _work(
+    handler: Handler[Any],
+    process: Process,
+    database: Database,
+    gate: Gate,
+    limiter: Limiter,
+    client: object | None,
+    poison: PoisonOutlet,
+) -> None:
+    """One identity of this worker, from its first beat to the end of its lease."""
+    settings = process.settings
+    row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin)
+    claims = Claims(database, row)
+    lease = Lease(claims, settings.worker.lease_seconds, lambda: executor.in_flight)
+    concurrency = settings.worker.concurrency or handler.concurrency
+    executor = Executor(handler, client, claims, lease, gate, limiter, concurrency)
+    consumer = Consumer(
+        settings.kafka,
+        task_group(settings.kafka.topic_prefix, handler.type),
+        [task_topic(settings.kafka.topic_prefix, handler.type)],
+        consumer_hooks(),
+    )
+    async with process.background(lease.keep(settings.worker.beat_seconds)):
+        await consumer.start()
+        process.started()
+        try:
+            await Worker(handler, process, claims, consumer, executor, lease, poison).run()
+        finally:
+            with suppress(StoreError):  # it runs out by itself then
+                await claims.end()
+
+
+async def _register(handler: Handler[Any], database: Database, process: Process) -> bool:
+    """Make the type known, however long PostgreSQL is away; false when told to drain meanwhile."""
+    wait = FIRST_WAIT
+    while not process.draining.is_set():
+        try:
+            await TaskTypes(database).register(handler.task_type())
+        except (StoreUnavailable, StoreBusy) as error:
+            log.warning("waiting for PostgreSQL", extra={"error": str(error)})
+            await process.pause(wait)
+            wait = min(wait * 2, LAST_WAIT)
+        else:
+            return True
+    return False
+
+
+def consumer_hooks() -> ConsumerHooks:
+    """A consumer's events as metrics."""
+    return ConsumerHooks(
+        on_assigned=lambda partitions: metrics.REBALANCES.inc(),
+        on_commit_failed=lambda error: metrics.COMMITS_FAILED.labels(error).inc(),
+    )

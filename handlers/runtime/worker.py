@@ -1,0 +1,140 @@
+"""A handler's process: takes records, claims their tasks in batches, and runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from handlers.runtime import metrics
+from handlers.runtime.executor import Executor
+from handlers.runtime.handler import Handler
+from handlers.runtime.lease import Lease
+from handlers.runtime.poison import PoisonOutlet
+from handlers.runtime.process import Process
+from handlers.store.claims import Claim, Claims
+from handlers.store.errors import StoreBusy, StoreUnavailable
+from handlers.stream.consumer import Consumer
+from handlers.stream.envelope import Envelope, Foreign, Poison, PoisonClass, decode
+from handlers.stream.record import Record
+
+log = logging.getLogger(__name__)
+
+FETCH: Final = 1.0
+"""Seconds that one look for records takes at most; the order to drain is seen between two."""
+MAX_RECORDS: Final = 500
+FIRST_WAIT, LAST_WAIT = 0.1, 2.0
+"""Seconds between two tries while PostgreSQL is away: the first, and at most."""
+
+
+class LeaseEnded(Exception):
+    """Somebody ended this worker's lease; it must end, and come back under a new identity."""
+
+
+class Worker:
+    """Takes, claims and runs the tasks of one handler."""
+
+    def __init__(
+        self,
+        handler: Handler[Any],
+        process: Process,
+        claims: Claims,
+        consumer: Consumer,
+        executor: Executor,
+        lease: Lease,
+        poison: PoisonOutlet,
+    ) -> None:
+        self._handler = handler
+        self._process = process
+        self._claims = claims
+        self._consumer = consumer
+        self._executor = executor
+        self._lease = lease
+        self._poison = poison
+        self._claimed = metrics.CLAIMED.labels(handler.type)
+        self._skipped = metrics.SKIPPED.labels(handler.type)
+        self._waited = metrics.WAITED.labels(handler.type)
+
+    async def run(self) -> None:
+        """Work until the process is told to drain, then end what is under way."""
+        process = self._process
+        try:
+            while not process.draining.is_set():
+                await self._round()
+        finally:
+            await self._consumer.stop()
+            await self._executor.drain(process.settings.worker.drain_seconds, process.hurry)
+
+    async def _round(self) -> None:
+        if not self._executor.room and not await _before(self._process.draining, self._executor.wait_for_room()):
+            return
+        records = await self._consumer.fetch(min(self._executor.room, MAX_RECORDS), FETCH)
+        if records and not self._process.draining.is_set():
+            await self._take(records)
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        """Claim what is ours, put poison aside, and only then let Kafka forget these records."""
+        ours, poison = self._sort(records)
+        claims = await self._claim({each.task_id: each.version for each in ours.values()})
+        if claims is None or not await self._poison.put_aside(poison):
+            return  # told to drain meanwhile: the records are not committed and come again
+        self._consumer.note_done(records)
+        self._claimed.inc(len(claims))
+        self._skipped.inc(len(ours) - len(claims))
+        for claim in claims:
+            self._waited.observe(max(0.0, claim.waited))
+            self._executor.start(claim, probe=ours[claim.id].probe)
+
+    def _sort(self, records: Sequence[Record]) -> tuple[dict[UUID, Envelope], list[tuple[Record, Poison]]]:
+        """Our own records, the newest of each task, and those that are no task."""
+        ours: dict[UUID, Envelope] = {}
+        poison: list[tuple[Record, Poison]] = []
+        limit = self._process.settings.kafka.max_record_bytes
+        for record in records:
+            match decode(record, max_bytes=limit, types=(self._handler.type,)):
+                case Envelope() as envelope:
+                    known = ours.get(envelope.task_id)
+                    if known is None or envelope.version >= known.version:
+                        ours[envelope.task_id] = envelope
+                case Foreign():
+                    reason = "it carries a payload of its own; records of other producers are not taken here"
+                    poison.append((record, Poison(PoisonClass.UNKNOWN_SHAPE, reason)))
+                case Poison() as found:
+                    poison.append((record, found))
+        return ours, poison
+
+    async def _claim(self, versions: Mapping[UUID, int]) -> Sequence[Claim] | None:
+        """Claim, however long PostgreSQL is away; None when told to drain meanwhile."""
+        claimed: list[Claim] = []
+        wait, tried = FIRST_WAIT, False
+        while not self._process.draining.is_set():
+            try:
+                if not self._lease.valid:
+                    await self._lease.renew()
+                if self._lease.ended:
+                    raise LeaseEnded
+                if tried:
+                    # The lost answer may have been a yes.
+                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task)}
+                    claimed += await self._claims.reclaim(unknown)
+                    versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
+                return [*claimed, *await self._claims.claim(self._handler.type, versions)]
+            except (StoreUnavailable, StoreBusy) as error:
+                tried = True
+                log.warning("tasks could not be claimed yet", extra={"error": str(error)})
+                await self._process.pause(wait)
+                wait = min(wait * 2, LAST_WAIT)
+        return None
+
+
+async def _before(event: asyncio.Event, wait: Coroutine[Any, Any, None]) -> bool:
+    """Wait for `wait`, but not beyond `event`; whether `wait` was over first."""
+    waiting, stop = asyncio.ensure_future(wait), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting, stop], return_when=asyncio.FIRST_COMPLETED)
+        return waiting.done()
+    finally:
+        waiting.cancel()
+        stop.cancel()

@@ -1,0 +1,166 @@
+"""From record to running, and from running to what follows: claims, settlements, and the leases that guard them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from handlers.store.database import Database, Row
+from handlers.tasks.decision import Decision
+
+NOTE_LENGTH = 160
+"""Characters of a reason that stand in the timeline; the whole of the last one is on the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that is ours until we settle it or our lease runs out. `waited` is seconds since it was due."""
+
+    id: UUID
+    version: int
+    attempt: int
+    max_attempts: int
+    handbacks: int
+    replays: int
+    tenant: str
+    key: str | None
+    payload: str
+    metadata: str | None
+    progress: str | None
+    traceparent: str | None
+    created_at: datetime
+    expired: bool
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a claim ended."""
+
+    id: UUID
+    version: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a settlement; `age` is seconds since the task was accepted.
+
+    Not `written`: the lease had run out and somebody else has claimed the task since, or an earlier try of the same
+    settlement was written though its answer was lost.
+    """
+
+    written: bool
+    late: bool = False
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One process as the store knows it."""
+
+    id: UUID
+    handler: str
+    label: str
+    pid: int
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What one worker holds."""
+
+    database: Database
+    worker: Worker
+
+    async def beat(self, in_flight: int) -> bool:
+        """Renew the lease; false when somebody has ended it."""
+        worker = self.worker
+        row = await self.database.fetchrow(
+            "beat", worker.id, worker.handler, worker.label, worker.origin, worker.pid, in_flight
+        )
+        return row is not None
+
+    async def end(self) -> None:
+        """Give the lease up: what is not settled is free at once."""
+        await self.database.execute("end_lease", self.worker.id)
+
+    async def claim(self, task_type: str, versions: Mapping[UUID, int]) -> Sequence[Claim]:
+        """Claim these tasks (id → version of the record); those not claimable at their version are left out."""
+        ids = sorted(versions)
+        if not ids:
+            return []
+        at = [versions[task] for task in ids]
+        worker = self.worker
+        rows = await self.database.fetch("claim", ids, at, ids[0], ids[-1], task_type, worker.id, worker.label)
+        return [_claim(row) for row in rows]
+
+    async def reclaim(self, versions: Mapping[UUID, int]) -> Sequence[Claim]:
+        """Those of these tasks that an earlier `claim` made ours though its answer was lost.
+
+        The caller leaves out what it runs already.
+        """
+        ids = sorted(versions)
+        if not ids:
+            return []
+        at = [versions[task] for task in ids]
+        rows = await self.database.fetch("reclaim", ids, at, ids[0], ids[-1], self.worker.id)
+        return [_claim(row) for row in rows]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """Write these outcomes in one statement; one answer for each."""
+        decisions = [settlement.decision for settlement in settlements]
+        ids = [settlement.id for settlement in settlements]
+        rows = await self.database.fetch(
+            "settle",
+            ids,
+            [settlement.version for settlement in settlements],
+            [decision.state.value for decision in decisions],
+            [decision.event.value for decision in decisions],
+            [decision.delay for decision in decisions],
+            [int(decision.give_back) for decision in decisions],
+            [decision.handbacks for decision in decisions],
+            [None if decision.result is None else json.dumps(decision.result) for decision in decisions],
+            [decision.error_class for decision in decisions],
+            [_storable(decision.reason) for decision in decisions],
+            [_note(decision) for decision in decisions],
+            min(ids),
+            max(ids),
+        )
+        written = {row["id"]: Settled(True, row["late"], row["age"]) for row in rows}
+        return [written.get(task, Settled(False)) for task in ids]
+
+
+def _claim(row: Row) -> Claim:
+    return Claim(
+        row["id"],
+        row["version"],
+        row["attempts"],
+        row["max_attempts"],
+        row["handbacks"],
+        row["replays"],
+        row["tenant"],
+        row["key"],
+        row["payload"],
+        row["metadata"],
+        row["result"],
+        row["traceparent"],
+        row["created_at"],
+        bool(row["expired"]),
+        row["waited"],
+    )
+
+
+def _note(decision: Decision) -> str:
+    parts = [part for part in (decision.error_class, decision.reason) if part]
+    return (_storable(": ".join(parts)) or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
+
+
+def _storable(text: str | None) -> str | None:
+    """PostgreSQL's text takes neither NUL nor lone surrogates, and a reason may quote anything."""
+    if text is None:
+        return None
+    return text.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")

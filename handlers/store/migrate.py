@@ -1,0 +1,71 @@
+"""Versioned migrations, safe from several processes at once.
+
+A database that is newer than this program is accepted: releases are rolled back over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import asyncpg
+
+from handlers.store.database import translated
+from handlers.store.settings import PostgresSettings
+
+_LOCK = 0x7461736B  # 'task': the advisory lock that migrators take turns by
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step, applied once and never changed afterwards."""
+
+    version: int
+    name: str
+    sql: str
+
+
+def migrations() -> Sequence[Migration]:
+    """All steps in their order."""
+    found = []
+    for file in files("handlers.store").joinpath("migrations").iterdir():
+        match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
+        if match:
+            found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
+    return sorted(found, key=lambda migration: migration.version)
+
+
+async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
+    """Bring the database up to this program's version and return the steps that were applied now.
+
+    Raises:
+        StoreError: PostgreSQL cannot be reached or refuses a step; nothing of this run stays behind then.
+    """
+    dsn = (settings.migrate_dsn or settings.dsn).get_secret_value()
+    with translated():
+        connection = await asyncpg.connect(dsn, timeout=settings.connect_timeout, statement_cache_size=0)
+        try:
+            async with connection.transaction():
+                return await _apply(connection)
+        finally:
+            await asyncio.shield(connection.close(timeout=settings.connect_timeout))
+
+
+async def _apply(connection: Any) -> Sequence[Migration]:
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_migrations ("
+        " version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    done = {row["version"] for row in await connection.fetch("SELECT version FROM schema_migrations")}
+    applied = [migration for migration in migrations() if migration.version not in done]
+    for migration in applied:
+        await connection.execute(migration.sql)
+        await connection.execute(
+            "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)", migration.version, migration.name
+        )
+    return applied

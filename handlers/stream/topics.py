@@ -1,0 +1,58 @@
+"""The names of topics and consumer groups: pure, and the only place that knows them.
+
+A task type `email` under the prefix `shop-` has the topic `shop-tasks.email` and the group `shop-taskflux.email`. Dead
+letters of every type go to `shop-tasks.dlq`, which the group `shop-taskflux.dlq-sink` empties.
+"""
+
+from __future__ import annotations
+
+import re
+
+_TYPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_RESERVED = frozenset({"dlq", "dlq-sink"})
+_TOPIC = "tasks."
+_GROUP = "taskflux."
+
+
+def is_task_type(name: str) -> bool:
+    """Whether `name` can name a task type: it becomes part of a topic's and of a group's name."""
+    return _TYPE.fullmatch(name) is not None and name not in _RESERVED
+
+
+def check_task_type(name: str) -> str:
+    """`name`, or a ValueError that says what a task type may be called."""
+    if name in _RESERVED:
+        raise ValueError(f"{name!r} is reserved: give the task type another name")
+    if not is_task_type(name):
+        raise ValueError(
+            f"{name[:120]!r} cannot name a task type: lower-case letters, digits, '.', '_' and '-',"
+            " a letter or digit first, 100 characters at most"
+        )
+    return name
+
+
+def task_topic(prefix: str, task_type: str) -> str:
+    """The topic that carries a type's claim checks. ValueError where `task_type` cannot be a type."""
+    return f"{prefix}{_TOPIC}{check_task_type(task_type)}"
+
+
+def task_group(prefix: str, task_type: str) -> str:
+    """The consumer group of a type's handler; its lag is what KEDA scales by."""
+    return f"{prefix}{_GROUP}{check_task_type(task_type)}"
+
+
+def dead_letter_topic(prefix: str) -> str:
+    """The one topic of all dead letters."""
+    return f"{prefix}{_TOPIC}dlq"
+
+
+def dead_letter_group(prefix: str) -> str:
+    """The group that moves dead letters into PostgreSQL."""
+    return f"{prefix}{_GROUP}dlq-sink"
+
+
+def type_of_topic(prefix: str, topic: str) -> str | None:
+    """The task type whose topic this is; None for the dead letters' and for any other topic."""
+    head = f"{prefix}{_TOPIC}"
+    name = topic[len(head) :]
+    return name if topic.startswith(head) and is_task_type(name) else None

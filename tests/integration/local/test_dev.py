@@ -1,0 +1,209 @@
+"""`taskflux dev` as a process, over a program with our commands and none of their work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from handlers.local.ports import free_port
+
+TINY_DEV = Path(__file__).with_name("tiny_dev.py")
+OWN_SERVERS = {
+    "TASKFLUX_POSTGRES__DSN": "postgresql://db.example/x",
+    "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092",
+    "TASKFLUX_REDIS__URL": "redis://redis.example/0",
+    "TASKFLUX_SMTP__HOST": "smtp.example",
+    "TASKFLUX_MSG91__AUTH_KEY": "key",
+}
+PARTS = (
+    *("postgres", "valkey", "kafka", "smtp", "inbox"),
+    *("ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink"),
+)
+
+
+class Dev:
+    """A running `tiny_dev.py`; what it says is waited for line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process, data_dir: Path) -> None:
+        self.process = process
+        self.data_dir = data_dir
+        self.said: list[str] = []
+
+    async def says(self, *texts: str, within: float = 60) -> str:
+        """Read on until a line has all of these texts; answers the line."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(within):
+            while line := (await self.process.stdout.readline()).decode():
+                self.said.append(line)
+                if all(text in line for text in texts):
+                    return line
+        raise AssertionError(f"it never said {texts}, but:\n{''.join(self.said)}")
+
+    async def ends(self, within: float = 30) -> int:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(within):
+            self.said.append((await self.process.stdout.read()).decode())
+            return await self.process.wait()
+
+    def children(self) -> dict[str, int]:
+        noted: dict[str, tuple[int, float]] = json.loads((self.data_dir / "children.json").read_text())
+        return {name: pid for name, (pid, _) in noted.items()}
+
+    def calls(self) -> list[str]:
+        return (self.data_dir / "calls").read_text().splitlines()
+
+    @property
+    def dsn(self) -> str:
+        password = (self.data_dir / "postgres.password").read_text()
+        port = json.loads((self.data_dir / "ports.json").read_text())["postgres"]
+        return f"postgresql://postgres:{password}@127.0.0.1:{port}/taskflux?sslmode=disable"
+
+
+def remember_free_ports(data_dir: Path) -> None:
+    """Keep a new data directory away from the usual ports: a developer's own stack may be starting on them."""
+    if not data_dir.exists():
+        data_dir.mkdir()
+        (data_dir / "ports.json").write_text(json.dumps({name: free_port() for name in PARTS}))
+
+
+@asynccontextmanager
+async def dev(data_dir: Path, port: int, **environment: str) -> AsyncIterator[Dev]:
+    remember_free_ports(data_dir)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        TINY_DEV,
+        str(port),
+        data_dir,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**clean, **environment},
+    )
+    try:
+        yield Dev(process, data_dir)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def gone(*pids: int) -> None:
+    """Wait for the end of processes, whoever's children they are."""
+    left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, alive = await asyncio.to_thread(psutil.wait_procs, left, 15)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
+async def rows(dsn: str, query: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+async def test_it_starts_serves_keeps_what_dies_running_and_ends_cleanly(tmp_path: Path) -> None:
+    port = free_port()
+    async with dev(tmp_path / "data", port) as running:
+        await running.says(f"Serving on http://127.0.0.1:{port}")
+        assert running.calls()[0] == "migrate"
+        assert {*running.calls()[1:3]} == {"topics", "end-leases"}
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
+        children = running.children()
+        assert {"PostgreSQL", "Valkey", "Kafka (Tansu)", "inbox", "ingest", "relay", "dlq-sink"} < children.keys()
+        assert all(os.getsid(pid) != os.getsid(0) for pid in children.values()), "a Ctrl-C would hit them"
+
+        os.kill(children["process-email"], signal.SIGKILL)
+        await running.says("process-email", "ended (SIGKILL)")
+        await running.says("process-email", "is back")
+        assert f"end-leases --pid {children['process-email']}" in running.calls()
+
+        os.kill(children["Kafka (Tansu)"], signal.SIGKILL)
+        await running.says("Kafka (Tansu)", "is back")
+        assert running.calls().count("topics") == 2
+
+        await rows(running.dsn, "CREATE TABLE kept AS SELECT 7 AS seven")
+        os.kill(children["PostgreSQL"], signal.SIGKILL)
+        await running.says("PostgreSQL", "is back")
+        assert await rows(running.dsn, "SELECT seven FROM kept") == 7
+        untouched = {name: pid for name, pid in running.children().items() if children[name] == pid}
+        assert untouched.keys() == children.keys() - {"process-email", "Kafka (Tansu)", "PostgreSQL"}
+
+        last = running.children().values()
+        running.process.send_signal(signal.SIGINT)
+        assert await running.ends() == 0
+        await gone(*last)
+        assert "Traceback" not in "".join(running.said)
+
+
+async def test_killed_it_leaves_nothing_running_and_starts_again_where_it_was(tmp_path: Path) -> None:
+    port = free_port()
+    async with dev(tmp_path / "data", port) as running:
+        await running.says("Serving on")
+        await rows(running.dsn, "CREATE TABLE kept AS SELECT 7 AS seven")
+        dsn, children = running.dsn, running.children()
+        running.process.kill()
+        await running.process.communicate()
+    async with dev(tmp_path / "data", port) as again:  # at once: the next start waits for what still ends
+        await again.says(f"Serving on http://127.0.0.1:{port}")
+        await gone(*children.values())
+        assert again.dsn == dsn
+        assert await rows(dsn, "SELECT seven FROM kept") == 7
+
+        async with dev(tmp_path / "data", free_port()) as second:
+            assert await second.ends() == 1
+            assert f"another taskflux dev runs on {tmp_path / 'data'} (process {again.process.pid})" in second.said[-1]
+
+        again.process.send_signal(signal.SIGTERM)
+        assert await again.ends() == 0
+
+
+async def test_servers_of_ones_own_are_used_and_not_started(tmp_path: Path) -> None:
+    async with dev(tmp_path / "data", free_port(), **OWN_SERVERS) as running:
+        await running.says("Serving on")
+        handlers = {"ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink"}
+        assert running.children().keys() == handlers
+        assert not (tmp_path / "data" / "postgres").exists()
+
+
+async def test_a_taken_port_is_passed_over_and_said(tmp_path: Path) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as taken:
+        port = taken.sockets[0].getsockname()[1]
+        async with dev(tmp_path / "data", port, **OWN_SERVERS) as running:
+            said = await running.says(f"port {port} is taken")
+            await running.says("Serving on")
+            assert f": {json.loads((tmp_path / 'data' / 'ports.json').read_text())['ingest']} is used" in said
+
+
+async def test_a_start_that_fails_ends_with_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    async with dev(data_dir, free_port()) as running:
+        (data_dir / "inbox.sqlite").mkdir()
+        assert await running.ends() == 1
+        assert "inbox did not start: the inbox cannot serve" in running.said[-1]
+        assert "Traceback" not in "".join(running.said)
+    assert json.loads((data_dir / "children.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_told_to_stop_while_it_starts_it_stops(tmp_path: Path, number: signal.Signals) -> None:
+    async with dev(tmp_path / "data", free_port(), **OWN_SERVERS) as running:
+        await running.says("POSTGRES: your own")
+        running.process.send_signal(number)
+        assert await running.ends() == 0
+        assert "Stopped." in running.said[-1]

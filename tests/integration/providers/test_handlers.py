@@ -1,0 +1,64 @@
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+
+from handlers.process_email import process_email
+from handlers.process_sms import process_sms
+from handlers.providers import msg91, smtp
+from handlers.runtime.handler import Handler
+from handlers.tasks.errors import Transient
+from handlers.tasks.model import Task
+from tests.integration.providers.flow_api import Answer, FlowApi
+from tests.integration.providers.smtp_server import Postbox, smtp_server
+
+ID = UUID("0199f000-0000-7000-8000-000000000001")
+CREATED = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+
+
+def task(handler: Handler[Any], payload: dict[str, Any], **more: Any) -> Task[Any]:
+    given = {"attempt": 1, "max_attempts": 6, "replay": 0} | more
+    return Task(id=ID, type=handler.type, payload=handler.parse(json.dumps(payload)), created_at=CREATED, **given)
+
+
+async def test_every_attempt_at_a_mail_has_the_same_message_id_and_date() -> None:
+    payload = {"to": ["ann@example.org", "bob@example.org"], "subject": "Hello", "body": "Hi"}
+    postbox = Postbox()
+    postbox.replies["bob@example.org"] = ["450 4.2.0 later"]
+    async with smtp_server(postbox):
+        settings = smtp.SmtpSettings(host="127.0.0.1", port=postbox.port, tls="none", sender="tasks@example.org")
+        async with smtp.connect.connect(settings) as mailer:
+            with pytest.raises(Transient) as failure:
+                await process_email(task(process_email, payload), mailer)
+            receipt = await process_email(
+                task(process_email, payload, attempt=2, progress=failure.value.progress), mailer
+            )
+    assert receipt is not None
+    assert set(receipt.result["delivered"]) == {"ann@example.org", "bob@example.org"}  # type: ignore[call-overload]
+    assert [mail.recipients for mail in postbox.mails] == [["ann@example.org"], ["bob@example.org"]]
+    assert {mail.message["Message-ID"] for mail in postbox.mails} == {f"<{ID}@example.org>"}
+    assert {mail.message["Date"].datetime for mail in postbox.mails} == {CREATED}
+
+
+async def test_a_short_message_is_known_to_the_provider_by_its_task(api: FlowApi) -> None:
+    api.answers.append(Answer({"type": "success", "message": "req-1"}))
+    settings = msg91.Msg91Settings(base_url=api.url, auth_key=SecretStr("key"), template_id="t" * 24)
+    async with msg91.connect.connect(settings) as sms:
+        receipt = await process_sms(task(process_sms, {"mobile": "+919876543210", "name": "Ann"}, replay=2), sms)
+    assert receipt is not None
+    assert receipt.result == {"requestId": "req-1", "status": "accepted"}
+    assert api.taken[0].flow["CRQID"] == f"{ID}.2"
+
+
+def test_mails_are_sent_again_when_in_doubt_and_short_messages_held() -> None:
+    assert process_email.policy.ambiguous == "resend"
+    assert process_sms.policy.ambiguous == "hold"
+
+
+def test_an_attempt_may_take_longer_than_its_provider_waits() -> None:
+    mail, sms = smtp.SmtpSettings(), msg91.Msg91Settings()
+    assert process_email.policy.timeout > mail.data_timeout + mail.connect_timeout + mail.command_timeout
+    assert process_sms.policy.timeout > 2 * sms.read_timeout + sms.connect_timeout

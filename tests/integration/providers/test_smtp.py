@@ -1,0 +1,375 @@
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trustme
+
+from handlers.providers.email import Attachment, Email
+from handlers.providers.smtp import Mailer, SmtpSettings, connect
+from handlers.providers.smtp_replies import Throttled
+from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from tests.integration.providers.smtp_server import DROP, HANG, Postbox, server_that_greets, smtp_server
+
+DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+BOUND = 20.0
+
+
+def mail(*to: str, **fields: Any) -> Email:
+    return Email(to=list(to) or ["ann@example.org"], subject="Hello", body="Hi", **fields)
+
+
+async def sent(mailer: Mailer, email: Email | None = None, **more: Any) -> dict[str, Any]:
+    async with asyncio.timeout(BOUND):
+        return await mailer.send(email or mail(), message_id="0199", date=DATE, **more)
+
+
+async def failed(mailer: Mailer, email: Email | None = None, **more: Any) -> TaskError:
+    with pytest.raises(TaskError) as failure:
+        await sent(mailer, email, **more)
+    return failure.value
+
+
+@asynccontextmanager
+async def mailer_at(port: int, **settings: Any) -> AsyncIterator[Mailer]:
+    given = {
+        "host": "127.0.0.1",
+        "port": port,
+        "tls": "none",
+        "sender": "TaskFlux <tasks@example.org>",
+        "hostname": "me.test",
+    }
+    async with connect.connect(SmtpSettings.model_validate(given | settings)) as mailer:
+        yield mailer
+
+
+@asynccontextmanager
+async def plain(postbox: Postbox, *, options: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Mailer]:
+    async with smtp_server(postbox, **(options or {})), mailer_at(postbox.port, **settings) as mailer:
+        yield mailer
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_mail_goes_over_tls_with_auth(tls: str, certificate: trustme.LeafCert, ca_file: str) -> None:
+    postbox = Postbox(credentials=("ann", "s3cret"))
+    async with (
+        smtp_server(postbox, tls=tls, certificate=certificate),
+        mailer_at(postbox.port, tls=tls, ca_file=ca_file, username="ann", password="s3cret") as mailer,
+    ):
+        await mailer.check()
+        result = await sent(mailer)
+    assert result == {
+        "messageId": "<0199@example.org>",
+        "delivered": {"ann@example.org": "250 2.0.0 Ok"},
+        "refused": {},
+        "deferred": {},
+    }
+    [received] = postbox.mails
+    assert received.sender == "tasks@example.org"
+    assert received.message["Message-ID"] == "<0199@example.org>"
+    assert received.message["Date"].datetime == DATE
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_a_certificate_that_nobody_vouches_for_is_misconfigured(tls: str, certificate: trustme.LeafCert) -> None:
+    async with smtp_server(Postbox(), tls=tls, certificate=certificate) as postbox:
+        async with mailer_at(postbox.port, tls=tls) as mailer:
+            assert "is not trusted" in (await refused_check(mailer, Misconfigured)).reason
+        async with mailer_at(postbox.port, tls=tls, tls_verify=False) as mailer:
+            await mailer.check()
+
+
+async def refused_check(mailer: Mailer, expected: type[TaskError]) -> TaskError:
+    with pytest.raises(expected) as failure:
+        async with asyncio.timeout(BOUND):
+            await mailer.check()
+    return failure.value
+
+
+async def test_a_server_without_starttls_is_never_spoken_to_in_plaintext(ca_file: str) -> None:
+    async with smtp_server(Postbox()) as postbox, mailer_at(postbox.port, tls="starttls", ca_file=ca_file) as mailer:
+        assert "STARTTLS" in (await refused_check(mailer, Misconfigured)).reason
+    assert postbox.mails == []
+
+
+async def test_implicit_tls_to_a_plaintext_server_names_the_setting(ca_file: str) -> None:
+    async with smtp_server(Postbox()) as postbox, mailer_at(postbox.port, tls="implicit", ca_file=ca_file) as mailer:
+        assert "set tls to starttls" in (await refused_check(mailer, Misconfigured)).reason
+
+
+async def test_a_wrong_password_is_tried_once_and_is_misconfigured(certificate: trustme.LeafCert, ca_file: str) -> None:
+    postbox = Postbox(credentials=("ann", "s3cret"))
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="wrong") as mailer,
+    ):
+        error = await failed(mailer)
+    assert isinstance(error, Misconfigured)
+    assert "535" in error.reason
+    assert postbox.logins == ["PLAIN"]
+
+
+async def test_too_many_logins_are_throttling_and_not_a_wrong_password(
+    certificate: trustme.LeafCert, ca_file: str
+) -> None:
+    postbox = Postbox(credentials=("ann", "s3cret"))
+    postbox.replies["AUTH"] = ["454 4.7.0 too many login attempts"]
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="s3cret") as mailer,
+    ):
+        assert isinstance(await failed(mailer), Throttled)
+
+
+async def test_a_server_that_wants_auth_and_gets_none_is_misconfigured(
+    certificate: trustme.LeafCert, ca_file: str
+) -> None:
+    postbox = Postbox(credentials=("ann", "s3cret"))
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file) as mailer,
+    ):
+        assert isinstance(await failed(mailer), Misconfigured)
+
+
+async def test_nobody_listening_is_unavailable() -> None:
+    async with smtp_server(Postbox()) as postbox:
+        port = postbox.port
+    async with mailer_at(port) as mailer:
+        assert isinstance(await failed(mailer), Unavailable)
+        await refused_check(mailer, Unavailable)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "expected"),
+    [
+        (b"421 4.3.2 shutting down\r\n", Throttled),
+        (b"450 not now\r\n", Unavailable),
+        (b"554 5.7.1 you are blocked\r\n", Misconfigured),
+        (b"HTTP/1.1 400 Bad Request\r\n", Unavailable),
+        (b"", Unavailable),
+        (None, Unavailable),
+    ],
+)
+async def test_a_greeting_that_is_none_is_the_servers_matter(greeting: bytes | None, expected: type[TaskError]) -> None:
+    async with server_that_greets(greeting) as port, mailer_at(port, connect_timeout=0.3) as mailer:
+        assert type(await failed(mailer)) is expected
+        await refused_check(mailer, expected)
+
+
+async def test_cc_and_bcc_are_on_the_envelope_and_bcc_is_no_header() -> None:
+    postbox = Postbox()
+    email = mail(
+        "ann@example.org", "Bob <bob@bücher.example>", cc="cy@example.org", bcc=["di@example.org"], reply_to="re@x.org"
+    )
+    async with plain(postbox) as mailer:
+        result = await sent(mailer, email)
+    [received] = postbox.mails
+    assert received.recipients == ["ann@example.org", "bob@xn--bcher-kva.example", "cy@example.org", "di@example.org"]
+    assert set(result["delivered"]) == set(received.recipients)
+    assert received.message["To"] == "ann@example.org, Bob <bob@xn--bcher-kva.example>"
+    assert (received.message["Cc"], received.message["Reply-To"]) == ("cy@example.org", "re@x.org")
+    assert b"di@example.org" not in received.data
+
+
+async def test_html_attachments_of_megabytes_and_any_subject_arrive_whole() -> None:
+    content = bytes(range(256)) * 20_480
+    email = Email(
+        to="ann@example.org",
+        subject="Grüße 日本語 " * 10,
+        body=".\n..\nfrom here\r.\n",
+        html="<p>Grüße</p>",
+        attachments=[Attachment(filename="Ünï.bin", content=base64.b64encode(content).decode())],
+    )
+    postbox = Postbox()
+    async with plain(postbox) as mailer:
+        await sent(mailer, email)
+    [received] = postbox.mails
+    text, html, attachment = [part for part in received.message.walk() if not part.is_multipart()]
+    assert received.message["Subject"].split() == email.subject.split()
+    assert text.get_content().splitlines() == [".", "..", "from here", "."]
+    assert html.get_content().strip() == "<p>Grüße</p>"
+    assert attachment.get_filename() == "Ünï.bin"
+    assert attachment.get_content() == content
+
+
+async def test_a_local_part_beyond_ascii_goes_by_smtputf8() -> None:
+    postbox = Postbox()
+    async with plain(postbox, options={"enable_SMTPUTF8": True}) as mailer:
+        await sent(mailer, mail("jörg@bücher.example"))
+    [received] = postbox.mails
+    assert received.recipients == ["jörg@xn--bcher-kva.example"]
+    assert "SMTPUTF8" in received.options
+
+
+async def test_without_smtputf8_such_an_address_is_permanent() -> None:
+    postbox = Postbox()
+    async with plain(postbox) as mailer:
+        error = await failed(mailer, mail("jörg@bücher.example"))
+        assert type(error) is Permanent
+        assert "SMTPUTF8" in error.reason
+        await sent(mailer)
+    assert len(postbox.mails) == 1
+
+
+async def test_refused_recipients_are_named_and_only_deferred_ones_tried_again() -> None:
+    postbox = Postbox()
+    postbox.replies["bob@example.org"] = ["450 4.2.0 later"]
+    postbox.replies["cy@example.org"] = ["550 5.1.1 unknown"]
+    email = mail("ann@example.org", "bob@example.org", "cy@example.org")
+    async with plain(postbox) as mailer:
+        first = await failed(mailer, email)
+        assert type(first) is Transient
+        assert first.progress == {
+            "messageId": "<0199@example.org>",
+            "delivered": {"ann@example.org": "250 2.0.0 Ok"},
+            "refused": {"cy@example.org": "550 5.1.1 unknown"},
+            "deferred": {"bob@example.org": "450 4.2.0 later"},
+        }
+        result = await sent(mailer, email, progress=first.progress)
+    assert [received.recipients for received in postbox.mails] == [["ann@example.org"], ["bob@example.org"]]
+    assert set(result["delivered"]) == {"ann@example.org", "bob@example.org"}
+    assert result["refused"] == {"cy@example.org": "550 5.1.1 unknown"}
+    assert result["deferred"] == {}
+    assert postbox.connections == 1
+
+
+async def test_when_all_refuse_it_is_permanent_and_the_connection_is_used_again() -> None:
+    postbox = Postbox()
+    postbox.replies["ann@example.org"] = ["550 5.1.1 unknown"]
+    async with plain(postbox) as mailer:
+        error = await failed(mailer)
+        assert type(error) is Permanent
+        assert error.progress is not None
+        await sent(mailer)
+    assert postbox.connections == 1
+
+
+@pytest.mark.parametrize("reply", ["500 what?", DROP])
+async def test_a_connection_that_cannot_be_reset_is_not_used_again(reply: str) -> None:
+    postbox = Postbox()
+    postbox.replies["ann@example.org"] = ["550 5.1.1 unknown"]
+    postbox.replies["RSET"] = [reply]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer)) is Permanent
+        await sent(mailer)
+    assert postbox.connections == 2
+
+
+async def test_a_full_mailbox_waits_for_hours() -> None:
+    postbox = Postbox()
+    postbox.replies["ann@example.org"] = ["452 4.2.2 mailbox full"]
+    async with plain(postbox) as mailer:
+        error = await failed(mailer)
+    assert isinstance(error, Transient)
+    assert error.retry_after == 7200.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("451 4.3.0 not now", Transient),
+        ("554 5.6.0 spam", Permanent),
+        ("552 5.3.4 too big", Permanent),
+        ("421 4.3.2 shutting down", Throttled),
+        ("454 Throttling failure: Maximum sending rate exceeded.", Throttled),
+        ("550 5.4.5 daily quota", Misconfigured),
+    ],
+)
+async def test_the_reply_to_the_mail_itself_counts_for_everybody(reply: str, expected: type[TaskError]) -> None:
+    postbox = Postbox()
+    postbox.replies["DATA"] = [reply]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer, mail("ann@example.org", "bob@example.org"))) is expected
+        assert set((await sent(mailer))["delivered"]) == {"ann@example.org"}
+
+
+async def test_a_mail_beyond_the_servers_size_is_permanent_before_it_is_sent() -> None:
+    postbox = Postbox()
+    async with plain(postbox, options={"data_size_limit": 2000}) as mailer:
+        error = await failed(mailer, Email(to="ann@example.org", subject="s", body="x" * 3000))
+    assert type(error) is Permanent
+    assert "552" in error.reason
+
+
+async def test_a_mail_beyond_our_own_size_is_permanent() -> None:
+    async with plain(Postbox(), max_message_bytes=1024) as mailer:
+        error = await failed(mailer, Email(to="ann@example.org", subject="s", body="x" * 3000))
+    assert type(error) is Permanent
+    assert "max_message_bytes allows 1024" in error.reason
+
+
+async def test_a_refused_sender_is_misconfigured_because_it_is_a_setting() -> None:
+    postbox = Postbox()
+    postbox.replies["MAIL"] = ["553 5.7.1 not your address"]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer)) is Misconfigured
+
+
+@pytest.mark.parametrize("what", [DROP, HANG])
+async def test_an_answer_lost_after_the_mail_was_sent_is_ambiguous(what: str) -> None:
+    postbox = Postbox()
+    postbox.replies["DATA"] = [what]
+    postbox.replies["bob@example.org"] = ["550 5.1.1 unknown"]
+    async with plain(postbox, data_timeout=0.2) as mailer:
+        error = await failed(mailer, mail("ann@example.org", "bob@example.org"))
+    assert type(error) is Ambiguous
+    assert error.progress is not None
+    assert error.progress["delivered"] == {}
+
+
+@pytest.mark.parametrize("command", ["MAIL", "ann@example.org"])
+@pytest.mark.parametrize("what", [DROP, HANG])
+async def test_a_connection_lost_before_the_mail_was_sent_is_unavailable(command: str, what: str) -> None:
+    postbox = Postbox()
+    postbox.replies[command] = [what]
+    async with plain(postbox, command_timeout=0.2) as mailer:
+        assert type(await failed(mailer)) is Unavailable
+        await sent(mailer)
+    assert len(postbox.mails) == 1
+
+
+@pytest.mark.parametrize("how", [DROP, HANG, "421 4.4.2 idle for too long"])
+async def test_a_connection_that_died_idle_is_replaced_once(how: str) -> None:
+    postbox = Postbox()
+    async with plain(postbox, command_timeout=0.2) as mailer:
+        await sent(mailer)
+        postbox.replies["MAIL"] = [how]
+        await sent(mailer)
+        assert (len(postbox.mails), postbox.connections) == (2, 2)
+        postbox.replies["MAIL"] = [how, how]
+        assert isinstance(await failed(mailer), Unavailable)
+    assert postbox.connections == 3
+
+
+async def test_one_connection_carries_many_mails_and_one_too_old_is_replaced() -> None:
+    postbox = Postbox()
+    async with plain(postbox, connections=1) as mailer:
+        await asyncio.gather(*(sent(mailer) for _ in range(10)))
+    assert (len(postbox.mails), postbox.connections) == (10, 1)
+    async with plain(postbox, connections=1, max_connection_age=1e-9) as mailer:
+        await sent(mailer)
+        await sent(mailer)
+    assert postbox.connections == 3
+
+
+async def test_as_many_mails_go_at_once_as_there_are_connections() -> None:
+    postbox = Postbox()
+    postbox.together = asyncio.Barrier(3)
+    async with plain(postbox, connections=3) as mailer:
+        await asyncio.gather(*(sent(mailer) for _ in range(12)))
+    assert (len(postbox.mails), postbox.connections) == (12, 3)
+
+
+async def test_a_mail_cut_off_in_the_middle_leaves_no_connection_behind() -> None:
+    postbox = Postbox()
+    postbox.replies["DATA"] = [HANG]
+    async with plain(postbox, connections=1) as mailer:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await mailer.send(mail(), message_id="1", date=DATE)
+        await sent(mailer)
+    assert (len(postbox.mails), postbox.connections) == (1, 2)

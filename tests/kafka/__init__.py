@@ -1,0 +1,1 @@
+"""A real Apache Kafka server for the integration suite: `make test-kafka`."""

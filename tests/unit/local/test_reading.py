@@ -1,0 +1,44 @@
+from email.message import EmailMessage
+
+from handlers.local.inbox import reading
+
+
+def mail() -> EmailMessage:
+    message = EmailMessage()
+    message["Subject"] = "Grüße aus Köln, " * 6
+    message["To"] = "ada@example.org"
+    message.set_content("Guten Tag,\n\nalles gut.\n")
+    message.add_alternative("<p>Guten Tag</p>", subtype="html")
+    message.add_attachment(b"\x00\x01", maintype="application", subtype="pdf", filename="plan é.pdf")
+    return message
+
+
+def test_text_html_and_attachments_are_decoded() -> None:
+    read = reading.read(mail().as_bytes())
+    assert read.text == "Guten Tag,\n\nalles gut.\n"
+    assert read.html == "<p>Guten Tag</p>\n"
+    assert [(each.name, each.type, each.content) for each in read.attachments] == [
+        ("plan é.pdf", "application/pdf", b"\x00\x01")
+    ]
+
+
+def test_an_encoded_and_folded_subject_reads_as_it_was_written() -> None:
+    assert reading.read(mail().as_bytes()).headers["Subject"] == ("Grüße aus Köln, " * 6).strip()
+
+
+def test_a_subject_in_bare_utf8_reads_as_it_was_written() -> None:
+    assert reading.headers("Subject: Köln ✓\r\n\r\n".encode())["subject"] == "Köln ✓"
+
+
+def test_a_preview_is_the_text_in_one_line() -> None:
+    assert reading.preview(mail().as_bytes()) == "Guten Tag, alles gut."
+
+
+def test_a_mail_that_is_none_still_reads() -> None:
+    for content in (
+        b"",
+        b"\xff\xfe\x00",
+        b"Subject: =?x?b?!!?=\r\n\r\nx",
+        b"Content-Type: text/plain; charset=no\r\n\r\nx",
+    ):
+        assert reading.read(content).attachments == ()

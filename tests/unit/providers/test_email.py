@@ -1,0 +1,87 @@
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from handlers.providers.email import Attachment, Email
+
+MAIL: dict[str, Any] = {"to": "ann@example.org", "subject": "Hello", "body": "Hi"}
+SCHEMA = jsonschema_rs.validator_for(TypeAdapter(Email).json_schema(by_alias=True))
+
+
+def read(**fields: Any) -> Email:
+    return Email.model_validate_json(json.dumps(MAIL | fields))
+
+
+def test_one_recipient_may_be_given_without_a_list() -> None:
+    assert [address.spec for address in read().to] == ["ann@example.org"]
+
+
+def test_a_recipient_named_twice_gets_one_mail() -> None:
+    mail = read(to=["ann@example.org", "bob@example.org"], cc="Ann <ann@EXAMPLE.org>", bcc=["eve@example.org"])
+    assert [address.envelope for address in mail.recipients()] == [
+        "ann@example.org",
+        "bob@example.org",
+        "eve@example.org",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"to": []},
+        {"to": "nobody"},
+        {"cc": ["a@b@c"]},
+        {"replyTo": "x@y\r\nBcc: z@z"},
+        {"subject": "two\r\nBcc: x@example.org"},
+        {"subject": "two\u2028lines"},
+        {"body": "nul \0 byte"},
+        {"unknown": 1},
+        {"headers": {"From": "eve@example.org"}},
+        {"headers": {"bCC": "eve@example.org"}},
+        {"headers": {"Content-Type": "text/html"}},
+        {"headers": {"Resent-To": "x@y"}},
+        {"headers": {"X-A": "a\nBcc: b@c"}},
+        {"headers": {"X A": "a"}},
+        {"headers": {"X-A:": "a"}},
+        {"attachments": [{"filename": "a\nb", "content": ""}]},
+        {"attachments": [{"filename": "a", "contentType": "zip", "content": ""}]},
+    ],
+)
+def test_what_cannot_be_sent_is_refused_by_schema_and_model_alike(fields: dict[str, Any]) -> None:
+    assert not SCHEMA.is_valid(MAIL | fields)
+    with pytest.raises(ValidationError):
+        read(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"to": ["ann@example.org", "Bob <bob@example.org>"], "cc": "c@d", "bcc": [], "html": "<p>Hi</p>"},
+        {"headers": {"List-Unsubscribe": "<https://x.org/u>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}},
+        {"attachments": [{"filename": "Ünï.pdf", "contentType": "application/pdf", "content": "aGk=\n"}]},
+    ],
+)
+def test_what_can_be_sent_passes_schema_and_model_alike(fields: dict[str, Any]) -> None:
+    assert SCHEMA.is_valid(MAIL | fields)
+    read(**fields)
+
+
+def test_an_attachment_is_decoded_and_garbage_refused() -> None:
+    assert Attachment(filename="a", content="aG k=").content == b"hi"
+    with pytest.raises(ValidationError, match="content is not base64"):
+        Attachment(filename="a", content="aGk")
+
+
+def test_an_encoded_word_in_a_file_name_is_refused() -> None:
+    with pytest.raises(ValidationError, match="filename may not contain"):
+        Attachment(filename="=?utf-8?q?a=0ABcc:_x@y?=", content="")
+
+
+def test_more_recipients_than_one_mail_may_have_are_refused() -> None:
+    many = [f"r{number}@example.org" for number in range(300)]
+    with pytest.raises(ValidationError, match="more than 500 recipients"):
+        read(to=many, bcc=[f"b{address}" for address in many])

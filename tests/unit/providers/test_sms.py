@@ -1,0 +1,64 @@
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from handlers.providers.msg91 import Msg91Settings, connect
+from handlers.providers.sms import Sms
+from handlers.tasks.errors import Misconfigured
+
+SMS: dict[str, Any] = {"mobile": "+919876543210", "name": "Ann"}
+SCHEMA = jsonschema_rs.validator_for(TypeAdapter(Sms).json_schema(by_alias=True))
+
+
+@pytest.mark.parametrize("mobile", ["919876543210", "+919876543210"])
+def test_a_mobile_number_is_kept_without_its_plus(mobile: str) -> None:
+    assert Sms.model_validate(SMS | {"mobile": mobile}).mobile == "919876543210"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mobile": "0919876543210"},
+        {"mobile": "+91 98765 43210"},
+        {"mobile": "12345"},
+        {"mobile": "+9198765432101234567"},
+        {"mobile": "919876543210\n"},
+        {"mobile": 919876543210},
+        {"variables": {"mobiles": "1"}},
+        {"variables": {"name": "Bob"}},
+        {"variables": {"a b": "1"}},
+        {"variables": {"a": ["x"]}},
+        {"templateId": "../x"},
+        {"text": "hello"},
+    ],
+)
+def test_what_cannot_be_sent_is_refused_by_schema_and_model_alike(fields: dict[str, Any]) -> None:
+    assert not SCHEMA.is_valid(SMS | fields)
+    with pytest.raises(ValidationError):
+        Sms.model_validate(SMS | fields)
+
+
+def test_variables_may_be_texts_and_numbers() -> None:
+    fields = SMS | {"templateId": "a" * 24, "variables": {"VAR1": "x", "amount": 12, "rate": 1.5}}
+    assert SCHEMA.is_valid(fields)
+    assert Sms.model_validate(fields).variables == {"VAR1": "x", "amount": 12, "rate": 1.5}
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Msg91Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    "fields", [{"base_url": "control.msg91.com"}, {"auth_key": "a\r\nb"}, {"short_url": "2"}, {"rate": 0}]
+)
+def test_settings_that_cannot_work_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        Msg91Settings.model_validate(fields)
+
+
+async def test_no_auth_key_stops_the_start() -> None:
+    with pytest.raises(Misconfigured, match="TASKFLUX_MSG91__AUTH_KEY"):
+        async with connect.connect(Msg91Settings()):
+            pass
