@@ -17,6 +17,8 @@ from handlers.tasks.policy import RetryPolicy
     retry=RetryPolicy(max_attempts=6, first_delay=5.0),
     # Above SMTP's own ten minutes for the mail itself, so that it is not us who cut it off.
     timeout=900.0,
+    # As many as `SmtpSettings.connections`: whoever only waits for a connection counts as begun when a worker drains.
+    concurrency=10,
     # A second mail with the same Message-ID does less harm than none: most readers show it once.
     ambiguous="resend",
 )

@@ -14,6 +14,8 @@ from handlers.tasks.model import Receipt, Task
     provider=msg91.connect,
     # Above the provider's own connect, wait and read timeouts together.
     timeout=120.0,
+    # As many as `Msg91Settings.connections`: whoever only waits for one would be held when a worker drains.
+    concurrency=32,
     # MSG91 does not recognise a repeat, and each one costs money: a delivery report or a person decides.
     ambiguous="hold",
 )

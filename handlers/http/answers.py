@@ -28,7 +28,9 @@ def to_json(document: object) -> bytes:
 
 def rfc3339(moment: datetime) -> str:
     """A moment in UTC with microseconds and a Z."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    if moment.tzinfo is not UTC:  # what the store returns is
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 async def answer(send: Send, status: int, body: bytes, media_type: bytes = JSON, headers: RawHeaders = ()) -> None:

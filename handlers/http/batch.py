@@ -37,7 +37,7 @@ from handlers.http.results import ARRAY, NDJSON, Results
 from handlers.http.services import Services
 from handlers.http.splitting import ArraySplitter, Item, LineSplitter, MalformedBatch, Splitter
 from handlers.http.submissions import Circumstances, invalid, is_idempotency_key, parse_json, read_submission
-from handlers.http.submit import accepted_document, key_reused, registered_type
+from handlers.http.submit import accepted_members, key_reused, registered_type
 from handlers.store.errors import StoreError
 from handlers.tasks.submission import Accepted, KeyReused, Submission
 
@@ -192,10 +192,8 @@ class Batch:
         if isinstance(outcome, Problem):
             return self._refusal(index, outcome)
         self._services.hooks.on_accepted(outcome.type, outcome.repeated)
-        document = {"index": index, **accepted_document(outcome), "status": 202}
-        if outcome.repeated:
-            document["idempotentReplay"] = True
-        return to_json(document)
+        replay = ',"idempotentReplay":true' if outcome.repeated else ""
+        return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
 
     def _refusal(self, index: int, problem: Problem) -> bytes:
         self._services.hooks.on_refused(problem.kind.slug)

@@ -150,7 +150,7 @@ class Echo:
 
     def _unfold(self) -> None:
         self._second = int(time.monotonic())
-        self._shown = 0
+        self._shown = _OUTCOMES_A_SECOND if self._folded else 0  # in a flood the sum of each second says it all
         for (name, outcome), count in sorted(self._folded.items()):
             self._console.outcome(name, f"{outcome} ×{count}", outcome == "succeeded")
         self._folded.clear()

@@ -20,6 +20,8 @@ DRAIN_SECONDS = 5.0
 class Program(Server):
     """A program that answers 200 at `ready_path` on its port once it serves."""
 
+    start_timeout = 120.0
+
     def __init__(
         self,
         name: str,

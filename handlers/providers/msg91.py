@@ -38,7 +38,7 @@ class Msg91Settings(BaseModel):
     read_timeout: Annotated[
         float, Field(gt=0, description="seconds that an answer may take; after it nobody knows whether it was sent")
     ] = 30.0
-    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 16
+    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 32
     rate: Annotated[
         float | None, Field(gt=0, description="messages a second, all processes together; unset: no limit")
     ] = None

@@ -37,7 +37,7 @@ class SmtpSettings(BaseModel):
         str | None,
         Field(pattern=r"^[!-~]+$", description="what we call ourselves in EHLO; unset: the host's full name"),
     ] = None
-    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 8
+    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 10
     max_connection_age: Annotated[
         float, Field(gt=0, description="seconds after which a connection is closed rather than used again")
     ] = 240.0

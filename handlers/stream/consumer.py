@@ -93,6 +93,7 @@ class Consumer:
                 member = self._member
                 if member is None:
                     return []
+                epoch = member.epoch
                 if not self._unreadable:
                     found = await self._take(member, max_records, timeout)
             if self._unreadable:  # not to be cut short
@@ -102,8 +103,8 @@ class Consumer:
         except (*TROUBLE, ConsumerStoppedError) as error:
             self._replace(member, error)
             return []
-        if member is not self._member:
-            return []
+        if member is not self._member or member.epoch != epoch:
+            return []  # delivered again
         self._adapt(member, bool(found))
         for record in found:
             member.progress.handed((record.topic, record.partition), record.offset)
@@ -167,7 +168,8 @@ class Consumer:
                     await asyncio.sleep(min(0.2 * 2.0 ** min(failures, 8), _MAX_BACKOFF) * random.uniform(0.5, 1.0))
                     continue
                 failures = 0
-                await self._watch(log_ids)
+                if self._member is not None:
+                    await self._watch(self._member, log_ids)
                 await self._leave()
         finally:
             await self._leave()
@@ -202,23 +204,31 @@ class Consumer:
         if member is not None:
             await member.leave()
 
-    async def _watch(self, log_ids: dict[str, UUID]) -> None:
-        """Returns when the membership has to begin anew: it broke, or a topic is not the one that it joined for."""
-        member = self._member
-        while member is not None and not member.dead:
-            try:
-                async with asyncio.timeout(_WATCH_INTERVAL):
-                    await self._broken.wait()
-                return
-            except TimeoutError:
-                pass
+    async def _watch(self, member: Member, log_ids: dict[str, UUID]) -> None:
+        """Returns when the membership has to begin anew."""
+        while not await self._broke(member):
             try:
                 found = await self._log_ids()
             except KafkaUnavailable:
-                continue  # the client comes back by itself if the broker does
-            if any(found.get(topic, log_id) != log_id for topic, log_id in log_ids.items()):
-                log.warning("a topic was recreated, reading it from its start", extra={"topics": self._topics})
-                return
+                continue  # the client comes back by itself once the broker does
+            lost = {topic for topic, log_id in found.items() if log_id != log_ids[topic]}
+            if lost:
+                log.warning("topics were recreated, reading them from their start", extra={"topics": sorted(lost)})
+                self._joined.clear()
+                self._epoch += 1
+                if not await member.start_over(lost, self._epoch):
+                    continue
+                log_ids |= found
+            self._joined.set()
+
+    async def _broke(self, member: Member) -> bool:
+        """Waits for the next look at the topics, or less if the membership breaks."""
+        try:
+            async with asyncio.timeout(_WATCH_INTERVAL):
+                await self._broken.wait()
+        except TimeoutError:
+            return member.dead
+        return True
 
     async def _log_ids(self) -> dict[str, UUID]:
         metadata = await self._cluster.ask(lambda client: topic_metadata(client, self._topics))

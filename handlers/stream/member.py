@@ -10,9 +10,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
-from handlers.stream.errors import TROUBLE, error_name
-from handlers.stream.metadata import topic_metadata
-from handlers.stream.offsets import EARLIEST, committed_offsets, end_offsets, list_offsets
+from handlers.stream.errors import TROUBLE, KafkaUnavailable, error_name
+from handlers.stream.positions import PartitionPositions, read_positions
 from handlers.stream.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -122,34 +121,59 @@ class Member:
                 self._noted.set()
             await asyncio.sleep(_COMMIT_INTERVAL if settled and committed else 1.0)
 
+    async def start_over(self, lost: Collection[str], epoch: int) -> bool:
+        """Read the topics `lost` from their logs' start, and the others from their commits; nothing may be fetched
+        meanwhile, and what was fetched before is of another epoch. False: ask again.
+        """
+        self.epoch = epoch
+        held = self.assigned
+        self.progress.assign(held)
+        marks = await self._marks(held)
+        if marks is None:
+            return False
+        self.consumer._client.force_metadata_update()  # the new topic may have other partitions and leaders
+        for partition, mark in marks.items():
+            fresh = mark.committed is None or mark.committed > mark.end or partition[0] in lost
+            self.consumer.seek(TopicPartition(*partition), mark.start if fresh else mark.committed)
+            if fresh:
+                self.progress.begin_at(partition, mark.start)
+        self._noted.set()
+        return True
+
     async def _note_starts(self) -> bool:
         """Have the log's start committed where the group has no commit, or one beyond the log's end.
 
         KEDA takes a partition without a commit for one whose lag is the end offset (keda#5274). A commit beyond the
         end is of a log that is gone, and not every broker (Tansu) answers a fetch there with OffsetOutOfRange.
         """
-        held = self.assigned
-        client = self.consumer._client
-        try:
-            async with asyncio.timeout(_COMMIT_TIMEOUT):
-                metadata = await topic_metadata(client, {topic for topic, _ in held})
-                commits = await committed_offsets(client, self._group, held)
-                starts = await list_offsets(client, metadata, EARLIEST)
-                ends = await end_offsets(client, metadata)
-        except TROUBLE as error:
-            self._hooks.on_error(error_name(error))
+        marks = await self._marks(self.assigned)
+        if marks is None:
             return False
-        if held != self.assigned:
-            return False
-        for partition in held & starts.keys():
-            commit = commits.get(partition)
-            if commit is None:
-                self.progress.begin_at(partition, starts[partition])
-            elif commit > ends[partition]:
-                self.consumer.seek(TopicPartition(*partition), starts[partition])
-                self.progress.begin_at(partition, starts[partition])
+        for partition, mark in marks.items():
+            if mark.committed is None:
+                self.progress.begin_at(partition, mark.start)
+            elif mark.committed > mark.end and self.progress.position(partition) is None:
+                self.consumer.seek(TopicPartition(*partition), mark.start)
+                self.progress.begin_at(partition, mark.start)
         self._starts_wanted = False
         return True
+
+    async def _marks(self, held: frozenset[tuple[str, int]]) -> dict[tuple[str, int], PartitionPositions] | None:
+        """Where the partitions held begin and end, and the group's commits; None: ask again."""
+        topics = {topic: self._group for topic, _ in held}
+        try:
+            async with asyncio.timeout(_COMMIT_TIMEOUT):
+                found = await read_positions(self.consumer._client, topics)
+        except (*TROUBLE, KafkaUnavailable) as error:
+            self._hooks.on_error(error_name(error))
+            return None
+        marks = {
+            (topic, number): at
+            for topic, positions in found.items()
+            for number, at in positions.partitions.items()
+            if (topic, number) in held
+        }
+        return marks if held == self.assigned and held == marks.keys() else None
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no type marker

@@ -69,7 +69,7 @@ class Positions:
 
     async def read_all(self, topics: Mapping[str, str]) -> dict[str, TopicPositions]:
         """Topic → positions for every pair topic → group whose topic exists, in as few requests as there can be."""
-        return await self._cluster.ask(lambda client: _read(client, topics))
+        return await self._cluster.ask(lambda client: read_positions(client, topics))
 
     async def read(self, group: str, topic: str) -> TopicPositions | None:
         """Everything about one topic in one go; None where it does not exist."""
@@ -103,7 +103,8 @@ class Positions:
         return None if found is None else found.lag
 
 
-async def _read(client: AIOKafkaClient, topics: Mapping[str, str]) -> dict[str, TopicPositions]:
+async def read_positions(client: AIOKafkaClient, topics: Mapping[str, str]) -> dict[str, TopicPositions]:
+    """`Positions.read_all` over a started client. Raises KafkaError, KafkaUnavailable."""
     metadata = await topic_metadata(client, topics)
     commits: dict[tuple[str, int], int | None] = {}
     for group in sorted({topics[topic] for topic in metadata}):

@@ -26,9 +26,13 @@ class Progress:
     def handed(self, partition: TopicPartition, offset: int) -> None:
         """A record goes to the caller."""
         held = self._partitions.get(partition)
-        if held is not None:
-            held.outstanding.append(offset)
-            held.position = offset + 1
+        if held is None:
+            return
+        if held.outstanding and offset <= held.outstanding[-1]:  # the client went back, to the commit or before it
+            held.outstanding.clear()
+            held.done.clear()
+        held.outstanding.append(offset)
+        held.position = offset + 1
 
     def position(self, partition: TopicPartition) -> int | None:
         """The offset behind the last record that was handed out; None: none was, since `assign`."""

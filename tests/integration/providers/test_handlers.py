@@ -62,3 +62,8 @@ def test_an_attempt_may_take_longer_than_its_provider_waits() -> None:
     mail, sms = smtp.SmtpSettings(), msg91.Msg91Settings()
     assert process_email.policy.timeout > mail.data_timeout + mail.connect_timeout + mail.command_timeout
     assert process_sms.policy.timeout > 2 * sms.read_timeout + sms.connect_timeout
+
+
+def test_no_attempt_waits_for_a_connection_by_default() -> None:
+    assert process_email.concurrency <= smtp.SmtpSettings().connections
+    assert process_sms.concurrency <= msg91.Msg91Settings().connections

@@ -1,0 +1,97 @@
+"""ingest: takes tasks over HTTP, makes them durable, and publishes what is due at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from handlers.http.app import create_app
+from handlers.http.registry import TypeRegistry
+from handlers.http.server import CannotListen, serve
+from handlers.http.services import Hooks, Limits, Services
+from handlers.runtime import metrics
+from handlers.runtime.circuits import CircuitWatch
+from handlers.runtime.intake import Intake
+from handlers.runtime.process import Process, service
+from handlers.runtime.publisher import Publisher
+from handlers.runtime.settings import WrongSettings
+from handlers.store.circuits import Circuits
+from handlers.store.database import Database
+from handlers.store.publishing import Publishing
+from handlers.store.task_types import TaskTypes
+from handlers.store.tasks import Tasks
+from handlers.stream.producer import Producer
+
+log = logging.getLogger(__name__)
+
+GRACE = 10.0
+"""Seconds that requests in flight may take after the order to drain."""
+
+
+@service("ingest", own_http=True)
+async def ingest(process: Process) -> None:
+    """Serve the API until the process drains; what it promised to publish by then is published."""
+    settings = process.settings
+    async with AsyncExitStack() as stack:
+        database = Database(settings.postgres, pool_size=4, name=process.label)
+        await database.open()
+        stack.push_async_callback(database.close)
+        producer = Producer(settings.kafka)
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        registry = TypeRegistry(TaskTypes(database))
+        watch = CircuitWatch(Circuits(database))
+        tasks = Tasks(database)
+        publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
+        intake = Intake(tasks, publisher, watch, lambda name: provider_of(registry, name), settings.relay.grace)
+        stack.push_async_callback(intake.drain)
+        await stack.enter_async_context(process.background(registry.run()))
+        await stack.enter_async_context(process.background(watch.keep_fresh()))
+        limit = settings.http.max_body_bytes
+        services = Services(
+            intake=intake,
+            reader=tasks,
+            registry=registry,
+            metrics=lambda: exposition(process.name, settings.http.peers),
+            started=lambda: process.health.started,
+            limits=Limits(max_body_bytes=limit, max_item_bytes=limit),
+            hooks=Counted(),
+        )
+        try:
+            await serve(
+                create_app(services),
+                settings.http.host,
+                settings.http.port,
+                draining=process.draining,
+                grace=GRACE,
+                listening=lambda port: process.started(),
+            )
+        except CannotListen as error:
+            raise WrongSettings(str(error)) from error
+
+
+def provider_of(registry: TypeRegistry, name: str) -> str | None:
+    """The provider whose circuit governs a type, if it has one."""
+    registered = registry.get(name)
+    return registered.type.provider if registered else None
+
+
+async def exposition(name: str, peers: Mapping[str, str]) -> tuple[bytes, str]:
+    """This process's metrics, and where it has peers to speak for, theirs with them."""
+    text, content_type = metrics.exposition()
+    if peers:
+        from handlers.local.metrics import fetch_and_merge  # only `taskflux dev` names peers
+
+        text = (await fetch_and_merge(name, text.decode(), peers)).encode()
+    return text, content_type
+
+
+class Counted(Hooks):
+    """Submissions as metrics."""
+
+    def on_accepted(self, task_type: str, repeated: bool) -> None:
+        metrics.SUBMITTED.labels(task_type, "repeated" if repeated else "accepted").inc()
+
+    def on_refused(self, slug: str) -> None:
+        metrics.SUBMITTED.labels("", slug).inc()

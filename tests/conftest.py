@@ -1,0 +1,119 @@
+"""Real servers for the session: PostgreSQL, Valkey, a Kafka broker; a database of its own for whoever asks.
+
+`TASKFLUX_TEST_BROKER=kafka` puts Apache Kafka in the embedded broker's place, `TASKFLUX_TEST_PGBOUNCER=1` puts
+PgBouncer in transaction mode before PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from handlers.local.servers import Broker, PostgresServer, ValkeyServer
+from handlers.store.database import Database
+from handlers.store.migrate import migrate
+from handlers.store.settings import PostgresSettings
+from handlers.stream.settings import KafkaSettings
+from tests.kafka.broker import KafkaBroker
+from tests.pgbouncer.pooler import PgBouncer
+
+TEMPLATE = "template_taskflux"
+_numbers = count(1)
+
+NewDatabase = Callable[[], Awaitable[PostgresSettings]]
+
+
+@pytest.fixture(scope="session")
+def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest_asyncio.fixture(scope="session")
+async def postgres(servers_dir: Path) -> AsyncIterator[PostgresServer]:
+    async with PostgresServer(servers_dir / "postgres") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session")
+async def valkey(servers_dir: Path) -> AsyncIterator[ValkeyServer]:
+    async with ValkeyServer(servers_dir / "valkey") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session")
+async def broker(servers_dir: Path) -> AsyncIterator[Broker | KafkaBroker]:
+    async with new_broker(servers_dir) as server:
+        yield server
+
+
+def new_broker(directory: Path) -> Broker | KafkaBroker:
+    """A broker of the kind that this run tests against."""
+    if os.environ.get("TASKFLUX_TEST_BROKER") == "kafka":
+        return KafkaBroker(directory / f"kafka{next(_numbers)}")
+    return Broker(log=directory / f"broker{next(_numbers)}.log")
+
+
+@pytest_asyncio.fixture(scope="session")
+async def pooler(postgres: PostgresServer, servers_dir: Path) -> AsyncIterator[PgBouncer | None]:
+    if not os.environ.get("TASKFLUX_TEST_PGBOUNCER"):
+        yield None
+        return
+    async with PgBouncer(servers_dir / "pgbouncer", postgres.dsn) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session")
+async def new_database(postgres: PostgresServer, pooler: PgBouncer | None) -> NewDatabase:
+    """Makes an empty, migrated database and says how to reach it."""
+    await _administer(postgres.dsn, f"CREATE DATABASE {TEMPLATE}")
+    await migrate(PostgresSettings.model_validate({"dsn": _at(postgres.dsn, TEMPLATE)}))
+
+    async def create() -> PostgresSettings:
+        name = f"test_{next(_numbers)}"
+        await _administer(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+        direct = _at(postgres.dsn, name)
+        through = pooler.through(direct) if pooler else direct
+        return PostgresSettings.model_validate({"dsn": through, "migrate_dsn": direct, "pooler": pooler is not None})
+
+    return create
+
+
+@pytest_asyncio.fixture
+async def database(new_database: NewDatabase) -> AsyncIterator[Database]:
+    """A database that is this test's alone."""
+    database = Database(await new_database(), pool_size=8)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.fixture(scope="session")
+def kafka_settings(broker: Broker | KafkaBroker) -> KafkaSettings:
+    """How to reach the session's broker; give it a topic prefix of your own."""
+    return KafkaSettings(
+        bootstrap_servers=broker.bootstrap_servers,
+        idempotent=getattr(broker, "idempotent", False),
+        partitions=2,
+        replication_factor=1,
+        fetch_max_wait_ms=20,
+    )
+
+
+async def _administer(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _at(dsn: str, database: str) -> str:
+    """The same server, another database."""
+    head, _, query = dsn.partition("?")
+    return f"{head.rpartition('/')[0]}/{database}" + (f"?{query}" if query else "")

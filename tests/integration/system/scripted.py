@@ -1,0 +1,113 @@
+"""Task types whose every attempt does what its payload's script says, and a provider that can be taken away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from handlers import (
+    Ambiguous,
+    Misconfigured,
+    Permanent,
+    Receipt,
+    RetryPolicy,
+    Task,
+    Transient,
+    Unavailable,
+    handler,
+    provider,
+)
+
+
+class Script(BaseModel):
+    """What each attempt does, in turn; the last word holds for all further ones. `secret` stands for personal data."""
+
+    script: list[str] = ["succeed"]
+    secret: str = ""
+
+
+class World:
+    """What the test sees and decides of the handlers that run in its own process."""
+
+    def __init__(self) -> None:
+        self.attempts: dict[UUID, list[int]] = defaultdict(list)
+        self.gates: dict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
+        self.entered: dict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
+        self.away = False
+        self.checks = 0
+
+    def effects(self, task: UUID) -> int:
+        """How often the side effect of `task` was begun."""
+        return len(self.attempts[task])
+
+
+WORLD = World()
+
+
+class EmptySettings(BaseModel):
+    """The scripted provider needs none."""
+
+
+class Outside:
+    """The client of a provider that is there or away, as the test says."""
+
+    async def check(self) -> None:
+        WORLD.checks += 1
+        if WORLD.away:
+            raise Unavailable("still away")
+
+
+@provider("outside", settings=EmptySettings)
+@asynccontextmanager
+async def outside(settings: EmptySettings) -> AsyncIterator[Outside]:
+    yield Outside()
+
+
+async def act(task: Task[Script]) -> Receipt:
+    WORLD.attempts[task.id].append(task.attempt)
+    WORLD.entered[task.id].set()
+    script = task.payload.script
+    word = script[min(task.attempt, len(script)) - 1]
+    match word:
+        case "succeed":
+            return Receipt({"attempt": task.attempt})
+        case "transient":
+            raise Transient("try again", progress={"seen": task.attempt})
+        case "permanent":
+            raise Permanent("never")
+        case "ambiguous":
+            raise Ambiguous("perhaps")
+        case "misconfigured":
+            raise Misconfigured("wrong password")
+        case "crash":
+            raise RuntimeError("a bug")
+        case "wait":
+            await WORLD.gates[task.id].wait()
+            return Receipt({"attempt": task.attempt})
+        case _:
+            raise AssertionError(f"no such word: {word}")
+
+
+QUICK = RetryPolicy(max_attempts=4, first_delay=0.05, max_delay=0.2)
+
+
+@handler("scripted", payload=Script, retry=QUICK, concurrency=200)
+async def scripted(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("held", payload=Script, retry=QUICK, ambiguous="hold", concurrency=50)
+async def held(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("provided", payload=Script, retry=QUICK, provider=outside, concurrency=50)
+async def provided(task: Task[Script], client: Outside) -> Receipt:
+    if WORLD.away:
+        raise Unavailable("it is away")
+    return await act(task)
