@@ -55,6 +55,12 @@ types: $(VENV)/.dev ## mypy --strict
 bench: $(VENV)/.dev ## the benchmark suite beside its floors
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/.dev ## the pages that are made from the code
+	@{ echo '# Settings'; echo; \
+	  echo 'Read from the environment. This page is made by `make docs` from the classes that read them.'; echo; \
+	  $(BIN)/taskflux config --reference; } > docs/settings.md
+
 .PHONY: lock
 lock: $(VENV)/.dev ## requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for the newest versions)
 	requirements/lock $(ARGS)

@@ -65,8 +65,14 @@ def dev(port: int, data_dir: Path, samples: bool) -> None:
 
 
 @main.command()
-def config() -> None:
+@click.option("--reference", is_flag=True, help="Show what can be set, as Markdown, instead of what is.")
+def config(reference: bool) -> None:
     """Show the effective settings as JSON, secrets masked."""
+    if reference:
+        from handlers.cli.reference import settings_table
+
+        click.echo(settings_table())
+        return
     from handlers.cli.setup import show_config
 
     show_config()

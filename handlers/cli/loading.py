@@ -31,7 +31,8 @@ def load(name: str) -> Serves:
     if ":" not in name:
         if name not in BUILT_IN:
             raise UnknownHandler(
-                f"there is no handler {name!r}: choose {', '.join(BUILT_IN)}, or name your own as package.module:attribute"
+                f"there is no handler {name!r}: choose {', '.join(BUILT_IN)},"
+                " or name your own as package.module:attribute"
             )
         attribute = name.replace("-", "_")
         return _get(f"handlers.{attribute}", attribute, name)

@@ -33,6 +33,7 @@ from handlers.tasks.states import Event
 log = logging.getLogger(__name__)
 
 SETTLE_BATCH: Final = 500
+SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
 LAST_SETTLES: Final = 5.0
 """Seconds that a process which ends waits for its outcomes to be written."""
 
@@ -259,7 +260,7 @@ class _Metrics:
         self.in_flight = metrics.IN_FLIGHT.labels(task_type)
         self.processing = metrics.PROCESSING.labels(task_type)
         self._end_to_end = metrics.END_TO_END.labels(task_type)
-        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in Event}
+        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in SETTLES}
 
     def error(self, error_class: str) -> None:
         metrics.ERRORS.labels(self._type, error_class).inc()

@@ -14,6 +14,7 @@ from handlers.runtime.auditor import Auditor
 from handlers.runtime.process import Process
 from handlers.store.errors import StoreError
 from handlers.store.publishing import Publishing
+from handlers.store.task_types import TaskTypes
 from handlers.store.upkeep import Upkeep
 from handlers.stream.errors import KafkaUnavailable
 from handlers.stream.positions import Positions
@@ -44,6 +45,7 @@ class Leader:
         self._upkeep = upkeep
         self._publishing = publishing
         self._positions = positions
+        self._types = TaskTypes(upkeep.database)
         self._auditor = auditor
         self._id = uuid7()
         self._led_since: float | None = None
@@ -128,14 +130,13 @@ class Leader:
     async def _measure(self) -> None:
         metrics.DEPTH.clear()
         metrics.OLDEST.clear()
-        prefix = self._settings.kafka.topic_prefix
-        types = set()
         for depth in await self._upkeep.depth():
             metrics.DEPTH.labels(depth.type, depth.state).set(depth.tasks)
-            types.add(depth.type)
             if depth.oldest is not None and depth.state == "scheduled":
                 metrics.OLDEST.labels(depth.type).set(max(0.0, depth.oldest))
+        metrics.KAFKA_LAG.clear()
+        prefix = self._settings.kafka.topic_prefix
         with suppress(KafkaUnavailable):  # a gap in the lag says so better than a stale figure
-            for task_type in types:
-                lag = await self._positions.lag(task_group(prefix, task_type), task_topic(prefix, task_type))
-                metrics.KAFKA_LAG.labels(task_type).set(lag or 0)
+            for name in await self._types.names():
+                lag = await self._positions.lag(task_group(prefix, name), task_topic(prefix, name))
+                metrics.KAFKA_LAG.labels(name).set(lag or 0)

@@ -42,6 +42,7 @@ class _Flow:
     lag: int | None = None
     lag_read_at: float = float("-inf")
     released: int = 0
+    stuck: bool = False
     ramped_at: float | None = None
 
 
@@ -94,16 +95,17 @@ class Outflow:
         """How many more unclaimed records of the type Kafka may hold."""
         now = asyncio.get_running_loop().time()
         if now - flow.lag_read_at >= LAG_HOLDS:
-            topic, group = task_topic(self.prefix, task_type), task_group(self.prefix, task_type)
-            try:
-                flow.lag = await self.positions.lag(group, topic)
-            except KafkaUnavailable as error:
-                log.warning("the lag could not be read", extra={"type": task_type, "error": str(error)})
-                flow.lag = None
-            if flow.lag is None:
+            lag = await self._lag(task_type)
+            if lag is None and not flow.stuck:
                 log.warning("nothing is published: its topic is missing or Kafka is away", extra={"type": task_type})
-            flow.lag_read_at, flow.released = now, 0
+            flow.lag, flow.lag_read_at, flow.released, flow.stuck = lag, now, 0, lag is None
         return 0 if flow.lag is None else self.settings.max_unclaimed - flow.lag - flow.released
+
+    async def _lag(self, task_type: str) -> int | None:
+        try:
+            return await self.positions.lag(task_group(self.prefix, task_type), task_topic(self.prefix, task_type))
+        except KafkaUnavailable:
+            return None
 
     def _ramp(self, flow: _Flow, circuit: Circuit | None) -> int | None:
         """Tasks that the rising rate after an outage allows since the last look; None: no limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack, suppress
@@ -28,6 +29,8 @@ from handlers.store.dead_letters import DeadLetters
 from handlers.store.errors import StoreBusy, StoreError, StoreUnavailable
 from handlers.store.task_types import TaskTypes
 from handlers.stream.consumer import Consumer, ConsumerHooks
+from handlers.stream.errors import KafkaUnavailable
+from handlers.stream.provision import ensure_topics
 from handlers.stream.topics import task_group, task_topic
 
 log = logging.getLogger(__name__)
@@ -87,7 +90,10 @@ async def _work(
         [task_topic(settings.kafka.topic_prefix, handler.type)],
         consumer_hooks(),
     )
-    async with process.background(lease.keep(settings.worker.beat_seconds)):
+    async with (
+        process.background(lease.keep(settings.worker.beat_seconds)),
+        process.background(_topic(handler, process)),
+    ):
         await consumer.start()
         process.started()
         try:
@@ -95,6 +101,23 @@ async def _work(
         finally:
             with suppress(StoreError):  # it runs out by itself then
                 await claims.end()
+
+
+async def _topic(handler: Handler[Any], process: Process) -> None:
+    """Make the type's topic if it is missing: a handler of one's own runs by being run.
+
+    Where this is not allowed to us, `taskflux topics` does it with other credentials; the consumer waits meanwhile.
+    """
+    while True:
+        try:
+            report = await ensure_topics(process.settings.kafka, [handler.type])
+        except KafkaUnavailable as error:
+            log.debug("waiting for Kafka", extra={"error": str(error)})
+            await asyncio.sleep(LAST_WAIT)
+        else:
+            for topic, reason in report.refused.items():
+                log.warning("a topic is missing and cannot be created", extra={"topic": topic, "error": reason})
+            return
 
 
 async def _register(handler: Handler[Any], database: Database, process: Process) -> bool:

@@ -339,6 +339,9 @@ WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_ty
 -- name: list_types
 SELECT type, schema, max_attempts, ambiguous, provider FROM task_types ORDER BY type;
 
+-- name: type_names
+SELECT type FROM task_types ORDER BY type;
+
 -- name: list_circuits
 SELECT provider, open, reason, extract(epoch FROM now() - closed_at)::float8 AS closed_for FROM circuits;
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from handlers.store.database import Database
@@ -32,3 +32,7 @@ class TaskTypes:
             row["type"]: TaskType(row["type"], row["schema"], row["max_attempts"], row["ambiguous"], row["provider"])
             for row in await self.database.fetch("list_types")
         }
+
+    async def names(self) -> Sequence[str]:
+        """The names alone of every registered type."""
+        return [row["type"] for row in await self.database.fetch("type_names")]
