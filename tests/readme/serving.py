@@ -16,7 +16,7 @@ from typing import Self
 from tests.readme.blocks import Block
 from tests.readme.trouble import Failed
 
-ADDRESS = re.compile(r"http://(?:127\.0\.0\.1|localhost):(\d+)")
+ADDRESS = re.compile(r"[Ss]erving on http://(?:127\.0\.0\.1|localhost):(\d+)")
 ADDRESS_SECONDS = 360.0  # the environment is set up in it
 WORDS_SECONDS = 120.0
 END_SECONDS = 30.0
