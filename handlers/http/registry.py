@@ -71,7 +71,8 @@ class TypeRegistry:
             await self.refresh()
         known = self._types.get(name)
         if known is None and self._trouble is not None:
-            raise self._trouble
+            # A new one each time: an error that is raised again keeps the frames of all its raisers alive.
+            raise type(self._trouble)(*self._trouble.args)
         return known
 
     async def refresh(self) -> None:

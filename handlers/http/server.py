@@ -42,6 +42,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
+    if not 0 <= port <= 65535:
+        raise CannotListen(f"{port} is no port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535")
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
@@ -57,8 +59,6 @@ def listen(host: str, port: int) -> socket.socket:
                     f"cannot listen on {host}, port {port} (TASKFLUX_HTTP__HOST, TASKFLUX_HTTP__PORT): {error.strerror}"
                 )
         raise CannotListen(why) from error
-    except OverflowError as error:
-        raise CannotListen(f"{port} is no port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535") from error
 
 
 async def serve(

@@ -47,11 +47,13 @@ class Source:
         self.types = dict(types)
         self.trouble: StoreError | None = None
         self.asked = 0
+        self.looks = asyncio.Semaphore(0)
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def all(self) -> Mapping[str, TaskType]:
         self.asked += 1
+        self.looks.release()
         await self.gate.wait()
         if self.trouble is not None:
             raise self.trouble
@@ -63,6 +65,7 @@ class MemoryIntake:
 
     def __init__(self) -> None:
         self.accepted: list[Submission] = []
+        self.arrived = asyncio.Event()
         self.keys: dict[str, tuple[bytes, Accepted]] = {}
         self.trouble: BaseException | None = None
         self.fail_from: int | None = None
@@ -91,6 +94,7 @@ class MemoryIntake:
         if key is not None:
             self.keys[key.key] = (key.digest, accepted)
         self.accepted.append(submission)
+        self.arrived.set()
         return accepted
 
 

@@ -312,7 +312,9 @@ async def test_a_repeat_that_comes_after_its_expiry_is_answered_like_the_first_t
     assert (await http.submit(body, Idempotency_Key="k")).status_code == 202
 
 
-@pytest.mark.parametrize("change", [{"payload": {"to": "b@example.org", "subject": "x"}}, {"key": "k"}, {"delaySeconds": 1}])
+@pytest.mark.parametrize(
+    "change", [{"payload": {"to": "b@example.org", "subject": "x"}}, {"key": "k"}, {"delaySeconds": 1}]
+)
 async def test_a_key_with_another_request_is_refused(change: dict[str, Any], http: Fixture) -> None:
     await http.submit(EMAIL, Idempotency_Key="k")
     response = await http.submit({**EMAIL, **change}, Idempotency_Key="k")

@@ -1,0 +1,83 @@
+"""The application over a real PostgreSQL, on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+from starlette.types import ASGIApp
+
+from handlers.http.app import create_app
+from handlers.http.registry import TypeRegistry
+from handlers.http.server import serve
+from handlers.http.services import Limits, Services
+from handlers.store.database import Database
+from handlers.store.group_commit import GroupCommit
+from handlers.store.task_types import TaskTypes
+from handlers.store.tasks import Tasks
+from handlers.tasks.submission import Accepted, KeyReused, Submission, TaskType
+
+SIMULATED = TaskType("simulated", "{}", 8, "resend", None)
+EMAIL = TaskType(
+    "email",
+    json.dumps({"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}),
+    6,
+    "resend",
+    "smtp",
+)
+
+
+class StoreIntake:
+    """Accepts into PostgreSQL and leaves publishing to the relay."""
+
+    def __init__(self, tasks: Tasks, patience: float) -> None:
+        async def insert(batch: Sequence[Submission]) -> Sequence[Accepted | KeyReused]:
+            return await tasks.insert(batch, 0.0)
+
+        self._inserts: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
+            insert, identity=Tasks.identity, patience=patience
+        )
+
+    async def accept(self, submission: Submission) -> Accepted | KeyReused:
+        return await self._inserts.submit(submission)
+
+
+async def no_metrics() -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
+async def application(database: Database, limits: Limits = Limits(), patience: float = 0.5) -> ASGIApp:  # noqa: B008
+    """The API over this database, with two types registered."""
+    types = TaskTypes(database)
+    for task_type in (SIMULATED, EMAIL):
+        await types.register(task_type)
+    tasks = Tasks(database)
+    intake = StoreIntake(tasks, patience)
+    return create_app(Services(intake, tasks, TypeRegistry(types), no_metrics, lambda: True, limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An application on a port of 127.0.0.1."""
+
+    port: int
+    client: httpx.AsyncClient
+    draining: asyncio.Event
+    serving: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def served(app: ASGIApp, grace: float = 5.0) -> AsyncIterator[Served]:
+    """Serve `app` until the end of the block."""
+    draining = asyncio.Event()
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(app, "127.0.0.1", 0, draining=draining, grace=grace, listening=port.set_result))
+    address = f"http://127.0.0.1:{await port}"
+    async with httpx.AsyncClient(base_url=address, timeout=30, limits=httpx.Limits(max_connections=200)) as client:
+        yield Served(await port, client, draining, serving)
+    draining.set()
+    await serving

@@ -1,0 +1,103 @@
+"""Types are known as long as they ever were, and looked for together."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from handlers.http.registry import TypeRegistry
+from handlers.store.errors import StoreError, StoreUnavailable
+from handlers.tasks.submission import TaskType
+from tests.unit.http.memory import Source
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_concurrent_requests_for_unknown_types_share_one_look() -> None:
+    source = Source()
+    source.gate.clear()
+    registry = TypeRegistry(source)
+    asking = [asyncio.create_task(registry.find(name)) for name in ["email", "simulated", "fax"] * 10]
+    await asyncio.sleep(0)
+    source.gate.set()
+    found = await asyncio.gather(*asking)
+    assert source.asked == 1
+    assert [each.type.name if each else None for each in found[:3]] == ["email", "simulated", None]
+
+
+async def test_an_unknown_type_is_looked_for_at_most_once_a_second() -> None:
+    source, clock = Source(), Clock()
+    registry = TypeRegistry(source, clock=clock)
+    for _ in range(5):
+        assert await registry.find("fax") is None
+    assert source.asked == 1
+    source.types["fax"] = TaskType("fax", "{}", 3, "resend", None)
+    clock.now += 1.0
+    assert await registry.find("fax") is not None
+    assert source.asked == 2
+
+
+async def test_what_is_known_stays_known_while_the_store_is_away() -> None:
+    source, clock = Source(), Clock()
+    registry = TypeRegistry(source, clock=clock)
+    await registry.refresh()
+    source.trouble = StoreUnavailable("away")
+    clock.now += 60
+    await registry.refresh()
+    assert await registry.find("email") is not None
+    with pytest.raises(StoreError):
+        await registry.find("fax")
+    source.trouble = None
+    clock.now += 1
+    assert await registry.find("fax") is None
+
+
+async def test_a_request_that_is_given_up_takes_the_look_from_nobody_else() -> None:
+    source = Source()
+    source.gate.clear()
+    registry = TypeRegistry(source)
+    impatient, patient = asyncio.create_task(registry.find("email")), asyncio.create_task(registry.find("email"))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.sleep(0)
+    source.gate.set()
+    assert await patient is not None
+
+
+async def test_a_schema_stays_compiled_until_its_text_changes() -> None:
+    source = Source()
+    registry = TypeRegistry(source)
+    await registry.refresh()
+    first = registry.get("email")
+    assert first is not None
+    await registry.refresh()
+    assert registry.get("email") is first
+    old = source.types["email"]
+    source.types["email"] = TaskType("email", old.schema, 99, "hold", None)
+    await registry.refresh()
+    second = registry.get("email")
+    assert second is not None
+    assert (second.type.max_attempts, second.schema is first.schema) == (99, True)
+    source.types["email"] = TaskType("email", '{"type": "string"}', 99, "hold", None)
+    await registry.refresh()
+    third = registry.get("email")
+    assert third is not None
+    assert third.schema.errors(5) != []
+
+
+async def test_it_refreshes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.http.registry.REFRESH_EVERY", 0.0)
+    source = Source()
+    registry = TypeRegistry(source)
+    running = asyncio.create_task(registry.run())
+    for _ in range(3):
+        await source.looks.acquire()
+    running.cancel()
+    assert registry.names == ["email", "simulated"]
