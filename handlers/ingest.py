@@ -16,6 +16,7 @@ from handlers.runtime.intake import Intake
 from handlers.runtime.process import Process, service
 from handlers.runtime.publisher import Publisher
 from handlers.runtime.settings import WrongSettings
+from handlers.store.accelerator import Accelerator
 from handlers.store.circuits import Circuits
 from handlers.store.database import Database
 from handlers.store.publishing import Publishing
@@ -43,6 +44,9 @@ async def ingest(process: Process) -> None:
         registry = TypeRegistry(TaskTypes(database))
         watch = CircuitWatch(Circuits(database))
         tasks = Tasks(database)
+        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.inc)
+        await accelerator.open()
+        stack.push_async_callback(accelerator.close)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
         intake = Intake(tasks, publisher, watch, lambda name: provider_of(registry, name), settings.relay.grace)
         stack.push_async_callback(intake.drain)
@@ -52,6 +56,7 @@ async def ingest(process: Process) -> None:
         services = Services(
             intake=intake,
             reader=tasks,
+            cache=accelerator,
             registry=registry,
             metrics=lambda: exposition(process.name, settings.http.peers),
             started=lambda: process.health.started,
@@ -81,7 +86,7 @@ async def exposition(name: str, peers: Mapping[str, str]) -> tuple[bytes, str]:
     """This process's metrics, and where it has peers to speak for, theirs with them."""
     text, content_type = metrics.exposition()
     if peers:
-        from handlers.local.metrics import fetch_and_merge  # only `taskflux dev` names peers
+        from handlers.runtime.peers import fetch_and_merge  # lazily: only `taskflux dev` names peers
 
         text = (await fetch_and_merge(name, text.decode(), peers)).encode()
     return text, content_type

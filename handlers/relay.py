@@ -67,8 +67,8 @@ class Relay:
         while not self._process.draining.is_set():
             try:
                 wait = await self._round()
-            except StoreError as error:
-                log.warning("the relay waits for PostgreSQL", extra={"error": str(error)})
+            except* StoreError as errors:  # types are published side by side: several may meet it
+                log.warning("the relay waits for PostgreSQL", extra={"error": str(errors.exceptions[0])})
                 wait = self._settings.max_wait
             if wait > 0:
                 await self._process.pause(wait)

@@ -7,7 +7,8 @@ PgBouncer in transaction mode before PostgreSQL.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -30,8 +31,11 @@ NewDatabase = Callable[[], Awaitable[PostgresSettings]]
 
 
 @pytest.fixture(scope="session")
-def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("servers")
+def servers_dir() -> Iterator[Path]:
+    """Not among pytest's own: as root PostgreSQL runs as another user, whom pytest keeps out of its directories."""
+    with tempfile.TemporaryDirectory(prefix="taskflux-tests-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
 
 
 @pytest_asyncio.fixture(scope="session")

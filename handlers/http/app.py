@@ -17,6 +17,7 @@ from handlers.http.problems import EXCEPTION_HANDLERS, UNKNOWN_TASK, Problem
 from handlers.http.services import Services
 from handlers.http.submit import SubmitTask
 from handlers.http.views import task_document
+from handlers.tasks.states import State
 from handlers.tasks.submission import DEFAULT_TENANT
 
 _UUID_LENGTH: Final = 36
@@ -27,10 +28,15 @@ def create_app(services: Services) -> Starlette:
 
     async def get_task(request: Request) -> Response:
         task = task_id(request.path_params["task_id"])
-        row = await services.reader.get(task, DEFAULT_TENANT)
-        if row is None:
-            raise unknown_task(str(task))
-        return Response(to_json(task_document(row)), media_type="application/json")
+        document = await services.cache.cached(DEFAULT_TENANT, task)
+        if document is None:
+            row = await services.reader.get(task, DEFAULT_TENANT)
+            if row is None:
+                raise unknown_task(str(task))
+            document = to_json(task_document(row))
+            if row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
+                await services.cache.cache(DEFAULT_TENANT, task, document)
+        return Response(document, media_type="application/json")
 
     return application(
         [

@@ -33,6 +33,28 @@ class Reader(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """Keeps documents of tasks that do not change any more; `handlers.store.accelerator.Accelerator` is one."""
+
+    async def cached(self, tenant: str, task: UUID) -> bytes | None:
+        """The document, if it is kept; never raises for the cache's own trouble."""
+        ...
+
+    async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
+        """Keep `document` for a while; never raises for the cache's own trouble."""
+        ...
+
+
+class NoCache:
+    """Keeps nothing."""
+
+    async def cached(self, tenant: str, task: UUID) -> bytes | None:
+        return None
+
+    async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much one request may hold, in bytes. A mail with attachments travels in its task's payload.
@@ -79,6 +101,7 @@ class Services:
     registry: TypeRegistry
     metrics: Callable[[], Awaitable[tuple[bytes, str]]]
     started: Callable[[], bool]
+    cache: Cache = field(default_factory=NoCache)
     limits: Limits = Limits()
     hooks: Hooks = field(default_factory=Hooks)
     traceparent: Callable[[bytes | None], str] = incoming_or_fresh

@@ -9,21 +9,23 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
 from uuid import UUID
 
 from handlers.providers.provider import Checkable
 from handlers.runtime import logs, metrics, tracing
+from handlers.runtime.attempt_metrics import AttemptMetrics
 from handlers.runtime.circuits import Gate
 from handlers.runtime.handler import Handler
 from handlers.runtime.lease import Lease
 from handlers.runtime.limiter import Limiter
 from handlers.store.claims import Claim, Claims, Settled, Settlement
-from handlers.store.errors import StoreError
+from handlers.store.errors import RefusedData, StoreError
 from handlers.store.group_commit import GroupCommit
 from handlers.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from handlers.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
@@ -33,7 +35,9 @@ from handlers.tasks.states import Event
 log = logging.getLogger(__name__)
 
 SETTLE_BATCH: Final = 500
-SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
+LEASE_LOST: Final = "the worker could not renew its lease"
+SETTLE_AGAIN: Final = 1.0
+"""Seconds before an outcome that could not be written is written again."""
 LAST_SETTLES: Final = 5.0
 """Seconds that a process which ends waits for its outcomes to be written."""
 
@@ -83,7 +87,7 @@ class Executor:
             max_items=SETTLE_BATCH,
             observe=metrics.BATCH.labels("settle").observe,
         )
-        self._metrics = _Metrics(handler.type)
+        self._metrics = AttemptMetrics(handler.type)
 
     @property
     def in_flight(self) -> int:
@@ -105,9 +109,12 @@ class Executor:
             self._room.clear()
             await self._room.wait()
 
-    def start(self, claim: Claim, *, probe: bool = False) -> None:
-        """Run `claim` as soon as a slot is free. `probe` marks the one that is let through an open circuit."""
-        task = asyncio.create_task(self._run(claim, probe))
+    def start(self, claim: Claim, term: int, *, probe: bool = False) -> None:
+        """Run `claim`, made in `term` of the lease, as soon as a slot is free.
+
+        `probe` marks the one that is let through an open circuit.
+        """
+        task = asyncio.create_task(self._run(claim, term, probe))
         self._running[claim.id] = _Running(task)
         self._metrics.in_flight.inc()
 
@@ -120,6 +127,7 @@ class Executor:
         await self._wait_for_all(LAST_SETTLES, asyncio.Event())
         if self._running:
             log.warning("outcomes could not be written: their lease will run out", extra={"tasks": len(self._running)})
+            self._cancel(_Stage.SETTLING)
 
     def _cancel(self, stage: _Stage) -> None:
         for running in self._running.values():
@@ -140,10 +148,10 @@ class Executor:
 
     # The way of one claim ------------------------------------------------------------------------------------------
 
-    async def _run(self, claim: Claim, probe: bool) -> None:
+    async def _run(self, claim: Claim, term: int, probe: bool) -> None:
         token = logs.TASK.set((str(claim.id), tracing.trace_id(claim.traceparent)))
         try:
-            decision = await self._attempt(claim, probe)
+            decision = await self._attempt(claim, term, probe)
             await self._write(claim, decision)
         finally:
             logs.TASK.reset(token)
@@ -151,20 +159,33 @@ class Executor:
             self._metrics.in_flight.dec()
             self._room.set()
 
-    async def _attempt(self, claim: Claim, probe: bool) -> Decision:
+    async def _attempt(self, claim: Claim, term: int, probe: bool) -> Decision:
+        running, loop = self._running[claim.id], asyncio.get_running_loop()
+        since, error = loop.time(), None
         try:
             payload = self._check(claim)
             async with self._slots:
-                refusal = await self._refusal(probe)
-                if refusal is None:
-                    await self._limiter.turn()
-                    return await self._call(claim, payload)
-        except TaskError as error:
-            return self._decide(claim, error, since=asyncio.get_running_loop().time())
-        except asyncio.CancelledError:
-            # Only draining cancels, and the handler was not called yet.
-            return hand_back("the worker ended before it began", handbacks=claim.handbacks)
-        return hand_back(refusal, handbacks=claim.handbacks)
+                refusal = await self._refusal(term, probe)
+                if refusal is not None:
+                    return hand_back(refusal, handbacks=claim.handbacks)
+                running.stage, since = _Stage.RUNNING, loop.time()
+                result = await self._call(claim, payload)
+        except TaskError as raised:
+            error = raised
+        except asyncio.CancelledError:  # only draining cancels
+            if running.stage is _Stage.WAITING:
+                return hand_back("the worker ended before it began", handbacks=claim.handbacks)
+            error = Ambiguous("it was cut off when its worker ended")
+        except Exception as raised:  # noqa: BLE001 - the one boundary: whatever a handler raises becomes a decision
+            # Where it happened, without what it says: that may name a person, and is kept on the row alone.
+            frames = "".join(traceback.format_tb(raised.__traceback__))
+            log.error("a handler crashed\n%s", frames, extra={"error_class": type(raised).__name__})
+            error = Crash(f"{type(raised).__name__}: {raised}")
+        if running.stage is _Stage.RUNNING:
+            running.stage = _Stage.SETTLING  # what is known now must not be cut off
+            self._metrics.processing.observe(loop.time() - since)
+            await self._judge(claim, error)
+        return succeeded(result) if error is None else self._decide(claim, error, since=since)
 
     def _check(self, claim: Claim) -> Any:
         if claim.expired:
@@ -173,76 +194,68 @@ class Executor:
             raise WorkerLost("its last attempts ended with the loss of their workers")
         return self._handler.parse(claim.payload)
 
-    async def _refusal(self, probe: bool) -> str | None:
-        """Why nothing may be asked of the provider now."""
+    async def _refusal(self, term: int, probe: bool) -> str | None:
+        """Why nothing may be asked of the provider now; waits for its rate limit where nothing speaks against it."""
+        if not self._lease.covers(term):
+            return LEASE_LOST
+        if self._gate.open:
+            if not probe:
+                return "the provider's circuit is open"
+            if isinstance(self._client, Checkable):
+                try:
+                    await self._client.check()
+                except ProviderError as error:
+                    return f"the provider was probed: {error.reason}"
+                await self._gate.served()
+        await self._limiter.turn()
         if self._draining:
             return "the worker ended before it began"
-        if not self._lease.valid:
-            return "the worker could not renew its lease"
-        if not self._gate.open:
-            return None
-        if not probe:
-            return "the provider's circuit is open"
-        if isinstance(self._client, Checkable):
-            try:
-                await self._client.check()
-            except ProviderError as error:
-                return f"the provider was probed: {error.reason}"
-            await self._gate.served()
-        return None
+        return None if self._lease.covers(term) else LEASE_LOST  # the wait may have been long
 
-    async def _call(self, claim: Claim, payload: Any) -> Decision:
-        policy, loop = self._handler.policy, asyncio.get_running_loop()
-        started = loop.time()
-        self._running[claim.id].stage = _Stage.RUNNING
+    async def _call(self, claim: Claim, payload: Any) -> Mapping[str, Any] | None:
+        """The handler's result.
+
+        Raises:
+            Exception: whatever it raises; Ambiguous where it took too long.
+        """
+        task, seconds = _task(self._handler.type, claim, payload), self._handler.policy.timeout
+        arguments = (task,) if self._handler.provider is None else (task, self._client)
         try:
             with self._span(claim):
-                async with asyncio.timeout(policy.timeout) as limit:
-                    receipt = await self._invoke(_task(self._handler.type, claim, payload))
-        except TaskError as error:
-            await self._judge(claim, error)
-            return self._decide(claim, error, since=started)
-        except asyncio.CancelledError:
-            return self._decide(claim, Ambiguous("it was cut off when its worker ended"), since=started)
-        except Exception as error:  # the one boundary: whatever a handler raises becomes a decision
-            if isinstance(error, TimeoutError) and limit.expired():
-                cut_off = Ambiguous(f"it was cut off after {policy.timeout:g} s")
-                return self._decide(claim, cut_off, since=started)
-            log.exception("a handler crashed", extra={"error_class": type(error).__name__})
-            return self._decide(claim, Crash(f"{type(error).__name__}: {error}"), since=started)
-        finally:
-            self._metrics.processing.observe(loop.time() - started)
-        await self._gate.served()
-        return succeeded(receipt.result if receipt else None)
+                async with asyncio.timeout(seconds) as limit:
+                    receipt = await self._handler.function(*arguments)
+        except TimeoutError:
+            if limit.expired():
+                raise Ambiguous(f"it was cut off after {seconds:g} s") from None
+            raise
+        if receipt is not None and not isinstance(receipt, Receipt):
+            # It was done all the same: tried again, it would be done twice.
+            log.error("a handler returned something else than a Receipt", extra={"type": self._handler.type})
+            return None
+        return receipt.result if receipt else None
 
     def _span(self, claim: Claim) -> AbstractContextManager[None]:
         attributes: tracing.Attributes = {"messaging.message.id": str(claim.id), "taskflux.attempt": claim.attempt}
         return tracing.process_span(self._handler.type, claim.traceparent, attributes)
 
-    def _invoke(self, task: Task[Any]) -> Awaitable[Receipt | None]:
-        if self._handler.provider is None:
-            return self._handler.function(task)
-        return self._handler.function(task, self._client)
-
-    async def _judge(self, claim: Claim, error: TaskError) -> None:
-        """What the provider's circuit learns from a failure."""
+    async def _judge(self, claim: Claim, error: TaskError | None) -> None:
+        """What the provider's circuit learns from an attempt."""
         if isinstance(error, ProviderError):
             await self._gate.failed(claim.id, error)
-        elif isinstance(error, Permanent):
+        elif error is None or isinstance(error, Permanent):
             await self._gate.served()
 
     def _decide(self, claim: Claim, error: TaskError, *, since: float) -> Decision:
         self._metrics.error(error.error_class)
         attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, self._gate.succeeded_since(since))
-        return decide(self._handler.policy, attempt, error, self._jitter())
+        try:
+            return decide(self._handler.policy, attempt, error, self._jitter())
+        except TypeError as fault:  # a kind of TaskError that is none of ours, or a retry_after that is no number
+            return decide(self._handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())
 
     async def _write(self, claim: Claim, decision: Decision) -> None:
         self._running[claim.id].stage = _Stage.SETTLING
-        try:
-            settled = await self._settle.submit(Settlement(claim.id, claim.version, decision))
-        except StoreError as error:
-            log.error("an outcome could not be written", extra={"error": str(error)})
-            return
+        settled = await self._settle_surely(claim, _storable(decision))
         self._metrics.settled(decision, settled)
         level = logging.WARNING if decision.event in (Event.DIED, Event.HELD) else logging.INFO
         log.log(
@@ -251,28 +264,16 @@ class Executor:
             extra={"type": self._handler.type, "attempt": claim.attempt, "error_class": decision.error_class},
         )
 
-
-class _Metrics:
-    """The labelled children that every attempt touches, looked up once."""
-
-    def __init__(self, task_type: str) -> None:
-        self._type = task_type
-        self.in_flight = metrics.IN_FLIGHT.labels(task_type)
-        self.processing = metrics.PROCESSING.labels(task_type)
-        self._end_to_end = metrics.END_TO_END.labels(task_type)
-        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in SETTLES}
-
-    def error(self, error_class: str) -> None:
-        metrics.ERRORS.labels(self._type, error_class).inc()
-
-    def settled(self, decision: Decision, settled: Settled) -> None:
-        self._outcomes[decision.event].inc()
-        if decision.event is Event.SUCCEEDED and settled.written:
-            self._end_to_end.observe(settled.age)
-        if decision.error_class == "Ambiguous" and decision.event is Event.RETRY:
-            metrics.REPEATS.labels(self._type).inc()
-        if settled.late or not settled.written:
-            metrics.LATE_SETTLES.labels(self._type, str(settled.written).lower()).inc()
+    async def _settle_surely(self, claim: Claim, decision: Decision) -> Settled:
+        """Write it, however long that takes: unwritten, its task would run for as long as this worker lives."""
+        while True:
+            try:
+                return await self._settle.submit(Settlement(claim.id, claim.version, decision))
+            except StoreError as error:
+                log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
+                if isinstance(error, RefusedData):
+                    decision = replace(decision, delay=0.0, result=None, reason="what it said cannot be stored")
+            await asyncio.sleep(SETTLE_AGAIN)
 
 
 def _task(task_type: str, claim: Claim, payload: Any) -> Task[Any]:
@@ -293,3 +294,13 @@ def _task(task_type: str, claim: Claim, payload: Any) -> Task[Any]:
 
 def _object(text: str | None) -> Mapping[str, Any]:
     return json.loads(text) if text else {}
+
+
+def _storable(decision: Decision) -> Decision:
+    """`decision`, without a result or a reason of a kind that the store does not take."""
+    try:
+        json.dumps(decision.result)
+    except (TypeError, ValueError, RecursionError):
+        log.error("a result is not JSON and is not kept")
+        decision = replace(decision, result=None)
+    return decision if isinstance(decision.reason, str | None) else replace(decision, reason=str(decision.reason))

@@ -56,17 +56,19 @@ class Leader:
 
     async def run(self) -> None:
         """Lead until the process drains, then resign."""
-        while not self._process.draining.is_set():
-            try:
-                await self._tick()
-            except StoreError as error:
-                log.warning("the leader waits for PostgreSQL", extra={"error": str(error)})
-                self._led_since = None
-            await self._process.pause(TICK)
-        await self._stop_auditing()
-        with suppress(StoreError):  # it expires by itself
-            await self._upkeep.resign(NAME, self._id)
-        self.ended.set()
+        try:
+            while not self._process.draining.is_set():
+                try:
+                    await self._tick()
+                except StoreError as error:
+                    log.warning("the leader waits for PostgreSQL", extra={"error": str(error)})
+                    self._led_since = None
+                await self._process.pause(TICK)
+        finally:
+            await self._stop_auditing()
+            with suppress(StoreError):  # it expires by itself
+                await self._upkeep.resign(NAME, self._id)
+            self.ended.set()
 
     async def _tick(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -20,12 +20,22 @@ class Lease:
         self._seconds = seconds
         self._in_flight = in_flight
         self._until = 0.0
+        self._term = 0
         self._ended = False
 
     @property
     def valid(self) -> bool:
         """Whether our claims are surely still ours."""
         return not self._ended and asyncio.get_running_loop().time() < self._until
+
+    @property
+    def term(self) -> int:
+        """The number of this lease: one that is renewed after it had run out is another."""
+        return self._term
+
+    def covers(self, term: int) -> bool:
+        """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
+        return term == self._term and self.valid
 
     @property
     def ended(self) -> bool:
@@ -40,6 +50,8 @@ class Lease:
         """
         began = asyncio.get_running_loop().time()
         if await self._claims.beat(self._in_flight()):
+            if began >= self._until:
+                self._term += 1
             self._until = began + self._seconds
         else:
             self._ended = True

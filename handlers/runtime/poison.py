@@ -14,7 +14,7 @@ from handlers.store.errors import StoreBusy, StoreUnavailable
 from handlers.stream.dead import DeadPoison, DeadTask, decode_dead, encode_poison
 from handlers.stream.envelope import Poison
 from handlers.stream.identity import record_identity
-from handlers.stream.producer import NotPublished, Producer
+from handlers.stream.producer import TOO_LARGE, NotPublished, Producer
 from handlers.stream.record import OutRecord, Record
 from handlers.stream.topics import dead_letter_topic
 
@@ -60,8 +60,8 @@ class PoisonOutlet:
         refused = [
             (each, outcome) for each, outcome in zip(poison, outcomes, strict=True) if isinstance(outcome, NotPublished)
         ]
-        too_large = [each for each, outcome in refused if outcome.error == "MessageSizeTooLargeError"]
-        left = [each for each, outcome in refused if outcome.error != "MessageSizeTooLargeError"]
+        too_large = [each for each, outcome in refused if outcome.error == TOO_LARGE]
+        left = [each for each, outcome in refused if outcome.error != TOO_LARGE]
         return left if await self._store(too_large) else [*left, *too_large]
 
     async def _store(self, poison: list[tuple[Record, Poison]]) -> bool:

@@ -64,8 +64,11 @@ class Worker:
             while not process.draining.is_set():
                 await self._round()
         finally:
-            await self._consumer.stop()
-            await self._executor.drain(process.settings.worker.drain_seconds, process.hurry)
+            # At once: leaving the group takes seconds, and what has not begun need not wait for it.
+            drain = self._executor.drain(process.settings.worker.drain_seconds, process.hurry)
+            for failure in await asyncio.gather(drain, self._consumer.stop(), return_exceptions=True):
+                if failure is not None:
+                    raise failure
 
     async def _round(self) -> None:
         if not self._executor.room and not await _before(self._process.draining, self._executor.wait_for_room()):
@@ -75,17 +78,21 @@ class Worker:
             await self._take(records)
 
     async def _take(self, records: Sequence[Record]) -> None:
-        """Claim what is ours, put poison aside, and only then let Kafka forget these records."""
+        """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
         ours, poison = self._sort(records)
-        claims = await self._claim({each.task_id: each.version for each in ours.values()})
-        if claims is None or not await self._poison.put_aside(poison):
+        # Poison first: who is told to drain in between holds no claims that never begin.
+        if not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
+        claimed = await self._claim({each.task_id: each.version for each in ours.values()})
+        if claimed is None:
+            return
+        term, claims = claimed
         self._consumer.note_done(records)
         self._claimed.inc(len(claims))
-        self._skipped.inc(len(ours) - len(claims))
+        self._skipped.inc(len(records) - len(poison) - len(claims))
         for claim in claims:
             self._waited.observe(max(0.0, claim.waited))
-            self._executor.start(claim, probe=ours[claim.id].probe)
+            self._executor.start(claim, term, probe=ours[claim.id].probe)
 
     def _sort(self, records: Sequence[Record]) -> tuple[dict[UUID, Envelope], list[tuple[Record, Poison]]]:
         """Our own records, the newest of each task, and those that are no task."""
@@ -105,8 +112,8 @@ class Worker:
                     poison.append((record, found))
         return ours, poison
 
-    async def _claim(self, versions: Mapping[UUID, int]) -> Sequence[Claim] | None:
-        """Claim, however long PostgreSQL is away; None when told to drain meanwhile."""
+    async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
+        """The lease's term and the claims, however long PostgreSQL is away; None when told to drain meanwhile."""
         claimed: list[Claim] = []
         wait, tried = FIRST_WAIT, False
         while not self._process.draining.is_set():
@@ -115,12 +122,13 @@ class Worker:
                     await self._lease.renew()
                 if self._lease.ended:
                     raise LeaseEnded
+                term = self._lease.term
                 if tried:
                     # The lost answer may have been a yes.
                     unknown = {task: at for task, at in versions.items() if not self._executor.holds(task)}
                     claimed += await self._claims.reclaim(unknown)
                     versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
-                return [*claimed, *await self._claims.claim(self._handler.type, versions)]
+                return term, [*claimed, *await self._claims.claim(self._handler.type, versions)]
             except (StoreUnavailable, StoreBusy) as error:
                 tried = True
                 log.warning("tasks could not be claimed yet", extra={"error": str(error)})

@@ -4,7 +4,11 @@
 --   * A transition compares and sets (id, state, version); what does not match changes nothing.
 --   * A batch locks its task rows first, in the order of their ids (a CTE with ORDER BY … FOR UPDATE). The lock of a
 --     task's row guards its rows in `due` and `claims` too, so nothing locks those before it.
---   * $least and $greatest ids of a batch stand beside `= ANY`, so that only its partitions are looked at.
+--   * $least and $greatest ids of a batch stand beside `= ANY`, so that only its partitions are looked at. Where the
+--     ids come from another table they are made an array first: `= ANY` of an array is an index scan whatever the
+--     planner knows of the tables' sizes, a join may become a scan of everything.
+-- A statement that touches rows in `due` without the lock of their tasks never waits for them (SKIP LOCKED): whoever
+-- holds such a row deletes it or gives it a newer version.
 
 -- name: insert_tasks
 -- A group commit of submissions. A repeated idempotency key inserts nothing and is answered by find_keys.
@@ -138,9 +142,14 @@ WITH input AS (
         published_offset = i."offset",
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|published|queued|' || t.attempts || '|1|')
     FROM locked JOIN input i ON i.id = locked.id WHERE t.id = locked.id AND t.id BETWEEN $6 AND $7
+    RETURNING t.id
+), done AS MATERIALIZED (
+    SELECT d.task_id FROM due d JOIN input i ON i.id = d.task_id
+    WHERE d.task_id = ANY($1) AND NOT d.dead AND d.version = i.version
+      AND (SELECT count(*) FROM queued) >= 0  -- after the tasks are locked: PostgreSQL leaves what nobody reads for last
+    ORDER BY d.task_id FOR UPDATE OF d SKIP LOCKED
 )
-DELETE FROM due d USING input i
-WHERE d.task_id = i.id AND d.task_id = ANY($1) AND NOT d.dead AND d.version = i.version;
+DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND NOT d.dead;
 
 -- name: next_due
 -- Seconds until the next row of each type is due (negative: overdue). Dead letters stand under the type NULL.
@@ -155,68 +164,101 @@ UNION ALL
 -- name: take_due
 -- Whoever publishes first says so: publish_at moves by the grace and the version rises. Rows whose task has moved on
 -- (its record overtook the confirmation, or it was cancelled) are dropped.
-WITH candidates AS (
+WITH candidates AS MATERIALIZED (
     SELECT task_id, version FROM due
     WHERE type = $1 AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT $2
+), batch AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
+), waiting AS MATERIALIZED (
+    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
+    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+      AND t.version = c.version AND t.state = 'scheduled'
 ), locked AS (
     SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
-    WHERE t.version = c.version AND t.state = 'scheduled'
-      AND t.id BETWEEN (SELECT task_id FROM candidates ORDER BY task_id LIMIT 1)
-                   AND (SELECT task_id FROM candidates ORDER BY task_id DESC LIMIT 1)
+    WHERE t.id = ANY(ARRAY(SELECT id FROM waiting))
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+      AND t.version = c.version AND t.state = 'scheduled'
     ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
 ), bumped AS (
-    UPDATE tasks t SET version = t.version + 1 FROM locked WHERE t.id = locked.id
-    AND t.id BETWEEN (SELECT task_id FROM candidates ORDER BY task_id LIMIT 1)
-                 AND (SELECT task_id FROM candidates ORDER BY task_id DESC LIMIT 1)
+    UPDATE tasks t SET version = t.version + 1
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked))
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
     RETURNING t.id, t.version, t.key, t.traceparent
 ), moved AS (
     UPDATE due d SET publish_at = now() + make_interval(secs => $3), version = b.version
     FROM bumped b WHERE d.task_id = b.id AND NOT d.dead
-), stale AS (
-    DELETE FROM due d USING candidates c
-    WHERE d.task_id = c.task_id AND NOT d.dead AND d.version = c.version
-      AND NOT EXISTS (SELECT FROM tasks t WHERE t.id = c.task_id AND t.state = 'scheduled' AND t.version = c.version)
+), stale AS MATERIALIZED (
+    SELECT d.task_id FROM due d JOIN candidates c ON c.task_id = d.task_id
+    WHERE d.task_id = ANY((SELECT ids FROM batch)::uuid[]) AND NOT d.dead AND d.version = c.version
+      AND c.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE OF d SKIP LOCKED
+), dropped AS (
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
 )
 SELECT id, version, key, traceparent FROM bumped;
 
 -- name: take_dead
 -- Dead letters that are owed to their topic. They are told apart by (task id, version), so a repeat does no harm.
-WITH candidates AS (
-    SELECT task_id FROM due WHERE dead AND publish_at <= now() ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED
+WITH candidates AS MATERIALIZED (
+    SELECT task_id, version FROM due
+    WHERE dead AND publish_at <= now() ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), batch AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
+), known AS MATERIALIZED (
+    SELECT t.id, c.version, t.type, t.error_class, t.attempts, t.traceparent
+    FROM tasks t JOIN candidates c ON c.task_id = t.id
+    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
 ), moved AS (
     UPDATE due d SET publish_at = now() + make_interval(secs => $2)
-    FROM candidates c WHERE d.task_id = c.task_id AND d.dead
-    RETURNING d.task_id, d.version
+    WHERE d.task_id = ANY(ARRAY(SELECT id FROM known)) AND d.dead
 ), stale AS (
-    DELETE FROM due d USING candidates c
-    WHERE d.task_id = c.task_id AND d.dead AND NOT EXISTS (SELECT FROM tasks t WHERE t.id = c.task_id)
+    DELETE FROM due d
+    WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM candidates EXCEPT SELECT id FROM known)) AND d.dead
 )
-SELECT t.id, m.version, t.type, t.error_class, t.attempts, t.traceparent
-FROM moved m JOIN tasks t ON t.id = m.task_id;
+SELECT id, version, type, error_class, attempts, traceparent FROM known;
 
 -- name: confirm_dead
-DELETE FROM due d USING unnest($1::uuid[], $2::integer[]) AS i (id, version)
-WHERE d.task_id = i.id AND d.dead AND d.version = i.version;
+WITH done AS MATERIALIZED (
+    SELECT d.task_id FROM due d JOIN unnest($1::uuid[], $2::integer[]) AS i (id, version) ON i.id = d.task_id
+    WHERE d.task_id = ANY($1) AND d.dead AND d.version = i.version ORDER BY d.task_id FOR UPDATE OF d
+)
+DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND d.dead;
 
 -- name: expire_waiting
 -- Tasks that waited beyond their expiresAt.
-WITH candidates AS (
+WITH candidates AS MATERIALIZED (
     SELECT task_id, version FROM due WHERE NOT dead AND expires_at <= now() ORDER BY expires_at LIMIT $1
+), batch AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
+), waiting AS MATERIALIZED (
+    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
+    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+      AND t.version = c.version AND t.state = 'scheduled'
 ), locked AS (
-    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id AND c.version = t.version
-    WHERE t.state = 'scheduled' ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
+    WHERE t.id = ANY(ARRAY(SELECT id FROM waiting))
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+      AND t.version = c.version AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
 ), expired AS (
     UPDATE tasks t
     SET state = 'dead', version = t.version + 1, updated_at = now(), error_class = 'Expired',
         error_reason = 'it was still waiting when its expiresAt passed',
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|died|dead|' || t.attempts || '|1|Expired')
-    FROM locked WHERE t.id = locked.id
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked))
+      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
     RETURNING t.id, t.type, t.version
+), stale AS MATERIALIZED (
+    SELECT d.task_id FROM due d JOIN candidates c ON c.task_id = d.task_id
+    WHERE d.task_id = ANY((SELECT ids FROM batch)::uuid[]) AND NOT d.dead AND d.version = c.version
+      AND c.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE OF d SKIP LOCKED
 ), gone AS (
-    DELETE FROM due d USING candidates c
-    WHERE d.task_id = c.task_id AND NOT d.dead AND d.version = c.version
-      AND (d.task_id IN (SELECT id FROM expired)
-           OR NOT EXISTS (SELECT FROM tasks t WHERE t.id = c.task_id AND t.state = 'scheduled' AND t.version = c.version))
+    DELETE FROM due d
+    WHERE d.task_id = ANY(ARRAY(SELECT id FROM expired UNION ALL SELECT task_id FROM stale)) AND NOT d.dead
 ), owed AS (
     INSERT INTO due (task_id, dead, type, version, publish_at)
     SELECT id, true, type, version, now() FROM expired ORDER BY id
@@ -249,15 +291,20 @@ SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8;
 -- name: sweep
 -- Claims whose lease ran out: resend or hold, as the type's policy says. $1: lease in seconds, or NULL to look only at
 -- leases that were ended; $3: rows a second that may be published again.
-WITH lapsed AS (
+WITH lapsed AS MATERIALIZED (
     SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
     WHERE w.ended OR $1::float8 IS NOT NULL AND (w.id IS NULL OR w.beat_at < now() - make_interval(secs => $1))
     LIMIT $2
+), batch AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM lapsed
 ), locked AS (
     SELECT t.id, tt.ambiguous IS NOT DISTINCT FROM 'hold' AS hold, row_number() OVER () AS place
     FROM (
         SELECT t.id, t.type FROM tasks t JOIN lapsed l ON l.task_id = t.id
-        WHERE t.state = 'running' AND t.version = l.version AND t.worker = l.worker ORDER BY t.id FOR UPDATE OF t
+        WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
+          AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+          AND t.state = 'running' AND t.version = l.version AND t.worker = l.worker
+        ORDER BY t.id FOR UPDATE OF t
     ) AS t LEFT JOIN task_types tt ON tt.type = t.type
 ), swept AS (
     UPDATE tasks t
@@ -267,10 +314,13 @@ WITH lapsed AS (
         timeline = timeline_add(
             t.timeline, (SELECT timeline_now()) || '|lease-ran-out|' || CASE WHEN hold THEN 'uncertain' ELSE 'scheduled' END
             || '|' || t.attempts || '|1|')
-    FROM locked WHERE t.id = locked.id
+    FROM locked
+    WHERE t.id = locked.id AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
     RETURNING t.id, t.type, t.state, t.version, t.expires_at, locked.place
 ), released AS (
-    DELETE FROM claims c USING lapsed l WHERE c.task_id = l.task_id AND c.version = l.version AND c.worker = l.worker
+    DELETE FROM claims c USING lapsed l
+    WHERE c.task_id = l.task_id AND c.task_id = ANY((SELECT ids FROM batch)::uuid[])
+      AND c.version = l.version AND c.worker = l.worker
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
     SELECT id, type, version, now() + make_interval(secs => place / $3::float8), expires_at
@@ -389,8 +439,10 @@ SELECT count(*) FILTER (WHERE create_task_partition(now() + week * interval '7 d
 FROM generate_series(0, $1::integer) AS week;
 
 -- name: forget_keys
-DELETE FROM idempotency_keys
-WHERE (tenant, key) IN (SELECT tenant, key FROM idempotency_keys WHERE expires_at <= now() LIMIT $1);
+WITH expired AS MATERIALIZED (
+    SELECT tenant, key FROM idempotency_keys WHERE expires_at <= now() LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.key = e.key;
 
 -- name: depth
 -- How many wait and run, by type, from the narrow tables.

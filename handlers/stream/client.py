@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from typing import Any
+
+import aiokafka.client
+from aiokafka.protocol.metadata import MetadataRequest
 
 from handlers.stream.settings import KafkaSettings
 
 METADATA_MAX_AGE_MS = 30_000
 """New partitions and moved leaders are seen within this time even where nothing fails."""
+
+# aiokafka asks for metadata in a way that has Kafka create what it asks for (auto.create.topics.enable, on by default),
+# with the broker's number of partitions: a topic that was deleted came back with one. It has no option for this.
+aiokafka.client.MetadataRequest = functools.partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:

@@ -30,6 +30,8 @@ _WATCH_INTERVAL = 2.0
 _JOIN_TIMEOUT = 60.0
 _MAX_BACKOFF = 5.0
 _IDLE_AFTER = 5.0
+_GRACE = 0.1
+"""Seconds that a fetch may outlast its own timeout; longer than that a rebalance would hold it."""
 _DAY_MS = 86_400_000
 _PARTITION_FETCH_BYTES = 1_048_576
 
@@ -80,7 +82,7 @@ class Consumer:
         await self._joined.wait()
 
     async def fetch(self, max_records: int, timeout: float) -> list[Record]:
-        """Up to `max_records`, in order within a partition; empty after `timeout` seconds, or while not a member.
+        """Up to `max_records`, in order within a partition; empty after about `timeout` seconds, or while not a member.
 
         Never raises for Kafka's trouble.
         """
@@ -88,7 +90,7 @@ class Consumer:
             self._task.result()  # a bug: let it be seen
         member = None
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout + _GRACE):
                 await self._joined.wait()
                 member = self._member
                 if member is None:
@@ -153,8 +155,8 @@ class Consumer:
         member.consumer._fetcher._fetch_max_wait_ms = self._idle_wait if idle else self._busy_wait
 
     def _replace(self, member: Member | None, error: BaseException) -> None:
-        self._hooks.on_error(error_name(error))
         if member is not None and member is self._member:
+            self._hooks.on_error(error_name(error))
             self._joined.clear()
             self._broken.set()
 

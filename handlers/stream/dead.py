@@ -7,11 +7,10 @@ it came from and what is wrong with it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from uuid import UUID
 
-from handlers.stream.envelope import Poison, parse_claim, parse_object, trace_headers, trace_of
+from handlers.stream.envelope import Poison, parse_claim, parse_object, to_json, trace_headers, trace_of
 from handlers.stream.record import Encoded, Headers, Record
 from handlers.stream.topics import is_task_type
 
@@ -68,7 +67,7 @@ class DeadPoison:
 
 def encode_dead(task: DeadTask, key: str | None = None) -> Encoded:
     """The dead letter of a task."""
-    body = {
+    body: dict[str, object] = {
         "taskId": str(task.task_id),
         "taskType": task.task_type,
         "version": task.version,
@@ -77,7 +76,7 @@ def encode_dead(task: DeadTask, key: str | None = None) -> Encoded:
     }
     return Encoded(
         (key or str(task.task_id)).encode("utf-8", "backslashreplace"),
-        json.dumps(body, separators=(",", ":")).encode(),
+        to_json(body),
         trace_headers(task.traceparent),
     )
 

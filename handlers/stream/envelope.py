@@ -20,6 +20,7 @@ from handlers.stream.topics import is_task_type
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _MAX_VERSION = 2**31 - 1
 _MAX_FOREIGN_ID = 200
 
@@ -80,7 +81,7 @@ def encode(envelope: Envelope, key: str | None = None) -> Encoded:
         body["probe"] = True
     return Encoded(
         (key or str(envelope.task_id)).encode("utf-8", "backslashreplace"),
-        json.dumps(body, separators=(",", ":")).encode(),
+        to_json(body),
         trace_headers(envelope.traceparent),
     )
 
@@ -108,6 +109,11 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
     if "payload" in body:
         return _foreign(record, body, task_type)
     return _ours(record, body, task_type)
+
+
+def to_json(body: dict[str, object]) -> bytes:
+    """The value of one of our own records."""
+    return _ENCODE(body).encode()
 
 
 def parse_object(value: bytes) -> dict[str, object] | Poison:

@@ -1,4 +1,4 @@
-"""Topic ids, remembered for a few seconds."""
+"""Topic ids, remembered for a moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiokafka.client import AIOKafkaClient
 
 from handlers.stream.metadata import topic_metadata
 
-MAX_AGE = 3.0
+MAX_AGE = 1.0
 """Seconds. An id that is older than the log it is noted for is harmless: the auditor sends the task again."""
 
 

@@ -189,12 +189,17 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka sh
 
 async def _close(consumer: AIOKafkaConsumer) -> None:
     """Leave and close; where the brokers do not answer, end the client's tasks by force."""
+    coordinator = consumer._coordinator
+    if coordinator is not None and coordinator.generation == 0:
+        # Tansu counts generations from 0, which aiokafka takes for no member: it would go without a word, and the
+        # group wait for it for a whole session. The request to leave names no generation.
+        coordinator.generation = 1
     try:
         async with asyncio.timeout(_LEAVE_TIMEOUT):
             await consumer.stop()
     except TROUBLE as error:
         log.debug("the consumer did not stop by itself (%s)", error_name(error))
-    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher  # they may have been made meanwhile
     if coordinator is not None:
         tasks = [coordinator._coordination_task, coordinator._heartbeat_task, coordinator._commit_refresh_task]
         running = [task for task in tasks if task is not None]

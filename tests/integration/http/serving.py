@@ -57,7 +57,7 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
         await types.register(task_type)
     tasks = Tasks(database)
     intake = StoreIntake(tasks, patience)
-    return create_app(Services(intake, tasks, TypeRegistry(types), no_metrics, lambda: True, limits))
+    return create_app(Services(intake, tasks, TypeRegistry(types), no_metrics, lambda: True, limits=limits))
 
 
 @dataclass(frozen=True, slots=True)

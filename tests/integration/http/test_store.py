@@ -154,8 +154,8 @@ async def test_an_unknown_id_is_a_404(http: Served) -> None:
     assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_with_postgres_away_ingest_answers_503_and_accepts_again_when_it_is_back(tmp_path: Path) -> None:
-    async with PostgresServer(tmp_path / "postgres") as postgres:
+async def test_with_postgres_away_ingest_answers_503_and_accepts_again_when_it_is_back(servers_dir: Path) -> None:
+    async with PostgresServer(servers_dir / "interrupted") as postgres:
         settings = PostgresSettings.model_validate({"dsn": postgres.dsn, "connect_timeout": 2, "statement_timeout": 2})
         await migrate(settings)
         database = Database(settings, pool_size=4)

@@ -6,8 +6,8 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.local.metrics import fetch_and_merge
 from handlers.local.ports import free_port
+from handlers.runtime.peers import fetch_and_merge
 
 
 async def test_peers_that_answer_are_merged_and_the_others_are_named() -> None:

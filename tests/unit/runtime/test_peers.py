@@ -1,7 +1,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.local.metrics import merge
+from handlers.runtime.peers import merge
 
 
 def text(**attempts: int) -> str:

@@ -1,0 +1,245 @@
+import asyncio
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
+
+from handlers.local.broker import Broker
+from handlers.stream.consumer import Consumer, ConsumerHooks
+from handlers.stream.positions import Positions
+from handlers.stream.producer import Producer, Published
+from handlers.stream.provision import ensure_topics
+from handlers.stream.record import OutRecord
+from handlers.stream.settings import KafkaSettings
+from tests.integration.stream.patience import eventually, take
+
+
+async def joined(settings: KafkaSettings, topic: str, hooks: ConsumerHooks | None = None) -> Consumer:
+    consumer = Consumer(settings, f"{settings.topic_prefix}group", [topic], hooks)
+    await consumer.start()
+    async with asyncio.timeout(30):
+        await consumer.wait_joined()
+    return consumer
+
+
+async def send(producer: Producer, topic: str, *keys: bytes) -> list[Published]:
+    outcomes = await producer.publish([OutRecord(topic, key, key) for key in keys])
+    published = [outcome for outcome in outcomes if isinstance(outcome, Published)]
+    assert len(published) == len(keys), outcomes
+    return published
+
+
+async def test_offsets_are_committed_from_the_logs_start_on_and_only_up_to_what_is_done(
+    settings: KafkaSettings, producer: Producer
+) -> None:
+    await ensure_topics(settings, ["email"])
+    topic, group = f"{settings.topic_prefix}tasks.email", f"{settings.topic_prefix}group"
+    await send(producer, topic, b"a", b"b", b"c", b"d", b"e", b"f")
+    positions = Positions(settings)
+    consumer = await joined(settings, topic)
+    assert consumer.assigned == {(topic, 0), (topic, 1), (topic, 2)}
+
+    async def starts_are_committed() -> bool:
+        return await positions.committed(group, topic) == {0: 0, 1: 0, 2: 0}
+
+    await eventually(starts_are_committed)
+    records = await take(consumer, 6)
+    assert sorted(record.value or b"" for record in records) == [b"a", b"b", b"c", b"d", b"e", b"f"]
+    row = [record for record in records if record.partition == records[0].partition]
+    assert [record.offset for record in row] == list(range(len(row)))
+    consumer.note_done(reversed(row[1:]))
+    await consumer.commit()
+    assert (await positions.committed(group, topic))[row[0].partition] == 0
+    consumer.note_done(records)
+
+    async def all_is_committed() -> bool:
+        return await positions.lag(group, topic) == 0
+
+    await eventually(all_is_committed)
+    await consumer.stop()
+    assert consumer.assigned == frozenset()
+    await positions.close()
+
+
+async def test_what_was_noted_is_committed_before_the_consumer_leaves_and_the_rest_comes_again(
+    settings: KafkaSettings, producer: Producer
+) -> None:
+    await ensure_topics(settings.model_copy(update={"partitions": 1}), ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    await send(producer, topic, *(b"%d" % number for number in range(10)))
+    first = await joined(settings, topic)
+    records = await take(first, 10)
+    first.note_done(records[:4])
+    await first.stop()
+    second = await joined(settings, topic)
+    assert [record.offset for record in await take(second, 6)] == [4, 5, 6, 7, 8, 9]
+    await second.stop()
+
+
+async def test_a_record_that_cannot_be_parsed_is_handed_out_as_such_and_stops_nothing(
+    settings: KafkaSettings, producer: Producer
+) -> None:
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    (before,) = await send(producer, topic, b"k")
+    await send_broken_header(settings, topic, before.partition)
+    await send(producer, topic, b"k", b"other", b"third")
+    consumer = await joined(settings, topic)
+    records = await take(consumer, 5)
+    assert sorted((record.key, bool(record.unreadable)) for record in records if record.key) == [
+        (b"k", False),
+        (b"k", False),
+        (b"other", False),
+        (b"third", False),
+    ]
+    (broken,) = (record for record in records if record.unreadable)
+    assert (broken.partition, broken.offset) == (before.partition, before.offset + 1)
+    assert (broken.key, broken.value) == (None, None)
+    consumer.note_done(records)
+    await consumer.commit()
+    positions = Positions(settings)
+    assert await positions.lag(f"{settings.topic_prefix}group", topic) == 0
+    await positions.close()
+    await consumer.stop()
+
+
+async def send_broken_header(settings: KafkaSettings, topic: str, partition: int) -> None:
+    """A record whose header's name is not UTF-8, which no client of ours would build."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 100_000)
+    builder.append(0, 1_700_000_000_000, b"k", b"v", [("broken!!", b"1")])
+    batch = bytearray(builder.build())
+    at = batch.index(b"broken!!")
+    batch[at : at + 8] = b"\xff" * 8
+    batch[17:21] = calc_crc32c(bytes(batch[21:])).to_bytes(4, "big")
+    client = AIOKafkaClient(bootstrap_servers=settings.bootstrap_servers)
+    await client.bootstrap()
+    request: Any = ProduceRequest(
+        required_acks=-1, timeout=5000, topics=[(topic, [(partition, bytes(batch))])], transactional_id=None
+    )
+    answer = await client.send(client.get_random_node(), request)
+    await client.close()
+    assert answer.topics[0][1][0][1] == 0
+
+
+async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, producer: Producer) -> None:
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    assigned: list[int] = []
+    first = await joined(settings, topic, ConsumerHooks(on_assigned=assigned.append))
+    await send(producer, topic, *(b"a%d" % number for number in range(20)))
+    records = await take(first, 20)
+    first.note_done(records)
+    second = Consumer(settings, f"{settings.topic_prefix}group", [topic])
+    await second.start()
+
+    async def shared() -> bool:
+        await first.fetch(10, 0.05)
+        return bool(second.assigned) and first.assigned.isdisjoint(second.assigned) and len(assigned) > 1
+
+    await eventually(shared, 30)
+    assert first.assigned | second.assigned == {(topic, 0), (topic, 1), (topic, 2)}
+    await send(producer, topic, *(b"b%d" % number for number in range(20)))
+    taken: list[bytes | None] = []
+
+    async def all_arrived() -> bool:
+        for each in (first, second):
+            batch = await each.fetch(10, 0.1)
+            taken.extend(record.key for record in batch)
+            each.note_done(batch)
+        return len(taken) >= 20
+
+    await eventually(all_arrived, 15)
+    assert sorted(key or b"" for key in taken) == sorted(b"b%d" % number for number in range(20))
+    await asyncio.gather(first.stop(), second.stop())
+
+
+async def test_a_topic_recreated_under_a_member_is_read_from_its_start(
+    settings: KafkaSettings, producer: Producer
+) -> None:
+    await ensure_topics(settings, ["email"])
+    topic, group = f"{settings.topic_prefix}tasks.email", f"{settings.topic_prefix}group"
+    consumer = await joined(settings, topic)
+    await send(producer, topic, *(b"a%d" % number for number in range(9)))
+    old = await take(consumer, 9)
+    consumer.note_done(old[:-1])
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    await admin.delete_topics([topic])
+    await admin.close()
+    positions = Positions(settings)
+
+    async def gone() -> bool:
+        return await positions.log_id(topic) is None
+
+    await eventually(gone)
+    await ensure_topics(settings, ["email"])
+
+    async def sent() -> bool:
+        (outcome,) = await producer.publish([OutRecord(topic, b"b0", b"b0")])
+        return isinstance(outcome, Published)
+
+    await eventually(sent)
+    await send(producer, topic, *(b"b%d" % number for number in range(1, 9)))
+    new: dict[bytes | None, int] = {}
+
+    async def all_of_the_new_log_arrived() -> bool:
+        batch = await consumer.fetch(10, 0.5)
+        # Until the consumer has noticed, it may deliver what lies behind its old position; that comes again.
+        new.update({record.key: record.epoch for record in batch})
+        consumer.note_done([*old, *batch])
+        return len(new) == 9 and await positions.lag(group, topic) == 0
+
+    await eventually(all_of_the_new_log_arrived, 25)
+    await consumer.stop()
+    await positions.close()
+
+
+async def test_a_consumer_outlives_a_broker_that_forgets_its_log_and_its_groups(
+    mortal: Broker, mortal_settings: KafkaSettings
+) -> None:
+    errors: list[str] = []
+    consumer = Consumer(mortal_settings, "group", ["tasks.email"], ConsumerHooks(on_error=errors.append))
+    await consumer.start()
+    assert await consumer.fetch(10, 0.2) == []
+    assert errors
+    await mortal.start()
+    await ensure_topics(mortal_settings, ["email"])
+    producer = Producer(mortal_settings)
+    await producer.start()
+
+    async def healthy() -> bool:
+        return producer.healthy
+
+    await eventually(healthy)
+    await send(producer, "tasks.email", *(b"a%d" % number for number in range(10)))
+    old = await take(consumer, 10)
+    consumer.note_done(old)
+    await consumer.commit()
+    mortal.kill()
+    await mortal.wait()
+    assert await consumer.fetch(10, 0.2) == []
+    await mortal.start()
+    await ensure_topics(mortal_settings, ["email"])
+
+    async def sent() -> bool:
+        (outcome,) = await producer.publish([OutRecord("tasks.email", b"b0", b"b0")])
+        return isinstance(outcome, Published)
+
+    await eventually(sent)
+    await send(producer, "tasks.email", b"b1", b"b2")
+    new = await take(consumer, 3, timeout=20)
+    assert {record.key for record in new} == {b"b0", b"b1", b"b2"}
+    consumer.note_done([*old, *new])
+    positions = Positions(mortal_settings)
+
+    async def all_is_committed() -> bool:
+        at = await positions.read("group", "tasks.email")
+        return at is not None and all(each.committed == each.end for each in at.partitions.values())
+
+    await eventually(all_is_committed)
+    await positions.close()
+    await consumer.stop()
+    await producer.stop()

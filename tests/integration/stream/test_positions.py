@@ -1,0 +1,94 @@
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from handlers.local.broker import Broker
+from handlers.stream.errors import KafkaUnavailable
+from handlers.stream.positions import PartitionPositions, Positions
+from handlers.stream.producer import Producer, Published
+from handlers.stream.provision import ensure_topics
+from handlers.stream.record import OutRecord
+from handlers.stream.settings import KafkaSettings
+from tests.integration.stream.patience import eventually
+
+
+async def test_positions_tell_what_was_sent_and_what_was_committed(settings: KafkaSettings, producer: Producer) -> None:
+    await ensure_topics(settings, ["email", "sms"])
+    topic, group = f"{settings.topic_prefix}tasks.email", f"{settings.topic_prefix}group"
+    outcomes = await producer.publish([OutRecord(topic, b"%d" % number, b"v") for number in range(30)])
+    ends = dict.fromkeys(range(3), 0)
+    for outcome in outcomes:
+        assert isinstance(outcome, Published)
+        ends[outcome.partition] += 1
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers, group_id=group, enable_auto_commit=False)
+    await consumer.start()
+    consumer.assign([TopicPartition(topic, 1)])
+    await consumer.commit({TopicPartition(topic, 1): 2})
+    await consumer.stop()
+    positions = Positions(settings)
+    found = await positions.read(group, topic)
+    assert found is not None
+    assert found.partitions == {
+        number: PartitionPositions(0, ends[number], 2 if number == 1 else None) for number in range(3)
+    }
+    assert await positions.end_offsets(topic) == ends
+    assert await positions.start_offsets(topic) == {0: 0, 1: 0, 2: 0}
+    assert await positions.committed(group, topic) == {0: None, 1: 2, 2: None}
+    assert await positions.lag(group, topic) == 28
+    several = await positions.read_all({topic: group, f"{settings.topic_prefix}tasks.sms": "other", "none": "other"})
+    assert {name: at.lag for name, at in several.items()} == {topic: 28, f"{settings.topic_prefix}tasks.sms": 0}
+    await positions.close()
+
+
+async def test_a_missing_topic_is_no_error(settings: KafkaSettings) -> None:
+    positions = Positions(settings)
+    topic = f"{settings.topic_prefix}tasks.none"
+    assert await positions.read("group", topic) is None
+    assert await positions.lag("group", topic) is None
+    assert await positions.log_id(topic) is None
+    assert await positions.end_offsets(topic) == {}
+    assert await positions.committed("group", topic) == {}
+    await positions.close()
+
+
+async def test_a_recreated_topic_is_seen_at_once_and_owes_nothing_of_its_former_log(
+    settings: KafkaSettings, producer: Producer
+) -> None:
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    (sent,) = await producer.publish([OutRecord(topic, b"k", b"v")])
+    assert isinstance(sent, Published)
+    positions = Positions(settings)
+    before = await positions.read("group", topic)
+    assert before is not None
+    assert before.owes(sent.log_id, sent.partition, sent.offset)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    await admin.delete_topics([topic])
+    await admin.close()
+
+    async def gone() -> bool:
+        return await positions.log_id(topic) is None
+
+    await eventually(gone)
+    await ensure_topics(settings, ["email"])
+    after = await positions.read("group", topic)
+    assert after is not None
+    assert after.log_id != before.log_id
+    assert after.lag == 0
+    assert not after.owes(sent.log_id, sent.partition, sent.offset)
+    await positions.close()
+
+
+async def test_a_reader_outlives_its_broker(mortal: Broker, mortal_settings: KafkaSettings) -> None:
+    positions = Positions(mortal_settings)
+    for _ in range(2):
+        with pytest.raises(KafkaUnavailable):
+            await positions.lag("group", "tasks.email")
+        await mortal.start()
+        assert await positions.lag("group", "tasks.email") is None
+        await ensure_topics(mortal_settings, ["email"])
+        assert await positions.lag("group", "tasks.email") == 0
+        mortal.kill()
+        await mortal.wait()
+    await positions.close()
