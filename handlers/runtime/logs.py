@@ -49,12 +49,19 @@ def configure(settings: LogSettings, process: str) -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
+class _Json(JsonFormatter):
+    """One object a line; what has no value is left out."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in super().process_log_record(log_data).items() if value is not None}
+
+
 def _formatter(settings: LogSettings, process: str) -> logging.Formatter:
     if settings.format == "text":
         return _Text("%(asctime)s %(levelname)-7s %(message)s")
-    static: dict[str, Any] = {"handler": process}
-    return JsonFormatter(
-        "%(asctime)s %(levelname)s %(name)s %(message)s",
-        rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-        static_fields=static,
+    return _Json(
+        "%(levelname)s %(name)s %(message)s",
+        rename_fields={"levelname": "level", "name": "logger"},
+        static_fields={"handler": process},
+        timestamp="time",
     )

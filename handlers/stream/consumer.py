@@ -56,6 +56,7 @@ class Consumer:
         self._member: Member | None = None
         self._joined = asyncio.Event()
         self._broken = asyncio.Event()
+        self._fetching = asyncio.Lock()
         self._epoch = 0
         self._last_record = time.monotonic()
         self._unreadable = False
@@ -92,25 +93,16 @@ class Consumer:
         try:
             async with asyncio.timeout(timeout + _GRACE):
                 await self._joined.wait()
+            async with self._fetching:
                 member = self._member
-                if member is None:
+                if member is None or not self._joined.is_set():
                     return []
-                epoch = member.epoch
-                if not self._unreadable:
-                    found = await self._take(member, max_records, timeout)
-            if self._unreadable:  # not to be cut short
-                found = await self._step_over(member, max_records)
+                return await self._fetch(member, max_records, timeout)
         except TimeoutError:
             return []
         except (*TROUBLE, ConsumerStoppedError) as error:
             self._replace(member, error)
             return []
-        if member is not self._member or member.epoch != epoch:
-            return []  # delivered again
-        self._adapt(member, bool(found))
-        for record in found:
-            member.progress.handed((record.topic, record.partition), record.offset)
-        return found
 
     def note_done(self, records: Iterable[Record]) -> None:
         """These need no redelivery: commit soon, in the background."""
@@ -122,6 +114,17 @@ class Consumer:
         """Commit what has been noted now. What Kafka refuses (a rebalance) is dropped: versions fence the repeats."""
         if self._member is not None:
             await self._member.commit()
+
+    async def _fetch(self, member: Member, max_records: int, timeout: float) -> list[Record]:
+        if not self._unreadable:
+            async with asyncio.timeout(timeout + _GRACE):
+                found = await self._take(member, max_records, timeout)
+        if self._unreadable:  # not to be cut short
+            found = await self._step_over(member, max_records)
+        self._adapt(member, bool(found))
+        for record in found:
+            member.progress.handed((record.topic, record.partition), record.offset)
+        return found
 
     async def _take(self, member: Member, max_records: int, timeout: float) -> list[Record]:
         try:
@@ -218,8 +221,9 @@ class Consumer:
                 log.warning("topics were recreated, reading them from their start", extra={"topics": sorted(lost)})
                 self._joined.clear()
                 self._epoch += 1
-                if not await member.start_over(lost, self._epoch):
-                    continue
+                async with self._fetching:  # a fetch under way would take records from behind the new positions
+                    if not await member.start_over(lost, self._epoch):
+                        continue
                 log_ids |= found
             self._joined.set()
 

@@ -1,8 +1,7 @@
-"""Kafka for these tests: the embedded broker, or the one that `TASKFLUX_TEST_KAFKA` names."""
+"""Kafka for these tests: the session's broker, and one that may be killed."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,29 +13,10 @@ from handlers.stream.producer import Producer
 from handlers.stream.settings import KafkaSettings
 
 
-@pytest.fixture(scope="session")
-async def bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    external = os.environ.get("TASKFLUX_TEST_KAFKA")
-    if external:
-        yield external
-        return
-    broker = Broker(log=tmp_path_factory.mktemp("broker") / "tansu.log")
-    await broker.start()
-    yield broker.bootstrap_servers
-    await broker.stop()
-
-
 @pytest.fixture
-def settings(bootstrap_servers: str) -> KafkaSettings:
-    """Settings with a prefix of the test's own."""
-    return KafkaSettings(
-        bootstrap_servers=bootstrap_servers,
-        topic_prefix=f"t{secrets.token_hex(4)}-",
-        partitions=3,
-        replication_factor=1,
-        idempotent="TASKFLUX_TEST_KAFKA" in os.environ,
-        fetch_max_wait_ms=20,
-    )
+def settings(kafka_settings: KafkaSettings) -> KafkaSettings:
+    """The session's broker, with a prefix of the test's own."""
+    return kafka_settings.model_copy(update={"topic_prefix": f"t{secrets.token_hex(4)}-", "partitions": 3})
 
 
 @pytest.fixture
