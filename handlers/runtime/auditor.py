@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from handlers.runtime import metrics
+from handlers.runtime.pace import Pace
 from handlers.store.upkeep import FIRST_ID, Published, Upkeep
 from handlers.stream.positions import Positions, TopicPositions
 from handlers.stream.topics import task_group, task_topic
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 PAGE: Final = 20_000
 """Tasks that one statement looks at."""
 SHARE: Final = 0.05
-"""Of its time, at most, that the auditor is at work: a large table is looked through less often."""
+"""Of its time, at most, that the auditor has PostgreSQL at work: a large table is looked through less often."""
 
 
 class Auditor:
@@ -37,7 +38,8 @@ class Auditor:
         self._positions = positions
         self._prefix = prefix
         self._interval = interval
-        self._rate = rate
+        self._pace = Pace(rate)
+        self._looked = 0.0
 
     async def keep_auditing(self) -> None:
         """Audit until cancelled.
@@ -45,18 +47,20 @@ class Auditor:
         Raises:
             StoreError, KafkaUnavailable: a server is away; audit again when it is back.
         """
-        loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
-            await self.audit()
-            took = loop.time() - began
-            await asyncio.sleep(max(self._interval, took / SHARE))
+            self._looked = 0.0
+            requeued = await self.audit()
+            pause = max(self._interval, self._looked / SHARE)
+            log.debug("audited", extra={"requeued": requeued, "pause": pause})
+            await asyncio.sleep(pause)
 
     async def audit(self) -> int:
         """Look through all tasks once; how many had to be published again."""
-        requeued, after = 0, FIRST_ID
+        loop, requeued, after = asyncio.get_running_loop(), 0, FIRST_ID
         while True:
+            began = loop.time()
             last, queued = await self._upkeep.audit_page(after, PAGE)
+            self._looked += loop.time() - began
             if queued:
                 requeued += await self._requeue(await self._not_owed(queued))
             if last is None:
@@ -73,7 +77,9 @@ class Auditor:
     async def _requeue(self, lost: Sequence[Published]) -> int:
         if not lost:
             return 0
-        counts = await self._upkeep.requeue(lost, self._rate)
+        now = asyncio.get_running_loop().time()
+        counts = await self._upkeep.requeue(lost, self._pace.rate, self._pace.start(now))
+        self._pace.took(sum(counts.values()), now)
         for task_type, tasks in counts.items():
             metrics.REQUEUED.labels(task_type).inc(tasks)
             log.warning("Kafka lost records that are published again", extra={"type": task_type, "tasks": tasks})

@@ -78,7 +78,8 @@ class Executor:
         self._jitter = jitter
         self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._running: dict[UUID, _Running] = {}
+        self._running: dict[tuple[UUID, int], _Running] = {}  # a task whose lease was lost may come again meanwhile
+        self._settling = 0
         self._room = asyncio.Event()
         self._draining = False
         self._settle: GroupCommit[Settlement, Settled] = GroupCommit(
@@ -94,14 +95,17 @@ class Executor:
         """Claims that are not settled."""
         return len(self._running)
 
-    def holds(self, task: UUID) -> bool:
-        """Whether a claim of `task` is not settled yet."""
-        return task in self._running
+    def holds(self, task: UUID, version: int) -> bool:
+        """Whether the claim of `task` at `version` is not settled yet."""
+        return (task, version) in self._running
 
     @property
     def room(self) -> int:
-        """Claims that may be taken now: as many may wait here as may run."""
-        return max(0, 2 * self._concurrency - len(self._running))
+        """Claims that may be taken now: as many may wait here as may run.
+
+        Outcomes on their way to PostgreSQL take no room, up to two batches of them.
+        """
+        return max(0, 2 * self._concurrency - len(self._running) + min(self._settling, 2 * SETTLE_BATCH))
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""
@@ -115,7 +119,7 @@ class Executor:
         `probe` marks the one that is let through an open circuit.
         """
         task = asyncio.create_task(self._run(claim, term, probe))
-        self._running[claim.id] = _Running(task)
+        self._running[claim.id, claim.version] = _Running(task)
         self._metrics.in_flight.inc()
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
@@ -155,12 +159,12 @@ class Executor:
             await self._write(claim, decision)
         finally:
             logs.TASK.reset(token)
-            del self._running[claim.id]
+            del self._running[claim.id, claim.version]
             self._metrics.in_flight.dec()
             self._room.set()
 
     async def _attempt(self, claim: Claim, term: int, probe: bool) -> Decision:
-        running, loop = self._running[claim.id], asyncio.get_running_loop()
+        running, loop = self._running[claim.id, claim.version], asyncio.get_running_loop()
         since, error = loop.time(), None
         try:
             payload = self._check(claim)
@@ -254,15 +258,26 @@ class Executor:
             return decide(self._handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())
 
     async def _write(self, claim: Claim, decision: Decision) -> None:
-        self._running[claim.id].stage = _Stage.SETTLING
-        settled = await self._settle_surely(claim, _storable(decision))
+        self._running[claim.id, claim.version].stage = _Stage.SETTLING
+        self._settling += 1
+        self._room.set()
+        try:
+            settled = await self._settle_surely(claim, _storable(decision))
+        finally:
+            self._settling -= 1
         self._metrics.settled(decision, settled)
-        level = logging.WARNING if decision.event in (Event.DIED, Event.HELD) else logging.INFO
-        log.log(
-            level,
-            decision.event.value,
-            extra={"type": self._handler.type, "attempt": claim.attempt, "error_class": decision.error_class},
-        )
+        self._tell(claim, decision)
+
+    def _tell(self, claim: Claim, decision: Decision) -> None:
+        level, event = logging.WARNING, decision.event.value
+        extra = {"type": self._handler.type, "attempt": claim.attempt, "error_class": decision.error_class}
+        if decision.event not in (Event.DIED, Event.HELD):
+            level, omitted = logging.INFO, logs.outcomes.take(event, asyncio.get_running_loop().time())
+            if omitted is None:
+                return
+            if omitted:
+                extra["omitted"] = omitted
+        log.log(level, event, extra=extra)
 
     async def _settle_surely(self, claim: Claim, decision: Decision) -> Settled:
         """Write it, however long that takes: unwritten, its task would run for as long as this worker lives."""
@@ -297,10 +312,8 @@ def _object(text: str | None) -> Mapping[str, Any]:
 
 
 def _storable(decision: Decision) -> Decision:
-    """`decision`, without a result or a reason of a kind that the store does not take."""
-    try:
-        json.dumps(decision.result)
-    except (TypeError, ValueError, RecursionError):
-        log.error("a result is not JSON and is not kept")
-        decision = replace(decision, result=None)
-    return decision if isinstance(decision.reason, str | None) else replace(decision, reason=str(decision.reason))
+    """`decision`, without a result (or progress) that is no mapping at all: the store can make sense of all others."""
+    if decision.result is None or isinstance(decision.result, Mapping):
+        return decision
+    log.error("a result is no mapping and is not kept")
+    return replace(decision, result=None)

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from handlers.runtime import metrics
 from handlers.runtime.auditor import Auditor
+from handlers.runtime.pace import Pace
 from handlers.runtime.process import Process
 from handlers.store.errors import StoreError
 from handlers.store.publishing import Publishing
@@ -47,6 +48,7 @@ class Leader:
         self._positions = positions
         self._types = TaskTypes(upkeep.database)
         self._auditor = auditor
+        self._pace = Pace(self._settings.relay.requeue_rate)
         self._id = uuid7()
         self._led_since: float | None = None
         self._last_tick = 0.0
@@ -109,7 +111,9 @@ class Leader:
         lease = self._settings.worker.lease_seconds
         patient = led_for >= lease and await self._upkeep.server_uptime() >= lease
         while True:
-            swept = await self._upkeep.sweep(lease if patient else None, SWEEP, self._settings.relay.requeue_rate)
+            now = asyncio.get_running_loop().time()
+            swept = await self._upkeep.sweep(lease if patient else None, SWEEP, self._pace.rate, self._pace.start(now))
+            self._pace.took(sum(swept.tasks.values()), now)
             for (task_type, state), tasks in swept.tasks.items():
                 metrics.LEASES_SWEPT.labels(task_type, state).inc(tasks)
                 if state == "scheduled":

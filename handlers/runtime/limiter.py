@@ -23,7 +23,7 @@ class Limiter:
     ) -> None:
         self._name = name
         self._rate = rate
-        self._burst = max(1.0, rate / 10) if rate else 0.0
+        self._burst = max(0.0, rate / 10 - 1) if rate else 0.0  # turns beside the one that is due
         self._accelerator = accelerator
         self._observe = observe
         self._arrival = 0.0

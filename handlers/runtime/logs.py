@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -13,6 +14,33 @@ from handlers.runtime.settings import LogSettings
 
 TASK: ContextVar[tuple[str, str] | None] = ContextVar("task", default=None)
 """(task id, trace id) of the attempt that is under way here."""
+
+
+class Sampler:
+    """Chooses which lines of a flood are written: at most `rate` a second."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._ends = float("-inf")
+        self._written = 0
+        self._omitted: Counter[str] = Counter()
+
+    def take(self, kind: str, now: float) -> int | None:
+        """How many lines of this kind were left out since its last one; None: leave this one out, too.
+
+        `now` is monotonic.
+        """
+        if now >= self._ends:
+            self._ends, self._written = now + 1.0, 0
+        if self._written >= self.rate:
+            self._omitted[kind] += 1
+            return None
+        self._written += 1
+        return self._omitted.pop(kind, 0)
+
+
+outcomes: Final = Sampler(LogSettings().outcomes)
+"""For lines about outcomes that need nobody's attention: they come with every task."""
 
 
 class _Context(logging.Filter):
@@ -37,6 +65,7 @@ _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "a
 
 def configure(settings: LogSettings, process: str) -> None:
     """Send this process's logs to standard error."""
+    outcomes.rate = settings.outcomes
     output = logging.StreamHandler(sys.stderr)
     output.addFilter(_Context())
     output.setFormatter(_formatter(settings, process))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -78,6 +81,9 @@ class LogSettings(BaseModel):
 
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="least level")] = "INFO"
     format: Annotated[Literal["json", "text"], Field(description="json for machines, text for a terminal")] = "json"
+    outcomes: Annotated[
+        int, Field(ge=0, description="lines a second about outcomes; those that need attention come on top")
+    ] = 50
 
 
 class OtelSettings(BaseModel):
@@ -122,9 +128,12 @@ def load_provider(name: str, section: type[S]) -> S:
         WrongSettings: naming each variable.
     """
     try:
-        return _provider_model(name, section)().value  # type: ignore[attr-defined, no-any-return]
+        value: S = _provider_model(name, section)().value  # type: ignore[attr-defined]
     except (ValidationError, SettingsError) as error:
         raise WrongSettings(_sentences(error, name)) from None
+    if complaints := _one_underscore(name, section):
+        raise WrongSettings("\n".join(complaints))
+    return value
 
 
 def load(*needs: str) -> Settings:
@@ -137,7 +146,9 @@ def load(*needs: str) -> Settings:
         settings = Settings()
     except (ValidationError, SettingsError) as error:
         raise WrongSettings(_sentences(error)) from None
-    complaints = [*_missing(settings, needs), *_contradictions(settings)]
+    sections = [(name, type(getattr(settings, name))) for name in Settings.model_fields]
+    complaints = [complaint for section in sections for complaint in _one_underscore(*section)]
+    complaints += [*_missing(settings, needs), *_contradictions(settings)]
     if complaints:
         raise WrongSettings("\n".join(complaints))
     return settings
@@ -146,10 +157,39 @@ def load(*needs: str) -> Settings:
 def _missing(settings: Settings, needs: tuple[str, ...]) -> list[str]:
     missing = []
     if "postgres" in needs and not settings.postgres.dsn.get_secret_value():
-        missing.append("TASKFLUX_POSTGRES__DSN is not set: give it postgresql://user:password@host:port/database")
+        form = "postgresql://user:password@host:port/database"
+        missing.append(f"TASKFLUX_POSTGRES__DSN is not set: give it {form}{_resembling('POSTGRES')}")
     if "kafka" in needs and not settings.kafka.bootstrap_servers:
-        missing.append("TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: give it host:port[,host:port…]")
+        form = "host:port[,host:port…]"
+        missing.append(f"TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: give it {form}{_resembling('KAFKA')}")
     return missing
+
+
+def _one_underscore(section: str, model: type[BaseModel]) -> list[str]:
+    """Variables that nobody would read, like TASKFLUX_SMTP_HOST.
+
+    Kubernetes makes some of this form for its services (TASKFLUX_HTTP_PORT=tcp://…): those are left alone.
+    """
+    found = []
+    for field in model.model_fields:
+        wrong, right = f"TASKFLUX_{section}_{field}".upper(), f"TASKFLUX_{section}__{field}".upper()
+        found += [
+            f"{name} is not read: two underscores follow the section, {right}"
+            for name, value in os.environ.items()
+            if name.upper() == wrong and not value.startswith(("tcp://", "udp://", "sctp://"))
+        ]
+    return found
+
+
+def _resembling(section: str) -> str:
+    """Where variables of a section with almost this name are set, a hint at the first."""
+    others = {
+        name.upper().removeprefix("TASKFLUX_").split("__")[0]: name
+        for name in sorted(os.environ, reverse=True)
+        if name.upper().startswith("TASKFLUX_") and "__" in name
+    }
+    close = get_close_matches(section, others.keys() - {section}, n=1, cutoff=0.75)
+    return f" (did you mean it by {others[close[0]]}?)" if close else ""
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -174,7 +214,9 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def _sentences(error: ValidationError | SettingsError, provider: str | None = None) -> str:
     if isinstance(error, SettingsError):
-        return f"{error}: a section is set as JSON or field by field, TASKFLUX_<SECTION>__<NAME>"
+        field = re.search(r'field "(\w+)"', str(error))
+        section = (provider or (field[1] if field else "<section>")).upper()
+        return f"TASKFLUX_{section}: it is not JSON; set it as JSON, or field by field as TASKFLUX_{section}__<NAME>"
     lines = []
     for each in error.errors(include_url=False, include_input=False, include_context=False):
         location = [str(part) for part in each["loc"]]

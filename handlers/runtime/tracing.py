@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from handlers.runtime.settings import OtelSettings
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Attributes = Mapping[str, str | int | float | bool]
 
 _tracer: Tracer | None = None
+_UNTRACED: Final = nullcontext()
 SYSTEM: Final[Attributes] = {"messaging.system": "kafka"}
 
 
@@ -47,16 +48,17 @@ def trace_id(traceparent: str | None) -> str:
     return traceparent[3:35] if traceparent else ""
 
 
-@contextmanager
-def process_span(task_type: str, traceparent: str | None, attributes: Attributes) -> Iterator[None]:
+def process_span(task_type: str, traceparent: str | None, attributes: Attributes) -> AbstractContextManager[None]:
     """The span of one attempt, a child of the request that made the task."""
-    if _tracer is None:
-        yield
-        return
+    return _UNTRACED if _tracer is None else _process_span(_tracer, task_type, traceparent, attributes)
+
+
+@contextmanager
+def _process_span(tracer: Tracer, task_type: str, traceparent: str | None, attributes: Attributes) -> Iterator[None]:
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     context = TraceContextTextMapPropagator().extract({"traceparent": traceparent or ""})
     name = f"process tasks.{task_type}"
-    with _tracer.start_as_current_span(name, context, SpanKind.CONSUMER, {**SYSTEM, **attributes}):
+    with tracer.start_as_current_span(name, context, SpanKind.CONSUMER, {**SYSTEM, **attributes}):
         yield

@@ -125,7 +125,7 @@ class Worker:
                 term = self._lease.term
                 if tried:
                     # The lost answer may have been a yes.
-                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task)}
+                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
                     claimed += await self._claims.reclaim(unknown)
                     versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
                 return term, [*claimed, *await self._claims.claim(self._handler.type, versions)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from handlers.store.database import Database
+from handlers.store.texts import storable
 from handlers.tasks.circuit import FIRST_PROBE, LAST_PROBE
 
 
@@ -34,7 +35,8 @@ class Circuits:
 
     async def open(self, provider: str, error_class: str, reason: str) -> bool:
         """Stop publishing for `provider`; whether it was us who opened it."""
-        return await self.database.fetchrow("open_circuit", provider, error_class, reason, FIRST_PROBE) is not None
+        row = await self.database.fetchrow("open_circuit", provider, error_class, storable(reason), FIRST_PROBE)
+        return row is not None
 
     async def close(self, provider: str) -> bool:
         """The provider serves again; whether it was us who closed it."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from handlers.store.database import Database, Row
+from handlers.store.texts import json_text, storable
 from handlers.tasks.decision import Decision
 
 NOTE_LENGTH = 160
 """Characters of a reason that stand in the timeline; the whole of the last one is on the task."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A task that is ours until we settle it or our lease runs out. `waited` is seconds since it was due."""
 
     id: UUID
@@ -36,8 +36,7 @@ class Claim:
     waited: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """How a claim ended."""
 
     id: UUID
@@ -45,8 +44,7 @@ class Settlement:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """What became of a settlement; `age` is seconds since the task was accepted.
 
     Not `written`: the lease had run out and somebody else has claimed the task since, or an earlier try of the same
@@ -112,20 +110,22 @@ class Claims:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """Write these outcomes in one statement; one answer for each."""
+        if not settlements:
+            return []
         decisions = [settlement.decision for settlement in settlements]
         ids = [settlement.id for settlement in settlements]
         rows = await self.database.fetch(
             "settle",
             ids,
             [settlement.version for settlement in settlements],
-            [decision.state.value for decision in decisions],
-            [decision.event.value for decision in decisions],
+            [decision.state for decision in decisions],
+            [decision.event for decision in decisions],
             [decision.delay for decision in decisions],
             [int(decision.give_back) for decision in decisions],
             [decision.handbacks for decision in decisions],
-            [None if decision.result is None else json.dumps(decision.result) for decision in decisions],
+            [None if decision.result is None else json_text(decision.result) for decision in decisions],
             [decision.error_class for decision in decisions],
-            [_storable(decision.reason) for decision in decisions],
+            [None if decision.reason is None else storable(decision.reason) for decision in decisions],
             [_note(decision) for decision in decisions],
             min(ids),
             max(ids),
@@ -156,11 +156,4 @@ def _claim(row: Row) -> Claim:
 
 def _note(decision: Decision) -> str:
     parts = [part for part in (decision.error_class, decision.reason) if part]
-    return (_storable(": ".join(parts)) or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
-
-
-def _storable(text: str | None) -> str | None:
-    """PostgreSQL's text takes neither NUL nor lone surrogates, and a reason may quote anything."""
-    if text is None:
-        return None
-    return text.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")
+    return storable(": ".join(parts)).replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]

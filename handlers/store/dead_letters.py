@@ -43,6 +43,7 @@ class DeadLetters:
         """
         if not letters:
             return {}
+        tasks = [letter.task_id for letter in letters if letter.task_id is not None]
         rows = await self.database.fetch(
             "add_dead_letters",
             [letter.id for letter in letters],
@@ -58,6 +59,8 @@ class DeadLetters:
             [letter.record_key for letter in letters],
             [letter.record_value for letter in letters],
             [_headers(letter.record_headers) for letter in letters],
+            min(tasks, default=None),
+            max(tasks, default=None),
         )
         return {row["id"]: row["error_class"] for row in rows}
 

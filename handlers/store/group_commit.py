@@ -77,20 +77,32 @@ class GroupCommit(Generic[I, O]):
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._idle_writers:
-            self._idle_writers -= 1
-            task = asyncio.create_task(self._write())
-            self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
+            self._start_writer()
         return future
 
+    def _start_writer(self) -> None:
+        self._idle_writers -= 1
+        task = asyncio.create_task(self._write())
+        self._writing.add(task)
+        task.add_done_callback(self._writer_ended)
+
+    def _writer_ended(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        self._idle_writers += 1
+        if self._waiting and not task.cancelled():
+            self._start_writer()  # what broke off this one is not the fault of those who wait
+
     async def _write(self) -> None:
-        try:
-            while self._waiting:
-                batch = self._take()
-                self._observe(len(batch))
+        while self._waiting:
+            batch = self._take()
+            if not batch:
+                return  # nobody waits for them any more
+            self._observe(len(batch))
+            try:
                 await self._settle(batch)
-        finally:
-            self._idle_writers += 1
+            except BaseException as error:
+                _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}: {error}"))
+                raise
 
     def _take(self) -> list[tuple[I, asyncio.Future[O]]]:
         batch: list[tuple[I, asyncio.Future[O]]] = []
@@ -120,9 +132,6 @@ class GroupCommit(Generic[I, O]):
                 await self._settle(batch[middle:])
         except StoreError as error:
             _fail(batch, error)
-        except BaseException as error:
-            _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}: {error}"))
-            raise
         else:
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 if not future.done():

@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 
 from handlers.store.database import translated
+from handlers.store.errors import StoreError
 from handlers.store.settings import PostgresSettings
 
 _LOCK = 0x7461736B  # 'task': the advisory lock that migrators take turns by
@@ -47,7 +48,10 @@ async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
     """
     dsn = (settings.migrate_dsn or settings.dsn).get_secret_value()
     with translated():
-        connection = await asyncpg.connect(dsn, timeout=settings.connect_timeout, statement_cache_size=0)
+        try:
+            connection = await asyncpg.connect(dsn, timeout=settings.connect_timeout, statement_cache_size=0)
+        except ValueError as error:
+            raise StoreError(f"the DSN cannot be used: {error}") from error
         try:
             async with connection.transaction():
                 return await _apply(connection)

@@ -76,6 +76,8 @@ class Publishing:
 
     async def confirm(self, confirmations: Sequence[Confirmation]) -> Sequence[None]:
         """The records are in Kafka. An answer for each, so that it can be group-committed."""
+        if not confirmations:
+            return []
         # A task stands once in a batch; of two publishes only the newer can still matter.
         newest = {each.id: each for each in sorted(confirmations, key=lambda each: each.version)}
         ids = sorted(newest)

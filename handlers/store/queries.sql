@@ -46,7 +46,7 @@ SELECT id, created_at, due_at <= now() AS due_now FROM accepted;
 -- What idempotency keys stand for.
 SELECT tenant, key, task_id, type, digest, created_at
 FROM idempotency_keys
-WHERE (tenant, key) IN (SELECT * FROM unnest($1::text[], $2::text[]));
+WHERE tenant = ANY($1) AND key = ANY($2) AND (tenant, key) IN (SELECT * FROM unnest($1::text[], $2::text[]));
 
 -- name: find_created
 -- Which of these ids are there already (an insert whose answer was lost).
@@ -112,8 +112,9 @@ WITH input AS (
         result = COALESCE(i.result, t.result), error_class = i.error_class, error_reason = i.reason,
         timeline = timeline_add(
             t.timeline,
-            (SELECT timeline_now()) || '|' || CASE WHEN locked.late THEN 'late-' ELSE '' END || i.event || '|' || i.state
-            || '|' || (t.attempts - i.given_back) || '|1|' || i.note)
+            (SELECT timeline_now()) || '|'
+            || CASE WHEN NOT locked.late THEN i.event WHEN i.state = 'succeeded' THEN 'late-success' ELSE 'late-death' END
+            || '|' || i.state || '|' || (t.attempts - i.given_back) || '|1|' || i.note)
     FROM locked JOIN input i ON i.id = locked.id WHERE t.id = locked.id AND t.id BETWEEN $12 AND $13
     RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, locked.late,
               extract(epoch FROM now() - t.created_at)::float8 AS age
@@ -186,8 +187,8 @@ WITH candidates AS MATERIALIZED (
       AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
     RETURNING t.id, t.version, t.key, t.traceparent
 ), moved AS (
-    UPDATE due d SET publish_at = now() + make_interval(secs => $3), version = b.version
-    FROM bumped b WHERE d.task_id = b.id AND NOT d.dead
+    UPDATE due d SET publish_at = now() + make_interval(secs => $3), version = d.version + 1
+    WHERE d.task_id = ANY(ARRAY(SELECT id FROM bumped)) AND NOT d.dead
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d JOIN candidates c ON c.task_id = d.task_id
     WHERE d.task_id = ANY((SELECT ids FROM batch)::uuid[]) AND NOT d.dead AND d.version = c.version
@@ -290,7 +291,7 @@ SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8;
 
 -- name: sweep
 -- Claims whose lease ran out: resend or hold, as the type's policy says. $1: lease in seconds, or NULL to look only at
--- leases that were ended; $3: rows a second that may be published again.
+-- leases that were ended; $3: rows a second that may be published again, the first in $4 seconds.
 WITH lapsed AS MATERIALIZED (
     SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
     WHERE w.ended OR $1::float8 IS NOT NULL AND (w.id IS NULL OR w.beat_at < now() - make_interval(secs => $1))
@@ -323,7 +324,7 @@ WITH lapsed AS MATERIALIZED (
       AND c.version = l.version AND c.worker = l.worker
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version, now() + make_interval(secs => place / $3::float8), expires_at
+    SELECT id, type, version, now() + make_interval(secs => $4 + (place - 1) / $3::float8), expires_at
     FROM swept WHERE state = 'scheduled' ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
 )
@@ -347,7 +348,8 @@ SELECT last.id AS last, p.id, p.type, p.version, p.published_log, p.published_pa
 FROM last LEFT JOIN page p ON p.state = 'queued';
 
 -- name: requeue
--- Kafka no longer owes these queued tasks: compared and set first, published after, at $5 rows a second.
+-- Kafka no longer owes these queued tasks: compared and set first, published after, at $5 rows a second, the first
+-- in $6 seconds.
 WITH input AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[]) AS i (id, version)
 ), locked AS (
@@ -362,8 +364,9 @@ WITH input AS (
     RETURNING t.id, t.type, t.version, t.expires_at
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version, now() + make_interval(secs => (row_number() OVER () - 1) / $5::float8), expires_at
-    FROM requeued
+    SELECT id, type, version, now() + make_interval(secs => $6 + (row_number() OVER (ORDER BY id) - 1) / $5::float8),
+           expires_at
+    FROM requeued ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
 )
 SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
@@ -428,7 +431,8 @@ FROM unnest(
     $10::text[], $11::bytea[], $12::bytea[], $13::text[]
 ) AS i (id, identity, task_id, task_version, type, error_class, reason, attempts, traceparent, origin, record_key,
         record_value, record_headers)
-LEFT JOIN tasks t ON t.id = i.task_id AND t.version = i.task_version AND t.state = 'dead'
+LEFT JOIN tasks t
+    ON t.id = i.task_id AND t.id = ANY($3) AND t.id BETWEEN $14 AND $15 AND t.version = i.task_version AND t.state = 'dead'
 ORDER BY i.identity
 ON CONFLICT (identity) DO NOTHING
 RETURNING id, error_class;

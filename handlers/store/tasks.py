@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from handlers.store.database import Database, Row
+from handlers.store.errors import StoreBusy
 from handlers.tasks.submission import Accepted, KeyReused, Submission
 
 
@@ -38,6 +39,8 @@ class Tasks:
         accepted = {row["id"]: row for row in rows}
         missing = [submission for submission in submissions if submission.id not in accepted]
         others = await self._answer_missing(missing) if missing else {}
+        if len(others) < len(missing):
+            raise StoreBusy("an idempotency key expired between two looks at it")
         return [
             others[each.id]
             if each.id in others

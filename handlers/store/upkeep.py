@@ -61,13 +61,13 @@ class Upkeep:
         row = await self.database.fetchrow("server_uptime")
         return float(row[0]) if row else 0.0
 
-    async def sweep(self, lease: float | None, limit: int, rate: float) -> Swept:
+    async def sweep(self, lease: float | None, limit: int, rate: float, start: float = 0.0) -> Swept:
         """Free up to `limit` claims whose worker has not renewed for `lease` seconds (None: only ended leases).
 
-        They are due again at `rate` a second, or held, as their type's policy says.
+        They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says.
         """
         looked_at, tasks = 0, {}
-        for row in await self.database.fetch("sweep", lease, limit, rate):
+        for row in await self.database.fetch("sweep", lease, limit, rate, start):
             if row["type"] is None:
                 looked_at = row["tasks"]
             else:
@@ -101,11 +101,17 @@ class Upkeep:
         ]
         return rows[0]["last"], found
 
-    async def requeue(self, tasks: Sequence[Published], rate: float) -> Mapping[str, int]:
-        """Make these due again, at `rate` a second, where they are still queued at their version; how many by type."""
+    async def requeue(self, tasks: Sequence[Published], rate: float, start: float = 0.0) -> Mapping[str, int]:
+        """Make these due again where they are still queued at their version; how many by type.
+
+        They are due at `rate` a second, the first in `start` seconds.
+        """
+        if not tasks:
+            return {}
         batch = sorted(tasks, key=lambda task: task.id)
         ids = [task.id for task in batch]
-        rows = await self.database.fetch("requeue", ids, [task.version for task in batch], ids[0], ids[-1], rate)
+        versions = [task.version for task in batch]
+        rows = await self.database.fetch("requeue", ids, versions, ids[0], ids[-1], rate, start)
         return {row["type"]: row["tasks"] for row in rows}
 
     async def make_partitions(self, weeks_ahead: int) -> int:

@@ -26,6 +26,10 @@ FREE_HANDBACKS: Final = 3
 """Hand-backs that cost nothing while other tasks of the same provider succeeded; the next one pays an attempt."""
 
 
+LONGEST_DELAY: Final = 30 * 86400.0
+"""Seconds; no other side's `retry_after` counts for more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What `decide` has to know of the claim: its number (from 1), the budget, and hand-backs counted so far."""
@@ -90,7 +94,7 @@ def _retry(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) ->
         return _failed(Event.DIED, State.DEAD, error)
     delay = policy.retry.delay(attempt.number, jitter)
     if isinstance(error, Transient) and error.retry_after is not None:
-        delay = max(delay, error.retry_after)
+        delay = max(delay, min(error.retry_after, LONGEST_DELAY))  # no number at all counts for nothing
     return _failed(Event.RETRY, State.SCHEDULED, error, delay=delay)
 
 

@@ -35,7 +35,7 @@ class TaskError(Exception):
 
     def __init__(self, reason: str, *, progress: Mapping[str, JsonValue] | None = None) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)  # `raise Transient(error)` comes to mind so easily
         self.progress = progress
 
     @property
@@ -55,7 +55,7 @@ class Transient(TaskError):
         progress: Mapping[str, JsonValue] | None = None,
     ) -> None:
         super().__init__(reason, progress=progress)
-        self.retry_after = retry_after
+        self.retry_after = None if retry_after is None else float(retry_after)
 
 
 class Permanent(TaskError):

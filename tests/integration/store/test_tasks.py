@@ -1,32 +1,162 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.store.database import Database
+from handlers.store.errors import RefusedData
 from handlers.store.group_commit import GroupCommit
 from handlers.store.tasks import Tasks
 from handlers.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
+from tests.integration.store.scene import GRACE, Scene, submission
+
+Commit = GroupCommit[Submission, Accepted | KeyReused]
+KEY = IdempotencyKey("order-17", b"digest")
 
 
-def submission(**changes: object) -> Submission:
-    return Submission(**({"id": uuid7(), "type": "simulated", "payload": "{}", "max_attempts": 8} | changes))  # type: ignore[arg-type]
+def commit(scene: Scene) -> Commit:
+    return GroupCommit(lambda batch: scene.tasks.insert(batch, GRACE), identity=Tasks.identity)
 
 
-async def test_a_hundred_simultaneous_submits_of_one_key_make_one_task(database: Database) -> None:
-    tasks = Tasks(database)
-    commits = [
-        GroupCommit[Submission, Accepted | KeyReused](lambda batch: tasks.insert(batch, 10.0), identity=Tasks.identity)
-        for _ in range(4)  # four processes would have one each
-    ]
-    key = IdempotencyKey("order-17", b"digest")
-    answers = await asyncio.gather(
-        *(commits[place % 4].submit(submission(idempotency=key)) for place in range(100))
-    )
+async def count(scene: Scene) -> int:
+    return len(await scene.sql("SELECT FROM tasks"))
+
+
+async def insert(scene: Scene, *submissions: Submission) -> list[Accepted | KeyReused]:
+    return list(await scene.tasks.insert(submissions, GRACE))
+
+
+async def test_a_hundred_simultaneous_submits_of_one_key_make_one_task(scene: Scene) -> None:
+    commits = [commit(scene) for _ in range(4)]  # four processes would have one each
+    answers = await asyncio.gather(*(commits[n % 4].submit(submission(idempotency=KEY)) for n in range(100)))
     accepted = [answer for answer in answers if isinstance(answer, Accepted)]
     assert len(accepted) == 100
-    assert len({answer.id for answer in accepted}) == 1
-    assert len({answer.created_at for answer in accepted}) == 1
+    assert len({(answer.id, answer.created_at) for answer in accepted}) == 1
     assert sum(not answer.repeated for answer in accepted) == 1
-    assert len(await database.fetch("audit_page", uuid7().__class__(int=0), 10)) == 1
+    assert await count(scene) == 1
+
+
+async def test_the_same_key_for_another_request_is_refused(scene: Scene) -> None:
+    await insert(scene, submission(idempotency=KEY))
+    other = replace(KEY, digest=b"another")
+    assert await insert(scene, submission(idempotency=other)) == [KeyReused("order-17")]
+    assert await count(scene) == 1
+
+
+async def test_a_key_twice_at_once_is_one_task_and_one_repeat(scene: Scene) -> None:
+    both = commit(scene)
+    first, second = await both.submit_all([submission(idempotency=KEY), submission(idempotency=KEY)])
+    assert isinstance(first, Accepted)
+    assert isinstance(second, Accepted)
+    assert (first.id, first.repeated, second.repeated) == (second.id, False, True)
+
+
+async def test_a_key_twice_at_once_for_two_requests_is_one_task_and_one_refusal(scene: Scene) -> None:
+    other = replace(KEY, digest=b"another")
+    answers = await commit(scene).submit_all([submission(idempotency=KEY), submission(idempotency=other)])
+    assert [type(answer) for answer in answers] == [Accepted, KeyReused]
+
+
+async def test_a_key_that_has_expired_is_free_for_another_request(scene: Scene) -> None:
+    await insert(scene, submission(idempotency=KEY))
+    await scene.sql("UPDATE idempotency_keys SET expires_at = now() - interval '1 second'")
+    new = submission(idempotency=replace(KEY, digest=b"another"))
+    (answer,) = await insert(scene, new)
+    assert isinstance(answer, Accepted)
+    assert (answer.id, answer.repeated) == (new.id, False)
+    (again,) = await insert(scene, submission(idempotency=new.idempotency))
+    assert isinstance(again, Accepted)
+    assert (again.id, again.repeated) == (new.id, True)
+
+
+async def test_a_key_is_its_tenants_own(scene: Scene) -> None:
+    answers = await insert(
+        scene, submission(idempotency=KEY), submission(idempotency=replace(KEY, digest=b"b"), tenant="other")
+    )
+    assert [type(answer) for answer in answers] == [Accepted, Accepted]
+    assert await count(scene) == 2
+
+
+async def test_keys_that_have_expired_are_forgotten_and_no_others(scene: Scene) -> None:
+    await insert(scene, *(submission(idempotency=replace(KEY, key=f"k{n}")) for n in range(5)))
+    await scene.sql("UPDATE idempotency_keys SET expires_at = now() WHERE key < 'k3'")
+    assert [await scene.upkeep.forget_keys(2) for _ in range(3)] == [2, 1, 0]
+    assert [row["key"] for row in await scene.sql("SELECT key FROM idempotency_keys ORDER BY key")] == ["k3", "k4"]
+
+
+async def test_forgetting_does_not_wait_for_a_key_that_is_just_used_again(scene: Scene) -> None:
+    await insert(scene, submission(idempotency=KEY))
+    await scene.sql("UPDATE idempotency_keys SET expires_at = now()")
+    async with scene.direct.transaction():
+        await scene.sql("UPDATE idempotency_keys SET digest = 'x'")
+        assert await asyncio.wait_for(scene.upkeep.forget_keys(10), 5.0) == 0
+
+
+@pytest.mark.parametrize("idempotency", [None, KEY], ids=["without a key", "with a key"])
+async def test_an_insert_whose_answer_was_lost_is_recognised(idempotency: IdempotencyKey | None, scene: Scene) -> None:
+    first = submission(idempotency=idempotency)
+    (lost,) = await insert(scene, first)
+    (again,) = await insert(scene, first)
+    assert isinstance(lost, Accepted)
+    assert isinstance(again, Accepted)
+    assert (again.id, again.created_at, again.repeated) == (lost.id, lost.created_at, False)
+    assert not again.publish_now  # the promise was made by the first; the relay keeps it
+    assert await count(scene) == 1
+
+
+async def test_a_batch_of_all_kinds_is_answered_in_its_order(scene: Scene) -> None:
+    known = submission(idempotency=KEY)
+    await insert(scene, known)
+    batch = [
+        submission(),
+        submission(idempotency=replace(KEY, digest=b"b")),
+        submission(idempotency=replace(KEY, key="new")),
+        submission(delay=10.0),
+    ]
+    answers = await insert(scene, *batch)
+    assert [type(answer) for answer in answers] == [Accepted, KeyReused, Accepted, Accepted]
+    assert [getattr(answer, "id", None) for answer in answers] == [batch[0].id, None, batch[2].id, batch[3].id]
+
+
+async def test_many_writers_of_many_keys_in_any_order_block_nobody_for_good(scene: Scene) -> None:
+    keys = [replace(KEY, key=f"k{n}") for n in range(40)]
+    commits = [commit(scene) for _ in range(6)]
+    answers = await asyncio.gather(
+        *(
+            each.submit_all([submission(idempotency=key) for key in (keys if n % 2 else reversed(keys))])
+            for n, each in enumerate(commits)
+        )
+    )
+    assert len({answer.id for batch in answers for answer in batch if isinstance(answer, Accepted)}) == 40
+    assert await count(scene) == 40
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"key": "nul \x00"},
+        {"payload": "lone \ud800"},
+        {"max_attempts": 2**31},
+        {"delay": 1e300},
+        {"idempotency": IdempotencyKey("nul \x00", b"x")},
+    ],
+    ids=["NUL", "surrogate", "too large a number", "too long a delay", "NUL in a key"],
+)
+async def test_what_postgresql_refuses_alone_fails(bad: dict[str, object], scene: Scene) -> None:
+    batch = commit(scene)
+    waiting = [batch.submit(submission(**(bad if n == 33 else {}))) for n in range(64)]
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[33], RefusedData)
+    assert sum(isinstance(answer, Accepted) for answer in answers) == 63
+    assert await count(scene) == 63
+
+
+async def test_a_task_is_read_by_its_own_tenant(scene: Scene) -> None:
+    (task,) = await scene.accepted(tenant="a")
+    assert await scene.tasks.get(task, "b") is None
+    assert await scene.tasks.get(uuid7(), "a") is None
+    row = await scene.tasks.get(task, "a")
+    assert row is not None
+    assert (row["id"], row["state"], row["timeline"][0].split("|")[1]) == (task, "scheduled", "accepted")

@@ -1,32 +1,97 @@
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from handlers.local.servers import ValkeyServer
 from handlers.store.settings import RedisSettings
 from handlers.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
+from tests.integration.system import frail, scripted
+from tests.integration.system.catastrophe import Catastrophe, happen
+from tests.integration.system.fragile import Fragile
 from tests.integration.system.scripted import WORLD, World
-from tests.integration.system.stack import Stack
+from tests.integration.system.stack import Stack, settings_for
+
+OUTAGES = ("test_own_handler", "test_provider_outage", "test_store_outages")
+"""About half of the time: where two processes run the tests, these run in the second."""
+
+_GROUP = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.session.stash[_GROUP] = _group(item)
+
+
+def _group(item: pytest.Item) -> str:
+    return "system-outages" if item.path.stem in OUTAGES else "system"
+
+
+def _to_come(session: pytest.Session) -> list[pytest.Function]:
+    """The tests that run in this process."""
+    items = [each for each in session.items if isinstance(each, pytest.Function)]
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return items
+    return [item for item in items if _group(item) == session.stash[_GROUP]]
 
 
 @pytest_asyncio.fixture(scope="session")
 async def stack(
-    new_database: NewDatabase, kafka_settings: KafkaSettings, valkey: ValkeyServer
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    kafka_settings: KafkaSettings,
+    valkey: ValkeyServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Stack]:
-    """One TaskFlux for the session; tests are apart by their task ids."""
+    """One TaskFlux for the session; tests are apart by their task ids.
+
+    What takes long and is asked for by a later test begins with it.
+    """
     kafka = kafka_settings.model_copy(update={"topic_prefix": "system-"})
     redis = RedisSettings.model_validate({"url": valkey.url})
-    stack = await Stack.create(await new_database(), kafka, redis)
-    await stack.start_all()
+    stack = await Stack.create(
+        settings_for(await new_database(), kafka, redis),
+        (*scripted.RUNNING, scripted.late, *frail.HANDLERS),
+        tmp_path_factory.mktemp("stack"),
+    )
+    services = [stack.start(part) for part in ("ingest", "relay", "dlq-sink")]
+    await asyncio.gather(*services, *map(stack.start, scripted.RUNNING))
+    wanted = {name for item in _to_come(request.session) for name in item.fixturenames}
+    kinds = {"catastrophe": lambda: happen(stack), "fragile": lambda: Fragile.build(kafka_settings, stack.directory)}
+    for name in kinds.keys() & wanted:
+        stack.begin(name, kinds[name])
     yield stack
     await stack.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def catastrophe(stack: Stack) -> Catastrophe:
+    """Workers that were killed and halted in mid-task."""
+    found: Catastrophe = await stack.begin("catastrophe", lambda: happen(stack))
+    return found
+
+
+@pytest_asyncio.fixture(scope="session")
+async def fragile(stack: Stack, kafka_settings: KafkaSettings) -> AsyncIterator[Fragile]:
+    """A TaskFlux whose servers may be taken away; they are back after the test."""
+    fragile: Fragile = await stack.begin("fragile", lambda: Fragile.build(kafka_settings, stack.directory))
+    yield fragile
+    await fragile.close()
 
 
 @pytest_asyncio.fixture
 async def world() -> AsyncIterator[World]:
     """What the scripted handlers see; the provider is back after the test."""
     yield WORLD
-    WORLD.away = False
+    WORLD.away = None

@@ -6,12 +6,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
 
 from handlers import (
     Ambiguous,
+    Handler,
     Misconfigured,
     Permanent,
     Receipt,
@@ -22,6 +25,7 @@ from handlers import (
     handler,
     provider,
 )
+from handlers.tasks.errors import TaskError
 
 
 class Script(BaseModel):
@@ -38,12 +42,17 @@ class World:
         self.attempts: dict[UUID, list[int]] = defaultdict(list)
         self.gates: dict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
         self.entered: dict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
-        self.away = False
+        self.away: type[Unavailable] | type[Misconfigured] | None = None
         self.checks = 0
 
     def effects(self, task: UUID) -> int:
         """How often the side effect of `task` was begun."""
         return len(self.attempts[task])
+
+    async def all_entered(self, *tasks: UUID) -> None:
+        """Return once all of them run."""
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(self.entered[task].wait() for task in tasks))
 
 
 WORLD = World()
@@ -59,7 +68,7 @@ class Outside:
     async def check(self) -> None:
         WORLD.checks += 1
         if WORLD.away:
-            raise Unavailable("still away")
+            raise WORLD.away("still away")
 
 
 @provider("outside", settings=EmptySettings)
@@ -82,32 +91,79 @@ async def act(task: Task[Script]) -> Receipt:
             raise Permanent("never")
         case "ambiguous":
             raise Ambiguous("perhaps")
-        case "misconfigured":
-            raise Misconfigured("wrong password")
         case "crash":
-            raise RuntimeError("a bug")
+            raise RuntimeError(f"a bug with {task.payload.secret}")
         case "wait":
             await WORLD.gates[task.id].wait()
             return Receipt({"attempt": task.attempt})
         case _:
+            return misbehave(word)
+
+
+def misbehave(word: str) -> Receipt:
+    """What a handler should not do, and some will."""
+    match word:
+        case "return-text":
+            return "done"  # type: ignore[return-value]
+        case "return-no-json":
+            return Receipt({"at": datetime.now(UTC)})
+        case "return-no-mapping":
+            return Receipt(5)  # type: ignore[arg-type]
+        case "retry-after-text":
+            raise Transient("later", retry_after="soon")  # type: ignore[arg-type]
+        case "retry-after-nan":
+            raise Transient("later", retry_after=float("nan"))
+        case "reason-no-text":
+            raise Permanent(ValueError("no text"))  # type: ignore[arg-type]
+        case "own-kind-of-error":
+            raise OwnKind("one that nobody foresaw")
+        case _:
             raise AssertionError(f"no such word: {word}")
+
+
+class OwnKind(TaskError):
+    """None of the kinds that `decide` knows."""
 
 
 QUICK = RetryPolicy(max_attempts=4, first_delay=0.05, max_delay=0.2)
 
 
-@handler("scripted", payload=Script, retry=QUICK, concurrency=200)
+@handler("scripted", payload=Script, retry=QUICK, concurrency=300)
 async def scripted(task: Task[Script]) -> Receipt:
     return await act(task)
 
 
-@handler("held", payload=Script, retry=QUICK, ambiguous="hold", concurrency=50)
+@handler("held", payload=Script, retry=QUICK, ambiguous="hold", timeout=0.5, concurrency=50)
 async def held(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("hasty", payload=Script, retry=QUICK, timeout=0.3, concurrency=50)
+async def hasty(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("narrow", payload=Script, retry=QUICK, concurrency=2)
+async def narrow(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("narrow-held", payload=Script, retry=QUICK, ambiguous="hold", concurrency=2)
+async def narrow_held(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("late", payload=Script, retry=QUICK, concurrency=50)
+async def late(task: Task[Script]) -> Receipt:
     return await act(task)
 
 
 @handler("provided", payload=Script, retry=QUICK, provider=outside, concurrency=50)
 async def provided(task: Task[Script], client: Outside) -> Receipt:
     if WORLD.away:
-        raise Unavailable("it is away")
+        raise WORLD.away("it is away")
     return await act(task)
+
+
+RUNNING: tuple[Handler[Any], ...] = (scripted, held, hasty, narrow, narrow_held, provided)
+"""Those of which a worker runs all the time."""

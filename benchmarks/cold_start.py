@@ -1,0 +1,65 @@
+"""Cold start: what passes between the start of a process and the first waiting message handled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
+from typing import Final
+
+from benchmarks.backlogs import Backlogs, Lane, open_backlogs
+from benchmarks.lab import Lab, until
+from benchmarks.proc import cpu_seconds
+from benchmarks.report import Column, Sample, Table
+from benchmarks.rounds import Contestant, Effort, take_turns
+from handlers.local.processes import Process
+from handlers.process_simulated import process_simulated
+
+MOST_ROUNDS: Final = 3
+FLOOR: Final = "aiokafka + asyncpg"
+COLUMNS: Final = (
+    Column("exec → handled s", 2),
+    Column("exec → consumer started s", 2),
+    Column("CPU s", 2),
+)
+Start = Callable[[], AbstractAsyncContextManager[Process]]
+
+
+async def cold_start(lab: Lab, effort: Effort) -> Table:
+    """`taskflux run process-simulated` beside a bare consumer."""
+    async with AsyncExitStack() as stack:
+        scenes = await lab.scenes([process_simulated], ["cold"])
+        turns: dict[str, Contestant] = {}
+        for name, scene in scenes.items():
+            backlogs = await stack.enter_async_context(open_backlogs(scene))
+            if not turns:
+                floor = partial(lab.floor, "consumer", scene, "batched", scene.topic("cold"))
+                turns[FLOOR] = partial(_start, backlogs, Lane.of_floor("cold"), floor)
+            worker = partial(lab.taskflux, "process-simulated", scene)
+            turns[f"{name} process-simulated"] = partial(_start, backlogs, Lane.of_type("simulated"), worker)
+        for turn in turns.values():  # modules are compiled once, and caches are warm
+            await turn()
+        samples = await take_turns(turns, min(effort.rounds, MOST_ROUNDS))
+    notes = [] if lab.apache else ["the embedded broker answers the first join of a group after 5 s"]
+    return Table("cold-start", "cold start, one message waiting", COLUMNS, FLOOR, samples, notes)
+
+
+async def _start(backlogs: Backlogs, lane: Lane, start: Start) -> Sample:
+    await backlogs.clear()
+    await backlogs.publish(lane, 1)
+    began = time.time()
+    async with start() as process:
+        await until(partial(_says_started, process), "it starts", pause=0.003)
+        started = time.time()
+        await until(partial(backlogs.done, lane), "the message is handled", pause=0.02)
+        cpu = cpu_seconds(process.pid)
+    return {
+        "exec → handled s": await backlogs.last_outcome(lane) - began,
+        "exec → consumer started s": started - began,
+        "CPU s": cpu,
+    }
+
+
+async def _says_started(process: Process) -> bool:
+    return "started" in process.last_words()

@@ -1,0 +1,190 @@
+"""The servers of a run, and the processes that are measured against them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any, Final
+
+import asyncpg
+
+from handlers.local.ports import LOOPBACK, free_port
+from handlers.local.processes import Process
+from handlers.local.servers import Broker, PostgresServer, Server
+from handlers.runtime.handler import Handler
+from handlers.store.database import Database
+from handlers.store.migrate import migrate
+from handlers.store.settings import PostgresSettings
+from handlers.store.task_types import TaskTypes
+from handlers.stream.provision import ensure_topics
+from handlers.stream.settings import KafkaSettings
+
+ROOT: Final = Path(__file__).parents[1]
+FLOOR_SCHEMA: Final = Path(__file__).parent / "floors" / "schema.sql"
+TASKFLUX: Final = Path(sys.executable).with_name("taskflux")
+PATIENCE: Final = 60.0
+"""Seconds after which something that should have happened never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A TaskFlux that is measured: this one, or the code in another checkout (whose schema must be the same)."""
+
+    name: str
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A database and topics for one build in one measure, and the environment that leads a process to them."""
+
+    postgres: PostgresSettings
+    kafka: KafkaSettings
+    environment: Mapping[str, str]
+
+    def topic(self, name: str) -> str:
+        """The topic of a task type, or of a floor."""
+        return f"{self.kafka.topic_prefix}tasks.{name}"
+
+
+@dataclass
+class Lab:
+    """PostgreSQL and a broker for the whole run."""
+
+    directory: Path
+    postgres: PostgresServer
+    broker: Server
+    kafka: KafkaSettings
+    apache: bool
+    builds: Sequence[Build]
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    async def scenes(self, handlers: Sequence[Handler[Any]], floors: Sequence[str]) -> dict[str, Scene]:
+        """A scene for each build, by its name; the first has topics for the `floors`, too."""
+        first, *others = self.builds
+        scenes = {first.name: await self._scene(first, handlers, floors)}
+        return scenes | {build.name: await self._scene(build, handlers, ()) for build in others}
+
+    async def _scene(self, build: Build, handlers: Sequence[Handler[Any]], floors: Sequence[str]) -> Scene:
+        """An empty, migrated database, registered types, and topics for them and for the `floors`."""
+        name = f"bench_{next(self._numbers)}"
+        connection = await asyncpg.connect(self.postgres.dsn)
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.close()
+        postgres = PostgresSettings.model_validate({"dsn": self.postgres.dsn_of(name)})
+        await migrate(postgres)
+        connection = await asyncpg.connect(postgres.dsn.get_secret_value())
+        await connection.execute(FLOOR_SCHEMA.read_text())
+        await connection.close()
+        database = Database(postgres, pool_size=1)
+        await database.open()
+        for handler in handlers:
+            await TaskTypes(database).register(handler.task_type())
+        await database.close()
+        kafka = self.kafka.model_copy(update={"topic_prefix": f"{name}-"})
+        await ensure_topics(kafka, [*(handler.type for handler in handlers), *floors])
+        environment = _environment(postgres, kafka)
+        if build.path is not None:
+            environment["PYTHONPATH"] = str(build.path)
+        return Scene(postgres, kafka, environment)
+
+    @asynccontextmanager
+    async def run(
+        self, name: str, argv: Sequence[str | Path], environment: Mapping[str, str]
+    ) -> AsyncIterator[Process]:
+        """A process of ours, drained at the end of the block."""
+        log = self.directory / f"{next(self._numbers)}-{name}.log"
+        process = Process(name, argv, log=log, env={**self._plain(), **environment}, cwd=ROOT)
+        process.spawn()
+        try:
+            yield process
+        finally:
+            await process.stop((SIGTERM, 15.0))
+
+    @asynccontextmanager
+    async def taskflux(self, handler: str, scene: Scene, port: int | None = None) -> AsyncIterator[Process]:
+        """`taskflux run <handler>`."""
+        environment = {**scene.environment, "TASKFLUX_HTTP__PORT": str(port or free_port())}
+        async with self.run(handler.replace(":", "."), [TASKFLUX, "run", handler], environment) as process:
+            yield process
+
+    @asynccontextmanager
+    async def floor(self, module: str, scene: Scene, *arguments: str) -> AsyncIterator[Process]:
+        """`python -m benchmarks.floors.<module>`."""
+        argv = [sys.executable, "-m", f"benchmarks.floors.{module}", *arguments]
+        async with self.run(f"floor-{module}-{'-'.join(arguments)}"[:80], argv, scene.environment) as process:
+            yield process
+
+    def _plain(self) -> dict[str, str]:
+        """Our environment without settings, and with compiled modules kept, as an installed program has them."""
+        dropped = ("TASKFLUX_", "PYTHONDONTWRITEBYTECODE")
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(dropped)}
+        return {**kept, "PYTHONPYCACHEPREFIX": str(self.directory / "pycache")}
+
+
+@asynccontextmanager
+async def open_lab(directory: Path, builds: Sequence[Build], *, apache: bool) -> AsyncIterator[Lab]:
+    """Start the servers: the embedded ones, or with `apache` Apache Kafka in the embedded broker's place."""
+    async with AsyncExitStack() as stack:
+        postgres = await stack.enter_async_context(PostgresServer(directory / "postgres"))
+        broker, settings = _broker(directory, apache)
+        await stack.enter_async_context(broker)
+        kafka = KafkaSettings(bootstrap_servers=f"{LOOPBACK}:{broker.port}", replication_factor=1, **settings)
+        yield Lab(directory, postgres, broker, kafka, apache, builds)
+
+
+def _broker(directory: Path, apache: bool) -> tuple[Server, dict[str, Any]]:
+    if apache:
+        from tests.kafka.broker import KafkaBroker
+
+        return KafkaBroker(directory / "kafka"), {}
+    # As `taskflux dev` has it: this broker answers an empty fetch late, and has no idempotent producer.
+    return Broker(log=directory / "broker.log"), {"partitions": 2, "idempotent": False, "fetch_max_wait_ms": 20}
+
+
+def _environment(postgres: PostgresSettings, kafka: KafkaSettings) -> dict[str, str]:
+    return {
+        "TASKFLUX_POSTGRES__DSN": postgres.dsn.get_secret_value(),
+        "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "TASKFLUX_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+        "TASKFLUX_KAFKA__PARTITIONS": str(kafka.partitions),
+        "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1",
+        "TASKFLUX_KAFKA__IDEMPOTENT": str(kafka.idempotent),
+        "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": str(kafka.fetch_max_wait_ms),
+        "TASKFLUX_HTTP__HOST": LOOPBACK,
+    }
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, pause: float = 0.1) -> None:
+    """Wait for `condition`, asked every `pause` seconds.
+
+    Raises:
+        TimeoutError: it took longer than PATIENCE.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {PATIENCE:.0f} s: {what}")
+        await asyncio.sleep(pause)
+
+
+async def listening(port: int) -> None:
+    """Wait until somebody takes connections on `port`."""
+
+    async def connects() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    await until(connects, f"something listens on port {port}", pause=0.05)

@@ -1,0 +1,85 @@
+"""Samples into medians, ratios, a table and JSON: pure but for the clock's noise that it is there to calm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+Sample = Mapping[str, float]
+"""One round of one contestant: column → value."""
+
+_GAP: Final = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure that is measured; `name` carries its unit."""
+
+    name: str
+    digits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One measure: every contestant's samples, one a round, in the order of the rounds.
+
+    `floor` names the contestant that the others are held against in the first column.
+    """
+
+    key: str
+    title: str
+    columns: Sequence[Column]
+    floor: str
+    samples: Mapping[str, Sequence[Sample]]
+    notes: Sequence[str] = ()
+
+    def medians(self, contestant: str) -> dict[str, float]:
+        """Column → median over the rounds."""
+        samples = self.samples[contestant]
+        return {column.name: median(sample[column.name] for sample in samples) for column in self.columns}
+
+    def ratio(self, contestant: str) -> float:
+        """The median over the rounds of contestant ÷ floor in the first column."""
+        name = self.columns[0].name
+        pairs = zip(self.samples[contestant], self.samples[self.floor], strict=True)
+        return median(sample[name] / floor[name] for sample, floor in pairs)
+
+    def text(self) -> str:
+        """The table as it is printed."""
+        rounds = len(self.samples[self.floor])
+        lines = [f"{self.title} (median of {rounds})" if rounds > 1 else self.title]
+        header = ["", *(column.name for column in self.columns), "× floor"]
+        body = [self._row(contestant) for contestant in self.samples]
+        widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
+        lines += [_GAP + _GAP.join(_aligned(row, widths)) for row in (header, *body)]
+        return "\n".join([*lines, *(f"{_GAP}{note}" for note in self.notes)])
+
+    def document(self) -> dict[str, Any]:
+        """The same for machines, every sample included."""
+        return {
+            "title": self.title,
+            "floor": self.floor,
+            "notes": list(self.notes),
+            "contestants": {
+                name: {"medians": self.medians(name), "ratio": self.ratio(name), "samples": list(map(dict, samples))}
+                for name, samples in self.samples.items()
+            },
+        }
+
+    def _row(self, contestant: str) -> list[str]:
+        medians = self.medians(contestant)
+        figures = [f"{medians[column.name]:,.{column.digits}f}" for column in self.columns]
+        return [contestant, *figures, f"{self.ratio(contestant):.2f}"]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    first, *others = zip(cells, widths, strict=True)
+    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least of `values` that `share` (0 to 1) of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,37 @@
+"""Contestants take turns, so that what else happens on the machine happens to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from benchmarks.report import Sample
+
+Contestant = Callable[[], Awaitable[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured. `scale` multiplies what a round does (tasks, seconds)."""
+
+    rounds: int
+    scale: float
+
+    def some(self, full: int) -> int:
+        """So many of `full` as the scale says."""
+        return max(1, round(full * self.scale))
+
+
+FULL = Effort(rounds=5, scale=1.0)
+QUICK = Effort(rounds=2, scale=0.35)
+
+
+async def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Sample]]:
+    """Each contestant's samples; who begins changes with every round."""
+    samples: dict[str, list[Sample]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(await contestants[name]())
+    return samples

@@ -1,0 +1,1 @@
+"""Long drills against `taskflux dev` as a person runs it: `python -m tests.drills --help`."""

@@ -1,0 +1,170 @@
+"""Tasks brought to where a test begins, and a look at what stands in the tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from uuid_utils.compat import uuid7
+
+from handlers.store.circuits import Circuits
+from handlers.store.claims import Claim, Claims, Settled, Settlement, Worker
+from handlers.store.database import Database, Row
+from handlers.store.dead_letters import DeadLetters
+from handlers.store.publishing import Confirmation, Publishing
+from handlers.store.settings import PostgresSettings
+from handlers.store.task_types import TaskTypes
+from handlers.store.tasks import Tasks
+from handlers.store.upkeep import Upkeep
+from handlers.tasks.decision import Decision
+from handlers.tasks.states import Event, State, allowed
+from handlers.tasks.submission import Submission, TaskType
+from handlers.tasks.timeline import TimelineEntry, parse_timeline
+
+TYPE = "email"
+LOG = UUID(int=77)
+GRACE = 15.0
+
+
+def submission(**changes: Any) -> Submission:
+    """A task that is due now."""
+    return Submission(**({"id": uuid7(), "type": TYPE, "payload": '{"to": "x"}', "max_attempts": 8} | changes))
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One database: `settings` reach it as the program does, `direct` is a connection past any pooler."""
+
+    settings: PostgresSettings
+    database: Database
+    direct: Any
+
+    @classmethod
+    @asynccontextmanager
+    async def over(cls, settings: PostgresSettings, database: Database) -> AsyncIterator[Scene]:
+        direct = await asyncpg.connect(settings.migrate_dsn.get_secret_value() if settings.migrate_dsn else "")
+        try:
+            yield cls(settings, database, direct)
+        finally:
+            await direct.close()
+
+    @property
+    def tasks(self) -> Tasks:
+        return Tasks(self.database)
+
+    @property
+    def publishing(self) -> Publishing:
+        return Publishing(self.database, GRACE)
+
+    @property
+    def upkeep(self) -> Upkeep:
+        return Upkeep(self.database)
+
+    @property
+    def circuits(self) -> Circuits:
+        return Circuits(self.database)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        return DeadLetters(self.database)
+
+    # What happens to tasks ------------------------------------------------------------------------------------------
+
+    async def register(self, name: str, ambiguous: str = "resend", provider: str | None = None) -> None:
+        await TaskTypes(self.database).register(TaskType(name, "{}", 8, ambiguous, provider))
+
+    async def accepted(self, count: int = 1, *, grace: float = GRACE, **changes: Any) -> list[UUID]:
+        """New tasks at version 1; whoever accepted them has promised to publish them within the grace."""
+        made = [submission(**changes) for _ in range(count)]
+        await self.tasks.insert(made, grace)
+        return [each.id for each in made]
+
+    async def confirm(self, tasks: Sequence[UUID], version: int = 1) -> None:
+        places = [Confirmation(task, version, LOG, 0, offset) for offset, task in enumerate(tasks)]
+        await self.publishing.confirm(places)
+
+    async def worker(self, **changes: Any) -> Claims:
+        """A worker that has beaten once."""
+        row = Worker(**({"id": uuid7(), "handler": "x", "label": "x@host:1", "pid": 1, "origin": None} | changes))
+        claims = Claims(self.database, row)
+        assert await claims.beat(0)
+        return claims
+
+    async def running(self, worker: Claims, count: int = 1, **changes: Any) -> list[Claim]:
+        """Tasks that `worker` has claimed."""
+        tasks = await self.accepted(count, **changes)
+        await self.confirm(tasks)
+        return list(await worker.claim(changes.get("type", TYPE), dict.fromkeys(tasks, 1)))
+
+    async def settle(self, worker: Claims, claim: Claim, decision: Decision) -> Settled:
+        (settled,) = await worker.settle([Settlement(claim.id, claim.version, decision)])
+        return settled
+
+    async def lose(self, worker: Claims) -> None:
+        """The worker has not beaten for a minute."""
+        await self.sql("UPDATE workers SET beat_at = now() - interval '1 minute' WHERE id = $1", worker.worker.id)
+
+    async def make_due(self, *tasks: UUID) -> None:
+        """Their time to be published has come."""
+        await self.sql("UPDATE due SET publish_at = now() - interval '1 second' WHERE task_id = ANY($1)", tasks)
+
+    # What stands in the tables --------------------------------------------------------------------------------------
+
+    async def sql(self, statement: str, *arguments: Any) -> list[Any]:
+        return list(await self.direct.fetch(statement, *arguments))
+
+    async def row(self, task: UUID) -> Row:
+        return await self.direct.fetchrow("SELECT * FROM tasks WHERE id = $1", task)
+
+    async def state(self, task: UUID) -> tuple[str, int]:
+        """(state, version)."""
+        row = await self.row(task)
+        return row["state"], row["version"]
+
+    async def timeline(self, task: UUID) -> list[TimelineEntry]:
+        return parse_timeline((await self.row(task))["timeline"])
+
+    async def events(self, task: UUID) -> list[str]:
+        return [entry["event"] for entry in await self.timeline(task)]
+
+    async def due(self, task: UUID, *, dead: bool = False) -> Row | None:
+        """The task's row in what is due; `wait` is seconds until it is."""
+        row = "SELECT *, extract(epoch FROM publish_at - now())::float8 AS wait FROM due"
+        return await self.direct.fetchrow(f"{row} WHERE task_id = $1 AND dead = $2", task, dead)
+
+    async def claims(self) -> set[tuple[UUID, int]]:
+        """(id, version) of what runs."""
+        return {(row["task_id"], row["version"]) for row in await self.sql("SELECT * FROM claims")}
+
+    async def check_transitions(self) -> None:
+        """Every step of every timeline is a row of the table of transitions."""
+        for row in await self.sql("SELECT id, state, timeline FROM tasks"):
+            entries = parse_timeline(row["timeline"])
+            if any("times" in entry for entry in entries) or not entries:
+                continue  # folded: neighbours there were none in life
+            assert (entries[0]["event"], entries[0]["state"]) == ("accepted", "scheduled")
+            for before, after in pairwise(entries):
+                step = Event(after["event"]), State(before["state"]), State(after["state"])
+                assert allowed(*step), (row["id"], *step)
+            assert entries[-1]["state"] == row["state"], (row["id"], entries)
+
+    async def check_whereabouts(self) -> None:
+        """What is neither ended nor held is where somebody will find it: due, in Kafka, or under a lease."""
+        lost = await self.sql(
+            """
+            SELECT t.id, t.state, t.version, d.version AS due, c.version AS claimed, t.published_offset
+            FROM tasks t LEFT JOIN due d ON d.task_id = t.id AND NOT d.dead LEFT JOIN claims c ON c.task_id = t.id
+            WHERE CASE t.state
+                WHEN 'scheduled' THEN d.version IS DISTINCT FROM t.version OR c.version IS NOT NULL
+                WHEN 'queued' THEN t.published_log IS NULL OR t.published_offset IS NULL OR c.version IS NOT NULL
+                WHEN 'running' THEN c.version IS DISTINCT FROM t.version OR t.claim_version IS DISTINCT FROM t.version
+                ELSE c.version IS NOT NULL
+            END
+            """
+        )
+        assert not lost, lost

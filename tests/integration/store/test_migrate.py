@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handlers.local.servers import PostgresServer
+from handlers.store.database import Database
+from handlers.store.errors import SchemaTooOld, StoreError, StoreUnavailable
+from handlers.store.migrate import migrate, migrations
+from handlers.store.settings import PostgresSettings
+from handlers.store.tasks import Tasks
+from tests.conftest import NewDatabase
+from tests.integration.store.scene import submission
+
+_numbers = count(1)
+MIGRATE = """
+import asyncio, os
+from handlers.store.migrate import migrate
+from handlers.store.settings import PostgresSettings
+print(len(asyncio.run(migrate(PostgresSettings.model_validate({"dsn": os.environ["DSN"]})))))
+"""
+
+
+@asynccontextmanager
+async def empty(postgres: PostgresServer) -> AsyncIterator[tuple[PostgresSettings, Any]]:
+    """A database without any schema, and a connection to it."""
+    name = f"migrate_{next(_numbers)}"
+    administrator = await asyncpg.connect(postgres.dsn)
+    await administrator.execute(f"CREATE DATABASE {name}")
+    await administrator.close()
+    dsn = postgres.dsn_of(name)
+    connection = await asyncpg.connect(dsn)
+    yield PostgresSettings.model_validate({"dsn": dsn}), connection
+    await connection.close()
+
+
+def test_the_steps_are_numbered_without_a_gap() -> None:
+    assert [migration.version for migration in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+async def test_a_second_run_has_nothing_to_do(postgres: PostgresServer) -> None:
+    async with empty(postgres) as (settings, _):
+        assert await migrate(settings) == migrations()
+        assert await migrate(settings) == []
+
+
+async def test_six_connections_at_once_take_turns(postgres: PostgresServer) -> None:
+    async with empty(postgres) as (settings, connection):
+        applied = await asyncio.gather(*(migrate(settings) for _ in range(6)))
+        assert sorted(map(len, applied)) == [0] * 5 + [len(migrations())]
+        assert await connection.fetchval("SELECT count(*) FROM schema_migrations") == len(migrations())
+
+
+async def test_four_processes_at_once_take_turns(postgres: PostgresServer) -> None:
+    async with empty(postgres) as (settings, _):
+        environment = {"DSN": settings.dsn.get_secret_value(), "PATH": ""}
+        processes = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-c", MIGRATE, env=environment, stdout=asyncio.subprocess.PIPE
+            )
+            for _ in range(4)
+        ]
+        said = [(await process.communicate())[0].decode().strip() for process in processes]
+        assert sorted(said) == ["0", "0", "0", str(len(migrations()))]
+
+
+async def test_a_step_that_fails_leaves_nothing_behind(postgres: PostgresServer) -> None:
+    async with empty(postgres) as (settings, connection):
+        await connection.execute("CREATE TABLE leaders (mine integer)")  # somebody else's table stands in the way
+        with pytest.raises(StoreError, match="leaders"):
+            await migrate(settings)
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        assert [row["tablename"] for row in tables] == ["leaders"]
+
+
+async def test_a_database_of_a_newer_release_is_accepted(new_database: NewDatabase) -> None:
+    settings = await new_database()
+    assert settings.migrate_dsn is not None
+    connection = await asyncpg.connect(settings.migrate_dsn.get_secret_value())
+    await connection.execute("INSERT INTO schema_migrations (version, name) VALUES (9999, 'of the future')")
+    await connection.execute("ALTER TABLE tasks ADD COLUMN of_the_future text")
+    await connection.close()
+    assert await migrate(settings) == []
+    database = Database(settings)
+    await database.open()
+    task = submission()
+    await Tasks(database).insert([task], 0.0)
+    row = await Tasks(database).get(task.id, "default")
+    assert row is not None
+    await database.close()
+
+
+async def test_a_database_that_was_not_migrated_says_what_to_do(postgres: PostgresServer) -> None:
+    async with empty(postgres) as (settings, _):
+        database = Database(settings)
+        await database.open()
+        with pytest.raises(SchemaTooOld, match="taskflux migrate"):
+            await Tasks(database).insert([submission()], 0.0)
+        await database.close()
+
+
+@pytest.mark.parametrize(
+    ("dsn", "error"),
+    [
+        ("postgresql://x@127.0.0.1:1/x", StoreUnavailable),
+        ("postgresql://x@127.0.0.1:port/x", StoreError),
+        ("mysql://x@127.0.0.1/x", StoreError),
+    ],
+    ids=["nobody listens", "no port", "another database"],
+)
+async def test_a_dsn_that_leads_nowhere_is_a_sentence(dsn: str, error: type[StoreError]) -> None:
+    with pytest.raises(error):
+        await migrate(PostgresSettings.model_validate({"dsn": dsn, "connect_timeout": 5.0}))
+
+
+async def test_a_user_or_a_database_that_is_not_there_is_a_sentence(postgres: PostgresServer) -> None:
+    for dsn in (postgres.dsn_of("nowhere"), postgres.dsn.replace("postgres:", "somebody:", 1)):
+        with pytest.raises(StoreUnavailable, match="TASKFLUX_POSTGRES__DSN"):
+            await migrate(PostgresSettings.model_validate({"dsn": dsn}))

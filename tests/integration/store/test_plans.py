@@ -1,0 +1,87 @@
+"""No statement of the daily work scans a table, whatever the planner knows of its size, and updates stay in place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+
+from handlers.store.claims import Settlement
+from handlers.store.queries import query
+from handlers.tasks.decision import succeeded
+from tests.integration.store.scene import TYPE, Scene
+
+DAILY = (
+    "insert_tasks", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm", "take_due",
+    "take_dead", "confirm_dead", "expire_waiting", "requeue", "audit_page", "add_dead_letters",
+)  # fmt: skip
+SMALL = {"task_types", "workers", "claims"}
+"""Tables that stay small enough to be read as a whole: the sweep does."""
+
+
+FILL = """
+INSERT INTO tasks (id, type, state, version, max_attempts, payload)
+SELECT uuidv7(interval '1 microsecond' * n), 'email',
+       (ARRAY['scheduled', 'queued', 'running', 'succeeded', 'dead'])[n % 5 + 1], 1, 8, repeat('x', 100)
+FROM generate_series(1, $1::integer) AS n
+"""
+
+
+@pytest.mark.parametrize("size", [0, 30_000])
+async def test_no_statement_of_the_daily_work_scans_a_table(size: int, own_scene: Scene) -> None:
+    scene = own_scene
+    await scene.sql(FILL, size)
+    await scene.sql(
+        "INSERT INTO due SELECT id, state = 'dead', type, version, now(), now() FROM tasks"
+        " WHERE state IN ('scheduled', 'dead')"
+    )
+    await scene.sql("INSERT INTO claims SELECT id, id, type, version FROM tasks WHERE state = 'running'")
+    if size:  # as autovacuum would: it leaves the partitions of weeks to come alone
+        (row,) = await scene.sql("SELECT DISTINCT tableoid::regclass::text AS partition FROM tasks")
+        await scene.direct.execute(f"ANALYZE {row['partition']}; ANALYZE due; ANALYZE claims")
+    await scene.direct.execute("SET plan_cache_mode = force_generic_plan")
+    scans = {name: found for name in (*DAILY, "sweep") if (found := await scanned(scene, name))}
+    assert scans == {}
+
+
+async def scanned(scene: Scene, name: str) -> set[str]:
+    """Tables, the small ones aside, that the generic plan of the statement reads from beginning to end."""
+    statement = query(name)
+    arguments = len(set(re.findall(r"\$\d+", statement)))
+    await scene.direct.execute(f"PREPARE planned AS {statement}")
+    (row,) = await scene.sql(f"EXPLAIN (FORMAT JSON) EXECUTE planned({', '.join(['NULL'] * arguments)})")
+    await scene.direct.execute("DEALLOCATE planned")
+    found, nodes = set(), [json.loads(row[0])[0]["Plan"]]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("Plans", [])
+        if node["Node Type"] == "Seq Scan":
+            found.add(node["Relation Name"])
+    return found - SMALL
+
+
+async def test_what_a_task_goes_through_updates_its_row_in_place(own_scene: Scene) -> None:
+    scene, worker = own_scene, await own_scene.worker()
+    for _ in range(5):
+        tasks = await scene.accepted(200, payload='{"text": "' + "x" * 200 + '"}')
+        await scene.confirm(tasks)
+        claims = await worker.claim(TYPE, dict.fromkeys(tasks, 1))
+        await worker.settle([Settlement(claim.id, claim.version, succeeded({"id": 7})) for claim in claims])
+    updates, in_place = await updates_of_tasks(scene, 3000)
+    assert updates == 3000
+    assert in_place / updates > 0.85
+
+
+async def updates_of_tasks(scene: Scene, expected: int) -> tuple[int, int]:
+    """Updates of tasks since the database was made, and how many of them wrote no index."""
+    await scene.database.close()  # a connection reports what it did at the latest when it ends
+    async with asyncio.timeout(10):
+        while True:
+            (row,) = await scene.sql(
+                "SELECT sum(n_tup_upd)::integer AS updates, sum(n_tup_hot_upd)::integer AS in_place"
+                " FROM pg_stat_user_tables WHERE relname LIKE 'tasks_%'"
+            )
+            if row["updates"] >= expected:
+                return row["updates"], row["in_place"]

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from handlers.store.claims import NOTE_LENGTH, Settled, Settlement
+from handlers.store.errors import RefusedData
+from handlers.store.group_commit import GroupCommit
+from handlers.tasks.decision import Decision, hand_back, succeeded
+from handlers.tasks.states import Event, State
+from tests.integration.store.scene import TYPE, Scene
+
+RETRY = Decision(Event.RETRY, State.SCHEDULED, 60.0, error_class="Transient", reason="later")
+DEAD = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")
+HELD = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")
+
+
+async def test_a_success_ends_the_task_with_its_result(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    settled = await scene.settle(worker, claim, succeeded({"id": "7"}))
+    assert settled.written
+    assert not settled.late
+    row = await scene.row(claim.id)
+    assert (row["state"], row["result"], row["error_class"], row["worker"]) == ("succeeded", '{"id": "7"}', None, None)
+    assert await scene.claims() == set()
+    assert await scene.due(claim.id) is None
+
+
+async def test_a_retry_is_due_after_its_delay_at_the_version_of_the_claim(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, RETRY)
+    due = await scene.due(claim.id)
+    assert due is not None
+    assert due["version"] == claim.version
+    assert due["wait"] == pytest.approx(60, abs=5)
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"], row["error_reason"]) == ("scheduled", 1, "later")
+
+
+async def test_a_hand_back_is_due_at_once_and_costs_nothing(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, hand_back("drain", handbacks=2))
+    due, row = await scene.due(claim.id), await scene.row(claim.id)
+    assert due is not None
+    assert due["wait"] <= 0
+    assert (row["attempts"], row["handbacks"]) == (0, 2)
+
+
+async def test_a_death_is_owed_to_the_dead_letter_topic(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, DEAD)
+    due = await scene.due(claim.id, dead=True)
+    assert due is not None
+    assert (due["version"], due["wait"] <= 0) == (claim.version, True)
+    assert await scene.due(claim.id) is None
+
+
+async def test_a_held_task_is_due_nowhere(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, HELD)
+    assert await scene.state(claim.id) == ("uncertain", claim.version)
+    assert await scene.due(claim.id) is None
+    assert await scene.due(claim.id, dead=True) is None
+
+
+async def test_progress_is_there_for_the_next_attempt_until_newer_is_noted(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, Decision(Event.RETRY, State.SCHEDULED, result={"sent": 2}))
+    (second,) = await worker.claim(TYPE, {claim.id: claim.version})
+    assert second.progress == '{"sent": 2}'
+    await scene.settle(worker, second, RETRY)
+    (third,) = await worker.claim(TYPE, {claim.id: second.version})
+    assert third.progress == '{"sent": 2}'
+
+
+async def test_the_same_settlement_again_changes_nothing(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, RETRY)
+    before = await scene.row(claim.id)
+    assert await scene.settle(worker, claim, RETRY) == Settled(False)
+    assert await scene.settle(worker, claim, succeeded(None)) == Settled(False)
+    assert await scene.row(claim.id) == before
+
+
+@pytest.mark.parametrize("decision", [succeeded(None), DEAD], ids=["succeeded", "dead"])
+@pytest.mark.parametrize("published", [False, True], ids=["scheduled", "queued"])
+async def test_a_late_outcome_wins_while_nobody_has_claimed_again(
+    decision: Decision, published: bool, scene: Scene
+) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.lose(worker)
+    await scene.upkeep.sweep(30, 100, 1000)
+    if published:
+        await scene.confirm([claim.id], claim.version + 1)
+    settled = await scene.settle(worker, claim, decision)
+    assert (settled.written, settled.late) == (True, True)
+    assert await scene.state(claim.id) == (decision.state, claim.version + 2)
+    # The record that is under way, or still to be sent, finds nothing.
+    other = await scene.worker()
+    assert await other.claim(TYPE, {claim.id: claim.version + 1}) == []
+    await scene.make_due(claim.id)
+    assert await scene.publishing.take(TYPE, 10) == []
+    assert await scene.due(claim.id) is None
+
+
+@pytest.mark.parametrize("decision", [succeeded(None), DEAD], ids=["succeeded", "dead"])
+async def test_a_late_outcome_decides_a_held_task(decision: Decision, scene: Scene) -> None:
+    await scene.register(TYPE, "hold")
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.lose(worker)
+    await scene.upkeep.sweep(30, 100, 1000)
+    assert (await scene.state(claim.id))[0] == "uncertain"
+    assert (await scene.settle(worker, claim, decision)).late
+    assert (await scene.state(claim.id))[0] == decision.state
+
+
+@pytest.mark.parametrize("decision", [RETRY, HELD, hand_back("drain")], ids=["retry", "held", "handed back"])
+async def test_a_late_outcome_that_is_no_outcome_changes_nothing(decision: Decision, scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.lose(worker)
+    await scene.upkeep.sweep(30, 100, 1000)
+    before = await scene.row(claim.id)
+    assert not (await scene.settle(worker, claim, decision)).written
+    assert await scene.row(claim.id) == before
+
+
+@pytest.mark.parametrize("decision", [succeeded(None), DEAD, RETRY], ids=["succeeded", "dead", "retry"])
+async def test_a_late_outcome_loses_once_somebody_has_claimed_again(decision: Decision, scene: Scene) -> None:
+    zombie, heir = await scene.worker(), await scene.worker()
+    (claim,) = await scene.running(zombie)
+    await scene.lose(zombie)
+    await scene.upkeep.sweep(30, 100, 1000)
+    (again,) = await heir.claim(TYPE, {claim.id: claim.version + 1})
+    assert not (await scene.settle(zombie, claim, decision)).written
+    assert await scene.state(claim.id) == ("running", again.version)
+    assert await scene.claims() == {(claim.id, again.version)}
+    assert (await scene.settle(heir, again, succeeded(None))).written
+
+
+async def test_a_batch_settles_each_task_its_own_way(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 4)
+    decisions = [succeeded({"n": 1}), RETRY, DEAD, HELD]
+    # In no order of ids.
+    batch = [Settlement(c.id, c.version, d) for c, d in zip(claims, decisions, strict=True)]
+    answers = await worker.settle([batch[2], batch[0], batch[3], batch[1]])
+    assert all(answer.written for answer in answers)
+    states = [(await scene.state(claim.id))[0] for claim in claims]
+    assert states == ["succeeded", "scheduled", "dead", "uncertain"]
+
+
+async def test_no_settlements_are_no_statement(scene: Scene) -> None:
+    assert await (await scene.worker()).settle([]) == []
+
+
+async def test_a_reason_that_postgresql_refuses_is_written_as_well_as_it_goes(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    reason = "nul \x00, lone \ud800, pipe | and\nline"
+    await scene.settle(worker, claim, Decision(Event.RETRY, State.SCHEDULED, error_class="Transient", reason=reason))
+    assert (await scene.row(claim.id))["error_reason"] == "nul \ufffd, lone ?, pipe | and\nline"
+    assert (await scene.timeline(claim.id))[-1]["note"] == "Transient: nul \ufffd, lone ?, pipe / and line"
+
+
+async def test_the_timeline_keeps_the_beginning_of_a_long_reason_and_the_task_all_of_it(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    reason = "x" * 100_000
+    await scene.settle(worker, claim, Decision(Event.RETRY, State.SCHEDULED, error_class="Crash", reason=reason))
+    assert (await scene.row(claim.id))["error_reason"] == reason
+    assert len((await scene.timeline(claim.id))[-1]["note"]) == NOTE_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [
+        ({"at": datetime(2026, 1, 1, tzinfo=UTC)}, '{"at": "2026-01-01 00:00:00+00:00"}'),
+        ({"x": {"y": {1}}}, '{"x": {"y": "{1}"}}'),
+        ({"nul": "\x00\ud800"}, r'{"nul": "\u0000\ud800"}'),
+        ({(1, 2): "no key"}, "{}"),
+    ],
+    ids=["a date", "a set", "texts that jsonb refuses", "a key that is no text"],
+)
+async def test_a_result_that_json_does_not_know_is_no_reason_to_forget_the_success(
+    result: dict[str, object], kept: str, scene: Scene
+) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    assert (await scene.settle(worker, claim, succeeded(result))).written
+    assert (await scene.row(claim.id))["result"] == kept
+
+
+async def test_a_result_that_json_cannot_bear_at_all_is_kept_as_text(scene: Scene) -> None:
+    circle: dict[str, object] = {"price": float("nan")}
+    circle["again"] = circle
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    assert (await scene.settle(worker, claim, succeeded(circle))).written
+    assert "nan" in (await scene.row(claim.id))["result"]
+
+
+async def test_one_row_that_cannot_be_stored_does_not_hurt_the_199_others(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 200)
+    commit: GroupCommit[Settlement, Settled] = GroupCommit(worker.settle, identity=lambda each: each.id)
+    bad = Decision(Event.RETRY, State.SCHEDULED, 1e300)  # no interval is that long
+    waiting = [
+        commit.submit(Settlement(claim.id, claim.version, bad if place == 137 else succeeded(None)))
+        for place, claim in enumerate(claims)
+    ]
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[137], RefusedData)
+    assert all(isinstance(a, Settled) and a.written for place, a in enumerate(answers) if place != 137)
+    assert await scene.claims() == {(claims[137].id, 2)}
+
+
+async def test_a_settlement_of_a_task_that_is_gone_is_not_written(scene: Scene) -> None:
+    worker = await scene.worker()
+    assert await worker.settle([Settlement(uuid4(), 2, succeeded(None))]) == [Settled(False)]

@@ -1,0 +1,72 @@
+"""Task types for workers that are processes of their own, to be killed or halted: they leave their traces in files.
+
+An attempt appends `<attempt> <pid>` to the file `<task id>` in the directory `FRAIL_TRACES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from uuid import UUID
+
+from handlers import Receipt, Task, handler
+from tests.integration.system.scripted import QUICK, Script
+
+
+class Traces:
+    """What such handlers did, and how to let them go on."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def attempts(self, task: UUID) -> list[tuple[int, int]]:
+        """(attempt, process id) of each time the side effect of `task` was begun."""
+        try:
+            lines = (self._directory / str(task)).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [(int(attempt), int(pid)) for attempt, pid in map(str.split, lines)]
+
+    def add(self, task: UUID, attempt: int) -> None:
+        with (self._directory / str(task)).open("a") as file:
+            file.write(f"{attempt} {os.getpid()}\n")
+
+    def let_go(self, task: UUID) -> None:
+        """End the hanging of `task`."""
+        self._go(task).touch()
+
+    async def hang(self, task: UUID) -> None:
+        """Return once `task` is let go."""
+        while not self._go(task).exists():  # noqa: ASYNC110 - another process says so
+            await asyncio.sleep(0.02)
+
+    def _go(self, task: UUID) -> Path:
+        return self._directory / f"{task}.go"
+
+
+async def act(task: Task[Script]) -> Receipt:
+    traces = Traces(Path(os.environ["FRAIL_TRACES"]))
+    traces.add(task.id, task.attempt)
+    script = task.payload.script
+    if script[min(task.attempt, len(script)) - 1] == "hang":
+        await traces.hang(task.id)
+    return Receipt()
+
+
+@handler("frail", payload=Script, retry=QUICK)
+async def frail(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("frail-held", payload=Script, retry=QUICK, ambiguous="hold")
+async def frail_held(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("zombie", payload=Script, retry=QUICK, ambiguous="hold", concurrency=1)
+async def zombie(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+HANDLERS = (frail, frail_held, zombie)

@@ -1,0 +1,96 @@
+"""Records that are no task (guarantee 4)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from typing import Any
+
+from uuid_utils.compat import uuid7
+
+from handlers.stream.dead import DeadTask, encode_dead
+from handlers.stream.record import Headers, OutRecord
+from handlers.stream.topics import dead_letter_topic
+from tests.integration.system.stack import Row, Stack, eventually
+
+HEADERS: Headers = (("who", b"\x00\xff"), ("who", None), ("traceparent", b"no trace"))
+
+
+async def test_poison_is_a_dead_letter_with_its_bytes_untouched_and_stops_no_partition(stack: Stack) -> None:
+    seen = random.Random(7)
+    payloads: list[tuple[str, bytes | None]] = [
+        ("NotJson", b"not json"),
+        ("NotJson", seen.randbytes(500)),
+        ("NotJson", b""),
+        ("NotJson", b"[" * 90_000),
+        ("NoValue", None),
+        ("UnknownShape", b"[1]"),
+        ("UnknownShape", b'{"taskType":"scripted","taskId":"no","version":1}'),
+        ("UnknownShape", json.dumps({"taskType": "scripted", "taskId": str(uuid7()), "version": -1}).encode()),
+        ("UnknownType", b'{"taskType":"nobody-knows","taskId":"x","version":1}'),
+        ("TooLarge", seen.randbytes(200_000)),
+        ("TooLarge", seen.randbytes(400_000)),  # beyond what the dead-letter topic takes
+    ]
+    await _produce_and_find(stack, payloads)
+    for partition_key in (b"a", b"b", b"c", b"d"):  # every partition goes on
+        await stack.produce(OutRecord(stack.topic("scripted"), partition_key, b"{}", HEADERS))
+    await stack.until_all(await stack.submit_many("scripted", 20), "succeeded")
+
+    async def taken() -> bool:
+        return await stack.lag("scripted") == 0
+
+    await eventually(taken, "all offsets are committed")
+
+
+async def _produce_and_find(stack: Stack, payloads: list[tuple[str, bytes | None]]) -> None:
+    topic = stack.topic("scripted")
+    records = [OutRecord(topic, b"key\x00%d" % number, value, HEADERS) for number, (_, value) in enumerate(payloads)]
+    places = await stack.produce(*records)
+    for (error_class, value), record, place in zip(payloads, records, places, strict=True):
+        letter = await _letter_from(stack, topic, place.partition, place.offset)
+        assert (letter["error_class"], letter["record_key"]) == (error_class, record.key)
+        assert letter["record_value"] == value
+        assert _headers(letter) == [list(header) for header in HEADERS]
+
+
+async def test_the_sink_stores_a_dead_letter_once_and_a_malformed_one_too(stack: Stack) -> None:
+    task = await stack.submit("scripted", ["permanent"])
+    letter = await stack.dead_letter(task)
+    topic = dead_letter_topic(stack.settings.kafka.topic_prefix)
+    again = encode_dead(DeadTask(task, "scripted", letter["task_version"], "Permanent", 1))
+    malformed = OutRecord(topic, b"\xff", b"\x00 nothing of ours", HEADERS)
+    places = await stack.produce(OutRecord(topic, *again), OutRecord(topic, *again), malformed)
+    found = await _letter_from(stack, topic, places[2].partition, places[2].offset)
+    assert (found["error_class"], found["record_key"], found["record_value"]) == (
+        "MalformedDeadLetter",
+        b"\xff",
+        b"\x00 nothing of ours",
+    )
+    assert _headers(found) == [list(header) for header in HEADERS]
+
+    async def taken() -> bool:
+        held = await stack.positions.read(f"{stack.settings.kafka.topic_prefix}taskflux.dlq-sink", topic)
+        return held is not None and held.lag == 0
+
+    await eventually(taken, "the sink has taken everything")
+    assert (await stack.dead_letter(task))["id"] == letter["id"]
+    assert (letter["error_class"], letter["reason"], letter["attempts"]) == ("Permanent", "never", 1)
+
+
+async def _letter_from(stack: Stack, topic: str, partition: int, offset: int) -> Row:
+    """The one dead letter of the record that stood there, once it is stored."""
+    origin = {"topic": topic, "partition": partition, "offset": offset}
+
+    async def stored() -> Any:
+        return await stack.sql.fetch(
+            "SELECT * FROM dead_letters WHERE origin::jsonb @> $1::jsonb AND task_id IS NULL", json.dumps(origin)
+        )
+
+    (letter,) = await eventually(stored, f"the dead letter from {topic}[{partition}]:{offset} is stored")
+    return letter
+
+
+def _headers(letter: Row) -> list[list[Any]]:
+    headers = json.loads(letter["record_headers"])
+    return [[name, None if value is None else base64.b64decode(value)] for name, value in headers]

@@ -1,0 +1,75 @@
+"""A provider that is away, or that refuses us (guarantee 5)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from handlers import Misconfigured, Unavailable
+from tests.integration.system.scripted import World
+from tests.integration.system.stack import Stack, eventually
+
+
+@pytest.mark.parametrize("away", [Unavailable, Misconfigured])
+async def test_a_providers_outage_spends_no_attempts_and_fills_neither_kafka_nor_the_dead_letters(
+    stack: Stack, world: World, away: type[Unavailable] | type[Misconfigured]
+) -> None:
+    world.away = away
+    tasks = await stack.submit_many("provided", 20)
+    await _circuit(stack, is_open=True)
+    await _probed(world)  # a second has passed: everybody knows
+    await _handed_back(stack, tasks)
+
+    # While it is open, nothing is published but probes.
+    published, probes = await stack.published("provided"), await _probes(stack)
+    tasks += await stack.submit_many("provided", 20)
+    expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
+    expiring = await stack.submit("provided", expiresAt=expires_at.isoformat())
+    assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
+    await _handed_back(stack, tasks)
+    assert await stack.published("provided") - published <= await _probes(stack) - probes
+    assert await stack.metric("taskflux_circuit_open", provider="outside") == 1
+    assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
+    assert await stack.sql.fetchval("SELECT count(*) FROM dead_letters WHERE task_id = ANY($1)", tasks) == 0
+
+    # It heals by itself.
+    world.away = None
+    for row in await stack.until_all(tasks, "succeeded"):
+        assert row["attempts"] == world.effects(row["id"]) == 1
+    await _circuit(stack, is_open=False)
+    assert world.effects(expiring) == 0
+
+
+async def _circuit(stack: Stack, *, is_open: bool) -> None:
+    async def so() -> bool:
+        row = await stack.sql.fetchrow("SELECT open FROM circuits WHERE provider = 'outside'")
+        return row is not None and row["open"] is is_open
+
+    await eventually(so, f"the circuit is {'open' if is_open else 'closed'}")
+
+
+async def _probed(world: World) -> None:
+    checks = world.checks
+
+    async def so() -> bool:
+        return world.checks > checks
+
+    await eventually(so, "it is probed")
+
+
+async def _probes(stack: Stack) -> int:
+    probes: int = await stack.sql.fetchval("SELECT probes FROM circuits WHERE provider = 'outside'")
+    return probes
+
+
+async def _handed_back(stack: Stack, tasks: list[UUID]) -> None:
+    """All wait in PostgreSQL, no attempt is spent, and the lag is zero. (A probe may be on its way just now.)"""
+
+    async def so() -> bool:
+        rows = await stack.rows(tasks)
+        waiting = all(row["state"] == "scheduled" and row["attempts"] == 0 for row in rows)
+        return waiting and await stack.lag("provided") == 0
+
+    await eventually(so, "all are handed back")
