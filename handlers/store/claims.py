@@ -112,12 +112,13 @@ class Claims:
         """Write these outcomes in one statement; one answer for each."""
         if not settlements:
             return []
-        decisions = [settlement.decision for settlement in settlements]
-        ids = [settlement.id for settlement in settlements]
+        batch = sorted(settlements, key=lambda settlement: settlement.id)
+        decisions = [settlement.decision for settlement in batch]
+        ids = [settlement.id for settlement in batch]
         rows = await self.database.fetch(
             "settle",
             ids,
-            [settlement.version for settlement in settlements],
+            [settlement.version for settlement in batch],
             [decision.state for decision in decisions],
             [decision.event for decision in decisions],
             [decision.delay for decision in decisions],
@@ -127,11 +128,11 @@ class Claims:
             [decision.error_class for decision in decisions],
             [None if decision.reason is None else storable(decision.reason) for decision in decisions],
             [_note(decision) for decision in decisions],
-            min(ids),
-            max(ids),
+            ids[0],
+            ids[-1],
         )
         written = {row["id"]: Settled(True, row["late"], row["age"]) for row in rows}
-        return [written.get(task, Settled(False)) for task in ids]
+        return [written.get(settlement.id, Settled(False)) for settlement in settlements]
 
 
 def _claim(row: Row) -> Claim:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from handlers.store.database import Database
+from handlers.store.database import Database, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,19 @@ class Publishing:
 
     async def take(self, task_type: str, limit: int) -> Sequence[Due]:
         """Promise to publish up to `limit` tasks that are due now."""
-        rows = await self.database.fetch("take_due", task_type, limit, self.grace)
+        found = _versions(await self.database.fetch("due_now", task_type, limit))
+        if not found:
+            return []
+        ids = list(found)
+        rows = await self.database.fetch("take_due", ids, list(found.values()), ids[0], ids[-1], self.grace)
         return [Due(row["id"], task_type, row["version"], row["key"], row["traceparent"]) for row in rows]
 
     async def take_dead(self, limit: int) -> Sequence[DeadDue]:
         """Promise to publish up to `limit` dead letters."""
-        rows = await self.database.fetch("take_dead", limit, self.grace)
+        ids = sorted(row["task_id"] for row in await self.database.fetch("dead_now", limit))
+        if not ids:
+            return []
+        rows = await self.database.fetch("take_dead", ids, ids[0], ids[-1], self.grace)
         return [
             DeadDue(
                 row["id"],
@@ -102,4 +109,14 @@ class Publishing:
 
     async def expire(self, limit: int) -> Sequence[str]:
         """End waiting tasks whose expiresAt has passed; their types."""
-        return [row["type"] for row in await self.database.fetch("expire_waiting", limit)]
+        found = _versions(await self.database.fetch("expired_now", limit))
+        if not found:
+            return []
+        ids = list(found)
+        rows = await self.database.fetch("expire_waiting", ids, list(found.values()), ids[0], ids[-1])
+        return [row["type"] for row in rows]
+
+
+def _versions(rows: Sequence[Row]) -> dict[UUID, int]:
+    """Id → version, in the order of the ids."""
+    return dict(sorted((row["task_id"], row["version"]) for row in rows))

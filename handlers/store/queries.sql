@@ -1,14 +1,16 @@
 -- Every statement of the store, by name. Python never concatenates SQL.
 --
--- Three rules hold for all of them:
+-- Four rules hold for all of them:
 --   * A transition compares and sets (id, state, version); what does not match changes nothing.
 --   * A batch locks its task rows first, in the order of their ids (a CTE with ORDER BY … FOR UPDATE). The lock of a
---     task's row guards its rows in `due` and `claims` too, so nothing locks those before it.
---   * $least and $greatest ids of a batch stand beside `= ANY`, so that only its partitions are looked at. Where the
---     ids come from another table they are made an array first: `= ANY` of an array is an index scan whatever the
---     planner knows of the tables' sizes, a join may become a scan of everything.
--- A statement that touches rows in `due` without the lock of their tasks never waits for them (SKIP LOCKED): whoever
--- holds such a row deletes it or gives it a newer version.
+--     task's row guards its rows in `due` and `claims` too, so nothing locks those before it. Who touches rows in `due`
+--     without it never waits for them (SKIP LOCKED): whoever holds such a row deletes it or gives it a newer version.
+--   * A batch comes as arrays, sorted by id, with its least and greatest id beside `= ANY`, so that only its partitions
+--     are looked at; what belongs to an id is found in another array at width_bucket(id, ids).
+--   * A statement that locks rows never joins tasks on their id, nor bounds it by what it only learns on the way: such a
+--     plan prunes partitions while it runs, and PostgreSQL 18 before 18.7 then corrupts its memory when a row that it
+--     waited for has changed (https://github.com/postgres/postgres/commit/1b5dd3a). `= ANY` of an array is an index scan
+--     whatever the planner knows of the tables' sizes, too.
 
 -- name: insert_tasks
 -- A group commit of submissions. A repeated idempotency key inserts nothing and is answered by find_keys.
@@ -59,19 +61,17 @@ FROM tasks WHERE id = $1 AND tenant = $2;
 
 -- name: claim
 -- A batch of records becomes running tasks of one worker; the payload comes with the claim.
-WITH input AS (
-    SELECT * FROM unnest($1::uuid[], $2::integer[]) AS i (id, version)
-), locked AS (
-    SELECT t.id FROM tasks t JOIN input i ON i.id = t.id
+WITH locked AS (
+    SELECT t.id FROM tasks t
     WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
-      AND t.version = i.version AND t.state IN ('scheduled', 'queued') AND t.type = $5
-    ORDER BY t.id FOR UPDATE OF t
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state IN ('scheduled', 'queued') AND t.type = $5
+    ORDER BY t.id FOR UPDATE
 ), claimed AS (
     UPDATE tasks t
     SET state = 'running', version = t.version + 1, claim_version = t.version + 1, attempts = t.attempts + 1,
         worker = $6, updated_at = now(),
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || $7)
-    FROM locked WHERE t.id = locked.id AND t.id BETWEEN $3 AND $4
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $3 AND $4
     RETURNING t.id, t.version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload, t.metadata,
               t.traceparent, t.created_at, t.due_at, t.expires_at <= now() AS expired, t.result
 ), leased AS (
@@ -86,40 +86,44 @@ SELECT *, extract(epoch FROM now() - due_at)::float8 AS waited FROM claimed;
 SELECT t.id, t.version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload, t.metadata,
        t.traceparent, t.created_at, t.expires_at <= now() AS expired, t.result,
        extract(epoch FROM now() - t.due_at)::float8 AS waited
-FROM tasks t JOIN unnest($1::uuid[], $2::integer[]) AS i (id, version) ON i.id = t.id
-WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
-  AND t.state = 'running' AND t.worker = $5 AND t.claim_version = t.version AND t.version = i.version + 1;
+FROM tasks t
+WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4 AND t.state = 'running' AND t.worker = $5
+  AND t.claim_version = t.version AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] + 1;
 
 -- name: settle
 -- A batch of outcomes. A claim whose lease ran out still wins with `succeeded` or `dead` while nobody has claimed the
 -- task again.
-WITH input AS (
+WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
-        $1::uuid[], $2::integer[], $3::text[], $4::text[], $5::float8[], $6::integer[], $7::integer[], $8::text[],
-        $9::text[], $10::text[], $11::text[]
-    ) AS i (id, version, state, event, delay, given_back, handbacks, result, error_class, reason, note)
+        $2::integer[], $3::text[], $4::text[], $5::float8[], $6::integer[], $7::integer[], $8::text[], $9::text[],
+        $10::text[], $11::text[]
+    ) WITH ORDINALITY AS i (version, state, event, delay, given_back, handbacks, result, error_class, reason, note, place)
 ), locked AS (
-    SELECT t.id, t.state <> 'running' AS late FROM tasks t JOIN input i ON i.id = t.id
-    WHERE t.id = ANY($1) AND t.id BETWEEN $12 AND $13 AND t.claim_version = i.version
-      AND (t.state = 'running' AND t.version = i.version
-           OR t.state IN ('scheduled', 'queued', 'uncertain') AND i.state IN ('succeeded', 'dead'))
-    ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $12 AND $13
+      AND t.claim_version = ($2::integer[])[width_bucket(t.id, $1::uuid[])]
+      AND (t.state = 'running' AND t.version = t.claim_version
+           OR t.state IN ('scheduled', 'queued', 'uncertain')
+              AND ($3::text[])[width_bucket(t.id, $1::uuid[])] IN ('succeeded', 'dead'))
+    ORDER BY t.id FOR UPDATE
 ), settled AS (
     UPDATE tasks t
-    SET state = i.state, version = t.version + locked.late::integer, claim_version = NULL, worker = NULL,
+    SET state = i.state, version = t.version + (t.state <> 'running')::integer, claim_version = NULL, worker = NULL,
         attempts = t.attempts - i.given_back, handbacks = i.handbacks, updated_at = now(),
         due_at = CASE WHEN i.state = 'scheduled' THEN now() + make_interval(secs => i.delay) ELSE t.due_at END,
         result = COALESCE(i.result, t.result), error_class = i.error_class, error_reason = i.reason,
         timeline = timeline_add(
             t.timeline,
             (SELECT timeline_now()) || '|'
-            || CASE WHEN NOT locked.late THEN i.event WHEN i.state = 'succeeded' THEN 'late-success' ELSE 'late-death' END
+            || CASE WHEN t.state = 'running' THEN i.event WHEN i.state = 'succeeded' THEN 'late-success' ELSE 'late-death' END
             || '|' || i.state || '|' || (t.attempts - i.given_back) || '|1|' || i.note)
-    FROM locked JOIN input i ON i.id = locked.id WHERE t.id = locked.id AND t.id BETWEEN $12 AND $13
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, locked.late,
+    FROM input i
+    WHERE i.place = width_bucket(t.id, $1::uuid[])
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $12 AND $13
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, t.version <> i.version AS late,
               extract(epoch FROM now() - t.created_at)::float8 AS age
 ), released AS (
-    DELETE FROM claims c USING input i WHERE c.task_id = i.id AND c.task_id = ANY($1) AND c.version = i.version
+    DELETE FROM claims c WHERE c.task_id = ANY($1) AND c.version = ($2::integer[])[width_bucket(c.task_id, $1::uuid[])]
 ), waiting AS (
     INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
     SELECT id, state = 'dead', type, version, CASE WHEN state = 'dead' THEN now() ELSE due_at END, expires_at
@@ -130,25 +134,27 @@ SELECT id, late, age FROM settled;
 
 -- name: confirm
 -- Kafka has the records: what is due is done with, unless the record was taken (or published again) meanwhile.
-WITH input AS (
-    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::integer[], $5::bigint[])
-        AS i (id, version, log, "partition", "offset")
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($3::uuid[], $4::integer[], $5::bigint[]) WITH ORDINALITY AS i (log, "partition", "offset", place)
 ), locked AS (
-    SELECT t.id FROM tasks t JOIN input i ON i.id = t.id
-    WHERE t.id = ANY($1) AND t.id BETWEEN $6 AND $7 AND t.version = i.version AND t.state = 'scheduled'
-    ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $6 AND $7
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE
 ), queued AS (
     UPDATE tasks t
     SET state = 'queued', updated_at = now(), published_log = i.log, published_partition = i."partition",
         published_offset = i."offset",
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|published|queued|' || t.attempts || '|1|')
-    FROM locked JOIN input i ON i.id = locked.id WHERE t.id = locked.id AND t.id BETWEEN $6 AND $7
+    FROM input i
+    WHERE i.place = width_bucket(t.id, $1::uuid[])
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $6 AND $7
     RETURNING t.id
 ), done AS MATERIALIZED (
-    SELECT d.task_id FROM due d JOIN input i ON i.id = d.task_id
-    WHERE d.task_id = ANY($1) AND NOT d.dead AND d.version = i.version
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY($1) AND NOT d.dead AND d.version = ($2::integer[])[width_bucket(d.task_id, $1::uuid[])]
       AND (SELECT count(*) FROM queued) >= 0  -- after the tasks are locked: PostgreSQL leaves what nobody reads for last
-    ORDER BY d.task_id FOR UPDATE OF d SKIP LOCKED
+    ORDER BY d.task_id FOR UPDATE SKIP LOCKED
 )
 DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND NOT d.dead;
 
@@ -162,63 +168,58 @@ CROSS JOIN LATERAL (
 UNION ALL
 (SELECT NULL, extract(epoch FROM publish_at - now())::float8 FROM due WHERE dead ORDER BY publish_at LIMIT 1);
 
+-- name: due_now
+SELECT task_id, version FROM due WHERE type = $1 AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT $2;
+
 -- name: take_due
 -- Whoever publishes first says so: publish_at moves by the grace and the version rises. Rows whose task has moved on
 -- (its record overtook the confirmation, or it was cancelled) are dropped.
-WITH candidates AS MATERIALIZED (
-    SELECT task_id, version FROM due
-    WHERE type = $1 AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT $2
-), batch AS MATERIALIZED (
-    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
-), waiting AS MATERIALIZED (
-    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
-    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND t.version = c.version AND t.state = 'scheduled'
+WITH waiting AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state = 'scheduled'
 ), locked AS (
-    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
-    WHERE t.id = ANY(ARRAY(SELECT id FROM waiting))
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND t.version = c.version AND t.state = 'scheduled'
-    ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE SKIP LOCKED
 ), bumped AS (
     UPDATE tasks t SET version = t.version + 1
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked))
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $3 AND $4
     RETURNING t.id, t.version, t.key, t.traceparent
 ), moved AS (
-    UPDATE due d SET publish_at = now() + make_interval(secs => $3), version = d.version + 1
+    UPDATE due d SET publish_at = now() + make_interval(secs => $5), version = d.version + 1
     WHERE d.task_id = ANY(ARRAY(SELECT id FROM bumped)) AND NOT d.dead
 ), stale AS MATERIALIZED (
-    SELECT d.task_id FROM due d JOIN candidates c ON c.task_id = d.task_id
-    WHERE d.task_id = ANY((SELECT ids FROM batch)::uuid[]) AND NOT d.dead AND d.version = c.version
-      AND c.task_id NOT IN (SELECT id FROM waiting)
-    FOR UPDATE OF d SKIP LOCKED
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY($1) AND NOT d.dead AND d.version = ($2::integer[])[width_bucket(d.task_id, $1::uuid[])]
+      AND d.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE SKIP LOCKED
 ), dropped AS (
     DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
 )
 SELECT id, version, key, traceparent FROM bumped;
 
+-- name: dead_now
+SELECT task_id FROM due WHERE dead AND publish_at <= now() ORDER BY publish_at LIMIT $1;
+
 -- name: take_dead
 -- Dead letters that are owed to their topic. They are told apart by (task id, version), so a repeat does no harm.
 WITH candidates AS MATERIALIZED (
     SELECT task_id, version FROM due
-    WHERE dead AND publish_at <= now() ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED
-), batch AS MATERIALIZED (
-    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
+    WHERE task_id = ANY($1) AND dead AND publish_at <= now() ORDER BY task_id FOR UPDATE SKIP LOCKED
 ), known AS MATERIALIZED (
-    SELECT t.id, c.version, t.type, t.error_class, t.attempts, t.traceparent
-    FROM tasks t JOIN candidates c ON c.task_id = t.id
-    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    SELECT t.id, t.type, t.error_class, t.attempts, t.traceparent FROM tasks t
+    WHERE t.id = ANY(ARRAY(SELECT task_id FROM candidates)) AND t.id BETWEEN $2 AND $3
 ), moved AS (
-    UPDATE due d SET publish_at = now() + make_interval(secs => $2)
+    UPDATE due d SET publish_at = now() + make_interval(secs => $4)
     WHERE d.task_id = ANY(ARRAY(SELECT id FROM known)) AND d.dead
 ), stale AS (
     DELETE FROM due d
     WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM candidates EXCEPT SELECT id FROM known)) AND d.dead
 )
-SELECT id, version, type, error_class, attempts, traceparent FROM known;
+SELECT k.id, c.version, k.type, k.error_class, k.attempts, k.traceparent
+FROM known k JOIN candidates c ON c.task_id = k.id;
 
 -- name: confirm_dead
 WITH done AS MATERIALIZED (
@@ -227,36 +228,32 @@ WITH done AS MATERIALIZED (
 )
 DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND d.dead;
 
+-- name: expired_now
+SELECT task_id, version FROM due WHERE NOT dead AND expires_at <= now() ORDER BY expires_at LIMIT $1;
+
 -- name: expire_waiting
 -- Tasks that waited beyond their expiresAt.
-WITH candidates AS MATERIALIZED (
-    SELECT task_id, version FROM due WHERE NOT dead AND expires_at <= now() ORDER BY expires_at LIMIT $1
-), batch AS MATERIALIZED (
-    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
-), waiting AS MATERIALIZED (
-    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
-    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND t.version = c.version AND t.state = 'scheduled'
+WITH waiting AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state = 'scheduled'
 ), locked AS (
-    SELECT t.id FROM tasks t JOIN candidates c ON c.task_id = t.id
-    WHERE t.id = ANY(ARRAY(SELECT id FROM waiting))
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND t.version = c.version AND t.state = 'scheduled'
-    ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE SKIP LOCKED
 ), expired AS (
     UPDATE tasks t
     SET state = 'dead', version = t.version + 1, updated_at = now(), error_class = 'Expired',
         error_reason = 'it was still waiting when its expiresAt passed',
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|died|dead|' || t.attempts || '|1|Expired')
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked))
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $3 AND $4
     RETURNING t.id, t.type, t.version
 ), stale AS MATERIALIZED (
-    SELECT d.task_id FROM due d JOIN candidates c ON c.task_id = d.task_id
-    WHERE d.task_id = ANY((SELECT ids FROM batch)::uuid[]) AND NOT d.dead AND d.version = c.version
-      AND c.task_id NOT IN (SELECT id FROM waiting)
-    FOR UPDATE OF d SKIP LOCKED
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY($1) AND NOT d.dead AND d.version = ($2::integer[])[width_bucket(d.task_id, $1::uuid[])]
+      AND d.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM due d
     WHERE d.task_id = ANY(ARRAY(SELECT id FROM expired UNION ALL SELECT task_id FROM stale)) AND NOT d.dead
@@ -289,47 +286,50 @@ UPDATE workers SET ended = true WHERE origin = $1 AND NOT ended AND ($2::integer
 -- Seconds since PostgreSQL started: workers could not renew while it was away.
 SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8;
 
+-- name: lapsed
+-- Claims whose lease ran out. $1: lease in seconds, or NULL to look only at leases that were ended.
+SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
+WHERE w.ended OR $1::float8 IS NOT NULL AND (w.id IS NULL OR w.beat_at < now() - make_interval(secs => $1))
+LIMIT $2;
+
 -- name: sweep
--- Claims whose lease ran out: resend or hold, as the type's policy says. $1: lease in seconds, or NULL to look only at
--- leases that were ended; $3: rows a second that may be published again, the first in $4 seconds.
-WITH lapsed AS MATERIALIZED (
-    SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
-    WHERE w.ended OR $1::float8 IS NOT NULL AND (w.id IS NULL OR w.beat_at < now() - make_interval(secs => $1))
-    LIMIT $2
-), batch AS MATERIALIZED (
-    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM lapsed
+-- Resend or hold lapsed claims, as the type's policy says, unless their worker has beaten again. $6: lease in seconds, or
+-- NULL; $7: rows a second that may be published again, the first in $8 seconds.
+WITH alive AS MATERIALIZED (
+    SELECT id FROM workers WHERE NOT ended AND ($6::float8 IS NULL OR beat_at >= now() - make_interval(secs => $6))
+), held AS MATERIALIZED (
+    SELECT array_agg(type) AS types FROM task_types WHERE ambiguous = 'hold'
 ), locked AS (
-    SELECT t.id, tt.ambiguous IS NOT DISTINCT FROM 'hold' AS hold, row_number() OVER () AS place
-    FROM (
-        SELECT t.id, t.type FROM tasks t JOIN lapsed l ON l.task_id = t.id
-        WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
-          AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-          AND t.state = 'running' AND t.version = l.version AND t.worker = l.worker
-        ORDER BY t.id FOR UPDATE OF t
-    ) AS t LEFT JOIN task_types tt ON tt.type = t.type
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $4 AND $5 AND t.state = 'running'
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])]
+      AND t.worker = ($3::uuid[])[width_bucket(t.id, $1::uuid[])] AND t.worker NOT IN (SELECT id FROM alive)
+    ORDER BY t.id FOR UPDATE
 ), swept AS (
     UPDATE tasks t
-    SET state = CASE WHEN hold THEN 'uncertain' ELSE 'scheduled' END, version = t.version + 1, updated_at = now(),
-        due_at = CASE WHEN hold THEN t.due_at ELSE now() END,
+    SET state = CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN 'uncertain' ELSE 'scheduled' END,
+        version = t.version + 1, updated_at = now(),
+        due_at = CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN t.due_at ELSE now() END,
         error_class = 'Ambiguous', error_reason = 'the worker that ran it was lost',
         timeline = timeline_add(
-            t.timeline, (SELECT timeline_now()) || '|lease-ran-out|' || CASE WHEN hold THEN 'uncertain' ELSE 'scheduled' END
+            t.timeline,
+            (SELECT timeline_now()) || '|lease-ran-out|'
+            || CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN 'uncertain' ELSE 'scheduled' END
             || '|' || t.attempts || '|1|')
-    FROM locked
-    WHERE t.id = locked.id AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-    RETURNING t.id, t.type, t.state, t.version, t.expires_at, locked.place
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $4 AND $5
+    RETURNING t.id, t.type, t.state, t.version, t.expires_at
 ), released AS (
-    DELETE FROM claims c USING lapsed l
-    WHERE c.task_id = l.task_id AND c.task_id = ANY((SELECT ids FROM batch)::uuid[])
-      AND c.version = l.version AND c.worker = l.worker
+    DELETE FROM claims c
+    WHERE c.task_id = ANY($1) AND c.version = ($2::integer[])[width_bucket(c.task_id, $1::uuid[])]
+      AND c.worker = ($3::uuid[])[width_bucket(c.task_id, $1::uuid[])] AND c.worker NOT IN (SELECT id FROM alive)
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version, now() + make_interval(secs => $4 + (place - 1) / $3::float8), expires_at
+    SELECT id, type, version, now() + make_interval(secs => $8 + (row_number() OVER (ORDER BY id) - 1) / $7::float8),
+           expires_at
     FROM swept WHERE state = 'scheduled' ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
 )
-SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state
-UNION ALL SELECT NULL, NULL, count(*)::integer FROM lapsed;
+SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
 
 -- name: forget_workers
 -- Workers that are gone and hold nothing.
@@ -350,17 +350,16 @@ FROM last LEFT JOIN page p ON p.state = 'queued';
 -- name: requeue
 -- Kafka no longer owes these queued tasks: compared and set first, published after, at $5 rows a second, the first
 -- in $6 seconds.
-WITH input AS (
-    SELECT * FROM unnest($1::uuid[], $2::integer[]) AS i (id, version)
-), locked AS (
-    SELECT t.id FROM tasks t JOIN input i ON i.id = t.id
-    WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4 AND t.state = 'queued' AND t.version = i.version
-    ORDER BY t.id FOR UPDATE OF t
+WITH locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4
+      AND t.version = ($2::integer[])[width_bucket(t.id, $1::uuid[])] AND t.state = 'queued'
+    ORDER BY t.id FOR UPDATE
 ), requeued AS (
     UPDATE tasks t
     SET state = 'scheduled', version = t.version + 1, updated_at = now(),
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|not-owed|scheduled|' || t.attempts || '|1|')
-    FROM locked WHERE t.id = locked.id AND t.id BETWEEN $3 AND $4
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $3 AND $4
     RETURNING t.id, t.type, t.version, t.expires_at
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)

@@ -66,13 +66,12 @@ class Upkeep:
 
         They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says.
         """
-        looked_at, tasks = 0, {}
-        for row in await self.database.fetch("sweep", lease, limit, rate, start):
-            if row["type"] is None:
-                looked_at = row["tasks"]
-            else:
-                tasks[row["type"], row["state"]] = row["tasks"]
-        return Swept(looked_at, tasks)
+        lapsed = sorted(await self.database.fetch("lapsed", lease, limit), key=lambda claim: claim["task_id"])
+        if not lapsed:
+            return Swept(0, {})
+        ids, versions, workers = zip(*lapsed, strict=True)
+        rows = await self.database.fetch("sweep", ids, versions, workers, ids[0], ids[-1], lease, rate, start)
+        return Swept(len(lapsed), {(row["type"], row["state"]): row["tasks"] for row in rows})
 
     async def end_leases_of(self, origin: str, pid: int | None = None) -> int:
         """End the leases of a supervisor's former run, or of one child that died; how many."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ async def _look(
     return Outcome(
         number,
         seconds,
-        burst.Counter(states),
+        Counter(states),
         await ledger.retried(["email", "sms"]),
         await ledger.dead_letters(),
         counts["email"],

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from random import Random
 from uuid import UUID
 
+from uuid_utils.compat import uuid7
+
 from handlers.store.claims import Claim, Claims, Settlement
 from handlers.store.publishing import Confirmation, Due, Publishing
 from handlers.store.upkeep import FIRST_ID
@@ -99,7 +101,9 @@ class Bustle:
 
 
 async def test_everybody_at_once_in_any_order_loses_nothing(scene: Scene) -> None:
-    tasks = [submission(max_attempts=1000) for _ in range(TASKS)]
+    next_week = uuid7().int + (7 * 86_400_000 << 80)
+    ids = [uuid7() if n % 3 else UUID(int=next_week + n) for n in range(TASKS)]  # two partitions
+    tasks = [submission(id=task, max_attempts=1000) for task in ids]
     await scene.tasks.insert(tasks, 0.0)
     bustle = Bustle(scene, [await scene.worker() for _ in range(WORKERS)])
     seed = int(os.environ.get("TASKFLUX_TEST_SEED", "7"))
