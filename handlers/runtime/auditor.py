@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from handlers.runtime import metrics
@@ -52,13 +53,14 @@ class Auditor:
             took = loop.time() - began
             await asyncio.sleep(max(self._interval, took / SHARE))
 
-    async def audit(self) -> int:
-        """Look through all tasks once; how many had to be published again."""
-        requeued, after = 0, FIRST_ID
+    async def audit(self) -> Counter[str]:
+        """Look through all tasks once; how many of each type have to be published again."""
+        requeued: Counter[str] = Counter()
+        after = FIRST_ID
         while True:
             last, queued = await self._upkeep.audit_page(after, PAGE)
             if queued:
-                requeued += await self._requeue(await self._not_owed(queued))
+                requeued.update(await self._requeue(await self._not_owed(queued)))
             if last is None:
                 return requeued
             after = last
@@ -70,14 +72,14 @@ class Auditor:
             seen[task_type] = await self._positions.read(group, topic)
         return [task for task in queued if not owed(task, seen[task.type])]
 
-    async def _requeue(self, lost: Sequence[Published]) -> int:
+    async def _requeue(self, lost: Sequence[Published]) -> Mapping[str, int]:
         if not lost:
-            return 0
+            return {}
         counts = await self._upkeep.requeue(lost, self._rate)
         for task_type, tasks in counts.items():
             metrics.REQUEUED.labels(task_type).inc(tasks)
             log.warning("Kafka lost records that are published again", extra={"type": task_type, "tasks": tasks})
-        return sum(counts.values())
+        return counts
 
 
 def owed(task: Published, positions: TopicPositions | None) -> bool:

@@ -13,9 +13,7 @@ from tests.integration.system.stack import Stack
 
 
 @pytest_asyncio.fixture(scope="session")
-async def stack(
-    new_database: NewDatabase, kafka_settings: KafkaSettings, valkey: ValkeyServer
-) -> AsyncIterator[Stack]:
+async def stack(new_database: NewDatabase, kafka_settings: KafkaSettings, valkey: ValkeyServer) -> AsyncIterator[Stack]:
     """One TaskFlux for the session; tests are apart by their task ids."""
     kafka = kafka_settings.model_copy(update={"topic_prefix": "system-"})
     redis = RedisSettings.model_validate({"url": valkey.url})
@@ -27,6 +25,7 @@ async def stack(
 
 @pytest_asyncio.fixture
 async def world() -> AsyncIterator[World]:
-    """What the scripted handlers see; the provider is back after the test."""
+    """What the scripted handlers see; the provider is back and nothing is mended after the test."""
     yield WORLD
     WORLD.away = False
+    WORLD.mended = False

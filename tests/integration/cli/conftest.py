@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from handlers.local.servers import ValkeyServer
+from handlers.store.settings import RedisSettings
+from handlers.stream.settings import KafkaSettings
+from tests.conftest import NewDatabase
+from tests.integration.cli.command import Command
+from tests.integration.system.stack import Stack
+
+
+@pytest_asyncio.fixture(scope="session")
+async def stack(new_database: NewDatabase, kafka_settings: KafkaSettings, valkey: ValkeyServer) -> AsyncIterator[Stack]:
+    """A TaskFlux that the command is called against, apart from the other tests' by its topics' prefix."""
+    kafka = kafka_settings.model_copy(update={"topic_prefix": "cli-"})
+    redis = RedisSettings.model_validate({"url": valkey.url})
+    stack = await Stack.create(await new_database(), kafka, redis)
+    await stack.start_all()
+    yield stack
+    await stack.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def taskflux(stack: Stack) -> Command:
+    """The command with the environment of that TaskFlux."""
+    return Command.of(stack.settings)
