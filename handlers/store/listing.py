@@ -39,7 +39,7 @@ LOOK: Final = 20_000
 LOOK_CLOSELY: Final = 2_000
 """Of those in a narrow table, how many tasks it reads where the narrow table does not know the answer alone."""
 APART: Final = 10.0
-"""Seconds that the time in an id (its maker's clock) may lie from `created_at` (PostgreSQL's) for a list to be exact."""
+"""Seconds that an id's time (its maker's clock) may lie from `created_at` (PostgreSQL's) for a list to be exact."""
 
 _NARROW: Final = frozenset({State.SCHEDULED, State.RUNNING, State.DEAD, State.UNCERTAIN, State.CANCELLED})
 _LAST_ID: Final = UUID(int=(1 << 128) - 1)
