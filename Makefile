@@ -60,6 +60,7 @@ docs: $(VENV)/.dev ## the pages that are made from the code
 	@{ echo '# Settings'; echo; \
 	  echo 'Read from the environment. This page is made by `make docs` from the classes that read them.'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
+	@$(BIN)/taskflux openapi > docs/openapi.json
 
 .PHONY: lock
 lock: $(VENV)/.dev ## requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for the newest versions)

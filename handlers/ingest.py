@@ -7,19 +7,28 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from handlers.http.app import create_app
+from handlers.http.dead_letter_desk import DeadLetterDesk
+from handlers.http.receipts import Msg91Webhook, ReportHooks
 from handlers.http.registry import TypeRegistry
 from handlers.http.server import CannotListen, serve
 from handlers.http.services import Hooks, Limits, Services
+from handlers.http.task_desk import TaskDesk
+from handlers.providers.msg91_settings import Msg91Settings
 from handlers.runtime import metrics
 from handlers.runtime.circuits import CircuitWatch
 from handlers.runtime.intake import Intake
 from handlers.runtime.process import Process, service
 from handlers.runtime.publisher import Publisher
-from handlers.runtime.settings import WrongSettings
+from handlers.runtime.settings import WrongSettings, load_provider
 from handlers.store.accelerator import Accelerator
 from handlers.store.circuits import Circuits
 from handlers.store.database import Database
+from handlers.store.dead_letter_browsing import DeadLetterShelf
+from handlers.store.dead_letter_replays import DeadLetterReplays
+from handlers.store.decisions import Decisions
+from handlers.store.listing import Listing
 from handlers.store.publishing import Publishing
+from handlers.store.receipts import Receipts
 from handlers.store.task_types import TaskTypes
 from handlers.store.tasks import Tasks
 from handlers.stream.producer import Producer
@@ -62,6 +71,14 @@ async def ingest(process: Process) -> None:
             started=lambda: process.health.started,
             limits=Limits(max_body_bytes=limit, max_item_bytes=limit),
             hooks=Counted(),
+            tasks=TaskDesk(Listing(database), Decisions(database)),
+            msg91_webhook=_msg91_webhook(database, accelerator),
+            dead_letters=DeadLetterDesk(
+                DeadLetterShelf(database),
+                DeadLetterReplays(database),
+                settings.kafka.topic_prefix,
+                lambda error_class, how: metrics.REPLAYED.labels(error_class, how).inc(),
+            ),
         )
         try:
             await serve(
@@ -82,6 +99,14 @@ def provider_of(registry: TypeRegistry, name: str) -> str | None:
     return registered.type.provider if registered else None
 
 
+def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook | None:
+    """Takes delivery reports where a secret is set."""
+    secret = load_provider("msg91", Msg91Settings).webhook_secret
+    if secret is None:
+        return None
+    return Msg91Webhook(secret.get_secret_value(), Receipts(database), accelerator, CountedReports())
+
+
 async def exposition(name: str, peers: Mapping[str, str]) -> tuple[bytes, str]:
     """This process's metrics, and where it has peers to speak for, theirs with them."""
     text, content_type = metrics.exposition()
@@ -100,3 +125,13 @@ class Counted(Hooks):
 
     def on_refused(self, slug: str) -> None:
         metrics.SUBMITTED.labels("", slug).inc()
+
+
+class CountedReports(ReportHooks):
+    """Delivery reports as metrics."""
+
+    def on_report(self, status: str) -> None:
+        metrics.REPORTS.labels(status).inc()
+
+    def on_first(self, task_type: str, before: str) -> None:
+        metrics.FIRST_REPORTS.labels(task_type, before).inc()

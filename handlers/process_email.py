@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from handlers.providers import smtp
-from handlers.providers.email import Email
+from handlers.providers.email import Email, SendsMail
 from handlers.runtime.handler import handler
 from handlers.tasks.model import Receipt, Task
 from handlers.tasks.policy import RetryPolicy
@@ -22,7 +22,13 @@ from handlers.tasks.policy import RetryPolicy
     # A second mail with the same Message-ID does less harm than none: most readers show it once.
     ambiguous="resend",
 )
-async def process_email(task: Task[Email], mail: smtp.Mailer) -> Receipt:
+async def process_email(task: Task[Email], mail: SendsMail) -> Receipt:
     """Send the mail to everybody who has not had it yet."""
-    result = await mail.send(task.payload, message_id=task.side_effect_id, date=task.created_at, progress=task.progress)
+    result = await mail.send(
+        task.payload,
+        message_id=task.side_effect_id,
+        date=task.created_at,
+        progress=task.progress,
+        attempt=task.attempt,
+    )
     return Receipt(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from handlers.providers import msg91
-from handlers.providers.sms import Sms
+from handlers.providers.sms import SendsSms, Sms
 from handlers.runtime.handler import handler
 from handlers.tasks.model import Receipt, Task
 
@@ -19,7 +19,7 @@ from handlers.tasks.model import Receipt, Task
     # MSG91 does not recognise a repeat, and each one costs money: a delivery report or a person decides.
     ambiguous="hold",
 )
-async def process_sms(task: Task[Sms], sms: msg91.Msg91) -> Receipt:
+async def process_sms(task: Task[Sms], sms: SendsSms) -> Receipt:
     """Hand the message over. Accepted is not delivered: the delivery report comes later."""
-    request_id = await sms.send(task.payload, crqid=task.side_effect_id)
+    request_id = await sms.send(task.payload, crqid=task.side_effect_id, attempt=task.attempt)
     return Receipt({"requestId": request_id, "status": "accepted"})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
+
+from handlers.cli.lazy import LazyGroup
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -16,7 +19,20 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    lazy={
+        "send": "handlers.cli.send:send",
+        "tasks": "handlers.cli.tasks:tasks",
+        "dead-letters": "handlers.cli.dead_letters:dead_letters",
+        "doctor": "handlers.cli.doctor:doctor",
+        "completion": "handlers.cli.completion:completion",
+        "openapi": "handlers.cli.openapi:openapi",
+        "prune": "handlers.cli.retention:prune",
+        "audit": "handlers.cli.retention:audit",
+    },
+)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def main() -> None:
     """Work outside the request: tasks over HTTP, kept in PostgreSQL, handed through Kafka to small handlers."""
@@ -24,7 +40,8 @@ def main() -> None:
 
 @main.command()
 @click.argument("handler")
-def run(handler: str) -> None:
+@click.option("--topic", help="For router: the topic of mixed types that it takes other producers' tasks from.")
+def run(handler: str, topic: str | None) -> None:
     """Run one HANDLER as a process: ingest, relay, process-email, … or one of your own, my_app.handlers:name."""
     from handlers.cli.loading import UnknownHandler, load
     from handlers.runtime.process import run as run_process
@@ -33,6 +50,10 @@ def run(handler: str) -> None:
         target = load(handler)
     except UnknownHandler as error:
         raise click.ClickException(str(error)) from error
+    if topic is not None:
+        if handler != "router":
+            raise click.UsageError("--topic is for router; every other handler's topic follows from its task type")
+        os.environ["TASKFLUX_ROUTER__TOPIC"] = topic
     sys.exit(run_process(target))
 
 

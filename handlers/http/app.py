@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-from uuid import UUID
-
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,15 +9,22 @@ from starlette.routing import Route
 
 from handlers.http.answers import to_json
 from handlers.http.batch import SubmitBatch
+from handlers.http.dead_letters import dead_letter_routes
+from handlers.http.decisions import TaskDecisions
+from handlers.http.listing import ListTasks
+from handlers.http.openapi.document import api_json
+from handlers.http.openapi.pages import documentation_routes
+from handlers.http.paths import task_id, unknown_task
 from handlers.http.probes import probe_routes
-from handlers.http.problems import EXCEPTION_HANDLERS, UNKNOWN_TASK, Problem
+from handlers.http.problems import EXCEPTION_HANDLERS
+from handlers.http.receipts import webhook_routes
+from handlers.http.registry import TypeRegistry
 from handlers.http.services import Services
 from handlers.http.submit import SubmitTask
+from handlers.http.task_desk import TaskDesk
 from handlers.http.views import task_document
 from handlers.tasks.states import State
 from handlers.tasks.submission import DEFAULT_TENANT
-
-_UUID_LENGTH: Final = 36
 
 
 def create_app(services: Services) -> Starlette:
@@ -43,9 +47,29 @@ def create_app(services: Services) -> Starlette:
             Route("/tasks", SubmitTask(services), methods=["POST"], name="submit_task"),
             Route("/tasks/batch", SubmitBatch(services), methods=["POST"], name="submit_batch"),
             Route("/tasks/{task_id}", get_task, methods=["GET"]),
+            *(task_routes(services, services.tasks) if services.tasks else ()),
+            *(dead_letter_routes(services, services.dead_letters) if services.dead_letters else ()),
+            *webhook_routes(services.msg91_webhook),
             *probe_routes(services.started, services.metrics),
+            *documentation_routes(lambda: api_json(_schemas(services.registry))),
         ]
     )
+
+
+def task_routes(services: Services, desk: TaskDesk) -> list[Route]:
+    """The routes of lists and decisions."""
+    decisions = TaskDecisions(services.reader, desk.decisions)
+    return [
+        Route("/tasks", ListTasks(desk.listing).page, methods=["GET"]),
+        Route("/tasks/{task_id}", decisions.cancel, methods=["DELETE"]),
+        Route("/tasks/{task_id}/resolve", decisions.resolve, methods=["POST"]),
+    ]
+
+
+def _schemas(registry: TypeRegistry) -> tuple[tuple[str, str], ...]:
+    """The known types with the JSON schemas of their payloads, sorted."""
+    found = ((name, registry.get(name)) for name in registry.names)
+    return tuple((name, registered.schema.text) for name, registered in found if registered is not None)
 
 
 def application(routes: list[Route]) -> Starlette:
@@ -53,22 +77,3 @@ def application(routes: list[Route]) -> Starlette:
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # a redirected POST is lost on clients that repeat it as a GET
     return app
-
-
-def task_id(text: str) -> UUID:
-    """The task id that stands in a path.
-
-    Raises:
-        Problem: 404, no task can have this id.
-    """
-    try:
-        if len(text) == _UUID_LENGTH:
-            return UUID(text)
-    except ValueError:
-        pass
-    raise unknown_task(text[:100])
-
-
-def unknown_task(text: str) -> Problem:
-    """The problem of an id that no task of the caller has."""
-    return Problem(UNKNOWN_TASK, f"no task has the id {text!r}; it may have been deleted after its retention")

@@ -11,6 +11,7 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from handlers.http.answers import PROBLEM, to_json
 from handlers.store.errors import RefusedData, SchemaTooOld, StoreError
@@ -47,16 +48,33 @@ MALFORMED_JSON: Final = _kind("malformed-json", 400, "The body is not JSON")
 BAD_REQUEST: Final = _kind("bad-request", 400, "The request cannot be understood")
 NOT_FOUND: Final = _kind("not-found", 404, "There is nothing at this address")
 UNKNOWN_TASK: Final = _kind("unknown-task", 404, "There is no such task")
+UNKNOWN_DEAD_LETTER: Final = _kind("unknown-dead-letter", 404, "There is no such dead letter")
+UNKNOWN_REPLAY: Final = _kind("unknown-replay", 404, "There is no such bulk replay")
 METHOD_NOT_ALLOWED: Final = _kind("method-not-allowed", 405, "This address does not know the method")
+ALREADY_REPLAYED: Final = _kind("already-replayed", 409, "The dead letter was sent again before")
+ALREADY_DISCARDED: Final = _kind("already-discarded", 409, "The dead letter was discarded")
+WRONG_STATE: Final = _kind("wrong-state", 409, "The task's state does not allow this")
+TASK_MOVED_ON: Final = _kind("task-moved-on", 409, "The task does not stand as the dead letter tells")
 TOO_LARGE: Final = _kind("too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE: Final = _kind("unsupported-media-type", 415, "The body's content type is not accepted here")
 INVALID_TASK: Final = _kind("invalid-task", 422, "The task is not valid")
 UNKNOWN_TASK_TYPE: Final = _kind("unknown-task-type", 422, "No worker has registered this task type")
 KEY_REUSED: Final = _kind("idempotency-key-reused", 422, "The idempotency key stands for another request")
+INVALID_RESOLUTION: Final = _kind("invalid-resolution", 422, "The decision is not valid")
+INVALID_QUERY: Final = _kind("invalid-query", 422, "The query is not valid")
+INVALID_REPLAY: Final = _kind("invalid-replay", 422, "The dead letter cannot be sent again like this")
+INVALID_DISCARD: Final = _kind("invalid-discard", 422, "The dead letter cannot be discarded like this")
+EMPTY_FILTER: Final = _kind("empty-filter", 422, "The filter is empty")
+INVALID_NOTIFICATION: Final = _kind("invalid-notification", 422, "The notification is not valid")
+DELIVERY_REFUSED: Final = _kind("delivery-refused", 422, "The message can never be delivered")
 REFUSED_DATA: Final = _kind("refused-data", 422, "The store refuses a value of the task")
 INTERNAL: Final = _kind("internal", 500, "TaskFlux failed")
+PROVIDER_UNAVAILABLE: Final = _kind("provider-unavailable", 502, "The provider is away")
+PROVIDER_MISCONFIGURED: Final = _kind("provider-misconfigured", 502, "The provider refuses this deployment")
+DELIVERY_DEFERRED: Final = _kind("delivery-deferred", 503, "The message is to be sent later")
 STORE_UNAVAILABLE: Final = _kind("store-unavailable", 503, "The store cannot be reached")
 NOT_STARTED: Final = _kind("not-started", 503, "The process has not started yet")
+DELIVERY_UNKNOWN: Final = _kind("delivery-unknown", 504, "The message may have been sent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +165,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return Problem(NOT_FOUND, f"nothing is served at {request.url.path[:200]}", headers=headers).response()
     if error.status_code == 405:
-        allowed = headers.get("Allow", "")
+        allowed = headers["Allow"] = ", ".join(sorted(_methods_at(request)))
         detail = f"{request.method} is not possible here; possible is {allowed}"
         return Problem(METHOD_NOT_ALLOWED, detail, headers=headers).response()
     kind = Kind("bad-request", error.status_code, error.detail)
     return Problem(kind, error.detail, headers=headers).response()
+
+
+def _methods_at(request: Request) -> set[str]:
+    """What the address knows, over all of its routes: each names only its own."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return methods
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from handlers.http.dead_letter_desk import DeadLetterDesk
+from handlers.http.receipts import Msg91Webhook
 from handlers.http.registry import TypeRegistry
+from handlers.http.task_desk import TaskDesk
 from handlers.http.trace import incoming_or_fresh
 from handlers.tasks.submission import Accepted, KeyReused, Submission
 
@@ -94,6 +97,9 @@ class Services:
         now: this process's clock; only to refuse times that make no sense.
         metrics: the text of `/metrics` and its content type.
         started: what `/readyz` says.
+        dead_letters: None serves none of their routes.
+        msg91_webhook: takes MSG91's delivery reports; None takes none.
+        tasks: None serves no lists and no decisions.
     """
 
     intake: Intake
@@ -106,3 +112,6 @@ class Services:
     hooks: Hooks = field(default_factory=Hooks)
     traceparent: Callable[[bytes | None], str] = incoming_or_fresh
     now: Callable[[], datetime] = _utc_now
+    dead_letters: DeadLetterDesk | None = None
+    msg91_webhook: Msg91Webhook | None = None
+    tasks: TaskDesk | None = None

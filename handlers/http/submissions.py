@@ -215,7 +215,13 @@ def _check_times(given: dict[str, Any], circumstances: Circumstances) -> list[Fi
     return errors
 
 
-def _moment(value: object) -> datetime:
+def moment(value: object) -> datetime:
+    """The time that a text says, in UTC.
+
+    Raises:
+        ValueError: with a sentence; it is none as RFC 3339 writes it.
+        OverflowError: it is beyond the years that can be reckoned with.
+    """
     match = _RFC3339.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("must be a time as RFC 3339 writes it, for example 2030-01-31T09:00:00Z")
@@ -258,9 +264,9 @@ def _metadata(value: object) -> dict[str, Any]:
 
 
 _READERS: Final[dict[str, Callable[[object], Any]]] = {
-    "scheduleAt": _moment,
+    "scheduleAt": moment,
     "delaySeconds": _delay,
-    "expiresAt": _moment,
+    "expiresAt": moment,
     "key": _key,
     "maxAttempts": _max_attempts,
     "metadata": _metadata,

@@ -14,20 +14,24 @@ from handlers.tasks.timeline import parse_timeline
 
 def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object of a task's row (columns of the query `get_task`)."""
+    whole = {"payload": stored_json(row["payload"]), "timeline": parse_timeline(row["timeline"])}
+    return task_summary(row) | whole
+
+
+def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without payload and timeline, as lists show it (columns of the queries `list_…`)."""
     document = {
         "taskId": str(row["id"]),
         "taskType": row["type"],
         "status": row["state"],
-        "payload": _document(row["payload"]),
         "attempts": row["attempts"],
         "maxAttempts": row["max_attempts"],
         "retryCount": max(row["attempts"] - 1, 0),
         "createdAt": rfc3339(row["created_at"]),
         "updatedAt": rfc3339(row["updated_at"]),
         "dueAt": rfc3339(row["due_at"]),
-        "result": _document(row["result"]),
+        "result": stored_json(row["result"]),
         "error": _error(row),
-        "timeline": parse_timeline(row["timeline"]),
     }
     return document | {name: value for name, value in _only_when_set(row).items() if value is not None}
 
@@ -43,14 +47,23 @@ def _only_when_set(row: Mapping[str, Any]) -> dict[str, Any]:
     traceparent: str | None = row["traceparent"]
     return {
         "key": row["key"],
-        "metadata": _document(row["metadata"]),
+        "metadata": stored_json(row["metadata"]),
         "expiresAt": rfc3339(expires_at) if expires_at else None,
         "replays": row["replays"] or None,
+        "delivery": _delivery(row),
         "traceId": traceparent[3:35] if traceparent else None,
     }
 
 
-def _document(text: str | None) -> Any:
+def _delivery(row: Mapping[str, Any]) -> Any:
+    """What the provider has reported of this replay's message, if anything. It is no outcome of the task."""
+    delivery = stored_json(row.get("delivery"))
+    if not isinstance(delivery, dict) or delivery.pop("replay", 0) != row["replays"]:
+        return None
+    return delivery
+
+
+def stored_json(text: str | None) -> Any:
     """What a stored JSON text says. A foreign record may hold what is nearly JSON: it is shown, not refused."""
     if text is None:
         return None

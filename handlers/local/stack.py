@@ -15,7 +15,7 @@ from handlers.local.processes import Process, run
 from handlers.local.servers import Broker, PostgresServer, ValkeyServer
 from handlers.local.supervisor import Part, Supervisor
 
-HANDLERS: Final = ("ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink")
+HANDLERS: Final = ("ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink")
 _COMMANDS: Final = ("migrate", "topics", "end-leases")
 _PREPARE_TIMEOUT: Final = 120.0
 

@@ -84,6 +84,18 @@ class Deliveries:
                 return self.deferred
 
 
+def merged(first: Mapping[str, JsonValue], second: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Two notes about one mail, which may know of different attempts: who has it in either has it."""
+    if not first or not second:
+        return second or first
+    delivered = {**_mapping(first.get("delivered")), **_mapping(second.get("delivered"))}
+    return {**first, **second, "delivered": delivered}
+
+
+def _mapping(value: JsonValue) -> Mapping[str, JsonValue]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _replies(noted: JsonValue, wanted: Sequence[str]) -> dict[str, str]:
     if not isinstance(noted, Mapping):
         return {}

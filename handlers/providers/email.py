@@ -5,12 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated, Any, Final
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from handlers.providers.addresses import MAX_RECIPIENTS, Address, Mailboxes, Recipients
+from handlers.tasks.errors import JsonValue
 
 MAX_TEXT: Final = 10_000_000
 """Characters of a body. What the whole message may weigh is a setting of the SMTP server's."""
@@ -53,6 +65,10 @@ def _decoded(value: Any) -> bytes:
         raise ValueError("content is not base64") from None
 
 
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
 class _Payload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
@@ -65,7 +81,10 @@ class Attachment(_Payload):
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$")
     ] = "application/octet-stream"
     content: Annotated[
-        bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+        bytes,
+        BeforeValidator(_decoded),
+        PlainSerializer(_encoded, when_used="json"),
+        WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
     ]
 
     @model_validator(mode="after")
@@ -113,3 +132,19 @@ class Email(_Payload):
     def recipients(self) -> list[Address]:
         """Who gets the mail, each once, in the order to, cc, bcc."""
         return list({address.envelope: address for address in [*self.to, *self.cc, *self.bcc]}.values())
+
+
+class SendsMail(Protocol):
+    """Sends mails: over SMTP (`smtp.Mailer`), or through the notification service."""
+
+    async def send(
+        self,
+        email: Email,
+        *,
+        message_id: str,
+        date: datetime,
+        progress: Mapping[str, JsonValue] | None = None,
+        attempt: int = 1,
+    ) -> Mapping[str, JsonValue]:
+        """See `smtp.Mailer.send`."""
+        ...

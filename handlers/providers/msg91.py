@@ -4,52 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Final
+from typing import Final
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from handlers.providers import notify
 from handlers.providers.msg91_answers import classify
+from handlers.providers.msg91_settings import Msg91Settings
 from handlers.providers.provider import provider
 from handlers.providers.sms import Sms
 from handlers.tasks.errors import Ambiguous, JsonValue, Misconfigured, TaskError, Transient, Unavailable
+
+__all__ = ["Msg91", "Msg91Settings", "connect"]
 
 PATH: Final = "/api/v5/flow/"
 
 _KEEP_ALIVE: Final = 2.0
 """Seconds that an idle connection is kept. A server that closes one just as we write leaves us not knowing whether it
 took the message; two seconds stay below what any server is likely to allow."""
-
-
-class Msg91Settings(BaseModel):
-    """MSG91, which sends our short messages."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    base_url: Annotated[
-        str, Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$", description="where the API is; the path is added")
-    ] = "https://control.msg91.com"
-    auth_key: Annotated[SecretStr, Field(description="the account's auth key")] = SecretStr("")
-    template_id: Annotated[str, Field(description="the flow that is sent where a task names none")] = ""
-    sender: Annotated[str | None, Field(description="sender id; unset: the template's")] = None
-    route: Annotated[str | None, Field(description="route; unset: the account's")] = None
-    short_url: Annotated[str, Field(pattern="^[01]$", description="1 shortens the URLs of a message")] = "0"
-    connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
-    read_timeout: Annotated[
-        float, Field(gt=0, description="seconds that an answer may take; after it nobody knows whether it was sent")
-    ] = 30.0
-    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 32
-    rate: Annotated[
-        float | None, Field(gt=0, description="messages a second, all processes together; unset: no limit")
-    ] = None
-
-    @field_validator("auth_key")
-    @classmethod
-    def _auth_key_is_a_header(cls, value: SecretStr) -> SecretStr:
-        key = value.get_secret_value()
-        if not key.isascii() or any(char.isspace() or not char.isprintable() for char in key):
-            raise ValueError("auth_key has a space or another character that cannot stand in a header")
-        return value
 
 
 class Msg91:
@@ -59,13 +31,14 @@ class Msg91:
         self._settings = settings
         self._http = http
 
-    async def send(self, sms: Sms, *, crqid: str) -> str:
+    async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
         """Hand one message over and return MSG91's request id. Taken is not delivered: that a webhook tells later.
 
         Args:
             sms: the message.
             crqid: our name for it, repeated in delivery reports; `[A-Za-z0-9_.-]`, at most 80. MSG91 does not use it
                 to recognise a repeat.
+            attempt: nothing to MSG91; the notification service recognises repeats by it.
 
         Raises:
             TaskError: what `msg91_answers.classify` makes of the answer, or of there being none.
@@ -106,7 +79,7 @@ class Msg91:
             ) from error
 
 
-@provider("msg91", settings=Msg91Settings)
+@provider("msg91", settings=Msg91Settings, through=notify.sms)
 @asynccontextmanager
 async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
     """A `Msg91` over a pool of HTTP connections.

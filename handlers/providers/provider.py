@@ -9,6 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
+from handlers.providers.notify_settings import NotifySettings
+
 C = TypeVar("C")
 S = TypeVar("S", bound=BaseModel)
 
@@ -31,15 +33,22 @@ class Provider(Generic[C]):
 
     `settings` names the model whose values come from the environment under `TASKFLUX_<NAME>__`; one of its fields may
     be `rate` (side effects a second, shared by all processes where there is a Redis). `connect` opens a client for
-    the life of a worker.
+    the life of a worker; `through` opens one that does the same through the notification service, which then holds
+    the settings in our place.
     """
 
     name: str
     settings: type[BaseModel]
     connect: Callable[[Any], AbstractAsyncContextManager[C]]
+    through: Callable[[NotifySettings], AbstractAsyncContextManager[Any]] | None = None
 
 
-def provider(name: str, *, settings: type[S]) -> Callable[[Callable[[S], AbstractAsyncContextManager[C]]], Provider[C]]:
+def provider(
+    name: str,
+    *,
+    settings: type[S],
+    through: Callable[[NotifySettings], AbstractAsyncContextManager[Any]] | None = None,
+) -> Callable[[Callable[[S], AbstractAsyncContextManager[C]]], Provider[C]]:
     """Declare an async context manager over a client as a provider.
 
     ::
@@ -50,6 +59,6 @@ def provider(name: str, *, settings: type[S]) -> Callable[[Callable[[S], Abstrac
     """
 
     def declare(connect: Callable[[S], AbstractAsyncContextManager[C]]) -> Provider[C]:
-        return Provider(name, settings, connect)
+        return Provider(name, settings, connect, through)
 
     return declare

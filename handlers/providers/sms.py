@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
@@ -52,3 +52,11 @@ class Sms(BaseModel):
         if taken:
             raise ValueError(f"variables may not set {' or '.join(taken)}: mobile and name do")
         return self
+
+
+class SendsSms(Protocol):
+    """Sends short messages: over MSG91 (`msg91.Msg91`), or through the notification service."""
+
+    async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
+        """See `msg91.Msg91.send`."""
+        ...

@@ -11,6 +11,7 @@ from typing import Final
 
 from aiosmtplib import SMTP
 
+from handlers.providers import notify
 from handlers.providers.addresses import Address
 from handlers.providers.deliveries import Deliveries
 from handlers.providers.email import Email
@@ -46,6 +47,7 @@ class Mailer:
         message_id: str,
         date: datetime,
         progress: Mapping[str, JsonValue] | None = None,
+        attempt: int = 1,
     ) -> dict[str, JsonValue]:
         """Send to every recipient who has neither got the mail nor been refused in an earlier attempt.
 
@@ -54,6 +56,7 @@ class Mailer:
             message_id: the part of Message-ID before the @; the same for every attempt.
             date: the Date header; the same for every attempt.
             progress: what the earlier attempts noted.
+            attempt: nothing to an SMTP server; the notification service recognises repeats by it.
 
         Returns:
             `{"messageId", "delivered", "refused", "deferred"}`; the last three map addresses to the server's replies.
@@ -114,7 +117,7 @@ class Mailer:
         return message
 
 
-@provider("smtp", settings=SmtpSettings)
+@provider("smtp", settings=SmtpSettings, through=notify.mails)
 @asynccontextmanager
 async def connect(settings: SmtpSettings) -> AsyncIterator[Mailer]:
     """A `Mailer`. It opens its first connection with its first mail: a server that is away stops no start.

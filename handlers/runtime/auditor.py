@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from handlers.runtime import metrics
@@ -54,15 +55,16 @@ class Auditor:
             log.debug("audited", extra={"requeued": requeued, "pause": pause})
             await asyncio.sleep(pause)
 
-    async def audit(self) -> int:
-        """Look through all tasks once; how many had to be published again."""
-        loop, requeued, after = asyncio.get_running_loop(), 0, FIRST_ID
+    async def audit(self) -> Counter[str]:
+        """Look through all tasks once; how many of each type have to be published again."""
+        requeued: Counter[str] = Counter()
+        loop, after = asyncio.get_running_loop(), FIRST_ID
         while True:
             began = loop.time()
             last, queued = await self._upkeep.audit_page(after, PAGE)
             self._looked += loop.time() - began
             if queued:
-                requeued += await self._requeue(await self._not_owed(queued))
+                requeued.update(await self._requeue(await self._not_owed(queued)))
             if last is None:
                 return requeued
             after = last
@@ -74,16 +76,16 @@ class Auditor:
             seen[task_type] = await self._positions.read(group, topic)
         return [task for task in queued if not owed(task, seen[task.type])]
 
-    async def _requeue(self, lost: Sequence[Published]) -> int:
+    async def _requeue(self, lost: Sequence[Published]) -> Mapping[str, int]:
         if not lost:
-            return 0
+            return {}
         now = asyncio.get_running_loop().time()
         counts = await self._upkeep.requeue(lost, self._pace.rate, self._pace.start(now))
         self._pace.took(sum(counts.values()), now)
         for task_type, tasks in counts.items():
             metrics.REQUEUED.labels(task_type).inc(tasks)
             log.warning("Kafka lost records that are published again", extra={"type": task_type, "tasks": tasks})
-        return sum(counts.values())
+        return counts
 
 
 def owed(task: Published, positions: TopicPositions | None) -> bool:

@@ -1,4 +1,4 @@
-"""What one relay of all does: the lease sweep, the auditor, expiry, partitions, and the depth metrics."""
+"""What one relay of all does: the lease sweep, the auditor, expiry, bulk replays, partitions, and the depth metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from uuid_utils.compat import uuid7
 
 from handlers.runtime import metrics
 from handlers.runtime.auditor import Auditor
+from handlers.runtime.bulk_replay import BulkReplays
 from handlers.runtime.pace import Pace
 from handlers.runtime.process import Process
+from handlers.store.dead_letter_replays import DeadLetterReplays
 from handlers.store.errors import StoreError
 from handlers.store.publishing import Publishing
+from handlers.store.receipts import Receipts
 from handlers.store.task_types import TaskTypes
 from handlers.store.upkeep import Upkeep
 from handlers.stream.errors import KafkaUnavailable
@@ -49,6 +52,8 @@ class Leader:
         self._types = TaskTypes(upkeep.database)
         self._auditor = auditor
         self._pace = Pace(self._settings.relay.requeue_rate)
+        self._receipts = Receipts(upkeep.database)
+        self._bulk_replays = BulkReplays(DeadLetterReplays(upkeep.database))
         self._id = uuid7()
         self._led_since: float | None = None
         self._last_tick = 0.0
@@ -89,6 +94,8 @@ class Leader:
         while types := await self._publishing.expire(SWEEP):
             for task_type in types:
                 metrics.ATTEMPTS.labels(task_type, "expired").inc()
+        await self._receipts.resolve_early(SWEEP)
+        await self._bulk_replays.tick()
         await self._keep_house(now)
 
     def _keep_auditing(self) -> None:

@@ -41,6 +41,32 @@ LATE_SETTLES: Final = Counter(
     ["type", "counted"],
 )
 DEAD_LETTERS: Final = Counter("taskflux_dead_letters", "Dead letters stored, by error class.", ["error_class"])
+REPLAYED: Final = Counter(
+    "taskflux_dead_letters_replayed",
+    "Dead letters sent again, by error class and by how: single, bulk, or mended into a new task.",
+    ["error_class", "how"],
+)
+NOTIFICATIONS: Final = Counter(
+    "taskflux_notifications",
+    "Notifications asked for over HTTP, by what became of them: accepted, repeated (not sent again), or the error.",
+    ["channel", "outcome"],
+)
+REPORTS: Final = Counter(
+    "taskflux_delivery_reports",
+    "Delivery reports by status, or by why they were not kept: repeated (it said no more than was known), unknown (no"
+    " such task, or one replayed since), unmatched (no id of ours), malformed.",
+    ["status"],
+)
+FIRST_REPORTS: Final = Counter(
+    "taskflux_first_reports",
+    "Tasks that got their first delivery report, by the state in which it found them. What succeeded"
+    ' (taskflux_attempts_total{outcome="succeeded"}) less what was reported in the states succeeded and running was'
+    " accepted and never reported, or not yet.",
+    ["type", "state"],
+)
+ADOPTED: Final = Counter(
+    "taskflux_adopted", "Records of other producers by outcome: adopted, repeated or poison.", ["type", "outcome"]
+)
 POISON: Final = Counter("taskflux_poison", "Records that were no task, by what was wrong.", ["error_class"])
 CIRCUIT_OPEN: Final = Gauge("taskflux_circuit_open", "1 while nothing is published for the provider.", ["provider"])
 RATE_WAIT: Final = Histogram(

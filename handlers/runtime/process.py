@@ -21,6 +21,9 @@ from handlers.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
+EVERYTHING = ("postgres", "kafka")
+"""The servers that a deployment cannot do without, unless it says otherwise."""
+
 
 class Serves(Protocol):
     """What `taskflux run` runs: a `Handler`, or a `Service`."""
@@ -39,16 +42,24 @@ class Service:
     name: str
     own_http: bool
     function: Callable[[Process], Awaitable[None]]
+    needs: tuple[str, ...] = EVERYTHING
 
     async def serve(self, process: Process) -> None:
         await self.function(process)
 
 
-def service(name: str, *, own_http: bool = False) -> Callable[[Callable[[Process], Awaitable[None]]], Service]:
-    """Declare an async function as a deployment; `own_http` when it answers the probes itself."""
+def service(
+    name: str, *, own_http: bool = False, needs: tuple[str, ...] = EVERYTHING
+) -> Callable[[Callable[[Process], Awaitable[None]]], Service]:
+    """Declare an async function as a deployment.
+
+    Args:
+        own_http: it answers the probes itself.
+        needs: the servers that must be set for it.
+    """
 
     def declare(function: Callable[[Process], Awaitable[None]]) -> Service:
-        return Service(name, own_http, function)
+        return Service(name, own_http, function, needs)
 
     return declare
 
@@ -102,7 +113,7 @@ class Process:
 def run(target: Serves) -> int:
     """Run `target` until SIGTERM or Ctrl-C; the exit status."""
     try:
-        settings = load("postgres", "kafka")
+        settings = load(*(target.needs if isinstance(target, Service) else EVERYTHING))
         logs.configure(settings.log, target.name)
         tracing.configure(settings.otel, target.name)
         metrics.BUILD.labels(VERSION).set(1)

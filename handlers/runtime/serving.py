@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any
 
+from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
+from handlers.providers.notify_settings import NotifySettings
+from handlers.providers.provider import Provider
 from handlers.runtime import metrics
+from handlers.runtime.adoption import Adoption
 from handlers.runtime.circuits import CircuitWatch, Gate
 from handlers.runtime.executor import Executor
 from handlers.runtime.handler import Handler
@@ -27,6 +31,7 @@ from handlers.store.claims import Worker as WorkerRow
 from handlers.store.database import Database
 from handlers.store.dead_letters import DeadLetters
 from handlers.store.errors import StoreBusy, StoreError, StoreUnavailable
+from handlers.store.foreign import ForeignTasks
 from handlers.store.task_types import TaskTypes
 from handlers.stream.consumer import Consumer, ConsumerHooks
 from handlers.stream.errors import KafkaUnavailable
@@ -45,14 +50,14 @@ async def serve(handler: Handler[Any], process: Process) -> None:
     """
     settings = process.settings
     provider = handler.provider
-    section = load_provider(provider.name, provider.settings) if provider else None
+    section, connecting = _provider(provider, settings.notify)
     async with AsyncExitStack() as stack:
         database = Database(settings.postgres, pool_size=2, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
         if not await _register(handler, database, process):
             return
-        client = await stack.enter_async_context(provider.connect(section)) if provider else None
+        client = await stack.enter_async_context(connecting) if connecting else None
         accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.inc)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
@@ -66,6 +71,21 @@ async def serve(handler: Handler[Any], process: Process) -> None:
             # A lease that somebody ended is replaced: the same process under a new identity.
             with suppress(LeaseEnded):
                 await _work(handler, process, database, Gate(handler.policy.provider, watch), limiter, client, poison)
+
+
+def _provider(
+    provider: Provider[Any] | None, notify: NotifySettings
+) -> tuple[BaseModel | None, AbstractAsyncContextManager[Any] | None]:
+    """A provider's settings and its client to be opened.
+
+    Through the notification service there are no settings: it holds the credentials, and keeps to the rate limit.
+    """
+    if provider is None:
+        return None, None
+    if provider.through is not None and notify.url is not None:
+        return None, provider.through(notify)
+    section = load_provider(provider.name, provider.settings)
+    return section, provider.connect(section)
 
 
 async def _work(
@@ -97,7 +117,8 @@ async def _work(
         await consumer.start()
         process.started()
         try:
-            await Worker(handler, process, claims, consumer, executor, lease, poison).run()
+            adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
+            await Worker(handler, process, claims, consumer, executor, lease, poison, adoption).run()
         finally:
             with suppress(StoreError):  # it runs out by itself then
                 await claims.end()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from handlers.providers.notify_settings import NotifySettings
 from handlers.store.settings import PostgresSettings, RedisSettings
 from handlers.stream.settings import KafkaSettings
 
@@ -74,6 +75,16 @@ class RelaySettings(BaseModel):
     leader_seconds: Annotated[float, Field(gt=1, description="seconds until a silent leader is replaced")] = 10.0
 
 
+class RouterSettings(BaseModel):
+    """The router, which adopts other producers' tasks from one topic of mixed types."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    topic: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="the topic, as it is called in Kafka")
+    ] = None
+
+
 class LogSettings(BaseModel):
     """What is logged, and how."""
 
@@ -105,6 +116,8 @@ class Settings(BaseSettings):
     http: HttpSettings = Field(default_factory=HttpSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
+    router: RouterSettings = Field(default_factory=RouterSettings)
+    notify: NotifySettings = Field(default_factory=NotifySettings)
     log: LogSettings = Field(default_factory=LogSettings)
     otel: OtelSettings = Field(default_factory=OtelSettings)
 

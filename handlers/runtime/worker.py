@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from handlers.runtime import metrics
+from handlers.runtime.adoption import Adoption
 from handlers.runtime.executor import Executor
 from handlers.runtime.handler import Handler
 from handlers.runtime.lease import Lease
@@ -17,7 +18,7 @@ from handlers.runtime.process import Process
 from handlers.store.claims import Claim, Claims
 from handlers.store.errors import StoreBusy, StoreUnavailable
 from handlers.stream.consumer import Consumer
-from handlers.stream.envelope import Envelope, Foreign, Poison, PoisonClass, decode
+from handlers.stream.envelope import Envelope, Foreign, Poison, decode
 from handlers.stream.record import Record
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Worker:
         executor: Executor,
         lease: Lease,
         poison: PoisonOutlet,
+        adoption: Adoption,
     ) -> None:
         self._handler = handler
         self._process = process
@@ -53,6 +55,8 @@ class Worker:
         self._executor = executor
         self._lease = lease
         self._poison = poison
+        self._adoption = adoption
+        self._budget = {handler.type: handler.policy.retry.max_attempts}
         self._claimed = metrics.CLAIMED.labels(handler.type)
         self._skipped = metrics.SKIPPED.labels(handler.type)
         self._waited = metrics.WAITED.labels(handler.type)
@@ -79,7 +83,13 @@ class Worker:
 
     async def _take(self, records: Sequence[Record]) -> None:
         """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
-        ours, poison = self._sort(records)
+        ours, foreign, poison = self._sort(records)
+        if foreign:
+            adopted = await self._adoption.adopt(foreign, self._budget)
+            if adopted is None:
+                return
+            ours |= adopted.tasks
+            poison += adopted.poison
         # Poison first: who is told to drain in between holds no claims that never begin.
         if not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
@@ -94,9 +104,12 @@ class Worker:
             self._waited.observe(max(0.0, claim.waited))
             self._executor.start(claim, term, probe=ours[claim.id].probe)
 
-    def _sort(self, records: Sequence[Record]) -> tuple[dict[UUID, Envelope], list[tuple[Record, Poison]]]:
-        """Our own records, the newest of each task, and those that are no task."""
+    def _sort(
+        self, records: Sequence[Record]
+    ) -> tuple[dict[UUID, Envelope], list[Foreign], list[tuple[Record, Poison]]]:
+        """Our own records, the newest of each task; other producers' tasks; and those that are no task."""
         ours: dict[UUID, Envelope] = {}
+        foreign: list[Foreign] = []
         poison: list[tuple[Record, Poison]] = []
         limit = self._process.settings.kafka.max_record_bytes
         for record in records:
@@ -105,12 +118,11 @@ class Worker:
                     known = ours.get(envelope.task_id)
                     if known is None or envelope.version >= known.version:
                         ours[envelope.task_id] = envelope
-                case Foreign():
-                    reason = "it carries a payload of its own; records of other producers are not taken here"
-                    poison.append((record, Poison(PoisonClass.UNKNOWN_SHAPE, reason)))
+                case Foreign() as found:
+                    foreign.append(found)
                 case Poison() as found:
                     poison.append((record, found))
-        return ours, poison
+        return ours, foreign, poison
 
     async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
         """The lease's term and the claims, however long PostgreSQL is away; None when told to drain meanwhile."""

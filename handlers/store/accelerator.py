@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 REST: Final = 5.0
 """Seconds that a Redis which failed is left alone."""
+FORGOTTEN: Final = 10
+"""Seconds for which nothing is cached of a task that was forgotten: whoever has read its row before is done by then."""
 
 # The generic cell rate algorithm (https://brandur.org/rate-limiting): one key holds the theoretical arrival time in
 # microseconds, by Redis's own clock. Returns the microseconds that the caller has to wait for its turn.
@@ -67,13 +69,18 @@ class Accelerator:
     async def cached(self, tenant: str, task: UUID) -> bytes | None:
         """The cached document of a succeeded task."""
         key = self._task(tenant, task)
-        return await self._try(lambda client: client.get(key))
+        return await self._try(lambda client: client.get(key)) or None
 
     async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
         """Keep the document of a succeeded task for a while."""
         if self._settings.cache_seconds:
             key = self._task(tenant, task)
-            await self._try(lambda client: client.set(key, document, ex=self._settings.cache_seconds))
+            await self._try(lambda client: client.set(key, document, ex=self._settings.cache_seconds, nx=True))
+
+    async def forget(self, tenant: str, task: UUID) -> None:
+        """Drop the document of a task that has changed all the same."""
+        key = self._task(tenant, task)
+        await self._try(lambda client: client.set(key, b"", ex=FORGOTTEN))
 
     async def turn(self, name: str, rate: float, burst: float) -> float | None:
         """Take the next turn of the limit `name` (`rate` a second) and return the seconds to wait for it.

@@ -120,12 +120,8 @@ class Database:
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
         with translated():
-            async with asyncio.timeout(self._settings.connect_timeout):  # the pool's own takes a task for it
-                connection = await self._pool.acquire()
-            try:
+            async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
                 yield connection
-            finally:
-                await self._pool.release(connection)
 
 
 async def _nothing_to_reset(connection: Any) -> None:

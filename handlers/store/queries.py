@@ -1,4 +1,4 @@
-"""The named statements of `queries.sql`."""
+"""The named statements of the `.sql` files beside this module."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ _NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 @cache
 def _all() -> dict[str, str]:
-    text = files("handlers.store").joinpath("queries.sql").read_text(encoding="utf-8")
-    _, *pairs = _NAME.split(text)
-    return {name: body.strip() for name, body in zip(pairs[::2], pairs[1::2], strict=True)}
+    found: dict[str, str] = {}
+    for file in files("handlers.store").iterdir():
+        if file.name.endswith(".sql"):
+            _, *pairs = _NAME.split(file.read_text(encoding="utf-8"))
+            found |= {name: body.strip() for name, body in zip(pairs[::2], pairs[1::2], strict=True)}
+    return found
 
 
 def query(name: str) -> str:

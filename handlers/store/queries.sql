@@ -56,7 +56,7 @@ SELECT id, created_at FROM tasks WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AN
 
 -- name: get_task
 SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, payload, metadata, traceparent, created_at,
-       updated_at, due_at, expires_at, result, error_class, error_reason, timeline
+       updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
 FROM tasks WHERE id = $1 AND tenant = $2;
 
 -- name: claim

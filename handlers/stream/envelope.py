@@ -35,6 +35,7 @@ class PoisonClass(StrEnum):
     UNKNOWN_TYPE = "UnknownType"
     TOO_LARGE = "TooLarge"
     INVALID_PAYLOAD = "InvalidPayload"
+    ID_REUSED = "IdReused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _TYPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_RESERVED = frozenset({"dlq", "dlq-sink"})
+_RESERVED = frozenset({"dlq", "dlq-sink", "router"})
 _TOPIC = "tasks."
 _GROUP = "taskflux."
 
@@ -49,6 +49,16 @@ def dead_letter_topic(prefix: str) -> str:
 def dead_letter_group(prefix: str) -> str:
     """The group that moves dead letters into PostgreSQL."""
     return f"{prefix}{_GROUP}dlq-sink"
+
+
+def router_group(prefix: str) -> str:
+    """The group that adopts tasks from a topic of mixed types."""
+    return f"{prefix}{_GROUP}router"
+
+
+def is_own_topic(prefix: str, topic: str) -> bool:
+    """Whether a topic of this name is TaskFlux's."""
+    return topic == dead_letter_topic(prefix) or type_of_topic(prefix, topic) is not None
 
 
 def type_of_topic(prefix: str, topic: str) -> str | None:

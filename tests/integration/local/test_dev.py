@@ -28,7 +28,7 @@ OWN_SERVERS = {
 }
 PARTS = (
     *("postgres", "valkey", "kafka", "smtp", "inbox"),
-    *("ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink"),
+    *("ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink"),
 )
 
 
@@ -173,7 +173,7 @@ async def test_killed_it_leaves_nothing_running_and_starts_again_where_it_was(tm
 async def test_servers_of_ones_own_are_used_and_not_started(tmp_path: Path) -> None:
     async with dev(tmp_path / "data", free_port(), **OWN_SERVERS) as running:
         await running.says("Serving on")
-        handlers = {"ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink"}
+        handlers = {"ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink"}
         assert running.children().keys() == handlers
         assert not (tmp_path / "data" / "postgres").exists()
 

@@ -23,8 +23,9 @@ QUICK = {"fsync": "off", "max_connections": "23"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresServer]:
-    directory = tmp_path_factory.mktemp("postgres") / "cluster"
+async def postgres(servers_dir: Path) -> AsyncIterator[PostgresServer]:
+    directory = servers_dir / "own" / "cluster"
+    directory.parent.mkdir()
     # What an initdb that was killed leaves behind is in the way of nobody.
     leftover = directory.with_name("cluster.new")
     leftover.mkdir()

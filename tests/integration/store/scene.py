@@ -33,7 +33,8 @@ GRACE = 15.0
 
 def submission(**changes: Any) -> Submission:
     """A task that is due now."""
-    return Submission(**({"id": uuid7(), "type": TYPE, "payload": '{"to": "x"}', "max_attempts": 8} | changes))
+    fields: dict[str, Any] = {"id": uuid7(), "type": TYPE, "payload": '{"to": "x"}', "max_attempts": 8}
+    return Submission(**(fields | changes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,8 @@ class Scene:
 
     async def worker(self, **changes: Any) -> Claims:
         """A worker that has beaten once."""
-        row = Worker(**({"id": uuid7(), "handler": "x", "label": "x@host:1", "pid": 1, "origin": None} | changes))
-        claims = Claims(self.database, row)
+        fields: dict[str, Any] = {"id": uuid7(), "handler": "x", "label": "x@host:1", "pid": 1, "origin": None}
+        claims = Claims(self.database, Worker(**(fields | changes)))
         assert await claims.beat(0)
         return claims
 

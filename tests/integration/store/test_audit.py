@@ -8,7 +8,8 @@ from tests.integration.store.scene import LOG, TYPE, Scene
 
 
 async def queued(scene: Scene) -> list[Published]:
-    found, after = [], FIRST_ID
+    found: list[Published] = []
+    after = FIRST_ID
     while True:
         last, page = await scene.upkeep.audit_page(after, 7)
         found += page

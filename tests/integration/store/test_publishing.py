@@ -106,7 +106,7 @@ async def test_what_nobody_has_promised_to_publish_is_due_at_once(scene: Scene) 
 
 async def test_what_is_scheduled_for_later_is_due_then(scene: Scene) -> None:
     (delayed,) = await scene.accepted(delay=100.0)
-    (at,) = await scene.accepted(schedule_at=SOON)
+    (at,) = await scene.accepted(schedule_at=datetime.now(UTC) + timedelta(hours=1))
     assert await scene.publishing.take(TYPE, 10) == []
     waits = [due["wait"] for due in [await scene.due(delayed), await scene.due(at)] if due]
     assert waits == [pytest.approx(100, abs=5), pytest.approx(3600, abs=60)]

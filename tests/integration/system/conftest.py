@@ -92,6 +92,7 @@ async def fragile(stack: Stack, kafka_settings: KafkaSettings) -> AsyncIterator[
 
 @pytest_asyncio.fixture
 async def world() -> AsyncIterator[World]:
-    """What the scripted handlers see; the provider is back after the test."""
+    """What the scripted handlers see; the provider is back and nothing is mended after the test."""
     yield WORLD
     WORLD.away = None
+    WORLD.mended = False

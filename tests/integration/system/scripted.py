@@ -43,6 +43,7 @@ class World:
         self.gates: dict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
         self.entered: dict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
         self.away: type[Unavailable] | type[Misconfigured] | None = None
+        self.mended = False
         self.checks = 0
 
     def effects(self, task: UUID) -> int:
@@ -89,6 +90,10 @@ async def act(task: Task[Script]) -> Receipt:
             raise Transient("try again", progress={"seen": task.attempt})
         case "permanent":
             raise Permanent("never")
+        case "mended" if WORLD.mended:
+            return Receipt({"attempt": task.attempt})
+        case "mended":
+            raise Permanent("not before somebody mends it")
         case "ambiguous":
             raise Ambiguous("perhaps")
         case "crash":

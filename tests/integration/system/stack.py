@@ -138,6 +138,12 @@ class Stack:
             process.drain()
         await asyncio.gather(*(task for _, task in parts))
 
+    async def cut_off(self, name: str) -> None:
+        """End one part without its drain: it resigns nothing and hands nothing back."""
+        _, task = self._running.pop(name)
+        task.cancel()
+        await asyncio.wait([task])
+
     def spawn(self, target: str, name: str, *, cwd: Path | None = None, **environment: str) -> Child:
         """`taskflux run <target>` as a process of its own, its log in `<directory>/<name>.log`."""
         log = self.directory / f"{name}.log"

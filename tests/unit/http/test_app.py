@@ -42,7 +42,7 @@ async def test_an_address_that_is_none_is_a_404(path: str, http: Fixture) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "/tasks", "POST"), ("DELETE", "/tasks/batch", "POST"), ("POST", "/livez", "GET")],
+    [("PUT", "/tasks", "POST"), ("PUT", "/tasks/batch", "POST"), ("POST", "/livez", "GET")],
 )
 async def test_a_method_that_is_not_known_is_a_405(method: str, path: str, allowed: str, http: Fixture) -> None:
     response = await http.client.request(method, path)

@@ -1,0 +1,178 @@
+"""router: adopts the tasks that other producers write to one topic of mixed types, and passes each on to its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+from handlers.runtime.adoption import Adopted, Adoption
+from handlers.runtime.circuits import CircuitWatch
+from handlers.runtime.poison import PoisonOutlet
+from handlers.runtime.process import Process, service
+from handlers.runtime.publisher import Publisher
+from handlers.runtime.serving import consumer_hooks
+from handlers.runtime.settings import WrongSettings
+from handlers.store.circuits import Circuits
+from handlers.store.database import Database
+from handlers.store.dead_letters import DeadLetters
+from handlers.store.errors import StoreError
+from handlers.store.foreign import ForeignTasks
+from handlers.store.publishing import Due, Publishing
+from handlers.store.task_types import TaskTypes
+from handlers.stream.consumer import Consumer
+from handlers.stream.envelope import Envelope, Foreign, Poison, PoisonClass, decode
+from handlers.stream.producer import Producer
+from handlers.stream.record import Record
+from handlers.stream.topics import is_own_topic, router_group
+from handlers.tasks.submission import TaskType
+
+log = logging.getLogger(__name__)
+
+MAX_RECORDS: Final = 500
+FETCH: Final = 1.0
+ASK_AGAIN: Final = 1.0
+"""Seconds after which a type that nobody had registered is looked for again."""
+
+
+@service("router")
+async def router(process: Process) -> None:
+    """Adopt what stands in the topic until the process drains.
+
+    Raises:
+        WrongSettings: no topic is named, or one of ours.
+    """
+    settings = process.settings
+    topic = _topic(process)
+    prefix = settings.kafka.topic_prefix
+    async with AsyncExitStack() as stack:
+        database = Database(settings.postgres, pool_size=2, name=process.label)
+        await database.open()
+        stack.push_async_callback(database.close)
+        producer = Producer(settings.kafka)
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        watch = CircuitWatch(Circuits(database))
+        await stack.enter_async_context(process.background(watch.keep_fresh()))
+        poison = PoisonOutlet(process, DeadLetters(database))
+        stack.push_async_callback(poison.close)
+        consumer = Consumer(settings.kafka, router_group(prefix), [topic], consumer_hooks())
+        await consumer.start()
+        stack.push_async_callback(consumer.stop)
+        publisher = Publisher(producer, Publishing(database, settings.relay.grace), prefix)
+        adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
+        route = Router(process, Types(process, TaskTypes(database)), adoption, publisher, watch, poison)
+        process.started()
+        while not process.draining.is_set():
+            records = await consumer.fetch(MAX_RECORDS, FETCH)
+            adopted = await route.take(records) if records else None
+            if adopted is not None:
+                consumer.note_done(records)
+                await route.publish(adopted)
+
+
+def _topic(process: Process) -> str:
+    topic, prefix = process.settings.router.topic, process.settings.kafka.topic_prefix
+    if topic is None:
+        raise WrongSettings("TASKFLUX_ROUTER__TOPIC is not set: name the topic there, or with --topic")
+    if is_own_topic(prefix, topic):
+        raise WrongSettings(
+            f"TASKFLUX_ROUTER__TOPIC is {topic!r}, a topic of TaskFlux's own: other producers' tasks are adopted there"
+            " by its handler"
+        )
+    return topic
+
+
+class Types:
+    """The registered types; one that is missing is looked for again before it counts as unknown."""
+
+    def __init__(self, process: Process, source: TaskTypes) -> None:
+        self._process = process
+        self._source = source
+        self._known: Mapping[str, TaskType] = {}
+        self._read_at = float("-inf")
+
+    async def of(self, names: set[str]) -> Mapping[str, TaskType] | None:
+        """All types, read again where one of `names` is missing; None when told to drain while PostgreSQL is away."""
+        now = asyncio.get_running_loop().time
+        while names - self._known.keys() and now() - self._read_at >= ASK_AGAIN:
+            try:
+                self._known, self._read_at = await self._source.all(), now()
+            except StoreError as error:
+                log.warning("the task types could not be read yet", extra={"error": str(error)})
+                await self._process.pause(ASK_AGAIN)
+                if self._process.draining.is_set():
+                    return None
+        return self._known
+
+
+class Router:
+    """From a topic of mixed types to rows that are due."""
+
+    def __init__(
+        self,
+        process: Process,
+        types: Types,
+        adoption: Adoption,
+        publisher: Publisher,
+        circuits: CircuitWatch,
+        poison: PoisonOutlet,
+    ) -> None:
+        self._process = process
+        self._types = types
+        self._adoption = adoption
+        self._publisher = publisher
+        self._circuits = circuits
+        self._poison = poison
+        self._ours = False
+
+    async def take(self, records: Sequence[Record]) -> Adopted | None:
+        """Put poison aside and make the rest durable; None when told to drain meanwhile."""
+        foreign, poison = self._sort(records)
+        types = await self._types.of({each.task_type for each in foreign})
+        if types is None:
+            return None
+        for each in foreign:
+            if each.task_type not in types:
+                said = f"nobody has registered the task type {each.task_type!r}"
+                poison.append((each.record, Poison(PoisonClass.UNKNOWN_TYPE, said)))
+        known = [each for each in foreign if each.task_type in types]
+        budgets = {name: task_type.max_attempts for name, task_type in types.items()}
+        # One promise for the whole batch: what may not be published now is the relay's.
+        self._ours = self._publisher.healthy and all(
+            self._circuits.flowing(types[each.task_type].provider) for each in known
+        )
+        adopted = await self._adoption.adopt(known, budgets, publish=self._ours)
+        if adopted is None or not await self._poison.put_aside([*poison, *adopted.poison]):
+            return None
+        return adopted
+
+    async def publish(self, adopted: Adopted) -> None:
+        """Publish what was adopted just now; what Kafka does not take stays due."""
+        if not self._ours:
+            return
+        due = [
+            Due(task, envelope.task_type, envelope.version, None, envelope.traceparent)
+            for task, envelope in adopted.tasks.items()
+            if task in adopted.fresh
+        ]
+        try:
+            await self._publisher.publish(due)
+        except StoreError as error:
+            log.warning("published tasks are not confirmed: the relay will", extra={"error": str(error)})
+
+    def _sort(self, records: Sequence[Record]) -> tuple[list[Foreign], list[tuple[Record, Poison]]]:
+        foreign: list[Foreign] = []
+        poison: list[tuple[Record, Poison]] = []
+        for record in records:
+            match decode(record, max_bytes=self._process.settings.kafka.max_record_bytes):
+                case Foreign() as found:
+                    foreign.append(found)
+                case Poison() as found:
+                    poison.append((record, found))
+                case Envelope():
+                    said = "it carries no payload, and a claim check stands only in a topic of TaskFlux's own"
+                    poison.append((record, Poison(PoisonClass.UNKNOWN_SHAPE, said)))
+        return foreign, poison

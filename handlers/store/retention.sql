@@ -1,0 +1,107 @@
+-- Letting go of what is past its age. $succeeded, $dead and $cancelled are the moments before which a task of that state
+-- must have come to rest to go; NULL keeps them all. A dead task stays while its dead letter is owed to the topic.
+
+-- name: store_now
+SELECT now();
+
+-- name: task_partitions
+-- Oldest first, with their ranges: from, below.
+SELECT name, bounds[1]::uuid AS "from", bounds[2]::uuid AS below
+FROM (
+    SELECT c.relname::text AS name,
+           regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') AS bounds
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'tasks'::regclass
+) AS partitions
+WHERE bounds IS NOT NULL ORDER BY 2;
+
+-- name: look_for_old
+-- The next $3 tasks behind id $1, below $2: how many of each state may go, and which ones stay. `last` is where to look
+-- next, NULL at the end.
+WITH page AS MATERIALIZED (
+    SELECT id, state, updated_at FROM tasks WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
+), judged AS MATERIALIZED (
+    SELECT id, state, past_age(state, updated_at, $4, $5, $6)
+           AND NOT (state = 'dead' AND EXISTS (SELECT FROM due d WHERE d.task_id = id AND d.dead)) AS goes
+    FROM page
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last,
+       count(*) FILTER (WHERE goes AND state = 'succeeded')::integer AS succeeded,
+       count(*) FILTER (WHERE goes AND state = 'dead')::integer AS dead,
+       count(*) FILTER (WHERE goes AND state = 'cancelled')::integer AS cancelled,
+       COALESCE(array_agg(id) FILTER (WHERE NOT goes), '{}') AS staying
+FROM judged;
+
+-- name: delete_old
+-- The same, and what may go is gone.
+WITH page AS MATERIALIZED (
+    SELECT id, state, updated_at FROM tasks WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
+), batch AS MATERIALIZED (
+    SELECT array_agg(id ORDER BY id) AS ids FROM page
+    WHERE past_age(state, updated_at, $4, $5, $6)
+      AND NOT (state = 'dead' AND EXISTS (SELECT FROM due d WHERE d.task_id = id AND d.dead))
+), locked AS MATERIALIZED (
+    SELECT id FROM tasks
+    WHERE id = ANY((SELECT ids FROM batch)::uuid[])
+      AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+      AND past_age(state, updated_at, $4, $5, $6)
+    ORDER BY id FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM tasks
+    WHERE id = ANY(ARRAY(SELECT id FROM locked))
+      AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    RETURNING id, state
+), unparked AS (
+    DELETE FROM parked WHERE task_id = ANY(ARRAY(SELECT id FROM gone))
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last,
+       count(*) FILTER (WHERE state = 'succeeded')::integer AS succeeded,
+       count(*) FILTER (WHERE state = 'dead')::integer AS dead,
+       count(*) FILTER (WHERE state = 'cancelled')::integer AS cancelled
+FROM gone;
+
+-- name: guard_partition
+SELECT guard_task_partition($1);
+
+-- name: unguard_partition
+SELECT unguard_task_partition($1);
+
+-- name: drop_partition
+SELECT drop_task_partition($1, $2, $3);
+
+-- name: forget_parked
+-- Rows of tasks that went with their partition, among the next $3 behind id $1, below $2. A task that is gone never
+-- comes back, so nothing has to be locked.
+WITH page AS MATERIALIZED (
+    SELECT task_id FROM parked WHERE task_id > $1 AND task_id < $2 ORDER BY task_id LIMIT $3
+), gone AS (
+    DELETE FROM parked WHERE task_id = ANY(ARRAY(
+        SELECT p.task_id FROM page p WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.id = p.task_id)
+    ))
+)
+SELECT task_id AS last FROM page ORDER BY task_id DESC LIMIT 1;
+
+-- name: count_old_letters
+SELECT count(*)::integer FROM dead_letters WHERE created_at < $1;
+
+-- name: delete_old_letters
+-- Up to $2 of them; what is noted of their replays goes with them.
+DELETE FROM dead_letters WHERE id = ANY(ARRAY(
+    SELECT id FROM dead_letters WHERE created_at < $1 ORDER BY created_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
+));
+
+-- name: delete_old_replays
+DELETE FROM bulk_replays WHERE id = ANY(ARRAY(
+    SELECT id FROM bulk_replays WHERE updated_at < $1 AND status <> 'running' LIMIT $2
+));
+
+-- name: delete_old_foreign
+-- What other producers' records have become, once no topic holds the record any more and the task may be gone.
+DELETE FROM foreign_tasks WHERE identity = ANY(ARRAY(
+    SELECT identity FROM foreign_tasks WHERE created_at < $1 ORDER BY created_at LIMIT $2
+));
+
+-- name: delete_old_notifications
+DELETE FROM notifications WHERE id = ANY(ARRAY(
+    SELECT id FROM notifications WHERE created_at < $1 AND updated_at < $1 ORDER BY created_at LIMIT $2
+));

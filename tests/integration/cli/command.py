@@ -1,0 +1,69 @@
+"""The `taskflux` command as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.runtime.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a call of the command said, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed under `--json`."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Calls the command with an environment of its own."""
+
+    environment: dict[str, str]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Command:
+        """The environment of a running system."""
+        kafka = settings.kafka
+        return cls(
+            {
+                "TASKFLUX_API__URL": f"http://127.0.0.1:{settings.http.port}",
+                "TASKFLUX_POSTGRES__DSN": settings.postgres.dsn.get_secret_value(),
+                "TASKFLUX_POSTGRES__POOLER": str(settings.postgres.pooler).lower(),
+                "TASKFLUX_POSTGRES__STATEMENT_TIMEOUT": "2.5",
+                "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+                "TASKFLUX_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+                "TASKFLUX_KAFKA__PARTITIONS": str(kafka.partitions),
+                "TASKFLUX_KAFKA__MAX_RECORD_BYTES": str(kafka.max_record_bytes),
+                "TASKFLUX_KAFKA__DEAD_LETTER_MAX_BYTES": str(kafka.dead_letter_max_bytes),
+                "TASKFLUX_KAFKA__IDEMPOTENT": str(kafka.idempotent).lower(),
+                "TASKFLUX_REDIS__URL": settings.redis.url.get_secret_value() if settings.redis.url else "",
+                "TASKFLUX_WORKER__LEASE_SECONDS": str(settings.worker.lease_seconds),
+                "TASKFLUX_WORKER__BEAT_SECONDS": str(settings.worker.beat_seconds),
+            }
+        )
+
+    async def __call__(self, *words: str, stdin: str = "", **environment: str) -> Outcome:
+        """Run it to its end."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "handlers.cli", *words),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**inherited, **self.environment, **environment},
+        )
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+        assert process.returncode is not None
+        return Outcome(process.returncode, out.decode(), err.decode())

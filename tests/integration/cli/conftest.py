@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from handlers.local.servers import ValkeyServer
+from handlers.store.settings import RedisSettings
+from handlers.stream.settings import KafkaSettings
+from tests.conftest import NewDatabase
+from tests.integration.cli.command import Command
+from tests.integration.system import scripted
+from tests.integration.system.stack import Stack, settings_for
+
+
+@pytest_asyncio.fixture(scope="session")
+async def stack(
+    new_database: NewDatabase,
+    kafka_settings: KafkaSettings,
+    valkey: ValkeyServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Stack]:
+    """A TaskFlux that the command is called against, apart from the other tests' by its topics' prefix."""
+    kafka = kafka_settings.model_copy(update={"topic_prefix": "cli-"})
+    redis = RedisSettings.model_validate({"url": valkey.url})
+    settings = settings_for(await new_database(), kafka, redis)
+    stack = await Stack.create(settings, scripted.RUNNING, tmp_path_factory.mktemp("stack"))
+    parts = [stack.start(part) for part in ("ingest", "relay", "dlq-sink")]
+    await asyncio.gather(*parts, *map(stack.start, scripted.RUNNING))
+    yield stack
+    await stack.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def taskflux(stack: Stack) -> Command:
+    """The command with the environment of that TaskFlux."""
+    return Command.of(stack.settings)

@@ -1,0 +1,153 @@
+"""The command as a person calls it: in a process of its own, configured by its environment alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from handlers.local.servers import PostgresServer
+from tests.conftest import NewDatabase
+
+NOBODY = "postgresql://ann:s3cret@127.0.0.1:1/taskflux"
+SECONDS = 30.0
+
+APP = """
+from handlers import Receipt, Task, handler
+
+@handler("image", payload=str)
+async def resize_image(task: Task[str]) -> Receipt:
+    return Receipt()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    output: str
+    errors: str
+
+
+async def taskflux(*arguments: str, folder: Path | None = None, **variables: str) -> Answer:
+    """Call the command with these variables and none other of ours."""
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("TASKFLUX_")}
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("taskflux")),
+        *arguments,
+        env=environment | variables,
+        cwd=folder,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), SECONDS)
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    return Answer(process.returncode, output.decode(), errors.decode())
+
+
+def is_a_sentence(answer: Answer) -> bool:
+    """No traceback, no secret, one message."""
+    return "Traceback" not in answer.errors and "s3cret" not in answer.errors and answer.errors.strip() != ""
+
+
+async def test_the_version_is_one_line() -> None:
+    answer = await taskflux("--version")
+    assert answer.status == 0
+    assert re.fullmatch(r"taskflux \d+\.\d+\.\d+\S*\n", answer.output)
+
+
+async def test_help_names_the_commands_without_asking_any_server() -> None:
+    answer = await taskflux("-h")
+    assert answer.status == 0
+    assert {"run", "migrate", "topics", "dev", "config"} <= set(answer.output.split())
+
+
+async def test_a_handler_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    answer = await taskflux("run", "nosuch")
+    assert answer.status != 0
+    assert is_a_sentence(answer)
+    assert "process-email" in answer.errors
+
+
+@pytest.mark.parametrize("command", [("run", "relay"), ("run", "process-simulated"), ("topics",)])
+async def test_missing_settings_are_all_named(command: tuple[str, ...]) -> None:
+    answer = await taskflux(*command)
+    assert answer.status == 2
+    assert is_a_sentence(answer)
+    assert "TASKFLUX_POSTGRES__DSN" in answer.errors
+    assert "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS" in answer.errors
+
+
+async def test_a_wrong_setting_of_a_provider_stops_its_handler_only() -> None:
+    answer = await taskflux("config", TASKFLUX_SMTP__PORT="smtp")
+    assert answer.status == 2
+    assert "TASKFLUX_SMTP__PORT" in answer.errors
+    assert "TASKFLUX_POSTGRES__DSN is not set" in (await taskflux("migrate", TASKFLUX_SMTP__PORT="smtp")).errors
+
+
+@pytest.mark.parametrize(
+    "dsn", [NOBODY, "postgresql://ann:s3cret@127.0.0.1:port/x", "mysql://ann:s3cret@127.0.0.1/x", "nonsense"]
+)
+async def test_migrate_without_a_postgresql_is_a_sentence(dsn: str) -> None:
+    answer = await taskflux("migrate", TASKFLUX_POSTGRES__DSN=dsn)
+    assert answer.status == 1
+    assert is_a_sentence(answer)
+    assert "TASKFLUX_POSTGRES__DSN" in answer.errors
+
+
+async def test_migrate_says_what_it_did_and_the_second_time_that_there_is_nothing_to_do(
+    postgres: PostgresServer, new_database: NewDatabase
+) -> None:
+    settings = await new_database()
+    assert settings.migrate_dsn is not None
+    dsn = settings.migrate_dsn.get_secret_value()
+    answer = await taskflux("migrate", TASKFLUX_POSTGRES__DSN=NOBODY, TASKFLUX_POSTGRES__MIGRATE_DSN=dsn)
+    assert (answer.status, answer.output) == (0, "the schema is current\n")
+
+
+async def test_config_shows_what_is_in_force_with_secrets_masked() -> None:
+    answer = await taskflux(
+        "config",
+        TASKFLUX_POSTGRES__DSN=NOBODY,
+        TASKFLUX_REDIS__URL="redis://:s3cret@127.0.0.1",
+        TASKFLUX_SMTP__HOST="mail.example.org",
+        TASKFLUX_SMTP__SENDER="a@example.org",
+        TASKFLUX_SMTP__USERNAME="ann",
+        TASKFLUX_SMTP__PASSWORD="s3cret",
+        TASKFLUX_MSG91__AUTH_KEY="s3cret",
+        TASKFLUX_HTTP__PORT="81",
+    )
+    assert answer.status == 0
+    assert "s3cret" not in answer.output + answer.errors
+    shown = json.loads(answer.output)
+    assert shown["http"]["port"] == 81
+    assert (shown["smtp"]["host"], shown["smtp"]["username"]) == ("mail.example.org", "ann")
+    assert shown["msg91"]["auth_key"] == shown["postgres"]["dsn"] != ""
+
+
+async def test_a_handler_of_ones_own_is_run_from_the_folder_it_stands_in(tmp_path: Path) -> None:
+    (tmp_path / "my_app").mkdir()
+    (tmp_path / "my_app" / "handlers.py").write_text(APP)
+    found = await taskflux("run", "my_app.handlers:resize_image", folder=tmp_path)
+    assert found.status == 2
+    assert "taskflux run resize-image: the settings are wrong" in found.errors
+    lost = await taskflux("run", "my_app.handlers:resize_image", folder=tmp_path.parent)
+    assert lost.status == 1
+    assert is_a_sentence(lost)
+    assert "Is its folder the one you stand in?" in lost.errors
+
+
+async def test_ending_leases_needs_to_know_whose() -> None:
+    answer = await taskflux("end-leases", TASKFLUX_POSTGRES__DSN=NOBODY)
+    assert answer.status == 2
+    assert "TASKFLUX_WORKER__ORIGIN" in answer.errors

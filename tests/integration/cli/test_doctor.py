@@ -1,0 +1,88 @@
+"""The doctor over real servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from handlers.local.ports import free_port
+from handlers.local.servers import PostgresServer
+from handlers.store.checkup import Checkup, pooling
+from handlers.store.database import Database
+from handlers.store.settings import PostgresSettings
+from tests.integration.cli.command import Command, Outcome
+
+
+def levels(outcome: Outcome) -> dict[tuple[str, str], str]:
+    return {(found["subject"], found["check"]): found["level"] for found in outcome.json["findings"]}
+
+
+def problems(outcome: Outcome) -> list[dict[str, Any]]:
+    return [found for found in outcome.json["findings"] if found["level"] == "problem"]
+
+
+async def test_a_healthy_system_has_no_problem(taskflux: Command) -> None:
+    outcome = await taskflux("doctor", "--json")
+    assert problems(outcome) == []
+    assert (outcome.status, outcome.json["healthy"]) == (0, True)
+    found = levels(outcome)
+    for check in (
+        ("PostgreSQL", "schema"),
+        ("PostgreSQL", "clock"),
+        ("PostgreSQL", "partitions"),
+        ("PostgreSQL", "pooler"),
+        ("Kafka", "topics"),
+        ("Kafka", "dead-letter sink"),
+        ("Redis", "reachable"),
+        ("what runs", "relay"),
+        ("what runs", "workers' beats"),
+    ):
+        assert found[check] == "ok", check
+
+
+async def test_every_finding_that_is_not_in_order_says_what_to_do(taskflux: Command) -> None:
+    outcome = await taskflux("doctor", "--json", TASKFLUX_KAFKA__PARTITIONS="50", TASKFLUX_POSTGRES__POOLER="true")
+    wrong = [found for found in outcome.json["findings"] if found["level"] != "ok"]
+    assert {("Kafka", "partitions"), ("settings", "migrations")} <= {
+        (found["subject"], found["check"]) for found in wrong
+    }
+    assert all(found["do"] for found in wrong)
+
+
+async def test_a_server_that_is_away_is_one_problem_and_the_rest_is_looked_at(taskflux: Command) -> None:
+    dsn = f"postgresql://x@127.0.0.1:{free_port()}/x"
+    outcome = await taskflux("doctor", "--json", TASKFLUX_POSTGRES__DSN=dsn)
+    assert outcome.status == 1
+    assert [(found["subject"], found["check"]) for found in problems(outcome)] == [("PostgreSQL", "reachable")]
+    assert levels(outcome)["Kafka", "reachable"] == "ok"
+
+
+async def test_wrong_settings_are_told_by_their_variable(taskflux: Command) -> None:
+    outcome = await taskflux("doctor", TASKFLUX_KAFKA__PARTITIONS="many", TASKFLUX_SMTP__TLS="perhaps")
+    assert outcome.status == 1
+    assert "TASKFLUX_KAFKA__PARTITIONS" in outcome.out
+
+
+async def test_the_password_is_tried_at_the_mail_server(taskflux: Command) -> None:
+    outcome = await taskflux(
+        "doctor", "--json", TASKFLUX_SMTP__HOST="127.0.0.1", TASKFLUX_SMTP__PORT=str(free_port()),
+        TASKFLUX_SMTP__TLS="none", TASKFLUX_SMTP__SENDER="us@example.org",
+    )  # fmt: skip
+    assert [(found["subject"], found["check"]) for found in problems(outcome)] == [("SMTP", "server")]
+
+
+async def test_an_empty_database_is_told_to_be_migrated(taskflux: Command, postgres: PostgresServer) -> None:
+    outcome = await taskflux("doctor", "--json", TASKFLUX_POSTGRES__DSN=postgres.dsn, TASKFLUX_POSTGRES__POOLER="false")
+    assert levels(outcome)["PostgreSQL", "schema"] == "problem"
+    assert "taskflux migrate" in next(found["do"] for found in problems(outcome) if found["check"] == "schema")
+
+
+async def test_a_pooler_is_seen_where_there_is_one(database: Database, postgres: PostgresServer) -> None:
+    settings: PostgresSettings = database._settings
+    assert (await pooling(settings)).between is settings.pooler
+    direct = PostgresSettings.model_validate({"dsn": postgres.dsn})
+    assert not (await pooling(direct)).between
+
+
+async def test_the_clock_of_this_very_machine_is_the_same(database: Database) -> None:
+    ahead, error = await Checkup(database).clock_difference()
+    assert abs(ahead) <= error + 0.05

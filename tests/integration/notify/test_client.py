@@ -1,0 +1,169 @@
+"""Handlers that deliver through the notification service do what they do without it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from handlers.local.ports import free_port
+from handlers.process_email import process_email
+from handlers.process_sms import process_sms
+from handlers.providers import msg91, smtp
+from handlers.providers.notify_settings import NotifySettings
+from handlers.providers.provider import Checkable, Provider
+from handlers.runtime.handler import Handler
+from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from handlers.tasks.model import Task
+from tests.integration.notify.conftest import Service
+from tests.integration.providers.flow_api import Answer
+
+ID = UUID("0199f000-0000-7000-8000-000000000001")
+CREATED = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+MAIL = {
+    "to": ["Ann Lee <ann@example.org>", "bob@example.org"],
+    "subject": "Grüße",
+    "body": "Hi",
+    "replyTo": "desk@example.org",
+    "attachments": [{"filename": "a.bin", "content": base64.b64encode(bytes(range(256))).decode()}],
+}
+SMS = {"mobile": "+919876543210", "name": "Ann", "variables": {"VAR1": "tea"}}
+
+
+def task(handler: Handler[Any], payload: dict[str, Any], **more: Any) -> Task[Any]:
+    given = {"attempt": 1, "max_attempts": 6, "replay": 0} | more
+    return Task(id=ID, type=handler.type, payload=handler.parse(json.dumps(payload)), created_at=CREATED, **given)
+
+
+def through(provider: Provider[Any], settings: NotifySettings) -> AbstractAsyncContextManager[Any]:
+    assert provider.through is not None
+    return provider.through(settings)
+
+
+async def test_a_mail_is_the_same_through_the_service(service: Service) -> None:
+    service.postbox.replies["bob@example.org"] = ["450 4.2.0 later"]
+    async with through(smtp.connect, service.settings) as mails:
+        with pytest.raises(Transient) as failure:
+            await process_email(task(process_email, MAIL), mails)
+        assert failure.value.progress is not None
+        second = task(process_email, MAIL, attempt=2, progress=failure.value.progress)
+        receipt = await process_email(second, mails)
+        repeated = await process_email(second, mails)
+        assert isinstance(mails, Checkable)
+        await mails.check()
+    assert receipt is not None
+    assert repeated is not None
+    assert receipt.result == repeated.result
+    assert set(receipt.result["delivered"]) == {"ann@example.org", "bob@example.org"}  # type: ignore[call-overload]
+    sent = service.postbox.mails
+    assert [mail.recipients for mail in sent] == [["ann@example.org"], ["bob@example.org"]]
+    assert {mail.message["Message-ID"] for mail in sent} == {f"<{ID}@example.org>"}
+    assert {mail.message["Date"].datetime for mail in sent} == {CREATED}
+    assert sent[0].message["To"] == "Ann Lee <ann@example.org>, bob@example.org"
+    [attachment] = sent[0].message.iter_attachments()
+    assert attachment.get_content() == bytes(range(256))
+
+
+async def test_a_short_message_is_known_by_its_task_and_not_sent_twice(service: Service) -> None:
+    async with through(msg91.connect, service.settings) as sms:
+        receipts = [await process_sms(task(process_sms, SMS, replay=2), sms) for _ in range(2)]
+        assert not isinstance(sms, Checkable)
+    assert receipts[0] is not None
+    assert receipts[0] == receipts[1]
+    assert receipts[0].result["status"] == "accepted"
+    [taken] = service.flow.taken
+    assert taken.flow["CRQID"] == f"{ID}.2"
+    assert taken.flow["recipients"] == [{"mobiles": "919876543210", "name": "Ann", "VAR1": "tea"}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer({"type": "error", "message": "Invalid mobile", "code": "202"}), Permanent),
+        (Answer({"type": "error", "message": "Insufficient balance"}), Misconfigured),
+        (Answer(b"busy", 503), Unavailable),
+        (Answer(b"", 429, {"retry-after": "7"}), Transient),
+        (Answer(b"<html>"), Ambiguous),
+    ],
+)
+async def test_an_error_is_what_it_was_at_the_service(
+    service: Service, answer: Answer, expected: type[TaskError]
+) -> None:
+    service.flow.answers.append(answer)
+    async with through(msg91.connect, service.settings) as sms:
+        with pytest.raises(TaskError) as failure:
+            await process_sms(task(process_sms, SMS), sms)
+    assert type(failure.value) is expected
+    if isinstance(failure.value, Transient):
+        assert failure.value.retry_after == 7.0
+
+
+async def test_a_service_that_is_away_is_no_fault_of_the_tasks() -> None:
+    async with through(smtp.connect, NotifySettings(url=f"http://127.0.0.1:{free_port()}")) as mails:
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await process_email(task(process_email, MAIL), mails)
+        with pytest.raises(Unavailable):
+            await mails.check()
+
+
+async def test_an_answer_that_does_not_come_in_time_is_ambiguous(service: Service) -> None:
+    held = asyncio.Event()
+    service.flow.answers.append(Answer({"type": "success", "message": "late"}, held=held))
+    settings = service.settings.model_copy(update={"read_timeout": 0.3})
+    async with through(msg91.connect, settings) as sms:
+        with pytest.raises(Ambiguous, match="in time"):
+            await process_sms(task(process_sms, SMS), sms)
+        held.set()
+    assert len(service.flow.taken) == 1
+
+
+@asynccontextmanager
+async def breaking(port: int, breaks: int) -> AsyncIterator[tuple[str, list[int]]]:
+    """The address of something that passes connections on, and cuts the first `breaks` of them before the answer."""
+    passed: list[int] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passed.append(len(passed))
+        ahead_reader, ahead_writer = await asyncio.open_connection("127.0.0.1", port)
+        cut = len(passed) <= breaks
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length" in line)
+            ahead_writer.write(head + await reader.readexactly(length))
+            answer = await ahead_reader.read(65536)
+            if not cut:
+                writer.write(answer)
+                await writer.drain()
+        finally:
+            writer.close()
+            ahead_writer.close()
+
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", passed
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_an_answer_that_was_lost_on_the_way_is_asked_for_again(service: Service) -> None:
+    port = service.process.settings.http.port
+    async with breaking(port, 1) as (url, passed), through(msg91.connect, NotifySettings(url=url)) as sms:
+        receipt = await process_sms(task(process_sms, SMS), sms)
+    assert receipt is not None
+    assert (len(passed), len(service.flow.taken)) == (2, 1)
+
+
+async def test_an_answer_that_is_lost_each_time_is_ambiguous(service: Service) -> None:
+    port = service.process.settings.http.port
+    async with breaking(port, 9) as (url, passed), through(msg91.connect, NotifySettings(url=url)) as sms:
+        with pytest.raises(Ambiguous, match="lost"):
+            await process_sms(task(process_sms, SMS), sms)
+    assert (len(passed), len(service.flow.taken)) == (2, 1)

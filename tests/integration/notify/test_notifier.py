@@ -1,0 +1,65 @@
+"""What the notification service does when it has to wait, or cannot keep what it knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from handlers.runtime.limiter import Limiter
+from handlers.runtime.notifier import Delivered, Notification, Notifier, Order, Result
+from handlers.store.accelerator import Accelerator
+from handlers.store.database import Database
+from handlers.store.errors import StoreUnavailable
+from handlers.store.notifications import Begun, Notifications, NotificationState, Repeated
+from handlers.store.settings import RedisSettings
+from handlers.tasks.errors import Ambiguous, Transient
+
+
+class Channel:
+    """Delivers everything; before it does, it may take the store away."""
+
+    def __init__(self, database: Database, *, loses_store: bool = False) -> None:
+        self.orders: list[Order[str]] = []
+        self._database = database if loses_store else None
+
+    async def send(self, order: Order[str]) -> Result:
+        self.orders.append(order)
+        if self._database is not None:
+            await self._database.close()
+        return {"sent": order.payload}
+
+
+async def test_more_than_the_rate_limit_lets_through_is_told_to_come_again(database: Database) -> None:
+    channel, store = Channel(database), Notifications(database)
+    limiter = Limiter("slow", 0.01, Accelerator(RedisSettings()))
+    notifier = Notifier("sms", channel.send, limiter, store, longest_turn=0.05)
+    assert await notifier.deliver(Notification("a", "1")) == Delivered({"sent": "a"})
+    with pytest.raises(Transient) as refusal:
+        await notifier.deliver(Notification("b", "2"))
+    assert refusal.value.retry_after == 0.05
+    assert [order.payload for order in channel.orders] == ["a"]
+    assert isinstance(await store.begin("sms:2", 1), Begun)  # it was not begun
+
+
+async def test_an_outcome_that_cannot_be_kept_is_answered_all_the_same_and_a_repeat_finds_it_unknown(
+    database: Database,
+) -> None:
+    channel = Channel(database, loses_store=True)
+    notifier = Notifier("sms", channel.send, None, Notifications(database), note_patience=0.0)
+    assert (await notifier.deliver(Notification("a", "1"))).result == {"sent": "a"}
+    with pytest.raises(StoreUnavailable):
+        await notifier.deliver(Notification("a", "1"))
+    await database.open()
+    with pytest.raises(Ambiguous):
+        await notifier.deliver(Notification("a", "1"))
+    assert len(channel.orders) == 1
+
+
+async def test_an_attempt_that_was_overtaken_does_not_overwrite_the_one_after_it(database: Database) -> None:
+    store = Notifications(database)
+    first = await store.begin("sms:1", 1)
+    second = await store.begin("sms:1", 2)
+    assert isinstance(first, Begun)
+    assert isinstance(second, Begun)
+    assert not await store.end("sms:1", first.version, NotificationState.FAILED)
+    assert await store.end("sms:1", second.version, NotificationState.SENT, outcome={"requestId": "r"})
+    assert await store.begin("sms:1", 3) == Repeated({"requestId": "r"})

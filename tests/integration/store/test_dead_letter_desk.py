@@ -1,0 +1,359 @@
+"""Dead letters in PostgreSQL: found by filters, sent again once, carried on by whoever comes next."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from handlers.runtime.bulk_replay import BulkReplays
+from handlers.store.claims import Claims, Settlement, Worker
+from handlers.store.database import Database, Row
+from handlers.store.dead_letter_browsing import DeadLetterShelf, LetterFilter, Place
+from handlers.store.dead_letter_replays import DeadLetterReplays
+from handlers.store.dead_letters import DeadLetter, DeadLetters
+from handlers.store.publishing import Publishing
+from handlers.store.tasks import Tasks
+from handlers.tasks.decision import Decision, succeeded
+from handlers.tasks.states import Event, State
+from handlers.tasks.submission import Submission
+from tests.integration.system.stack import eventually
+
+T = "default"
+ORIGIN = {"topic": "tasks.dlq", "partition": 0, "offset": 7, "timestamp": 1_900_000_000_000}
+FAST = 5_000.0
+
+
+class Graveyard:
+    """Makes tasks that die, and looks at what became of them."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.shelf = DeadLetterShelf(database)
+        self.replays = DeadLetterReplays(database)
+        self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None))
+
+    async def die(
+        self, count: int = 1, task_type: str = "email", error: str = "Permanent", **changes: object
+    ) -> list[UUID]:
+        """Tasks that were claimed and died; their ids."""
+        submissions = [
+            dataclasses.replace(Submission(uuid7(), task_type, '{"to": "x"}', 8), **changes)  # type: ignore[arg-type]
+            for _ in range(count)
+        ]
+        await Tasks(self.database).insert(submissions, 0.0)
+        await self.settle([task.id for task in submissions], 1, task_type, error)
+        return [task.id for task in submissions]
+
+    async def settle(
+        self, tasks: Sequence[UUID], version: int, task_type: str = "email", error: str | None = None
+    ) -> None:
+        """Claim these at `version` and let them die of `error`, or succeed."""
+        claims = await self.claims.claim(task_type, dict.fromkeys(tasks, version))
+        assert len(claims) == len(tasks)
+        died = Decision(Event.DIED, State.DEAD, error_class=error, reason="no such address", result={"seen": 1})
+        decision = succeeded({}) if error is None else died
+        await self.claims.settle([Settlement(claim.id, claim.version, decision) for claim in claims])
+        if error is not None:
+            await DeadLetters(self.database).add([letter_of(claim.id, claim.version) for claim in claims])
+
+    async def letters(self, wanted: LetterFilter | None = None, state: str | None = None) -> Sequence[Row]:
+        return await self.shelf.page(T, wanted or LetterFilter(), state, None, 1000)
+
+    async def letter(self, task: UUID) -> Row:
+        [row] = [row for row in await self.letters() if row["task_id"] == task and row["state"] == "open"]
+        return row
+
+    async def task(self, task: UUID) -> Row:
+        row = await Tasks(self.database).get(task, T)
+        assert row is not None
+        return row
+
+    async def bulk(self, wanted: LetterFilter, rate: float = FAST) -> UUID:
+        row = await self.replays.start_bulk(T, uuid7(), wanted, rate)
+        identifier: UUID = row["id"]
+        return identifier
+
+    async def bulk_row(self, bulk: UUID) -> Row:
+        row = await self.replays.get_bulk(T, bulk)
+        assert row is not None
+        return row
+
+
+def letter_of(task: UUID, version: int) -> DeadLetter:
+    return DeadLetter(uuid7(), f"task:{task}:{version}", "Permanent", "", ORIGIN, task, version, "email")
+
+
+def poison(topic: str = "tasks.email", error_class: str = "NotJson") -> DeadLetter:
+    name = uuid7()
+    origin = {"topic": topic, "partition": 1, "offset": 2, "timestamp": 3}
+    return DeadLetter(name, f"record:{name}", error_class, "bad", origin, record_value=b"{")
+
+
+@pytest.fixture
+def graves(database: Database) -> Graveyard:
+    return Graveyard(database)
+
+
+async def test_a_replayed_task_begins_anew_with_what_it_had_achieved(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    letter = await graves.letter(task)
+    replayed = await graves.replays.replay(T, letter["id"], '{"to": "y"}')
+    assert replayed is not None
+    assert (replayed.task_id, replayed.type, replayed.error_class) == (task, "email", "Permanent")
+    row = await graves.task(task)
+    assert (row["state"], row["version"], row["attempts"], row["replays"]) == ("scheduled", 3, 0, 1)
+    assert (row["payload"], row["error_class"], row["error_reason"]) == ('{"to": "y"}', None, None)
+    assert json.loads(row["result"]) == {"seen": 1}
+    assert row["timeline"][-1].split("|")[1:] == ["replayed", "scheduled", "0", "1", "edited payload"]
+    [due] = await Publishing(graves.database, 10.0).take("email", 10)
+    assert (due.id, due.version) == (task, 4)
+    assert await graves.database._pool.fetch("SELECT FROM parked WHERE task_id = $1", task) == []  # type: ignore[union-attr]
+
+
+async def test_a_letter_is_sent_again_once_however_many_ask(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    letter = await graves.letter(task)
+    answers = await asyncio.gather(*(graves.replays.replay(T, letter["id"], None) for _ in range(20)))
+    assert sum(answer is not None for answer in answers) == 1
+    assert (await graves.task(task))["replays"] == 1
+    assert not await graves.shelf.discard(T, letter["id"], "too late")
+
+
+async def test_a_discarded_letter_is_not_sent_again(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    letter = await graves.letter(task)
+    assert await graves.shelf.discard(T, letter["id"], "a test account")
+    assert not await graves.shelf.discard(T, letter["id"], "another reason")
+    assert await graves.replays.replay(T, letter["id"], None) is None
+    row = await graves.shelf.get(T, letter["id"])
+    assert row is not None
+    assert (row["state"], row["discard_reason"], row["task_state"]) == ("discarded", "a test account", "dead")
+
+
+async def test_how_a_replay_ended_stands_with_the_letter_that_was_replayed(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    first = await graves.letter(task)
+    await graves.replays.replay(T, first["id"], None)
+
+    async def outcome(letter: UUID) -> list[str]:
+        row = await graves.shelf.get(T, letter)
+        assert row is not None
+        return [entry[2] for entry in row["replays"]]
+
+    assert await outcome(first["id"]) == ["scheduled"]
+    await graves.settle([task], 3, error="Permanent")
+    assert await outcome(first["id"]) == ["dead"]
+    second = await graves.letter(task)
+    assert second["id"] != first["id"]
+    await graves.replays.replay(T, second["id"], None)
+    await graves.settle([task], 5)
+    assert await outcome(first["id"]) == ["dead"]
+    assert await outcome(second["id"]) == ["succeeded"]
+
+
+async def test_a_letter_whose_task_has_moved_on_sends_nothing(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    await DeadLetters(graves.database).add([letter_of(task, 1)])  # of a death that is no longer the task's last
+    stale = [row["id"] for row in await graves.letters() if row["reason"] == ""]
+    assert len(stale) == 1
+    assert await graves.replays.replay(T, stale[0], None) is None
+    assert (await graves.task(task))["state"] == "dead"
+
+
+async def test_an_expiry_that_has_passed_does_not_end_a_replay(graves: Graveyard) -> None:
+    past = datetime.now(UTC) - timedelta(hours=1)
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    [gone] = await graves.die(expires_at=past)
+    [waiting] = await graves.die(expires_at=ahead)
+    for task in (gone, waiting):
+        await graves.replays.replay(T, (await graves.letter(task))["id"], None)
+    assert (await graves.task(gone))["expires_at"] is None
+    assert (await graves.task(waiting))["expires_at"] == ahead
+    assert await Publishing(graves.database, 10.0).expire(10) == []
+
+
+async def test_a_late_report_of_the_attempt_before_does_not_end_a_replay(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    await graves.replays.replay(T, (await graves.letter(task))["id"], None)
+    [late] = await graves.claims.settle([Settlement(task, 2, succeeded({}))])
+    assert not late.written
+
+
+async def test_a_record_that_was_mended_becomes_a_task_once(graves: Graveyard) -> None:
+    letter = poison()
+    await DeadLetters(graves.database).add([letter])
+    mended = [Submission(uuid7(), "email", '{"to": "y"}', 5, traceparent="00-" + "1" * 32) for _ in range(10)]
+    answers = await asyncio.gather(*(graves.replays.replay_as(T, letter.id, each, edited=True) for each in mended))
+    [made] = [answer for answer in answers if answer is not None]
+    row = await graves.task(made.task_id)
+    assert (row["state"], row["payload"], row["max_attempts"]) == ("scheduled", '{"to": "y"}', 5)
+    [due] = await Publishing(graves.database, 10.0).take("email", 10)
+    assert due.id == made.task_id
+    shown = await graves.shelf.get(T, letter.id)
+    assert shown is not None
+    assert [entry[1:3] for entry in shown["replays"]] == [[str(made.task_id), "scheduled"]]
+
+
+async def test_a_letter_with_a_task_becomes_no_second_one(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    letter = await graves.letter(task)
+    other = Submission(uuid7(), "email", "{}", 5)
+    assert await graves.replays.replay_as(T, letter["id"], other, edited=False) is None
+    assert await Tasks(graves.database).get(other.id, T) is None
+
+
+async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Graveyard) -> None:
+    await graves.die(2)
+    await graves.die(1, "sms", "Expired")
+    middle = (await graves.letters())[0]["created_at"] + timedelta(microseconds=1)
+    await graves.die(3, "sms")
+    await DeadLetters(graves.database).add([poison("tasks.sms"), poison("other")])
+
+    async def count(**wanted: object) -> int:
+        found = LetterFilter(**wanted)  # type: ignore[arg-type]
+        letters = await graves.letters(found)
+        groups = await graves.shelf.groups(T, found, None)
+        assert sum(group["letters"] for group in groups) == len(letters) == await graves.shelf.count(T, found, None)
+        return len(letters)
+
+    assert await count() == 8
+    assert await count(type="sms") == 4
+    assert await count(type="sms", error_class="Permanent") == 3
+    assert await count(created_before=middle) == 3
+    assert await count(created_after=middle) == 5
+    assert await count(origin_topic="tasks.sms") == 1
+    assert await count(origin_topic="tasks.dlq") == 6
+    groups = await graves.shelf.groups(T, LetterFilter(), "open")
+    assert [(group["type"], group["error_class"], group["letters"]) for group in groups][:2] == [
+        ("sms", "Permanent", 3),
+        ("email", "Permanent", 2),
+    ]
+    assert await graves.shelf.count("another", LetterFilter(), None) == 0
+
+
+async def test_pages_hold_every_letter_once(graves: Graveyard) -> None:
+    await graves.die(25)  # one statement stores them, so that all have the same time
+    seen: list[UUID] = []
+    behind: Place | None = None
+    while rows := await graves.shelf.page(T, LetterFilter(), "open", behind, 7):
+        seen += [row["id"] for row in rows]
+        behind = Place(rows[-1]["created_at"], rows[-1]["id"])
+    assert len(seen) == len(set(seen)) == 25
+    assert seen == sorted(seen, reverse=True)
+
+
+async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(graves: Graveyard) -> None:
+    tasks = await graves.die(40)
+    others = await graves.die(5, "sms")
+    await DeadLetters(graves.database).add([poison()])
+    bulk = await graves.bulk(LetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC), error_class="Permanent"))
+    carrier = BulkReplays(graves.replays)
+    later = await graves.die(3)
+
+    async def finished() -> bool:
+        await carrier.tick()
+        return bool((await graves.bulk_row(bulk))["status"] == "finished")
+
+    await eventually(finished, "the bulk replay ends")
+    row = await graves.bulk_row(bulk)
+    assert (row["matched"], row["replayed"], row["skipped"]) == (45, 45, 0)
+    assert {(await graves.task(task))["replays"] for task in (*tasks, *others)} == {1}
+    assert {(await graves.task(task))["state"] for task in later} == {"dead"}
+    await graves.settle(tasks[:10], 3)
+    await graves.settle(tasks[10:14], 3, error="Permanent")
+    assert await graves.replays.outcomes(bulk) == {"succeeded": 10, "dead": 4, "scheduled": 31}
+    assert (await graves.letters(state="replayed"))[0]["replays"][0][3] == str(bulk)
+
+
+async def test_a_bulk_replay_skips_records_that_were_no_task_and_tasks_that_moved_on(graves: Graveyard) -> None:
+    [task] = await graves.die()
+    await DeadLetters(graves.database).add([poison(), letter_of(task, 1)])
+    bulk = await graves.bulk(LetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC)))
+
+    async def finished() -> bool:
+        await BulkReplays(graves.replays).tick()
+        return bool((await graves.bulk_row(bulk))["status"] == "finished")
+
+    await eventually(finished, "the bulk replay ends")
+    row = await graves.bulk_row(bulk)
+    assert (row["matched"], row["replayed"], row["skipped"]) == (3, 1, 2)
+    assert len(await graves.letters(state="open")) == 2
+
+
+async def test_two_who_carry_the_same_batch_send_each_letter_once(graves: Graveyard) -> None:
+    tasks = await graves.die(200)
+    bulk = await graves.bulk(LetterFilter(type="email"))
+
+    async def allowed() -> bool:
+        return any(each.allowance >= 100 for each in await graves.replays.running())
+
+    await eventually(allowed, "the bulk replay may send a hundred")
+    [current] = await graves.replays.running()
+    answers = await asyncio.gather(*(graves.replays.carry_on(current, 50) for _ in range(6)))
+    assert sorted(len(sent) for _, sent in answers) == [0, 0, 0, 0, 0, 50]
+    row = await graves.bulk_row(bulk)
+    assert (row["replayed"], row["status"]) == (50, "running")
+    assert sum([(await graves.task(task))["replays"] for task in tasks]) == 50
+
+
+async def test_a_bulk_replay_keeps_to_its_rate_whoever_carries_it(graves: Graveyard) -> None:
+    await graves.die(100)
+    bulk = await graves.bulk(LetterFilter(type="email"), rate=20.0)
+    started = (await graves.bulk_row(bulk))["created_at"]
+
+    async def thirty() -> bool:
+        await asyncio.gather(*(BulkReplays(graves.replays).tick() for _ in range(3)))
+        return bool((await graves.bulk_row(bulk))["replayed"] >= 30)
+
+    await eventually(thirty, "the bulk replay has sent thirty")
+    row = await graves.bulk_row(bulk)
+    assert (row["updated_at"] - started).total_seconds() >= 30 / 20 - 0.05
+    assert row["replayed"] <= (row["updated_at"] - started).total_seconds() * 20 + 1
+
+
+async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from_there(graves: Graveyard) -> None:
+    tasks = await graves.die(60)
+    first = await graves.bulk(LetterFilter(type="email"), rate=30.0)
+
+    async def some() -> bool:
+        await BulkReplays(graves.replays).tick()
+        return bool((await graves.bulk_row(first))["replayed"] >= 10)
+
+    await eventually(some, "the bulk replay has sent some")
+    assert await graves.replays.stop_bulk(T, first)
+    assert not await graves.replays.stop_bulk(T, first)
+    sent = (await graves.bulk_row(first))["replayed"]
+    await BulkReplays(graves.replays).tick()
+    assert (await graves.bulk_row(first))["replayed"] == sent
+    second = await graves.bulk(LetterFilter(type="email"))
+
+    async def finished() -> bool:
+        await BulkReplays(graves.replays).tick()
+        return bool((await graves.bulk_row(second))["status"] == "finished")
+
+    await eventually(finished, "the bulk replay ends")
+    row = await graves.bulk_row(second)
+    assert (row["matched"], row["replayed"]) == (60 - sent, 60 - sent)
+    assert {(await graves.task(task))["replays"] for task in tasks} == {1}
+
+
+async def test_a_bulk_replay_of_nothing_is_finished_at_once(graves: Graveyard) -> None:
+    bulk = await graves.bulk(LetterFilter(type="nobody"))
+    assert (await graves.bulk_row(bulk))["status"] == "finished"
+    assert await graves.replays.running() == []
+
+
+async def test_the_filter_of_a_bulk_replay_is_read_back_as_it_was_given(graves: Graveyard) -> None:
+    await graves.die()
+    at = datetime(2000, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+    wanted = LetterFilter("email", "Permanent", at, at + timedelta(days=9999), "tasks.dlq")
+    await graves.bulk(wanted)
+    [running] = await graves.replays.running()
+    assert running.filter == wanted

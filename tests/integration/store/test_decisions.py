@@ -1,0 +1,147 @@
+"""Cancelling and resolving, down to the tables."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from handlers.store.claims import Settlement
+from handlers.store.database import Database
+from handlers.store.decisions import NOTE_LENGTH, Decisions, Resolution
+from handlers.store.publishing import Confirmation, Publishing
+from handlers.store.task_types import TaskTypes
+from handlers.store.upkeep import Upkeep
+from handlers.tasks.submission import TaskType
+from handlers.tasks.timeline import parse_timeline
+from tests.integration.store.rows import DIED, DONE, HELD, end, sql, state_of, submit, worker
+
+
+async def row_of(database: Database, task: UUID) -> Any:
+    [row] = await sql(database, "SELECT * FROM tasks WHERE id = $1", task)
+    return row
+
+
+async def due(database: Database) -> list[tuple[UUID, bool, int]]:
+    return [tuple(row) for row in await sql(database, "SELECT task_id, dead, version FROM due ORDER BY task_id")]
+
+
+async def held(database: Database, **changes: Any) -> UUID:
+    [task] = await submit(database, **changes)
+    await end(database, [task], HELD)
+    return task
+
+
+async def test_a_cancelled_task_is_due_no_more_and_its_record_is_not_claimable(database: Database) -> None:
+    [waiting, published] = await submit(database, 2)
+    await Publishing(database, 10.0).confirm([Confirmation(published, 1, UUID(int=7), 0, 0)])
+    for task in (waiting, published):
+        assert await Decisions(database).cancel(task, "default", "not wanted any more")
+        assert not await Decisions(database).cancel(task, "default")
+    assert await due(database) == []
+    claims = await worker(database)
+    assert await claims.claim("simulated", {waiting: 1, published: 1}) == []
+    assert await claims.claim("simulated", {waiting: 2, published: 2}) == []
+    row = await row_of(database, waiting)
+    assert (row["state"], row["version"]) == ("cancelled", 2)
+    assert parse_timeline(row["timeline"])[-1]["event"] == "cancelled"
+    assert parse_timeline(row["timeline"])[-1]["note"] == "not wanted any more"
+
+
+async def test_what_runs_or_has_ended_is_not_cancelled(database: Database) -> None:
+    tasks = await submit(database, 4)
+    await (await worker(database)).claim("simulated", {tasks[0]: 1})
+    for task, decision in zip(tasks[1:], (DONE, DIED, HELD), strict=True):
+        await end(database, [task], decision)
+    before = [await row_of(database, task) for task in tasks]
+    for task in tasks:
+        assert not await Decisions(database).cancel(task, "default")
+    assert [await row_of(database, task) for task in tasks] == before
+
+
+async def test_of_a_cancel_and_a_claim_at_once_one_wins(database: Database) -> None:
+    tasks = await submit(database, 40)
+    claims = await worker(database)
+    answers = await asyncio.gather(
+        *(claims.claim("simulated", {task: 1}) for task in tasks),
+        *(Decisions(database).cancel(task, "default") for task in tasks),
+    )
+    for task, claimed, cancelled in zip(tasks, answers[:40], answers[40:], strict=True):
+        assert bool(claimed) != cancelled
+        assert await state_of(database, task) == ("running" if claimed else "cancelled")
+
+
+async def test_another_tenant_decides_nothing(database: Database) -> None:
+    [task] = await submit(database)
+    uncertain = await held(database)
+    assert not await Decisions(database).cancel(task, "another")
+    assert not await Decisions(database).resolve(uncertain, "another", Resolution.SUCCEEDED)
+
+
+async def test_a_task_resolved_as_succeeded_has_succeeded(database: Database) -> None:
+    task = await held(database)
+    assert await Decisions(database).resolve(task, "default", Resolution.SUCCEEDED, "the customer\nhas it | really")
+    row = await row_of(database, task)
+    assert (row["state"], row["error_class"], row["error_reason"]) == ("succeeded", None, None)
+    entry = parse_timeline(row["timeline"])[-1]
+    assert (entry["event"], entry["note"]) == ("resolved-succeeded", "the customer has it / really")
+    assert not any(entry[0] == task for entry in await due(database) if entry[1])
+
+
+async def test_a_task_resolved_as_dead_is_owed_to_the_dead_letters_with_its_error_class(database: Database) -> None:
+    quiet, told = await held(database), await held(database)
+    assert await Decisions(database).resolve(quiet, "default", Resolution.DEAD)
+    assert await Decisions(database).resolve(told, "default", Resolution.DEAD, "it was never sent\x00 " + "x" * 500)
+    row = await row_of(database, quiet)
+    assert (row["state"], row["error_class"], row["error_reason"]) == ("dead", "Ambiguous", "perhaps")
+    assert (quiet, True, row["version"]) in await due(database)
+    assert {letter.id for letter in await Publishing(database, 10.0).take_dead(10)} == {quiet, told}
+    row = await row_of(database, told)
+    assert row["error_reason"] == "it was never sent� " + "x" * 500
+    assert len(parse_timeline(row["timeline"])[-1]["note"]) == NOTE_LENGTH
+
+
+async def test_a_task_resolved_as_resend_is_due_now_and_runs_though_its_attempts_were_spent(
+    database: Database,
+) -> None:
+    task = await held(database, max_attempts=1)
+    await sql(database, "UPDATE tasks SET expires_at = now() - interval '1 minute' WHERE id = $1", task)
+    assert await Decisions(database).resolve(task, "default", Resolution.RESEND)
+    [taken] = await Publishing(database, 10.0).take("simulated", 10)
+    [claim] = await (await worker(database)).claim("simulated", {task: taken.version})
+    assert (claim.attempt, claim.max_attempts, claim.expired) == (1, 1, False)
+
+
+async def test_a_lost_worker_may_still_report_on_a_task_that_waits_to_be_sent_again(database: Database) -> None:
+    await TaskTypes(database).register(TaskType("simulated", "{}", 8, "hold", None))
+    tasks = await submit(database, 2)
+    claims = await worker(database)
+    held = {claim.id: claim for claim in await claims.claim("simulated", dict.fromkeys(tasks, 1))}
+    await claims.end()
+    await Upkeep(database).sweep(None, 10, 100.0)
+    await Decisions(database).resolve(tasks[0], "default", Resolution.RESEND)
+    await Decisions(database).resolve(tasks[1], "default", Resolution.DEAD)
+    settled = await claims.settle([Settlement(task, held[task].version, DONE) for task in tasks])
+    assert [each.written for each in settled] == [True, False]
+    assert [await state_of(database, task) for task in tasks] == ["succeeded", "dead"]
+
+
+@pytest.mark.parametrize("decision", [DONE, DIED, None])
+async def test_only_an_uncertain_task_is_resolved(decision: Any, database: Database) -> None:
+    [task] = await submit(database)
+    if decision is not None:
+        await end(database, [task], decision)
+    before = await row_of(database, task)
+    for resolution in Resolution:
+        assert not await Decisions(database).resolve(task, "default", resolution)
+    assert await row_of(database, task) == before
+
+
+async def test_of_many_resolutions_at_once_one_is_written(database: Database) -> None:
+    task = await held(database)
+    answers = await asyncio.gather(
+        *(Decisions(database).resolve(task, "default", resolution) for resolution in [*Resolution] * 5)
+    )
+    assert sum(answers) == 1

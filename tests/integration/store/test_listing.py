@@ -1,0 +1,185 @@
+"""Lists of tasks from the tables that know them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from handlers.store import listing
+from handlers.store.claims import Settlement
+from handlers.store.database import Database
+from handlers.store.decisions import Decisions, Resolution
+from handlers.store.listing import Listing, TaskFilter
+from handlers.store.publishing import Confirmation, Publishing
+from handlers.store.task_types import TaskTypes
+from handlers.store.upkeep import Upkeep
+from handlers.tasks.states import State
+from handlers.tasks.submission import TaskType
+from tests.integration.store.rows import DIED, DONE, HELD, end, old_tasks, sql, submit, worker
+
+LOG = UUID(int=7)
+
+
+async def listed(database: Database, wanted: TaskFilter, limit: int = 50) -> list[UUID]:
+    """All pages of a list."""
+    found: list[UUID] = []
+    after: UUID | None = None
+    while True:
+        page = await Listing(database).page("default", wanted, limit, after)
+        assert len(page.rows) <= limit
+        found += [row["id"] for row in page.rows]
+        if page.after is None:
+            return found
+        assert after is None or page.after < after
+        after = page.after
+
+
+def newest_first(tasks: Sequence[UUID]) -> list[UUID]:
+    return sorted(tasks, reverse=True)
+
+
+async def one_of_each_state(database: Database) -> dict[State, list[UUID]]:
+    tasks = {state: await submit(database, 3) for state in State}
+    queued = tasks[State.QUEUED]
+    await Publishing(database, 10.0).confirm([Confirmation(task, 1, LOG, 0, n) for n, task in enumerate(queued)])
+    await (await worker(database)).claim("simulated", dict.fromkeys(tasks[State.RUNNING], 1))
+    await end(database, tasks[State.SUCCEEDED], DONE)
+    await end(database, tasks[State.DEAD], DIED)
+    await end(database, tasks[State.UNCERTAIN], HELD)
+    for task in tasks[State.CANCELLED]:
+        assert await Decisions(database).cancel(task, "default")
+    return tasks
+
+
+async def test_every_state_is_found_by_its_name_newest_first(database: Database) -> None:
+    tasks = await one_of_each_state(database)
+    for state, ids in tasks.items():
+        for limit in (1, 2, 50):
+            assert await listed(database, TaskFilter(state), limit) == newest_first(ids), state
+    everything = [task for ids in tasks.values() for task in ids]
+    assert await listed(database, TaskFilter(), 4) == newest_first(everything)
+
+
+async def test_another_tenant_sees_nothing(database: Database) -> None:
+    await one_of_each_state(database)
+    await submit(database, key="k")
+    for wanted in (TaskFilter(), TaskFilter(key="k"), *(TaskFilter(state) for state in State)):
+        page = await Listing(database).page("another", wanted, 50)
+        assert (page.rows, page.after) == ([], None)
+
+
+async def test_a_list_goes_on_where_a_page_ended_though_tasks_are_added(database: Database) -> None:
+    first = await submit(database, 5)
+    page = await Listing(database).page("default", TaskFilter(), 3)
+    await submit(database, 5)
+    rest = await Listing(database).page("default", TaskFilter(), 3, page.after)
+    assert [row["id"] for row in (*page.rows, *rest.rows)] == newest_first(first)
+
+
+async def test_filters_narrow_each_other(database: Database) -> None:
+    mail = await submit(database, 2, type="email", key="customer-7", metadata='{"order":17,"by":"Ann"}')
+    await submit(database, 2, type="email", key="customer-8", metadata='{"order":18,"by":"Ann"}')
+    texts = await submit(database, 2, key="customer-7", metadata='{"order":17}')
+    assert await listed(database, TaskFilter(type="email", key="customer-7")) == newest_first(mail)
+    assert await listed(database, TaskFilter(key="customer-7"), 1) == newest_first(mail + texts)
+    assert await listed(database, TaskFilter(State.SCHEDULED, type="email", key="customer-7")) == newest_first(mail)
+    assert await listed(database, TaskFilter(State.DEAD, key="customer-7")) == []
+    assert await listed(database, TaskFilter(metadata={"order": "17", "by": "Ann"})) == newest_first(mail)
+    assert await listed(database, TaskFilter(State.SCHEDULED, metadata={"order": "17"})) == newest_first(mail + texts)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name", "value", "found"),
+    [
+        ({"a": 1}, "a", "1", True),
+        ({"a": 17}, "a", "1", False),
+        ({"a": "1"}, "a", "1", True),
+        ({"a": True}, "a", "true", True),
+        ({"a": None}, "a", "null", True),
+        ({"a": None}, "a", "None", False),
+        ({"a": 1.5}, "a", "1.5", True),
+        ({"a": {"b": "x"}}, "b", "x", False),
+        ({"a": ["x"]}, "a", "x", False),
+        ({"x": '"a":"x"'}, "a", "x", False),
+        ({"ä\u0000": "\ud800 |%_"}, "ä\u0000", "\ud800 |%_", True),
+        ({"a": ""}, "a", "", True),
+        ({}, "a", "", False),
+        (None, "a", "", False),
+    ],
+)
+async def test_metadata_is_compared_by_its_own_members(
+    metadata: object, name: str, value: str, found: bool, database: Database
+) -> None:
+    text = None if metadata is None else json.dumps(metadata, separators=(",", ":"))
+    [task] = await submit(database, metadata=text)
+    assert await listed(database, TaskFilter(metadata={name: value})) == [task] * found
+
+
+async def test_a_list_by_time_is_exact_though_ids_are_older_than_their_rows(database: Database) -> None:
+    tasks = [(await submit(database))[0] for _ in range(4)]
+    rows = await sql(database, "SELECT id, created_at FROM tasks ORDER BY id")
+    assert [row["id"] for row in rows] == tasks
+    times = [row["created_at"] for row in rows]
+    assert await listed(database, TaskFilter(created_from=times[1], created_before=times[3])) == [tasks[2], tasks[1]]
+    assert await listed(database, TaskFilter(State.SCHEDULED, created_from=times[2])) == [tasks[3], tasks[2]]
+    assert await listed(database, TaskFilter(created_before=times[0])) == []
+    always = TaskFilter(created_from=datetime.min.replace(tzinfo=UTC), created_before=datetime.max.replace(tzinfo=UTC))
+    assert await listed(database, always) == newest_first(tasks)
+
+
+async def test_a_call_looks_at_a_bounded_number_of_rows_and_says_where_it_has_come_to(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "LOOK", 10)
+    monkeypatch.setattr(listing, "LOOK_CLOSELY", 4)
+    wanted = await submit(database, 2, type="email", key="k", metadata='{"a":1}')
+    others = await submit(database, 25, key="k")
+    page = await Listing(database).page("default", TaskFilter(type="email"), 50)
+    assert (page.rows, page.after) == ([], newest_first(others)[9])
+    for each in (TaskFilter(type="email"), TaskFilter(metadata={"a": "1"}), TaskFilter(type="email", key="k")):
+        assert await listed(database, each) == newest_first(wanted)
+        narrow = TaskFilter(State.SCHEDULED, each.type, key=each.key, metadata=each.metadata)
+        assert await listed(database, narrow, 2) == newest_first(wanted)
+
+
+async def test_what_is_waiting_no_more_is_not_listed_though_due_still_has_its_row(database: Database) -> None:
+    tasks = await submit(database, 3)
+    await (await worker(database)).claim("simulated", {tasks[1]: 1})  # its record overtook the confirmation
+    assert len(await sql(database, "SELECT FROM due")) == 3
+    assert await listed(database, TaskFilter(State.SCHEDULED), 1) == [tasks[2], tasks[0]]
+
+
+async def parked(database: Database) -> dict[UUID, str]:
+    return {row["task_id"]: row["state"] for row in await sql(database, "SELECT task_id, state FROM parked")}
+
+
+async def test_parked_follows_every_transition_that_parks_or_frees(database: Database) -> None:
+    await TaskTypes(database).register(TaskType("simulated", "{}", 8, "hold", None))
+    [swept] = await submit(database)
+    claims = await worker(database)
+    [claim] = await claims.claim("simulated", {swept: 1})
+    await claims.end()
+    await Upkeep(database).sweep(None, 10, 100.0)
+    assert await parked(database) == {swept: "uncertain"}
+    await claims.settle([Settlement(swept, claim.version, DONE)])  # late, and better known than guessed
+    assert await parked(database) == {}
+    [expiring] = await submit(database)
+    await sql(database, "UPDATE due SET expires_at = now() WHERE task_id = $1", expiring)
+    await Publishing(database, 10.0).expire(10)
+    assert await parked(database) == {expiring: "dead"}
+    [held] = await submit(database)
+    await end(database, [held], HELD)
+    await Decisions(database).resolve(held, "default", Resolution.DEAD)
+    assert await parked(database) == {expiring: "dead", held: "dead"}
+
+
+async def test_a_page_of_a_day_long_ago_is_found_by_its_ids(database: Database) -> None:
+    old = await old_tasks(database, "succeeded", timedelta(days=40), 3)
+    await submit(database, 3)
+    [[now]] = await sql(database, "SELECT now()")
+    day = TaskFilter(created_from=now - timedelta(days=41), created_before=now - timedelta(days=39))
+    assert await listed(database, day) == newest_first(old)

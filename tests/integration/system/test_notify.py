@@ -1,0 +1,93 @@
+"""Processors that deliver through the notification service: only that one holds credentials."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from handlers.local.ports import free_port
+from handlers.notify import notify
+from handlers.process_email import process_email
+from handlers.process_sms import process_sms
+from handlers.providers.notify_settings import NotifySettings
+from handlers.runtime.process import Process, Serves
+from handlers.runtime.settings import HttpSettings, Settings
+from tests.integration.providers.flow_api import Answer, FlowApi, flow_api
+from tests.integration.providers.smtp_server import Postbox, smtp_server
+from tests.integration.system.stack import Stack, eventually
+
+
+@asynccontextmanager
+async def serving(target: Serves, settings: Settings) -> AsyncIterator[Process]:
+    process = Process(target.name, settings)
+    task = asyncio.create_task(target.serve(process))
+
+    async def started() -> bool:
+        if task.done():
+            task.result()
+        return process.health.started
+
+    await eventually(started, f"{target.name} starts")
+    try:
+        yield process
+    finally:
+        process.drain()
+        await task
+
+
+@asynccontextmanager
+async def processors(stack: Stack, postbox: Postbox, flow: FlowApi) -> AsyncIterator[None]:
+    """The notification service, which is told where the providers are, and two processors, which are not."""
+    http = HttpSettings(host="127.0.0.1", port=free_port())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "SMTP__HOST": "127.0.0.1",
+            "SMTP__PORT": str(postbox.port),
+            "SMTP__TLS": "none",
+            "SMTP__SENDER": "tasks@example.org",
+            "MSG91__BASE_URL": flow.url,
+            "MSG91__AUTH_KEY": "key",
+            "MSG91__TEMPLATE_ID": "5f1a2b3c4d5e6f7a8b9c0d1e",
+        }.items():
+            patch.setenv(f"TASKFLUX_{name}", value)
+        service = serving(notify, stack.settings.model_copy(update={"http": http}))
+        await service.__aenter__()
+    try:
+        through = NotifySettings(url=f"http://127.0.0.1:{http.port}")
+        settings = stack.settings.model_copy(update={"notify": through})
+        async with serving(process_email, settings), serving(process_sms, settings):
+            yield
+    finally:
+        await service.__aexit__(None, None, None)
+
+
+async def submit(stack: Stack, task_type: str, payload: dict[str, Any]) -> UUID:
+    """Send a task of a type that ingest may not have heard of yet."""
+
+    async def accepted() -> UUID | None:
+        answer = await stack.client.post("/tasks", json={"taskType": task_type, "payload": payload})
+        return UUID(answer.json()["taskId"]) if answer.status_code == 202 else None
+
+    task: UUID = await eventually(accepted, f"{task_type} is a known type")
+    return task
+
+
+async def test_mails_and_short_messages_go_through_the_service_alone(stack: Stack) -> None:
+    async with smtp_server(Postbox()) as postbox, flow_api() as flow, processors(stack, postbox, flow):
+        postbox.replies["bob@example.org"] = ["450 4.2.0 later"]
+        mail = {"to": ["ann@example.org", "bob@example.org"], "subject": "Hello", "body": "Welcome!"}
+        sent = await submit(stack, "email", mail)
+        flow.answers.append(Answer(b"<html>"))
+        text = {"name": "Ann", "mobile": "919876543210"}
+        held = await submit(stack, "sms", text)
+        shown = await stack.until(sent, "succeeded")
+        assert set(shown["result"]["delivered"]) == {"ann@example.org", "bob@example.org"}
+        assert [each.recipients for each in postbox.mails] == [["ann@example.org"], ["bob@example.org"]]
+        assert shown["attempts"] == 2
+        assert (await stack.until(held, "uncertain"))["error"]["class"] == "Ambiguous"
+        assert [taken.flow["CRQID"] for taken in flow.taken] == [str(held)]

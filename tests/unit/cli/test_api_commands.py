@@ -1,0 +1,220 @@
+"""What the command makes of the API's answers: the documented shapes, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from handlers.cli import replay
+from handlers.http.openapi import examples as e
+from handlers.local.ports import free_port
+from tests.unit.cli.scripted import Server, calls, problem
+
+ID = e.TASK_ID
+LETTER = e.DEAD_LETTER_ID
+BUSY = (503, problem("store-unavailable", 503, "The store cannot be reached"))
+REPLAY = f"/dead-letters/replays/{e.REPLAY_ID}"
+
+
+def test_a_task_is_sent_with_all_that_was_said(server: Server) -> None:
+    server.answer("POST /tasks", (202, e.ACCEPTED))
+    words = ("--delay", "1h30m", "--key", "k", "--max-attempts", "3", "--metadata", "a=b", "--idempotency-key", "once")
+    result = server.run("send", "email", '{"to": "ann@example.org"}', *words)
+    assert (result.exit_code, result.stdout.strip()) == (0, ID)
+    _, headers, body = server.asked[0]
+    assert headers["idempotency-key"] == "once"
+    assert body == {
+        "taskType": "email",
+        "payload": {"to": "ann@example.org"},
+        "delaySeconds": 5400.0,
+        "key": "k",
+        "maxAttempts": 3,
+        "metadata": {"a": "b"},
+    }
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_under_the_same_key(server: Server) -> None:
+    server.answer("POST /tasks", (0, None), (202, e.ACCEPTED))
+    assert server.run("send", "simulated", "hello").exit_code == 0
+    keys = {headers["idempotency-key"] for _, headers, _ in server.asked}
+    assert (len(server.asked), len(keys)) == (2, 1)
+
+
+def test_what_nobody_knows_is_told_with_the_key_that_finds_it_out(server: Server) -> None:
+    server.answer("POST /tasks", BUSY)
+    result = server.run("send", "simulated", "hello")
+    assert result.exit_code == 3
+    assert "--idempotency-key cli-" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "email"),
+        ("send", "email", '{"to":'),
+        ("send", "email", "{}", "--delay", "soon"),
+        ("send", "email", "{}", "--delay", "1h", "--at", "2030-01-31T09:00:00Z"),
+        ("send", "email", "{}", "--at", "2030-01-31T09:00:00"),
+        ("send", "email", "{}", "--timeout", "5"),
+        ("tasks", "get", "no-id"),
+        ("tasks", "list", "--metadata", "nothing"),
+        ("dead-letters", "replay"),
+        ("dead-letters", "replay", "--payload", "{}"),
+        ("dead-letters", "replay", LETTER, "--rate", "5"),
+        ("dead-letters", "replay", LETTER, "--stop", LETTER),
+        ("dead-letters", "replay", LETTER, "--value", "x", "--payload", "{}"),
+        ("dead-letters", "discard", LETTER),
+    ],
+)
+def test_a_wrong_call_is_status_2_and_asks_nothing(words: tuple[str, ...], server: Server) -> None:
+    result = server.run(*words)
+    assert (result.exit_code, server.asked) == (2, [])
+    assert "Error: " in result.stderr
+
+
+def test_a_refusal_names_each_bad_field(server: Server) -> None:
+    errors = [{"field": "payload.to", "message": "is required"}]
+    server.answer("POST /tasks", (422, problem("invalid-task", 422, "The task is not valid", errors=errors)))
+    result = server.run("send", "email", "{}")
+    assert result.exit_code == 1
+    assert result.stderr == "taskflux: The task is not valid: told\n  payload.to: is required\n"
+
+
+def test_a_server_that_is_away_is_status_3_and_says_where_it_was_looked_for(server: Server) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    result = server.run("tasks", "list", "--url", address)
+    assert result.exit_code == 3
+    assert f"{address} cannot be reached" in result.stderr
+    assert "TASKFLUX_API__URL" in result.stderr
+
+
+def test_something_else_at_the_address_is_told_so(server: Server) -> None:
+    server.answer("GET /tasks", (200, b"<html>"))
+    result = server.run("tasks", "list")
+    assert result.exit_code == 3
+    assert "is it the address of its API?" in result.stderr
+
+
+def test_a_list_goes_over_short_and_empty_pages(server: Server) -> None:
+    item = {name: value for name, value in e.TASK.items() if name not in ("payload", "timeline")}
+    page: dict[str, Any] = {"items": [item], "nextCursor": "b"}
+    server.answer(
+        "GET /tasks", (200, page), (200, {"items": [], "nextCursor": "c"}), (200, {**page, "nextCursor": None})
+    )
+    result = server.run("tasks", "list", "--status", "succeeded", "--json")
+    assert json.loads(result.stdout) == {"items": [item, item], "nextCursor": None}
+    assert [query for _, _, query in server.asked] == [
+        "status=succeeded&limit=50",
+        "cursor=b&status=succeeded&limit=49",
+        "cursor=c&status=succeeded&limit=49",
+    ]
+
+
+def test_text_of_others_can_do_nothing_to_the_terminal(server: Server) -> None:
+    evil = {**e.DEAD_LETTER, "reason": "bad \x1b[2J\u202e thing"}
+    server.answer("GET /dead-letters", (200, {"items": [evil], "nextCursor": None}))
+    result = server.run("dead-letters", "list")
+    assert "\x1b" not in result.stdout
+    assert "\u202e" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "call", "document", "told"),
+    [
+        (("tasks", "get", ID), f"GET /tasks/{ID}", e.TASK, "process-email@pod:1"),
+        (("tasks", "list"), "GET /tasks", e.TASK_PAGE, "succeeded"),
+        (("tasks", "cancel", ID), f"DELETE /tasks/{ID}", e.CANCELLED, f"{ID} cancelled"),
+        (("tasks", "resolve", ID, "resend"), f"POST /tasks/{ID}/resolve", e.TASK, ID),
+        (("dead-letters", "list"), "GET /dead-letters", e.DEAD_LETTER_PAGE, "no such user"),
+        (("dead-letters", "groups"), "GET /dead-letters/groups", e.GROUPS, "12"),
+        (("dead-letters", "show", LETTER), f"GET /dead-letters/{LETTER}", e.DEAD_LETTER_IN_FULL, "Hello Ann"),
+        (("dead-letters", "replay", LETTER), f"POST /dead-letters/{LETTER}/replay", e.REPLAYED, "scheduled"),
+        (
+            ("dead-letters", "discard", LETTER, "--reason", "x"),
+            f"POST /dead-letters/{LETTER}/discard",
+            e.DISCARDED,
+            "discarded",
+        ),
+        (("dead-letters", "replay", "--stop", e.REPLAY_ID), f"DELETE {REPLAY}", e.BULK, "11 of 12 replayed"),
+    ],
+)
+def test_every_answer_is_shown_to_people_and_whole_to_scripts(
+    words: tuple[str, ...], call: str, document: dict[str, Any], told: str, server: Server
+) -> None:
+    server.answer(call, (200, document))
+    shown = server.run(*words)
+    assert (shown.exit_code, told in shown.stdout) == (0, True), shown.output
+    whole = json.loads(server.run(*words, "--json").stdout)
+    assert document in (whole, whole[0] if isinstance(whole, list) else None)
+
+
+def test_a_record_that_was_no_task_is_shown(server: Server) -> None:
+    record: dict[str, Any] = {"key": None, "value": {"encoding": "base64", "data": "/w=="}, "headers": []}
+    letter = {**e.DEAD_LETTER_IN_FULL, "taskId": None, "payload": None, "timeline": [], "record": record}
+    server.answer(f"GET /dead-letters/{LETTER}", (200, letter))
+    assert "/w==" in server.run("dead-letters", "show", LETTER).stdout
+
+
+def test_a_bulk_replay_is_watched_to_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "LOOK_EVERY", 0)
+    server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
+    running = {**e.BULK, "status": "running", "replayed": 5, "skipped": 0}
+    server.answer(f"GET {REPLAY}", (200, running), BUSY, (200, e.BULK))
+    result = server.run("dead-letters", "replay", "--type", "email", "--rate", "5")
+    assert (result.exit_code, "11 of 12 replayed, 1 skipped; so far 10 succeeded, 1 dead" in result.stdout) == (0, True)
+    assert server.asked[1][2] == {"filter": {"taskType": "email"}, "dryRun": False, "rate": 5.0}
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_look_on_and_stop_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replay, "sleep", interrupt)
+    server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
+    server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "running"}))
+    result = server.run("dead-letters", "replay", "--type", "email")
+    assert result.exit_code == 130
+    assert f"--follow {e.REPLAY_ID}" in result.stderr
+    assert f"--stop {e.REPLAY_ID}" in result.stderr
+    assert f"DELETE {REPLAY}" not in calls(server)
+
+
+@pytest.mark.parametrize(("reply", "status", "stopped"), [("y", 1, True), ("n", 130, False), ("", 130, False)])
+def test_at_a_terminal_ctrl_c_asks_whether_to_stop_the_job_too(
+    reply: str, status: int, stopped: bool, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replay, "sleep", interrupt)
+    monkeypatch.setattr(replay, "on_terminal", lambda: True)
+    server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
+    server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "running"}))
+    server.answer(f"DELETE {REPLAY}", (200, {**e.BULK, "status": "stopped"}))
+    result = server.run("dead-letters", "replay", "--type", "email", stdin=f"y\n{reply}\n")
+    assert result.exit_code == status
+    assert (f"DELETE {REPLAY}" in calls(server)) is stopped
+
+
+def test_at_a_terminal_a_bulk_replay_is_asked_for_first(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "on_terminal", lambda: True)
+    server.answer("POST /dead-letters/replay", (200, e.DRY_RUN))
+    result = server.run("dead-letters", "replay", "--type", "email", stdin="n\n")
+    assert (result.exit_code, len(server.asked)) == (1, 1)
+    assert "Replay 12 dead letters?" in result.stderr
+
+
+def test_a_replay_that_was_stopped_is_no_success(server: Server) -> None:
+    server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "stopped"}))
+    assert server.run("dead-letters", "replay", "--follow", e.REPLAY_ID).exit_code == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_its_script(shell: str, server: Server) -> None:
+    result = server.run("completion", shell)
+    assert result.exit_code == 0
+    assert "_TASKFLUX_COMPLETE" in result.stdout

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from handlers.cli.loading import BUILT_IN, UnknownHandler, built_in_handlers, load
+
+APP = """
+from handlers import Receipt, Task, handler
+
+@handler("image", payload=str)
+async def resize_image(task: Task[str]) -> Receipt:
+    return Receipt()
+
+not_a_handler = 7
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An application's own folder, in which the command is called."""
+    (tmp_path / "my_app").mkdir()
+    (tmp_path / "my_app" / "__init__.py").touch()
+    (tmp_path / "my_app" / "tasks.py").write_text(APP)
+    (tmp_path / "my_app" / "broken.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_app"]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_deployment_can_be_run_by_its_name(name: str) -> None:
+    assert load(name).name == name
+
+
+def test_every_module_of_handlers_is_a_deployment() -> None:
+    assert {"ingest", "relay", "dlq-sink", "process-email", "process-sms", "process-simulated"} <= set(BUILT_IN)
+
+
+def test_the_task_handlers_among_them_have_a_type_each() -> None:
+    types = [handler.type for handler in built_in_handlers()]
+    assert {"email", "sms", "simulated"} <= set(types)
+    assert len(set(types)) == len(types)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_handler_of_ones_own_is_found_where_the_command_is_called() -> None:
+    assert load("my_app.tasks:resize_image").name == "resize-image"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nosuch", "choose dlq-sink, ingest"),
+        ("handlers", "there is no handler"),
+        ("process_email", "there is no handler"),
+        ("my_app.tasks", "there is no handler"),
+        ("my_app.tasks:nosuch", "has no nosuch"),
+        ("my_app.tasks:not_a_handler", "is no handler"),
+        ("my_app.nosuch:x", "cannot be imported"),
+        ("my_app.broken:x", "nowhere_to_be_found"),
+        ("nosuch:x", "cannot be imported"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_a_sentence(name: str, says: str) -> None:
+    with pytest.raises(UnknownHandler, match=says):
+        load(name)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", ["", "my_app.tasks:", "my app:x"])
+def test_what_is_no_name_at_all_is_a_sentence_too(name: str) -> None:
+    with pytest.raises(UnknownHandler):
+        load(name)

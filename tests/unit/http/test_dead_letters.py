@@ -1,0 +1,410 @@
+"""What the dead letters' routes take and answer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from handlers.http.dead_letter_views import shown_bytes
+from handlers.store.dead_letter_browsing import LetterFilter
+from tests.unit.http.letters import AT, LettersFixture, letter, poison
+from tests.unit.http.memory import NOW, bad_fields, problem
+
+TOO_EARLY = base64.urlsafe_b64encode(b"0001-01-01T00:00:00+10:00 01890a5d-ac96-774b-bcce-b302099a8057").decode()
+MENDED = {"to": "bob@example.org", "subject": "hi"}
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[LettersFixture]:
+    fixture = LettersFixture()
+    yield fixture
+    await fixture.client.aclose()
+
+
+async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_it(http: LettersFixture) -> None:
+    row = letter(replays=[[AT, "a-task", "succeeded", "a-bulk"], [AT, "a-task", "running", None]], state="replayed")
+    http.letters.add(row)
+    response = await http.client.get("/dead-letters")
+    assert response.status_code == 200
+    assert response.json() == {
+        "items": [
+            {
+                "deadLetterId": str(row["id"]),
+                "taskId": str(row["task_id"]),
+                "taskType": "email",
+                "errorClass": "Permanent",
+                "reason": "550 no such user",
+                "attempts": 1,
+                "origin": {
+                    "topic": "tasks.dlq",
+                    "partition": 0,
+                    "offset": 7,
+                    "timestamp": "2030-01-01T00:00:00.000000Z",
+                },
+                "createdAt": AT,
+                "state": "replayed",
+                "replays": [
+                    {"at": AT, "taskId": "a-task", "outcome": "succeeded", "by": "a-bulk"},
+                    {"at": AT, "taskId": "a-task", "outcome": None},
+                ],
+                "discarded": None,
+            }
+        ],
+        "nextCursor": None,
+    }
+
+
+async def test_pages_follow_each_other_by_their_cursor(http: LettersFixture) -> None:
+    for n in range(5):
+        http.letters.add(letter(created_at=NOW + timedelta(microseconds=n // 2)))
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        query = {"limit": "2"} | ({"cursor": cursor} if cursor else {})
+        page = (await http.client.get("/dead-letters", params=query)).json()
+        seen += [item["deadLetterId"] for item in page["items"]]
+        cursor = page["nextCursor"]
+        assert len(page["items"]) == (2 if cursor else 1)
+    assert len(set(seen)) == 5
+
+
+async def test_a_query_becomes_a_filter_and_asks_for_open_letters(http: LettersFixture) -> None:
+    query = {
+        "taskType": "email",
+        "errorClass": "Permanent",
+        "createdAfter": "2030-01-01T01:00:00+01:00",
+        "createdBefore": "2030-01-02T00:00:00Z",
+        "originTopic": "tasks.dlq",
+    }
+    await http.client.get("/dead-letters", params=query)
+    wanted = LetterFilter("email", "Permanent", NOW, NOW + timedelta(days=1), "tasks.dlq")
+    assert http.letters.last_asked() == (wanted, "open", None, 51)
+    await http.client.get("/dead-letters/groups", params={**query, "state": "all"})
+    assert http.letters.last_asked() == (wanted, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ("tasktype=email", "tasktype", "not known here; known are taskType"),
+        ("taskType=a&taskType=b", "taskType", "more than once"),
+        ("taskType=", "taskType", "1 to 255 printable"),
+        ("errorClass=%00", "errorClass", "printable"),
+        ("createdAfter=yesterday", "createdAfter", "RFC 3339"),
+        ("createdBefore=0001-01-01T00:00:00%2B10:00", "createdBefore", "out of range"),
+        ("state=closed", "state", "one of open"),
+        ("limit=0", "limit", "from 1 to 200"),
+        ("limit=201", "limit", "from 1 to 200"),
+        ("limit=²", "limit", "from 1 to 200"),
+        ("cursor=x", "cursor", "nextCursor"),
+        ("cursor=%C3%A4", "cursor", "nextCursor"),
+        ("cursor=MjAzMC0wMS0wMQ", "cursor", "nextCursor"),
+        (f"cursor={TOO_EARLY}", "cursor", "nextCursor"),
+    ],
+)
+async def test_a_query_that_cannot_be_taken_is_named(
+    http: LettersFixture, query: str, field: str, message: str
+) -> None:
+    response = await http.client.get(f"/dead-letters?{query}")
+    assert response.status_code == 422
+    assert message in bad_fields(response)[field]
+    assert list(bad_fields(response)) == [field]
+
+
+async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline(http: LettersFixture) -> None:
+    name = http.letters.add(letter())
+    document = (await http.client.get(f"/dead-letters/{name}")).json()
+    assert document["payload"] == {"to": "ada@example.org", "subject": "hi"}
+    assert document["traceId"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert [entry["event"] for entry in document["timeline"]] == ["accepted"]
+    assert document["record"] is None
+
+
+async def test_the_bytes_of_a_record_are_shown_so_that_they_do_no_harm(http: LettersFixture) -> None:
+    headers = json.dumps([["a", "aGk="], ["b", None], ["a", "/w=="]])
+    name = http.letters.add(poison(record_key=b"\xff\x00", record_value=b'{"x": "\xc3\xa4"\n', record_headers=headers))
+    document = (await http.client.get(f"/dead-letters/{name}")).json()
+    assert document["record"] == {
+        "key": {"encoding": "base64", "data": "/wA="},
+        "value": {"encoding": "utf-8", "data": '{"x": "ä"\n'},
+        "headers": [
+            {"name": "a", "value": {"encoding": "utf-8", "data": "hi"}},
+            {"name": "b", "value": None},
+            {"name": "a", "value": {"encoding": "base64", "data": "/w=="}},
+        ],
+    }
+    assert document["origin"]["timestamp"] is None
+    assert (document["taskId"], document["taskType"], document["payload"], document["traceId"]) == (None,) * 4
+
+
+@pytest.mark.parametrize("raw", [b"\x1b[2J", b"a\x00b", "\u202eabc".encode(), b"\xed\xa0\x80"])
+def test_bytes_that_would_move_a_terminal_are_base64(raw: bytes) -> None:
+    assert (shown_bytes(raw) or {})["encoding"] == "base64"
+
+
+@pytest.mark.parametrize("name", ["no-id", "01890a5d-ac96-774b-bcce-b302099a8057", "x" * 36, "groups2"])
+async def test_a_letter_that_nobody_knows_is_a_404(http: LettersFixture, name: str) -> None:
+    for response in (
+        await http.client.get(f"/dead-letters/{name}"),
+        await http.client.post(f"/dead-letters/{name}/replay"),
+        await http.client.post(f"/dead-letters/{name}/discard", json={"reason": "x"}),
+    ):
+        assert problem(response)["type"] == "/problems/unknown-dead-letter"
+
+
+async def test_a_letter_is_sent_again_as_it_was(http: LettersFixture) -> None:
+    row = letter()
+    name = http.letters.add(row)
+    response = await http.client.post(f"/dead-letters/{name}/replay")
+    assert response.status_code == 202
+    assert response.json() == {"deadLetterId": str(name), "taskId": str(row["task_id"]), "status": "scheduled"}
+    assert response.headers["location"] == f"/tasks/{row['task_id']}"
+    assert http.letters.sent == [(name, None)]
+    assert http.replayed == [("Permanent", "single")]
+
+
+async def test_a_second_replay_is_told_what_the_first_became(http: LettersFixture) -> None:
+    row = letter()
+    name = http.letters.add(row)
+    await http.replay(name)
+    document = problem(await http.replay(name, payload=MENDED))
+    assert (document["status"], document["type"]) == (409, "/problems/already-replayed")
+    assert document["taskId"] == str(row["task_id"])
+    assert document["replays"] == [{"at": AT, "taskId": str(row["task_id"]), "outcome": None}]
+    assert len(http.letters.sent) == 1
+
+
+async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: LettersFixture) -> None:
+    name = http.letters.add(letter())
+    refused = await http.replay(name, payload={"to": 7, "colour": "red"})
+    assert refused.status_code == 422
+    assert set(bad_fields(refused)) == {"payload.to", "payload.colour", "payload.subject"}
+    assert http.letters.sent == []
+    accepted = await http.replay(name, payload=MENDED)
+    assert accepted.status_code == 202
+    [(_, payload)] = http.letters.sent
+    assert json.loads(payload or "") == MENDED
+
+
+async def test_a_payload_of_a_type_that_nobody_registered_cannot_be_checked(http: LettersFixture) -> None:
+    name = http.letters.add(letter(type="gone"))
+    assert problem(await http.replay(name, payload={}))["type"] == "/problems/unknown-task-type"
+    assert (await http.replay(name)).status_code == 202
+
+
+async def test_a_letter_whose_task_moved_on_is_told_so(http: LettersFixture) -> None:
+    name = http.letters.add(letter(task_state="succeeded"))
+    http.letters.moved_on = True
+    document = problem(await http.replay(name))
+    assert (document["status"], document["type"]) == (409, "/problems/task-moved-on")
+    assert document["taskStatus"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"payloads": 1}, {"payloads"}),
+        ({"taskType": 7}, {"taskType"}),
+        ({"value": {}}, {"value"}),
+        ({"value": "{}", "payload": {}}, {"value"}),
+        ({"taskType": "email"}, {"taskType"}),
+        ({"value": "{}"}, {"value"}),
+    ],
+)
+async def test_a_mending_that_makes_no_sense_is_refused(
+    http: LettersFixture, body: dict[str, Any], fields: set[str]
+) -> None:
+    name = http.letters.add(letter())
+    response = await http.replay(name, **body)
+    assert response.status_code == 422
+    assert set(bad_fields(response)) == fields
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'"x"'])
+async def test_a_body_that_is_no_object_is_a_400(http: LettersFixture, body: bytes) -> None:
+    name = http.letters.add(letter())
+    headers = {"content-type": "application/json"}
+    for path in (f"{name}/replay", f"{name}/discard", "replay"):
+        response = await http.client.post(f"/dead-letters/{path}", content=body, headers=headers)
+        assert problem(response)["status"] == 400
+    assert problem(await http.client.post(f"/dead-letters/{name}/replay", content=b"{}"))["status"] == 415
+
+
+async def test_a_broken_record_needs_a_mending(http: LettersFixture) -> None:
+    name = http.letters.add(poison())
+    assert "payload" in bad_fields(await http.replay(name))
+    elsewhere = http.letters.add(poison(origin=json.dumps({"topic": "task-topic"})))
+    assert "taskType" in bad_fields(await http.replay(elsewhere, payload=MENDED))
+    assert http.letters.made == []
+
+
+async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(http: LettersFixture) -> None:
+    name = http.letters.add(poison())
+    response = await http.replay(name, payload=MENDED)
+    [(made, edited)] = http.letters.made
+    assert response.status_code == 202
+    assert response.json()["taskId"] == str(made.id)
+    assert (made.type, json.loads(made.payload), made.max_attempts, edited) == ("email", MENDED, 6, True)
+    assert http.replayed == [("NotJson", "mended")]
+    assert problem(await http.replay(name, payload=MENDED))["taskId"] == str(made.id)
+    other = http.letters.add(poison())
+    await http.replay(other, payload="x", taskType="simulated")
+    assert http.letters.made[1][0].type == "simulated"
+
+
+async def test_a_mended_value_is_read_as_a_record_is_read(http: LettersFixture) -> None:
+    name = http.letters.add(poison())
+    for value, message in (
+        ("{", "still no task"),
+        ('{"taskType": "email"}', "still no task"),
+        (json.dumps({"taskType": "email", "taskId": str(uuid7()), "version": 1}), "brings no payload"),
+        ("\ud800", "lone surrogate"),
+    ):
+        response = await http.client.post(
+            f"/dead-letters/{name}/replay",
+            content=json.dumps({"value": value}),
+            headers={"content-type": "application/json"},
+        )
+        assert message in bad_fields(response)["value"]
+    wrong = await http.replay(name, value=json.dumps({"taskType": "email", "payload": {"to": "x"}}))
+    assert set(bad_fields(wrong)) == {"payload.subject"}
+    right = await http.replay(name, value=json.dumps({"taskId": "7", "taskType": "email", "payload": MENDED}))
+    assert right.status_code == 202
+    assert json.loads(http.letters.made[0][0].payload) == MENDED
+
+
+async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: LettersFixture) -> None:
+    name = http.letters.add(letter(task_state=None, timeline=None))
+    assert (await http.client.get(f"/dead-letters/{name}")).json()["timeline"] == []
+    assert (await http.replay(name)).status_code == 202
+    [(made, edited)] = http.letters.made
+    assert (made.type, json.loads(made.payload)["to"], edited) == ("email", "ada@example.org", False)
+    assert made.traceparent == http.letters.rows[name]["traceparent"]
+
+
+async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: LettersFixture) -> None:
+    name = http.letters.add(letter())
+    first = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": " a test account "})
+    assert first.status_code == 200
+    assert (first.json()["state"], first.json()["discarded"]) == (
+        "discarded",
+        {"at": AT, "reason": "a test account"},
+    )
+    again = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": "other"})
+    assert again.json() == first.json()
+    document = problem(await http.replay(name))
+    assert (document["status"], document["type"]) == (409, "/problems/already-discarded")
+
+
+async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: LettersFixture) -> None:
+    name = http.letters.add(letter())
+    await http.replay(name)
+    response = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": "x"})
+    assert problem(response)["type"] == "/problems/already-replayed"
+
+
+@pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " "}, {"reason": 7}, {"reason": "x" * 1001}])
+async def test_a_discard_without_a_reason_is_refused(http: LettersFixture, body: dict[str, Any]) -> None:
+    name = http.letters.add(letter())
+    response = await http.client.post(f"/dead-letters/{name}/discard", json=body)
+    assert response.status_code == 422
+    assert "1 to 1000" in bad_fields(response)["reason"]
+
+
+@pytest.mark.parametrize("body", [{}, {"filter": {}}, {"filter": {"taskType": None}}, {"dryRun": True}])
+async def test_an_empty_filter_is_refused(http: LettersFixture, body: dict[str, Any]) -> None:
+    document = problem(await http.client.post("/dead-letters/replay", json=body))
+    assert (document["status"], document["type"]) == (422, "/problems/empty-filter")
+    assert http.letters.bulk == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"filter": {"tasktype": "email"}}, "filter.tasktype"),
+        ({"filter": {"taskType": "email", "state": "all"}}, "filter.state"),
+        ({"filter": {"createdAfter": 7}}, "filter.createdAfter"),
+        ({"filter": []}, "filter"),
+        ({"filter": {"taskType": "a"}, "rate": 0}, "rate"),
+        ({"filter": {"taskType": "a"}, "rate": True}, "rate"),
+        ({"filter": {"taskType": "a"}, "rate": 1e9}, "rate"),
+        ({"filter": {"taskType": "a"}, "dryRun": "yes"}, "dryRun"),
+        ({"filter": {"taskType": "a"}, "limit": 7}, "limit"),
+    ],
+)
+async def test_a_bulk_replay_that_cannot_be_taken_is_named(
+    http: LettersFixture, body: dict[str, Any], field: str
+) -> None:
+    response = await http.client.post("/dead-letters/replay", json=body)
+    assert response.status_code == 422
+    assert list(bad_fields(response)) == [field]
+    assert http.letters.bulk == {}
+
+
+async def test_a_dry_run_counts_and_sends_nothing(http: LettersFixture) -> None:
+    http.letters.add(letter())
+    response = await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}, "dryRun": True})
+    group = {"taskType": "email", "errorClass": "Permanent", "count": 1, "oldest": AT, "newest": AT}
+    assert (response.status_code, response.json()) == (200, {"matched": 1, "groups": [group]})
+    assert http.letters.bulk == {}
+
+
+async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: LettersFixture) -> None:
+    http.letters.add(letter())
+    body = {"filter": {"taskType": "email", "createdBefore": "2030-01-02T00:00:00Z"}, "rate": 5}
+    started = await http.client.post("/dead-letters/replay", json=body)
+    name = UUID(started.json()["replayId"])
+    assert (started.status_code, started.json()) == (
+        202,
+        {"replayId": str(name), "matched": 1, "status": "running"},
+    )
+    address = started.headers["location"]
+    assert address == f"/dead-letters/replays/{name}"
+    shown = (await http.client.get(address)).json()
+    assert shown == {
+        "replayId": str(name),
+        "status": "running",
+        "filter": {"taskType": "email", "createdBefore": "2030-01-02T00:00:00.000000Z"},
+        "rate": 5.0,
+        "matched": 1,
+        "replayed": 0,
+        "skipped": 0,
+        "outcomes": {"dead": 1, "succeeded": 2},
+        "createdAt": AT,
+        "updatedAt": "2030-01-01T00:00:01.000000Z",
+    }
+    for _ in range(2):
+        stopped = await http.client.delete(address)
+        assert (stopped.status_code, stopped.json()["status"]) == (200, "stopped")
+
+
+@pytest.mark.parametrize("name", ["x", "01890a5d-ac96-774b-bcce-b302099a8057"])
+async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: LettersFixture, name: str) -> None:
+    for response in (
+        await http.client.get(f"/dead-letters/replays/{name}"),
+        await http.client.delete(f"/dead-letters/replays/{name}"),
+    ):
+        assert problem(response)["type"] == "/problems/unknown-replay"
+
+
+async def test_no_log_line_holds_what_a_letter_holds(http: LettersFixture, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "handlers"):
+        await http.replay(http.letters.add(letter()), payload=MENDED)
+        await http.client.post(f"/dead-letters/{http.letters.add(letter())}/discard", json={"reason": "ada left"})
+        await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}})
+    assert [record.message for record in caplog.records if record.name.startswith("handlers")] == [
+        "a dead letter was sent again",
+        "a dead letter was discarded",
+        "a bulk replay begins",
+    ]
+    said = " ".join(str(vars(record)) for record in caplog.records if record.name.startswith("handlers"))
+    for secret in ("ada", "bob", "no such user"):
+        assert secret not in said

@@ -1,0 +1,272 @@
+"""Lists and decisions: everything that is decided before the store, and how its answers are told."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from handlers.http.app import create_app
+from handlers.http.problems import Problem
+from handlers.http.services import Services
+from handlers.http.task_desk import TaskDesk
+from handlers.http.task_queries import read_browse, read_cursor, write_cursor
+from handlers.store.decisions import Resolution
+from handlers.store.listing import Page, TaskFilter
+from handlers.tasks.states import State
+from tests.unit.http.memory import Fixture, bad_fields, problem
+from tests.unit.http.test_views import ID, row
+
+
+@dataclass
+class MemoryListing:
+    """Answers with what the test has put here, and remembers what it was asked."""
+
+    page_: Page = field(default_factory=lambda: Page([], None))
+    asked: list[tuple[TaskFilter, int, UUID | None]] = field(default_factory=list)
+
+    async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
+        self.asked.append((wanted, limit, after))
+        return self.page_
+
+
+@dataclass
+class MemoryDecisions:
+    """Does what the states allow, on the fixture's rows."""
+
+    rows: dict[UUID, Any]
+    reasons: list[str | None] = field(default_factory=list)
+
+    async def cancel(self, task: UUID, tenant: str) -> bool:
+        return self._move(task, ("scheduled", "queued"), "cancelled")
+
+    async def resolve(self, task: UUID, tenant: str, resolution: Resolution, reason: str | None = None) -> bool:
+        self.reasons.append(reason)
+        follows = {Resolution.SUCCEEDED: "succeeded", Resolution.RESEND: "scheduled", Resolution.DEAD: "dead"}
+        return self._move(task, ("uncertain",), follows[resolution])
+
+    def _move(self, task: UUID, sources: Sequence[str], state: str) -> bool:
+        if task not in self.rows or self.rows[task]["state"] not in sources:
+            return False
+        self.rows[task] = self.rows[task] | {"state": state}
+        return True
+
+
+@dataclass
+class Desk:
+    """An application with lists and decisions, and what it stands on."""
+
+    client: httpx.AsyncClient
+    listing: MemoryListing
+    decisions: MemoryDecisions
+    rows: dict[UUID, Any]
+
+
+async def no_metrics() -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
+@pytest.fixture
+async def desk(http: Fixture) -> AsyncIterator[Desk]:
+    rows: dict[UUID, Any] = {}
+    http.reader.rows = rows
+    listing, decisions = MemoryListing(), MemoryDecisions(rows)
+    services = Services(
+        http.intake, http.reader, http.registry, no_metrics, lambda: True, tasks=TaskDesk(listing, decisions)
+    )
+    transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://taskflux") as client:
+        yield Desk(client, listing, decisions, rows)
+
+
+async def test_a_page_shows_tasks_without_payload_and_timeline(desk: Desk) -> None:
+    desk.listing.page_ = Page([row(state="dead", error_class="Permanent", error_reason="never", key="k")], None)
+    response = await desk.client.get("/tasks")
+    assert response.status_code == 200
+    [item] = response.json()["items"]
+    assert response.json()["nextCursor"] is None
+    assert (item["taskId"], item["status"], item["key"]) == (str(ID), "dead", "k")
+    assert item["error"] == {"class": "Permanent", "reason": "never"}
+    assert not {"payload", "timeline"} & item.keys()
+    assert desk.listing.asked == [(TaskFilter(), 50, None)]
+
+
+async def test_filters_limit_and_cursor_reach_the_store(desk: Desk) -> None:
+    desk.listing.page_ = Page([], ID)
+    query = {
+        "status": "uncertain",
+        "taskType": "sms",
+        "createdAfter": "2030-01-01T00:00:00Z",
+        "createdBefore": "2030-01-02T02:00:00+02:00",
+        "key": "customer 7",
+        "metadata.order": "17",
+        "metadata.": "",
+        "limit": "200",
+    }
+    response = await desk.client.get("/tasks", params=query)
+    assert response.json()["items"] == []
+    again = await desk.client.get("/tasks", params=query | {"cursor": response.json()["nextCursor"], "limit": "7"})
+    assert again.status_code == 200
+    wanted = TaskFilter(
+        State.UNCERTAIN,
+        "sms",
+        datetime(2030, 1, 1, tzinfo=UTC),
+        datetime(2030, 1, 2, tzinfo=UTC),
+        "customer 7",
+        {"order": "17", "": ""},
+    )
+    assert desk.listing.asked == [(wanted, 200, None), (wanted, 7, ID)]
+
+
+async def test_the_plus_of_an_offset_may_arrive_as_a_space(desk: Desk) -> None:
+    assert (await desk.client.get("/tasks?createdAfter=2030-01-01T02:00:00+02:00")).status_code == 200
+    [(wanted, _, _)] = desk.listing.asked
+    assert wanted.created_from == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ("status=PENDING", "status", "must be one of scheduled, queued"),
+        ("status=", "status", "must be one of"),
+        ("limit=0", "limit", "from 1 to 200"),
+        ("limit=201", "limit", "from 1 to 200"),
+        ("limit=ten", "limit", "from 1 to 200"),
+        ("limit=%D9%A3", "limit", "from 1 to 200"),
+        ("taskType=", "taskType", "printable"),
+        ("key=%00", "key", "printable"),
+        ("createdAfter=yesterday", "createdAfter", "RFC 3339"),
+        ("createdBefore=2030-01-01T00:00:00", "createdBefore", "offset from UTC"),
+        ("createdBefore=9999-12-31T23:59:59-23:00", "createdBefore", ""),
+        ("createdAfter=0001-01-01T00:00:00%2B23:00", "createdAfter", ""),
+        ("type=email", "type", "is not known here; known are status, taskType"),
+        ("key=a&key=b", "key", "more than once"),
+        ("metadata.a=1&metadata.a=2", "metadata.a", "more than once"),
+        ("&".join(f"metadata.m{n}=1" for n in range(11)), "metadata.<name>", "more than 10"),
+        ("metadata.a=" + "x" * 1001, "metadata.a", "longer than"),
+    ],
+)
+async def test_a_parameter_that_cannot_be_taken_is_named(query: str, field: str, message: str, desk: Desk) -> None:
+    response = await desk.client.get(f"/tasks?{query}")
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
+    assert message in bad_fields(response)[field]
+    assert desk.listing.asked == []
+
+
+@pytest.mark.parametrize("query", ["createdAfter=0001-01-01T00:00:00Z", "createdBefore=9999-12-31T23:59:59Z"])
+async def test_the_first_and_the_last_year_can_be_asked_for(query: str, desk: Desk) -> None:
+    assert (await desk.client.get(f"/tasks?{query}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "ä", "AQ==", base64.urlsafe_b64encode(b"\x02" + bytes(20)).decode(), "A" * 5000]
+)
+async def test_a_text_that_is_no_cursor_is_a_400_that_names_it(cursor: str, desk: Desk) -> None:
+    response = await desk.client.get("/tasks", params={"cursor": cursor})
+    assert response.status_code == 400
+    assert "is not a cursor" in bad_fields(response)["cursor"]
+
+
+async def test_a_cursor_is_refused_with_other_filters_than_its_own(desk: Desk) -> None:
+    cursor = write_cursor(ID, TaskFilter(State.DEAD))
+    assert (await desk.client.get("/tasks", params={"cursor": cursor, "status": "dead"})).status_code == 200
+    response = await desk.client.get("/tasks", params={"cursor": cursor, "status": "queued"})
+    assert response.status_code == 400
+    assert "other filters" in bad_fields(response)["cursor"]
+
+
+def test_a_cursor_says_where_the_next_page_begins() -> None:
+    wanted = TaskFilter(metadata={"b": "2", "a": "1"})
+    cursor = write_cursor(ID, wanted)
+    assert read_cursor(cursor, TaskFilter(metadata={"a": "1", "b": "2"})) == ID
+    assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    with pytest.raises(Problem):
+        read_browse([("cursor", cursor)])
+
+
+@pytest.mark.parametrize("state", ["scheduled", "queued", "cancelled"])
+async def test_a_waiting_task_is_cancelled_however_often_that_is_asked(state: str, desk: Desk) -> None:
+    desk.rows[ID] = row(state=state)
+    for _ in range(2):
+        response = await desk.client.delete(f"/tasks/{ID}")
+        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+        assert response.json()["payload"] == {"to": "a"}
+
+
+@pytest.mark.parametrize(
+    ("state", "hint"),
+    [("running", "worker"), ("succeeded", "already"), ("dead", "dead letter"), ("uncertain", "resolve it")],
+)
+async def test_a_task_that_runs_or_has_ended_is_not_cancelled(state: str, hint: str, desk: Desk) -> None:
+    desk.rows[ID] = row(state=state)
+    response = await desk.client.delete(f"/tasks/{ID}")
+    document = problem(response)
+    assert (response.status_code, document["type"], document["taskStatus"]) == (409, "/problems/wrong-state", state)
+    assert hint in document["detail"]
+    assert desk.rows[ID]["state"] == state
+
+
+@pytest.mark.parametrize(("outcome", "state"), [("succeeded", "succeeded"), ("resend", "scheduled"), ("dead", "dead")])
+async def test_an_uncertain_task_is_resolved(outcome: str, state: str, desk: Desk) -> None:
+    desk.rows[ID] = row(state="uncertain")
+    response = await desk.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome, "reason": " he said so "})
+    assert (response.status_code, response.json()["status"]) == (200, state)
+    assert desk.decisions.reasons == ["he said so"]
+    response = await desk.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome})
+    assert (response.status_code, problem(response)["taskStatus"]) == (409, state)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"outcome"}),
+        ({"outcome": "retry"}, {"outcome"}),
+        ({"outcome": ["dead"]}, {"outcome"}),
+        ({"outcome": "dead", "reason": 7, "by": "me"}, {"reason", "by"}),
+        ({"outcome": "dead", "reason": " "}, {"reason"}),
+        ({"outcome": "dead", "reason": "x" * 1001}, {"reason"}),
+    ],
+)
+async def test_a_decision_that_is_none_is_refused_by_its_fields(body: object, fields: set[str], desk: Desk) -> None:
+    desk.rows[ID] = row(state="uncertain")
+    response = await desk.client.post(f"/tasks/{ID}/resolve", json=body)
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-resolution")
+    assert bad_fields(response).keys() == fields
+    assert desk.rows[ID]["state"] == "uncertain"
+
+
+async def test_a_decision_comes_as_a_json_object(desk: Desk) -> None:
+    path = f"/tasks/{ID}/resolve"
+    assert (await desk.client.post(path, json=["dead"])).status_code == 422
+    assert (await desk.client.post(path, content="outcome=dead")).status_code == 415
+    json_type = {"content-type": "application/json"}
+    assert (await desk.client.post(path, content="{", headers=json_type)).status_code == 400
+    assert (await desk.client.post(path, content=" " * 70_000, headers=json_type)).status_code == 413
+
+
+@pytest.mark.parametrize("task", [str(ID), "x"])
+async def test_nothing_is_decided_about_an_unknown_task(task: str, desk: Desk) -> None:
+    for response in (
+        await desk.client.delete(f"/tasks/{task}"),
+        await desk.client.post(f"/tasks/{task}/resolve", json={"outcome": "dead"}),
+    ):
+        assert (response.status_code, problem(response)["type"]) == (404, "/problems/unknown-task")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/tasks", "GET, HEAD, POST"),
+        ("PATCH", f"/tasks/{ID}", "DELETE, GET, HEAD"),
+        ("GET", f"/tasks/{ID}/resolve", "POST"),
+    ],
+)
+async def test_a_405_names_every_method_of_its_address(method: str, path: str, allowed: str, desk: Desk) -> None:
+    response = await desk.client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)

@@ -1,0 +1,238 @@
+"""The description of the API: valid, current, complete, and true where it can be tried without a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import jsonschema_rs
+import pytest
+from starlette.routing import Route
+
+from handlers.cli.loading import built_in_handlers
+from handlers.cli.openapi import static_document
+from handlers.http.app import create_app
+from handlers.http.dead_letter_desk import DeadLetterDesk
+from handlers.http.openapi.document import API, api_document, notify_document
+from handlers.http.openapi.explanations import EXPLANATIONS
+from handlers.http.openapi.model import Operation
+from handlers.http.openapi.pages import documentation_routes, policy
+from handlers.http.openapi.schemas import fields
+from handlers.http.problems import KINDS
+from handlers.http.receipts import Msg91Webhook
+from handlers.http.registry import TypeRegistry
+from handlers.http.services import Services
+from handlers.http.submissions import FIELDS
+from handlers.http.task_desk import TaskDesk
+from handlers.tasks.submission import TaskType
+from tests.unit.http.memory import Fixture
+
+FILE = Path(__file__).parents[3] / "docs" / "openapi.json"
+DOCUMENT: dict[str, Any] = json.loads(static_document())
+NOTIFY = notify_document(["email", "sms"], ["email"])
+DOCUMENTS = pytest.mark.parametrize("document", [DOCUMENT, NOTIFY], ids=["ingest", "notify"])
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def media(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every media type object with the place where it stands."""
+    for name, operation in operations(document):
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+            yield f"{name} {media_type}", content
+        for status, answer in operation["responses"].items():
+            for media_type, content in answer.get("content", {}).items():
+                yield f"{name} {status} {media_type}", content
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def resolve(document: dict[str, Any], reference: str) -> Any:
+    found: Any = document
+    for part in reference.removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator({**schema, "components": document["components"]}, validate_formats=True)
+
+
+def test_the_file_is_current_make_docs_writes_it() -> None:
+    assert FILE.read_text(encoding="utf-8") == static_document()
+
+
+@DOCUMENTS
+def test_every_schema_is_one_and_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({**schema, "$schema": "https://json-schema.org/draft/2020-12/schema"})
+    for _, content in media(document):
+        jsonschema_rs.meta.validate(content["schema"])
+    for reference in set(references(document)):
+        assert resolve(document, reference) is not None
+
+
+@DOCUMENTS
+def test_every_path_parameter_is_declared_and_operation_ids_are_unique(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(ids) == len(set(ids))
+    for name, operation in operations(document):
+        declared = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path"}
+        assert declared == {part[1:-1] for part in name.split("/") if part.startswith("{")}
+
+
+@DOCUMENTS
+def test_every_example_is_what_its_schema_says(document: dict[str, Any]) -> None:
+    for place, content in media(document):
+        check = validator(document, content["schema"])
+        for name, example in content.get("examples", {}).items():
+            errors = [error.message for error in check.iter_errors(example["value"])]
+            assert not errors, f"{place}: {name}: {errors}"
+
+
+def test_a_task_is_described_with_the_fields_that_are_read() -> None:
+    assert tuple(fields()) == FIELDS
+
+
+def test_every_type_of_ours_is_described_with_its_payload() -> None:
+    described = DOCUMENT["components"]["schemas"]
+    assert {f"payload.{handler.type}" for handler in built_in_handlers()} <= set(described)
+
+
+@pytest.mark.parametrize(
+    ("task", "valid"),
+    [
+        ({"payload": "a text"}, True),
+        ({"taskType": None, "payload": "a text"}, True),
+        ({"payload": {"delayMs": 1}}, False),
+        ({"taskType": "simulated", "payload": {"delayMs": -1}}, False),
+        ({"taskType": "simulated", "payload": "x", "delaySeconds": 1, "scheduleAt": None}, True),
+        ({"taskType": "simulated", "payload": "x", "delaySeconds": 1, "scheduleAt": "2030-01-31T09:00:00Z"}, False),
+        ({"taskType": "simulated", "payload": "x", "priority": 1}, False),
+        ({"taskType": "sms", "payload": {"mobile": "+919876543210", "name": "Ann"}}, True),
+        ({"taskType": "sms", "payload": {"mobile": "98-76", "name": "Ann"}}, False),
+        ({"taskType": "unheard-of", "payload": {}}, False),
+    ],
+)
+def test_what_is_described_as_a_task_is_what_is_taken(task: dict[str, Any], valid: bool) -> None:
+    assert validator(DOCUMENT, DOCUMENT["components"]["schemas"]["NewTask"]).is_valid(task) is valid
+
+
+def test_every_kind_of_problem_is_explained() -> None:
+    assert set(EXPLANATIONS) == set(KINDS)
+
+
+def test_every_kind_of_problem_belongs_to_a_call_or_to_an_address_that_is_none() -> None:
+    told = {slug for operation in API for slug in _slugs(operation)}
+    told |= {
+        slug
+        for _, operation in operations(NOTIFY)
+        for answer in operation["responses"].values()
+        for slug in answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
+    }
+    assert set(KINDS) - told <= {"not-found", "method-not-allowed"}
+
+
+def _slugs(operation: Operation) -> set[str]:
+    return {kind.slug for kind in operation.problems}
+
+
+def served() -> set[str]:
+    """Every call that ingest answers, apart from the pages of the description; nothing is called here."""
+    nobody: Any = None
+    services = Services(nobody, nobody, TypeRegistry(nobody), nobody, nobody, tasks=TaskDesk(nobody, nobody))
+    webhook = Msg91Webhook("secret", nobody, nobody, nobody)
+    app = create_app(replace(services, dead_letters=cast("DeadLetterDesk", object()), msg91_webhook=webhook))
+    pages = {route.path for route in documentation_routes(nobody)}
+    routes = [route for route in app.routes if isinstance(route, Route) and route.path not in pages]
+    return {
+        f"{method} {_unnamed(route.path)}"
+        for route in routes
+        for method in route.methods or {"POST"}  # an endpoint that is no function
+        if method != "HEAD"
+    }
+
+
+def _unnamed(path: str) -> str:
+    return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
+
+
+def test_what_is_described_is_what_is_served() -> None:
+    assert {_unnamed(name) for name, _ in operations(DOCUMENT)} == served()
+
+
+async def test_a_running_system_describes_the_types_that_it_knows(http: Fixture) -> None:
+    http.source.types = {"resize": TaskType("resize", '{"type": "object", "required": ["url"]}', 3, "resend", None)}
+    await http.registry.refresh()
+    response = await http.client.get("/openapi.json")
+    assert response.status_code == 200
+    assert response.json()["components"]["schemas"]["payload.resize"] == {"type": "object", "required": ["url"]}
+
+
+async def test_a_schema_that_is_none_describes_anything() -> None:
+    schemas = api_document({"odd": "no JSON", "list": "[]", "flag": "true"})["components"]["schemas"]
+    assert schemas["payload.odd"] == schemas["payload.list"] == schemas["payload.flag"] == {}
+
+
+async def test_references_inside_a_payload_lead_into_the_document() -> None:
+    text = json.dumps({"$ref": "#/$defs/A", "$defs": {"A": {"type": "string"}}})
+    document = api_document({"odd": text})
+    (reference,) = references(document["components"]["schemas"]["payload.odd"])
+    assert resolve(document, reference) == {"type": "string"}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/problems", *(f"/problems/{slug}" for slug in KINDS)])
+async def test_a_page_loads_nothing_from_another_host(path: str, http: Fixture) -> None:
+    response = await http.client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    text = response.text
+    assert "http://" not in text
+    assert "https://" not in text
+    allowed = response.headers["content-security-policy"]
+    assert allowed == policy(text)
+    assert allowed.startswith("default-src 'none'")
+
+
+async def test_the_type_of_a_problem_leads_to_its_explanation(http: Fixture) -> None:
+    refused = (await http.client.post("/tasks", json={"taskType": "email", "payload": {}})).json()
+    page = await http.client.get(refused["type"])
+    assert refused["title"] in page.text
+    data = (await http.client.get(refused["type"], headers={"accept": "application/json"})).json()
+    assert data["type"] == refused["type"]
+    assert data["means"]
+    assert (await http.client.get("/problems/unheard-of")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        example["value"]
+        for name, operation in operations(DOCUMENT)
+        if name == "POST /tasks"
+        for example in operation["requestBody"]["content"]["application/json"]["examples"].values()
+    ],
+    ids=lambda sent: str(sent.get("taskType")),
+)
+async def test_an_example_of_a_task_is_taken(sent: dict[str, Any], http: Fixture) -> None:
+    http.source.types = {handler.type: handler.task_type() for handler in built_in_handlers()}
+    response = await http.submit(sent)
+    assert response.status_code == 202, response.text
+    answer = DOCUMENT["paths"]["/tasks"]["post"]["responses"]["202"]["content"]["application/json"]["schema"]
+    assert validator(DOCUMENT, answer).is_valid(response.json())
