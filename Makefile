@@ -38,6 +38,14 @@ test-pgbouncer: $(VENV)/.dev ## the integration tests behind a real PgBouncer in
 	@$(BIN)/python -m tests.pgbouncer
 	TASKFLUX_TEST_PGBOUNCER=1 $(PYTEST) tests/pgbouncer tests/integration $(ARGS)
 
+.PHONY: test-api
+test-api: $(VENV)/.dev ## schemathesis: the running API against its own document
+	$(BIN)/python -m pytest -m slow tests/integration/system/test_schemathesis.py $(ARGS)
+
+.PHONY: drill
+drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …")
+	$(BIN)/python -m tests.drills $(ARGS)
+
 .PHONY: test-readme
 test-readme: $(VENV)/.dev ## the commands of the README, run as written in a fresh clone
 	@$(BIN)/python -m tests.readme

@@ -75,7 +75,7 @@ def main() -> None:
     options = arguments()
     effort = QUICK if options.quick else FULL
     if options.rounds:
-        effort = Effort(options.rounds, effort.scale)
+        effort = Effort(options.rounds, options.rounds, effort.scale)
     builds = [Build("TaskFlux")]
     if options.against:
         builds.append(Build(f"TaskFlux in {options.against.name}", options.against.resolve()))

@@ -16,7 +16,6 @@ from benchmarks.rounds import Contestant, Effort, take_turns
 from handlers.local.processes import Process
 from handlers.process_simulated import process_simulated
 
-MOST_ROUNDS: Final = 3
 FLOOR: Final = "aiokafka + asyncpg"
 COLUMNS: Final = (
     Column("exec → handled s", 2),
@@ -38,9 +37,8 @@ async def cold_start(lab: Lab, effort: Effort) -> Table:
                 turns[FLOOR] = partial(_start, backlogs, Lane.of_floor("cold"), floor)
             worker = partial(lab.taskflux, "process-simulated", scene)
             turns[f"{name} process-simulated"] = partial(_start, backlogs, Lane.of_type("simulated"), worker)
-        for turn in turns.values():  # modules are compiled once, and caches are warm
-            await turn()
-        samples = await take_turns(turns, min(effort.rounds, MOST_ROUNDS))
+            await lab.compile(scene)
+        samples = await take_turns(turns, effort.few)
     notes = [] if lab.apache else ["the embedded broker answers the first join of a group after 5 s"]
     return Table("cold-start", "cold start, one message waiting", COLUMNS, FLOOR, samples, notes)
 

@@ -123,6 +123,14 @@ class Lab:
         async with self.run(f"floor-{module}-{'-'.join(arguments)}"[:80], argv, scene.environment) as process:
             yield process
 
+    async def compile(self, scene: Scene) -> None:
+        """Import what a worker and a bare consumer import, so that no process has to compile it."""
+        modules = (
+            "handlers.cli.loading, handlers.runtime.serving, handlers.process_simulated, benchmarks.floors.consumer"
+        )
+        async with self.run("compile", [sys.executable, "-c", f"import {modules}"], scene.environment) as process:
+            await process.wait()
+
     def _plain(self) -> dict[str, str]:
         """Our environment without settings, and with compiled modules kept, as an installed program has them."""
         dropped = ("TASKFLUX_", "PYTHONDONTWRITEBYTECODE")

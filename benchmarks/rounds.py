@@ -12,9 +12,12 @@ Contestant = Callable[[], Awaitable[Sample]]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured. `scale` multiplies what a round does (tasks, seconds)."""
+    """How much is measured. `scale` multiplies what a round does (tasks, seconds); `few` are the rounds of a measure
+    whose rounds take long.
+    """
 
     rounds: int
+    few: int
     scale: float
 
     def some(self, full: int) -> int:
@@ -22,8 +25,8 @@ class Effort:
         return max(1, round(full * self.scale))
 
 
-FULL = Effort(rounds=5, scale=1.0)
-QUICK = Effort(rounds=2, scale=0.35)
+FULL = Effort(rounds=5, few=3, scale=1.0)
+QUICK = Effort(rounds=2, few=1, scale=0.25)
 
 
 async def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Sample]]:

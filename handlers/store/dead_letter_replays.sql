@@ -12,13 +12,14 @@ WITH job AS MATERIALIZED (
     WHERE id = ANY($1::uuid[]) AND tenant = $2 AND state = 'open' AND task_id IS NOT NULL
       AND ($4::uuid IS NULL OR EXISTS (SELECT FROM job))
 ), batch AS MATERIALIZED (
-    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
+    SELECT array_agg(task_id ORDER BY task_id) AS ids, array_agg(task_version ORDER BY task_id) AS versions,
+           array_agg(id ORDER BY task_id) AS letters
+    FROM (SELECT DISTINCT ON (task_id) id, task_id, task_version FROM candidates ORDER BY task_id, task_version DESC) AS c
 ), locked AS (
-    SELECT t.id, c.id AS letter FROM tasks t JOIN candidates c ON c.task_id = t.id
+    SELECT t.id, (SELECT letters FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))] AS letter FROM tasks t
     WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND t.version = c.task_version AND t.state = 'dead'
-    ORDER BY t.id FOR UPDATE OF t
+      AND t.version = (SELECT versions FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))] AND t.state = 'dead'
+    ORDER BY t.id FOR UPDATE
 ), opened AS MATERIALIZED (
     SELECT letter, task_id, error_class, row_number() OVER () AS place
     FROM (
@@ -32,8 +33,9 @@ WITH job AS MATERIALIZED (
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END,  -- a person wants it to run all the same
         error_class = NULL, error_reason = NULL,
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|replayed|scheduled|0|1|' || $9::text)
-    FROM opened WHERE t.id = opened.task_id
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    FROM opened
+    WHERE opened.letter = (SELECT letters FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))]
+      AND t.id = ANY(ARRAY(SELECT task_id FROM opened))
     RETURNING t.id, t.type, t.version, t.replays, t.expires_at, opened.letter, opened.error_class, opened.place
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
@@ -64,7 +66,8 @@ SELECT letter, id AS task_id, type, error_class FROM replayed;
 -- it to its type's topic.
 WITH opened AS MATERIALIZED (
     SELECT id, tenant, error_class FROM dead_letters d
-    WHERE id = $1 AND tenant = $2 AND state = 'open' AND NOT EXISTS (SELECT FROM tasks t WHERE t.id = d.task_id)
+    WHERE id = $1 AND tenant = $2 AND state = 'open'
+      AND NOT EXISTS (SELECT FROM tasks WHERE id = ANY(ARRAY(SELECT task_id FROM dead_letters WHERE id = $1)))
     FOR UPDATE
 ), accepted AS (
     INSERT INTO tasks (id, tenant, type, payload, max_attempts, traceparent, timeline)

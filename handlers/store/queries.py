@@ -27,3 +27,8 @@ def query(name: str) -> str:
         KeyError: there is none.
     """
     return _all()[name]
+
+
+def names() -> list[str]:
+    """Of all statements."""
+    return sorted(_all())

@@ -5,18 +5,18 @@
 -- `uncertain` task has succeeded.
 WITH input AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-        AS i (id, replay, status, code, description, request_id, reported_at)
+        WITH ORDINALITY AS i (id, replay, status, code, description, request_id, reported_at, place)
 ), told AS (
-    SELECT id, replay, status, request_id, COALESCE(reported_at, '') AS reported_at, json_strip_nulls(json_build_object(
+    SELECT place, replay, status, request_id, COALESCE(reported_at, '') AS reported_at, json_strip_nulls(json_build_object(
         'status', status, 'at', (SELECT timeline_now()), 'code', code, 'desc', description, 'requestId', request_id,
         'reportedAt', reported_at, 'replay', NULLIF(replay, 0)))::text AS delivery
     FROM input
 ), locked AS (
-    SELECT t.id, t.tenant, t.type, t.state AS before, i.status, i.request_id, i.delivery,
+    SELECT t.id, i.place, t.tenant, t.type, t.state AS before, i.status, i.request_id, i.delivery,
            delivery_rank(t.delivery, t.replays) < 0 AS first,
            (delivery_rank(i.delivery, t.replays), i.reported_at)
                > (delivery_rank(t.delivery, t.replays), COALESCE(t.delivery::json ->> 'reportedAt', '')) AS heavier
-    FROM tasks t JOIN told i ON i.id = t.id
+    FROM tasks t JOIN told i ON i.place = width_bucket(t.id, $1::uuid[])
     WHERE t.id = ANY($1) AND t.id BETWEEN $8 AND $9 AND t.replays = i.replay
     ORDER BY t.id FOR UPDATE OF t
 ), reported AS (
@@ -35,7 +35,9 @@ WITH input AS (
             (SELECT timeline_now())
             || CASE WHEN l.before = 'uncertain' THEN '|resolved-succeeded|succeeded|' ELSE '|reported|' || l.before || '|' END
             || t.attempts || '|1|' || l.status)
-    FROM locked l WHERE t.id = l.id AND t.id BETWEEN $8 AND $9 AND l.heavier
+    FROM locked l
+    WHERE l.place = width_bucket(t.id, $1::uuid[]) AND l.heavier
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $8 AND $9
     RETURNING t.id
 ), early AS (
     INSERT INTO early_reports (task_id)
@@ -52,10 +54,7 @@ WITH candidates AS MATERIALIZED (
 ), batch AS MATERIALIZED (
     SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
 ), locked AS (
-    SELECT t.id, t.state FROM tasks t
-    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
-      AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-    ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id, t.state FROM tasks t WHERE t.id = ANY((SELECT ids FROM batch)::uuid[]) ORDER BY t.id FOR UPDATE
 ), resolved AS (
     UPDATE tasks t
     SET state = 'succeeded', version = t.version + 1, claim_version = NULL, updated_at = now(), error_class = NULL,
@@ -63,9 +62,8 @@ WITH candidates AS MATERIALIZED (
         timeline = timeline_add(
             t.timeline,
             (SELECT timeline_now()) || '|resolved-succeeded|succeeded|' || t.attempts || '|1|reported before')
-    FROM locked l
-    WHERE t.id = l.id AND t.id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND l.state = 'uncertain' AND delivery_rank(t.delivery, t.replays) >= 0
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked WHERE state = 'uncertain'))
+      AND delivery_rank(t.delivery, t.replays) >= 0
     RETURNING t.id
 ), done AS (
     DELETE FROM early_reports e

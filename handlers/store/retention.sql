@@ -42,14 +42,12 @@ WITH page AS MATERIALIZED (
       AND NOT (state = 'dead' AND EXISTS (SELECT FROM due d WHERE d.task_id = id AND d.dead))
 ), locked AS MATERIALIZED (
     SELECT id FROM tasks
-    WHERE id = ANY((SELECT ids FROM batch)::uuid[])
-      AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    WHERE id = ANY((SELECT ids FROM batch)::uuid[]) AND id > $1 AND id < $2
       AND past_age(state, updated_at, $4, $5, $6)
     ORDER BY id FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM tasks
-    WHERE id = ANY(ARRAY(SELECT id FROM locked))
-      AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+    WHERE id = ANY(ARRAY(SELECT id FROM locked)) AND id > $1 AND id < $2
     RETURNING id, state
 ), unparked AS (
     DELETE FROM parked WHERE task_id = ANY(ARRAY(SELECT id FROM gone))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-import pytest
 import pytest_asyncio
 
 from handlers.local.servers import ValkeyServer
@@ -20,13 +20,15 @@ async def stack(
     new_database: NewDatabase,
     kafka_settings: KafkaSettings,
     valkey: ValkeyServer,
-    tmp_path_factory: pytest.TempPathFactory,
+    servers_dir: Path,
 ) -> AsyncIterator[Stack]:
     """A TaskFlux that the command is called against, apart from the other tests' by its topics' prefix."""
     kafka = kafka_settings.model_copy(update={"topic_prefix": "cli-"})
     redis = RedisSettings.model_validate({"url": valkey.url})
     settings = settings_for(await new_database(), kafka, redis)
-    stack = await Stack.create(settings, scripted.RUNNING, tmp_path_factory.mktemp("stack"))
+    directory = servers_dir / "cli-stack"
+    directory.mkdir()
+    stack = await Stack.create(settings, scripted.RUNNING, directory)
     parts = [stack.start(part) for part in ("ingest", "relay", "dlq-sink")]
     await asyncio.gather(*parts, *map(stack.start, scripted.RUNNING))
     yield stack

@@ -125,6 +125,18 @@ async def test_a_lost_task_beyond_its_budget_is_claimed_once_more_to_die(scene: 
     assert (await scene.row(claim.id))["attempts"] == 1
 
 
+async def test_a_worker_that_beats_again_before_the_sweep_keeps_its_claims(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.lose(worker)
+    ((task, version, owner),) = await scene.database.fetch("lapsed", LEASE, 10)
+    assert await worker.beat(1)
+    swept = await scene.database.fetch("sweep", [task], [version], [owner], task, task, LEASE, RATE, 0.0)
+    assert swept == []
+    assert await scene.state(claim.id) == ("running", claim.version)
+    assert await scene.claims() == {(claim.id, claim.version)}
+
+
 # Ends ---------------------------------------------------------------------------------------------------------------
 
 

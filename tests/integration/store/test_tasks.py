@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.store.errors import RefusedData
+from handlers.store.database import Database, Row
+from handlers.store.errors import RefusedData, StoreBusy
 from handlers.store.group_commit import GroupCommit
 from handlers.store.tasks import Tasks
 from handlers.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
@@ -77,6 +80,21 @@ async def test_a_key_is_its_tenants_own(scene: Scene) -> None:
     )
     assert [type(answer) for answer in answers] == [Accepted, Accepted]
     assert await count(scene) == 2
+
+
+async def test_a_key_that_expires_between_two_looks_at_it_is_tried_again(scene: Scene) -> None:
+    await insert(scene, submission(idempotency=KEY))
+
+    class Late(Database):
+        async def fetch(self, name: str, *args: Any) -> Sequence[Row]:
+            if name == "find_keys":
+                await scene.sql("DELETE FROM idempotency_keys")
+            return await scene.database.fetch(name, *args)
+
+    tasks = Tasks(Late(scene.settings))
+    with pytest.raises(StoreBusy):
+        await tasks.insert([submission(idempotency=KEY)], GRACE)
+    assert isinstance((await tasks.insert([submission(idempotency=KEY)], GRACE))[0], Accepted)
 
 
 async def test_keys_that_have_expired_are_forgotten_and_no_others(scene: Scene) -> None:

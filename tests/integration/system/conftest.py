@@ -52,7 +52,7 @@ async def stack(
     new_database: NewDatabase,
     kafka_settings: KafkaSettings,
     valkey: ValkeyServer,
-    tmp_path_factory: pytest.TempPathFactory,
+    servers_dir: Path,
 ) -> AsyncIterator[Stack]:
     """One TaskFlux for the session; tests are apart by their task ids.
 
@@ -60,10 +60,12 @@ async def stack(
     """
     kafka = kafka_settings.model_copy(update={"topic_prefix": "system-"})
     redis = RedisSettings.model_validate({"url": valkey.url})
+    directory = servers_dir / "stack"
+    directory.mkdir()
     stack = await Stack.create(
         settings_for(await new_database(), kafka, redis),
         (*scripted.RUNNING, scripted.late, *frail.HANDLERS),
-        tmp_path_factory.mktemp("stack"),
+        directory,
     )
     services = [stack.start(part) for part in ("ingest", "relay", "dlq-sink")]
     await asyncio.gather(*services, *map(stack.start, scripted.RUNNING))

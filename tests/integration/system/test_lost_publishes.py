@@ -28,7 +28,7 @@ async def test_what_was_to_be_published_by_one_that_is_gone_is_published_after_i
     await Tasks(stack.database).insert([by_relay], 60.0)
     async with stack.sql.acquire() as connection, connection.transaction():
         await connection.execute("UPDATE due SET publish_at = now() WHERE task_id = $1", by_relay.id)
-        (taken,) = await connection.fetch(query("take_due"), "scripted", 1, 1.0)
+        (taken,) = await connection.fetch(query("take_due"), [by_relay.id], [1], by_relay.id, by_relay.id, 1.0)
         assert taken["id"] == by_relay.id
     for row in await stack.until_all([by_ingest.id, by_relay.id], "succeeded"):
         assert row["attempts"] == world.effects(row["id"]) == 1

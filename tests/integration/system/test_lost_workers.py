@@ -47,6 +47,12 @@ async def test_a_zombie_reports_what_it_did_and_begins_nothing_of_what_it_held(
     for task in (catastrophe.mid_call, catastrophe.waiting):
         await stack.until(task, "uncertain")
     catastrophe.zombie.send(signal.SIGCONT)
+
+    async def beats() -> bool:
+        statement = "SELECT beat_at > now() - interval '1 s' FROM workers WHERE pid = $1"
+        return bool(await stack.sql.fetchval(statement, catastrophe.zombie.pid))
+
+    await eventually(beats, "the zombie beats again")  # which does not bring back what it has lost
     catastrophe.traces.let_go(catastrophe.mid_call)
     document = await stack.until(catastrophe.mid_call, "succeeded")
     assert document["timeline"][-1]["event"].startswith("late-succe")
