@@ -52,6 +52,9 @@ def _get(module: str, attribute: str, name: str) -> Serves:
         target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise UnknownHandler(f"{name!r} cannot be imported: {error}. Is its folder the one you stand in?") from error
+    except (TypeError, ValueError) as error:
+        # No name of a module, or a declaration that contradicts itself.
+        raise UnknownHandler(f"{name!r} cannot be run: {error}") from error
     except AttributeError as error:
         raise UnknownHandler(f"{name!r}: the module {module} has no {attribute}") from error
     if not hasattr(target, "serve"):

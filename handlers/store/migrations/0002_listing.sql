@@ -39,7 +39,7 @@ CREATE INDEX tasks_by_key ON tasks (tenant, key, id) WHERE key IS NOT NULL;
 
 -- Rows that move there when their partition is let go live on: they need room for HOT updates as anywhere else.
 ALTER TABLE tasks_default
-    SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+    SET (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
 -- Whether a task may be deleted by its age: `since` is when it came to rest, the others are the moments before which a
 -- task of that state may go (NULL: never).
