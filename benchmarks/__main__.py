@@ -43,8 +43,9 @@ async def run(names: Sequence[str], effort: Effort, builds: Sequence[Build], apa
     with tempfile.TemporaryDirectory(prefix="taskflux-bench-") as directory:
         async with open_lab(Path(directory), builds, apache=apache) as lab:
             for name in names:
+                began = time.monotonic()
                 tables.append(await MEASURES[name](lab, effort))
-                print(f"\n{tables[-1].text()}", flush=True)
+                print(f"\n{tables[-1].text()}\n  ({time.monotonic() - began:.0f} s)", flush=True)
     return tables
 
 
@@ -62,7 +63,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="TaskFlux beside bare floors, in one run.")
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="this measure (may be given again)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--quick", action="store_true", help="one short round of each, to see that it works")
     parser.add_argument("--kafka", action="store_true", help="Apache Kafka (Java 17, Maven) for the embedded broker")
     parser.add_argument("--rounds", type=int, help="rounds of each measure")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured beside this one")

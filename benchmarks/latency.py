@@ -22,7 +22,7 @@ from benchmarks.report import Column, Sample, Table, percentile
 from benchmarks.rounds import Effort, take_turns
 from handlers.local.ports import free_port
 
-TASKS: Final = 120
+TASKS: Final = 100
 PAUSES: Final = (0.02, 0.06)
 """Seconds between two submits, drawn anew each time: nothing may fall into step with a poll."""
 

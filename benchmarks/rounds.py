@@ -26,7 +26,7 @@ class Effort:
 
 
 FULL = Effort(rounds=5, few=3, scale=1.0)
-QUICK = Effort(rounds=2, few=1, scale=0.25)
+QUICK = Effort(rounds=1, few=1, scale=0.3)
 
 
 async def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Sample]]:

@@ -22,7 +22,7 @@ from handlers.local.ports import free_port
 from handlers.local.processes import Process
 
 CONNECTIONS: Final = 32
-SECONDS: Final = 2.5
+SECONDS: Final = 2.0
 BATCH: Final = 5000
 BATCH_CONNECTIONS: Final = 2
 TASK: Final = {"taskType": "noop", "payload": {"to": "someone@example.org", "subject": "Hello", "number": 12345}}

@@ -60,7 +60,8 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
 
     `origin` marks the leases of these workers as ours to end; `drain` is what they may take to end, in seconds.
     """
-    usual = {"TASKFLUX_WORKER__DRAIN_SECONDS": f"{drain:g}"}
+    # The terminal counts outcomes by their log lines.
+    usual = {"TASKFLUX_WORKER__DRAIN_SECONDS": f"{drain:g}", "TASKFLUX_LOG__OUTCOMES": "100000"}
     forced = {
         "TASKFLUX_WORKER__ORIGIN": str(origin),
         "TASKFLUX_HTTP__HOST": "127.0.0.1",

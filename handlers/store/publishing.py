@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from handlers.store.database import Database, Row
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """A task that the caller has promised to publish, at the version that its record must carry."""
 
     id: UUID
@@ -32,8 +32,7 @@ class DeadDue:
     traceparent: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmation:
+class Confirmation(NamedTuple):
     """Kafka holds the record of (id, version) at this place of this log."""
 
     id: UUID

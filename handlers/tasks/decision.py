@@ -9,6 +9,7 @@ from typing import Final
 from handlers.tasks.errors import (
     Ambiguous,
     Crash,
+    Expired,
     JsonValue,
     Permanent,
     ProviderError,
@@ -72,8 +73,8 @@ def decide(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) ->
         case Ambiguous() if policy.ambiguous == "hold":
             return _failed(Event.HELD, State.UNCERTAIN, error)
         case Permanent():
-            # A claim beyond the budget never ran: what the row shows is the attempts that did.
-            return _failed(Event.DIED, State.DEAD, error, give_back=isinstance(error, WorkerLost))
+            # A claim that came too late, or beyond the budget, never ran: the row shows the attempts that did.
+            return _failed(Event.DIED, State.DEAD, error, give_back=isinstance(error, Expired | WorkerLost))
         case Transient() | Ambiguous() | Crash():
             return _retry(policy, attempt, error, jitter)
         case _:

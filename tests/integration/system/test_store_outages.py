@@ -43,6 +43,22 @@ async def test_while_postgres_is_away_ingest_answers_503_and_nothing_accepted_is
         assert row["attempts"] == world.effects(row["id"]) == 1
 
 
+async def test_statements_that_are_held_up_beyond_their_time_end_no_part(
+    fragile: Fragile, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = fragile.stack
+    tasks = [await stack.submit(name, delaySeconds=0.3) for name in ("scripted", "late")]
+    async with stack.sql.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
+
+        async def given_up() -> bool:
+            return any("the relay waits" in record.message for record in caplog.records)
+
+        await eventually(given_up, "the relay gives up to publish what is due")
+    await stack.until(tasks[0], "succeeded")
+    await stack.until(tasks[1], "queued")
+
+
 async def test_while_kafka_is_away_ingest_accepts_and_all_end_after_it_is_back_also_what_it_has_forgotten(
     fragile: Fragile, world: World
 ) -> None:

@@ -167,7 +167,11 @@ def test_a_task_whose_workers_were_lost_gives_back_the_attempt_that_never_ran() 
     assert decision.give_back
 
 
-@pytest.mark.parametrize("error", [Permanent("x"), Expired("x"), Transient("x"), Ambiguous("x"), Crash("x")])
+def test_a_task_that_came_too_late_gives_back_the_attempt_that_never_ran() -> None:
+    assert after(Expired("x"), FIRST).give_back
+
+
+@pytest.mark.parametrize("error", [Permanent("x"), Transient("x"), Ambiguous("x"), Crash("x")])
 def test_an_attempt_that_ran_is_not_given_back(error: TaskError) -> None:
     assert not after(error, LAST).give_back
 
