@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,7 +19,7 @@ REFRESH_EVERY: Final = 10.0
 """Seconds between two looks at the store."""
 
 ASK_AGAIN_AFTER: Final = 1.0
-"""Seconds after which an unknown type is looked for again."""
+"""Seconds between two looks for unknown types; who asks in between waits for the next one."""
 
 
 class TaskTypeSource(Protocol):
@@ -41,9 +41,16 @@ class Registered:
 class TypeRegistry:
     """Every registered type by name, at most `REFRESH_EVERY` seconds old while the store answers."""
 
-    def __init__(self, task_types: TaskTypeSource, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        task_types: TaskTypeSource,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._source = task_types
         self._clock = clock
+        self._sleep = sleep
         self._types: dict[str, Registered] = {}
         self._asked = float("-inf")
         self._trouble: StoreError | None = StoreUnavailable("the task types have not been read yet")
@@ -67,13 +74,21 @@ class TypeRegistry:
         known = self._types.get(name)
         if known is not None:
             return known
-        if self._refreshing is not None or self._clock() - self._asked >= ASK_AGAIN_AFTER:
-            await self.refresh()
+        await self._look_again()
         known = self._types.get(name)
         if known is None and self._trouble is not None:
             # A new one each time: an error that is raised again keeps the frames of all its raisers alive.
             raise type(self._trouble)(*self._trouble.args)
         return known
+
+    async def _look_again(self) -> None:
+        """Return after a look that a type registered by now has not escaped; at most one begins each second."""
+        asked = self._asked
+        wait = ASK_AGAIN_AFTER - (self._clock() - asked)
+        if self._refreshing is None and wait > 0:
+            await self._sleep(wait)
+        if self._asked == asked or self._refreshing is not None:
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Read all types again; who asks meanwhile waits for the same answer. What is known stays when it fails."""

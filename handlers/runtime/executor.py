@@ -101,13 +101,11 @@ class Executor:
 
     @property
     def room(self) -> int:
-        """Claims that may be taken now: as many may wait here as may run, but none where a lost worker's are held.
+        """Claims that may be taken now: as many may wait here as may run.
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them.
         """
-        waiting = 0 if self._handler.policy.ambiguous == "hold" else self._concurrency
-        taken = len(self._running) - min(self._settling, 2 * SETTLE_BATCH)
-        return max(0, self._concurrency + waiting - taken)
+        return max(0, 2 * self._concurrency - len(self._running) + min(self._settling, 2 * SETTLE_BATCH))
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""

@@ -19,6 +19,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+        self.now += seconds
+
 
 async def test_concurrent_requests_for_unknown_types_share_one_look() -> None:
     source = Source()
@@ -34,19 +38,26 @@ async def test_concurrent_requests_for_unknown_types_share_one_look() -> None:
 
 async def test_an_unknown_type_is_looked_for_at_most_once_a_second() -> None:
     source, clock = Source(), Clock()
-    registry = TypeRegistry(source, clock=clock)
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
+    began = clock.now
     for _ in range(5):
         assert await registry.find("fax") is None
-    assert source.asked == 1
+    assert (source.asked, clock.now - began) == (5, 4.0)
+
+
+async def test_a_type_that_was_registered_since_the_last_look_is_not_refused() -> None:
+    source, clock = Source(), Clock()
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
+    assert await registry.find("fax") is None
     source.types["fax"] = TaskType("fax", "{}", 3, "resend", None)
-    clock.now += 1.0
-    assert await registry.find("fax") is not None
+    found = await asyncio.gather(*(registry.find("fax") for _ in range(5)))
+    assert all(found)
     assert source.asked == 2
 
 
 async def test_what_is_known_stays_known_while_the_store_is_away() -> None:
     source, clock = Source(), Clock()
-    registry = TypeRegistry(source, clock=clock)
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
     await registry.refresh()
     source.trouble = StoreUnavailable("away")
     clock.now += 60
