@@ -87,6 +87,8 @@ async def ingest(process: Process) -> None:
                 settings.http.port,
                 draining=process.draining,
                 grace=GRACE,
+                linger=settings.http.linger_seconds,
+                hurry=process.hurry,
                 listening=lambda port: process.started(),
             )
         except CannotListen as error:

@@ -66,6 +66,8 @@ async def notify(process: Process) -> None:
                 settings.http.port,
                 draining=process.draining,
                 grace=settings.worker.drain_seconds,
+                linger=settings.http.linger_seconds,
+                hurry=process.hurry,
                 listening=lambda port: process.started(),
             )
         except CannotListen as error:

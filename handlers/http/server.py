@@ -68,12 +68,16 @@ async def serve(
     *,
     draining: asyncio.Event,
     grace: float,
+    linger: float = 0,
+    hurry: asyncio.Event | None = None,
     listening: Callable[[int], None] = lambda port: None,
 ) -> None:
     """Serve `app` until `draining` is set; then take no more connections and end what is in flight.
 
     Args:
         port: 0 takes a free one.
+        linger: seconds that connections are taken after that all the same: a load balancer learns late that it shall
+            send no more, and what it sends until then must not be refused. `hurry` ends it.
         grace: seconds that requests in flight have after that; then they are cut off.
         listening: told the port once connections are taken.
 
@@ -103,6 +107,8 @@ async def serve(
     told = asyncio.create_task(draining.wait())
     try:
         await asyncio.wait((serving, told), return_when=asyncio.FIRST_COMPLETED)
+        if linger and not serving.done():
+            await _pause(linger, hurry)
         server.should_exit = True
         await asyncio.shield(serving)
     finally:
@@ -110,6 +116,11 @@ async def serve(
         await _cut_off(server)
         if not serving.done():
             serving.cancel()
+
+
+async def _pause(seconds: float, hurry: asyncio.Event | None) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for((hurry or asyncio.Event()).wait(), seconds)
 
 
 async def _cut_off(server: uvicorn.Server) -> None:

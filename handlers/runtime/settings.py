@@ -33,6 +33,14 @@ class HttpSettings(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, and largest item of a batch")] = (
         32 * 1024 * 1024
     )
+    linger_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="seconds after SIGTERM that ingest and notify still take requests: load balancers learn late"
+            " that they shall send none",
+        ),
+    ] = 0.0
     peers: Annotated[
         dict[str, str], Field(description="other processes' metrics (name → URL) that this /metrics includes")
     ] = Field(default_factory=dict)

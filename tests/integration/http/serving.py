@@ -67,17 +67,30 @@ class Served:
     port: int
     client: httpx.AsyncClient
     draining: asyncio.Event
+    hurry: asyncio.Event
     serving: asyncio.Task[None]
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, grace: float = 5.0) -> AsyncIterator[Served]:
+async def served(app: ASGIApp, grace: float = 5.0, linger: float = 0) -> AsyncIterator[Served]:
     """Serve `app` until the end of the block."""
-    draining = asyncio.Event()
+    draining, hurry = asyncio.Event(), asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve(app, "127.0.0.1", 0, draining=draining, grace=grace, listening=port.set_result))
+    serving = asyncio.create_task(
+        serve(
+            app,
+            "127.0.0.1",
+            0,
+            draining=draining,
+            grace=grace,
+            linger=linger,
+            hurry=hurry,
+            listening=port.set_result,
+        )
+    )
     address = f"http://127.0.0.1:{await port}"
     async with httpx.AsyncClient(base_url=address, timeout=30, limits=httpx.Limits(max_connections=200)) as client:
-        yield Served(await port, client, draining, serving)
+        yield Served(await port, client, draining, hurry, serving)
     draining.set()
+    hurry.set()
     await serving

@@ -76,6 +76,24 @@ async def test_a_drain_ends_what_is_in_flight_and_takes_nothing_new() -> None:
         await ended(server.serving)
 
 
+async def test_what_a_load_balancer_sends_late_is_still_taken() -> None:
+    app = Slow()
+    app.go.set()
+    async with served(app, linger=3600) as server:
+        server.draining.set()
+        for _ in range(3):
+            async with httpx.AsyncClient() as client:  # a new connection each
+                assert (await client.get(f"http://127.0.0.1:{server.port}/")).status_code == 200
+        server.hurry.set()
+        await ended(server.serving)
+
+
+async def test_a_drain_lingers_no_longer_than_it_was_told() -> None:
+    async with served(Slow(), linger=0.05) as server:
+        server.draining.set()
+        await ended(server.serving)
+
+
 async def test_an_idle_connection_does_not_hold_up_a_drain() -> None:
     app = Slow()
     app.go.set()
