@@ -1,0 +1,64 @@
+"""Shared libraries without their debug information still work."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SOURCE = Path(__file__).parents[2] / "image/shrink.py"
+RUN = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("uvloop.loop", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+loop = module.Loop()
+loop.call_later(0.001, loop.stop)
+loop.run_forever()
+loop.close()
+print("ran", module.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def strip() -> Callable[[bytes], bytes]:
+    spec = importlib.util.spec_from_file_location("shrink", SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[[bytes], bytes] = module.without_debug_information
+    return function
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """One that is built with debug information."""
+    found = importlib.util.find_spec("uvloop.loop")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin)
+
+
+def test_a_library_without_debug_information_is_smaller_and_runs(
+    strip: Callable[[bytes], bytes], library: Path, tmp_path: Path
+) -> None:
+    content = library.read_bytes()
+    kept = strip(content)
+    assert len(kept) < len(content) / 2
+    copy = tmp_path / library.name
+    copy.write_bytes(kept)
+    said = subprocess.run([sys.executable, "-c", RUN, copy], capture_output=True, text=True, check=True, timeout=30)
+    assert said.stdout == f"ran {copy}\n"
+
+
+def test_what_has_nothing_to_take_out_stays_as_it_is(strip: Callable[[bytes], bytes], library: Path) -> None:
+    stripped = strip(library.read_bytes())
+    for content in (stripped, b"", b"no library", b"\x7fELF\x01\x01 of 32 bits"):
+        assert strip(content) == content

@@ -1,0 +1,7 @@
+"""Why there can be no image here."""
+
+from __future__ import annotations
+
+
+class Unavailable(Exception):
+    """What containers need is not on this machine; the text says what, and how to get it."""
