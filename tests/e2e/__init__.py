@@ -1,0 +1,1 @@
+"""The Helm chart against real API servers and clusters."""

@@ -1,0 +1,1 @@
+"""The Helm chart against a real kube-apiserver: `make test-apiserver`."""

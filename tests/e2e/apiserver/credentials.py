@@ -1,0 +1,61 @@
+"""Who is who in the control plane: a CA of its own, certificates, kubeconfigs, the key of service accounts."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from pathlib import Path
+
+import trustme
+
+from handlers.local.ports import LOOPBACK
+
+SERVICE = "kubernetes.default.svc"
+
+
+class Credentials:
+    """Files in one directory that nobody else may read."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
+        self._authority = trustme.CA(organization_name="kubernetes")
+        self.ca = directory / "ca.pem"
+        self._authority.cert_pem.write_to_path(str(self.ca))
+        server = self._authority.issue_cert(LOOPBACK, "localhost", SERVICE, common_name="control-plane")
+        self.certificate, self.key = self._write("server", server)
+        _, self.service_accounts_key = self._write("service-accounts", self._authority.issue_cert("service-accounts"))
+
+    def client(self, user: str, group: str = "kubernetes") -> tuple[Path, Path]:
+        """Certificate and key of a client; RBAC knows it as `user`, a member of `group`."""
+        name = user.replace(":", "-")
+        # With no name of a host its list of names would be empty, and Go refuses an empty one that is critical.
+        return self._write(name, self._authority.issue_cert(name, common_name=user, organization_name=group))
+
+    def kubeconfig(self, server: str, user: str, group: str = "kubernetes") -> Path:
+        """A kubeconfig for `user`; JSON is YAML, too."""
+        certificate, key = self.client(user, group)
+        file = certificate.with_suffix(".kubeconfig")
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {"server": server, "certificate-authority": str(self.ca)}}],
+            "users": [{"name": user, "user": {"client-certificate": str(certificate), "client-key": str(key)}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
+            "current-context": "test",
+        }
+        file.write_text(json.dumps(content, indent=1))
+        return file
+
+    def context(self, user: str) -> ssl.SSLContext:
+        """How Python talks to the servers: as `user`."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.load_cert_chain(*map(str, self.client(user)))
+        return context
+
+    def _write(self, name: str, issued: trustme.LeafCert) -> tuple[Path, Path]:
+        certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+        issued.cert_chain_pems[0].write_to_path(str(certificate))
+        key.touch(mode=0o600)
+        issued.private_key_pem.write_to_path(str(key))
+        return certificate, key

@@ -1,0 +1,153 @@
+"""One cluster for the session, with everything installed. Without one the tests skip, and say why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+import yaml
+from pytest_kubernetes.options import ClusterOptions  # type: ignore[import-untyped]
+from pytest_kubernetes.providers.base import AClusterManager  # type: ignore[import-untyped]
+
+from handlers.local.ports import free_port
+from handlers.local.trouble import Trouble
+from tests.chart import tools
+from tests.chart.tools import Missing
+from tests.e2e.cluster.evidence import collect
+from tests.e2e.cluster.installation import Installation
+from tests.e2e.cluster.kube import Kube
+from tests.e2e.cluster.place import IMAGE, Existing, Kind, docker_works, place
+from tests.e2e.cluster.taskflux import Api, Mailpit
+from tests.e2e.cluster.waiting import until
+from tests.k8s import gotools
+from tests.k8s.files import K8S, NAMESPACE, ROOT
+
+NAME: Final = "taskflux-e2e"
+"""Of our own cluster: never that of k8s/kind.yaml, which somebody may be working with."""
+BUILD_TIMEOUT: Final = 900.0
+HTTP: Final = 80
+
+Managers = Callable[[str], type[AClusterManager]]
+
+
+@pytest.fixture(scope="session")
+def where() -> Kind | Existing:
+    try:
+        tools.helm()
+        chosen = place(os.environ, docker_works)
+        if isinstance(chosen, Kind):
+            gotools.kind()
+    except Missing as missing:
+        pytest.skip(str(missing))
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """k8s/kind.yaml under a name and at ports of its own."""
+    document = yaml.safe_load((K8S / "kind.yaml").read_text())
+    document["name"] = NAME
+    for node in document["nodes"]:
+        for mapping in node["extraPortMappings"]:
+            mapping["hostPort"] = free_port()
+    file = tmp_path_factory.mktemp("kind") / "kind.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+@pytest.fixture(scope="session")
+def manager(
+    where: Kind | Existing, config: Path, k8s_manager: Managers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AClusterManager]:
+    """The cluster, made where it is ours to make."""
+    if isinstance(where, Existing):
+        # The provider deletes the file that it is given.
+        copied = tmp_path_factory.mktemp("kubeconfig") / "config"
+        shutil.copyfile(where.kubeconfig, copied)
+        yield k8s_manager("external")(None, None, copied)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        # It takes its programs from the PATH.
+        patch.setenv("PATH", f"{gotools.kind().parent}:{tools.kubectl().parent}", prepend=os.pathsep)
+        _build_image()
+        made = k8s_manager("kind")(None, str(config))
+        made.create(ClusterOptions(cluster_timeout=900), timeout=180)
+        try:
+            made.load_image(IMAGE)
+            yield made
+        finally:
+            if not where.keep:
+                made.delete()
+
+
+def _build_image() -> None:
+    done = subprocess.run(
+        [ROOT / "image" / "build"],
+        env={**os.environ, "IMAGE": IMAGE, "ENGINE": "docker"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_TIMEOUT,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Trouble(f"the image could not be built: {done.stderr[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def kube(manager: AClusterManager, tmp_path_factory: pytest.TempPathFactory) -> Kube:
+    assert manager.kubeconfig is not None
+    return Kube(manager.kubeconfig, NAMESPACE, tmp_path_factory.mktemp("client"))
+
+
+@pytest.fixture(scope="session")
+def installation(where: Kind | Existing, kube: Kube, request: pytest.FixtureRequest) -> Iterator[Installation]:
+    """TaskFlux and all that it needs, installed and ready."""
+    existing = isinstance(where, Existing)
+    image = where.image if isinstance(where, Existing) else IMAGE
+    made = Installation(kube, image, where.ingress_class if isinstance(where, Existing) else "traefik")
+    wanted = [] if existing else ["traefik", "metrics-server"]
+    try:
+        made.third_parties([*wanted, *([] if made.has_keda() else ["keda"])])
+        made.dependencies()
+        made.wait_for_dependencies()
+        made.taskflux()
+        yield made
+    finally:
+        if request.session.testsfailed:
+            collect(kube, ROOT / "build" / "e2e")
+        if existing and not where.keep:
+            made.remove()
+
+
+@pytest.fixture(scope="session")
+def api(installation: Installation, where: Kind | Existing, config: Path) -> Iterator[Api]:
+    """The API, through the ingress."""
+    client = Api(where.ingress if isinstance(where, Existing) else f"http://127.0.0.1:{_mapped(config)}")
+    try:
+        until("the ingress leads to the API", lambda: client.answers() or None, 120)
+        yield client
+    finally:
+        client.close()
+
+
+def _mapped(config: Path) -> int:
+    """The port of this machine that is the ingress's."""
+    (node,) = yaml.safe_load(config.read_text())["nodes"]
+    (port,) = (each["hostPort"] for each in node["extraPortMappings"] if each["containerPort"] == HTTP)
+    return int(port)
+
+
+@pytest.fixture(scope="session")
+def mailpit(installation: Installation, kube: Kube) -> Iterator[Mailpit]:
+    with kube.forwarded("service/mailpit", 8025) as url:
+        client = Mailpit(url)
+        try:
+            yield client
+        finally:
+            client.close()

@@ -1,0 +1,77 @@
+"""On which cluster the tests run: one that they make with kind, or one that is there.
+
+By environment:
+
+  KUBECONFIG_E2E  kubeconfig of an existing cluster, which is left as it was but for what the tests install
+  IMAGE_E2E       TaskFlux's image, where that cluster can pull it
+  INGRESS_E2E     URL of that cluster's ingress controller, such as http://10.0.0.7
+  CLASS_E2E       class of its Ingresses; traefik unless told otherwise
+  KEEP_E2E        1: the kind cluster and what was installed stay when the tests are over
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.chart.tools import Missing
+
+IMAGE: Final = "taskflux:e2e"
+DOCKER_TIMEOUT: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A cluster of our own in Docker, made for the tests and deleted after them."""
+
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Existing:
+    """Somebody's cluster."""
+
+    kubeconfig: Path
+    image: str
+    ingress: str
+    ingress_class: str
+    keep: bool = False
+
+
+def place(environment: Mapping[str, str], docker_works: Callable[[], bool]) -> Kind | Existing:
+    """Where to run.
+
+    Raises:
+        Missing: nowhere, or not all is said of the existing cluster; the text says what to do.
+    """
+    keep = environment.get("KEEP_E2E") == "1"
+    kubeconfig = environment.get("KUBECONFIG_E2E")
+    if kubeconfig is None:
+        if docker_works():
+            return Kind(keep)
+        raise Missing("Docker does not run here, and KUBECONFIG_E2E names no cluster that is there")
+    if not Path(kubeconfig).is_file():
+        raise Missing(f"KUBECONFIG_E2E names {kubeconfig}, which is no file")
+    unsaid = [name for name in ("IMAGE_E2E", "INGRESS_E2E") if not environment.get(name)]
+    if unsaid:
+        raise Missing(
+            f"KUBECONFIG_E2E names a cluster; {' and '.join(unsaid)} should say more (tests/e2e/cluster/place.py)"
+        )
+    ingress_class = environment.get("CLASS_E2E", "traefik")
+    return Existing(Path(kubeconfig), environment["IMAGE_E2E"], environment["INGRESS_E2E"], ingress_class, keep)
+
+
+def docker_works() -> bool:
+    """Whether there is a Docker with its engine."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return False
+    try:
+        done = subprocess.run([docker, "version"], capture_output=True, timeout=DOCKER_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
