@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from handlers.cli.lazy import LazyGroup
+from handlers.cli.program import Program
+from handlers.cli.values import Duration
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -20,7 +21,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     lazy={
         "send": "handlers.cli.send:send",
@@ -41,8 +42,17 @@ def main() -> None:
 @main.command()
 @click.argument("handler")
 @click.option("--topic", help="For router: the topic of mixed types that it takes other producers' tasks from.")
-def run(handler: str, topic: str | None) -> None:
+@click.option("--reload", is_flag=True, help="Start it again when its sources change: for work on a handler.")
+def run(handler: str, topic: str | None, reload: bool) -> None:
     """Run one HANDLER as a process: ingest, relay, process-email, … or one of your own, my_app.handlers:name."""
+    if topic is not None:
+        if handler != "router":
+            raise click.UsageError("--topic is for router; every other handler's topic follows from its task type")
+        os.environ["TASKFLUX_ROUTER__TOPIC"] = topic
+    if reload:
+        from handlers.cli.reload import run_reloading
+
+        sys.exit(run_reloading(handler))
     from handlers.cli.loading import UnknownHandler, load
     from handlers.runtime.process import run as run_process
 
@@ -50,28 +60,44 @@ def run(handler: str, topic: str | None) -> None:
         target = load(handler)
     except UnknownHandler as error:
         raise click.ClickException(str(error)) from error
-    if topic is not None:
-        if handler != "router":
-            raise click.UsageError("--topic is for router; every other handler's topic follows from its task type")
-        os.environ["TASKFLUX_ROUTER__TOPIC"] = topic
     sys.exit(run_process(target))
 
 
+_wait_option = click.option(
+    "--wait", type=Duration(), default=0.0, help="Try again for this long while a server is away: 90s, 2m."
+)
+
+
 @main.command()
-def migrate() -> None:
-    """Bring the database to this version's schema. Safe to run from several places at once."""
+@_wait_option
+def migrate(wait: float) -> None:
+    """Bring the database to this version's schema. Safe to run from several places at once.
+
+    A schema of a newer release is left as it is: releases are rolled back over it.
+    """
     from handlers.cli.setup import migrate_database
 
-    migrate_database()
+    migrate_database(wait)
 
 
 @main.command()
 @click.argument("handlers", nargs=-1)
-def topics(handlers: tuple[str, ...]) -> None:
-    """Create missing Kafka topics and register task types: those of TaskFlux, and of the HANDLERS named."""
-    from handlers.cli.setup import prepare_topics
+@click.option(
+    "--prime/--no-prime",
+    default=True,
+    help="Commit where a group without members and offsets begins, so that its lag is what is there.",
+)
+@_wait_option
+def topics(handlers: tuple[str, ...], prime: bool, wait: float) -> None:
+    """Register task types and create their missing topics: of all built-in handlers, or of the HANDLERS named alone.
 
-    prepare_topics(handlers)
+    \b
+    taskflux topics --wait 2m
+    taskflux topics my_app.handlers:resize_image
+    """
+    from handlers.cli.topics import prepare_topics
+
+    prepare_topics(handlers, prime, wait)
 
 
 @main.command()

@@ -8,6 +8,7 @@
 | 3 | the server cannot be reached, or cannot answer now: try again later |
 | 4 | the time given to wait has passed, and the outcome is still open |
 | 130 | Ctrl-C |
+| 143 | SIGTERM |
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ USAGE: Final = 2
 UNREACHABLE: Final = 3
 STILL_OPEN: Final = 4
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 def leave(message: str, status: int) -> NoReturn:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 import click
 
 from handlers.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_option, sleep
-from handlers.cli.exits import FAILED, OK, STILL_OPEN, leave
+from handlers.cli.exits import FAILED, OK, STILL_OPEN, UNREACHABLE, leave
 from handlers.cli.shown import explain_end, show_task
 from handlers.cli.tables import json_option, print_json
 from handlers.cli.values import Duration, Moment, Pair, metadata_of, payload_of
@@ -19,6 +20,8 @@ from handlers.cli.values import Duration, Moment, Pair, metadata_of, payload_of
 ENDED = frozenset({"succeeded", "dead", "cancelled", "uncertain"})
 """States that last: `uncertain` until a delivery report or a person decides."""
 
+SILENCE: Final = 15.0
+"""Seconds that the server may be away while an outcome is waited for."""
 _FIRST_LOOK, _LAST_LOOK = 0.1, 2.0
 
 
@@ -115,13 +118,24 @@ def submit(api: Api, body: object, idempotency_key: str | None) -> Answer:
 
 
 def wait_for(api: Api, task_id: str, timeout: float | None) -> Document:
-    """The task once it has ended, or as it stands when `timeout` seconds have passed. Raises ApiError."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    """The task once it has ended, or as it stands when `timeout` seconds have passed.
+
+    A server that is away for a moment (its pod is replaced) is asked again.
+
+    Raises:
+        ApiError: it was refused, or the server was away for too long.
+    """
+    heard = time.monotonic()
+    deadline = math.inf if timeout is None else heard + timeout
     pause = _FIRST_LOOK
     while True:
-        task: dict[str, Any] = api.get(f"/tasks/{task_id}")
-        left = None if deadline is None else deadline - time.monotonic()
-        if task["status"] in ENDED or (left is not None and left <= 0):
-            return task
-        sleep(pause if left is None else min(pause, left))
+        try:
+            task: dict[str, Any] = api.get(f"/tasks/{task_id}")
+            heard = time.monotonic()
+            if task["status"] in ENDED or heard >= deadline:
+                return task
+        except ApiError as error:
+            if error.status != UNREACHABLE or time.monotonic() >= min(deadline, heard + SILENCE):
+                raise
+        sleep(max(0.0, min(pause, deadline - time.monotonic())))
         pause = min(pause * 1.5, _LAST_LOOK)

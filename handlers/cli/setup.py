@@ -1,72 +1,44 @@
-"""What a deployment does before its handlers start: migrate, create topics, register types, show settings."""
+"""What stands between a deployment's environment and its work: the schema, the settings, and how both fail."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Coroutine, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from handlers.cli.exits import FAILED, USAGE, leave
+from handlers.cli.waiting import NOT_YET, Patience
 from handlers.runtime.settings import Settings, WrongSettings, load
-from handlers.store.errors import StoreError
+from handlers.store.errors import SchemaTooOld, StoreError
 
 T = TypeVar("T")
 
 
-def migrate_database() -> None:
+def migrate_database(wait: float) -> None:
     """`taskflux migrate`."""
-    from handlers.store.migrate import migrate
-
-    settings = _settings("postgres")
-    applied = _run(migrate(settings.postgres))
-    for migration in applied:
-        click.echo(f"applied {migration.version:04} {migration.name}")
-    if not applied:
+    settings = settings_or_leave("postgres")
+    applied, newer = finish(_migrate(settings, patience(wait)), waited=wait)
+    for step in applied:
+        click.echo(f"applied {step}")
+    if newer:
+        click.echo(
+            f"the schema is newer than this release, which does not know {', '.join(newer)}: it is left as it is."
+            " Migrations only add, so this release runs over it"
+        )
+    elif not applied:
         click.echo("the schema is current")
 
 
-def prepare_topics(names: Sequence[str]) -> None:
-    """`taskflux topics`."""
-    settings = _settings("postgres", "kafka")
-    report = _run(_prepare(settings, names))
-    for line in report:
-        click.echo(line)
+async def _migrate(settings: Settings, patience: Patience) -> tuple[Sequence[str], Sequence[str]]:
+    """The steps that were applied now, and those of a newer release."""
+    from handlers.store.migrate import migrate, newer_steps
 
-
-async def _prepare(settings: Settings, names: Sequence[str]) -> list[str]:
-    from handlers.cli.loading import UnknownHandler, built_in_handlers, load
-    from handlers.runtime.handler import Handler
-    from handlers.store.database import Database
-    from handlers.store.task_types import TaskTypes
-    from handlers.stream.provision import ensure_topics
-
-    try:
-        own = [target for target in map(load, names) if isinstance(target, Handler)]
-    except UnknownHandler as error:
-        _fail(str(error), 2)
-    known = [*built_in_handlers(), *own]
-    database = Database(settings.postgres, pool_size=1)
-    await database.open()
-    try:
-        types = TaskTypes(database)
-        for handler in known:
-            await types.register(handler.task_type())
-        registered = await types.all()
-    finally:
-        await database.close()
-    report = await ensure_topics(settings.kafka, registered)
-    lines = [f"created {topic}" for topic in report.created]
-    lines += [
-        f"{topic} has {partitions} partitions, fewer than TASKFLUX_KAFKA__PARTITIONS ({settings.kafka.partitions}):"
-        " add some with Kafka's own tools if handlers shall scale further"
-        for topic, partitions in report.too_few_partitions.items()
-    ]
-    if report.refused:
-        _fail("\n".join(f"{topic} could not be created: {reason}" for topic, reason in report.refused.items()), 1)
-    return lines or ["all topics are there"]
+    applied = await patience.wait(lambda: migrate(settings.postgres))
+    newer = await patience.wait(lambda: newer_steps(settings.postgres))
+    return [str(each) for each in applied], newer
 
 
 def show_config() -> None:
@@ -74,14 +46,14 @@ def show_config() -> None:
     from handlers.cli.loading import built_in_handlers
     from handlers.runtime.settings import load_provider
 
-    document: dict[str, Any] = json.loads(_settings().model_dump_json())
+    document: dict[str, Any] = json.loads(settings_or_leave().model_dump_json())
     try:
         for handler in built_in_handlers():
             if handler.provider is not None:
                 section = load_provider(handler.provider.name, handler.provider.settings)
                 document[handler.provider.name] = json.loads(section.model_dump_json())
     except WrongSettings as error:
-        _fail(f"the settings are wrong.\n{error}", 2)
+        leave(f"the settings are wrong.\n{error}", USAGE)
     click.echo(json.dumps(document, indent=2))
 
 
@@ -90,10 +62,10 @@ def end_former_leases(pid: int | None) -> None:
     from handlers.store.database import Database
     from handlers.store.upkeep import Upkeep
 
-    settings = _settings("postgres")
+    settings = settings_or_leave("postgres")
     origin = settings.worker.origin
     if origin is None:
-        _fail("TASKFLUX_WORKER__ORIGIN is not set: whose leases shall end?", 2)
+        leave("TASKFLUX_WORKER__ORIGIN is not set: whose leases shall end?", USAGE)
 
     async def end() -> int:
         database = Database(settings.postgres, pool_size=1)
@@ -103,27 +75,37 @@ def end_former_leases(pid: int | None) -> None:
         finally:
             await database.close()
 
-    click.echo(f"ended {_run(end())} leases")
+    click.echo(f"ended {finish(end())} leases")
 
 
-def _settings(*needs: str) -> Settings:
+def settings_or_leave(*needs: str) -> Settings:
+    """The settings; the command ends where they are wrong."""
     try:
         return load(*needs)
     except WrongSettings as error:
-        _fail(f"the settings are wrong.\n{error}", 2)
+        leave(f"the settings are wrong.\n{error}", USAGE)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def finish(work: Coroutine[Any, Any, T], *, waited: float = 0.0) -> T:
+    """The result of `work`; the command ends where a server is away, `waited` seconds long, or refuses."""
     from handlers.stream.errors import KafkaUnavailable
 
     try:
         return asyncio.run(work)
-    except StoreError as error:
-        _fail(f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}", 1)
-    except KafkaUnavailable as error:
-        _fail(f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error}", 1)
+    except (StoreError, KafkaUnavailable) as error:
+        how_long = f"gave up after {waited:g} s: " if waited and isinstance(error, NOT_YET) else ""
+        leave(how_long + told(error), FAILED)
 
 
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"taskflux: {message}", err=True)
-    sys.exit(status)
+def patience(seconds: float) -> Patience:
+    """With a server that is away: `--wait`, told on stderr."""
+    return Patience(seconds, lambda error, left: click.echo(f"waiting, {left:.0f} s more: {told(error)}", err=True))
+
+
+def told(error: Exception) -> str:
+    """Which server does not do what is asked, by the variable that names it, and why."""
+    if isinstance(error, SchemaTooOld):
+        return f"the schema: {error}"
+    if isinstance(error, StoreError):
+        return f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}"
+    return f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error}"

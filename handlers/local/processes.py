@@ -74,7 +74,7 @@ class Process:
                     group=user.gid if user else None,
                     extra_groups=[] if user else None,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent(self._death_signal, os.getpid()),
+                    preexec_fn=die_with_parent(self._death_signal, os.getpid()),
                 )
         except OSError as error:
             raise from_os_error(error, f"starting {self.name}") from error
@@ -156,7 +156,8 @@ async def run(process: Process, timeout: float) -> None:
         raise from_log(f"{process.name} failed", process.last_words(), str(process.log))
 
 
-def _die_with_parent(number: signal.Signals, parent: int) -> Callable[[], None] | None:
+def die_with_parent(number: signal.Signals, parent: int) -> Callable[[], None] | None:
+    """What a child does before it begins, so that it gets `number` when `parent` is gone; None where no kernel does."""
     if _LIBC is None:
         return None
     libc = _LIBC

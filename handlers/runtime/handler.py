@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from handlers.providers.provider import Provider
+from handlers.stream.topics import check_task_type
 from handlers.tasks.errors import InvalidPayload
 from handlers.tasks.model import Receipt
 from handlers.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 Run = Callable[..., Awaitable[Receipt | None]]
-
-TYPE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +96,7 @@ def handler(
     Raises:
         TypeError, ValueError: the declaration contradicts itself; the sentence says what to change.
     """
-    if not TYPE_NAME.fullmatch(type) or type == "dlq":
-        raise ValueError(
-            f"{type!r} cannot name a task type: use up to 100 of a-z 0-9 . _ - beginning with a letter or digit"
-            " ('dlq' is taken)"
-        )
+    check_task_type(type)
     if concurrency < 1:
         raise ValueError(f"concurrency of {type!r} is {concurrency}: at least one attempt must be able to run")
     policy = Policy(retry or RetryPolicy(), ambiguous, timeout, provider.name if provider else None)

@@ -119,9 +119,20 @@ class Database:
     async def _connection(self) -> AsyncIterator[Any]:
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
-        with translated():
-            async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
-                yield connection
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            with translated():
+                async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
+                    try:
+                        yield connection
+                    except asyncio.CancelledError as error:
+                        cancelled = error
+                        raise
+        except StoreError:
+            # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
+            if cancelled is not None:
+                raise cancelled from None
+            raise
 
 
 async def _nothing_to_reset(connection: Any) -> None:

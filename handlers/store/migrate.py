@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -29,6 +30,9 @@ class Migration:
     name: str
     sql: str
 
+    def __str__(self) -> str:
+        return f"{self.version:04} {self.name}"
+
 
 def migrations() -> Sequence[Migration]:
     """All steps in their order."""
@@ -46,6 +50,21 @@ async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
     Raises:
         StoreError: PostgreSQL cannot be reached or refuses a step; nothing of this run stays behind then.
     """
+    async with _connected(settings) as connection, connection.transaction():
+        return await _apply(connection)
+
+
+async def newer_steps(settings: PostgresSettings) -> Sequence[str]:
+    """Steps of a migrated database that this program does not know: those of a newer release. Raises StoreError."""
+    known = {migration.version for migration in migrations()}
+    async with _connected(settings) as connection:
+        rows = await connection.fetch("SELECT version, name FROM schema_migrations ORDER BY version")
+    return [f"{row['version']:04} {row['name']}" for row in rows if row["version"] not in known]
+
+
+@asynccontextmanager
+async def _connected(settings: PostgresSettings) -> AsyncIterator[Any]:
+    """A connection past any pooler."""
     dsn = (settings.migrate_dsn or settings.dsn).get_secret_value()
     with translated():
         try:
@@ -53,8 +72,7 @@ async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
         except ValueError as error:
             raise StoreError(f"the DSN cannot be used: {error}") from error
         try:
-            async with connection.transaction():
-                return await _apply(connection)
+            yield connection
         finally:
             await asyncio.shield(connection.close(timeout=settings.connect_timeout))
 

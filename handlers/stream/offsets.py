@@ -87,7 +87,7 @@ async def committed_offsets(
         wanted.setdefault(topic, []).append(partition)
     if not wanted:
         return {}
-    coordinator = await _coordinator(client, group)
+    coordinator = await group_coordinator(client, group)
     answer: Any = await client.send(coordinator, OffsetFetchRequest(group, list(wanted.items())))
     _check(getattr(answer, "error_code", 0), group)
     commits: dict[TopicPartition, int | None] = {}
@@ -98,7 +98,8 @@ async def committed_offsets(
     return commits
 
 
-async def _coordinator(client: AIOKafkaClient, group: str) -> int:
+async def group_coordinator(client: AIOKafkaClient, group: str) -> int:
+    """The broker that keeps the group's commits. Raises KafkaError."""
     node = client.get_random_node()
     if node is None:
         raise NoBrokersAvailable

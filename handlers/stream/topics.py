@@ -22,7 +22,7 @@ def is_task_type(name: str) -> bool:
 def check_task_type(name: str) -> str:
     """`name`, or a ValueError that says what a task type may be called."""
     if name in _RESERVED:
-        raise ValueError(f"{name!r} is reserved: give the task type another name")
+        raise ValueError(f"{name!r} cannot name a task type: it is reserved, give the type another name")
     if not is_task_type(name):
         raise ValueError(
             f"{name[:120]!r} cannot name a task type: lower-case letters, digits, '.', '_' and '-',"

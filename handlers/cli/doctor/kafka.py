@@ -228,8 +228,8 @@ def judge_offsets(seen: Mapping[str, TopicPositions]) -> Iterator[Finding]:
         yield KAFKA.warning(
             "group offsets",
             f"without a commit: {told}. KEDA takes their whole log for lag",
-            "let a handler of the type run once: it commits every partition's start. If its offsets were lost while it"
-            f" stood at zero, see {OFFSETS_RETENTION}",
+            "run `taskflux topics`: it commits where such a group begins. If its offsets were lost while it stood at"
+            f" zero, see {OFFSETS_RETENTION}",
         )
     else:
         yield KAFKA.ok("group offsets", "every group that has begun has a commit for each partition")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
@@ -40,8 +41,11 @@ _PAGE_POLICY = (
 _MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def application(mailbox: Mailbox) -> Starlette:
-    """The application over a mailbox; only asked for by a loopback name, so that no website can rebind to it."""
+def application(mailbox: Mailbox, names: Sequence[str] = ()) -> Starlette:
+    """The application over a mailbox.
+
+    It answers to a loopback name and to `names` only, so that no website can rebind its own name to it.
+    """
     views = _Views(mailbox)
     return Starlette(
         routes=[
@@ -57,7 +61,7 @@ def application(mailbox: Mailbox) -> Starlette:
             Route("/api/v5/flow", views.send, methods=["POST"]),
             Route("/api/v5/flow/", views.send, methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "testserver"])],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "testserver", *names])],
     )
 
 

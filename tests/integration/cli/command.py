@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from handlers.runtime.settings import Settings
@@ -28,9 +30,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Calls the command with an environment of its own."""
+    """Calls the command with an environment of its own, on top of what is `inherited` (by default: all but ours)."""
 
     environment: dict[str, str]
+    program: tuple[str, ...] = (sys.executable, "-m", "handlers.cli")
+    inherited: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Command:
@@ -54,15 +58,19 @@ class Command:
             }
         )
 
-    async def __call__(self, *words: str, stdin: str = "", **environment: str) -> Outcome:
+    async def __call__(self, *words: str, stdin: str = "", cwd: Path | None = None, **environment: str) -> Outcome:
         """Run it to its end."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
+        inherited = self.inherited
+        if inherited is None:
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "handlers.cli", *words),
+            *self.program,
+            *words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**inherited, **self.environment, **environment},
+            cwd=cwd,
         )
         out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
         assert process.returncode is not None

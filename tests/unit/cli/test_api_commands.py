@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from handlers.cli import replay
+from handlers.cli import replay, send
 from handlers.http.openapi import examples as e
 from handlers.local.ports import free_port
 from tests.unit.cli.scripted import Server, calls, problem
@@ -47,6 +47,27 @@ def test_what_nobody_knows_is_told_with_the_key_that_finds_it_out(server: Server
     result = server.run("send", "simulated", "hello")
     assert result.exit_code == 3
     assert "--idempotency-key cli-" in result.stderr
+
+
+def test_an_outcome_is_waited_for_over_a_moment_without_an_answer(server: Server) -> None:
+    server.answer("POST /tasks", (202, e.ACCEPTED))
+    server.answer(f"GET /tasks/{ID}", BUSY, (0, None), (200, {**e.TASK, "status": "succeeded"}))
+    result = server.run("send", "simulated", "hello", "--wait")
+    assert (result.exit_code, calls(server)[1:]) == (0, [f"GET /tasks/{ID}"] * 3)
+
+
+def test_a_server_that_stays_away_ends_the_wait_for_an_outcome(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send, "SILENCE", 0.0)
+    server.answer("POST /tasks", (202, e.ACCEPTED))
+    server.answer(f"GET /tasks/{ID}", BUSY)
+    result = server.run("send", "simulated", "hello", "--wait")
+    assert (result.exit_code, "The store cannot be reached" in result.stderr) == (3, True)
+
+
+def test_a_task_that_is_gone_ends_the_wait_at_once(server: Server) -> None:
+    server.answer("POST /tasks", (202, e.ACCEPTED))
+    assert server.run("send", "simulated", "hello", "--wait").exit_code == 1
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize(
