@@ -1,0 +1,54 @@
+{{/*
+What pods, Jobs and KEDA may open to PostgreSQL together, held against `postgresMaxConnections`. Behind a pooler its own limit counts.
+*/}}
+{{- define "taskflux.connections" -}}
+{{- $sum := 0 -}}
+{{- $rollout := 0 -}}
+{{- $triggers := 0 -}}
+{{- range $name, $handler := include "taskflux.handlers" $ | fromJson -}}
+{{- $most := mul $handler.most $handler.poolSize -}}
+{{- $sum = add $sum $most -}}
+{{- $rollout = add $rollout (mul (include "taskflux.surge" $handler) $handler.poolSize) }}
+  {{ printf "%-20s %3d pods × %-3d = %4d" $name (int $handler.most) (int $handler.poolSize) (int $most) }}
+{{- if eq $handler.scaler "keda" -}}
+{{- range include "taskflux.triggers" (list $ $handler) | fromYamlArray -}}
+{{- if eq .type "postgresql" -}}{{- $triggers = add1 $triggers -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+{{- if $triggers }}
+  {{ printf "%-20s                  %4d" "KEDA's counts" $triggers }}
+{{- $sum = add $sum $triggers -}}
+{{- end }}
+{{- if or .Values.setup.enabled .Values.prune.enabled }}
+  {{ printf "%-20s                  %4d" "Jobs" 2 }}
+{{- $sum = add $sum 2 -}}
+{{- end }}
+  {{ printf "%-20s                  %4d" "together" $sum }}, of max_connections = {{ .Values.postgresMaxConnections }}
+  {{ printf "%-20s                  %4d" "in a rollout" (add $sum $rollout) }}, while pods of both versions run
+{{- /* PostgreSQL keeps three for superusers. */}}
+{{- $free := sub .Values.postgresMaxConnections 3 | int }}
+{{- if .Values.settings.postgres.pooler }}
+  settings.postgres.pooler is true: it is your pooler's limit for clients that has to hold them, max_client_conn.
+{{- else if gt (int $sum) $free }}
+
+WARNING: {{ $sum }} connections are more than the {{ $free }} that max_connections leaves. At full load pods would be refused and wait. Raise
+max_connections (and postgresMaxConnections with it), lower scaling.maxReplicas or poolSize, or put PgBouncer in between and set
+settings.postgres.pooler.
+{{- else if gt (int (add $sum $rollout)) $free }}
+
+NOTE: a rollout at full load may ask for more than the {{ $free }} connections that max_connections leaves; new pods would wait for old ones.
+{{- end }}
+{{- end -}}
+
+{{/* Pods that a rollout adds to a handler's most. */}}
+{{- define "taskflux.surge" -}}
+{{- $surge := dig "rollingUpdate" "maxSurge" "25%" .strategy | toString -}}
+{{- if eq (.strategy.type | default "RollingUpdate") "Recreate" -}}
+0
+{{- else if hasSuffix "%" $surge -}}
+{{- div (add (mul .most (trimSuffix "%" $surge | int)) 99) 100 -}}
+{{- else -}}
+{{- int $surge -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,67 @@
+{{/* A value as the environment has it: 33554432 and not 3.3554432e+07. */}}
+{{- define "taskflux.scalar" -}}
+{{- if kindIs "string" . -}}{{- . -}}{{- else -}}{{- toJson . -}}{{- end -}}
+{{- end -}}
+
+{{/* Settings as variables, YAML name → value: what is null or empty keeps the program's own default. */}}
+{{- define "taskflux.variables" -}}
+{{- range $section, $settings := . -}}
+{{- range $name, $value := $settings -}}
+{{- if and (ne (kindOf $value) "invalid") (ne (toString $value) "") }}
+TASKFLUX_{{ $section | upper }}__{{ $name | snakecase | upper }}: {{ include "taskflux.scalar" $value | quote }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What all containers read: the ConfigMap's data. A provider's settings are for those alone who are given its credentials. */}}
+{{- define "taskflux.configuration" -}}
+{{- include "taskflux.variables" (omit .Values.settings "smtp" "msg91") | trim -}}
+{{- end -}}
+
+{{/*
+The environment of a container, but for what is in the ConfigMap: (list $ handler [more]). Of entries with the same name the last
+one stands, since the API server takes a name once; and each wins over the ConfigMap.
+*/}}
+{{- define "taskflux.env" -}}
+{{- $entries := include "taskflux.allEnv" . | fromYamlArray -}}
+{{- $last := dict -}}
+{{- range $place, $entry := $entries -}}{{- $_ := set $last $entry.name (toString $place) -}}{{- end -}}
+{{- range $place, $entry := $entries -}}
+{{- if eq (get $last $entry.name) (toString $place) }}
+- {{ toYaml $entry | nindent 2 | trim }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "taskflux.allEnv" -}}
+{{- $root := first . -}}
+{{- $handler := index . 1 -}}
+{{- $settings := omit $handler.ownSettings "smtp" "msg91" -}}
+{{- range $provider := list "smtp" "msg91" -}}
+{{- if has $provider $handler.secrets -}}{{- $_ := set $settings $provider (get $handler.settings $provider) -}}{{- end -}}
+{{- end -}}
+{{- $variables := include "taskflux.variables" $settings | fromYaml -}}
+{{- $_ := set $variables "TASKFLUX_HTTP__PORT" (include "taskflux.scalar" $handler.port) -}}
+{{- $_ := set $variables "TASKFLUX_POSTGRES__POOL_SIZE" (include "taskflux.scalar" $handler.poolSize) -}}
+{{- $_ := set $variables "TASKFLUX_WORKER__DRAIN_SECONDS" (include "taskflux.scalar" $handler.drainSeconds) -}}
+{{- if $handler.service.enabled -}}
+{{- $_ := set $variables "TASKFLUX_HTTP__LINGER_SECONDS" (include "taskflux.scalar" $handler.lingerSeconds) -}}
+{{- end -}}
+{{- if and (not (has "kafka" $handler.secrets)) (hasPrefix "SASL" $handler.settings.kafka.securityProtocol) -}}
+{{- /* It does not speak to Kafka, and SASL without credentials would be refused. */ -}}
+{{- $_ := set $variables "TASKFLUX_KAFKA__SECURITY_PROTOCOL" "PLAINTEXT" -}}
+{{- if $handler.settings.kafka.saslUsername -}}{{- $_ := set $variables "TASKFLUX_KAFKA__SASL_USERNAME" "" -}}{{- end -}}
+{{- end -}}
+{{- range $name, $value := $variables }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- include "taskflux.secretEnv" (list $root $handler) }}
+{{- range slice . 2 }}
+{{ toYaml . }}
+{{- end }}
+{{- with $handler.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

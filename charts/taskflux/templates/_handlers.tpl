@@ -1,0 +1,94 @@
+{{/*
+Every handler that is deployed, as JSON, once all values have been checked: name → what `handlers.<name>` comes to over `handlerDefaults`, and what follows
+from it:
+
+  name, fullname, target    of its objects; what `taskflux run` is given
+  image                     reference and pullPolicy
+  settings, ownSettings     those of all with its own on top; only what differs for it
+  topic, group, partitions  that Kafka's lag is counted by; "" where it reads none
+  grace                     terminationGracePeriodSeconds
+  scaler                    keda, hpa, or none: then `replicas` hold
+  most                      the most pods that run at once, rollouts apart
+*/}}
+{{- define "taskflux.handlers" -}}
+{{- include "taskflux.check" . -}}
+{{- include "taskflux.enabled" . -}}
+{{- end -}}
+
+{{/* The same, not yet checked. */}}
+{{- define "taskflux.enabled" -}}
+{{- $handlers := dict -}}
+{{- range $name, $own := .Values.handlers -}}
+{{- $handler := include "taskflux.handler" (list $ $name $own) | fromJson -}}
+{{- if $handler.enabled -}}{{- $_ := set $handlers $name $handler -}}{{- end -}}
+{{- end -}}
+{{- toJson $handlers -}}
+{{- end -}}
+
+{{- define "taskflux.handler" -}}
+{{- $root := first . -}}
+{{- $name := index . 1 -}}
+{{- $handler := mergeOverwrite (deepCopy $root.Values.handlerDefaults) (index . 2 | default dict) -}}
+{{- $target := $handler.target | default $name -}}
+{{- $settings := mergeOverwrite (deepCopy $root.Values.settings) (deepCopy $handler.settings) -}}
+{{- $grace := int (add $handler.drainSeconds 20 (ternary $handler.lingerSeconds 0 $handler.service.enabled)) -}}
+{{- $_ := set $handler "name" $name -}}
+{{- $_ := set $handler "fullname" (include "taskflux.named" (list $root $name)) -}}
+{{- $_ := set $handler "target" $target -}}
+{{- $_ := set $handler "image" (include "taskflux.image" (list $root $handler.image) | fromJson) -}}
+{{- if and $settings.notify.url (has $target (list "process-email" "process-sms")) -}}
+{{- /* The notification service delivers, and it alone needs the credentials. */ -}}
+{{- $_ := set $handler "secrets" (without $handler.secrets "smtp" "msg91") -}}
+{{- end -}}
+{{- $_ := set $handler "ownSettings" $handler.settings -}}
+{{- $_ := set $handler "settings" $settings -}}
+{{- $_ := set $handler "topic" (include "taskflux.topic" (list $handler $settings)) -}}
+{{- $_ := set $handler "group" (include "taskflux.group" (list $handler $settings)) -}}
+{{- $_ := set $handler "partitions" ($handler.scaling.partitions | default $settings.kafka.partitions | int) -}}
+{{- $_ := set $handler "grace" ($handler.terminationGracePeriodSeconds | default $grace | int) -}}
+{{- $scaler := "none" -}}
+{{- if and $handler.scaling.enabled $root.Values.keda.enabled -}}
+{{- $scaler = "keda" -}}
+{{- else if and $handler.scaling.enabled $handler.scaling.cpuUtilization -}}
+{{- $scaler = "hpa" -}}
+{{- end -}}
+{{- $_ := set $handler "scaler" $scaler -}}
+{{- $_ := set $handler "most" (ternary $handler.replicas $handler.scaling.maxReplicas (eq $scaler "none") | int) -}}
+{{- toJson $handler -}}
+{{- end -}}
+
+{{/* (list handler settings); the names are those of handlers/stream/topics.py. */}}
+{{- define "taskflux.topic" -}}
+{{- $handler := first . -}}
+{{- $settings := last . -}}
+{{- if $handler.topic -}}
+{{- $handler.topic -}}
+{{- else if $handler.taskType -}}
+{{- $settings.kafka.topicPrefix }}tasks.{{ $handler.taskType -}}
+{{- else if eq $handler.target "dlq-sink" -}}
+{{- $settings.kafka.topicPrefix }}tasks.dlq
+{{- else if eq $handler.target "router" -}}
+{{- $settings.router.topic -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "taskflux.group" -}}
+{{- $handler := first . -}}
+{{- $settings := last . -}}
+{{- if $handler.group -}}
+{{- $handler.group -}}
+{{- else if $handler.taskType -}}
+{{- $settings.kafka.topicPrefix }}taskflux.{{ $handler.taskType -}}
+{{- else if has $handler.target (list "dlq-sink" "router") -}}
+{{- $settings.kafka.topicPrefix }}taskflux.{{ $handler.target -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What a Job or a test starts from: `handlerDefaults` as if it were a handler of this name, with servers of its own:
+(list $ name secrets). As JSON.
+*/}}
+{{- define "taskflux.helper" -}}
+{{- $own := dict "secrets" (index . 2) "service" (dict "enabled" false) -}}
+{{- include "taskflux.handler" (list (first .) (index . 1) $own) -}}
+{{- end -}}

@@ -1,0 +1,17 @@
+{{/*
+What `helm test` can try, as JSON: `api`, the handler that takes tasks over HTTP, behind a Service, its `port`, and `url`, where it is. Empty
+where the one or the handler of simulated tasks is not deployed.
+*/}}
+{{- define "taskflux.tested" -}}
+{{- $found := dict -}}
+{{- $simulated := false -}}
+{{- range $name, $handler := include "taskflux.handlers" $ | fromJson -}}
+{{- if and (eq $handler.target "ingest") $handler.service.enabled (not $found.api) -}}
+{{- $_ := set $found "api" $name -}}
+{{- $_ := set $found "port" $handler.port -}}
+{{- $_ := set $found "url" (printf "http://%s.%s.svc:%d" $handler.fullname $.Release.Namespace (int $handler.service.port)) -}}
+{{- end -}}
+{{- if eq $handler.taskType "simulated" -}}{{- $simulated = true -}}{{- end -}}
+{{- end -}}
+{{- if and $.Values.tests.enabled $found.api $simulated -}}{{- toJson $found -}}{{- else -}}{}{{- end -}}
+{{- end -}}

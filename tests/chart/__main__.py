@@ -1,0 +1,23 @@
+"""`python -m tests.chart`: gets helm and the definitions of custom resources, so that no test is skipped for them."""
+
+from __future__ import annotations
+
+import sys
+
+from handlers.local.trouble import Trouble
+from tests.chart import crds, tools
+
+
+def main() -> int:
+    """Answers the exit code: 0 when everything is there."""
+    try:
+        tools.helm()
+        crds.files()
+    except Trouble as trouble:
+        print(f"the chart cannot be tested: {trouble}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

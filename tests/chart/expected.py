@@ -1,0 +1,75 @@
+"""The exact objects of each `ci/` file: kind, then names without the release's `tf-taskflux-`; `.` is that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+OBJECTS: Final[Mapping[str, str]] = {
+    "default": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           dlq-sink ingest notify process-email process-simulated process-sms relay
+        Job                  setup
+        NetworkPolicy        . dlq-sink ingest notify process-email process-simulated process-sms prune relay setup
+                             test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink ingest notify process-email process-simulated process-sms relay
+        ScaledObject         dlq-sink ingest notify process-email process-simulated process-sms relay
+        Service              ingest notify
+        ServiceAccount       . setup
+        TriggerAuthentication postgres
+    """,
+    "kafka-sasl-tls": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           dlq-sink ingest notify process-email process-simulated relay
+        Job                  setup
+        NetworkPolicy        . dlq-sink ingest notify process-email process-simulated prune relay setup test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink ingest notify process-email process-simulated relay
+        ScaledObject         dlq-sink ingest notify process-email process-simulated relay
+        Service              ingest notify
+        ServiceAccount       . setup
+        TriggerAuthentication kafka postgres
+    """,
+    "minimal": """
+        ConfigMap            . setup
+        Deployment           dlq-sink ingest process-simulated relay
+        Job                  setup
+        Pod                  test-schedule test-send
+        Service              ingest
+        ServiceAccount       . setup
+    """,
+    "own-handler": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           count-words dlq-sink import-orders ingest make-report process-simulated relay
+                             resize-image
+        Job                  setup setup-make-report
+        NetworkPolicy        . count-words dlq-sink import-orders ingest make-report process-simulated prune relay
+                             resize-image setup test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink import-orders ingest make-report process-simulated relay resize-image
+        ScaledObject         dlq-sink import-orders ingest make-report process-simulated relay resize-image
+        Service              ingest
+        ServiceAccount       . setup
+        TriggerAuthentication postgres
+    """,
+    "production": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           dlq-sink ingest notify process-email process-simulated process-sms relay router
+        Ingress              .
+        Job                  setup
+        NetworkPolicy        . dlq-sink ingest notify process-email process-simulated process-sms prune relay router
+                             setup test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink ingest notify process-email process-simulated process-sms relay router
+        PodMonitor           .
+        ScaledObject         dlq-sink ingest notify process-email process-simulated process-sms relay router
+        Service              ingest notify
+        ServiceAccount       . setup
+        TriggerAuthentication postgres
+    """,
+}

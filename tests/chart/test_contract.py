@@ -1,0 +1,148 @@
+"""The chart against the program: each thing that the one says about the other."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+import handlers
+from handlers.cli import contract
+from handlers.cli.loading import BUILT_IN, built_in_handlers, load
+from handlers.runtime.process import Service
+from handlers.runtime.settings import Settings
+from handlers.runtime.version import VERSION
+from tests.chart.cases import full, handler_container
+from tests.chart.rendering import CHART, Rendering, defaults
+
+ROOT: Final = CHART.parents[1]
+PREFIX: Final = "shop-"
+VARIABLES: Final = {each.name: each for each in contract.variables()}
+MIXED: Final = "task-topic"
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings.model_validate({"kafka": {"topic_prefix": PREFIX}, "router": {"topic": MIXED}})
+
+
+def prefixed() -> Rendering:
+    return full({"settings": {"kafka": {"topicPrefix": PREFIX}}})
+
+
+def value(handler: str, *path: str) -> Any:
+    """A handler's value, its own or the default."""
+    for found in (defaults()["handlers"][handler], defaults()["handlerDefaults"]):
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            return found
+    raise LookupError(f"handlers.{handler}.{'.'.join(path)}")
+
+
+def test_the_handlers_of_the_values_are_those_of_the_code() -> None:
+    assert set(defaults()["handlers"]) == set(BUILT_IN)
+
+
+def test_each_deployment_runs_the_handler_that_it_is_named_after() -> None:
+    rendering = full()
+    assert {each.component for each in rendering.of("Deployment")} == set(BUILT_IN)
+    for handler in BUILT_IN:
+        assert handler_container(rendering, handler).args == ["run", handler]
+
+
+def test_task_types_are_those_that_the_handlers_declare() -> None:
+    declared = {handler.name: handler.type for handler in built_in_handlers()}
+    assert declared == {name: value(name, "taskType") for name in BUILT_IN if value(name, "taskType")}
+
+
+def test_what_scales_a_handler_is_the_group_and_topic_that_it_reads(settings: Settings) -> None:
+    rendering = prefixed()
+    for deployment in contract.deployments(settings):
+        scaled = rendering.handler("ScaledObject", deployment.name)
+        assert scaled is not None
+        by_lag = [each["metadata"] for each in scaled.spec["triggers"] if each["type"] == "kafka"]
+        if deployment.reads is None:
+            assert not by_lag
+            continue
+        (metadata,) = by_lag
+        assert (metadata["consumerGroup"], metadata["topic"]) == (deployment.reads.group, deployment.reads.topic)
+
+
+def test_whoever_serves_an_api_has_a_service_and_nobody_else(settings: Settings) -> None:
+    serving = {each.name for each in contract.deployments(settings) if each.serves_api}
+    assert {each.component for each in full().of("Service")} == serving
+
+
+def test_each_handler_is_given_the_secrets_that_it_needs(settings: Settings) -> None:
+    for deployment in contract.deployments(settings):
+        given = set(value(deployment.name, "secrets"))
+        assert set(deployment.needs) <= given, deployment.name
+        if deployment.provider is not None:
+            assert deployment.provider in given, deployment.name
+        providers = {"smtp", "msg91"} & given
+        allowed = {"notify": {"smtp", "msg91"}, "ingest": {"msg91"}}  # ingest: the secret of the webhook's path
+        assert providers <= allowed.get(deployment.name, {deployment.provider}), deployment.name
+
+
+def test_ports_and_probes_are_the_program_s() -> None:
+    assert defaults()["handlerDefaults"]["port"] == contract.PORT
+    for handler in BUILT_IN:
+        container = handler_container(full(), handler)
+        assert container.environment["TASKFLUX_HTTP__PORT"] == str(container.port("http")) == str(contract.PORT)
+        paths = {probe: container.spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")}
+        assert paths == {"livenessProbe": contract.LIVENESS, "readinessProbe": contract.READINESS}
+    (monitor,) = full().of("PodMonitor")
+    assert [each["path"] for each in monitor.spec["podMetricsEndpoints"]] == [contract.METRICS]
+
+
+def test_a_port_of_one_s_own_is_the_program_s_too() -> None:
+    rendering = full({"handlers": {"relay": {"port": 9999}}})
+    container = handler_container(rendering, "relay")
+    assert container.environment["TASKFLUX_HTTP__PORT"] == "9999"
+    assert container.port(container.spec["readinessProbe"]["httpGet"]["port"]) == 9999
+
+
+def test_the_default_drain_is_the_program_s() -> None:
+    assert defaults()["handlerDefaults"]["drainSeconds"] == contract.DRAIN_SECONDS
+
+
+def test_no_scale_in_cuts_off_an_attempt_that_the_handler_allows(settings: Settings) -> None:
+    for deployment in contract.deployments(settings):
+        if deployment.timeout is not None:
+            assert value(deployment.name, "drainSeconds") >= deployment.timeout, deployment.name
+
+
+def test_pools_are_as_large_as_the_program_s_own() -> None:
+    for handler in BUILT_IN:
+        module = handler.replace("-", "_") if isinstance(load(handler), Service) else "runtime/serving"
+        source = (Path(handlers.__file__).parent / f"{module}.py").read_text()
+        (size,) = {
+            keyword.value.value
+            for call in ast.walk(ast.parse(source))
+            if isinstance(call, ast.Call)
+            for keyword in call.keywords
+            if keyword.arg == "pool_size" and isinstance(keyword.value, ast.Constant)
+        }
+        assert value(handler, "poolSize") == size, handler
+        assert handler_container(full(), handler).environment["TASKFLUX_POSTGRES__POOL_SIZE"] == str(size)
+
+
+def test_the_chart_is_of_the_program_s_version() -> None:
+    described: Any = yaml.load((CHART / "Chart.yaml").read_text(), yaml.CSafeLoader)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert described["appVersion"] == project["version"] == VERSION
+
+
+def test_the_versions_of_kubernetes_are_said_and_helm_keeps_to_them() -> None:
+    described: Any = yaml.load((CHART / "Chart.yaml").read_text(), yaml.CSafeLoader)
+    assert described["kubeVersion"]
+    assert described["icon"]
+    annotations = described["annotations"]
+    assert {"artifacthub.io/license", "artifacthub.io/links", "artifacthub.io/images"} <= annotations.keys()
+    assert f":{described['appVersion']}" in annotations["artifacthub.io/images"]

@@ -1,0 +1,217 @@
+"""What runs before an install and an upgrade, beside it, and to test it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tests.chart.cases import full, least
+from tests.chart.objects import Object, pods
+from tests.chart.rendering import Rendering
+
+BEFORE: Final = frozenset({"pre-install", "pre-upgrade"})
+OWN_IMAGE: Final = {
+    "handlers": {
+        "resize-image": {
+            "target": "my_app.handlers:resize_image",
+            "taskType": "resize-image",
+            "image": {"registry": "registry.example.com", "repository": "my-app", "tag": "1.4"},
+        },
+        "crop-image": {
+            "target": "my_app.handlers:crop_image",
+            "taskType": "crop-image",
+            "image": {"registry": "registry.example.com", "repository": "my-app", "tag": "1.4"},
+        },
+        "read-text": {
+            "target": "other.handlers:read_text",
+            "taskType": "read-text",
+            "image": {"registry": "registry.example.com", "repository": "other", "tag": "2.0"},
+        },
+    }
+}
+
+
+def jobs(rendering: Rendering) -> Sequence[Object]:
+    return sorted(rendering.of("Job"), key=lambda job: (job.weight, job.name))
+
+
+def words(job: Object) -> list[list[str]]:
+    assert job.pod is not None
+    return [list(container["args"]) for container in job.pod.all_containers]
+
+
+def test_the_set_up_runs_before_an_install_and_before_an_upgrade() -> None:
+    for job in jobs(full(OWN_IMAGE)):
+        assert job.hooks == BEFORE, str(job)
+
+
+def test_a_set_up_that_ended_well_is_gone_and_one_that_failed_is_there_to_be_read() -> None:
+    rendering = full(OWN_IMAGE)
+    for each in rendering.objects:
+        if each.hooks & BEFORE:
+            policy = set(each.annotations["helm.sh/hook-delete-policy"].split(","))
+            assert policy == {"before-hook-creation", "hook-succeeded"}, str(each)
+
+
+def test_what_a_set_up_needs_is_there_before_it() -> None:
+    """The release's own ConfigMaps, ServiceAccount and policies are made after its hooks."""
+    rendering = full(OWN_IMAGE)
+    hooks = {(each.kind, each.name): each for each in rendering.objects if each.hooks >= BEFORE}
+    for job in jobs(rendering):
+        pod = job.pod
+        assert pod is not None
+        account = hooks["ServiceAccount", pod.spec["serviceAccountName"]]
+        maps = [
+            hooks["ConfigMap", source["configMapRef"]["name"]]
+            for container in pod.all_containers
+            for source in container.get("envFrom") or []
+            if "configMapRef" in source
+        ]
+        policies = [each for (kind, _), each in hooks.items() if kind == "NetworkPolicy"]
+        assert maps
+        assert policies
+        for each in (account, *maps, *policies):
+            assert each.weight < job.weight, f"{each} does not come before {job}"
+
+
+def test_nothing_of_the_release_itself_bears_the_name_of_a_hook() -> None:
+    rendering = full(OWN_IMAGE)
+    hooks = {(each.kind, each.name) for each in rendering.objects if each.hooks}
+    own = {(each.kind, each.name) for each in rendering.objects if not each.hooks}
+    assert not hooks & own
+
+
+def test_there_is_one_job_for_each_distinct_image() -> None:
+    rendering = full(OWN_IMAGE)
+    images = {container["image"] for pod in pods(rendering.of("Deployment")) for container in pod.containers}
+    of_jobs = [job.pod.containers[0]["image"] for job in jobs(rendering) if job.pod is not None]
+    assert sorted(of_jobs) == sorted(images)
+    assert len(images) == 3
+
+
+def test_the_chart_s_own_image_migrates_first_and_the_others_register_their_types() -> None:
+    first, *others = jobs(full(OWN_IMAGE))
+    assert [each[0] for each in words(first)] == ["migrate", "topics"]
+    named = sorted([word for each in words(job) for word in each if ":" in word] for job in others)
+    assert named == [["my_app.handlers:crop_image", "my_app.handlers:resize_image"], ["other.handlers:read_text"]]
+    assert all(each[0] == "topics" for job in others for each in words(job))
+    assert all(first.weight < job.weight for job in others), "a type is registered in a schema that is there"
+
+
+def test_a_handler_of_one_s_own_in_the_chart_s_image_is_registered_by_its_job() -> None:
+    mine = {"handlers": {"mine": {"target": "my_app.handlers:mine", "taskType": "mine"}}}
+    found = [each for job in jobs(full(mine)) for each in words(job)]
+    assert any("my_app.handlers:mine" in each for each in found if each[0] == "topics")
+    built_in = [each for each in found if each[0] == "topics" and not any(":" in word for word in each)]
+    assert built_in, "the built-in types are registered too: naming some leaves out the others"
+
+
+def test_what_a_handler_s_code_needs_to_be_imported_is_there_in_its_job() -> None:
+    code = {"name": "code", "configMap": {"name": "mine"}}
+    mount = {"name": "code", "mountPath": "/app", "readOnly": True}
+    mine = {
+        "target": "mine:mine",
+        "taskType": "mine",
+        "extraVolumes": [code],
+        "extraVolumeMounts": [mount],
+        "extraEnv": [{"name": "MODEL", "value": "small"}],
+    }
+    (job,) = jobs(full({"handlers": {"mine": mine}}))
+    assert job.pod is not None
+    (container,) = (each for each in job.pod.all_containers if "mine:mine" in each["args"])
+    assert mount in container["volumeMounts"]
+    assert code in job.pod.spec["volumes"]
+    assert {"name": "MODEL", "value": "small"} in container["env"]
+
+
+def test_a_handler_that_is_off_has_no_job() -> None:
+    off = {"handlers": {name: {"enabled": False} for name in OWN_IMAGE["handlers"]}}
+    assert len(jobs(full(OWN_IMAGE, off))) == 1
+
+
+def test_a_set_up_waits_for_the_servers_and_gives_up() -> None:
+    rendering = full({"setup": {"waitSeconds": 45, "backoffLimit": 2, "activeDeadlineSeconds": 333}})
+    for job in jobs(rendering):
+        for each in words(job):
+            assert each[each.index("--wait") + 1] in ("45", "45s"), each
+        assert job.pod is not None
+        assert (job.spec["backoffLimit"], job.pod.spec["activeDeadlineSeconds"]) == (2, 333)
+        assert job.pod.spec["restartPolicy"] == "Never"
+
+
+def test_a_set_up_has_longer_than_it_waits() -> None:
+    for job in jobs(full()):
+        waits = sum(float(each[each.index("--wait") + 1].rstrip("s")) for each in words(job))
+        assert job.pod is not None
+        assert job.pod.spec["activeDeadlineSeconds"] > waits
+
+
+def test_a_set_up_is_given_no_provider_s_secret() -> None:
+    for job in jobs(full()):
+        assert job.pod is not None
+        for container in job.pod.all_containers:
+            names = {each["name"] for each in container.get("env") or []}
+            assert not {name for name in names if name.startswith(("TASKFLUX_SMTP__", "TASKFLUX_MSG91__"))}
+
+
+def test_migrations_take_the_direct_dsn() -> None:
+    rendering = full({"secrets": {"postgres": {"migrateDsnKey": "direct"}}})
+    first = jobs(rendering)[0]
+    assert first.pod is not None
+    migrate = first.pod.all_containers[0]
+    given = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in migrate["env"] if "valueFrom" in each}
+    assert given["TASKFLUX_POSTGRES__MIGRATE_DSN"] == {"name": "postgres", "key": "direct"}
+
+
+def test_the_set_up_can_be_left_to_somebody_else() -> None:
+    rendering = full({"setup": {"enabled": False}})
+    assert not [each for each in rendering.objects if each.hooks & BEFORE]
+
+
+def test_pruning_runs_alone_and_in_its_own_time() -> None:
+    (prune,) = full({"prune": {"schedule": "5 4 * * 0"}}).of("CronJob")
+    assert prune.spec["schedule"] == "5 4 * * 0"
+    assert prune.spec["concurrencyPolicy"] == "Forbid"
+    assert prune.pod is not None
+    assert prune.pod.spec["restartPolicy"] in ("Never", "OnFailure")
+    assert ages(prune) == {"--succeeded": "30d", "--cancelled": "30d"}
+
+
+def test_only_what_is_given_an_age_is_pruned() -> None:
+    (prune,) = full({"prune": {"succeeded": "", "cancelled": "", "dead": "90d"}}).of("CronJob")
+    assert ages(prune) == {"--dead": "90d"}
+    assert not full({"prune": {"enabled": False}}).of("CronJob")
+
+
+def ages(prune: Object) -> dict[str, str]:
+    assert prune.pod is not None
+    command, *options = prune.pod.containers[0]["args"]
+    assert command == "prune"
+    return dict(zip(options[::2], options[1::2], strict=True))
+
+
+def test_the_tests_are_pods_that_stay_to_be_read_and_are_replaced() -> None:
+    rendering = full()
+    found = [each for each in rendering.objects if "test" in each.hooks and each.kind == "Pod"]
+    assert found
+    for each in found:
+        assert each.hooks == {"test"}
+        assert "before-hook-creation" in each.annotations["helm.sh/hook-delete-policy"]
+        assert each.pod is not None
+        assert each.pod.spec["restartPolicy"] == "Never"
+        (container,) = each.pod.containers
+        assert container["args"][0] == "send"
+        assert "--wait" in container["args"]
+        timeout = container["args"][container["args"].index("--timeout") + 1]
+        assert timeout in ("180", "180s")
+    assert not [each for each in least({"tests": {"enabled": False}}).objects if "test" in each.hooks]
+
+
+def test_without_what_it_submits_to_there_is_no_test() -> None:
+    for handler in ("ingest", "process-simulated"):
+        rendering = full({"handlers": {handler: {"enabled": False}}, "ingress": {"enabled": False}})
+        assert not [
+            each
+            for each in rendering.objects
+            if "test" in each.hooks and each.pod and "simulated" in each.pod.containers[0]["args"]
+        ]

@@ -1,0 +1,251 @@
+"""Who may speak to whom: what the NetworkPolicies of a release allow, taken together as a cluster takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from handlers.cli import contract
+from handlers.cli.loading import BUILT_IN, load
+from handlers.runtime.settings import Settings
+from tests.chart.cases import EACH_CI_FILE, full, least, stand_ins
+from tests.chart.containers import Container, containers
+from tests.chart.objects import Object, PodTemplate, pods, selects
+from tests.chart.rendering import Rendering, Values, load_values, render
+
+DNS, POSTGRES, KAFKA, REDIS, OTEL = 53, 5432, 9092, 6379, 4318
+
+
+def policies(rendering: Rendering, pod: PodTemplate) -> Sequence[Object]:
+    """Those that rule a pod; before an install there are only those that are hooks, as the pod is."""
+    moments = pod.owner.hooks - {"test"}
+    return [
+        each
+        for each in rendering.of("NetworkPolicy")
+        if selects(each.spec["podSelector"], pod.labels) and (not moments or each.hooks & moments or not each.hooks)
+    ]
+
+
+def rules(rendering: Rendering, pod: PodTemplate, direction: str) -> Iterator[Mapping[str, Any]]:
+    for each in policies(rendering, pod):
+        yield from each.spec.get(direction) or []
+
+
+def open_to(
+    rendering: Rendering, pod: PodTemplate, port: int, direction: str = "egress", protocol: str = "TCP"
+) -> bool:
+    """Whether some rule lets the pod through at this port, to whomever."""
+    return any(opens(rule, rendering, pod, port, direction, protocol) for rule in rules(rendering, pod, direction))
+
+
+def opens(
+    rule: Mapping[str, Any], rendering: Rendering, pod: PodTemplate, port: int, direction: str, protocol: str = "TCP"
+) -> bool:
+    if not rule.get("ports"):
+        return True
+    called = [pod]
+    if direction == "egress":
+        called = [other for peer in rule.get("to") or [] for other in _pods(peer, rendering)]
+    return any(_is(each, port, protocol, called) for each in rule["ports"])
+
+
+def _pods(peer: Mapping[str, Any], rendering: Rendering) -> Sequence[PodTemplate]:
+    if "podSelector" not in peer:
+        return []
+    return [pod for pod in pods(rendering.objects) if selects(peer["podSelector"], pod.labels)]
+
+
+def _is(given: Mapping[str, Any], port: int, protocol: str, called: Sequence[PodTemplate]) -> bool:
+    """A name is a port of the pods that are called."""
+    if given.get("protocol", "TCP") != protocol:
+        return False
+    if "port" not in given:
+        return True
+    if isinstance(given["port"], str):
+        return any(
+            each["name"] == given["port"] and each["containerPort"] == port
+            for pod in called
+            for container in pod.containers
+            for each in container.get("ports") or []
+        )
+    return bool(given["port"] <= port <= given.get("endPort", given["port"]))
+
+
+def of(rendering: Rendering, handler: str) -> PodTemplate:
+    deployment = rendering.handler("Deployment", handler)
+    assert deployment is not None
+    assert deployment.pod is not None
+    return deployment.pod
+
+
+@EACH_CI_FILE
+def test_what_is_not_allowed_to_a_pod_of_the_release_is_denied(ci: Path) -> None:
+    rendering = render(ci)
+    if not rendering.of("NetworkPolicy"):
+        pytest.skip("these values switch network policies off")
+    for pod in pods(rendering.objects):
+        ruled = {kind for each in policies(rendering, pod) for kind in each.spec["policyTypes"]}
+        assert ruled == {"Ingress", "Egress"}, str(pod)
+        # Whoever comes to a moment of the release earlier than the policies has its own.
+        if pod.owner.hooks - {"test"}:
+            own = [each for each in policies(rendering, pod) if each.hooks & pod.owner.hooks]
+            assert {kind for each in own for kind in each.spec["policyTypes"]} == {"Ingress", "Egress"}, str(pod)
+
+
+@EACH_CI_FILE
+def test_every_pod_may_ask_for_names_by_both_protocols(ci: Path) -> None:
+    rendering = render(ci)
+    for pod in pods(rendering.objects) if rendering.of("NetworkPolicy") else []:
+        assert open_to(rendering, pod, DNS, protocol="UDP"), str(pod)
+        assert open_to(rendering, pod, DNS, protocol="TCP"), str(pod)
+
+
+@EACH_CI_FILE
+def test_every_pod_may_reach_each_server_that_its_environment_names(ci: Path) -> None:
+    rendering = render(ci)
+    for pod in pods(rendering.objects) if rendering.of("NetworkPolicy") else []:
+        for container in containers(pod, rendering, stand_ins(rendering)):
+            for name, port in destinations(container, load_values(ci)):
+                assert open_to(rendering, pod, port), f"{pod}: {name} leads to port {port}"
+
+
+def destinations(container: Container, values: Values) -> Iterator[tuple[str, int]]:
+    """The ports that it connects to. Those of PostgreSQL and Redis stand in Secrets, and in the values once more."""
+    said = values.get("networkPolicy", {})
+    environment = container.environment
+    brokers = environment.get("TASKFLUX_KAFKA__BOOTSTRAP_SERVERS", "") if speaks_to_kafka(container.args) else ""
+    for broker in filter(None, brokers.split(",")):
+        yield "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS", int(broker.strip().rpartition(":")[2])
+    for section, name, usual in (
+        ("postgres", "TASKFLUX_POSTGRES__DSN", POSTGRES),
+        ("redis", "TASKFLUX_REDIS__URL", REDIS),
+    ):
+        if name in environment:
+            yield name, said.get(section, {}).get("port", usual)
+    for name in ("TASKFLUX_MSG91__BASE_URL", "TASKFLUX_OTEL__ENDPOINT"):
+        if url := environment.get(name):
+            parts = urlsplit(url)
+            yield name, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def speaks_to_kafka(args: Sequence[str]) -> bool:
+    """The settings of all stand in everybody's environment."""
+    if args[0] == "run":
+        return "kafka" in contract.deployment(load(args[1]), Settings()).needs if ":" not in args[1] else True
+    return args[0] == "topics"
+
+
+def test_a_handler_reaches_its_own_provider_and_no_other() -> None:
+    rendering = full()
+    reached = {
+        handler: {port for port in (25, 80, 443, 465, 587, 2525) if open_to(rendering, of(rendering, handler), port)}
+        for handler in BUILT_IN
+    }
+    assert reached.pop("process-email") == {587}
+    assert reached.pop("process-sms") == {443}
+    assert reached.pop("notify") == {443, 587}
+    assert not any(reached.values()), reached
+
+
+@pytest.mark.parametrize(
+    ("smtp", "port"), [({"tls": "implicit"}, 465), ({"tls": "none"}, 25), ({"port": 2525}, 2525), ({}, 587)]
+)
+def test_the_mail_server_is_reached_at_its_own_port(smtp: Mapping[str, Any], port: int) -> None:
+    rendering = full({"settings": {"smtp": smtp}})
+    for handler in ("process-email", "notify"):
+        assert open_to(rendering, of(rendering, handler), port)
+        assert port == 587 or not open_to(rendering, of(rendering, handler), 587)
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("http://msg91.internal", 80), ("https://msg91.internal:8443/v5", 8443), ("https://a.example", 443)],
+)
+def test_msg91_is_reached_at_its_own_port(url: str, port: int) -> None:
+    rendering = full({"settings": {"msg91": {"baseUrl": url}}})
+    assert open_to(rendering, of(rendering, "process-sms"), port)
+
+
+def test_brokers_are_reached_at_each_of_their_ports() -> None:
+    rendering = full({"settings": {"kafka": {"bootstrapServers": "a:9093, b:9094,c:9095"}}})
+    assert all(open_to(rendering, of(rendering, "relay"), port) for port in (9093, 9094, 9095))
+    assert not open_to(rendering, of(rendering, "relay"), 9092)
+    fixed = full({"settings": {"kafka": {"bootstrapServers": "a:9093"}}, "networkPolicy": {"kafka": {"port": 9999}}})
+    assert open_to(fixed, of(fixed, "relay"), 9999)
+
+
+def test_no_rule_opens_every_port() -> None:
+    rendering = full()
+    for pod in pods(rendering.objects):
+        for direction in ("egress", "ingress"):
+            assert not open_to(rendering, pod, 31337, direction), str(pod)
+
+
+def test_the_servers_are_those_that_the_values_name() -> None:
+    there = [{"ipBlock": {"cidr": "10.1.2.0/24"}}]
+    rendering = full(
+        {
+            "networkPolicy": {
+                "postgres": {"port": 6432, "to": there},
+                "redis": {"port": 6380, "to": there},
+                "kafka": {"port": 9092, "to": there},
+            }
+        }
+    )
+    pod = of(rendering, "process-simulated")
+    assert open_to(rendering, pod, 6432)
+    assert not open_to(rendering, pod, POSTGRES)
+    for port in (6432, 6380, 9092):
+        (rule,) = (each for each in rules(rendering, pod, "egress") if opens(each, rendering, pod, port, "egress"))
+        assert rule["to"] == there
+
+
+def test_traces_go_out_only_where_there_is_somebody_to_take_them() -> None:
+    assert not open_to(full(), of(full(), "relay"), OTEL)
+    rendering = full({"settings": {"otel": {"endpoint": "http://collector:4318"}}})
+    assert open_to(rendering, of(rendering, "relay"), OTEL)
+
+
+def test_an_egress_of_one_s_own_is_added() -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"port": 2525, "protocol": "TCP"}]}
+    rendering = full({"handlers": {"process-email": {"egress": [rule]}}})
+    assert rule in list(rules(rendering, of(rendering, "process-email"), "egress"))
+    assert not open_to(rendering, of(rendering, "process-sms"), 2525)
+
+
+def test_only_the_apis_are_called_from_everywhere_and_only_where_nobody_is_named() -> None:
+    somebody = [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}]
+    rendering = full({"networkPolicy": {"apiFrom": somebody, "metricsFrom": somebody}})
+    for handler in ("ingest", "notify", "relay"):
+        found = list(rules(rendering, of(rendering, handler), "ingress"))
+        assert found
+        assert all(rule.get("from") for rule in found), handler
+        assert any(somebody[0] in rule["from"] for rule in found), handler
+
+
+def test_a_test_pod_reaches_the_service_that_it_submits_to() -> None:
+    rendering = full({"networkPolicy": {"apiFrom": [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}]}})
+    ingest = of(rendering, "ingest")
+    for pod in pods(each for each in rendering.objects if "test" in each.hooks):
+        assert open_to(rendering, pod, 8080), str(pod)
+        peers = [
+            peer
+            for rule in rules(rendering, ingest, "ingress")
+            if opens(rule, rendering, ingest, 8080, "ingress")
+            for peer in rule.get("from") or []
+        ]
+        assert any("podSelector" in peer and selects(peer["podSelector"], pod.labels) for peer in peers), str(pod)
+
+
+def test_mail_through_notify_may_reach_it() -> None:
+    rendering = full({"settings": {"notify": {"url": "http://tf-notify"}}})
+    for handler in ("process-email", "process-sms"):
+        assert open_to(rendering, of(rendering, handler), 8080), "the Service's port is not what a policy sees"
+
+
+def test_network_policies_can_be_left_out() -> None:
+    assert not least({"networkPolicy": {"enabled": False}}).of("NetworkPolicy")

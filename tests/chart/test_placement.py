@@ -1,0 +1,182 @@
+"""Where pods run, what they are made from, and how they are replaced: what values say for all, or for one handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from handlers.cli.loading import BUILT_IN
+from tests.chart.cases import full, handler_container, least
+from tests.chart.objects import PodTemplate, pods
+
+
+def test_pods_are_spread_over_nodes_by_their_own_labels() -> None:
+    for deployment in full().of("Deployment"):
+        pod = deployment.pod
+        assert pod is not None
+        (spread,) = pod.spec["topologySpreadConstraints"]
+        assert spread["topologyKey"] == "kubernetes.io/hostname"
+        assert spread["labelSelector"] == deployment.spec["selector"]
+
+
+def test_a_spread_of_one_s_own_keeps_its_selector() -> None:
+    own = {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    chosen = own | {"labelSelector": {"matchLabels": {"team": "mail"}}}
+    deployment = one("process-email", {"topologySpreadConstraints": [own, chosen]})
+    filled, kept = deployment.spec["topologySpreadConstraints"]
+    # By the revision too: during a rollout the old pods would otherwise count against the new ones.
+    mine = {"labelSelector": deployment.owner.spec["selector"], "matchLabelKeys": ["pod-template-hash"]}
+    assert filled == own | mine
+    assert kept == chosen
+
+
+def one(handler: str, values: Mapping[str, Any]) -> PodTemplate:
+    """A handler's pod with values of its own."""
+    deployment = full({"handlers": {handler: values}}).handler("Deployment", handler)
+    assert deployment is not None
+    assert deployment.pod is not None
+    return deployment.pod
+
+
+def test_where_and_how_pods_run_can_be_said_for_each_handler() -> None:
+    affinity: Mapping[str, Any] = {"nodeAffinity": {}}
+    tolerations = [{"key": "spot", "operator": "Exists"}]
+    pod = one(
+        "process-email",
+        {
+            "nodeSelector": {"disk": "ssd"},
+            "tolerations": tolerations,
+            "affinity": affinity,
+            "priorityClassName": "high",
+            "runtimeClassName": "gvisor",
+            "annotations": {"on": "deployment"},
+            "podAnnotations": {"on": "pod"},
+            "podLabels": {"team": "mail"},
+            "revisionHistoryLimit": 7,
+        },
+    )
+    assert pod.spec["nodeSelector"] == {"disk": "ssd"}
+    assert pod.spec["tolerations"] == tolerations
+    assert pod.spec["affinity"] == affinity
+    assert (pod.spec["priorityClassName"], pod.spec["runtimeClassName"]) == ("high", "gvisor")
+    assert pod.owner.annotations["on"] == "deployment"
+    assert pod.annotations["on"] == "pod"
+    assert pod.labels["team"] == "mail"
+    assert pod.owner.spec["revisionHistoryLimit"] == 7
+
+
+def test_further_environment_and_volumes_stand_beside_the_chart_s_own() -> None:
+    pod = one(
+        "process-email",
+        {
+            "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+            "extraEnvFrom": [{"secretRef": {"name": "more"}}],
+            "extraVolumes": [{"name": "certificates", "configMap": {"name": "certificates"}}],
+            "extraVolumeMounts": [{"name": "certificates", "mountPath": "/certificates", "readOnly": True}],
+        },
+    )
+    (container,) = pod.containers
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
+    assert {"secretRef": {"name": "more"}} in container["envFrom"]
+    assert any("configMapRef" in each for each in container["envFrom"])
+    assert {"name": "certificates", "mountPath": "/certificates", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "certificates", "configMap": {"name": "certificates"}} in pod.spec["volumes"]
+    assert any(each["mountPath"] == "/tmp" for each in container["volumeMounts"])
+
+
+def test_what_is_said_for_one_handler_stays_with_it() -> None:
+    """Values that a template merges in place would show up in the handlers that come after."""
+    values = {
+        "podLabels": {"team": "mail"},
+        "extraEnv": [{"name": "ONLY", "value": "here"}],
+        "nodeSelector": {"a": "b"},
+    }
+    rendering = full({"handlers": {"dlq-sink": values}})
+    for each in rendering.of("Deployment"):
+        if each.component == "dlq-sink":
+            continue
+        before = full().one("Deployment", each.name)
+        assert each.document == before.document
+
+
+def test_the_defaults_reach_every_handler_and_its_own_values_win() -> None:
+    rendering = full(
+        {
+            "handlerDefaults": {"priorityClassName": "usual", "resources": {"limits": {"memory": "333Mi"}}},
+            "handlers": {"relay": {"priorityClassName": "high"}},
+        }
+    )
+    for each in rendering.of("Deployment"):
+        assert each.pod is not None
+        assert each.pod.spec["priorityClassName"] == ("high" if each.component == "relay" else "usual")
+
+
+def test_commands_are_the_handlers_names_and_what_is_added() -> None:
+    pod = one("router", {"extraArgs": ["--topic", "other"]})
+    assert "command" not in pod.containers[0]
+    assert pod.containers[0]["args"] == ["run", "router", "--topic", "other"]
+
+
+@pytest.mark.parametrize(
+    ("image", "reference"),
+    [
+        ({}, "ghcr.io/taskflux/taskflux:{version}"),
+        ({"tag": "1.2.3"}, "ghcr.io/taskflux/taskflux:1.2.3"),
+        ({"registry": "registry.example.com:5000"}, "registry.example.com:5000/taskflux/taskflux:{version}"),
+        ({"registry": ""}, "taskflux/taskflux:{version}"),
+        ({"digest": "sha256:" + "0" * 64, "tag": "1.2.3"}, "ghcr.io/taskflux/taskflux@sha256:" + "0" * 64),
+        ({"repository": "us/flux"}, "ghcr.io/us/flux:{version}"),
+    ],
+)
+def test_an_image_is_put_together_from_its_parts(image: Mapping[str, str], reference: str) -> None:
+    version = full().of("Deployment")[0].labels["app.kubernetes.io/version"]
+    for pod in pods(full({"image": image}).objects):
+        for container in pod.all_containers:
+            assert container["image"] == reference.format(version=version), str(pod)
+
+
+def test_a_handler_s_own_image_takes_the_rest_from_the_chart_s() -> None:
+    pod = one("process-sms", {"image": {"tag": "own", "pullPolicy": "Always"}})
+    assert pod.containers[0]["image"] == "ghcr.io/taskflux/taskflux:own"
+    assert pod.containers[0]["imagePullPolicy"] == "Always"
+
+
+def test_every_pod_pulls_with_the_secrets_that_are_named() -> None:
+    for pod in pods(full({"imagePullSecrets": ["registry"]}).objects):
+        assert pod.spec["imagePullSecrets"] == [{"name": "registry"}], str(pod)
+
+
+def test_labels_and_annotations_for_all_are_on_all() -> None:
+    rendering = full({"commonLabels": {"team": "mail"}, "commonAnnotations": {"owner": "ada"}})
+    for each in rendering.objects:
+        assert each.labels["team"] == "mail", str(each)
+        assert each.annotations["owner"] == "ada", str(each)
+    for pod in pods(rendering.objects):
+        assert pod.labels["team"] == "mail", str(pod)
+
+
+def test_pods_are_replaced_when_their_settings_change() -> None:
+    """A ConfigMap's change alone restarts nothing."""
+
+    def annotations(rendering: Any) -> dict[str, Mapping[str, str]]:
+        return {each.name: each.pod.annotations for each in rendering.of("Deployment")}
+
+    before, after = annotations(least()), annotations(least({"settings": {"log": {"level": "DEBUG"}}}))
+    assert before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready() -> None:
+    for deployment in full().of("Deployment"):
+        strategy = deployment.spec["strategy"]
+        assert strategy["type"] == "RollingUpdate"
+        assert strategy["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_a_pod_behind_a_service_answers_while_others_learn_that_it_goes() -> None:
+    rendering = full({"handlerDefaults": {"lingerSeconds": 7}})
+    for handler in BUILT_IN:
+        lingers = handler_container(rendering, handler).environment.get("TASKFLUX_HTTP__LINGER_SECONDS")
+        assert lingers == ("7" if handler in ("ingest", "notify") else None), handler
