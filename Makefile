@@ -11,6 +11,8 @@ PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --disabl
 # Two workers: the suite waits more than it works, and a broker per worker has its price.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 ARGS ?=
+# How long building a control plane may take before `make test-apiserver` gives up.
+MINUTES ?= 60
 
 .PHONY: help
 help: ## this list
@@ -49,6 +51,39 @@ drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is k
 .PHONY: test-readme
 test-readme: $(VENV)/.dev ## the commands of the README, run as written in a fresh clone
 	@$(BIN)/python -m tests.readme
+
+.PHONY: image
+image: ## the container image (IMAGE, BASE, ENGINE, TARGET=dev, PIP_CONF, CA; ARGS is passed to the engine's build)
+	@IMAGE="$(IMAGE)" BASE="$(BASE)" ENGINE="$(ENGINE)" TARGET="$(TARGET)" PIP_CONF="$(PIP_CONF)" CA="$(CA)" image/build $(ARGS)
+
+.PHONY: test-image
+test-image: $(VENV)/.dev ## the image built for real and run as the chart runs it (installs podman where it may)
+	@$(BIN)/python -m tests.image $(ARGS)
+
+.PHONY: test-chart
+test-chart: $(VENV)/.dev ## the Helm chart: rendered, validated, and each container run as rendered (fetches helm, Go modules)
+	@$(BIN)/python -m tests.chart
+	$(PYTEST) tests/chart $(ARGS)
+
+.PHONY: test-apiserver
+test-apiserver: $(VENV)/.dev ## the chart against a real kube-apiserver, built by Go once (MINUTES for that; ARGS)
+	@$(BIN)/python -m tests.e2e.apiserver --minutes $(MINUTES) test $(ARGS)
+
+.PHONY: test-k8s
+test-k8s: $(VENV)/.dev ## the development cluster, docker-compose.yaml and the CI workflow, by the programs that read them
+	@$(BIN)/python -m tests.k8s test $(ARGS)
+
+.PHONY: e2e
+e2e: $(VENV)/.dev ## all of it on a real cluster: kind where Docker is, else KUBECONFIG_E2E (tests/e2e/cluster/place.py)
+	@$(BIN)/python -m tests.e2e.cluster test $(ARGS)
+
+.PHONY: chart
+chart: $(VENV)/.dev ## the Helm chart as dist/taskflux-<version>.tgz, the same bytes from the same commit
+	@$(BIN)/python -m charts.package $(ARGS)
+
+.PHONY: chart-docs
+chart-docs: $(VENV)/.dev ## the chart's values.schema.json and README.md from its values and the program (ARGS=--check changes nothing)
+	@$(BIN)/python -m charts.generate $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff: rules and format
