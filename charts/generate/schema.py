@@ -53,6 +53,9 @@ def schema(values: Value) -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
+        **_complete(values),
+        # Apart from their definitions, which are those of a single handler's values as well.
+        "allOf": [{"properties": {name: _complete(values.below(name)) for name in ("settings", "handlerDefaults")}}],
         "$defs": {
             "handler": _value(values.below("handlerDefaults")),
             "settings": _settings(values.below("settings")),
@@ -70,11 +73,19 @@ def _value(value: Value) -> dict[str, Any]:
             "type": "object",
             "properties": properties,
             "additionalProperties": False,
+            **({} if value.path[0] == "handlerDefaults" else _complete(value)),
         }
     if value.description is None:
         raise Undescribed(f"{value.name} has no comment that begins with `# --`")
     shape = shape or _by_default(value)
     return {"description": value.description, **({"allOf": [shape]} if "$ref" in shape else shape)}
+
+
+def _complete(value: Value) -> dict[str, Any]:
+    """That its sections are there: Helm takes away one that is left empty (`smtp:`), together with its defaults, and
+    `--reuse-values` brings none that the chart before did not have.
+    """
+    return {"required": [child.path[-1] for child in value.children if isinstance(child.default, Mapping)]}
 
 
 def _of_a_secret(value: Value) -> Mapping[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +12,10 @@ from typing import Any, Final
 import pytest
 
 from handlers.cli import contract
-from handlers.cli.loading import BUILT_IN, load
-from handlers.providers import msg91, smtp
-from handlers.providers.provider import Provider
-from handlers.runtime.handler import Handler
+from handlers.cli.loading import built_in_handlers
 from handlers.runtime.settings import load as load_settings
 from handlers.runtime.settings import load_provider
 from tests.chart.cases import EACH_CI_FILE, all_containers, full, handler_container, stand_in
-from tests.chart.containers import Container
 from tests.chart.objects import pods
 from tests.chart.rendering import CHART, render
 
@@ -53,7 +48,7 @@ def test_what_is_secret_comes_from_secrets_and_nothing_else_does(ci: Path) -> No
 
 @EACH_CI_FILE
 def test_the_program_is_content_with_each_container_s_environment(ci: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own checks, contradictions included, on exactly what is rendered."""
+    """Its own checks, contradictions included, on exactly what is rendered: what `taskflux config` says in that pod."""
     for container in all_containers(render(ci)):
         for name in [name for name in os.environ if name.upper().startswith("TASKFLUX_")]:
             monkeypatch.delenv(name)
@@ -63,19 +58,9 @@ def test_the_program_is_content_with_each_container_s_environment(ci: Path, monk
             continue  # asks the API and needs no server
         needs = ["postgres"] if container.args[0] in ("migrate", "prune") else ["postgres", "kafka"]
         load_settings(*needs)
-        for provider in providers_of(container):
-            load_provider(provider.name, provider.settings)
-
-
-def providers_of(container: Container) -> Iterator[Provider[Any]]:
-    """Those that this container speaks to."""
-    command, *names = container.args
-    if command == "run" and names[0] == "notify":
-        yield from (msg91.connect, smtp.connect)
-    elif command == "run" and names[0] in BUILT_IN:
-        handler = load(names[0])
-        if isinstance(handler, Handler) and handler.provider is not None:
-            yield handler.provider
+        for handler in built_in_handlers():
+            if handler.provider is not None:
+                load_provider(handler.provider.name, handler.provider.settings)
 
 
 def test_every_setting_has_its_place_in_the_values() -> None:

@@ -200,7 +200,7 @@ def test_the_tests_are_pods_that_stay_to_be_read_and_are_replaced() -> None:
         assert each.pod is not None
         assert each.pod.spec["restartPolicy"] == "Never"
         (container,) = each.pod.containers
-        assert container["args"][0] == "send"
+        assert container["args"][:2] == ["send", "simulated"]
         assert "--wait" in container["args"]
         timeout = container["args"][container["args"].index("--timeout") + 1]
         assert timeout in ("180", "180s")

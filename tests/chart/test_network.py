@@ -85,15 +85,32 @@ def of(rendering: Rendering, handler: str) -> PodTemplate:
 @EACH_CI_FILE
 def test_what_is_not_allowed_to_a_pod_of_the_release_is_denied(ci: Path) -> None:
     rendering = render(ci)
-    if not rendering.of("NetworkPolicy"):
-        pytest.skip("these values switch network policies off")
-    for pod in pods(rendering.objects):
+    for pod in pods(rendering.objects) if rendering.of("NetworkPolicy") else []:
         ruled = {kind for each in policies(rendering, pod) for kind in each.spec["policyTypes"]}
         assert ruled == {"Ingress", "Egress"}, str(pod)
         # Whoever comes to a moment of the release earlier than the policies has its own.
         if pod.owner.hooks - {"test"}:
             own = [each for each in policies(rendering, pod) if each.hooks & pod.owner.hooks]
             assert {kind for each in own for kind in each.spec["policyTypes"]} == {"Ingress", "Egress"}, str(pod)
+
+
+@EACH_CI_FILE
+def test_a_pod_that_no_other_policy_knows_is_denied_everything(ci: Path) -> None:
+    rendering = render(ci)
+    everybody = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+    denying = [
+        each
+        for each in rendering.of("NetworkPolicy")
+        if each.spec["podSelector"].get("matchLabels", {}).keys() == everybody and not each.hooks
+    ]
+    if load_values(ci).get("networkPolicy", {}).get("enabled", True):
+        (each,) = denying
+        assert set(each.spec["policyTypes"]) == {"Ingress", "Egress"}
+        assert not each.spec.get("ingress")
+        assert not each.spec.get("egress")
+        assert all(each in policies(rendering, pod) for pod in pods(rendering.objects))
+    else:
+        assert not denying
 
 
 @EACH_CI_FILE

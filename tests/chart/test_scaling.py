@@ -99,7 +99,6 @@ def test_its_own_values_reach_its_trigger(handler: str) -> None:
     values = {
         "lagThreshold": 7,
         "maxReplicas": 3,
-        "minReplicas": 1,
         "pollingInterval": 11,
         "cooldownPeriod": 77,
         "fallbackReplicas": 2,
@@ -108,7 +107,7 @@ def test_its_own_values_reach_its_trigger(handler: str) -> None:
     rendering = full({"handlers": {handler: {"scaling": values}}})
     spec = scaled(rendering, handler).spec
     assert one(rendering, handler, "kafka")["metadata"]["lagThreshold"] == "7"
-    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 3)
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, 3)
     assert (spec["pollingInterval"], spec["cooldownPeriod"]) == (11, 77)
     assert spec["fallback"]["replicas"] == 2
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]

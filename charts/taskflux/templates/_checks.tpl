@@ -25,6 +25,12 @@ one render at a time.
 {{- if not .secrets.postgres.existingSecret -}}
 {{- $found = append $found (printf "secrets.postgres.existingSecret is not set: name the Secret whose key `%s` is PostgreSQL's DSN" .secrets.postgres.dsnKey) -}}
 {{- end -}}
+{{- range $server, $key := dict "postgres" "dsnKey" "redis" "urlKey" "msg91" "authKeyKey" -}}
+{{- $secret := get $.Values.secrets $server -}}
+{{- if and $secret.existingSecret (not (get $secret $key)) -}}
+{{- $found = append $found (printf "secrets.%s.%s is empty: name the key of the Secret %s that is to be read" $server $key $secret.existingSecret) -}}
+{{- end -}}
+{{- end -}}
 {{- range $server, $secret := .secrets -}}
 {{- if not $secret.existingSecret -}}
 {{- range $key := list "caKey" "certKey" "keyKey" "webhookSecretKey" -}}

@@ -2,13 +2,14 @@
 What pods, Jobs and KEDA may open to PostgreSQL together, held against `postgresMaxConnections`. Behind a pooler its own limit counts.
 */}}
 {{- define "taskflux.connections" -}}
+{{- /* Of a rollout: a pod that drains keeps its connections, and its successor does not wait for its end. */ -}}
 {{- $sum := 0 -}}
 {{- $rollout := 0 -}}
 {{- $triggers := 0 -}}
 {{- range $name, $handler := include "taskflux.handlers" $ | fromJson -}}
 {{- $most := mul $handler.most $handler.poolSize -}}
 {{- $sum = add $sum $most -}}
-{{- $rollout = add $rollout (mul (include "taskflux.surge" $handler) $handler.poolSize) }}
+{{- $rollout = add $rollout (ternary 0 $most (eq ($handler.strategy.type | default "RollingUpdate") "Recreate")) }}
   {{ printf "%-20s %3d pods × %-3d = %4d" $name (int $handler.most) (int $handler.poolSize) (int $most) }}
 {{- if eq $handler.scaler "keda" -}}
 {{- range include "taskflux.triggers" (list $ $handler) | fromYamlArray -}}
@@ -24,8 +25,8 @@ What pods, Jobs and KEDA may open to PostgreSQL together, held against `postgres
   {{ printf "%-20s                  %4d" "Jobs" 2 }}
 {{- $sum = add $sum 2 -}}
 {{- end }}
-  {{ printf "%-20s                  %4d" "together" $sum }}, of max_connections = {{ .Values.postgresMaxConnections }}
-  {{ printf "%-20s                  %4d" "in a rollout" (add $sum $rollout) }}, while pods of both versions run
+  {{ printf "%-20s                  %4d" "together" $sum }}, of max_connections = {{ int .Values.postgresMaxConnections }}
+  {{ printf "%-20s                  %4d" "in a rollout" (add $sum $rollout) }}, while old pods drain beside their successors
 {{- /* PostgreSQL keeps three for superusers. */}}
 {{- $free := sub .Values.postgresMaxConnections 3 | int }}
 {{- if .Values.settings.postgres.pooler }}
@@ -39,16 +40,4 @@ settings.postgres.pooler.
 
 NOTE: a rollout at full load may ask for more than the {{ $free }} connections that max_connections leaves; new pods would wait for old ones.
 {{- end }}
-{{- end -}}
-
-{{/* Pods that a rollout adds to a handler's most. */}}
-{{- define "taskflux.surge" -}}
-{{- $surge := dig "rollingUpdate" "maxSurge" "25%" .strategy | toString -}}
-{{- if eq (.strategy.type | default "RollingUpdate") "Recreate" -}}
-0
-{{- else if hasSuffix "%" $surge -}}
-{{- div (add (mul .most (trimSuffix "%" $surge | int)) 99) 100 -}}
-{{- else -}}
-{{- int $surge -}}
-{{- end -}}
 {{- end -}}

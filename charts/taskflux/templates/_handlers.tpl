@@ -32,8 +32,11 @@ from it:
 {{- $target := $handler.target | default $name -}}
 {{- $settings := mergeOverwrite (deepCopy $root.Values.settings) (deepCopy $handler.settings) -}}
 {{- $grace := int (add $handler.drainSeconds 20 (ternary $handler.lingerSeconds 0 $handler.service.enabled)) -}}
+{{- /* Kubernetes refuses what is said of rolling updates where there are none. */ -}}
+{{- if eq ($handler.strategy.type | default "") "Recreate" -}}{{- $_ := set $handler "strategy" (dict "type" "Recreate") -}}{{- end -}}
 {{- $_ := set $handler "name" $name -}}
-{{- $_ := set $handler "fullname" (include "taskflux.named" (list $root $name)) -}}
+{{- /* KEDA calls its HorizontalPodAutoscaler keda-hpa-<name>, in a label: 63 characters at most. */ -}}
+{{- $_ := set $handler "fullname" (include "taskflux.named" (list $root $name 54)) -}}
 {{- $_ := set $handler "target" $target -}}
 {{- $_ := set $handler "image" (include "taskflux.image" (list $root $handler.image) | fromJson) -}}
 {{- if and $settings.notify.url (has $target (list "process-email" "process-sms")) -}}

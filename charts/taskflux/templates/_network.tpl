@@ -64,9 +64,11 @@
 {{- include "taskflux.egressRule" (list $policy.otel.to (list (include "taskflux.port" (list . 4318)))) }}
 {{- end }}
 {{- if and $settings.notify.url $handler.taskType }}
-{{- /* The release's own notify, wherever the address leads: a Service's port is not the pods'. */}}
+{{- /* The release's own notify, wherever the address leads: a Service's port is not the pods'. Without one, the port of the address. */}}
+{{- $elsewhere := true }}
 {{- range $name, $other := include "taskflux.handlers" $root | fromJson }}
 {{- if eq $other.target "notify" }}
+{{- $elsewhere = false }}
 - ports:
     - {port: {{ $other.port }}, protocol: TCP}
   to:
@@ -74,6 +76,9 @@
         matchLabels:
           {{- include "taskflux.selector" (list $root $name) | nindent 10 }}
 {{- end }}
+{{- end }}
+{{- if $elsewhere }}
+{{- include "taskflux.egressRule" (list nil (list (include "taskflux.port" (list $settings.notify.url 443)))) }}
 {{- end }}
 {{- end }}
 {{- with $handler.egress }}

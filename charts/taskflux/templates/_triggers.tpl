@@ -29,7 +29,7 @@ ends where it would ask for no more pods.
 - type: cpu
   name: cpu
   metricType: Utilization
-  metadata: {value: {{ $scaling.cpuUtilization | quote }}}
+  metadata: {value: {{ include "taskflux.scalar" $scaling.cpuUtilization | quote }}}
 {{- end }}
 {{- if $scaling.requestRate }}
 - type: prometheus
@@ -38,7 +38,7 @@ ends where it would ask for no more pods.
   metadata:
     serverAddress: {{ $root.Values.keda.prometheus.serverAddress }}
     query: {{ include "taskflux.requestQuery" (list $root $handler) | quote }}
-    threshold: {{ $scaling.requestRate | quote }}
+    threshold: {{ include "taskflux.scalar" $scaling.requestRate | quote }}
     activationThreshold: "0"
     ignoreNullValues: "true"
 {{- end }}
@@ -59,7 +59,7 @@ ends where it would ask for no more pods.
     version: {{ $root.Values.keda.kafkaVersion | quote }}
     topic: {{ $handler.topic }}
     consumerGroup: {{ $handler.group }}
-    lagThreshold: {{ $handler.scaling.lagThreshold | quote }}
+    lagThreshold: {{ include "taskflux.scalar" $handler.scaling.lagThreshold | quote }}
     activationLagThreshold: "0"
     offsetResetPolicy: earliest
     allowIdleConsumers: "false"
@@ -81,7 +81,7 @@ ends where it would ask for no more pods.
   metricType: AverageValue
   metadata:
     query: {{ index . 3 | quote }}
-    targetQueryValue: {{ index . 2 | quote }}
+    targetQueryValue: {{ include "taskflux.scalar" (index . 2) | quote }}
     activationTargetQueryValue: "0"
   authenticationRef: {name: {{ include "taskflux.named" (list (first .) "postgres") }}}
 {{- end -}}
@@ -104,7 +104,7 @@ behavior:
   scaleUp:
     stabilizationWindowSeconds: 0
     policies:
-      - {type: Pods, value: {{ .maxReplicas }}, periodSeconds: 15}
+      - {type: Pods, value: {{ int .maxReplicas }}, periodSeconds: 15}
   scaleDown:
     stabilizationWindowSeconds: {{ .scaleDownStabilizationSeconds }}
     policies:

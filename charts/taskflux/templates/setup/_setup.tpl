@@ -37,7 +37,7 @@ prepares the types of its own handlers. A handler's code may need its environmen
 {{- $step := dict "name" (printf "topics-%s" $name) "args" (concat (list "topics") $wait (list $handler.target)) "handler" $handler -}}
 {{- $_ := set $job "steps" (append $job.steps $step) -}}
 {{- $volumes := dict -}}
-{{- range concat $job.handler.extraVolumes $handler.extraVolumes -}}{{- $_ := set $volumes .name . -}}{{- end -}}
+{{- range concat ($job.handler.extraVolumes | default list) ($handler.extraVolumes | default list) -}}{{- $_ := set $volumes .name . -}}{{- end -}}
 {{- $all := list -}}
 {{- range $volumes -}}{{- $all = append $all . -}}{{- end -}}
 {{- $_ := set $job.handler "extraVolumes" $all -}}
