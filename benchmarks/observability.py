@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,10 +10,10 @@ from threading import Thread
 from typing import Any, Final
 
 from benchmarks.backlog import WARM_UP, Consumer, worked_off
-from benchmarks.backlogs import TRACED, Lane, open_backlogs
+from benchmarks.backlogs import TRACED, Backlogs, Lane, open_backlogs
 from benchmarks.handlers import noop
 from benchmarks.lab import Lab, until
-from benchmarks.report import Column, Table
+from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Effort, take_turns
 from handlers.local.ports import LOOPBACK
 
@@ -35,20 +35,23 @@ async def observability(lab: Lab, effort: Effort) -> Table:
             f"traces of {100 // TRACED} %": unmetered | traced,
             "both": traced,
         }
-        consumers: dict[str, Consumer] = {}
+        turns = {}
         for name, further in variants.items():
             (scene, *_) = (await lab.scenes([noop], ())).values()
             backlogs = await stack.enter_async_context(open_backlogs(scene))
-            worker = lab.taskflux(f"benchmarks.handlers:{noop.name}", scene, further=further)
-            process = await stack.enter_async_context(worker)
-            consumers[name] = Consumer(backlogs, process, Lane.of_type(noop.type), effort.some(TASKS))
-            await backlogs.publish(consumers[name].lane, WARM_UP)
-        for name, consumer in consumers.items():
-            await until(partial(consumer.backlogs.done, consumer.lane), f"the worker with {name} has joined")
-        turns = {name: partial(worked_off, consumer) for name, consumer in consumers.items()}
+            turns[name] = partial(_turn, lab, backlogs, further, effort.some(TASKS))
         samples = await take_turns(turns, max(effort.rounds, ROUNDS) if effort.scale >= 1 else effort.rounds)
     title = "what metrics and traces cost: a backlog of no-op tasks, one process"
     return Table("observability", title, COLUMNS, OFF, samples)
+
+
+async def _turn(lab: Lab, backlogs: Backlogs, further: Mapping[str, str], tasks: int) -> Sample:
+    """One backlog, by a worker of its own: between two processes of the same program lie some percent."""
+    lane = Lane.of_type(noop.type)
+    async with lab.taskflux(f"benchmarks.handlers:{noop.name}", backlogs.scene, further=further) as process:
+        await backlogs.publish(lane, WARM_UP)
+        await until(partial(backlogs.done, lane), "the worker has joined")
+        return await worked_off(Consumer(backlogs, process, lane, tasks))
 
 
 class _Receiver(BaseHTTPRequestHandler):

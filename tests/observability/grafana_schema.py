@@ -29,7 +29,7 @@ ARCHIVES: Final = {
 }
 """Package and version → the archive's SHA-512."""
 
-CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskflux-tests" / "npm"
+CACHE: Final[Path] = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskflux-tests" / "npm"
 TYPES: Final = Path(__file__).with_name("grafana_board.ts")
 
 
@@ -59,7 +59,7 @@ def complaints(boards: Mapping[str, Document], directory: Path) -> dict[str, lis
         (directory / file).write_text(
             f"import type {{ Board }} from './{TYPES.stem}';\nexport const board: Board = {literal};\n"
         )
-    compiler = [program("node"), modules / "typescript/bin/tsc", "--project", directory, "--pretty", "false"]
+    compiler = [program("node"), str(modules / "typescript/bin/tsc"), "--project", ".", "--pretty", "false"]
     done = subprocess.run(compiler, capture_output=True, text=True, timeout=240, check=False, cwd=directory)
     found: dict[str, list[str]] = {name: [] for name in boards}
     place = ""
@@ -84,11 +84,12 @@ def _modules() -> Path:
         if not link.is_symlink() or link.resolve() != place / "package":
             link.unlink(missing_ok=True)
             link.symlink_to(place / "package")
-    return CACHE / "modules"
+    modules: Path = CACHE / "modules"
+    return modules
 
 
 def _archive(package: str, digest: str) -> Path:
-    pack = [program("npm"), "pack", package, "--json", "--pack-destination", CACHE]
+    pack = [program("npm"), "pack", package, "--json", "--pack-destination", str(CACHE)]
     done = subprocess.run(pack, capture_output=True, text=True, timeout=240, check=False, cwd=CACHE)
     assert done.returncode == 0, f"npm does not give {package}: {done.stderr[-500:]}"
     listed: list[dict[str, Any]] = json.loads(done.stdout)

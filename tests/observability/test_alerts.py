@@ -79,7 +79,7 @@ def _promtool(case: Case, tested: dict[str, Rule], checks: list[dict[str, Any]],
     assert all(isinstance(values, str) for values in case.told["series"].values()), "YAML reads a bare 0x30 as 48"
     file = directory / "test.yaml"
     file.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": interval, "tests": [test]}))
-    command = [program("promtool"), "test", "rules", file]
+    command = [program("promtool"), "test", "rules", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{case}:\n{done.stdout}{done.stderr}"
 
