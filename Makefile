@@ -22,6 +22,10 @@ help: ## this list
 run: $(VENV)/.run ## TaskFlux and all it needs, on this machine, until Ctrl-C (ARGS="--port 8081" is passed on)
 	@exec $(BIN)/taskflux dev $(ARGS)
 
+.PHONY: observe
+observe: $(VENV)/.run ## the same with Prometheus and Grafana looking on, where they are installed
+	@exec $(BIN)/taskflux dev --observe $(ARGS)
+
 .PHONY: setup
 setup: $(VENV)/.dev ## the command at .venv/bin/taskflux, and the tools to work on it
 	@echo "$(BIN)/taskflux is ready"
@@ -43,6 +47,10 @@ test-pgbouncer: $(VENV)/.dev ## the integration tests behind a real PgBouncer in
 .PHONY: test-api
 test-api: $(VENV)/.dev ## schemathesis: the running API against its own document
 	$(BIN)/python -m pytest -m slow tests/integration/system/test_schemathesis.py $(ARGS)
+
+.PHONY: test-observability
+test-observability: $(VENV)/.dev ## dashboards and alerts, against a real Prometheus that scrapes a running stack
+	@$(BIN)/python -m tests.observability $(ARGS)
 
 .PHONY: drill
 drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …")
@@ -104,6 +112,11 @@ docs: $(VENV)/.dev ## the pages that are made from the code
 	  echo 'Read from the environment. This page is made by `make docs` from the classes that read them.'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
 	@$(BIN)/taskflux openapi > docs/openapi.json
+	@$(BIN)/python -m handlers.cli.metrics_table docs/observability.md
+
+.PHONY: dashboards
+dashboards: $(VENV)/.dev ## Grafana's dashboards and the status page's plots, from charts/generate/dashboards
+	@$(BIN)/python -m charts.generate.dashboards $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.dev ## requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for the newest versions)

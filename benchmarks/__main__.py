@@ -18,7 +18,9 @@ from benchmarks.backlog import nap_backlog, noop_backlog
 from benchmarks.cold_start import cold_start
 from benchmarks.lab import Build, Lab, open_lab
 from benchmarks.latency import latency
+from benchmarks.measuring import measuring
 from benchmarks.memory import memory
+from benchmarks.observability import observability
 from benchmarks.report import Table
 from benchmarks.rounds import FULL, QUICK, Effort
 from benchmarks.submit import submit, submit_batch
@@ -34,6 +36,8 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "latency": latency,
     "cold-start": cold_start,
     "memory": memory,
+    "observability": observability,
+    "measuring": measuring,
 }
 
 

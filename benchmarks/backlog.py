@@ -84,12 +84,12 @@ async def _backlog(lab: Lab, effort: Effort, plan: Plan) -> Table:
             await until(
                 partial(consumer.backlogs.done, consumer.lane), f"{consumer.process.name} works its first tasks off"
             )
-        turns = {name: partial(_round, consumer) for name, consumer in consumers.items()}
+        turns = {name: partial(worked_off, consumer) for name, consumer in consumers.items()}
         samples = await take_turns(turns, effort.rounds)
     return Table(plan.key, plan.title, COLUMNS, BATCHED, samples)
 
 
-async def _round(consumer: Consumer) -> Sample:
+async def worked_off(consumer: Consumer) -> Sample:
     """One backlog, from empty tables."""
     process, backlogs = consumer.process, consumer.backlogs
     process.send(SIGSTOP)

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
+from types import MappingProxyType
 from typing import Any, Final
 
 import asyncpg
@@ -110,9 +111,11 @@ class Lab:
             await process.stop((SIGTERM, 15.0))
 
     @asynccontextmanager
-    async def taskflux(self, handler: str, scene: Scene, port: int | None = None) -> AsyncIterator[Process]:
-        """`taskflux run <handler>`."""
-        environment = {**scene.environment, "TASKFLUX_HTTP__PORT": str(port or free_port())}
+    async def taskflux(
+        self, handler: str, scene: Scene, port: int | None = None, further: Mapping[str, str] = MappingProxyType({})
+    ) -> AsyncIterator[Process]:
+        """`taskflux run <handler>`, with `further` settings."""
+        environment = {**scene.environment, "TASKFLUX_HTTP__PORT": str(port or free_port()), **further}
         async with self.run(handler.replace(":", "."), [TASKFLUX, "run", handler], environment) as process:
             yield process
 

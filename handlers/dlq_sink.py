@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from uuid import UUID
 
-from handlers.runtime import metrics
+from handlers.runtime import message_spans, metrics, store_metrics, zeros
+from handlers.runtime.measuring import DLQ
 from handlers.runtime.poison import dead_letter
 from handlers.runtime.process import Process, service
 from handlers.runtime.serving import consumer_hooks
@@ -34,25 +35,34 @@ async def dlq_sink(process: Process) -> None:
     settings = process.settings
     prefix = settings.kafka.topic_prefix
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=1, name=process.label)
+        database = Database(settings.postgres, pool_size=1, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
         consumer = Consumer(settings.kafka, dead_letter_group(prefix), [dead_letter_topic(prefix)], consumer_hooks())
         await consumer.start()
         stack.push_async_callback(consumer.stop)
+        metrics.CONCURRENCY.labels(DLQ).set(1)
+        metrics.CLAIMED.labels(DLQ)
+        zeros.of_dead_letters()
         process.started()
         letters = DeadLetters(database)
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, 1.0)
             if records and await _keep(records, letters, process):
+                metrics.CLAIMED.labels(DLQ).inc(len(records))
                 consumer.note_done(records)
 
 
 async def _keep(records: Sequence[Record], letters: DeadLetters, process: Process) -> bool:
     """Store these, however long PostgreSQL is away; false when told to drain meanwhile."""
 
+    prefix = process.settings.kafka.topic_prefix
+    source = message_spans.Destination(dead_letter_topic(prefix), dead_letter_group(prefix))
+
     async def add(batch: Sequence[DeadLetter]) -> Sequence[None]:
-        _count(await letters.add(batch))
+        with message_spans.storing(source, (letter.traceparent for letter in batch)):
+            stored = await letters.add(batch)
+        _count(stored)
         return [None] * len(batch)
 
     # A record that PostgreSQL refuses is halved out of its batch.
@@ -73,10 +83,10 @@ async def _store(commit: GroupCommit[DeadLetter, None], letters: Sequence[DeadLe
         await commit.submit_all(letters)
     except RefusedData as error:
         # Bytes that no column takes cannot occur: bytea takes all of them, and texts were made storable.
-        log.error("a dead letter cannot be stored and stays in its topic", extra={"error": str(error)})
+        log.error("a dead letter cannot be stored and stays in its topic", extra={"error_class": type(error).__name__})
         raise
 
 
 def _count(stored: Mapping[UUID, str]) -> None:
     for error_class in stored.values():
-        metrics.DEAD_LETTERS.labels(error_class).inc()
+        metrics.DEAD_LETTERS.labels(metrics.error_class(error_class)).inc()

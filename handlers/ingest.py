@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
+
+from starlette.routing import Route
 
 from handlers.http.app import create_app
 from handlers.http.dead_letter_desk import DeadLetterDesk
 from handlers.http.receipts import Msg91Webhook, ReportHooks
 from handlers.http.registry import TypeRegistry
+from handlers.http.requests import of_request
 from handlers.http.server import CannotListen, serve
 from handlers.http.services import Hooks, Limits, Services
 from handlers.http.task_desk import TaskDesk
 from handlers.providers.msg91_settings import Msg91Settings
-from handlers.runtime import metrics
+from handlers.runtime import metrics, store_metrics, zeros
 from handlers.runtime.circuits import CircuitWatch
+from handlers.runtime.exposition import chosen, shown
 from handlers.runtime.intake import Intake
 from handlers.runtime.process import Process, service
 from handlers.runtime.publisher import Publisher
@@ -43,17 +49,18 @@ GRACE = 10.0
 async def ingest(process: Process) -> None:
     """Serve the API until the process drains; what it promised to publish by then is published."""
     settings = process.settings
+    zeros.of_ingest()
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=4, name=process.label)
+        database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
-        producer = Producer(settings.kafka)
+        producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
         await producer.start()
         stack.push_async_callback(producer.stop)
-        registry = TypeRegistry(TaskTypes(database))
+        registry = TypeRegistry(TaskTypes(database), on_types=zeros.of_submitted)
         watch = CircuitWatch(Circuits(database))
         tasks = Tasks(database)
-        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.inc)
+        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.labels().inc)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
@@ -62,22 +69,25 @@ async def ingest(process: Process) -> None:
         await stack.enter_async_context(process.background(registry.run()))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         limit = settings.http.max_body_bytes
+        exposed = partial(exposition, process.name, settings.http.peers)
         services = Services(
             intake=intake,
             reader=tasks,
             cache=accelerator,
             registry=registry,
-            metrics=lambda: exposition(process.name, settings.http.peers),
+            metrics=exposed,
             started=lambda: process.health.started,
             limits=Limits(max_body_bytes=limit, max_item_bytes=limit),
             hooks=Counted(),
+            traceparent=of_request,
             tasks=TaskDesk(Listing(database), Decisions(database)),
+            status=await _status(process, stack, exposed) if settings.http.peers else (),
             msg91_webhook=_msg91_webhook(database, accelerator),
             dead_letters=DeadLetterDesk(
                 DeadLetterShelf(database),
                 DeadLetterReplays(database),
                 settings.kafka.topic_prefix,
-                lambda error_class, how: metrics.REPLAYED.labels(error_class, how).inc(),
+                lambda error_class, how: metrics.REPLAYED.labels(metrics.error_class(error_class), how).inc(),
             ),
         )
         try:
@@ -106,17 +116,33 @@ def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook
     secret = load_provider("msg91", Msg91Settings).webhook_secret
     if secret is None:
         return None
+    zeros.of_reports()
     return Msg91Webhook(secret.get_secret_value(), Receipts(database), accelerator, CountedReports())
 
 
-async def exposition(name: str, peers: Mapping[str, str]) -> tuple[bytes, str]:
-    """This process's metrics, and where it has peers to speak for, theirs with them."""
-    text, content_type = metrics.exposition()
+async def exposition(name: str, peers: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
+    """This process's metrics, and where it has peers to speak for, theirs with them; and their content type."""
+    body, content_type = await asyncio.to_thread(shown, accept)
     if peers:
         from handlers.runtime.peers import fetch_and_merge  # lazily: only `taskflux dev` names peers
 
-        text = (await fetch_and_merge(name, text.decode(), peers)).encode()
-    return text, content_type
+        body = (await fetch_and_merge(name, body.decode(), peers, chosen(accept))).encode()
+    return body, content_type
+
+
+async def _status(
+    process: Process, stack: AsyncExitStack, exposed: Callable[[], Awaitable[tuple[bytes, str]]]
+) -> Sequence[Route]:
+    """The page of a TaskFlux whose metrics are all here: under `taskflux dev`, which has its own reader of PromQL."""
+    from handlers.http.status.overview import Overview
+    from handlers.http.status.routes import status_routes
+
+    async def text() -> str:
+        return (await exposed())[0].decode()
+
+    overview = Overview(text)
+    await stack.enter_async_context(process.background(overview.keep_looking()))
+    return status_routes(overview)
 
 
 class Counted(Hooks):
@@ -126,7 +152,7 @@ class Counted(Hooks):
         metrics.SUBMITTED.labels(task_type, "repeated" if repeated else "accepted").inc()
 
     def on_refused(self, slug: str) -> None:
-        metrics.SUBMITTED.labels("", slug).inc()
+        metrics.SUBMITTED.labels(metrics.UNKNOWN, slug).inc()
 
 
 class CountedReports(ReportHooks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,7 +16,8 @@ from handlers.providers import msg91, smtp
 from handlers.providers.email import Email
 from handlers.providers.provider import Provider
 from handlers.providers.sms import Sms
-from handlers.runtime import metrics
+from handlers.runtime import metrics, store_metrics, zeros
+from handlers.runtime.exposition import shown
 from handlers.runtime.limiter import Limiter
 from handlers.runtime.notifier import Notifier, Order, Result
 from handlers.runtime.process import Process, service
@@ -35,10 +37,10 @@ async def notify(process: Process) -> None:
     """
     settings = process.settings
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=4, name=process.label)
+        database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
-        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.inc)
+        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.labels().inc)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         mails = await _open(smtp.connect, accelerator, stack)
@@ -89,6 +91,7 @@ async def _open(provider: Provider[Any], accelerator: Accelerator, stack: AsyncE
         client = await stack.enter_async_context(provider.connect(section))
     except Misconfigured as error:
         return error
+    zeros.of_provider(provider.name)
     observe = metrics.RATE_WAIT.labels(provider.name).observe
     return _Opened(client, Limiter(provider.name, getattr(section, "rate", None), accelerator, observe))
 
@@ -125,5 +128,5 @@ async def _send_sms(client: msg91.Msg91, order: Order[Sms]) -> Result:
     return {"requestId": await client.send(order.payload, crqid=order.name), "status": "accepted"}
 
 
-async def _exposition() -> tuple[bytes, str]:
-    return metrics.exposition()
+async def _exposition(accept: str) -> tuple[bytes, str]:
+    return await asyncio.to_thread(shown, accept)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from handlers.runtime import metrics
+from handlers.runtime import metrics, store_metrics
 from handlers.runtime.auditor import Auditor
 from handlers.runtime.leader import Leader
 from handlers.runtime.outflow import Outflow
@@ -32,10 +32,10 @@ async def relay(process: Process) -> None:
     """Publish what is due until the process drains."""
     settings = process.settings
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=4, name=process.label)
+        database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
-        producer = Producer(settings.kafka)
+        producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
         await producer.start()
         stack.push_async_callback(producer.stop)
         positions = Positions(settings.kafka)
@@ -76,7 +76,7 @@ class Relay:
     async def _round(self) -> float:
         """Publish once; seconds to sleep then."""
         due = await self._publishing.next_due()
-        metrics.RELAY_LAG.set(max(0.0, -min(due.values(), default=0.0)))
+        metrics.RELAY_LAG.labels().set(max(0.0, -min(due.values(), default=0.0)))
         if not self._publisher.healthy:
             return self._settings.max_wait
         overdue = [task_type for task_type, wait in due.items() if wait <= 0]

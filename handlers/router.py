@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
+from handlers.runtime import metrics, store_metrics
 from handlers.runtime.adoption import Adopted, Adoption
 from handlers.runtime.circuits import CircuitWatch
 from handlers.runtime.poison import PoisonOutlet
@@ -48,10 +49,10 @@ async def router(process: Process) -> None:
     topic = _topic(process)
     prefix = settings.kafka.topic_prefix
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=2, name=process.label)
+        database = Database(settings.postgres, pool_size=2, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
-        producer = Producer(settings.kafka)
+        producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
         await producer.start()
         stack.push_async_callback(producer.stop)
         watch = CircuitWatch(Circuits(database))

@@ -104,11 +104,12 @@ def topics(handlers: tuple[str, ...], prime: bool, wait: float) -> None:
 @click.option("--port", default=8080, show_default=True, help="Port of the API; the next free one if it is taken.")
 @click.option("--data-dir", default=".taskflux", show_default=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--samples/--no-samples", default=True, help="Send one e-mail, one SMS and one simulated task at start.")
-def dev(port: int, data_dir: Path, samples: bool) -> None:
+@click.option("--observe", is_flag=True, help="With Prometheus and the chart's alerts, and Grafana, where installed.")
+def dev(port: int, data_dir: Path, samples: bool, observe: bool) -> None:
     """Run everything on this machine: the servers embedded, every handler a process of its own."""
     from handlers.local.dev import main as run_dev
 
-    sys.exit(run_dev(port, data_dir, samples))
+    sys.exit(run_dev(port, data_dir, samples, observe))
 
 
 @main.command()

@@ -10,9 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from handlers.http.answers import rfc3339
-from handlers.http.views import stored_json
+from handlers.http.views import stored_json, timeline, trace_id
 from handlers.tasks.states import State
-from handlers.tasks.timeline import parse_timeline
 
 _UNDER_WAY: Final = frozenset({State.SCHEDULED, State.QUEUED, State.RUNNING})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -39,11 +38,10 @@ def letter_item(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def letter_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """A letter with everything about it (columns of the query `get_dead_letter`)."""
-    traceparent: str | None = row["traceparent"]
     return letter_item(row) | {
         "payload": stored_json(row["payload"]),
-        "traceId": traceparent[3:35] if traceparent else None,
-        "timeline": parse_timeline(row["timeline"] or ()),
+        "traceId": trace_id(row["traceparent"]),
+        "timeline": timeline(row),
         "record": None if row["task_id"] else _record(row),
     }
 

@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypeVar
+from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
@@ -54,6 +56,7 @@ from handlers.http.problems import (
 from handlers.http.schema import MOST_ERRORS, field_name, shortened
 from handlers.http.submissions import moment, parse_json
 from handlers.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
+from handlers.runtime.logs import TASK
 from handlers.runtime.notifier import Delivered, Notification
 from handlers.store.errors import StoreError
 from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
@@ -166,6 +169,9 @@ def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | Non
     name, attempt, created_at = (_header(headers, header) for header in (TASK_ID, ATTEMPT, CREATED_AT))
     if name is not None and not _NAME.fullmatch(name):
         errors.append(FieldError(TASK_ID, "must be 1 to 80 of A-Z a-z 0-9 _ . -"))
+    elif name is not None:
+        with suppress(ValueError):  # another caller's names are its own, and none for a log
+            TASK.set(UUID(name[:36]))
     number = 1
     if attempt is not None:
         number = int(attempt) if attempt.isascii() and attempt.isdigit() and len(attempt) < 8 else 0

@@ -6,19 +6,22 @@ from typing import Final
 from uuid import UUID
 
 from handlers.http.problems import UNKNOWN_TASK, Problem
+from handlers.runtime.logs import TASK
 
 _UUID_LENGTH: Final = 36
 
 
 def task_id(text: str) -> UUID:
-    """The task id that stands in a path.
+    """The task id that stands in a path: the request is about this task, in the log, too.
 
     Raises:
         Problem: 404, no task can have this id.
     """
     try:
         if len(text) == _UUID_LENGTH:
-            return UUID(text)
+            task = UUID(text)
+            TASK.set(task)
+            return task
     except ValueError:
         pass
     raise unknown_task(text[:100])

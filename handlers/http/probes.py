@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -9,9 +10,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from handlers.http.problems import NOT_STARTED, Problem
+from handlers.runtime.exposition import SWITCHED_OFF, VARY, compressed
+from handlers.runtime.instruments import switched_off
 
 
-def probe_routes(started: Callable[[], bool], metrics: Callable[[], Awaitable[tuple[bytes, str]]]) -> list[Route]:
+def probe_routes(started: Callable[[], bool], metrics: Callable[[str], Awaitable[tuple[bytes, str]]]) -> list[Route]:
     """The routes of the probes.
 
     livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once
@@ -27,7 +30,13 @@ def probe_routes(started: Callable[[], bool], metrics: Callable[[], Awaitable[tu
         return PlainTextResponse("ok\n")
 
     async def exposed(request: Request) -> Response:
-        body, content_type = await metrics()
-        return Response(body, headers={"content-type": content_type})
+        if switched_off():
+            return PlainTextResponse(SWITCHED_OFF, status_code=404)
+        body, content_type = await metrics(request.headers.get("accept", ""))
+        headers = {"content-type": content_type, "vary": VARY}
+        smaller = await asyncio.to_thread(compressed, body, request.headers.get("accept-encoding", ""))
+        if smaller is not None:
+            headers["content-encoding"] = "gzip"
+        return Response(body if smaller is None else smaller, headers=headers)
 
     return [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", exposed)]

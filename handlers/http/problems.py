@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from handlers.http.answers import PROBLEM, to_json
+from handlers.runtime.logs import frames
 from handlers.store.errors import RefusedData, SchemaTooOld, StoreError
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,7 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     """Told without the exception's text and without values: they may hold somebody's address."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("%s while answering %s\n%s", type(error).__name__, request.method, frames)
+    log.error("%s while answering %s\n%s", type(error).__name__, request.method, frames(error))
     return Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened").response()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -45,10 +45,12 @@ class TypeRegistry:
         self,
         task_types: TaskTypeSource,
         *,
+        on_types: Callable[[Collection[str]], None] = lambda names: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._source = task_types
+        self._on_types = on_types
         self._clock = clock
         self._sleep = sleep
         self._types: dict[str, Registered] = {}
@@ -111,6 +113,7 @@ class TypeRegistry:
         else:
             self._trouble = None
             self._types = {name: self._renewed(task_type) for name, task_type in found.items()}
+            self._on_types(self._types.keys())
         finally:
             self._asked = self._clock()
             self._refreshing = None

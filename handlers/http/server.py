@@ -8,12 +8,14 @@ import errno
 import logging
 import math
 import socket
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from handlers.http.requests import Requests
+from handlers.runtime.logs import frames
 
 KEEP_ALIVE: Final = 75
 """Seconds that an idle connection is kept: longer than load balancers keep theirs (60 s), or they would send
@@ -86,7 +88,7 @@ async def serve(
     """
     sock = listen(host, port)
     config = uvicorn.Config(
-        app,
+        Requests(app),
         loop="none",
         http="httptools",
         ws="none",
@@ -141,7 +143,6 @@ def _without_values(record: logging.LogRecord) -> bool:
     """A fault is logged with its place alone: its text may quote a payload."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        record.msg, record.args = f"{type(error).__name__} while answering a request\n{frames}", ()
+        record.msg, record.args = f"{type(error).__name__} while answering a request\n{frames(error)}", ()
         record.exc_info = record.exc_text = None
     return True

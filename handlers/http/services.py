@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
+
+from starlette.routing import Route
 
 from handlers.http.dead_letter_desk import DeadLetterDesk
 from handlers.http.receipts import Msg91Webhook
@@ -92,20 +94,20 @@ class Services:
     """Handed to `create_app`.
 
     Args:
-        traceparent: from the header as it came (or None) to what stands on the task; a process that records spans
-            gives a span's of its own.
+        traceparent: from the header as it came (or None) to what stands on the task; ingest gives the request's span.
         now: this process's clock; only to refuse times that make no sense.
-        metrics: the text of `/metrics` and its content type.
+        metrics: from an Accept header to the text of `/metrics` and its content type.
         started: what `/readyz` says.
         dead_letters: None serves none of their routes.
         msg91_webhook: takes MSG91's delivery reports; None takes none.
+        status: what serves the page at `/status`, where there is one.
         tasks: None serves no lists and no decisions.
     """
 
     intake: Intake
     reader: Reader
     registry: TypeRegistry
-    metrics: Callable[[], Awaitable[tuple[bytes, str]]]
+    metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
     started: Callable[[], bool]
     cache: Cache = field(default_factory=NoCache)
     limits: Limits = Limits()
@@ -114,4 +116,5 @@ class Services:
     now: Callable[[], datetime] = _utc_now
     dead_letters: DeadLetterDesk | None = None
     msg91_webhook: Msg91Webhook | None = None
+    status: Sequence[Route] = ()
     tasks: TaskDesk | None = None

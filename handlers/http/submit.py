@@ -13,6 +13,7 @@ from handlers.http.problems import KEY_REUSED, FieldError, Problem, store_proble
 from handlers.http.registry import Registered, TypeRegistry
 from handlers.http.services import Services
 from handlers.http.submissions import Circumstances, parse_json, read_submission, task_type_of, unknown_type
+from handlers.runtime.logs import TASK
 from handlers.store.errors import StoreError
 from handlers.tasks.states import State
 from handlers.tasks.submission import Accepted, KeyReused
@@ -58,11 +59,14 @@ class SubmitTask:
         document = parse_json(body)
         try:
             registered = await registered_type(document, services.registry)
-            outcome = await services.intake.accept(read_submission(document, registered, circumstances))
+            submission = read_submission(document, registered, circumstances)
+            TASK.set(submission.id)
+            outcome = await services.intake.accept(submission)
         except StoreError as error:
             raise store_problem(error) from error
         if isinstance(outcome, KeyReused):
             raise key_reused("Idempotency-Key")
+        TASK.set(outcome.id)
         return outcome
 
 

@@ -27,8 +27,7 @@ def incoming(header: bytes | None) -> str | None:
 def fresh(bits: Callable[[int], int] = random.getrandbits) -> str:
     """A traceparent of our own, so that every task has a trace id.
 
-    It is not sampled: nobody recorded a span of this id, and the flag would claim that somebody did. A process that
-    records spans gives its own traceparent instead.
+    It is not sampled: nobody recorded a span of this id, and the flag would claim that somebody did.
     """
     return f"00-{bits(128) or 1:032x}-{bits(64) or 1:016x}-{_RANDOM:02x}"
 

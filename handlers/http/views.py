@@ -14,8 +14,20 @@ from handlers.tasks.timeline import parse_timeline
 
 def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object of a task's row (columns of the query `get_task`)."""
-    whole = {"payload": stored_json(row["payload"]), "timeline": parse_timeline(row["timeline"])}
+    whole = {"payload": stored_json(row["payload"]), "timeline": timeline(row)}
     return task_summary(row) | whole
+
+
+def timeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The timeline of a row, each entry with the trace that it stands in."""
+    entries: list[dict[str, Any]] = [*map(dict, parse_timeline(row["timeline"] or ()))]
+    trace = trace_id(row["traceparent"])
+    return [entry | {"traceId": trace} for entry in entries] if trace else entries
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """The trace id in a traceparent."""
+    return traceparent[3:35] if traceparent else None
 
 
 def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,14 +56,13 @@ def _error(row: Mapping[str, Any]) -> dict[str, str | None] | None:
 
 def _only_when_set(row: Mapping[str, Any]) -> dict[str, Any]:
     expires_at: datetime | None = row["expires_at"]
-    traceparent: str | None = row["traceparent"]
     return {
         "key": row["key"],
         "metadata": stored_json(row["metadata"]),
         "expiresAt": rfc3339(expires_at) if expires_at else None,
         "replays": row["replays"] or None,
         "delivery": _delivery(row),
-        "traceId": traceparent[3:35] if traceparent else None,
+        "traceId": trace_id(row["traceparent"]),
     }
 
 

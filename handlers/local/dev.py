@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+from handlers.local import observe
 from handlers.local import samples as sampling
 from handlers.local.console import Console
 from handlers.local.echo import Echo
@@ -19,10 +20,11 @@ from handlers.local.supervisor import Supervisor
 from handlers.local.trouble import Trouble, from_os_error
 
 
-def main(port: int, data_dir: Path, samples: bool, *, cli: tuple[str, ...] = CLI) -> int:
+def main(port: int, data_dir: Path, samples: bool, observed: bool = False, *, cli: tuple[str, ...] = CLI) -> int:
     """Run until SIGINT or SIGTERM; answers the exit code: 0 after that, 1 when it could not start.
 
-    `cli` is the command that knows `run <handler>`, `migrate`, `topics` and `end-leases`.
+    `observed`: with Prometheus and Grafana, where they are installed. `cli` is the command that knows `run <handler>`,
+    `migrate`, `topics` and `end-leases`.
     """
     console = Console()
     # Absolute, and without links: the name under which the next run finds what this one left.
@@ -32,7 +34,7 @@ def main(port: int, data_dir: Path, samples: bool, *, cli: tuple[str, ...] = CLI
         with locked(directory) as lock:
             lock.write(f"process {os.getpid()}")
             lock.flush()
-            return asyncio.run(_Run(console, directory, port, cli).until_told_to_stop(samples))
+            return asyncio.run(_Run(console, directory, port, cli, observed).until_told_to_stop(samples))
     except Trouble as trouble:
         console.failure(str(trouble))
     except OSError as error:
@@ -43,11 +45,12 @@ def main(port: int, data_dir: Path, samples: bool, *, cli: tuple[str, ...] = CLI
 class _Run:
     """One run, from the first server's start to the last one's end."""
 
-    def __init__(self, console: Console, data_dir: Path, port: int, cli: tuple[str, ...]) -> None:
+    def __init__(self, console: Console, data_dir: Path, port: int, cli: tuple[str, ...], observed: bool) -> None:
         self._console = console
         self._data_dir = data_dir
         self._port = port
         self._cli = cli
+        self._observed = observed
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -69,7 +72,7 @@ class _Run:
                 own_environment=os.environ,
                 cli=self._cli,
             )
-            serving = asyncio.create_task(self._serve(stack, samples))
+            serving = asyncio.create_task(self._serve(stack, supervisor, samples))
             stopping = asyncio.create_task(self._stop.wait())
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -81,19 +84,22 @@ class _Run:
         self._console.line("  Stopped.\n")
         return 0
 
-    async def _serve(self, stack: Stack, samples: bool) -> None:
+    async def _serve(self, stack: Stack, supervisor: Supervisor, samples: bool) -> None:
         """Start and show what happens until cancelled."""
         echo = Echo(self._console, stack.logs())
         echo.outcomes = False
         following = asyncio.create_task(echo.run())
         try:
             await stack.start()
+            opened = await self._observe(stack, supervisor) if self._observed else []
             self._console.title(f"Serving on {stack.url}", f"{stack.url}/docs")
             if samples:
                 await sampling.send(stack.url, self._console, stack.inbox_url)
                 self._console.line()
             if stack.inbox_url is not None:
                 self._console.line(f"  Inbox  {self._console.bold(stack.inbox_url)}")
+            for what, address in opened:
+                self._console.line(f"  {what}  {self._console.bold(address)}")
             self._console.line(f"  Logs   {self._data_dir / 'logs'}")
             self._console.line(f"\n  {self._console.soft('Ctrl-C stops.')}\n")
             echo.look()  # the samples' own outcomes are known
@@ -101,6 +107,11 @@ class _Run:
             await following
         finally:
             following.cancel()
+
+    async def _observe(self, stack: Stack, supervisor: Supervisor) -> list[tuple[str, str]]:
+        target = stack.url.removeprefix("http://")
+        opened = await observe.start(self._data_dir, target, self._console, supervisor)
+        return [("Status", f"{stack.url}/status"), *opened]
 
     def _told(self) -> None:
         if self._stop.is_set():

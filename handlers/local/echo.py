@@ -24,7 +24,20 @@ _WIDTH: Final = 160
 _GRAVE: Final = ("WARNING", "ERROR", "CRITICAL")
 # Fields of our JSON log lines that are said otherwise, or are of no use on a terminal.
 _NOT_SHOWN: Final = frozenset(
-    {"time", "level", "logger", "message", "handler", "task_id", "trace_id", "type", "exc_info", "taskName", "pid"}
+    {
+        "time",
+        "level",
+        "logger",
+        "message",
+        "handler",
+        "task_id",
+        "trace_id",
+        "span_id",
+        "type",
+        "exc_info",
+        "taskName",
+        "pid",
+    }
 )
 
 

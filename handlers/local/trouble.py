@@ -56,8 +56,9 @@ def gist(text: str) -> str:
     if lines[-1].startswith("{"):  # one of our own log lines
         with contextlib.suppress(ValueError):
             record = json.loads(lines[-1])
-            cause = str(record.get("exc_info") or "").strip().splitlines()
-            return ": ".join([str(record.get("message", lines[-1])), *cause[-1:]])[:400]
+            cause = str(record.get("exc_info") or "").strip().splitlines()[-1:]
+            cause = cause or [str(record[name]) for name in ("error_class", "raised_at") if name in record]
+            return ": ".join([str(record.get("message", lines[-1])), *cause])[:400]
     return (" ".join(line.strip() for line in lines) if len(lines) <= 4 else lines[-1].strip())[:600]
 
 

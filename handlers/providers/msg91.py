@@ -9,6 +9,7 @@ from typing import Final
 import httpx
 
 from handlers.providers import notify
+from handlers.providers.calls import call, http_attributes
 from handlers.providers.msg91_answers import classify
 from handlers.providers.msg91_settings import Msg91Settings
 from handlers.providers.provider import provider
@@ -30,6 +31,7 @@ class Msg91:
     def __init__(self, settings: Msg91Settings, http: httpx.AsyncClient) -> None:
         self._settings = settings
         self._http = http
+        self._about = http_attributes("POST", settings.base_url, PATH)
 
     async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
         """Hand one message over and return MSG91's request id. Taken is not delivered: that a webhook tells later.
@@ -44,10 +46,13 @@ class Msg91:
             TaskError: what `msg91_answers.classify` makes of the answer, or of there being none.
         """
         request = self._http.build_request("POST", PATH.lstrip("/"), json=self._flow(sms, crqid))
-        response = await self._answer(request)
-        outcome = classify(response.status_code, response.content, retry_after=response.headers.get("retry-after"))
-        if isinstance(outcome, TaskError):
-            raise outcome
+        # Its trace ends here: what ours is called is nothing to MSG91.
+        with call("msg91", f"POST {PATH}", self._about) as span:
+            response = await self._answer(request)
+            span.note("http.response.status_code", response.status_code)
+            outcome = classify(response.status_code, response.content, retry_after=response.headers.get("retry-after"))
+            if isinstance(outcome, TaskError):
+                raise outcome
         return outcome
 
     def _flow(self, sms: Sms, crqid: str) -> dict[str, JsonValue]:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from handlers.providers.calls import TRACE, call, http_attributes
 from handlers.providers.email import Email
 from handlers.providers.notify_settings import NotifySettings
 from handlers.providers.sms import Sms
@@ -37,6 +38,7 @@ class NotifyClient:
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
+        self._base_url = str(http.base_url)
 
     async def deliver(
         self, channel: str, document: Mapping[str, Any], identity: str, attempt: int, created_at: datetime | None = None
@@ -50,10 +52,13 @@ class NotifyClient:
         headers = {"content-type": "application/json", TASK_ID: identity, ATTEMPT: str(attempt)}
         if created_at is not None:
             headers[CREATED_AT] = created_at.astimezone(UTC).isoformat()
-        response = await self._post(f"notifications/{channel}", json.dumps(document).encode("ascii"), headers)
-        outcome = classify(response.status_code, response.content)
-        if isinstance(outcome, TaskError):
-            raise outcome
+        path = f"notifications/{channel}"
+        with call("notify", f"POST /{path}", http_attributes("POST", self._base_url, path)) as span:
+            response = await self._post(path, json.dumps(document).encode("ascii"), headers)
+            span.note("http.response.status_code", response.status_code)
+            outcome = classify(response.status_code, response.content)
+            if isinstance(outcome, TaskError):
+                raise outcome
         return outcome
 
     async def check(self, channel: str) -> None:
@@ -72,6 +77,8 @@ class NotifyClient:
     async def _post(self, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         import httpx
 
+        if traceparent := TRACE.get():  # the service is ours, and goes on with the trace
+            headers = {**headers, "traceparent": traceparent}
         lost = ""
         # A request whose connection broke is asked once more: by its id it is answered what became of it.
         for _ in range(2):

@@ -13,12 +13,13 @@ from aiosmtplib import SMTP
 
 from handlers.providers import notify
 from handlers.providers.addresses import Address
+from handlers.providers.calls import Call, Value, call
 from handlers.providers.deliveries import Deliveries
 from handlers.providers.email import Email
 from handlers.providers.mime import Message, compose
 from handlers.providers.provider import provider
 from handlers.providers.smtp_pool import Pool
-from handlers.providers.smtp_replies import Reply, Stage
+from handlers.providers.smtp_replies import Kind, Reply, Stage
 from handlers.providers.smtp_session import answer, dial, hang_up, tls_context
 from handlers.providers.smtp_settings import SmtpSettings
 from handlers.providers.smtp_transaction import transact
@@ -35,6 +36,11 @@ class Mailer:
 
     def __init__(self, settings: SmtpSettings, hostname: str) -> None:
         self._settings = settings
+        self._where: Mapping[str, Value] = {
+            "network.protocol.name": "smtp",
+            "server.address": settings.host or "",
+            "server.port": settings.server_port,
+        }
         self._sender = Address.parse(settings.sender)
         self._hostname = hostname
         self._tls = tls_context(settings)
@@ -100,8 +106,12 @@ class Mailer:
         return await dial(self._settings, self._hostname, self._tls)
 
     async def _transact(self, message: Message, to: list[str]) -> Mapping[str, Reply]:
-        async with self._pool.connection() as connection:
-            return await transact(self._pool, connection, message, to, data_timeout=self._settings.data_timeout)
+        with call("smtp", "SMTP send", self._where) as span:
+            async with self._pool.connection() as connection:
+                timeout = self._settings.data_timeout
+                replies = await transact(self._pool, connection, message, to, data_timeout=timeout)
+            _describe(span, replies)
+            return replies
 
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
         weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
@@ -115,6 +125,16 @@ class Mailer:
                 f" {self._settings.max_message_bytes}"
             )
         return message
+
+
+def _describe(span: Call, replies: Mapping[str, Reply]) -> None:
+    """What a trace shows of a dialogue: how many recipients there were, and the reply of the one that went worst."""
+    worst = max(replies.values(), key=lambda reply: reply.code)
+    span.note("smtp.recipients", len(replies))
+    span.note("smtp.recipients.accepted", sum(reply.kind is Kind.ACCEPTED for reply in replies.values()))
+    span.note("smtp.reply.code", worst.code)
+    if worst.kind is not Kind.ACCEPTED:
+        span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
 
 
 @provider("smtp", settings=SmtpSettings, through=notify.mails)

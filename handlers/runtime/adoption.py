@@ -12,7 +12,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from handlers.runtime import metrics
+from handlers.runtime import message_spans, metrics
 from handlers.runtime.process import Process
 from handlers.runtime.tracing import new_traceparent
 from handlers.store.errors import RefusedData, StoreBusy, StoreUnavailable
@@ -127,6 +127,8 @@ def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | No
         adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
         if known.fresh:
             adopted.fresh.add(known.task)
+            if foreign.traceparent is None:
+                message_spans.created(foreign.record.topic, known.task, wanted.traceparent)
         return
     metrics.ADOPTED.labels(foreign.task_type, "poison").inc()
     adopted.poison.append((foreign.record, poison))

@@ -1,35 +1,77 @@
-"""What every attempt counts."""
+"""What every attempt counts, as far as it can for a whole batch at once."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
-from handlers.runtime import metrics
+from handlers.runtime import metrics, tracing
 from handlers.store.claims import Settled
 from handlers.tasks.decision import Decision
 from handlers.tasks.states import Event
 
-SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
+if TYPE_CHECKING:
+    from handlers.runtime.executor import Executor
+
+Ended = tuple[Decision, Settled, str | None]
+"""How an attempt was decided, what became of that, and the task's traceparent."""
+
+_executors: Final[dict[str, WeakSet[Executor]]] = {}
 
 
 class AttemptMetrics:
-    """The labelled children that every attempt touches, looked up once."""
+    """One type's series, all of them there from the start, looked up once."""
 
     def __init__(self, task_type: str) -> None:
         self._type = task_type
-        self.in_flight = metrics.IN_FLIGHT.labels(task_type)
-        self.processing = metrics.PROCESSING.labels(task_type)
+        self._processing = metrics.PROCESSING.labels(task_type)
         self._end_to_end = metrics.END_TO_END.labels(task_type)
-        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in SETTLES}
+        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in metrics.SETTLES}
+        self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in metrics.TASK_ERRORS}
+        self._repeats = metrics.REPEATS.labels(task_type)
+        self._late = {
+            counted: metrics.LATE_SETTLES.labels(task_type, str(counted).lower()) for counted in (True, False)
+        }
+
+    def show(self, executor: Executor) -> None:
+        """Count what `executor` has in flight, whenever somebody looks."""
+        executors = _executors.setdefault(self._type, WeakSet())
+        executors.add(executor)
+        metrics.IN_FLIGHT.labels(self._type).set_function(_in_flight(executors))
+        metrics.CONCURRENCY.labels(self._type).set(executor.concurrency)
+
+    def processed(self, seconds: float, traceparent: str | None) -> None:
+        """The handler's own work is over."""
+        self._processing.observe(seconds, tracing.exemplar(traceparent))
 
     def error(self, error_class: str) -> None:
-        metrics.ERRORS.labels(self._type, error_class).inc()
+        """An attempt failed."""
+        found = self._errors.get(error_class)
+        (found or metrics.ERRORS.labels(self._type, metrics.error_class(error_class))).inc()
 
-    def settled(self, decision: Decision, settled: Settled) -> None:
-        self._outcomes[decision.event].inc()
-        if decision.event is Event.SUCCEEDED and settled.written:
-            self._end_to_end.observe(settled.age)
-        if decision.error_class == "Ambiguous" and decision.event is Event.RETRY:
-            metrics.REPEATS.labels(self._type).inc()
-        if settled.late or not settled.written:
-            metrics.LATE_SETTLES.labels(self._type, str(settled.written).lower()).inc()
+    def settled(self, batch: Iterable[Ended]) -> None:
+        """These outcomes were written by one statement."""
+        events: Counter[Event] = Counter()
+        ages = []
+        for decision, settled, traceparent in batch:
+            events[decision.event] += 1
+            if decision.event is Event.SUCCEEDED:
+                if settled.written:
+                    exemplar = tracing.exemplar(traceparent)
+                    if exemplar is None:
+                        ages.append(settled.age)
+                    else:
+                        self._end_to_end.observe(settled.age, exemplar)
+            elif decision.event is Event.RETRY and decision.error_class == "Ambiguous":
+                self._repeats.inc()
+            if settled.late or not settled.written:
+                self._late[settled.written].inc()
+        for event, count in events.items():
+            self._outcomes[event].inc(count)
+        self._end_to_end.observe_all(ages)
+
+
+def _in_flight(executors: WeakSet[Executor]) -> Callable[[], float]:
+    return lambda: sum(executor.in_flight for executor in list(executors))

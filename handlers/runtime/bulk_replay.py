@@ -7,15 +7,17 @@ where it was when its carrier is lost.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Final
 
-from handlers.runtime import metrics
+from handlers.runtime import metrics, tracing
 from handlers.store.dead_letter_replays import BulkReplay, DeadLetterReplays
 from handlers.store.errors import RefusedData, SchemaTooOld, StoreBusy
 
 log = logging.getLogger(__name__)
 
 BATCH: Final = 500
+SIZE: Final = "db.operation.batch.size"
 ROUNDS: Final = 10
 """Batches of each bulk replay in one tick, at most: the leader has other things to do as well."""
 
@@ -47,8 +49,13 @@ class BulkReplays:
 
     async def _carry_on(self, bulk: BulkReplay) -> None:
         limit = min(bulk.allowance, BATCH)
+        began = time.time_ns()
         looked_at, replayed = await self._replays.carry_on(bulk, limit)
+        # Only now it is known whose traces it is about.
+        traceparents = (letter.traceparent for letter in replayed)
+        with tracing.batch("replay tasks", "INTERNAL", traceparents, tracing.POSTGRES, size=SIZE, began=began):
+            pass
         for letter in replayed:
-            metrics.REPLAYED.labels(letter.error_class, "bulk").inc()
+            metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
         if looked_at < limit:
             log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Mapping
 from typing import Final
 from uuid import UUID
 
-from handlers.runtime import metrics
 from handlers.store.circuits import Circuit, Circuits
 from handlers.store.errors import StoreError
 from handlers.tasks.circuit import RAMP_SECONDS, Health
@@ -34,8 +33,6 @@ class CircuitWatch:
             StoreError: they could not be read; what was known stays.
         """
         self._known = await self.store.all()
-        for name, circuit in self._known.items():
-            metrics.CIRCUIT_OPEN.labels(name).set(circuit.open)
         return self._known
 
     async def keep_fresh(self) -> None:

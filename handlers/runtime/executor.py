@@ -6,21 +6,20 @@ The only place where a handler's code is run and where whatever it raises is cau
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
 from uuid import UUID
 
+from handlers.providers.calls import TRACE
 from handlers.providers.provider import Checkable
-from handlers.runtime import logs, metrics, tracing
+from handlers.runtime import logs, message_spans, metrics
 from handlers.runtime.attempt_metrics import AttemptMetrics
 from handlers.runtime.circuits import Gate
+from handlers.runtime.claimed import task_of
 from handlers.runtime.handler import Handler
 from handlers.runtime.lease import Lease
 from handlers.runtime.limiter import Limiter
@@ -29,7 +28,7 @@ from handlers.store.errors import RefusedData, StoreError
 from handlers.store.group_commit import GroupCommit
 from handlers.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from handlers.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
-from handlers.tasks.model import Receipt, Task
+from handlers.tasks.model import Receipt
 from handlers.tasks.states import Event
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,9 @@ class _Running:
     """A claim in this process."""
 
     task: asyncio.Task[None]
+    traceparent: str | None
     stage: _Stage = _Stage.WAITING
+    span: message_spans.Attempt | None = None
 
 
 class Executor:
@@ -68,27 +69,31 @@ class Executor:
         gate: Gate,
         limiter: Limiter,
         concurrency: int,
+        source: message_spans.Destination,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._handler = handler
         self._client = client
+        self._claims = claims
+        self._source = source
         self._lease = lease
         self._gate = gate
         self._limiter = limiter
         self._jitter = jitter
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[tuple[UUID, int], _Running] = {}  # a task whose lease was lost may come again meanwhile
         self._settling = 0
         self._room = asyncio.Event()
         self._draining = False
         self._settle: GroupCommit[Settlement, Settled] = GroupCommit(
-            claims.settle,
+            self._settle_batch,
             identity=lambda settlement: settlement.id,
             max_items=SETTLE_BATCH,
             observe=metrics.BATCH.labels("settle").observe,
         )
         self._metrics = AttemptMetrics(handler.type)
+        self._metrics.show(self)
 
     @property
     def in_flight(self) -> int:
@@ -105,7 +110,7 @@ class Executor:
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them.
         """
-        return max(0, 2 * self._concurrency - len(self._running) + min(self._settling, 2 * SETTLE_BATCH))
+        return max(0, 2 * self.concurrency - len(self._running) + min(self._settling, 2 * SETTLE_BATCH))
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""
@@ -113,14 +118,16 @@ class Executor:
             self._room.clear()
             await self._room.wait()
 
-    def start(self, claim: Claim, term: int, *, probe: bool = False) -> None:
+    def start(
+        self, claim: Claim, term: int, *, probe: bool = False, sent: str | None = None, received: str | None = None
+    ) -> None:
         """Run `claim`, made in `term` of the lease, as soon as a slot is free.
 
-        `probe` marks the one that is let through an open circuit.
+        `probe` marks the one that is let through an open circuit. `sent` is the traceparent of its record, `received`
+        that of the claim's span.
         """
-        task = asyncio.create_task(self._run(claim, term, probe))
-        self._running[claim.id, claim.version] = _Running(task)
-        self._metrics.in_flight.inc()
+        task = asyncio.create_task(self._run(claim, term, probe, sent, received))
+        self._running[claim.id, claim.version] = _Running(task, claim.traceparent)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Hand back what has not begun, give the rest `seconds`, cut off what is left, and settle it all."""
@@ -152,15 +159,21 @@ class Executor:
 
     # The way of one claim ------------------------------------------------------------------------------------------
 
-    async def _run(self, claim: Claim, term: int, probe: bool) -> None:
-        token = logs.TASK.set((str(claim.id), tracing.trace_id(claim.traceparent)))
+    async def _run(self, claim: Claim, term: int, probe: bool, sent: str | None, received: str | None) -> None:
+        logs.TASK.set(claim.id)  # this asyncio task is the attempt's own: nothing has to be set back
+        TRACE.set(claim.traceparent)
+        running = self._running[claim.id, claim.version]
         try:
-            decision = await self._attempt(claim, term, probe)
+            with message_spans.processing(self._source, claim, sent, received) as running.span:
+                decision = await self._attempt(claim, term, probe)
+                if running.span is not None:
+                    running.span.decided(decision)
+            if running.span is not None:
+                running.traceparent = running.span.traceparent
+                TRACE.set(running.traceparent)
             await self._write(claim, decision)
         finally:
-            logs.TASK.reset(token)
             del self._running[claim.id, claim.version]
-            self._metrics.in_flight.dec()
             self._room.set()
 
     async def _attempt(self, claim: Claim, term: int, probe: bool) -> Decision:
@@ -175,6 +188,7 @@ class Executor:
                 running.stage, since = _Stage.RUNNING, loop.time()
                 result = await self._call(claim, payload)
         except TaskError as raised:
+            _record(running, raised)
             error = raised
         except asyncio.CancelledError:  # only draining cancels
             if running.stage is _Stage.WAITING:
@@ -182,12 +196,12 @@ class Executor:
             error = Ambiguous("it was cut off when its worker ended")
         except Exception as raised:  # noqa: BLE001 - the one boundary: whatever a handler raises becomes a decision
             # Where it happened, without what it says: that may name a person, and is kept on the row alone.
-            frames = "".join(traceback.format_tb(raised.__traceback__))
-            log.error("a handler crashed\n%s", frames, extra={"error_class": type(raised).__name__})
+            log.error("a handler crashed\n%s", logs.frames(raised), extra={"error_class": type(raised).__name__})
+            _record(running, raised)
             error = Crash(f"{type(raised).__name__}: {raised}")
         if running.stage is _Stage.RUNNING:
             running.stage = _Stage.SETTLING  # what is known now must not be cut off
-            self._metrics.processing.observe(loop.time() - since)
+            self._metrics.processed(loop.time() - since, claim.traceparent)
             await self._judge(claim, error)
         return succeeded(result) if error is None else self._decide(claim, error, since=since)
 
@@ -222,12 +236,11 @@ class Executor:
         Raises:
             Exception: whatever it raises; Ambiguous where it took too long.
         """
-        task, seconds = _task(self._handler.type, claim, payload), self._handler.policy.timeout
+        task, seconds = task_of(self._handler.type, claim, payload), self._handler.policy.timeout
         arguments = (task,) if self._handler.provider is None else (task, self._client)
         try:
-            with self._span(claim):
-                async with asyncio.timeout(seconds) as limit:
-                    receipt = await self._handler.function(*arguments)
+            async with asyncio.timeout(seconds) as limit:
+                receipt = await self._handler.function(*arguments)
         except TimeoutError:
             if limit.expired():
                 raise Ambiguous(f"it was cut off after {seconds:g} s") from None
@@ -237,10 +250,6 @@ class Executor:
             log.error("a handler returned something else than a Receipt", extra={"type": self._handler.type})
             return None
         return receipt.result if receipt else None
-
-    def _span(self, claim: Claim) -> AbstractContextManager[None]:
-        attributes: tracing.Attributes = {"messaging.message.id": str(claim.id), "taskflux.attempt": claim.attempt}
-        return tracing.process_span(self._handler.type, claim.traceparent, attributes)
 
     async def _judge(self, claim: Claim, error: TaskError | None) -> None:
         """What the provider's circuit learns from an attempt."""
@@ -262,10 +271,9 @@ class Executor:
         self._settling += 1
         self._room.set()
         try:
-            settled = await self._settle_surely(claim, _storable(decision))
+            await self._settle_surely(claim, _storable(decision))
         finally:
             self._settling -= 1
-        self._metrics.settled(decision, settled)
         self._tell(claim, decision)
 
     def _tell(self, claim: Claim, decision: Decision) -> None:
@@ -279,11 +287,21 @@ class Executor:
                 extra["omitted"] = omitted
         log.log(level, event, extra=extra)
 
-    async def _settle_surely(self, claim: Claim, decision: Decision) -> Settled:
+    async def _settle_batch(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        running = [self._running.get((each.id, each.version)) for each in settlements]
+        traceparents = [each.traceparent if each is not None else None for each in running]
+        with message_spans.settling(self._source, traceparents):
+            settled = await self._claims.settle(settlements)
+        decisions = (each.decision for each in settlements)
+        self._metrics.settled(zip(decisions, settled, traceparents, strict=True))
+        return settled
+
+    async def _settle_surely(self, claim: Claim, decision: Decision) -> None:
         """Write it, however long that takes: unwritten, its task would run for as long as this worker lives."""
         while True:
             try:
-                return await self._settle.submit(Settlement(claim.id, claim.version, decision))
+                await self._settle.submit(Settlement(claim.id, claim.version, decision))
+                return
             except StoreError as error:
                 log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
                 if isinstance(error, RefusedData):
@@ -291,24 +309,9 @@ class Executor:
             await asyncio.sleep(SETTLE_AGAIN)
 
 
-def _task(task_type: str, claim: Claim, payload: Any) -> Task[Any]:
-    return Task(
-        claim.id,
-        task_type,
-        payload,
-        claim.attempt,
-        claim.max_attempts,
-        claim.replays,
-        claim.created_at,
-        claim.tenant,
-        claim.key,
-        _object(claim.metadata),
-        _object(claim.progress),
-    )
-
-
-def _object(text: str | None) -> Mapping[str, Any]:
-    return json.loads(text) if text else {}
+def _record(running: _Running, error: BaseException) -> None:
+    if running.span is not None:
+        running.span.raised(error)
 
 
 def _storable(decision: Decision) -> Decision:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Final
 
-from handlers.runtime import metrics
+from handlers.runtime import metrics, tracing
 from handlers.runtime.circuits import CircuitWatch
 from handlers.runtime.publisher import Publisher
 from handlers.store.errors import StoreError
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE: Final = 2.0
 """Seconds that a submitter waits for a PostgreSQL that is away before it is told so."""
+INSERT: Final = {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"}
 INSERT_BATCH: Final = 500
 PUBLISH_BATCH: Final = 1000
 MAX_PENDING: Final = 20_000
@@ -40,6 +42,7 @@ class Intake:
         provider_of: Callable[[str], str | None],
         grace: float,
     ) -> None:
+        self._tasks = tasks
         self._provider_of = provider_of
         self._publisher = publisher
         self._circuits = circuits
@@ -48,14 +51,14 @@ class Intake:
         self._publishing: asyncio.Task[None] | None = None
         observe = metrics.BATCH.labels("insert").observe
         self._now: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
-            lambda batch: tasks.insert(batch, self._grace),
+            lambda batch: self._insert(batch, self._grace),
             identity=Tasks.identity,
             max_items=INSERT_BATCH,
             patience=PATIENCE,
             observe=observe,
         )
         self._later: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
-            lambda batch: tasks.insert(batch, 0.0),
+            lambda batch: self._insert(batch, 0.0),
             identity=Tasks.identity,
             max_items=INSERT_BATCH,
             patience=PATIENCE,
@@ -78,13 +81,18 @@ class Intake:
         if isinstance(answer, Accepted) and answer.publish_now:
             self._pending.append(Due(submission.id, submission.type, 1, submission.key, submission.traceparent))
             if self._publishing is None:
-                self._publishing = asyncio.create_task(self._publish_pending())
+                self._publishing = asyncio.create_task(self._publish_pending(), context=Context())
         return answer
 
     async def drain(self) -> None:
         """Publish what was promised; what Kafka does not take stays due."""
         if self._publishing is not None:
             await self._publishing
+
+    async def _insert(self, batch: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
+        traceparents = (each.traceparent for each in batch)
+        with tracing.batch("insert tasks", "CLIENT", traceparents, INSERT, size="db.operation.batch.size"):
+            return await self._tasks.insert(batch, grace)
 
     async def _publish_pending(self) -> None:
         try:

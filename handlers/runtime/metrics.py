@@ -1,101 +1,385 @@
-"""Every metric, declared once. Labels are bounded: never a task id, a recipient, or free text."""
+"""Every metric, declared once: its name, its labels with the values they may take, and what it tells.
+
+One process has one registry, and shows what it has seen itself; what stands in PostgreSQL and Kafka is measured by the
+relay that leads (see `depth`), which is there when every handler is at zero. `docs/observability.md` shows this file as
+a table. Labels are bounded: never a task id, a recipient, or free text.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import disable_created_metrics
 
-_LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+from handlers.runtime.instruments import DECLARED, Label, counter, gauge, histogram, snapshot
+from handlers.store.queries import names as statement_names
+from handlers.stream.envelope import PoisonClass
+from handlers.tasks.delivery import DeliveryStatus
+from handlers.tasks.states import Event, State
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, of use to nobody who scrapes
+
+_WAITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+_CALLS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
-SUBMITTED: Final = Counter("taskflux_submitted", "Submissions by what became of them.", ["type", "outcome"])
-CLAIMED: Final = Counter("taskflux_claimed", "Tasks taken over from Kafka.", ["type"])
-SKIPPED: Final = Counter(
-    "taskflux_duplicates_suppressed",
-    "Records whose task was not claimable at their version, or is not there.",
-    ["type"],
+__all__ = ["DECLARED"]
+
+OTHER: Final = "other"
+UNKNOWN: Final = "unknown"
+
+SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
+TASK_ERRORS: Final = (
+    "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "InvalidPayload", "Expired", "WorkerLost",
+    "Crash",
+)  # fmt: skip
+RECORD_ERRORS: Final = (*(each.value for each in PoisonClass), "MalformedDeadLetter", "Unknown")
+STORE_ERRORS: Final = ("StoreUnavailable", "StoreBusy", "RefusedData", "SchemaTooOld", "StoreError")
+CALLED: Final = ("succeeded", "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "crashed")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+WAITING_STATES: Final = ("scheduled", "due", "running", "dead-due")
+PARKED_STATES: Final = (State.DEAD.value, State.UNCERTAIN.value, State.CANCELLED.value)
+PROVIDERS: Final = ("smtp", "msg91", "notify")
+
+_TYPE: Final = Label("type", said="a registered task type")
+_TAKEN: Final = Label("type", said="a registered task type, or dlq")
+_QUEUE: Final = Label("type", said="a registered task type, dlq, or router")
+_ERROR: Final = Label("error_class", (*TASK_ERRORS, *RECORD_ERRORS, OTHER), "own subclasses by name, at most 50")
+_PROVIDER: Final = Label("provider", said="a handler's provider: smtp, msg91, or one of your own")
+_KAFKA_ERROR: Final = "or the name of Kafka's error"
+
+# Ingest ---------------------------------------------------------------------------------------------------------------
+
+SUBMITTED: Final = counter(
+    "taskflux_submitted",
+    "Submissions by what became of them: accepted, repeated (an idempotency key seen before), or the problem they were"
+    " refused with; refused ones have the type `unknown`.",
+    Label("type", said=f"a registered task type, or {UNKNOWN}"),
+    Label("outcome", ("accepted", "repeated"), "or the last part of a problem's type"),
+    by="ingest",
 )
-ATTEMPTS: Final = Counter(
-    "taskflux_attempts", "Attempts by outcome (the event that settled them).", ["type", "outcome"]
-)
-ERRORS: Final = Counter("taskflux_errors", "Failed attempts by error class.", ["type", "error_class"])
-PROCESSING: Final = Histogram(
-    "taskflux_processing_seconds", "Seconds that a handler's own work took.", ["type"], buckets=_LATENCY
-)
-WAITED: Final = Histogram(
-    "taskflux_wait_seconds", "Seconds from when a task was due to its claim.", ["type"], buckets=_LATENCY
-)
-END_TO_END: Final = Histogram(
-    "taskflux_end_to_end_seconds", "Seconds from acceptance to success.", ["type"], buckets=_LATENCY
-)
-IN_FLIGHT: Final = Gauge("taskflux_in_flight", "Tasks that this process has claimed and not settled.", ["type"])
-REPEATS: Final = Counter(
-    "taskflux_repeats",
-    "Side effects that may have happened twice: a task ran again after an unknown outcome.",
-    ["type"],
-)
-LATE_SETTLES: Final = Counter(
-    "taskflux_late_settles",
-    "Outcomes that were reported after the lease had run out, by whether they counted.",
-    ["type", "counted"],
-)
-DEAD_LETTERS: Final = Counter("taskflux_dead_letters", "Dead letters stored, by error class.", ["error_class"])
-REPLAYED: Final = Counter(
-    "taskflux_dead_letters_replayed",
-    "Dead letters sent again, by error class and by how: single, bulk, or mended into a new task.",
-    ["error_class", "how"],
-)
-NOTIFICATIONS: Final = Counter(
-    "taskflux_notifications",
-    "Notifications asked for over HTTP, by what became of them: accepted, repeated (not sent again), or the error.",
-    ["channel", "outcome"],
-)
-REPORTS: Final = Counter(
+REPORTS: Final = counter(
     "taskflux_delivery_reports",
     "Delivery reports by status, or by why they were not kept: repeated (it said no more than was known), unknown (no"
     " such task, or one replayed since), unmatched (no id of ours), malformed.",
-    ["status"],
+    Label("status", (*(each.value for each in DeliveryStatus), "repeated", "unknown", "unmatched", "malformed")),
+    by="ingest",
 )
-FIRST_REPORTS: Final = Counter(
+FIRST_REPORTS: Final = counter(
     "taskflux_first_reports",
     "Tasks that got their first delivery report, by the state in which it found them. What succeeded"
-    ' (taskflux_attempts_total{outcome="succeeded"}) less what was reported in the states succeeded and running was'
+    ' (`taskflux_attempts_total{outcome="succeeded"}`) less what was reported in the states succeeded and running was'
     " accepted and never reported, or not yet.",
-    ["type", "state"],
+    _TYPE,
+    Label("state", tuple(each.value for each in State)),
+    by="ingest",
 )
-ADOPTED: Final = Counter(
-    "taskflux_adopted", "Records of other producers by outcome: adopted, repeated or poison.", ["type", "outcome"]
+HTTP_REQUESTS: Final = counter(
+    "taskflux_http_requests",
+    "HTTP requests that were answered, probes aside; `aborted`: the caller or the end of the process was faster.",
+    Label("method", (*METHODS, OTHER)),
+    Label("route", said="the template of a route, or `(no route)`"),
+    Label("status", said="a status code, or `aborted`"),
+    by="ingest, notify",
 )
-POISON: Final = Counter("taskflux_poison", "Records that were no task, by what was wrong.", ["error_class"])
-CIRCUIT_OPEN: Final = Gauge("taskflux_circuit_open", "1 while nothing is published for the provider.", ["provider"])
-RATE_WAIT: Final = Histogram(
+HTTP_SECONDS: Final = histogram(
+    "taskflux_http_request_seconds",
+    "Seconds until an HTTP request was answered, probes aside.",
+    Label("method", (*METHODS, OTHER)),
+    Label("route", said="the template of a route, or `(no route)`"),
+    buckets=_CALLS,
+    exemplars=True,
+    by="ingest, notify",
+)
+HTTP_IN_PROGRESS: Final = gauge(
+    "taskflux_http_in_progress", "HTTP requests that wait for their answer, probes aside.", by="ingest, notify"
+)
+NOTIFICATIONS: Final = counter(
+    "taskflux_notifications",
+    "Notifications asked for over HTTP, by what became of them: accepted, repeated (not sent again), or the error.",
+    Label("channel", ("email", "sms")),
+    Label("outcome", ("accepted", "repeated", *TASK_ERRORS)),
+    by="notify",
+)
+
+# Handlers -------------------------------------------------------------------------------------------------------------
+
+CLAIMED: Final = counter(
+    "taskflux_claimed",
+    "Tasks taken over from Kafka; dead letters, of the type `dlq`.",
+    _TAKEN,
+    by="process-*, dlq-sink",
+)
+SKIPPED: Final = counter(
+    "taskflux_duplicates_suppressed",
+    "Records whose task was not claimable at their version, or is not there.",
+    _TYPE,
+    by="process-*",
+)
+ATTEMPTS: Final = counter(
+    "taskflux_attempts",
+    "Attempts by outcome (the event that settled them; handed-back ones spent no attempt); `expired`: ended by the"
+    " relay's leader while they waited.",
+    _TYPE,
+    Label("outcome", (*(each.value for each in SETTLES), "expired")),
+    by="process-*, relay",
+)
+ERRORS: Final = counter("taskflux_errors", "Failed attempts by error class.", _TYPE, _ERROR, by="process-*")
+PROCESSING: Final = histogram(
+    "taskflux_processing_seconds",
+    "Seconds that a handler's own work took.",
+    _TYPE,
+    buckets=_WAITS,
+    exemplars=True,
+    by="process-*",
+)
+WAITED: Final = histogram(
+    "taskflux_wait_seconds", "Seconds from when a task was due to its claim.", _TYPE, buckets=_WAITS, by="process-*"
+)
+END_TO_END: Final = histogram(
+    "taskflux_end_to_end_seconds",
+    "Seconds from acceptance to success.",
+    _TYPE,
+    buckets=_WAITS,
+    exemplars=True,
+    by="process-*",
+)
+IN_FLIGHT: Final = gauge(
+    "taskflux_in_flight", "Tasks that this process has claimed and not settled.", _TYPE, by="process-*"
+)
+CONCURRENCY: Final = gauge(
+    "taskflux_concurrency", "Attempts that may run at once: nothing where nobody is.", _TAKEN, by="process-*, dlq-sink"
+)
+REPEATS: Final = counter(
+    "taskflux_repeats",
+    "Side effects that may have happened twice: a task ran again after an unknown outcome.",
+    _TYPE,
+    by="process-*, relay",
+)
+LATE_SETTLES: Final = counter(
+    "taskflux_late_settles",
+    "Outcomes that were reported after the lease had run out, by whether they counted.",
+    _TYPE,
+    Label("counted", ("true", "false")),
+    by="process-*",
+)
+ADOPTED: Final = counter(
+    "taskflux_adopted",
+    "Records of other producers by what they became: tasks, tasks that were there, or dead letters.",
+    _TYPE,
+    Label("outcome", ("adopted", "repeated", "poison")),
+    by="process-*, router",
+)
+POISON: Final = counter(
+    "taskflux_poison",
+    "Records that were no task, by what was wrong.",
+    Label("error_class", (*RECORD_ERRORS, OTHER)),
+    by="process-*, router",
+)
+REBALANCES: Final = counter(
+    "taskflux_rebalances", "Assignments of partitions to this process.", by="process-*, router, dlq-sink"
+)
+COMMITS_FAILED: Final = counter(
+    "taskflux_commits_failed",
+    "Offset commits that Kafka refused (harmless: the records come again and are skipped).",
+    Label("error", ("Timeout",), _KAFKA_ERROR),
+    by="process-*, router, dlq-sink",
+)
+DEAD_LETTERS: Final = counter("taskflux_dead_letters", "Dead letters stored.", _ERROR, by="dlq-sink")
+REPLAYED: Final = counter(
+    "taskflux_dead_letters_replayed",
+    "Dead letters sent again, by how: single, bulk, or mended into a new task.",
+    _ERROR,
+    Label("how", ("single", "bulk", "mended")),
+    by="ingest, relay",
+)
+
+# Providers ------------------------------------------------------------------------------------------------------------
+
+PROVIDER_REQUESTS: Final = counter(
+    "taskflux_provider_requests",
+    "Calls to a provider by how they ended.",
+    _PROVIDER,
+    Label("outcome", CALLED),
+    by="process-*, notify",
+)
+PROVIDER_SECONDS: Final = histogram(
+    "taskflux_provider_request_seconds",
+    "Seconds that a call to a provider took, the wait for a free connection included.",
+    _PROVIDER,
+    buckets=_CALLS,
+    exemplars=True,
+    by="process-*, notify",
+)
+RATE_WAIT: Final = histogram(
     "taskflux_rate_limit_wait_seconds",
     "Seconds that attempts waited for their provider's rate limit.",
-    ["provider"],
-    buckets=_LATENCY,
+    Label("provider", said="a provider, or the type of a handler without one"),
+    buckets=_CALLS,
+    by="process-*, notify",
 )
-PUBLISHED: Final = Counter("taskflux_published", "Records sent to Kafka, by outcome.", ["outcome"])
-RELAY_LAG: Final = Gauge("taskflux_relay_lag_seconds", "How long the oldest due task has waited to be published.")
-DEPTH: Final = Gauge("taskflux_tasks", "Tasks that wait or run.", ["type", "state"])
-OLDEST: Final = Gauge("taskflux_oldest_seconds", "Age of the oldest task that is due and not published.", ["type"])
-KAFKA_LAG: Final = Gauge("taskflux_lag", "Records that nobody has taken.", ["type"])
-LEADER: Final = Gauge("taskflux_leader", "1 where the auditor and the lease sweep run.")
-LEASES_SWEPT: Final = Counter(
-    "taskflux_leases_swept", "Tasks whose worker was lost, by what became of them.", ["type", "state"]
+
+# Publishing -----------------------------------------------------------------------------------------------------------
+
+PUBLISHED: Final = counter(
+    "taskflux_published",
+    "Records sent to Kafka, by outcome.",
+    Label("outcome", ("published", "Timeout", "KafkaUnavailable", "UnknownTopic", "TooLarge"), _KAFKA_ERROR),
+    by="ingest, relay, router",
 )
-REQUEUED: Final = Counter(
-    "taskflux_requeued", "Queued tasks that Kafka no longer owed and that were published again.", ["type"]
+RELAY_LAG: Final = gauge(
+    "taskflux_relay_lag_seconds", "How long the oldest due task has waited to be published.", by="relay"
 )
-REBALANCES: Final = Counter("taskflux_rebalances", "Assignments of partitions to this process.")
-COMMITS_FAILED: Final = Counter("taskflux_commits_failed", "Offset commits that Kafka refused (harmless).", ["error"])
-BATCH: Final = Histogram("taskflux_batch_size", "Rows that shared one statement.", ["statement"], buckets=_SIZES)
-ACCELERATOR_ERRORS: Final = Counter("taskflux_accelerator_errors", "Times that Redis was given up for a while.")
-BUILD: Final = Gauge("taskflux_build_info", "1, with the version.", ["version"])
+LEADER: Final = gauge("taskflux_leader", "1 where the auditor, the lease sweep and the measuring run.", by="relay")
+LEASES_SWEPT: Final = counter(
+    "taskflux_leases_swept",
+    "Tasks whose worker was lost, by what became of them.",
+    _TYPE,
+    Label("state", (State.SCHEDULED.value, State.UNCERTAIN.value)),
+    by="relay",
+)
+REQUEUED: Final = counter(
+    "taskflux_requeued", "Queued tasks that Kafka no longer owed and that were published again.", _TYPE, by="relay"
+)
+
+# What the leader measures ---------------------------------------------------------------------------------------------
+
+DEPTH: Final = snapshot(
+    "taskflux_tasks",
+    "Tasks by what they wait for: scheduled (due later), due (to be published), running, dead-due (their dead letter is"
+    " to be published). Published ones that nobody has taken are `taskflux_lag`.",
+    _TYPE,
+    Label("state", WAITING_STATES),
+)
+PARKED: Final = snapshot(
+    "taskflux_parked",
+    "Tasks that nothing happens to unless a person decides.",
+    _TYPE,
+    Label("state", PARKED_STATES),
+)
+OLDEST: Final = snapshot(
+    "taskflux_oldest_seconds",
+    "How long the oldest task has been due that nobody has taken, published or not; the published ones as the auditor's"
+    " last look found them.",
+    _TYPE,
+)
+KAFKA_LAG: Final = snapshot(
+    "taskflux_lag",
+    "Records in Kafka that the group has not taken: what KEDA scales by. The dead letters' topic has the type `dlq`,"
+    " the router's `router`.",
+    _QUEUE,
+    Label("topic", said="that type's"),
+    Label("group", said="that type's"),
+)
+PARTITIONS: Final = snapshot(
+    "taskflux_partitions",
+    "Partitions of a type's topic: more workers than that have nothing to do.",
+    _QUEUE,
+)
+WORKERS: Final = snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", _TYPE)
+OPEN_LETTERS: Final = snapshot(
+    "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", _ERROR
+)
+CIRCUIT_OPEN: Final = snapshot(
+    "taskflux_circuit_open", "1 while nothing is published for the provider but probes, else 0.", _PROVIDER
+)
+CIRCUIT_SECONDS: Final = snapshot(
+    "taskflux_circuit_open_seconds",
+    "How long the provider's circuit has been open, and why; absent while it is closed.",
+    _PROVIDER,
+    Label("error_class", ("Unavailable", "Misconfigured", OTHER), "own subclasses by name, at most 50"),
+)
+TYPE_INFO: Final = snapshot(
+    "taskflux_type_info",
+    "1 for each registered type, with its provider: whose circuit it is that holds its tasks back.",
+    _TYPE,
+    Label("provider", said="that type's, or empty"),
+)
+MEASURED: Final = snapshot(
+    "taskflux_measured_timestamp_seconds", "When the leader measured last, in seconds since 1970."
+)
+MEASURE_SECONDS: Final = histogram(
+    "taskflux_measure_seconds",
+    "Seconds that one measurement took, PostgreSQL and Kafka together.",
+    buckets=_CALLS,
+    by="relay (leader)",
+)
+
+# Every process --------------------------------------------------------------------------------------------------------
+
+BATCH: Final = histogram(
+    "taskflux_batch_size",
+    "Rows that shared one statement.",
+    Label("statement", ("insert", "claim", "settle", "confirm")),
+    buckets=_SIZES,
+    by="every",
+)
+STATEMENT_SECONDS: Final = histogram(
+    "taskflux_statement_seconds",
+    "Seconds that a statement took on PostgreSQL, the wait for a connection not counted.",
+    Label("statement", tuple(statement_names()), "the names in `handlers/store/*.sql`"),
+    buckets=_FAST,
+    by="every",
+)
+STATEMENT_ERRORS: Final = counter(
+    "taskflux_statement_errors", "Statements that failed, by what follows.", Label("error", STORE_ERRORS), by="every"
+)
+POOL_WAIT: Final = histogram(
+    "taskflux_pool_wait_seconds",
+    "Seconds that a statement waited for a free connection, opening one included.",
+    buckets=_FAST,
+    by="every",
+)
+POOL: Final = gauge(
+    "taskflux_pool_connections",
+    "Connections to PostgreSQL in use, and those that could be.",
+    Label("state", ("used", "free")),
+    by="every",
+)
+PRODUCE_SECONDS: Final = histogram(
+    "taskflux_produce_seconds",
+    "Seconds from handing a batch of records to Kafka until all of it was confirmed, or not.",
+    buckets=_FAST,
+    by="ingest, relay, router",
+)
+ACCELERATOR_ERRORS: Final = counter(
+    "taskflux_accelerator_errors", "Times that Redis was given up for a while.", by="ingest, notify, process-*"
+)
+LOOP_LAG: Final = histogram(
+    "taskflux_event_loop_lag_seconds",
+    "How late the event loop came to a task that was due, looked at twice a second.",
+    buckets=_FAST,
+    by="every",
+)
+DRAINING: Final = gauge("taskflux_draining", "1 once the process was told to end.", by="every")
+BUILD: Final = gauge(
+    "taskflux_build_info", "1, with the version.", Label("version", said="TaskFlux's version"), by="every"
+)
+PEER_UP: Final = snapshot(
+    "taskflux_peer_up",
+    "Under `taskflux dev`: whether another process's metrics stand in this answer (1) or could not be had (0).",
+    Label("peer", said="a process's name"),
+    by="ingest",
+)
+
+LED: Final = (
+    DEPTH, PARKED, OLDEST, KAFKA_LAG, PARTITIONS, WORKERS, OPEN_LETTERS, CIRCUIT_OPEN, CIRCUIT_SECONDS, TYPE_INFO,
+    MEASURED,
+)  # fmt: skip
+"""What only the leader shows; nobody does while there is none."""
+
+_own_classes: set[str] = set()
 
 
-def exposition() -> tuple[bytes, str]:
-    """All metrics of this process in Prometheus's text format, and its content type."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+def error_class(name: str) -> str:
+    """`name` as a label's value: ours, or one of the first 50 others that look like a class; `other` for the rest.
 
-    return generate_latest(), CONTENT_TYPE_LATEST
+    The class of an error can be an application's own; that of a dead letter may come from whoever wrote the record.
+    """
+    if name in TASK_ERRORS or name in RECORD_ERRORS or name in _own_classes:
+        return name
+    if len(_own_classes) >= 50 or not (name.isalnum() and name.isascii() and name[0].isupper() and len(name) <= 50):
+        return OTHER
+    _own_classes.add(name)
+    return name

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from uuid_utils.compat import uuid7
 
-from handlers.runtime import metrics
+from handlers.runtime import message_spans, metrics, zeros
 from handlers.runtime.process import Process
 from handlers.store.dead_letters import DeadLetter, DeadLetters
 from handlers.store.errors import StoreBusy, StoreUnavailable
 from handlers.stream.dead import DeadPoison, DeadTask, decode_dead, encode_poison
-from handlers.stream.envelope import Poison
+from handlers.stream.envelope import Poison, trace_of
 from handlers.stream.identity import record_identity
 from handlers.stream.producer import TOO_LARGE, NotPublished, Producer
 from handlers.stream.record import OutRecord, Record
@@ -31,6 +31,7 @@ class PoisonOutlet:
         self._process = process
         self._letters = letters
         self._producer: Producer | None = None
+        zeros.of_poison()
 
     async def close(self) -> None:
         """Stop the producer, if poison ever came."""
@@ -56,7 +57,8 @@ class PoisonOutlet:
             self._producer = Producer(self._process.settings.kafka)
             await self._producer.start()
         topic = dead_letter_topic(self._process.settings.kafka.topic_prefix)
-        outcomes = await self._producer.publish([OutRecord(topic, *encode_poison(*each)) for each in poison])
+        with message_spans.putting_aside(topic, (trace_of(record.headers) for record, _ in poison)):
+            outcomes = await self._producer.publish([OutRecord(topic, *encode_poison(*each)) for each in poison])
         refused = [
             (each, outcome) for each, outcome in zip(poison, outcomes, strict=True) if isinstance(outcome, NotPublished)
         ]
@@ -113,6 +115,7 @@ def dead_letter(record: Record) -> DeadLetter:
                 error_class,
                 reason,
                 origin,
+                traceparent=trace_of(headers),
                 record_key=key,
                 record_value=value,
                 record_headers=headers,

@@ -6,11 +6,14 @@ They are answered by a thread of their own, so that livez tells when the loop ha
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import MappingProxyType
 from typing import Any, Final
 
-from handlers.runtime import metrics
+from handlers.runtime.exposition import SWITCHED_OFF, VARY, compressed, shown
+from handlers.runtime.instruments import switched_off
 from handlers.runtime.settings import HttpSettings, WrongSettings
 
 HANGS_AFTER: Final = 10.0
@@ -78,14 +81,33 @@ class _Handler(BaseHTTPRequestHandler):
             case "/readyz":
                 self._answer(200 if health.started else 503, b"ok" if health.started else b"starting")
             case "/metrics":
-                self._answer(200, *metrics.exposition())
+                self._show_metrics()
             case _:
                 self._answer(404, b"here are /livez, /readyz and /metrics")
 
-    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+    def _show_metrics(self) -> None:
+        if switched_off():
+            self._answer(404, SWITCHED_OFF)
+            return
+        body, content_type = shown(self.headers.get("Accept", ""))
+        smaller = compressed(body, self.headers.get("Accept-Encoding", ""))
+        if smaller is None:
+            self._answer(200, body, content_type, {"Vary": VARY})
+        else:
+            self._answer(200, smaller, content_type, {"Vary": VARY, "Content-Encoding": "gzip"})
+
+    def _answer(
+        self,
+        status: int,
+        body: bytes,
+        content_type: str = "text/plain; charset=utf-8",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

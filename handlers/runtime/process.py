@@ -12,18 +12,23 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from handlers.runtime import logs, metrics, tracing
+from handlers.runtime import instruments, logs, metrics, provider_metrics, tracing
 from handlers.runtime.probes import Health, ProbeServer
 from handlers.runtime.settings import Settings, WrongSettings, load
 from handlers.runtime.version import VERSION
 from handlers.store.errors import StoreError
+from handlers.tasks.errors import Misconfigured
 
 log = logging.getLogger(__name__)
 
 EVERYTHING = ("postgres", "kafka")
 """The servers that a deployment cannot do without, unless it says otherwise."""
+
+
+BEAT: Final = 0.5
+"""Seconds between two looks at how late the loop is."""
 
 
 class Serves(Protocol):
@@ -82,6 +87,7 @@ class Process:
         if not self.health.started:
             self._on_started()
         self.health.started = True
+        metrics.DRAINING.labels().set(0)
         log.info("started", extra={"pid": os.getpid()})
 
     def drain(self) -> None:
@@ -89,6 +95,7 @@ class Process:
         if self.draining.is_set():
             self.hurry.set()
         self.draining.set()
+        metrics.DRAINING.labels().set(1)
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the order to drain."""
@@ -119,16 +126,27 @@ def run(target: Serves) -> int:
     try:
         settings = load(*(target.needs if isinstance(target, Service) else EVERYTHING))
         logs.configure(settings.log, target.name)
-        tracing.configure(settings.otel, target.name)
+        if settings.otel.endpoint is not None:
+            from handlers.runtime import trace_export  # lazily: untraced, OpenTelemetry is not even loaded
+
+            trace_export.configure(settings.otel, target.name)
+        if not settings.metrics.enabled:
+            instruments.switch_off()
         metrics.BUILD.labels(VERSION).set(1)
+        provider_metrics.install()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(target, settings))
     except WrongSettings as error:
         print(f"taskflux run {target.name}: the settings are wrong.\n{error}", file=sys.stderr)
         return 2
+    except Misconfigured as error:  # what a provider's client says of its settings
+        print(f"taskflux run {target.name}: {error.reason}", file=sys.stderr)
+        return 2
     except StoreError as error:
         print(f"taskflux run {target.name}: {error}", file=sys.stderr)
         return 1
+    finally:
+        tracing.close()
     return 0
 
 
@@ -136,6 +154,7 @@ async def _serve(target: Serves, settings: Settings) -> None:
     # What is there by then stays: a full collection that looked at it would stop the loop for 30 ms, time and again.
     process = Process(target.name, settings, on_started=gc.freeze)
     loop = asyncio.get_running_loop()
+    logs.watch(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.drain)
     async with _heartbeat(process), _probes(target, process):
@@ -146,9 +165,12 @@ async def _serve(target: Serves, settings: Settings) -> None:
 @asynccontextmanager
 async def _heartbeat(process: Process) -> AsyncIterator[None]:
     async def beat() -> None:
+        loop, lag = asyncio.get_running_loop(), metrics.LOOP_LAG.labels()
         while True:
             process.health.beat()
-            await asyncio.sleep(1)
+            due = loop.time() + BEAT
+            await asyncio.sleep(BEAT)
+            lag.observe(max(0.0, loop.time() - due))
 
     task = asyncio.create_task(beat())
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from handlers.runtime import metrics
+from handlers.runtime import message_spans, metrics, zeros
 from handlers.store.group_commit import GroupCommit
 from handlers.store.publishing import Confirmation, DeadDue, Due, Publishing
 from handlers.stream.dead import DeadTask, encode_dead
@@ -27,6 +27,7 @@ class Publisher:
         self._producer = producer
         self._publishing = publishing
         self._prefix = topic_prefix
+        zeros.of_publisher()
         self._confirm: GroupCommit[Confirmation, None] = GroupCommit(
             publishing.confirm,
             identity=lambda confirmation: confirmation.id,
@@ -47,14 +48,18 @@ class Publisher:
         Raises:
             StoreError: Kafka has the records, but PostgreSQL does not know it.
         """
+        addressed = [(task_topic(self._prefix, task.type), task) for task in tasks]
+        spans = message_spans.Sends(addressed)
         records = [
             OutRecord(
-                task_topic(self._prefix, task.type),
-                *encode(Envelope(task.id, task.type, task.version, task.traceparent, probe), task.key),
+                topic,
+                *encode(Envelope(task.id, task.type, task.version, spans.traceparent(task), probe), task.key),
             )
-            for task in tasks
+            for topic, task in addressed
         ]
-        outcomes = await self._producer.publish(records)
+        with spans:
+            outcomes = await self._producer.publish(records)
+            spans.end(tasks, outcomes)
         confirmed = [
             Confirmation(task.id, task.version, outcome.log_id, outcome.partition, outcome.offset)
             for task, outcome in zip(tasks, outcomes, strict=True)
@@ -67,16 +72,19 @@ class Publisher:
     async def publish_dead(self, letters: Sequence[DeadDue]) -> int:
         """Send dead letters to their topic and confirm them; how many Kafka took."""
         topic = dead_letter_topic(self._prefix)
+        spans = message_spans.Sends([(topic, each) for each in letters])
         records = [
             OutRecord(
                 topic,
                 *encode_dead(
-                    DeadTask(each.id, each.type, each.version, each.error_class, each.attempts, each.traceparent)
+                    DeadTask(each.id, each.type, each.version, each.error_class, each.attempts, spans.traceparent(each))
                 ),
             )
             for each in letters
         ]
-        outcomes = await self._producer.publish(records)
+        with spans:
+            outcomes = await self._producer.publish(records)
+            spans.end(letters, outcomes)
         _count(outcomes)
         done = [letter for letter, outcome in zip(letters, outcomes, strict=True) if isinstance(outcome, Published)]
         if done:

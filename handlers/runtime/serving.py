@@ -13,13 +13,14 @@ from uuid_utils.compat import uuid7
 
 from handlers.providers.notify_settings import NotifySettings
 from handlers.providers.provider import Provider
-from handlers.runtime import metrics
+from handlers.runtime import metrics, store_metrics, zeros
 from handlers.runtime.adoption import Adoption
 from handlers.runtime.circuits import CircuitWatch, Gate
 from handlers.runtime.executor import Executor
 from handlers.runtime.handler import Handler
 from handlers.runtime.lease import Lease
 from handlers.runtime.limiter import Limiter
+from handlers.runtime.message_spans import Destination
 from handlers.runtime.poison import PoisonOutlet
 from handlers.runtime.process import Process
 from handlers.runtime.settings import load_provider
@@ -52,16 +53,17 @@ async def serve(handler: Handler[Any], process: Process) -> None:
     provider = handler.provider
     section, connecting = _provider(provider, settings.notify)
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=2, name=process.label)
+        database = Database(settings.postgres, pool_size=2, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
         if not await _register(handler, database, process):
             return
         client = await stack.enter_async_context(connecting) if connecting else None
-        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.inc)
+        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.labels().inc)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         name = provider.name if provider else handler.type
+        zeros.of_provider("notify" if provider and section is None else name)
         limiter = Limiter(name, getattr(section, "rate", None), accelerator, metrics.RATE_WAIT.labels(name).observe)
         watch = CircuitWatch(Circuits(database))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
@@ -99,17 +101,14 @@ async def _work(
 ) -> None:
     """One identity of this worker, from its first beat to the end of its lease."""
     settings = process.settings
-    row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin)
+    row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin, handler.type)
     claims = Claims(database, row)
     lease = Lease(claims, settings.worker.lease_seconds, lambda: executor.in_flight)
     concurrency = settings.worker.concurrency or handler.concurrency
-    executor = Executor(handler, client, claims, lease, gate, limiter, concurrency)
-    consumer = Consumer(
-        settings.kafka,
-        task_group(settings.kafka.topic_prefix, handler.type),
-        [task_topic(settings.kafka.topic_prefix, handler.type)],
-        consumer_hooks(),
-    )
+    prefix = settings.kafka.topic_prefix
+    source = Destination(task_topic(prefix, handler.type), task_group(prefix, handler.type))
+    executor = Executor(handler, client, claims, lease, gate, limiter, concurrency, source)
+    consumer = Consumer(settings.kafka, source.group, [source.topic], consumer_hooks())
     async with (
         process.background(lease.keep(settings.worker.beat_seconds)),
         process.background(_topic(handler, process)),
@@ -118,7 +117,7 @@ async def _work(
         process.started()
         try:
             adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
-            await Worker(handler, process, claims, consumer, executor, lease, poison, adoption).run()
+            await Worker(handler, process, claims, consumer, executor, lease, poison, adoption, source).run()
         finally:
             with suppress(StoreError):  # it runs out by itself then
                 await claims.end()
@@ -158,7 +157,8 @@ async def _register(handler: Handler[Any], database: Database, process: Process)
 
 def consumer_hooks() -> ConsumerHooks:
     """A consumer's events as metrics."""
+    rebalances = metrics.REBALANCES.labels()
     return ConsumerHooks(
-        on_assigned=lambda partitions: metrics.REBALANCES.inc(),
+        on_assigned=lambda partitions: rebalances.inc(),
         on_commit_failed=lambda error: metrics.COMMITS_FAILED.labels(error).inc(),
     )

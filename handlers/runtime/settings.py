@@ -7,12 +7,13 @@ import os
 import re
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from handlers.providers.notify_settings import NotifySettings
+from handlers.runtime.telemetry_settings import LogSettings, MetricsSettings, OtelSettings
 from handlers.store.settings import PostgresSettings, RedisSettings
 from handlers.stream.settings import KafkaSettings
 
@@ -79,6 +80,9 @@ class RelaySettings(BaseModel):
         int, Field(ge=1, description="records of a type that may wait in Kafka before the relay holds back")
     ] = 10_000
     audit_seconds: Annotated[float, Field(gt=0, description="seconds between two audits")] = 10.0
+    measure_seconds: Annotated[
+        float, Field(gt=0, description="least seconds between two measurements of depth, age and lag")
+    ] = 5.0
     requeue_rate: Annotated[float, Field(gt=0, description="lost tasks that are published again, a second")] = 2000.0
     leader_seconds: Annotated[float, Field(gt=1, description="seconds until a silent leader is replaced")] = 10.0
 
@@ -91,26 +95,6 @@ class RouterSettings(BaseModel):
     topic: Annotated[
         str | None, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="the topic, as it is called in Kafka")
     ] = None
-
-
-class LogSettings(BaseModel):
-    """What is logged, and how."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="least level")] = "INFO"
-    format: Annotated[Literal["json", "text"], Field(description="json for machines, text for a terminal")] = "json"
-    outcomes: Annotated[
-        int, Field(ge=0, description="lines a second about outcomes; those that need attention come on top")
-    ] = 50
-
-
-class OtelSettings(BaseModel):
-    """Traces."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    endpoint: Annotated[str | None, Field(description="OTLP endpoint; unset: no spans are recorded")] = None
 
 
 class Settings(BaseSettings):
@@ -127,6 +111,7 @@ class Settings(BaseSettings):
     router: RouterSettings = Field(default_factory=RouterSettings)
     notify: NotifySettings = Field(default_factory=NotifySettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     otel: OtelSettings = Field(default_factory=OtelSettings)
 
 

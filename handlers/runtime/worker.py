@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from handlers.runtime import metrics
+from handlers.runtime import message_spans, metrics
 from handlers.runtime.adoption import Adoption
 from handlers.runtime.executor import Executor
 from handlers.runtime.handler import Handler
@@ -47,6 +47,7 @@ class Worker:
         lease: Lease,
         poison: PoisonOutlet,
         adoption: Adoption,
+        source: message_spans.Destination,
     ) -> None:
         self._handler = handler
         self._process = process
@@ -56,9 +57,11 @@ class Worker:
         self._lease = lease
         self._poison = poison
         self._adoption = adoption
+        self._source = source
         self._budget = {handler.type: handler.policy.retry.max_attempts}
         self._claimed = metrics.CLAIMED.labels(handler.type)
         self._skipped = metrics.SKIPPED.labels(handler.type)
+        self._batch = metrics.BATCH.labels("claim")
         self._waited = metrics.WAITED.labels(handler.type)
 
     async def run(self) -> None:
@@ -93,16 +96,21 @@ class Worker:
         # Poison first: who is told to drain in between holds no claims that never begin.
         if not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
-        claimed = await self._claim({each.task_id: each.version for each in ours.values()})
+        with message_spans.receiving(self._source, (each.traceparent for each in ours.values())) as span:
+            claimed = await self._claim({each.task_id: each.version for each in ours.values()})
         if claimed is None:
             return
         term, claims = claimed
         self._consumer.note_done(records)
         self._claimed.inc(len(claims))
         self._skipped.inc(len(records) - len(poison) - len(claims))
+        if claims:
+            self._batch.observe(len(claims))
+            self._waited.observe_all([max(0.0, claim.waited) for claim in claims])
         for claim in claims:
-            self._waited.observe(max(0.0, claim.waited))
-            self._executor.start(claim, term, probe=ours[claim.id].probe)
+            record = ours[claim.id]
+            received = span.traceparent if span is not None else None
+            self._executor.start(claim, term, probe=record.probe, sent=record.traceparent, received=received)
 
     def _sort(
         self, records: Sequence[Record]

@@ -65,6 +65,7 @@ class Worker:
     label: str
     pid: int
     origin: str | None
+    type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Claims:
         """Renew the lease; false when somebody has ended it."""
         worker = self.worker
         row = await self.database.fetchrow(
-            "beat", worker.id, worker.handler, worker.label, worker.origin, worker.pid, in_flight
+            "beat", worker.id, worker.handler, worker.label, worker.origin, worker.pid, in_flight, worker.type
         )
         return row is not None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
 
@@ -43,13 +44,36 @@ _REFUSED = (
 )
 
 
+class Watch(Protocol):
+    """Is told what statements cost; times are seconds."""
+
+    def opened(self, database: Database) -> None:
+        """It is ready."""
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """A statement has its connection, for which it has waited."""
+        ...
+
+    def answered(self, statement: str, seconds: float) -> None:
+        """A statement was answered."""
+        ...
+
+    def failed(self, error: StoreError) -> None:
+        """A statement, or getting its connection, failed."""
+        ...
+
+
 class Database:
     """Connections to PostgreSQL, opened when first needed.
 
     Every statement has a time limit. Errors come out as `StoreError`s, told apart by what the caller does next.
     """
 
-    def __init__(self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux") -> None:
+    def __init__(
+        self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux", watch: Watch | None = None
+    ) -> None:
+        self._watch = watch
         self._settings = settings
         self._size = settings.pool_size or pool_size
         self._name = name
@@ -59,6 +83,11 @@ class Database:
     def size(self) -> int:
         """The most connections that are open at once."""
         return self._size
+
+    @property
+    def used(self) -> int:
+        """Connections that a statement has now."""
+        return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
 
     async def open(self) -> None:
         """Get ready; nothing is connected yet, so PostgreSQL may still be away.
@@ -84,6 +113,8 @@ class Database:
             )
         except (ValueError, asyncpg.InterfaceError) as error:
             raise StoreError(f"TASKFLUX_POSTGRES__DSN cannot be used: {error}") from error
+        if self._watch is not None:
+            self._watch.opened(self)
 
     async def close(self) -> None:
         """Give back what is open; a statement that still runs after three seconds is cut off."""
@@ -101,7 +132,7 @@ class Database:
         Raises:
             StoreError: one of its kinds.
         """
-        async with self._connection() as connection:
+        async with self._connection(name) as connection:
             return await connection.fetch(query(name), *args)  # type: ignore[no-any-return]
 
     async def fetchrow(self, name: str, *args: Any) -> Row | None:
@@ -111,27 +142,35 @@ class Database:
 
     async def execute(self, name: str, *args: Any) -> int:
         """Run the named statement and return how many rows it changed."""
-        async with self._connection() as connection:
+        async with self._connection(name) as connection:
             status = str(await connection.execute(query(name), *args))
         return int(status.rsplit(" ", 1)[-1])
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def _connection(self, statement: str | None = None) -> AsyncIterator[Any]:
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
-        cancelled: asyncio.CancelledError | None = None
+        watch, cancelled = self._watch, None
         try:
             with translated():
+                asked = monotonic()
                 async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
+                    given = monotonic()
+                    if watch is not None:
+                        watch.waited(given - asked)
                     try:
                         yield connection
                     except asyncio.CancelledError as error:
                         cancelled = error
                         raise
-        except StoreError:
+                    if watch is not None and statement is not None:
+                        watch.answered(statement, monotonic() - given)
+        except StoreError as error:
             # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
             if cancelled is not None:
                 raise cancelled from None
+            if watch is not None:
+                watch.failed(error)
             raise
 
 
@@ -153,7 +192,8 @@ def translated() -> Iterator[None]:
     except _AWAY as error:
         raise StoreUnavailable(str(error)) from error
     except (asyncpg.DataError, *_REFUSED) as error:
-        raise RefusedData(str(error)) from error
+        # What it says quotes the value, or the whole row.
+        raise RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})") from error
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise StoreUnavailable(f"PostgreSQL refuses us ({error}): check TASKFLUX_POSTGRES__DSN") from error
     except TimeoutError as error:
@@ -161,4 +201,4 @@ def translated() -> Iterator[None]:
     except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise StoreUnavailable(str(error) or type(error).__name__) from error
     except asyncpg.PostgresError as error:
-        raise StoreError(f"{type(error).__name__}: {error}") from error
+        raise StoreError(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from error

@@ -27,6 +27,7 @@ class Replayed:
     task_id: UUID
     type: str
     error_class: str
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def from_text(text: str) -> LetterFilter:
 
 
 def _replayed(row: Row) -> Replayed:
-    return Replayed(row["letter"], row["task_id"], row["type"], row["error_class"])
+    return Replayed(row["letter"], row["task_id"], row["type"], row["error_class"], row["traceparent"])
 
 
 def _bulk(row: Row) -> BulkReplay:

@@ -36,7 +36,8 @@ WITH job AS MATERIALIZED (
     FROM opened
     WHERE opened.letter = (SELECT letters FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))]
       AND t.id = ANY(ARRAY(SELECT task_id FROM opened))
-    RETURNING t.id, t.type, t.version, t.replays, t.expires_at, opened.letter, opened.error_class, opened.place
+    RETURNING t.id, t.type, t.version, t.replays, t.expires_at, t.traceparent, opened.letter, opened.error_class,
+              opened.place
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
     SELECT id, type, version, now() + make_interval(secs => COALESCE((place - 1) / (SELECT rate FROM job), 0)), expires_at
@@ -59,7 +60,7 @@ WITH job AS MATERIALIZED (
         status = CASE WHEN $8 THEN 'finished' ELSE b.status END, batches = b.batches + 1, updated_at = now()
     FROM job WHERE b.id = job.id
 )
-SELECT letter, id AS task_id, type, error_class FROM replayed;
+SELECT letter, id AS task_id, type, error_class, traceparent FROM replayed;
 
 -- name: replay_as_new_task
 -- A letter that has no task, or none any more, becomes the new task $3: a record that was mended. The relay publishes
@@ -74,7 +75,7 @@ WITH opened AS MATERIALIZED (
     SELECT $3, tenant, $4, $5, $6, $7,
            ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|from dead letter ' || id]
     FROM opened
-    RETURNING id, type
+    RETURNING id, type, traceparent
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at) SELECT id, type, 1, now() FROM accepted
 ), closed AS (
@@ -82,4 +83,4 @@ WITH opened AS MATERIALIZED (
 ), noted AS (
     INSERT INTO dead_letter_replays (letter_id, task_id, replay, edited) SELECT id, $3, 0, $8 FROM opened
 )
-SELECT o.id AS letter, a.id AS task_id, a.type, o.error_class FROM opened o CROSS JOIN accepted a;
+SELECT o.id AS letter, a.id AS task_id, a.type, o.error_class, a.traceparent FROM opened o CROSS JOIN accepted a;

@@ -7,11 +7,15 @@ nobody; under load, the batches grow by themselves.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
 from handlers.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 I = TypeVar("I")  # noqa: E741 - the item, as O is its outcome
 O = TypeVar("O")  # noqa: E741
@@ -82,13 +86,16 @@ class GroupCommit(Generic[I, O]):
 
     def _start_writer(self) -> None:
         self._idle_writers -= 1
-        task = asyncio.create_task(self._write())
+        # In a context of its own: a batch is no part of the request or attempt that happened to begin it.
+        task = asyncio.create_task(self._write(), context=Context())
         self._writing.add(task)
         task.add_done_callback(self._writer_ended)
 
     def _writer_ended(self, task: asyncio.Task[None]) -> None:
         self._writing.discard(task)
         self._idle_writers += 1
+        if not task.cancelled():
+            task.exception()  # it was told
         if self._waiting and not task.cancelled():
             self._start_writer()  # what broke off this one is not the fault of those who wait
 
@@ -101,7 +108,10 @@ class GroupCommit(Generic[I, O]):
             try:
                 await self._settle(batch)
             except BaseException as error:
-                _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}: {error}"))
+                if isinstance(error, Exception):
+                    first = [str(getattr(item, "id", "")) for item, _ in batch[:3]]
+                    log.error("a batch broke off", exc_info=error, extra={"items": len(batch), "task_ids": first})
+                _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}"))
                 raise
 
     def _take(self) -> list[tuple[I, asyncio.Future[O]]]:

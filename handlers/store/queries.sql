@@ -266,8 +266,8 @@ SELECT id, type FROM expired;
 
 -- name: beat
 -- One row renews all claims of a worker. No row comes back once somebody has ended the lease.
-INSERT INTO workers (id, handler, label, origin, pid, in_flight)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO workers (id, handler, label, origin, pid, in_flight, type)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (id) DO UPDATE SET beat_at = now(), in_flight = EXCLUDED.in_flight WHERE NOT workers.ended
 RETURNING id;
 
@@ -446,14 +446,3 @@ WITH expired AS MATERIALIZED (
     SELECT tenant, key FROM idempotency_keys WHERE expires_at <= now() LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.key = e.key;
-
--- name: depth
--- How many wait and run, by type, from the narrow tables.
-SELECT type, 'scheduled' AS state, count(*)::integer AS tasks,
-       extract(epoch FROM now() - min(publish_at))::float8 AS oldest
-FROM due WHERE NOT dead GROUP BY type
-UNION ALL
-SELECT type, 'running', count(*)::integer, NULL FROM claims GROUP BY type
-UNION ALL
-SELECT type, 'dead-due', count(*)::integer, extract(epoch FROM now() - min(publish_at))::float8
-FROM due WHERE dead GROUP BY type;

@@ -33,16 +33,6 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
-    """How many tasks of a type are in a state, and how long the oldest is overdue (seconds)."""
-
-    type: str
-    state: str
-    tasks: int
-    oldest: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Upkeep:
     """The statements of the leader."""
 
@@ -121,8 +111,3 @@ class Upkeep:
     async def forget_keys(self, limit: int) -> int:
         """Delete idempotency keys that have expired."""
         return await self.database.execute("forget_keys", limit)
-
-    async def depth(self) -> Sequence[Depth]:
-        """How much waits and runs, from the narrow tables."""
-        rows = await self.database.fetch("depth")
-        return [Depth(row["type"], row["state"], row["tasks"], row["oldest"]) for row in rows]

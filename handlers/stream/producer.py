@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -51,10 +51,12 @@ class Producer:
     """Sends records; Kafka's trouble is an answer, never an exception.
 
     `start` returns at once, Kafka up or down: connecting goes on in the background. Safe for concurrent callers, whose
-    records share batches. Raises OSError or ssl.SSLError at construction where a PEM file is missing or broken.
+    records share batches. `observe` is told the seconds that each batch took. Raises OSError or ssl.SSLError at
+    construction where a PEM file is missing or broken.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, observe: Callable[[float], None] = lambda seconds: None) -> None:
+        self._observe = observe
         self._timeout = settings.produce_timeout
         self._max_bytes = settings.dead_letter_max_bytes
         options = connection_options(settings) | {
@@ -124,7 +126,10 @@ class Producer:
     async def _flush(self, calls: list[_Call]) -> None:
         places = [(call, index) for call in calls for index in range(len(call.records))]
         records = [call.records[index] for call, index in places]
-        for (call, index), outcome in zip(places, await self._send(records), strict=True):
+        began = asyncio.get_running_loop().time()
+        outcomes = await self._send(records)
+        self._observe(asyncio.get_running_loop().time() - began)
+        for (call, index), outcome in zip(places, outcomes, strict=True):
             call.outcomes[index] = outcome
 
     async def _send(self, records: list[OutRecord]) -> list[Outcome | None]:

@@ -31,14 +31,14 @@ def documentation_routes(document: Callable[[], bytes]) -> list[Route]:
         return Response(document(), media_type="application/json")
 
     async def docs(request: Request) -> Response:
-        return _page(_template("docs.html"))
+        return page(_template("docs.html"))
 
     async def problems(request: Request) -> Response:
         rows = "".join(
             f'<li><a href="/problems/{kind.slug}">{html.escape(kind.title)}</a> <b>{kind.status}</b></li>'
             for kind in sorted(KINDS.values(), key=lambda kind: (kind.status, kind.slug))
         )
-        return _page(_filled("Problems", f"<p>Every error of the API, by its <code>type</code>.</p><ul>{rows}</ul>"))
+        return page(_filled("Problems", f"<p>Every error of the API, by its <code>type</code>.</p><ul>{rows}</ul>"))
 
     async def problem(request: Request) -> Response:
         kind = KINDS.get(request.path_params["slug"])
@@ -48,7 +48,7 @@ def documentation_routes(document: Callable[[], bytes]) -> list[Route]:
             told = explanation(kind)
             about = {"type": kind.type, "title": kind.title, "status": kind.status, "means": told.means, "do": told.do}
             return Response(to_json(about), media_type="application/json")
-        return _page(_filled(kind.title, _explained(kind)))
+        return page(_filled(kind.title, _explained(kind)))
 
     return [
         Route("/openapi.json", openapi),
@@ -87,7 +87,8 @@ def _template(name: str) -> str:
     return files("handlers.http.openapi").joinpath(name).read_text(encoding="utf-8")
 
 
-def _page(text: str) -> Response:
+def page(text: str) -> Response:
+    """A page of ours, which may do no more than it needs to."""
     return HTMLResponse(text, headers={"Content-Security-Policy": policy(text), "X-Content-Type-Options": "nosniff"})
 
 

@@ -20,6 +20,7 @@ MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
 ID: Final[Json] = {"type": "string", "format": "uuid"}
 COUNT: Final[Json] = {"type": "integer", "minimum": 0}
 TEXT: Final[Json] = {"type": "string"}
+TRACE_ID: Final[Json] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 IDEMPOTENCY_KEY: Final[Json] = {
     "type": "string",
     "minLength": 1,
@@ -148,7 +149,7 @@ def _task(*, whole: bool) -> Json:
         "metadata": {},
         "expiresAt": MOMENT,
         "replays": COUNT,
-        "traceId": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        "traceId": TRACE_ID,
         "delivery": {"description": "What the provider has reported since: accepted is not delivered."},
     }
     return obj(always, sometimes)
@@ -181,7 +182,7 @@ def task_schemas(types: Mapping[str, str]) -> dict[str, Json]:
         "TaskPage": page("TaskSummary"),
         "TimelineEntry": obj(
             {"at": MOMENT, "event": TEXT, "state": ref("Status"), "attempt": COUNT},
-            {"times": COUNT, "note": TEXT},
+            {"times": COUNT, "note": TEXT, "traceId": TRACE_ID},
             "What happened: accepted, " + ", ".join(event.value for event in Event) + ". Repeats are folded.",
         ),
         **{payload_name(name): payload_schema(name, text) for name, text in types.items()},

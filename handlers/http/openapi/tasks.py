@@ -205,7 +205,14 @@ PROBES: Final[Sequence[Operation]] = (
         "metrics",
         "Probes",
         "Metrics",
-        "For Prometheus.",
-        [Answer(200, "Prometheus's text format.", Body({"text/plain": {"type": "string"}}))],
+        "For Prometheus, in the format that it asks for; OpenMetrics has exemplars.",
+        [
+            Answer(
+                200,
+                "Prometheus's text format, or OpenMetrics.",
+                Body({"text/plain": {"type": "string"}, "application/openmetrics-text": {"type": "string"}}),
+            ),
+            Answer(404, "`TASKFLUX_METRICS__ENABLED` is false.", Body({"text/plain": {"type": "string"}})),
+        ],
     ),
 )

@@ -46,7 +46,7 @@ class StoreIntake:
         return await self._inserts.submit(submission)
 
 
-async def no_metrics() -> tuple[bytes, str]:
+async def no_metrics(accept: str) -> tuple[bytes, str]:
     return b"", "text/plain"
 
 

@@ -31,7 +31,12 @@ async def test_peers_that_answer_are_merged_and_the_others_are_named() -> None:
             "process-sms": f"http://127.0.0.1:{free_port()}/metrics",
         }
         merged = await fetch_and_merge("ingest", "up 1\n", peers)
-    (family,) = text_string_to_metric_families(merged)
+    family, reached = text_string_to_metric_families(merged)
+    assert {sample.labels["peer"]: sample.value for sample in reached.samples} == {
+        "relay": 1.0,
+        "dlq-sink": 0.0,
+        "process-sms": 0.0,
+    }
     assert [sample.labels["handler"] for sample in family.samples] == ["ingest", "relay"]
     assert "# handler dlq-sink is left out" in merged
     assert "# handler process-sms is left out: ConnectError" in merged

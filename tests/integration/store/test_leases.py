@@ -6,7 +6,6 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.store.claims import Claims
 from handlers.tasks.decision import Decision, succeeded
 from handlers.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene
@@ -212,12 +211,3 @@ async def test_a_supervisor_that_ends_its_former_run_deposes_its_leader(scene: S
     assert not await scene.upkeep.lead("relay", B, 10, "/data")
     await scene.upkeep.end_leases_of("/data")
     assert await scene.upkeep.lead("relay", B, 10, "/data")
-
-
-async def test_the_depth_counts_what_waits_and_runs(scene: Scene) -> None:
-    worker: Claims = await scene.worker()
-    (claim, _) = await scene.running(worker, 2)
-    await scene.settle(worker, claim, Decision(Event.DIED, State.DEAD, error_class="Permanent"))
-    await scene.accepted(3, delay=100.0)
-    depth = {(each.type, each.state): each.tasks for each in await scene.upkeep.depth()}
-    assert depth == {(TYPE, "scheduled"): 3, (TYPE, "running"): 1, (TYPE, "dead-due"): 1}

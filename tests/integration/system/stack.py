@@ -73,7 +73,7 @@ def settings_for(postgres: PostgresSettings, kafka: KafkaSettings, redis: RedisS
         redis=redis,
         http=HttpSettings(host="127.0.0.1", port=free_port()),
         worker=WorkerSettings(lease_seconds=LEASE, beat_seconds=0.5, drain_seconds=2.0),
-        relay=RelaySettings(grace=GRACE, max_wait=0.05, audit_seconds=0.5, leader_seconds=2.0),
+        relay=RelaySettings(grace=GRACE, max_wait=0.05, audit_seconds=0.5, leader_seconds=2.0, measure_seconds=0.1),
     )
 
 

@@ -30,7 +30,7 @@ async def test_a_providers_outage_spends_no_attempts_and_fills_neither_kafka_nor
     assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
     await _handed_back(stack, tasks)
     assert await stack.published("provided") - published <= await _probes(stack) - probes
-    assert await stack.metric("taskflux_circuit_open", provider="outside") == 1
+    await eventually(lambda: _shown_open(stack), "the metric says so")
     assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
     assert await stack.sql.fetchval("SELECT count(*) FROM dead_letters WHERE task_id = ANY($1)", tasks) == 0
 
@@ -73,3 +73,8 @@ async def _handed_back(stack: Stack, tasks: list[UUID]) -> None:
         return waiting and await stack.lag("provided") == 0
 
     await eventually(so, "all are handed back")
+
+
+async def _shown_open(stack: Stack) -> bool:
+    open_now = await stack.metric("taskflux_circuit_open", provider="outside") == 1
+    return open_now and await stack.metric("taskflux_circuit_open_seconds", provider="outside") > 0

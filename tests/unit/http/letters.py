@@ -139,7 +139,7 @@ class MemoryLetters:
         return Replayed(row["id"], task, task_type, row["error_class"])
 
 
-async def _no_metrics() -> tuple[bytes, str]:
+async def _no_metrics(accept: str) -> tuple[bytes, str]:
     return b"", "text/plain"
 
 

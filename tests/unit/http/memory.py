@@ -144,7 +144,7 @@ class Fixture:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://taskflux")
 
-    async def _metrics(self) -> tuple[bytes, str]:
+    async def _metrics(self, accept: str) -> tuple[bytes, str]:
         return b"taskflux_submitted_total 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
     async def submit(self, document: object, **headers: str) -> httpx.Response:

@@ -68,7 +68,7 @@ class Desk:
     rows: dict[UUID, Any]
 
 
-async def no_metrics() -> tuple[bytes, str]:
+async def no_metrics(accept: str) -> tuple[bytes, str]:
     return b"", "text/plain"
 
 

@@ -1,6 +1,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from handlers.runtime.exposition import chosen
 from handlers.runtime.peers import merge
 
 
@@ -55,3 +57,45 @@ async def test_a_metric_of_another_type_is_left_out_and_named() -> None:
     merged = await merge({"one": "# TYPE a gauge\na 1\n", "two": "# TYPE a counter\na_total 2\n"})
     assert "# a of two is left out" in merged
     assert 'a{handler="one"} 1.0' in merged
+
+
+def open_metrics(handler: str) -> str:
+    registry = CollectorRegistry()
+    Counter("taskflux_attempts", "Attempts.", registry=registry).inc(2)
+    Gauge("taskflux_leader", "Leads.", registry=registry).set(1)
+    seconds = Histogram("taskflux_seconds", "Seconds.", registry=registry, buckets=(1, 2))
+    seconds.observe(1.5, {"trace_id": f"trace-of-{handler}"})
+    return chosen("application/openmetrics-text").encode(registry).decode()
+
+
+async def test_exemplars_survive_where_openmetrics_is_asked_for() -> None:
+    texts = {name: open_metrics(name) for name in ("relay", "process-sms")}
+    merged = await merge(texts, chosen("application/openmetrics-text"))
+    assert merged.endswith("# EOF\n")
+    assert merged.count("# EOF") == 1
+    families = {family.name: family for family in read_open_metrics(merged)}
+    assert {(each.labels["handler"], each.value) for each in families["taskflux_leader"].samples} == {
+        ("relay", 1.0),
+        ("process-sms", 1.0),
+    }
+    exemplars = {
+        each.labels["handler"]: each.exemplar.labels["trace_id"]
+        for each in families["taskflux_seconds"].samples
+        if each.exemplar is not None
+    }
+    assert exemplars == {"relay": "trace-of-relay", "process-sms": "trace-of-process-sms"}
+
+
+async def test_a_peer_that_knows_plain_text_alone_is_merged_into_openmetrics() -> None:
+    texts = {"relay": open_metrics("relay"), "old": text(succeeded=3), "broken": "a{"}
+    merged = await merge(texts, chosen("application/openmetrics-text"))
+    attempts = next(family for family in read_open_metrics(merged) if family.name == "taskflux_attempts")
+    assert {(each.labels["handler"], each.value) for each in attempts.samples if each.name.endswith("_total")} == {
+        ("relay", 2.0),
+        ("old", 3.0),
+    }
+
+
+async def test_handler_labels_never_take_each_others_place() -> None:
+    (family,) = text_string_to_metric_families(await merge({"relay": 'up{handler="x",exported_handler="y"} 1\n'}))
+    assert family.samples[0].labels == {"handler": "relay", "exported_handler": "y", "exported_exported_handler": "x"}

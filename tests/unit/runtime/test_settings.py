@@ -187,3 +187,37 @@ def test_a_providers_wrong_variable_is_named(name: str, value: str, monkeypatch:
     with pytest.raises(WrongSettings) as refused:
         load_provider("billing", Billing)
     assert str(refused.value).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TASKFLUX_LOG__LEVELS", '{"handlers.stream": "LOUD"}', "is no level"),
+        ("TASKFLUX_LOG__LEVELS", '{"handlers.steam": "DEBUG"}', "no logger 'handlers.steam'"),
+        ("TASKFLUX_LOG__LEVELS", '{"handlers.steam.consumer": "DEBUG"}', "no logger"),
+        ("TASKFLUX_LOG__LEVELS", '{"not a name": "DEBUG"}', "no name of a logger"),
+        ("TASKFLUX_OTEL__ENDPOINT", "collector:4317", "base URL"),
+        ("TASKFLUX_OTEL__ENDPOINT", "http://collector:4318/?key=1", "base URL"),
+        ("TASKFLUX_OTEL__SAMPLE_RATIO", "1.5", "less than or equal to 1"),
+        ("TASKFLUX_OTEL__SAMPLE_RATIO", "nan", "TASKFLUX_OTEL__SAMPLE_RATIO"),
+    ],
+)
+def test_logs_and_traces_that_cannot_be_set_like_this_are_refused(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load()
+    assert name in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_logs_and_traces_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLUX_LOG__LEVELS", '{"handlers.stream": "DEBUG", "my_app": "ERROR"}')
+    monkeypatch.setenv("TASKFLUX_OTEL__ENDPOINT", "http://collector:4318/otlp/")
+    monkeypatch.setenv("TASKFLUX_OTEL__HEADERS", '{"authorization": "Bearer secret"}')
+    settings = load()
+    assert settings.log.levels == {"handlers.stream": "DEBUG", "my_app": "ERROR"}
+    assert settings.otel.traces_url == "http://collector:4318/otlp/v1/traces"
+    assert settings.otel.headers["authorization"].get_secret_value() == "Bearer secret"
+    assert "secret" not in str(masked(settings.otel))

@@ -1,0 +1,1 @@
+"""The Grafana dashboards as code: `python -m charts.generate.dashboards` writes them into the chart."""

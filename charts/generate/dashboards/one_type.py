@@ -1,0 +1,253 @@
+"""One handler: the tasks of its type, its scaling, its processes, and the provider behind."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from charts.generate.dashboards.plots import (
+    OUTCOMES,
+    PERCENTILES,
+    WITH_TRACES,
+    Kind,
+    Plot,
+    Query,
+    Row,
+    happening,
+    heat,
+    led,
+    per_second,
+    percentiles,
+    rate,
+    selector,
+)
+
+TYPE: Final = 'type=~"$handler"'
+ITS_PROCESSES: Final = f"and on (namespace, release, pod, handler) {selector('taskflux_concurrency', TYPE)}"
+"""Only of processes that run this type: a process says so by how many attempts of it may run at once."""
+ITS_PROVIDER: Final = f"and on (namespace, release, provider) {selector('taskflux_type_info', TYPE)}"
+
+
+def _of_its_processes(metric: str, by: str, *matchers: str) -> str:
+    return f"sum by ({by}) ({rate(metric, *matchers)} {ITS_PROCESSES})"
+
+
+def _quantile_of_its_processes(share: float, histogram: str) -> str:
+    return f"histogram_quantile({share}, {_of_its_processes(f'{histogram}_bucket', 'le')})"
+
+
+def _percentiles_of_its_processes(histogram: str) -> tuple[Query, ...]:
+    return tuple(
+        Query(_quantile_of_its_processes(share, histogram), name, exemplars=histogram in WITH_TRACES)
+        for share, name in PERCENTILES
+    )
+
+
+WORK: Final = Row(
+    "Its work",
+    (
+        Plot(
+            "Attempts",
+            "Attempts that ended a second, by how.",
+            "reqps",
+            (Query(per_second("taskflux_attempts_total", "outcome", TYPE), "{{outcome}}"),),
+            Kind.STACKED,
+            width=8,
+            colours=OUTCOMES,
+        ),
+        Plot(
+            "Errors",
+            "Failed attempts a second, by error class.",
+            "reqps",
+            (Query(happening("taskflux_errors_total", "error_class", TYPE), "{{error_class}}"),),
+            Kind.STACKED,
+            width=8,
+            nothing="none",
+        ),
+        Plot(
+            "Saturation",
+            "Of the attempts that may run at once, the share that does.",
+            "percentunit",
+            (
+                Query(
+                    f"sum by (type) ({selector('taskflux_in_flight', TYPE)})"
+                    f" / sum by (type) ({selector('taskflux_concurrency', TYPE)})",
+                    "{{type}}",
+                ),
+            ),
+            width=8,
+            largest=1,
+            warning=0.9,
+            nothing="at zero",
+        ),
+        Plot(
+            "Processing",
+            "Seconds that the handler's own work took.",
+            "s",
+            percentiles("taskflux_processing_seconds", TYPE),
+            width=8,
+        ),
+        Plot(
+            "Processing, spread",
+            "How many attempts took how long.",
+            "s",
+            (heat("taskflux_processing_seconds", TYPE),),
+            Kind.HEATMAP,
+            width=8,
+        ),
+        Plot(
+            "From acceptance to success",
+            "End-to-end seconds of its tasks that succeeded, waiting, retries and delays asked for included.",
+            "s",
+            percentiles("taskflux_end_to_end_seconds", TYPE),
+            width=8,
+        ),
+    ),
+)
+
+SCALING: Final = Row(
+    "Its scaling",
+    (
+        Plot(
+            "Oldest waiting",
+            "Age of the oldest task that is due and that nobody has taken.",
+            "s",
+            (Query(led("taskflux_oldest_seconds", "type", TYPE), "{{type}}"),),
+            width=8,
+            alarming=300,
+        ),
+        Plot(
+            "Lag",
+            "Records of this type in Kafka that nobody has taken, by the group that is to take them.",
+            "short",
+            (Query(led("taskflux_lag", "topic, group", TYPE), "{{group}}"),),
+            width=8,
+        ),
+        Plot(
+            "Replicas",
+            "Workers with a live lease, and the partitions of the topic: more workers than those have nothing to do.",
+            "short",
+            (
+                Query(led("taskflux_workers", "type", TYPE), "workers"),
+                Query(led("taskflux_partitions", "type", TYPE), "partitions"),
+            ),
+            Kind.STEPS,
+            width=8,
+        ),
+        Plot(
+            "Claims",
+            "Tasks taken over from Kafka a second.",
+            "reqps",
+            (Query(per_second("taskflux_claimed_total", "type", TYPE), "{{type}}"),),
+            width=8,
+        ),
+        Plot(
+            "Waiting",
+            "Seconds from when a task was due to its claim.",
+            "s",
+            percentiles("taskflux_wait_seconds", TYPE),
+            width=8,
+        ),
+        Plot(
+            "Not done twice",
+            "A second: records whose task somebody else has (duplicates), side effects that may have happened twice"
+            " (repeats), outcomes that came after their lease (late), and tasks of lost workers (swept).",
+            "reqps",
+            (
+                Query(per_second("taskflux_duplicates_suppressed_total", "type", TYPE), "duplicates"),
+                Query(per_second("taskflux_repeats_total", "type", TYPE), "repeats"),
+                Query(per_second("taskflux_late_settles_total", "type", TYPE), "late"),
+                Query(happening("taskflux_leases_swept_total", "type", TYPE), "swept"),
+            ),
+            width=8,
+            nothing="none",
+        ),
+    ),
+)
+
+PROVIDER: Final = Row(
+    "Its provider",
+    (
+        Plot(
+            "Circuit",
+            "Open while nothing is sent to its provider but probes. A handler without a provider has none.",
+            "short",
+            (Query(f"max by (provider) ({selector('taskflux_circuit_open')} {ITS_PROVIDER})", "{{provider}}"),),
+            Kind.STEPS,
+            width=8,
+            largest=1,
+            alarming=1,
+            states=(("0", "closed"), ("1", "open")),
+            nothing="no provider",
+        ),
+        Plot(
+            "Calls",
+            "Calls of its processes to the provider a second, by how they ended.",
+            "reqps",
+            (
+                Query(
+                    f"{_of_its_processes('taskflux_provider_requests_total', 'provider, outcome')} > 0",
+                    "{{provider}} {{outcome}}",
+                ),
+            ),
+            Kind.STACKED,
+            width=8,
+            colours=OUTCOMES,
+            nothing="none",
+        ),
+        Plot(
+            "Time of a call",
+            "Seconds that its processes' calls to the provider took.",
+            "s",
+            _percentiles_of_its_processes("taskflux_provider_request_seconds"),
+            width=8,
+        ),
+        Plot(
+            "Rate limit",
+            "95th percentile of the seconds that its attempts waited for the provider's rate limit.",
+            "s",
+            (Query(_quantile_of_its_processes(0.95, "taskflux_rate_limit_wait_seconds"), "p95"),),
+            nothing="no rate limit",
+        ),
+        Plot(
+            "Receipts",
+            "A second: tasks whose delivery was reported for the first time, by the state that this found them in.",
+            "reqps",
+            (Query(happening("taskflux_first_reports_total", "state", TYPE), "{{state}}"),),
+            Kind.STACKED,
+            nothing="no reports",
+        ),
+    ),
+)
+
+PROCESSES: Final = Row(
+    "Its processes",
+    (
+        Plot(
+            "CPU",
+            "Cores in use.",
+            "short",
+            (Query(_of_its_processes("process_cpu_seconds_total", "handler"), "{{handler}}"),),
+            width=8,
+            nothing="at zero",
+        ),
+        Plot(
+            "Memory",
+            "Resident memory of the largest of its processes.",
+            "bytes",
+            (Query(f"max by (handler) ({selector('process_resident_memory_bytes')} {ITS_PROCESSES})", "{{handler}}"),),
+            width=8,
+            nothing="at zero",
+        ),
+        Plot(
+            "Event-loop lag",
+            "99th percentile of how late the event loop was: above a tenth of a second something blocks it.",
+            "s",
+            (Query(_quantile_of_its_processes(0.99, "taskflux_event_loop_lag_seconds"), "p99"),),
+            width=8,
+            warning=0.1,
+            nothing="at zero",
+        ),
+    ),
+)
+
+ROWS: Final = (WORK, SCALING, PROVIDER, PROCESSES)

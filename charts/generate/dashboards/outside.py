@@ -1,0 +1,110 @@
+"""What TaskFlux answers to, and whom it asks: the API, and the providers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from charts.generate.dashboards.plots import (
+    OUTCOMES,
+    STATUSES,
+    Kind,
+    Plot,
+    Query,
+    Row,
+    happening,
+    led,
+    per_second,
+    quantile,
+    selector,
+)
+
+API: Final = Row(
+    "API",
+    (
+        Plot(
+            "Requests",
+            "Requests answered a second, by status.",
+            "reqps",
+            (Query(per_second("taskflux_http_requests_total", "status"), "{{status}}"),),
+            Kind.STACKED,
+            width=8,
+            colours=STATUSES,
+        ),
+        Plot(
+            "Time to the answer",
+            "95th percentile of the seconds to the answer, by route.",
+            "s",
+            (
+                Query(
+                    quantile(0.95, "taskflux_http_request_seconds", "method, route"),
+                    "{{method}} {{route}}",
+                    exemplars=True,
+                ),
+            ),
+            width=8,
+        ),
+        Plot(
+            "Under way",
+            "Requests that wait for their answer, by handler.",
+            "short",
+            (Query(f"sum by (handler) ({selector('taskflux_http_in_progress')})", "{{handler}}"),),
+            width=8,
+        ),
+        Plot(
+            "Submissions",
+            "Submissions a second, by what became of them: accepted, repeated, or the problem they were refused with.",
+            "reqps",
+            (Query(happening("taskflux_submitted_total", "outcome"), "{{outcome}}"),),
+            Kind.STACKED,
+            width=8,
+        ),
+        Plot(
+            "Notifications at once",
+            "Notifications asked for over HTTP and sent while the caller waits, a second, by what became of them.",
+            "reqps",
+            (Query(happening("taskflux_notifications_total", "channel, outcome"), "{{channel}} {{outcome}}"),),
+            Kind.STACKED,
+            width=8,
+            nothing="none",
+        ),
+        Plot(
+            "Delivery reports",
+            "Reports of providers a second, by status, or by why they were not kept.",
+            "reqps",
+            (Query(happening("taskflux_delivery_reports_total", "status"), "{{status}}"),),
+            Kind.STACKED,
+            width=8,
+            nothing="none",
+        ),
+    ),
+)
+
+PROVIDERS: Final = Row(
+    "Providers",
+    (
+        Plot(
+            "Calls",
+            "Calls to providers a second, by how they ended.",
+            "reqps",
+            (Query(happening("taskflux_provider_requests_total", "provider, outcome"), "{{provider}} {{outcome}}"),),
+            Kind.STACKED,
+            width=8,
+            colours=OUTCOMES,
+        ),
+        Plot(
+            "Time of a call",
+            "95th percentile of the seconds that a call took, by provider.",
+            "s",
+            (Query(quantile(0.95, "taskflux_provider_request_seconds", "provider"), "{{provider}}", exemplars=True),),
+            width=8,
+        ),
+        Plot(
+            "Circuits open since",
+            "How long the circuit has been open, by provider and by the class of error that opened it.",
+            "s",
+            (Query(led("taskflux_circuit_open_seconds", "provider, error_class"), "{{provider}} {{error_class}}"),),
+            width=8,
+            nothing="all closed",
+        ),
+    ),
+)

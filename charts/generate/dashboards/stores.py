@@ -1,0 +1,224 @@
+"""What all rests on: the API, PostgreSQL, Kafka, Redis, and the relay."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from charts.generate.dashboards.outside import API, PROVIDERS
+from charts.generate.dashboards.plots import (
+    Kind,
+    Plot,
+    Query,
+    Row,
+    average,
+    happening,
+    led,
+    per_second,
+    percentiles,
+    quantile,
+    selector,
+)
+
+POSTGRES: Final = Row(
+    "PostgreSQL",
+    (
+        Plot(
+            "Statements",
+            "Statements a second, by name.",
+            "ops",
+            (Query(per_second("taskflux_statement_seconds_count", "statement"), "{{statement}}"),),
+            Kind.STACKED,
+            width=8,
+        ),
+        Plot(
+            "Time of a statement",
+            "95th percentile of a statement's seconds, by name; the wait for a connection is apart.",
+            "s",
+            (Query(quantile(0.95, "taskflux_statement_seconds", "statement"), "{{statement}}"),),
+            width=8,
+        ),
+        Plot(
+            "Failed statements",
+            "Statements that failed a second, by what they met.",
+            "ops",
+            (Query(happening("taskflux_statement_errors_total", "error"), "{{error}}"),),
+            Kind.STACKED,
+            width=8,
+            nothing="none",
+        ),
+        Plot(
+            "Wait for a connection",
+            "95th percentile of the seconds that a statement waited for a connection of its pool, by handler.",
+            "s",
+            (Query(quantile(0.95, "taskflux_pool_wait_seconds", "handler"), "{{handler}}"),),
+            width=8,
+        ),
+        Plot(
+            "Connections",
+            "Connections of all pools, in use and free.",
+            "short",
+            (Query(f"sum by (state) ({selector('taskflux_pool_connections')})", "{{state}}"),),
+            Kind.STACKED,
+            width=8,
+        ),
+        Plot(
+            "Group commits",
+            "Average number of rows that shared one statement.",
+            "short",
+            (Query(average("taskflux_batch_size", "statement"), "{{statement}}"),),
+            width=8,
+        ),
+    ),
+)
+
+KAFKA: Final = Row(
+    "Kafka and Redis",
+    (
+        Plot(
+            "Published",
+            "Records sent to Kafka a second, by what became of them.",
+            "reqps",
+            (Query(happening("taskflux_published_total", "outcome"), "{{outcome}}"),),
+            Kind.STACKED,
+            width=8,
+        ),
+        Plot(
+            "Time to Kafka's confirmation",
+            "Seconds from handing records to Kafka until they were confirmed.",
+            "s",
+            percentiles("taskflux_produce_seconds"),
+            width=8,
+        ),
+        Plot(
+            "Trouble",
+            "A second: assignments of partitions, refused commits of offsets, and times that Redis was given up.",
+            "ops",
+            (
+                Query(happening("taskflux_rebalances_total", "handler"), "{{handler}} rebalances"),
+                Query(happening("taskflux_commits_failed_total", "handler"), "{{handler}} refused commits"),
+                Query(happening("taskflux_accelerator_errors_total", "handler"), "{{handler}} Redis"),
+            ),
+            width=8,
+            nothing="none",
+        ),
+        Plot(
+            "Other producers' records",
+            "Records that were not ours a second, by what they became.",
+            "reqps",
+            (Query(happening("taskflux_adopted_total", "type, outcome"), "{{type}} {{outcome}}"),),
+            Kind.STACKED,
+            nothing="none",
+        ),
+        Plot(
+            "Records that were no task",
+            "Records a second that went to the dead letters with their bytes as they were, by what was wrong.",
+            "reqps",
+            (Query(happening("taskflux_poison_total", "error_class"), "{{error_class}}"),),
+            Kind.STACKED,
+            nothing="none",
+        ),
+    ),
+)
+
+RELAY: Final = Row(
+    "Relay",
+    (
+        Plot(
+            "Behind",
+            "How long the oldest due task has waited to be published. A circuit that is open holds its types back.",
+            "s",
+            (Query(f"max({selector('taskflux_relay_lag_seconds')})", "behind"),),
+            width=8,
+            warning=15,
+            alarming=60,
+        ),
+        Plot(
+            "Backlog",
+            "Tasks that are due and not published, by type.",
+            "short",
+            (Query(led("taskflux_tasks", "type", 'state="due"'), "{{type}}"),),
+            Kind.STACKED,
+            width=8,
+            nothing="none",
+        ),
+        Plot(
+            "Set right",
+            "A second: tasks of lost workers by what became of them, and queued ones that Kafka no longer owed.",
+            "ops",
+            (
+                Query(happening("taskflux_leases_swept_total", "state"), "lost worker: {{state}}"),
+                Query(happening("taskflux_requeued_total", "type"), "published again: {{type}}"),
+            ),
+            width=8,
+            nothing="nothing to set right",
+        ),
+        Plot(
+            "Leaders",
+            "Relays that lead: one, or for a moment none. Without one nobody measures, and lost tasks stay lost.",
+            "short",
+            (Query(f"sum({selector('taskflux_leader')})", "leaders"),),
+            Kind.STEPS,
+            width=8,
+            largest=2,
+        ),
+        Plot(
+            "Last measured",
+            "How long ago the leader last measured what is shown for all: depth, age, lag, workers, dead letters,"
+            " circuits.",
+            "s",
+            (Query(f"time() - max({selector('taskflux_measured_timestamp_seconds')})", "ago"),),
+            width=8,
+            alarming=300,
+            nothing="nobody measures",
+        ),
+        Plot(
+            "Cost of measuring",
+            "Seconds that one measurement took. The next one waits fifty times as long, and five seconds at least.",
+            "s",
+            percentiles("taskflux_measure_seconds"),
+            width=8,
+        ),
+    ),
+)
+
+PROCESSES: Final = Row(
+    "Processes",
+    (
+        Plot(
+            "CPU",
+            "Cores in use, by handler.",
+            "short",
+            (Query(per_second("process_cpu_seconds_total", "handler"), "{{handler}}"),),
+            Kind.STACKED,
+            width=6,
+        ),
+        Plot(
+            "Memory",
+            "Resident memory of the largest process, by handler.",
+            "bytes",
+            (Query(f"max by (handler) ({selector('process_resident_memory_bytes')})", "{{handler}}"),),
+            width=6,
+        ),
+        Plot(
+            "Event-loop lag",
+            "99th percentile of how late the event loop was: above a tenth of a second something blocks it.",
+            "s",
+            (Query(quantile(0.99, "taskflux_event_loop_lag_seconds", "handler"), "{{handler}}"),),
+            width=6,
+            warning=0.1,
+        ),
+        Plot(
+            "Versions",
+            "Processes by their version, and those of them that were told to end and drain.",
+            "short",
+            (
+                Query(f"count by (version) ({selector('taskflux_build_info')})", "{{version}}"),
+                Query(f"sum({selector('taskflux_draining')})", "draining"),
+            ),
+            Kind.STEPS,
+            width=6,
+        ),
+    ),
+)
+
+ROWS: Final = (API, PROVIDERS, POSTGRES, KAFKA, RELAY, PROCESSES)

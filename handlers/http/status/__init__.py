@@ -1,0 +1,1 @@
+"""The page at `/status`: the overview's plots, for who has no Grafana."""
