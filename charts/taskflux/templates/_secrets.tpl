@@ -56,6 +56,9 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if $handler.settings.otel.endpoint }}
+{{- include "taskflux.fromSecret" (list "TASKFLUX_OTEL__HEADERS" $secrets.otel.existingSecret $secrets.otel.headersKey) }}
+{{- end }}
 {{- end -}}
 
 {{/* Certificates that are mounted, as JSON: name → secret and items: (list $ handler). */}}

@@ -56,7 +56,7 @@ def test_the_others_say_what_they_need_and_whether_their_lag_counts(settings: Se
 
 
 def test_the_probes_are_those_that_are_served() -> None:
-    async def nothing() -> tuple[bytes, str]:
+    async def nothing(accept: str) -> tuple[bytes, str]:
         return b"", ""
 
     assert [route.path for route in probe_routes(lambda: True, nothing)] == [LIVENESS, READINESS, METRICS]
@@ -76,4 +76,5 @@ def test_every_variable_is_named_once_and_secrets_are_marked() -> None:
         "TASKFLUX_SMTP__PASSWORD",
         "TASKFLUX_MSG91__AUTH_KEY",
         "TASKFLUX_MSG91__WEBHOOK_SECRET",
+        "TASKFLUX_OTEL__HEADERS",
     }
