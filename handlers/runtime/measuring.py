@@ -28,7 +28,7 @@ from handlers.stream.waiting import Waiting
 log = logging.getLogger(__name__)
 
 SHARE: Final = 0.02
-"""The share of the time that measuring takes at most: with millions that wait, it is done less often."""
+"""The share of one connection's time that measuring takes at most: with millions that wait, it is done less often."""
 
 DLQ: Final = "dlq"
 ROUTER: Final = "router"
@@ -61,35 +61,51 @@ class Measuring:
         self._positions = positions
         self._waiting = Waiting()
         self._classes: set[str] = set()
+        self._types: list[str] = []
+        self._measured: Measured | None = None
+        self._read_again = float("-inf")
 
     async def keep_measuring(self) -> None:
         """Measure until cancelled; then we lead no longer, and the figures are another's."""
         loop = asyncio.get_running_loop()
-        self._waiting = Waiting()
+        self._waiting, self._read_again = Waiting(), float("-inf")
         try:
             while True:
                 began = loop.time()
                 await self.measure()
-                took = loop.time() - began
-                metrics.MEASURE_SECONDS.labels().observe(took)
-                await asyncio.sleep(max(self._settings.relay.measure_seconds, took / SHARE) - took)
+                metrics.MEASURE_SECONDS.labels().observe(loop.time() - began)
+                await asyncio.sleep(max(0.0, began + self._settings.relay.measure_seconds - loop.time()))
         finally:
             _clear(*metrics.LED)
 
     async def measure(self) -> None:
-        """Measure once. What cannot be had is not shown: a gap says so better than a stale figure."""
+        """Measure once: Kafka each time, PostgreSQL where its share of the time allows it.
+
+        What cannot be had is not shown: a gap says so better than a stale figure.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._read_again:
+            self._measured = await self._read(now)
+        queues = await self._queues(self._types)
+        self._show_queues(queues or [])
+        ages = {} if queues is None else self._ages(queues)
+        if self._measured is not None:
+            _show_oldest(self._measured, ages)
+
+    async def _read(self, now: float) -> Measured | None:
+        """What PostgreSQL says, shown; None while it is away."""
         try:
             measured = await self._measures.read(self._settings.worker.lease_seconds)
         except StoreError as error:
             log.debug("PostgreSQL could not be measured", extra={"error": str(error)})
             _clear(*_OF_POSTGRESQL)
-            return
-        zeros.of_leader(measured.types)
-        queues = await self._queues(list(measured.types))
+            return None
+        self._read_again = now + (asyncio.get_running_loop().time() - now) / SHARE
+        self._types = list(measured.types)
+        zeros.of_leader(self._types)
         self._show(measured)
-        self._show_queues(queues or [])
-        _show_oldest(measured, {} if queues is None else self._ages(queues))
         metrics.MEASURED.show({(): time.time()})
+        return measured
 
     async def _queues(self, types: list[str]) -> list[Queue] | None:
         """None while Kafka is away."""

@@ -45,7 +45,9 @@ PROVIDERS: Final = ("smtp", "msg91", "notify")
 _TYPE: Final = Label("type", said="a registered task type")
 _TAKEN: Final = Label("type", said="a registered task type, or dlq")
 _QUEUE: Final = Label("type", said="a registered task type, dlq, or router")
-_ERROR: Final = Label("error_class", (*TASK_ERRORS, *RECORD_ERRORS, OTHER), "own subclasses by name, at most 50")
+_ERROR: Final = Label(
+    "error_class", tuple(dict.fromkeys((*TASK_ERRORS, *RECORD_ERRORS, OTHER))), "own subclasses by name, at most 50"
+)
 _PROVIDER: Final = Label("provider", said="a handler's provider: smtp, msg91, or one of your own")
 _KAFKA_ERROR: Final = "or the name of Kafka's error"
 

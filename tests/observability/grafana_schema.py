@@ -29,7 +29,7 @@ ARCHIVES: Final = {
 }
 """Package and version → the archive's SHA-512."""
 
-CACHE: Final[Path] = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskflux-tests" / "npm"
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskflux-tests" / "npm"
 TYPES: Final = Path(__file__).with_name("grafana_board.ts")
 
 
@@ -84,8 +84,7 @@ def _modules() -> Path:
         if not link.is_symlink() or link.resolve() != place / "package":
             link.unlink(missing_ok=True)
             link.symlink_to(place / "package")
-    modules: Path = CACHE / "modules"
-    return modules
+    return CACHE / "modules"
 
 
 def _archive(package: str, digest: str) -> Path:
@@ -93,7 +92,7 @@ def _archive(package: str, digest: str) -> Path:
     done = subprocess.run(pack, capture_output=True, text=True, timeout=240, check=False, cwd=CACHE)
     assert done.returncode == 0, f"npm does not give {package}: {done.stderr[-500:]}"
     listed: list[dict[str, Any]] = json.loads(done.stdout)
-    file = CACHE / listed[0]["filename"].replace("@", "").replace("/", "-")
+    file: Path = CACHE / listed[0]["filename"].replace("@", "").replace("/", "-")
     found = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
     assert found == digest, f"{package} is not the archive that is named here"
     return file

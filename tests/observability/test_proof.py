@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,7 +25,7 @@ from handlers.local.observe import Prometheus, rule_file
 from handlers.local.ports import free_port
 from tests.drills.dev import Dev
 from tests.observability.alerts import ALERTS, ROOT, rules, write_rules
-from tests.observability.boards import expressions
+from tests.observability.boards import Question, expressions, questions
 from tests.observability.load import (
     DEAD,
     DEAD_AGAIN,
@@ -37,7 +39,7 @@ from tests.observability.load import (
 )
 from tests.observability.mail import MailServer
 from tests.observability.prometheus import Client, NoPromQL, Series
-from tests.observability.promql import readings
+from tests.observability.promql import filled, readings
 from tests.observability.shortened import shortened
 from tests.observability.tools import program
 
@@ -190,6 +192,31 @@ async def test_every_panels_expression_parses_and_returns_data(scene: Scene) -> 
         if not has_data(await scene.whole.range(expr, scene.began - 120, scene.ended)):
             silent.add(what)
     assert silent == QUIET.keys()
+
+
+async def test_every_series_of_a_panel_has_a_name_of_its_own(scene: Scene) -> None:
+    for panel, asked in _by_panel().items():
+        names: list[str] = []
+        for question in asked:
+            found = await scene.whole.range(filled(question.expr, handler="email"), scene.began - 120, scene.ended)
+            for series in found:
+                assert all(series.labels.get(label) for label in re.findall(r"{{(\w+)}}", question.legend)), (
+                    f"{question}: {series.labels}"
+                )
+                names.append(re.sub(r"{{(\w+)}}", partial(_label, series), question.legend))
+        assert len(set(names)) == len(names), f"{panel}: {sorted(names)}"
+
+
+def _label(series: Series, found: re.Match[str]) -> str:
+    return series.labels[found[1]]
+
+
+def _by_panel() -> dict[str, list[Question]]:
+    found: dict[str, list[Question]] = {}
+    for question in questions():
+        if "annotation" not in question.panel:
+            found.setdefault(f"{question.board}: {question.panel}", []).append(question)
+    return found
 
 
 @pytest.mark.parametrize("handler", ["email", "sms", "simulated"])

@@ -73,3 +73,12 @@ def test_the_commands_that_it_names_exist_with_their_options(name: str) -> None:
 def test_the_pages_that_it_leads_to_are_there(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)", PAGES[name]):
         assert (RUNBOOKS / target).is_file(), target
+
+
+def test_the_documentation_lists_every_alert_with_its_page_and_its_patience() -> None:
+    text = (RUNBOOKS.parent / "observability.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| \[(\w+)\]\(runbooks/\1\.md\) \|.*\| ([^|]+) \|$", text, re.M))
+    words = {"0m": "at once", "1m": "1 minute"}
+    assert listed == {
+        name: words.get(rule["for"], rule["for"].replace("m", " minutes")) for name, rule in RULES.items()
+    }

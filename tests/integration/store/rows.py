@@ -24,7 +24,7 @@ DONE = Decision(Event.SUCCEEDED, State.SUCCEEDED)
 
 async def sql(database: Database, statement: str, *args: object) -> Sequence[Any]:
     """Rows of a statement that only tests need."""
-    async with database._connection() as connection:
+    async with database._connection("of a test") as connection:
         return await connection.fetch(statement, *args)  # type: ignore[no-any-return]
 
 

@@ -240,7 +240,7 @@ async def test_a_partition_that_is_in_use_is_left_for_the_next_time(
     monkeypatch.setattr(pruner, "PAUSE", 0.0)
     monkeypatch.setattr(pruner, "TRIES", 2)
     await old_tasks(database, "succeeded", 60 * DAY, 2)
-    async with database._connection() as reader, reader.transaction():
+    async with database._connection("of a test") as reader, reader.transaction():
         await reader.fetch("SELECT FROM tasks")  # a backup holds such a lock for hours
         pruned = await prune(database)
         [trouble] = pruned.trouble

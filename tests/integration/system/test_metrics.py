@@ -68,7 +68,7 @@ async def mixed_run(stack: Stack) -> list[UUID]:
     await stack.until_all([*tasks, held], "succeeded", "dead", "uncertain")
 
     async def stored() -> bool:
-        return await stack.sql.fetchval("SELECT count(*) FROM dead_letters WHERE task_id = $1", UUID(int=7)) == 1
+        return bool(await stack.sql.fetch("SELECT FROM dead_letters WHERE task_id = $1", UUID(int=7)))
 
     await eventually(stored, "the forged dead letter is stored")
     return [*tasks, held]
@@ -204,7 +204,7 @@ async def test_how_long_the_oldest_waits_is_known_whether_it_is_published_or_not
         return await stack.metric("taskflux_oldest_seconds", type="late") > seconds
 
     async def published() -> bool:
-        return (await stack.get(task))["status"] == "queued"
+        return str((await stack.get(task))["status"]) == "queued"
 
     await eventually(published, "it is published")
     await eventually(lambda: older_than(1.0), "its age is told")
@@ -233,7 +233,7 @@ async def test_openmetrics_are_negotiated(stack: Stack) -> None:
     answer = await stack.client.get("/metrics", headers={"accept": accept})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert answer.headers["content-encoding"] == "gzip"
-    names = {family.name for family in read_open_metrics(answer.text)}
+    names = {family.name for family in read_open_metrics(answer.text)}  # type: ignore[no-untyped-call]
     assert {"taskflux_attempts", "taskflux_oldest_seconds", "process_cpu_seconds", "python_info"} <= names
 
 

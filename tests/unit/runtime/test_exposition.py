@@ -71,7 +71,7 @@ def test_exemplars_stand_in_openmetrics_alone() -> None:
     metrics.PROCESSING.labels("test-exemplars").observe(70.0)
     exemplars = [
         (sample.labels["le"], sample.exemplar)
-        for family in open_metrics(shown(PROMETHEUS)[0].decode())
+        for family in open_metrics(shown(PROMETHEUS)[0].decode())  # type: ignore[no-untyped-call]
         for sample in family.samples
         if sample.exemplar is not None and sample.labels.get("type") == "test-exemplars"
     ]

@@ -73,7 +73,7 @@ async def test_exemplars_survive_where_openmetrics_is_asked_for() -> None:
     merged = await merge(texts, chosen("application/openmetrics-text"))
     assert merged.endswith("# EOF\n")
     assert merged.count("# EOF") == 1
-    families = {family.name: family for family in read_open_metrics(merged)}
+    families = {family.name: family for family in read_open_metrics(merged)}  # type: ignore[no-untyped-call]
     assert {(each.labels["handler"], each.value) for each in families["taskflux_leader"].samples} == {
         ("relay", 1.0),
         ("process-sms", 1.0),
@@ -89,7 +89,7 @@ async def test_exemplars_survive_where_openmetrics_is_asked_for() -> None:
 async def test_a_peer_that_knows_plain_text_alone_is_merged_into_openmetrics() -> None:
     texts = {"relay": open_metrics("relay"), "old": text(succeeded=3), "broken": "a{"}
     merged = await merge(texts, chosen("application/openmetrics-text"))
-    attempts = next(family for family in read_open_metrics(merged) if family.name == "taskflux_attempts")
+    (attempts,) = (each for each in read_open_metrics(merged) if each.name == "taskflux_attempts")  # type: ignore[no-untyped-call]
     assert {(each.labels["handler"], each.value) for each in attempts.samples if each.name.endswith("_total")} == {
         ("relay", 2.0),
         ("old", 3.0),
