@@ -51,11 +51,7 @@ def _named(names: Sequence[str]) -> Sequence[Handler[Any]]:
         leave(
             f"no task type belongs to {', '.join(others)}: name task handlers, or nothing for all built-in ones", USAGE
         )
-    handlers = [target for target in targets.values() if isinstance(target, Handler)]
-    reserved = [handler.type for handler in handlers if not is_task_type(handler.type)]
-    if reserved:
-        leave(f"{', '.join(reserved)}: reserved, give the task type another name", USAGE)
-    return handlers
+    return [target for target in targets.values() if isinstance(target, Handler)]
 
 
 async def _prepare(

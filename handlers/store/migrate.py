@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -18,6 +18,10 @@ import asyncpg
 from handlers.store.database import translated
 from handlers.store.errors import StoreError
 from handlers.store.settings import PostgresSettings
+
+LOCK_SECONDS, LOCK_PAUSE, LOCK_TRIES = 3, 3.0, 20
+"""How long a step waits for the lock of a table, and how often. Whoever asks for that table meanwhile waits behind it:
+one long transaction must not hold up everything that runs."""
 
 _LOCK = 0x7461736B  # 'task': the advisory lock that migrators take turns by
 
@@ -49,8 +53,13 @@ async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
 
     Raises:
         StoreError: PostgreSQL cannot be reached or refuses a step; nothing of this run stays behind then.
+        StoreBusy: a transaction has held a table for two minutes.
     """
-    async with _connected(settings) as connection, connection.transaction():
+    async with _connected(settings) as connection:
+        for _ in range(LOCK_TRIES - 1):
+            with suppress(asyncpg.LockNotAvailableError):
+                return await _apply(connection)
+            await asyncio.sleep(LOCK_PAUSE)
         return await _apply(connection)
 
 
@@ -78,7 +87,14 @@ async def _connected(settings: PostgresSettings) -> AsyncIterator[Any]:
 
 
 async def _apply(connection: Any) -> Sequence[Migration]:
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    """All that is missing, or nothing."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)  # however long another one takes
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+        return await _apply_missing(connection)
+
+
+async def _apply_missing(connection: Any) -> Sequence[Migration]:
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS schema_migrations ("
         " version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"

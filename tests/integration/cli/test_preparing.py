@@ -31,11 +31,8 @@ from handlers import Receipt, Task, handler
 @handler("image", payload=str)
 async def resize_image(task: Task[str]) -> Receipt:
     return Receipt()
-
-@handler("router", payload=str)
-async def reserved(task: Task[str]) -> Receipt:
-    return Receipt()
 """
+RESERVED = APP.replace('"image"', '"router"').replace("resize_image", "reserved")
 BUILT_IN = {"email", "sms", "simulated"}
 
 
@@ -83,6 +80,7 @@ def folder(tmp_path: Path) -> Path:
     """An application's own, in which the command is called."""
     (tmp_path / "my_app").mkdir()
     (tmp_path / "my_app" / "handlers.py").write_text(APP)
+    (tmp_path / "my_app" / "reserved.py").write_text(RESERVED)
     return tmp_path
 
 
@@ -126,7 +124,7 @@ async def test_handlers_that_are_named_are_registered_alone(
     ("name", "says"),
     [
         ("ingest", "no task type belongs to ingest"),
-        ("my_app.handlers:reserved", "router: reserved"),
+        ("my_app.reserved:reserved", "'router' cannot name a task type: it is reserved"),
         ("my_app.handlers:nosuch", "has no nosuch"),
         ("nosuch", "there is no handler 'nosuch'"),
     ],

@@ -10,7 +10,8 @@ from tests.conftest import NewDatabase
 from tests.integration.store.scene import Scene
 
 EMPTY = """
-DELETE FROM tasks; DELETE FROM parked; DELETE FROM due; DELETE FROM workers; DELETE FROM claims; DELETE FROM idempotency_keys;
+DELETE FROM tasks; DELETE FROM parked; DELETE FROM due; DELETE FROM workers; DELETE FROM claims;
+DELETE FROM idempotency_keys;
 DELETE FROM task_types; DELETE FROM circuits; DELETE FROM dead_letters; DELETE FROM leaders;
 """
 

@@ -13,7 +13,7 @@ import pytest
 from handlers.local.servers import PostgresServer
 from handlers.store.database import Database
 from handlers.store.errors import SchemaTooOld, StoreError, StoreUnavailable
-from handlers.store.migrate import migrate, migrations
+from handlers.store.migrate import Migration, migrate, migrations
 from handlers.store.settings import PostgresSettings
 from handlers.store.tasks import Tasks
 from tests.conftest import NewDatabase
@@ -78,6 +78,31 @@ async def test_a_step_that_fails_leaves_nothing_behind(postgres: PostgresServer)
             await migrate(settings)
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         assert [row["tablename"] for row in tables] == ["leaders"]
+
+
+async def test_a_long_transaction_holds_up_a_migration_and_nobody_else(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.store.migrate.LOCK_SECONDS", 1)
+    monkeypatch.setattr("handlers.store.migrate.LOCK_PAUSE", 0.1)
+    async with empty(postgres) as (settings, connection):
+        await migrate(settings)
+        further = [*migrations(), Migration(9999, "further", "ALTER TABLE tasks ADD COLUMN further text")]
+        monkeypatch.setattr("handlers.store.migrate.migrations", lambda: further)
+        other = await asyncpg.connect(settings.dsn.get_secret_value())
+        long = connection.transaction()
+        await long.start()
+        await connection.execute("LOCK TABLE tasks IN ROW EXCLUSIVE MODE")
+        migrating = asyncio.create_task(migrate(settings))
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"
+        async with asyncio.timeout(20):
+            while not await connection.fetchval(waits):
+                pass
+            await other.execute("UPDATE tasks SET attempts = 0")  # behind the migration, which gives way
+            assert not migrating.done()
+            await long.commit()
+            assert [step.name for step in await migrating] == ["further"]
+        await other.close()
 
 
 async def test_a_database_of_a_newer_release_is_accepted(new_database: NewDatabase) -> None:
