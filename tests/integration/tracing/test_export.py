@@ -95,11 +95,13 @@ def test_a_receiver_that_never_answers_does_not_keep_a_process_from_ending(recei
 
 async def test_work_goes_on_while_the_receiver_is_away(scene: Scene) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    scene.children.pop("process-simulated").send(signal.SIGTERM)
+    before = scene.children.pop("process-simulated")
+    before.send(signal.SIGTERM)
+    assert await before.wait() == 0
     child = scene.spawn("process-simulated", "unheard", TASKFLUX_OTEL__ENDPOINT=nowhere)
     await scene.ready("unheard")
     tasks = await asyncio.gather(*(scene.submit("simulated", "hello") for _ in range(50)))
-    await scene.stack.until_all(tasks, "succeeded")
+    await scene.stack.until_all(tasks, "succeeded", patience=60.0)
 
     async def told() -> bool:
         return "spans could not be exported" in scene.log("unheard")
