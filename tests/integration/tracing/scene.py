@@ -97,7 +97,11 @@ class Scene:
         """Return once a process has started."""
 
         async def started() -> bool:
-            assert self.children[name].running, self.log(name)
+            child = self.children[name]
+            if not child.running and "is taken" in self.log(name):  # a port that was free when it was chosen
+                child.log.unlink()
+                child.spawn()
+            assert child.running, self.log(name)
             return any(line.get("message") == "started" for line in self.lines(name))
 
         await eventually(started, f"{name} starts", 2 * PATIENCE)
