@@ -57,7 +57,7 @@ OBJECTS: Final[Mapping[str, str]] = {
         TriggerAuthentication postgres
     """,
     "production": """
-        ConfigMap            . setup
+        ConfigMap            . setup dashboard-handler dashboard-overview dashboard-stores
         CronJob              prune
         Deployment           dlq-sink ingest notify process-email process-simulated process-sms relay router
         Ingress              .
@@ -67,6 +67,7 @@ OBJECTS: Final[Mapping[str, str]] = {
         Pod                  test-schedule test-send
         PodDisruptionBudget  dlq-sink ingest notify process-email process-simulated process-sms relay router
         PodMonitor           .
+        PrometheusRule       .
         ScaledObject         dlq-sink ingest notify process-email process-simulated process-sms relay router
         Service              ingest notify
         ServiceAccount       . setup
