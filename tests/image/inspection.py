@@ -20,7 +20,8 @@ UNCHECKED = b"\1\0\0\0"
 def main() -> None:
     import handlers
 
-    left_out = ("handlers.local", "handlers.cli.__main__")  # what `taskflux dev` needs is not in the image
+    # What `taskflux dev` needs is not in the image.
+    left_out = ("handlers.local", "handlers.http.status", "handlers.cli.__main__")
     for module in pkgutil.walk_packages(handlers.__path__, "handlers."):
         if not module.name.startswith(left_out):
             importlib.import_module(module.name)
