@@ -92,9 +92,9 @@ class _Answer:
         await self._send(message)
 
 
-def _describe(span: tracing.Span, scope: Scope, status: int) -> None:
+def _describe(span: tracing.RequestSpan, scope: Scope, status: int) -> None:
     route = route_of(scope)
-    span.name = f"{method_of(scope)} {route}"
+    span.named(f"{method_of(scope)} {route}")
     span.note("http.route", route)
     span.note("url.path", route)
     if status:

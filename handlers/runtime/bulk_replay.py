@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Final
 
-from handlers.runtime import metrics, tracing
+from handlers.runtime import labels, metrics, tracing
 from handlers.store.dead_letter_replays import BulkReplay, DeadLetterReplays
 from handlers.store.errors import RefusedData, SchemaTooOld, StoreBusy
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 500
 SIZE: Final = "db.operation.batch.size"
+REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES)
 ROUNDS: Final = 10
 """Batches of each bulk replay in one tick, at most: the leader has other things to do as well."""
 
@@ -53,9 +54,9 @@ class BulkReplays:
         looked_at, replayed = await self._replays.carry_on(bulk, limit)
         # Only now it is known whose traces it is about.
         traceparents = (letter.traceparent for letter in replayed)
-        with tracing.batch("replay tasks", "INTERNAL", traceparents, tracing.POSTGRES, size=SIZE, began=began):
+        with tracing.batch(REPLAY, traceparents, size=SIZE, began=began):
             pass
         for letter in replayed:
-            metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
+            metrics.REPLAYED.labels(labels.error_class(letter.error_class), "bulk").inc()
         if looked_at < limit:
             log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})

@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 
 PATIENCE: Final = 2.0
 """Seconds that a submitter waits for a PostgreSQL that is away before it is told so."""
-INSERT: Final = {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"}
+INSERT: Final = tracing.Operation(
+    "insert tasks",
+    "CLIENT",
+    {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"},
+)
 INSERT_BATCH: Final = 500
 PUBLISH_BATCH: Final = 1000
 MAX_PENDING: Final = 20_000
@@ -91,7 +95,7 @@ class Intake:
 
     async def _insert(self, batch: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         traceparents = (each.traceparent for each in batch)
-        with tracing.batch("insert tasks", "CLIENT", traceparents, INSERT, size="db.operation.batch.size"):
+        with tracing.batch(INSERT, traceparents, size="db.operation.batch.size"):
             return await self._tasks.insert(batch, grace)
 
     async def _publish_pending(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextvars import Token
+from functools import cache
 from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -11,7 +12,7 @@ from uuid import UUID
 
 from handlers.providers.calls import Value
 from handlers.runtime import tracing
-from handlers.runtime.tracing import UNRECORDED, Span, Unrecorded, sampled
+from handlers.runtime.tracing import UNRECORDED, Operation, Span, Unrecorded, sampled
 from handlers.store.claims import Claim
 from handlers.stream.producer import NotPublished, Published
 from handlers.tasks.decision import Decision
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE: Final = "messaging.batch.message_count"
 _GROUP: Final = "messaging.consumer.group.name"
+_MESSAGE: Final = "messaging.message.id"
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
 
 
@@ -42,13 +44,25 @@ class Destination(NamedTuple):
     group: str
 
 
-def _about(operation: str, kind: str, topic: str) -> dict[str, Value]:
-    return {
+@cache
+def _operation(
+    operation: str, kind: str, span: str, topic: str, group: str | None = None, *, stored: bool = False
+) -> Operation:
+    """What is done with messages of a topic; `kind` and `span` are OpenTelemetry's kinds of operation and of span.
+
+    `stored`: it is done in PostgreSQL.
+    """
+    about: dict[str, Value] = {
         "messaging.system": "kafka",
         "messaging.operation.name": operation,
         "messaging.operation.type": kind,
         "messaging.destination.name": topic,
     }
+    if group is not None:
+        about[_GROUP] = group
+    if stored:
+        about |= tracing.POSTGRES
+    return Operation(f"{operation} {topic}", span, about)
 
 
 class Sends:
@@ -63,8 +77,8 @@ class Sends:
             return
         for topic, message in messages:
             if sampled(message.traceparent):
-                about = _about("send", "send", topic) | {"messaging.message.id": str(message.id)}
-                self._spans[message.id] = Span(f"send {topic}", "PRODUCER", about, parent=message.traceparent)
+                send = _operation("send", "send", "PRODUCER", topic)
+                self._spans[message.id] = Span(send, {_MESSAGE: str(message.id)}, parent=message.traceparent)
 
     def traceparent(self, message: Message) -> str | None:
         """What the message's record carries."""
@@ -102,8 +116,8 @@ class Sends:
 def created(topic: str, task: UUID, traceparent: str) -> None:
     """The first span of a trace that begins with a task which no request of ours made."""
     if sampled(traceparent):
-        about = _about("create", "create", topic) | {"messaging.message.id": str(task)}
-        Span(f"create {topic}", "PRODUCER", about, own=traceparent).end()
+        create = _operation("create", "create", "PRODUCER", topic)
+        Span(create, {_MESSAGE: str(task)}, own=traceparent).end()
 
 
 def receiving(source: Destination, traceparents: Iterable[str | None]) -> Span | Unrecorded:
@@ -123,18 +137,14 @@ def storing(source: Destination, traceparents: Iterable[str | None]) -> Span | U
 
 def putting_aside(topic: str, traceparents: Iterable[str | None]) -> Span | Unrecorded:
     """The sending of a batch of records that are no tasks to the dead letters."""
-    if not tracing.enabled():
-        return UNRECORDED
-    return tracing.batch(f"send {topic}", "PRODUCER", traceparents, _about("send", "send", topic), size=BATCH_SIZE)
+    return tracing.batch(_operation("send", "send", "PRODUCER", topic), traceparents, size=BATCH_SIZE)
 
 
 def _batch(
     operation: str, kind: str, span: str, source: Destination, traceparents: Iterable[str | None]
 ) -> Span | Unrecorded:
-    if not tracing.enabled():
-        return UNRECORDED
-    about = {**_about(operation, kind, source.topic), _GROUP: source.group, **tracing.POSTGRES}
-    return tracing.batch(f"{operation} {source.topic}", span, traceparents, about, size=BATCH_SIZE)
+    what = _operation(operation, kind, span, source.topic, source.group, stored=True)
+    return tracing.batch(what, traceparents, size=BATCH_SIZE)
 
 
 def processing(source: Destination, claim: Claim, sent: str | None, received: str | None) -> Attempt | Unrecorded:
@@ -155,11 +165,8 @@ class Attempt:
     __slots__ = ("_outer", "_span")
 
     def __init__(self, source: Destination, claim: Claim, sent: str | None, received: str | None) -> None:
-        about = _about("process", "process", source.topic) | {
-            _GROUP: source.group,
-            "messaging.message.id": str(claim.id),
-            "taskflux.attempt": claim.attempt,
-        }
+        process = _operation("process", "process", "CONSUMER", source.topic, source.group)
+        about: dict[str, Value] = {_MESSAGE: str(claim.id), "taskflux.attempt": claim.attempt}
         links = [received] if received else []
         if claim.replays:
             about["taskflux.replay"] = claim.replays
@@ -167,7 +174,7 @@ class Attempt:
             links.append(before)
         parent = sent if sent and tracing.trace_id(sent) == tracing.trace_id(claim.traceparent) else claim.traceparent
         own = _own(claim, claim.version)
-        self._span = Span(f"process {source.topic}", "CONSUMER", about, parent=parent, links=links, own=own)
+        self._span = Span(process, about, parent=parent, links=links, own=own)
         self._outer: Token[Context] | None = None
 
     @property
@@ -176,22 +183,14 @@ class Attempt:
         return self._span.traceparent
 
     def __enter__(self) -> Attempt:
-        from opentelemetry import context, trace
-        from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
-
         self._span.__enter__()
-        _, trace_id, span_id, flags = self.traceparent.split("-")
-        here = SpanContext(int(trace_id, 16), int(span_id, 16), False, TraceFlags(int(flags, 16)))
-        self._outer = context.attach(trace.set_span_in_context(NonRecordingSpan(here)))
+        self._outer = tracing.attach(self.traceparent)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from opentelemetry import context
-
-        if self._outer is not None:
-            context.detach(self._outer)
+        tracing.detach(self._outer)
         self._span.__exit__(kind, error, trace)
 
     def raised(self, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """From spans to an OTLP receiver: bounded in memory and time, and never in the way of the work.
 
-Spans wait in a bounded queue and leave from a thread of their own. While the receiver is away they are dropped, and
-one line a minute says how many.
+Spans that have ended wait, encoded, in a bounded queue and leave from a thread of their own. While the receiver is away
+they are dropped, and one line a minute says how many.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections import deque
+from contextvars import Token
+from typing import Final, Protocol
 
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from handlers.runtime import tracing
+from handlers.runtime.otlp import OtlpClient
+from handlers.runtime.span_encoding import Encoded, Encoder
 from handlers.runtime.telemetry_settings import OtelSettings
 from handlers.runtime.version import VERSION
 
@@ -34,100 +35,123 @@ QUEUE: Final = 8192
 EXPORT_BATCH: Final = 512
 EXPORT_DELAY: Final = 1.0
 """Seconds that a span waits for others to leave with."""
-EXPORT_TIMEOUT: Final = 5.0
 LAST_EXPORT: Final = 3.0
 """Seconds that a process which ends waits for its last spans to leave."""
 TELL_AGAIN: Final = 60.0
-MOST_LINKS: Final = 1024
-
-_KINDS: Final = {kind.name: kind for kind in SpanKind}
-_OK: Final = Status(StatusCode.UNSET)
-_FAILED: Final = Status(StatusCode.ERROR)
 
 
 def configure(settings: OtelSettings, process: str) -> None:
-    """Record spans where an endpoint is set, and export them there."""
+    """Record spans where an endpoint is set, and export them there.
+
+    Raises:
+        Misconfigured: a certificate cannot be read.
+    """
     if settings.endpoint is None:
         tracing.install(None)
         return
-    tracing.install(Pipeline(settings, process))
+    tracing.install(Pipeline(settings, process, OtlpClient(settings)))
     log.info("traces are exported", extra={"endpoint": settings.endpoint, "sample_ratio": settings.sample_ratio})
+
+
+class Client(Protocol):
+    """Where encoded requests go."""
+
+    def send(self, request: bytes) -> bool:
+        """Whether the receiver took it."""
+        ...
+
+    def close(self) -> None:
+        """Try nothing again."""
+        ...
 
 
 class Pipeline:
     """Takes spans that have ended, and exports them."""
 
-    def __init__(self, settings: OtelSettings, process: str, processor: SpanProcessor | None = None) -> None:
+    def __init__(self, settings: OtelSettings, process: str, client: Client) -> None:
         self.ratio = settings.sample_ratio
-        self._resource = _resource(settings, process)
-        self._scope = InstrumentationScope("taskflux", VERSION)
-        self._processor = processor or BatchSpanProcessor(
-            Exporter(settings),
-            max_queue_size=QUEUE,
-            schedule_delay_millis=EXPORT_DELAY * 1000,
-            max_export_batch_size=EXPORT_BATCH,
-        )
+        resource = _resource(settings, process)
+        self._encoder = Encoder(resource.attributes, VERSION)
+        self._client = client
+        self._queue: deque[Encoded] = deque(maxlen=QUEUE)  # only an export takes from it
+        self._exporting = threading.Lock()
+        self._enough = threading.Event()
+        self._closing = False
+        self._lost = 0
+        self._told = float("-inf")
+        self._thread = threading.Thread(target=self._keep_exporting, name="spans", daemon=True)
+        self._thread.start()
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             # A handler's own instrumentation: its spans stand in recorded attempts, and begin no trace by themselves.
-            others = TracerProvider(ParentBased(ALWAYS_OFF), self._resource, shutdown_on_exit=False)
-            others.add_span_processor(self._processor)
+            others = TracerProvider(ParentBased(ALWAYS_OFF), resource, shutdown_on_exit=False)
+            others.add_span_processor(Foreign(self))
             trace.set_tracer_provider(others)
 
     def record(self, span: tracing.Span, ended: int) -> None:
-        """Export a span that has ended; never waits."""
-        self._processor.on_end(
-            ReadableSpan(
-                span.name,
-                _context(span.traceparent, is_remote=False),
-                _context(span.parent) if span.parent else None,
-                self._resource,
-                span.attributes,
-                [Event(name, about, at) for name, at, about in span.events],
-                [Link(_context(each)) for each in span.links[:MOST_LINKS]],
-                _KINDS[span.kind],
-                status=_OK if span.failure is None else _FAILED,
-                start_time=span.began,
-                end_time=ended,
-                instrumentation_scope=self._scope,
-            )
-        )
+        """Export a span that has ended; never waits, and never fails."""
+        try:
+            self._put(self._encoder.ours(span, ended))
+        except (TypeError, ValueError):  # a handler's own attribute that is none: the work is worth more than its span
+            self._lost += 1
+
+    def record_foreign(self, span: ReadableSpan) -> None:
+        """The same for one of OpenTelemetry's own."""
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._put(self._encoder.foreign(span))
+
+    def _put(self, span: Encoded) -> None:
+        if len(self._queue) == QUEUE:
+            self._lost += 1
+        self._queue.append(span)
+        if len(self._queue) >= EXPORT_BATCH and not self._enough.is_set():
+            self._enough.set()
+
+    def attach(self, traceparent: str) -> Token[Context]:
+        """Let spans of a handler's own instrumentation stand in this one, until `detach`."""
+        trace_id, span_id, flags = int(traceparent[3:35], 16), int(traceparent[36:52], 16), int(traceparent[53:55], 16)
+        here = NonRecordingSpan(SpanContext(trace_id, span_id, False, TraceFlags(flags)))
+        return context.attach(trace.set_span_in_context(here))
+
+    def detach(self, token: Token[Context]) -> None:
+        """Take that back."""
+        context.detach(token)
+
+    def _keep_exporting(self) -> None:
+        while not self._closing:
+            self._enough.wait(EXPORT_DELAY)
+            self._enough.clear()
+            self.flush()
+        self._client.close()
+
+    def flush(self) -> None:
+        """Export what waits now."""
+        with self._exporting:
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(EXPORT_BATCH, len(self._queue)))]
+                if not self._client.send(self._encoder.request(batch)):
+                    self._lost += len(batch)
+                self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        if self._lost and time.monotonic() - self._told >= TELL_AGAIN:
+            log.warning("spans could not be exported", extra={"spans": self._lost})
+            self._lost, self._told = 0, time.monotonic()
 
     def close(self, seconds: float = LAST_EXPORT) -> None:
         """Export what waits, within a bounded time."""
-        closing = threading.Thread(target=self._processor.shutdown, name="last-spans", daemon=True)
-        closing.start()
-        closing.join(seconds)
+        self._closing = True
+        self._enough.set()
+        self._thread.join(seconds)
 
 
-def _context(traceparent: str, *, is_remote: bool = True) -> SpanContext:
-    """A traceparent as OpenTelemetry knows it."""
-    trace_id, span_id, flags = int(traceparent[3:35], 16), int(traceparent[36:52], 16), int(traceparent[53:55], 16)
-    return SpanContext(trace_id, span_id, is_remote, TraceFlags(flags))
+class Foreign(SpanProcessor):
+    """Hands on what others record in this process."""
 
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
 
-class Exporter(SpanExporter):
-    """OTLP over HTTP; its trouble is one line a while."""
-
-    def __init__(self, settings: OtelSettings) -> None:
-        # It tells its trouble at every try; we do, now and then.
-        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-        headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
-        self._exporter = OTLPSpanExporter(settings.traces_url, headers=headers, timeout=EXPORT_TIMEOUT)
-        self._lost = 0
-        self._told = float("-inf")
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            self._lost += len(spans)
-            if time.monotonic() - self._told >= TELL_AGAIN:
-                log.warning("spans could not be exported", extra={"spans": self._lost})
-                self._lost, self._told = 0, time.monotonic()
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+    def on_end(self, span: ReadableSpan) -> None:
+        self._pipeline.record_foreign(span)
 
 
 def _resource(settings: OtelSettings, process: str) -> Resource:

@@ -36,6 +36,7 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping
 from contextvars import Token
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -43,12 +44,15 @@ from handlers.providers import calls
 from handlers.providers.calls import TRACE, Value
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from handlers.runtime.trace_export import Pipeline
 
 Attributes = Mapping[str, Value]
 
 RANDOM: Final = 0x02
 SAMPLED: Final = 0x01
+NOTHING: Final[Attributes] = {}
 POSTGRES: Final[Attributes] = {"db.system.name": "postgresql"}
 
 _SAMPLED_ENDS: Final = "13579bdf"
@@ -96,11 +100,21 @@ def trace_id(traceparent: str | None) -> str:
     return traceparent[3:35] if traceparent else ""
 
 
-class Span:
-    """A span that is recorded. As a block it is what is under way there, and what leaves the block is its error.
+class Operation:
+    """What all spans of one sort have in common. Make it once: it is encoded once."""
 
-    It is kept as plain values and becomes OpenTelemetry's only when it is exported: that costs a fourth of theirs.
-    """
+    __slots__ = ("attributes", "encoded", "kind", "name")
+
+    def __init__(self, name: str, kind: str, attributes: Attributes = NOTHING) -> None:
+        """`kind` is the name of one of OpenTelemetry's kinds of span."""
+        self.name = name
+        self.kind = kind
+        self.attributes = attributes
+        self.encoded = b""
+
+
+class Span:
+    """A span that is recorded. As a block it is what is under way there, and what leaves the block is its error."""
 
     __slots__ = (
         "_around",
@@ -108,18 +122,16 @@ class Span:
         "began",
         "events",
         "failure",
-        "kind",
         "links",
-        "name",
+        "operation",
         "parent",
         "traceparent",
     )
 
     def __init__(
         self,
-        name: str,
-        kind: str,
-        attributes: Attributes,
+        operation: Operation,
+        attributes: Attributes = NOTHING,
         *,
         parent: str | None = None,
         links: Iterable[str] = (),
@@ -128,11 +140,10 @@ class Span:
     ) -> None:
         """Begin it, or say when it began (nanoseconds since 1970).
 
-        `kind` is the name of one of OpenTelemetry's. `own` gives it the ids of this traceparent, those of its parent's
+        `attributes` are those beyond its operation's. `own` gives it the ids of this traceparent, those of its parent's
         trace where it has one; a root has `own` and no `parent`.
         """
-        self.name = name
-        self.kind = kind
+        self.operation = operation
         self.attributes = dict(attributes)
         self.parent = parent
         self.links = list(links)
@@ -204,32 +215,35 @@ UNRECORDED: Final = Unrecorded()
 
 
 def batch(
-    name: str,
-    kind: str,
-    traceparents: Iterable[str | None],
-    attributes: Attributes,
-    *,
-    size: str,
-    began: int | None = None,
+    operation: Operation, traceparents: Iterable[str | None], *, size: str, began: int | None = None
 ) -> Span | Unrecorded:
     """One span, for a `with` block, of what is done for several at once; none where none of them is recorded.
 
-    `kind` is the name of a kind of span, `size` the attribute that tells how many there are, `began` when it began,
-    where that is past.
+    `size` is the attribute that tells how many there are, `began` when it began, where that is past.
     """
     if _pipeline is None:
         return UNRECORDED
     everybody = list(traceparents)
-    recorded = list(dict.fromkeys(each for each in everybody if sampled(each)))
-    if not recorded:
+    links = list(dict.fromkeys(each for each in everybody if each and each[-1] in _SAMPLED_ENDS))
+    if not links:
         return UNRECORDED
-    about = {**attributes, size: len(everybody)} if len(everybody) > 1 else attributes
-    links = [each for each in recorded if each is not None]
-    span = Span(name, kind, about, parent=links[0], links=links, began=began)
+    about = {size: len(everybody)} if len(everybody) > 1 else NOTHING
+    span = Span(operation, about, parent=links[0], links=links, began=began)
     for each in links[1:]:
         if (other := _open.get(each)) is not None:
             other.link(span.traceparent)
     return span
+
+
+def attach(traceparent: str) -> Token[Context] | None:
+    """Let spans of a handler's own instrumentation stand in this one, until it is taken back by `detach`."""
+    return None if _pipeline is None else _pipeline.attach(traceparent)
+
+
+def detach(token: Token[Context] | None) -> None:
+    """Take back an `attach`."""
+    if token is not None and _pipeline is not None:
+        _pipeline.detach(token)
 
 
 def close() -> None:
@@ -245,6 +259,10 @@ class RequestSpan(Span):
     """The span of a request under way: what serves several requests at once links from it."""
 
     __slots__ = ()
+
+    def named(self, name: str) -> None:
+        """Say what was asked for, once that is known."""
+        self.operation = _operation(name, "SERVER")
 
     def __enter__(self) -> Span:
         _open[self.traceparent] = self
@@ -268,7 +286,7 @@ def request(incoming: str | None, traceparent: str, attributes: Attributes) -> R
     if not sampled(traceparent):
         return None
     own = traceparent if incoming is None else None
-    return RequestSpan("HTTP", "SERVER", attributes, parent=incoming, own=own)
+    return RequestSpan(_operation("HTTP", "SERVER"), attributes, parent=incoming, own=own)
 
 
 def link_request(traceparent: str | None) -> None:
@@ -282,4 +300,9 @@ def _call(name: str, attributes: Attributes) -> Span | None:
     around = TRACE.get()
     if not sampled(around):
         return None
-    return Span(name, "CLIENT", attributes, parent=around)
+    return Span(_operation(name, "CLIENT"), attributes, parent=around)
+
+
+@lru_cache(maxsize=256)  # routes, and what providers are asked for: few, unless a handler names each of its calls
+def _operation(name: str, kind: str) -> Operation:
+    return Operation(name, kind)

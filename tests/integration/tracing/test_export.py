@@ -7,20 +7,28 @@ import json
 import logging
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trustme
+from pydantic import SecretStr
 
 from handlers.local.ports import free_port
 from handlers.runtime import trace_export, tracing
+from handlers.runtime.otlp import AGAIN, OtlpClient
 from handlers.runtime.telemetry_settings import OtelSettings
 from handlers.runtime.trace_export import Pipeline
+from handlers.tasks.errors import Misconfigured
 from tests.integration.system.stack import eventually
 from tests.integration.tracing.receiver import Receiver, receiver
 from tests.integration.tracing.scene import Scene
+
+SOME = tracing.Operation("a span", "INTERNAL")
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def _not_traced_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def record(number: int = 1) -> None:
     """So many spans."""
     for _ in range(number):
-        tracing.Span("a span", "INTERNAL", {}, own=tracing.new_traceparent()).end()
+        tracing.Span(SOME, own=tracing.new_traceparent()).end()
 
 
 def test_a_process_that_ends_sends_its_last_spans_first(received: Receiver) -> None:
@@ -66,11 +74,9 @@ def test_who_we_are_may_be_told_by_opentelemetrys_own_variables(
     assert span.resource["service.instance.id"]
 
 
-def test_a_receiver_that_is_away_costs_one_line_a_while_and_little_time(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trace_export, "EXPORT_TIMEOUT", 0.2)
-    pipeline = Pipeline(OtelSettings(endpoint=f"http://127.0.0.1:{free_port()}", sample_ratio=1.0), "relay")
+def test_a_receiver_that_is_away_costs_one_line_a_while_and_little_time(caplog: pytest.LogCaptureFixture) -> None:
+    settings = OtelSettings(endpoint=f"http://127.0.0.1:{free_port()}", sample_ratio=1.0)
+    pipeline = Pipeline(settings, "relay", OtlpClient(settings, timeout=0.2))
     tracing.install(pipeline)
     began = time.monotonic()
     record(3 * trace_export.QUEUE)
@@ -115,6 +121,64 @@ async def test_work_goes_on_while_the_receiver_is_away(scene: Scene) -> None:
     assert [line["message"] for line in complaints] == ["traces are exported", "spans could not be exported"]
     scene.spawn("process-simulated")
     await scene.ready("process-simulated")
+
+
+def exported(client: OtlpClient) -> bool:
+    """Whether the receiver took a request."""
+    try:
+        return client.send(b"")
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("status", sorted(AGAIN))
+def test_a_receiver_that_is_busy_is_asked_again(received: Receiver, status: int) -> None:
+    received.answers = [status]
+    assert exported(OtlpClient(OtelSettings(endpoint=received.url)))
+    assert len(received.requests) == 2
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 404, 500])
+def test_a_receiver_that_refuses_is_not_asked_again(received: Receiver, status: int) -> None:
+    received.answers = [status]
+    assert not exported(OtlpClient(OtelSettings(endpoint=received.url)))
+    assert len(received.requests) == 1
+
+
+def test_the_receivers_path_and_headers_are_those_of_the_settings(received: Receiver) -> None:
+    settings = OtelSettings(endpoint=f"{received.url}/otlp/", headers={"authorization": SecretStr("Bearer abc")})
+    assert exported(OtlpClient(settings))
+    ((path, headers),) = received.requests
+    assert path == "/otlp/v1/traces"
+    assert {name.lower(): value for name, value in headers.items()}.items() >= {
+        "authorization": "Bearer abc",
+        "content-type": "application/x-protobuf",
+    }.items()
+
+
+def test_a_receiver_with_a_private_certificate_is_trusted_by_opentelemetrys_own_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(served)
+    served.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(served)
+    client = authority.issue_cert("worker@example.org")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    client.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    with receiver(served) as secret:
+        settings = OtelSettings(endpoint=secret.url)
+        assert not exported(OtlpClient(settings, timeout=0.5))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", str(tmp_path / "client.pem"))
+        assert exported(OtlpClient(settings))
+
+
+def test_a_certificate_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem")
+    with pytest.raises(Misconfigured, match=r"OTEL_EXPORTER_OTLP.*/nowhere/ca.pem"):
+        OtlpClient(OtelSettings(endpoint="https://127.0.0.1:1"))
 
 
 def test_untraced_opentelemetry_is_not_even_loaded() -> None:
