@@ -11,6 +11,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import httpx
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from handlers.cli.loading import load
 from handlers.local.ports import free_port
@@ -34,7 +35,7 @@ class Scene:
     postbox: Postbox
     flow: FlowApi
     children: dict[str, Child]
-    notify_url: str
+    ports: dict[str, str]
 
     @classmethod
     async def build(cls, postgres: PostgresSettings, kafka: KafkaSettings, directory: Path) -> tuple[Self, Any]:
@@ -48,14 +49,13 @@ class Scene:
             handlers: list[Any] = [load(name) for name in ("process-email", "process-sms", "process-simulated")]
             stack = await Stack.create(settings, handlers, directory)
             closing.push_async_callback(stack.close)
-            port = free_port()
-            scene = cls(stack, received, postbox, flow, {}, f"http://127.0.0.1:{port}")
-            scene._spawn_all(port)
+            scene = cls(stack, received, postbox, flow, {}, {})
+            scene._spawn_all()
             await scene._all_ready()
             return scene, closing.pop_all()
         raise AssertionError
 
-    def _spawn_all(self, notify_port: int) -> None:
+    def _spawn_all(self) -> None:
         mail = {
             "TASKFLUX_SMTP__HOST": "127.0.0.1",
             "TASKFLUX_SMTP__PORT": str(self.postbox.port),
@@ -71,7 +71,7 @@ class Scene:
         self.spawn("ingest", TASKFLUX_HTTP__PORT=str(self.stack.settings.http.port), **webhook)
         self.spawn("relay")
         self.spawn("dlq-sink")
-        self.spawn("notify", TASKFLUX_HTTP__PORT=str(notify_port), **mail, **text)
+        self.spawn("notify", **mail, **text)
         self.spawn("process-email", **mail)
         self.spawn("process-sms", TASKFLUX_NOTIFY__URL=self.notify_url)
         self.spawn("process-simulated")
@@ -85,10 +85,18 @@ class Scene:
             "OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=pod-1",
             "TASKFLUX_LOG__LEVEL": "DEBUG",
             "NO_PROXY": "127.0.0.1",
+            "TASKFLUX_HTTP__PORT": str(free_port()),
         }
-        child = self.stack.spawn(target, name or target, cwd=None, **usual | environment)
+        environment = usual | environment
+        self.ports[name or target] = environment["TASKFLUX_HTTP__PORT"]
+        child = self.stack.spawn(target, name or target, cwd=None, **environment)
         self.children[name or target] = child
         return child
+
+    @property
+    def notify_url(self) -> str:
+        """Where the notification service listens."""
+        return f"http://127.0.0.1:{self.ports['notify']}"
 
     async def _all_ready(self) -> None:
         await asyncio.gather(*(self.ready(name) for name in self.children))
@@ -104,7 +112,7 @@ class Scene:
             assert child.running, self.log(name)
             return any(line.get("message") == "started" for line in self.lines(name))
 
-        await eventually(started, f"{name} starts", 2 * PATIENCE)
+        await eventually(started, f"{name} starts", PATIENCE)
 
     def log(self, name: str) -> str:
         """What a process has written."""
@@ -144,6 +152,16 @@ class Scene:
         except AssertionError:
             assert self.receiver.tree(trace) == wanted
         return self.receiver.trace(trace)
+
+    async def exemplars(self, name: str, metric: str, **labels: str) -> list[Mapping[str, str]]:
+        """What the exemplars on a process's metric say, on those series of it that have these labels."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(
+                f"http://127.0.0.1:{self.ports[name]}/metrics", headers={"accept": "application/openmetrics-text"}
+            )
+        families = text_string_to_metric_families(answer.raise_for_status().text)  # type: ignore[no-untyped-call]
+        samples = [each for family in families if family.name == metric for each in family.samples if each.exemplar]
+        return [each.exemplar.labels for each in samples if labels.items() <= each.labels.items()]
 
     async def post(self, path: str, body: Mapping[str, Any], status: int) -> httpx.Response:
         """Ask ingest for something."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from uuid import UUID
 
+import pytest
+
 from handlers.runtime.version import VERSION
 from handlers.stream.record import OutRecord
 from tests.integration.providers.flow_api import Answer
@@ -341,6 +343,29 @@ async def test_a_line_of_a_recorded_attempt_names_its_span(scene: Scene) -> None
         return any((line["trace_id"], line.get("span_id")) == process.place for line in lines)
 
     await eventually(told, "a line of the attempt")
+
+
+@pytest.mark.parametrize(
+    ("process", "metric", "labels", "span"),
+    [
+        ("ingest", "taskflux_http_request_seconds", {"method": "POST", "route": "/tasks"}, "POST /tasks"),
+        ("process-email", "taskflux_processing_seconds", {"type": "email"}, "process tracing-tasks.email"),
+        ("process-email", "taskflux_end_to_end_seconds", {"type": "email"}, "process tracing-tasks.email"),
+        ("process-email", "taskflux_provider_request_seconds", {"provider": "smtp"}, "SMTP send"),
+    ],
+    ids=["request", "attempt", "task", "call"],
+)
+async def test_an_exemplar_on_a_metric_leads_to_a_trace_that_is_there(
+    scene: Scene, process: str, metric: str, labels: dict[str, str], span: str
+) -> None:
+    await scene.stack.until(await scene.submit("email", mail("kim@example.org")), "succeeded")
+    traces = {exemplar["trace_id"] for exemplar in await scene.exemplars(process, metric, **labels)}
+    assert traces
+
+    async def all_there() -> bool:
+        return all(span in {each.name for each in scene.receiver.trace(trace)} for trace in traces)
+
+    await eventually(all_there, f"a {span} in each of {traces}")
 
 
 async def test_a_foreign_task_begins_a_trace_of_its_own_or_goes_on_with_its_producers(scene: Scene) -> None:
