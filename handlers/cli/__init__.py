@@ -87,17 +87,25 @@ def migrate(wait: float) -> None:
     default=True,
     help="Commit where a group without members and offsets begins, so that its lag is what is there.",
 )
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="HANDLER",
+    help="A built-in handler that runs nowhere: its type is not registered, so that its tasks are refused."
+    " May be repeated.",
+)
 @_wait_option
-def topics(handlers: tuple[str, ...], prime: bool, wait: float) -> None:
+def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], wait: float) -> None:
     """Register task types and create their missing topics: of all built-in handlers, or of the HANDLERS named alone.
 
     \b
     taskflux topics --wait 2m
+    taskflux topics --without process-sms
     taskflux topics my_app.handlers:resize_image
     """
     from handlers.cli.topics import prepare_topics
 
-    prepare_topics(handlers, prime, wait)
+    prepare_topics(handlers, without, prime, wait)
 
 
 @main.command()

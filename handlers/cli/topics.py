@@ -21,10 +21,10 @@ from handlers.stream.provision import TopicReport, ensure_topics
 from handlers.stream.topics import is_task_type, task_group, task_topic
 
 
-def prepare_topics(names: Sequence[str], priming: bool, wait: float) -> None:
+def prepare_topics(names: Sequence[str], without: Sequence[str], priming: bool, wait: float) -> None:
     """`taskflux topics`."""
     settings = settings_or_leave("postgres", "kafka")
-    handlers = _named(names) if names else built_in_handlers()
+    handlers = _chosen(names, without)
     try:
         report, primed = finish(_prepare(settings, handlers, not names, priming, patience(wait)), waited=wait)
     except OSError as error:  # ssl.SSLError is one
@@ -39,6 +39,16 @@ def prepare_topics(names: Sequence[str], priming: bool, wait: float) -> None:
     ]
     if refused:
         leave("\n".join(refused), FAILED)
+
+
+def _chosen(names: Sequence[str], without: Sequence[str]) -> Sequence[Handler[Any]]:
+    """Those named, or all built-in ones but those left out."""
+    if names and without:
+        leave("--without leaves out of all built-in handlers: name no others beside it", USAGE)
+    if names:
+        return _named(names)
+    omitted = {handler.type for handler in _named(without)}
+    return [handler for handler in built_in_handlers() if handler.type not in omitted]
 
 
 def _named(names: Sequence[str]) -> Sequence[Handler[Any]]:

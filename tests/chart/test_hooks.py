@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
 
+from handlers.cli.loading import BUILT_IN, load
+from handlers.runtime.handler import Handler
 from tests.chart.cases import full, least
 from tests.chart.objects import Object, pods
 from tests.chart.rendering import Rendering
@@ -104,6 +107,21 @@ def test_a_handler_of_one_s_own_in_the_chart_s_image_is_registered_by_its_job() 
     assert any("my_app.handlers:mine" in each for each in found if each[0] == "topics")
     built_in = [each for each in found if each[0] == "topics" and not any(":" in word for word in each)]
     assert built_in, "the built-in types are registered too: naming some leaves out the others"
+
+
+def left_out(values: Mapping[str, Any]) -> set[str]:
+    """The built-in handlers whose types are not registered."""
+    (topics,) = [each for each in words(jobs(full(values))[0]) if each[0] == "topics"]
+    return {name for option, name in pairwise(topics) if option == "--without"}
+
+
+def test_the_types_of_handlers_that_are_not_deployed_are_not_registered() -> None:
+    built_in = {name for name in BUILT_IN if isinstance(load(name), Handler)}
+    off: dict[str, Any] = {"handlers": {name: {"enabled": False} for name in built_in}}
+    assert left_out({"handlers": {key: {"enabled": True} for key in built_in}}) == set()
+    assert left_out(off) == built_in
+    off["handlers"]["mail-of-the-shop"] = {"target": "process-email", "taskType": "email"}
+    assert left_out(off) == built_in - {"process-email"}
 
 
 def test_what_a_handler_s_code_needs_to_be_imported_is_there_in_its_job() -> None:

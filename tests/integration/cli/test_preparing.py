@@ -120,6 +120,34 @@ async def test_handlers_that_are_named_are_registered_alone(
     assert 77 not in registered.values()
 
 
+async def test_a_built_in_handler_that_runs_nowhere_is_left_out(taskflux: Command, sql: Any) -> None:
+    first = await taskflux("topics", "--without", "process-sms", "--without", "process-simulated")
+    assert first.status == 0, first.err
+    assert [row["type"] for row in await sql.fetch("SELECT type FROM task_types")] == ["email"]
+    assert "tasks.sms" not in first.out
+    # What is registered stays so: its tasks may be there.
+    assert (await taskflux("topics")).status == 0
+    assert (await taskflux("topics", "--without", "process-sms")).status == 0
+    assert {row["type"] for row in await sql.fetch("SELECT type FROM task_types")} == BUILT_IN
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--without", "nosuch"), "there is no handler 'nosuch'"),
+        (("--without", "relay"), "no task type belongs to relay"),
+        (("process-email", "--without", "process-sms"), "--without leaves out of all built-in handlers"),
+    ],
+)
+async def test_what_cannot_be_left_out_is_said_before_anything_is_done(
+    taskflux: Command, sql: Any, words: tuple[str, ...], says: str
+) -> None:
+    outcome = await taskflux("topics", *words)
+    assert outcome.status == 2
+    assert says in outcome.err
+    assert await sql.fetch("SELECT type FROM task_types") == []
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

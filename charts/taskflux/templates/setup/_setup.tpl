@@ -20,7 +20,7 @@ prepares the types of its own handlers. A handler's code may need its environmen
 {{- $_ := set $main "migrates" true -}}
 {{- $wait := list "--wait" (printf "%ds" (int .Values.setup.waitSeconds)) -}}
 {{- $migrate := dict "name" "migrate" "args" (concat (list "migrate") $wait) "handler" $main -}}
-{{- $topics := dict "name" "topics" "args" (concat (list "topics") $wait) "handler" $main -}}
+{{- $topics := dict "name" "topics" "args" (concat (list "topics") $wait (include "taskflux.leftOut" . | fromJsonArray)) "handler" $main -}}
 {{- $first := dict "name" (include "taskflux.setupName" .) "handler" $main "steps" (list $migrate $topics) -}}
 {{- $images := dict $main.image.reference $first -}}
 {{- $jobs := list $first -}}
@@ -44,6 +44,17 @@ prepares the types of its own handlers. A handler's code may need its environmen
 {{- end -}}
 {{- end -}}
 {{- toJson $jobs -}}
+{{- end -}}
+
+{{/* What keeps the types of built-in handlers that are not deployed from being registered: their tasks would wait for ever. */}}
+{{- define "taskflux.leftOut" -}}
+{{- $deployed := list -}}
+{{- range include "taskflux.handlers" $ | fromJson -}}{{- $deployed = append $deployed .target -}}{{- end -}}
+{{- $words := list -}}
+{{- range list "process-email" "process-simulated" "process-sms" -}}
+{{- if not (has . $deployed) -}}{{- $words = concat $words (list "--without" .) -}}{{- end -}}
+{{- end -}}
+{{- toJson $words -}}
 {{- end -}}
 
 {{- define "taskflux.setupName" -}}
