@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from uuid import UUID
 
-from handlers.runtime import message_spans, metrics, store_metrics, zeros
+from handlers.runtime import labels, message_spans, metrics, store_metrics, zeros
 from handlers.runtime.measuring import DLQ
 from handlers.runtime.poison import dead_letter
 from handlers.runtime.process import Process, service
@@ -89,4 +89,4 @@ async def _store(commit: GroupCommit[DeadLetter, None], letters: Sequence[DeadLe
 
 def _count(stored: Mapping[UUID, str]) -> None:
     for error_class in stored.values():
-        metrics.DEAD_LETTERS.labels(metrics.error_class(error_class)).inc()
+        metrics.DEAD_LETTERS.labels(labels.error_class(error_class)).inc()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -19,7 +19,7 @@ from handlers.http.server import CannotListen, serve
 from handlers.http.services import Hooks, Limits, Services
 from handlers.http.task_desk import TaskDesk
 from handlers.providers.msg91_settings import Msg91Settings
-from handlers.runtime import metrics, store_metrics, zeros
+from handlers.runtime import labels, metrics, store_metrics, zeros
 from handlers.runtime.circuits import CircuitWatch
 from handlers.runtime.exposition import chosen, shown
 from handlers.runtime.intake import Intake
@@ -57,12 +57,13 @@ async def ingest(process: Process) -> None:
         producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
         await producer.start()
         stack.push_async_callback(producer.stop)
-        registry = TypeRegistry(TaskTypes(database), on_types=zeros.of_submitted)
         watch = CircuitWatch(Circuits(database))
         tasks = Tasks(database)
-        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.labels().inc)
+        accelerator = store_metrics.accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
+        webhook = _msg91_webhook(database, accelerator)
+        registry = TypeRegistry(TaskTypes(database), on_types=partial(_known, reported=webhook is not None))
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
         intake = Intake(tasks, publisher, watch, lambda name: provider_of(registry, name), settings.relay.grace)
         stack.push_async_callback(intake.drain)
@@ -82,12 +83,12 @@ async def ingest(process: Process) -> None:
             traceparent=of_request,
             tasks=TaskDesk(Listing(database), Decisions(database)),
             status=await _status(process, stack, exposed) if settings.http.peers else (),
-            msg91_webhook=_msg91_webhook(database, accelerator),
+            msg91_webhook=webhook,
             dead_letters=DeadLetterDesk(
                 DeadLetterShelf(database),
                 DeadLetterReplays(database),
                 settings.kafka.topic_prefix,
-                lambda error_class, how: metrics.REPLAYED.labels(metrics.error_class(error_class), how).inc(),
+                lambda error_class, how: metrics.REPLAYED.labels(labels.error_class(error_class), how).inc(),
             ),
         )
         try:
@@ -109,6 +110,13 @@ def provider_of(registry: TypeRegistry, name: str) -> str | None:
     """The provider whose circuit governs a type, if it has one."""
     registered = registry.get(name)
     return registered.type.provider if registered else None
+
+
+def _known(task_types: Collection[str], reported: bool) -> None:
+    """These types are registered; `reported`: a webhook takes reports of what became of their tasks."""
+    zeros.of_submitted(task_types)
+    if reported:
+        zeros.of_first_reports(task_types)
 
 
 def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook | None:
@@ -134,8 +142,13 @@ async def _status(
     process: Process, stack: AsyncExitStack, exposed: Callable[[], Awaitable[tuple[bytes, str]]]
 ) -> Sequence[Route]:
     """The page of a TaskFlux whose metrics are all here: under `taskflux dev`, which has its own reader of PromQL."""
-    from handlers.http.status.overview import Overview
-    from handlers.http.status.routes import status_routes
+    try:
+        from handlers.http.status.overview import Overview
+        from handlers.http.status.routes import status_routes
+    except ModuleNotFoundError as missing:
+        extra = {"needs": missing.name}
+        log.warning("no page at /status: pip install 'taskflux[local]' brings what it needs", extra=extra)
+        return ()
 
     async def text() -> str:
         return (await exposed())[0].decode()
@@ -152,7 +165,7 @@ class Counted(Hooks):
         metrics.SUBMITTED.labels(task_type, "repeated" if repeated else "accepted").inc()
 
     def on_refused(self, slug: str) -> None:
-        metrics.SUBMITTED.labels(metrics.UNKNOWN, slug).inc()
+        metrics.SUBMITTED.labels(labels.UNKNOWN, slug).inc()
 
 
 class CountedReports(ReportHooks):

@@ -40,7 +40,7 @@ async def notify(process: Process) -> None:
         database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
         await database.open()
         stack.push_async_callback(database.close)
-        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.labels().inc)
+        accelerator = store_metrics.accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         mails = await _open(smtp.connect, accelerator, stack)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
-from handlers.runtime import metrics, store_metrics
+from handlers.runtime import metrics, store_metrics, zeros
 from handlers.runtime.adoption import Adopted, Adoption
 from handlers.runtime.circuits import CircuitWatch
 from handlers.runtime.poison import PoisonOutlet
@@ -64,7 +64,9 @@ async def router(process: Process) -> None:
         stack.push_async_callback(consumer.stop)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), prefix)
         adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
-        route = Router(process, Types(process, TaskTypes(database)), adoption, publisher, watch, poison)
+        types = Types(process, TaskTypes(database), on_types=zeros.of_adopted)
+        await stack.enter_async_context(process.background(types.begin()))
+        route = Router(process, types, adoption, publisher, watch, poison)
         process.started()
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, FETCH)
@@ -89,20 +91,32 @@ def _topic(process: Process) -> str:
 class Types:
     """The registered types; one that is missing is looked for again before it counts as unknown."""
 
-    def __init__(self, process: Process, source: TaskTypes) -> None:
+    def __init__(self, process: Process, source: TaskTypes, on_types: Callable[[Collection[str]], None]) -> None:
         self._process = process
         self._source = source
+        self._on_types = on_types
         self._known: Mapping[str, TaskType] = {}
         self._read_at = float("-inf")
+
+    async def begin(self) -> None:
+        """Have a first look: nobody waits for it."""
+        await self._look()
+
+    async def _look(self) -> bool:
+        """Read them; false while PostgreSQL is away: what was known is kept."""
+        try:
+            self._known, self._read_at = await self._source.all(), asyncio.get_running_loop().time()
+        except StoreError as error:
+            log.warning("the task types could not be read yet", extra={"error": str(error)})
+            return False
+        self._on_types(self._known)
+        return True
 
     async def of(self, names: set[str]) -> Mapping[str, TaskType] | None:
         """All types, read again where one of `names` is missing; None when told to drain while PostgreSQL is away."""
         now = asyncio.get_running_loop().time
         while names - self._known.keys() and now() - self._read_at >= ASK_AGAIN:
-            try:
-                self._known, self._read_at = await self._source.all(), now()
-            except StoreError as error:
-                log.warning("the task types could not be read yet", extra={"error": str(error)})
+            if not await self._look():
                 await self._process.pause(ASK_AGAIN)
                 if self._process.draining.is_set():
                     return None

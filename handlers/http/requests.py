@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handlers.http.trace import incoming
 from handlers.providers.calls import TRACE
-from handlers.runtime import logs, metrics, tracing
+from handlers.runtime import labels, logs, metrics, tracing
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Requests:
         self, scope: Scope, receive: Receive, answer: _Answer, given: str | None, traceparent: str
     ) -> None:
         method = method_of(scope)
-        about = {"http.request.method": "_OTHER" if method == metrics.OTHER else method, "url.scheme": scope["scheme"]}
+        about = {"http.request.method": "_OTHER" if method == labels.OTHER else method, "url.scheme": scope["scheme"]}
         span = tracing.request(given, traceparent, about)
         assert span is not None
         try:
@@ -105,7 +105,7 @@ def _describe(span: tracing.RequestSpan, scope: Scope, status: int) -> None:
 
 def method_of(scope: Scope) -> str:
     """The request's method. A caller may call any word one."""
-    return scope["method"] if scope["method"] in metrics.METHODS else metrics.OTHER
+    return scope["method"] if scope["method"] in labels.METHODS else labels.OTHER
 
 
 def route_of(scope: Scope) -> str:

@@ -95,13 +95,14 @@ class Counted:
 
     def failed(self, error_type: str, error_class: str = "") -> None:
         """Pass it on, and count the call as one that failed."""
-        self._outcome = error_class or CRASHED
+        self._outcome = error_class if error_class in _CLASSES else CRASHED
         self._span.failed(error_type, error_class)
 
 
 SUCCEEDED: Final = "succeeded"
 CRASHED: Final = "crashed"
 OUTCOMES: Final = (Unavailable, Misconfigured, Transient, Permanent, Ambiguous)
+_CLASSES: Final = frozenset(kind.__name__ for kind in OUTCOMES)
 
 
 def outcome_of(error: BaseException) -> str:

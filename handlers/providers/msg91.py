@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 
-from handlers.providers import notify
+from handlers.providers import connections, notify
 from handlers.providers.calls import call, http_attributes
 from handlers.providers.msg91_answers import classify
 from handlers.providers.msg91_settings import Msg91Settings
@@ -32,6 +32,7 @@ class Msg91:
         self._settings = settings
         self._http = http
         self._about = http_attributes("POST", settings.base_url, PATH)
+        self._extensions = connections.told_by_http("msg91")
 
     async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
         """Hand one message over and return MSG91's request id. Taken is not delivered: that a webhook tells later.
@@ -45,7 +46,9 @@ class Msg91:
         Raises:
             TaskError: what `msg91_answers.classify` makes of the answer, or of there being none.
         """
-        request = self._http.build_request("POST", PATH.lstrip("/"), json=self._flow(sms, crqid))
+        request = self._http.build_request(
+            "POST", PATH.lstrip("/"), json=self._flow(sms, crqid), extensions=self._extensions
+        )
         # Its trace ends here: what ours is called is nothing to MSG91.
         with call("msg91", f"POST {PATH}", self._about) as span:
             response = await self._answer(request)

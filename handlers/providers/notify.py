@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from handlers.providers import connections
 from handlers.providers.calls import TRACE, call, http_attributes
 from handlers.providers.email import Email
 from handlers.providers.notify_settings import NotifySettings
@@ -39,6 +40,7 @@ class NotifyClient:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
         self._base_url = str(http.base_url)
+        self._extensions = connections.told_by_http("notify")
 
     async def deliver(
         self, channel: str, document: Mapping[str, Any], identity: str, attempt: int, created_at: datetime | None = None
@@ -83,7 +85,7 @@ class NotifyClient:
         # A request whose connection broke is asked once more: by its id it is answered what became of it.
         for _ in range(2):
             try:
-                return await self._http.post(path, content=content, headers=headers)
+                return await self._http.post(path, content=content, headers=headers, extensions=self._extensions)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if not lost:
                     said = f"the notification service cannot be reached: {error or type(error).__name__}"

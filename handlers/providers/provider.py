@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
+from handlers.providers.calls import Call, Value, call
 from handlers.providers.notify_settings import NotifySettings
 
 C = TypeVar("C")
@@ -41,6 +42,19 @@ class Provider(Generic[C]):
     settings: type[BaseModel]
     connect: Callable[[Any], AbstractAsyncContextManager[C]]
     through: Callable[[NotifySettings], AbstractAsyncContextManager[Any]] | None = None
+
+    def call(self, name: str, attributes: Mapping[str, Value] | None = None) -> Call:
+        """A call to this provider, for a `with` block around it in the client: counted, timed, and a span of the trace.
+
+        What leaves the block says how the call ended: nothing (`succeeded`), one of the errors that handlers raise, or
+        another (`crashed`); cut off in the middle it is `Ambiguous`. `name` and `attributes` are the span's, and name
+        nobody::
+
+            with billing.call("POST /charges", {"http.request.method": "POST"}) as span:
+                answer = await self._http.post("/charges", json=charge)
+                span.note("http.response.status_code", answer.status_code)
+        """
+        return call(self.name, name, attributes or {})
 
 
 def provider(

@@ -11,7 +11,7 @@ from typing import Final
 
 from aiosmtplib import SMTP
 
-from handlers.providers import notify
+from handlers.providers import connections, notify
 from handlers.providers.addresses import Address
 from handlers.providers.calls import Call, Value, call
 from handlers.providers.deliveries import Deliveries
@@ -45,6 +45,7 @@ class Mailer:
         self._hostname = hostname
         self._tls = tls_context(settings)
         self._pool = Pool(self._dial, most=settings.connections, max_age=settings.max_connection_age)
+        connections.pooled("smtp", self._pool)
 
     async def send(
         self,
@@ -103,7 +104,9 @@ class Mailer:
         await self._pool.close()
 
     async def _dial(self) -> SMTP:
-        return await dial(self._settings, self._hostname, self._tls)
+        client = await dial(self._settings, self._hostname, self._tls)
+        connections.opened("smtp")
+        return client
 
     async def _transact(self, message: Message, to: list[str]) -> Mapping[str, Reply]:
         with call("smtp", "SMTP send", self._where) as span:

@@ -28,15 +28,18 @@ class Slots:
         self.most = most
         self.wanted = most
         self._existing = most
+        self.busy = 0
         self._calm = 0
         self._free = asyncio.Semaphore(most)
 
     async def take(self) -> None:
         """Wait for a slot."""
         await self._free.acquire()
+        self.busy += 1
 
     def give_back(self) -> None:
         """End the use of a slot; one too many is not handed out again."""
+        self.busy -= 1
         if self._existing > self.wanted:
             self._existing -= 1
         else:
@@ -76,6 +79,16 @@ class Pool:
         self._max_age = max_age
         self._clock = clock
         self._idle: list[Connection] = []
+
+    @property
+    def used(self) -> int:
+        """Connections that somebody has now, those included that are being opened."""
+        return self.slots.busy
+
+    @property
+    def free(self) -> int:
+        """Connections that could be had without waiting: lying idle, or yet to be opened."""
+        return max(0, self.slots.wanted - self.slots.busy)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-from handlers.runtime import metrics, tracing
+from handlers.runtime import labels, metrics, tracing
 from handlers.store.claims import Settled
 from handlers.tasks.decision import Decision
 from handlers.tasks.states import Event
@@ -28,8 +28,8 @@ class AttemptMetrics:
         self._type = task_type
         self._processing = metrics.PROCESSING.labels(task_type)
         self._end_to_end = metrics.END_TO_END.labels(task_type)
-        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in metrics.SETTLES}
-        self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in metrics.TASK_ERRORS}
+        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in labels.SETTLES}
+        self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in labels.TASK_ERRORS}
         self._repeats = metrics.REPEATS.labels(task_type)
         self._late = {
             counted: metrics.LATE_SETTLES.labels(task_type, str(counted).lower()) for counted in (True, False)
@@ -49,7 +49,7 @@ class AttemptMetrics:
     def error(self, error_class: str) -> None:
         """An attempt failed."""
         found = self._errors.get(error_class)
-        (found or metrics.ERRORS.labels(self._type, metrics.error_class(error_class))).inc()
+        (found or metrics.ERRORS.labels(self._type, labels.error_class(error_class))).inc()
 
     def settled(self, batch: Iterable[Ended]) -> None:
         """These outcomes were written by one statement."""

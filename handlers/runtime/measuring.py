@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from handlers.runtime import metrics, zeros
+from handlers.runtime import labels, metrics, zeros
 from handlers.runtime.instruments import Snapshot
 from handlers.runtime.settings import Settings
 from handlers.store.database import Database
 from handlers.store.errors import StoreError
 from handlers.store.measures import Measured, Measures
 from handlers.stream.errors import KafkaUnavailable
+from handlers.stream.offsets import TopicPartition
 from handlers.stream.positions import Positions, TopicPositions
 from handlers.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
 from handlers.stream.waiting import Waiting
@@ -88,7 +89,7 @@ class Measuring:
             self._measured = await self._read(now)
         queues = await self._queues(self._types)
         self._show_queues(queues or [])
-        ages = {} if queues is None else self._ages(queues)
+        ages = {} if queues is None else await self._ages(queues)
         if self._measured is not None:
             _show_oldest(self._measured, ages)
 
@@ -121,19 +122,27 @@ class Measuring:
             return None
         return [Queue(wanted[topic][0], topic, wanted[topic][1], positions) for topic, positions in found.items()]
 
-    def _ages(self, queues: list[Queue]) -> Mapping[str, float]:
+    async def _ages(self, queues: list[Queue]) -> Mapping[str, float]:
         """Type → seconds that its oldest record waits."""
-        ages = self._waiting.look({each.topic: each.positions for each in queues}, asyncio.get_running_loop().time())
+        topics = {each.topic: each.positions for each in queues}
+        written: Mapping[TopicPartition, float] = {}
+        try:
+            written = await self._positions.written_at(self._waiting.unknown(topics))
+        except KafkaUnavailable as error:
+            log.debug("the oldest records could not be read", extra={"error": str(error)})
+        clock = time.time()
+        since = {place: clock - seconds for place, seconds in written.items()}
+        ages = self._waiting.look(topics, asyncio.get_running_loop().time(), since)
         return {each.type: ages[each.topic] for each in queues}
 
     def _show(self, measured: Measured) -> None:
         depths = {(each.type, each.state): each.tasks for each in measured.depths}
-        metrics.DEPTH.show(_nought(measured, metrics.WAITING_STATES) | depths)
-        metrics.PARKED.show(_nought(measured, metrics.PARKED_STATES) | dict(measured.parked))
+        metrics.DEPTH.show(_nought(measured, labels.WAITING_STATES) | depths)
+        metrics.PARKED.show(_nought(measured, labels.PARKED_STATES) | dict(measured.parked))
         metrics.WORKERS.show({(name,): measured.workers.get(name, 0) for name in {*measured.types, *measured.workers}})
         letters: dict[tuple[str, ...], float] = dict.fromkeys(((name,) for name in self._classes), 0.0)
         for error_class, count in measured.letters.items():
-            name = metrics.error_class(error_class)
+            name = labels.error_class(error_class)
             letters[(name,)] = letters.get((name,), 0.0) + count
             self._classes.add(name)  # 0 once they are all replayed: an alert sees its end
         metrics.OPEN_LETTERS.show(letters)
@@ -143,7 +152,7 @@ class Measuring:
         metrics.TYPE_INFO.show({(name, provider or ""): 1.0 for name, provider in measured.types.items()})
         metrics.CIRCUIT_SECONDS.show(
             {
-                (each.provider, metrics.error_class(each.error_class)): each.seconds
+                (each.provider, labels.error_class(each.error_class)): each.seconds
                 for each in measured.circuits
                 if each.open
             }

@@ -1,8 +1,8 @@
 """Every metric, declared once: its name, its labels with the values they may take, and what it tells.
 
 One process has one registry, and shows what it has seen itself; what stands in PostgreSQL and Kafka is measured by the
-relay that leads (see `depth`), which is there when every handler is at zero. `docs/observability.md` shows this file as
-a table. Labels are bounded: never a task id, a recipient, or free text.
+relay that leads (see `measuring`), which is there when every handler is at zero. `docs/observability.md` shows this
+file as a table. What labels may hold is bounded, and said in `labels`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Final
 
 from prometheus_client import disable_created_metrics
 
+from handlers.runtime import labels
 from handlers.runtime.instruments import DECLARED, Label, counter, gauge, histogram, snapshot
 from handlers.store.queries import names as statement_names
-from handlers.stream.envelope import PoisonClass
 from handlers.tasks.delivery import DeliveryStatus
-from handlers.tasks.states import Event, State
+from handlers.tasks.states import State
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, of use to nobody who scrapes
 
@@ -26,38 +26,13 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 __all__ = ["DECLARED"]
 
-OTHER: Final = "other"
-UNKNOWN: Final = "unknown"
-
-SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
-TASK_ERRORS: Final = (
-    "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "InvalidPayload", "Expired", "WorkerLost",
-    "Crash",
-)  # fmt: skip
-RECORD_ERRORS: Final = (*(each.value for each in PoisonClass), "MalformedDeadLetter", "Unknown")
-STORE_ERRORS: Final = ("StoreUnavailable", "StoreBusy", "RefusedData", "SchemaTooOld", "StoreError")
-CALLED: Final = ("succeeded", "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "crashed")
-METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-WAITING_STATES: Final = ("scheduled", "due", "running", "dead-due")
-PARKED_STATES: Final = (State.DEAD.value, State.UNCERTAIN.value, State.CANCELLED.value)
-PROVIDERS: Final = ("smtp", "msg91", "notify")
-
-_TYPE: Final = Label("type", said="a registered task type")
-_TAKEN: Final = Label("type", said="a registered task type, or dlq")
-_QUEUE: Final = Label("type", said="a registered task type, dlq, or router")
-_ERROR: Final = Label(
-    "error_class", tuple(dict.fromkeys((*TASK_ERRORS, *RECORD_ERRORS, OTHER))), "own subclasses by name, at most 50"
-)
-_PROVIDER: Final = Label("provider", said="a handler's provider: smtp, msg91, or one of your own")
-_KAFKA_ERROR: Final = "or the name of Kafka's error"
-
 # Ingest ---------------------------------------------------------------------------------------------------------------
 
 SUBMITTED: Final = counter(
     "taskflux_submitted",
     "Submissions by what became of them: accepted, repeated (an idempotency key seen before), or the problem they were"
     " refused with; refused ones have the type `unknown`.",
-    Label("type", said=f"a registered task type, or {UNKNOWN}"),
+    Label("type", said=f"a registered task type, or {labels.UNKNOWN}"),
     Label("outcome", ("accepted", "repeated"), "or the last part of a problem's type"),
     by="ingest",
 )
@@ -73,14 +48,14 @@ FIRST_REPORTS: Final = counter(
     "Tasks that got their first delivery report, by the state in which it found them. What succeeded"
     ' (`taskflux_attempts_total{outcome="succeeded"}`) less what was reported in the states succeeded and running was'
     " accepted and never reported, or not yet.",
-    _TYPE,
+    labels.TYPE,
     Label("state", tuple(each.value for each in State)),
     by="ingest",
 )
 HTTP_REQUESTS: Final = counter(
     "taskflux_http_requests",
     "HTTP requests that were answered, probes aside; `aborted`: the caller or the end of the process was faster.",
-    Label("method", (*METHODS, OTHER)),
+    Label("method", (*labels.METHODS, labels.OTHER)),
     Label("route", said="the template of a route, or `(no route)`"),
     Label("status", said="a status code, or `aborted`"),
     by="ingest, notify",
@@ -88,7 +63,7 @@ HTTP_REQUESTS: Final = counter(
 HTTP_SECONDS: Final = histogram(
     "taskflux_http_request_seconds",
     "Seconds until an HTTP request was answered, probes aside.",
-    Label("method", (*METHODS, OTHER)),
+    Label("method", (*labels.METHODS, labels.OTHER)),
     Label("route", said="the template of a route, or `(no route)`"),
     buckets=_CALLS,
     exemplars=True,
@@ -101,7 +76,7 @@ NOTIFICATIONS: Final = counter(
     "taskflux_notifications",
     "Notifications asked for over HTTP, by what became of them: accepted, repeated (not sent again), or the error.",
     Label("channel", ("email", "sms")),
-    Label("outcome", ("accepted", "repeated", *TASK_ERRORS)),
+    Label("outcome", ("accepted", "repeated", *labels.TASK_ERRORS)),
     by="notify",
 )
 
@@ -110,73 +85,80 @@ NOTIFICATIONS: Final = counter(
 CLAIMED: Final = counter(
     "taskflux_claimed",
     "Tasks taken over from Kafka; dead letters, of the type `dlq`.",
-    _TAKEN,
+    labels.TAKEN,
     by="process-*, dlq-sink",
 )
 SKIPPED: Final = counter(
     "taskflux_duplicates_suppressed",
     "Records whose task was not claimable at their version, or is not there.",
-    _TYPE,
+    labels.TYPE,
     by="process-*",
 )
 ATTEMPTS: Final = counter(
     "taskflux_attempts",
     "Attempts by outcome (the event that settled them; handed-back ones spent no attempt); `expired`: ended by the"
     " relay's leader while they waited.",
-    _TYPE,
-    Label("outcome", (*(each.value for each in SETTLES), "expired")),
+    labels.TYPE,
+    Label("outcome", (*(each.value for each in labels.SETTLES), "expired")),
     by="process-*, relay",
 )
-ERRORS: Final = counter("taskflux_errors", "Failed attempts by error class.", _TYPE, _ERROR, by="process-*")
+ERRORS: Final = counter("taskflux_errors", "Failed attempts by error class.", labels.TYPE, labels.ERROR, by="process-*")
 PROCESSING: Final = histogram(
     "taskflux_processing_seconds",
     "Seconds that a handler's own work took.",
-    _TYPE,
+    labels.TYPE,
     buckets=_WAITS,
     exemplars=True,
     by="process-*",
 )
 WAITED: Final = histogram(
-    "taskflux_wait_seconds", "Seconds from when a task was due to its claim.", _TYPE, buckets=_WAITS, by="process-*"
+    "taskflux_wait_seconds",
+    "Seconds from when a task was due to its claim.",
+    labels.TYPE,
+    buckets=_WAITS,
+    by="process-*",
 )
 END_TO_END: Final = histogram(
     "taskflux_end_to_end_seconds",
     "Seconds from acceptance to success.",
-    _TYPE,
+    labels.TYPE,
     buckets=_WAITS,
     exemplars=True,
     by="process-*",
 )
 IN_FLIGHT: Final = gauge(
-    "taskflux_in_flight", "Tasks that this process has claimed and not settled.", _TYPE, by="process-*"
+    "taskflux_in_flight", "Tasks that this process has claimed and not settled.", labels.TYPE, by="process-*"
 )
 CONCURRENCY: Final = gauge(
-    "taskflux_concurrency", "Attempts that may run at once: nothing where nobody is.", _TAKEN, by="process-*, dlq-sink"
+    "taskflux_concurrency",
+    "Attempts that may run at once: nothing where nobody is.",
+    labels.TAKEN,
+    by="process-*, dlq-sink",
 )
 REPEATS: Final = counter(
     "taskflux_repeats",
     "Side effects that may have happened twice: a task ran again after an unknown outcome.",
-    _TYPE,
+    labels.TYPE,
     by="process-*, relay",
 )
 LATE_SETTLES: Final = counter(
     "taskflux_late_settles",
     "Outcomes that were reported after the lease had run out, by whether they counted.",
-    _TYPE,
+    labels.TYPE,
     Label("counted", ("true", "false")),
     by="process-*",
 )
 ADOPTED: Final = counter(
     "taskflux_adopted",
     "Records of other producers by what they became: tasks, tasks that were there, or dead letters.",
-    _TYPE,
+    labels.TYPE,
     Label("outcome", ("adopted", "repeated", "poison")),
     by="process-*, router",
 )
 POISON: Final = counter(
     "taskflux_poison",
     "Records that were no task, by what was wrong.",
-    Label("error_class", (*RECORD_ERRORS, OTHER)),
+    Label("error_class", (*labels.RECORD_ERRORS, labels.OTHER)),
     by="process-*, router",
 )
 REBALANCES: Final = counter(
@@ -185,14 +167,14 @@ REBALANCES: Final = counter(
 COMMITS_FAILED: Final = counter(
     "taskflux_commits_failed",
     "Offset commits that Kafka refused (harmless: the records come again and are skipped).",
-    Label("error", ("Timeout",), _KAFKA_ERROR),
+    Label("error", ("Timeout",), labels.KAFKA_ERROR),
     by="process-*, router, dlq-sink",
 )
-DEAD_LETTERS: Final = counter("taskflux_dead_letters", "Dead letters stored.", _ERROR, by="dlq-sink")
+DEAD_LETTERS: Final = counter("taskflux_dead_letters", "Dead letters stored.", labels.ERROR, by="dlq-sink")
 REPLAYED: Final = counter(
     "taskflux_dead_letters_replayed",
     "Dead letters sent again, by how: single, bulk, or mended into a new task.",
-    _ERROR,
+    labels.ERROR,
     Label("how", ("single", "bulk", "mended")),
     by="ingest, relay",
 )
@@ -201,17 +183,24 @@ REPLAYED: Final = counter(
 
 PROVIDER_REQUESTS: Final = counter(
     "taskflux_provider_requests",
-    "Calls to a provider by how they ended.",
-    _PROVIDER,
-    Label("outcome", CALLED),
+    "Calls to a provider by how they ended; one of your own is counted where its client says so (`Provider.call`).",
+    labels.PROVIDER,
+    Label("outcome", labels.CALLED),
     by="process-*, notify",
 )
 PROVIDER_SECONDS: Final = histogram(
     "taskflux_provider_request_seconds",
     "Seconds that a call to a provider took, the wait for a free connection included.",
-    _PROVIDER,
+    labels.PROVIDER,
     buckets=_CALLS,
     exemplars=True,
+    by="process-*, notify",
+)
+PROVIDER_CONNECTIONS: Final = gauge(
+    "taskflux_provider_connections",
+    "Connections to the SMTP server in use, and those that could be: fewer while the server asks for fewer.",
+    Label("provider", ("smtp",)),
+    Label("state", ("used", "free")),
     by="process-*, notify",
 )
 RATE_WAIT: Final = histogram(
@@ -227,7 +216,7 @@ RATE_WAIT: Final = histogram(
 PUBLISHED: Final = counter(
     "taskflux_published",
     "Records sent to Kafka, by outcome.",
-    Label("outcome", ("published", "Timeout", "KafkaUnavailable", "UnknownTopic", "TooLarge"), _KAFKA_ERROR),
+    Label("outcome", ("published", "Timeout", "KafkaUnavailable", "UnknownTopic", "TooLarge"), labels.KAFKA_ERROR),
     by="ingest, relay, router",
 )
 RELAY_LAG: Final = gauge(
@@ -237,12 +226,15 @@ LEADER: Final = gauge("taskflux_leader", "1 where the auditor, the lease sweep a
 LEASES_SWEPT: Final = counter(
     "taskflux_leases_swept",
     "Tasks whose worker was lost, by what became of them.",
-    _TYPE,
+    labels.TYPE,
     Label("state", (State.SCHEDULED.value, State.UNCERTAIN.value)),
     by="relay",
 )
 REQUEUED: Final = counter(
-    "taskflux_requeued", "Queued tasks that Kafka no longer owed and that were published again.", _TYPE, by="relay"
+    "taskflux_requeued",
+    "Queued tasks that Kafka no longer owed and that were published again.",
+    labels.TYPE,
+    by="relay",
 )
 
 # What the leader measures ---------------------------------------------------------------------------------------------
@@ -251,51 +243,49 @@ DEPTH: Final = snapshot(
     "taskflux_tasks",
     "Tasks by what they wait for: scheduled (due later), due (to be published), running, dead-due (their dead letter is"
     " to be published). Published ones that nobody has taken are `taskflux_lag`.",
-    _TYPE,
-    Label("state", WAITING_STATES),
+    labels.TYPE,
+    Label("state", labels.WAITING_STATES),
 )
 PARKED: Final = snapshot(
     "taskflux_parked",
     "Tasks that nothing happens to unless a person decides.",
-    _TYPE,
-    Label("state", PARKED_STATES),
+    labels.TYPE,
+    Label("state", labels.PARKED_STATES),
 )
 OLDEST: Final = snapshot(
     "taskflux_oldest_seconds",
-    "How long the oldest task has been due that nobody has taken, published or not; the published ones as the auditor's"
-    " last look found them.",
-    _TYPE,
+    "How long the oldest task waits that is due and that nobody has taken; one that is published, since its record was"
+    " written. 0 where none waits.",
+    labels.TYPE,
 )
 KAFKA_LAG: Final = snapshot(
     "taskflux_lag",
     "Records in Kafka that the group has not taken: what KEDA scales by. The dead letters' topic has the type `dlq`,"
     " the router's `router`.",
-    _QUEUE,
+    labels.QUEUE,
     Label("topic", said="that type's"),
     Label("group", said="that type's"),
 )
 PARTITIONS: Final = snapshot(
-    "taskflux_partitions",
-    "Partitions of a type's topic: more workers than that have nothing to do.",
-    _QUEUE,
+    "taskflux_partitions", "Partitions of a type's topic: more workers than that have nothing to do.", labels.QUEUE
 )
-WORKERS: Final = snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", _TYPE)
+WORKERS: Final = snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", labels.TYPE)
 OPEN_LETTERS: Final = snapshot(
-    "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", _ERROR
+    "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", labels.ERROR
 )
 CIRCUIT_OPEN: Final = snapshot(
-    "taskflux_circuit_open", "1 while nothing is published for the provider but probes, else 0.", _PROVIDER
+    "taskflux_circuit_open", "1 while nothing is published for the provider but probes, else 0.", labels.PROVIDER
 )
 CIRCUIT_SECONDS: Final = snapshot(
     "taskflux_circuit_open_seconds",
     "How long the provider's circuit has been open, and why; absent while it is closed.",
-    _PROVIDER,
-    Label("error_class", ("Unavailable", "Misconfigured", OTHER), "own subclasses by name, at most 50"),
+    labels.PROVIDER,
+    Label("error_class", ("Unavailable", "Misconfigured", labels.OTHER), "own subclasses by name, at most 50"),
 )
 TYPE_INFO: Final = snapshot(
     "taskflux_type_info",
     "1 for each registered type, with its provider: whose circuit it is that holds its tasks back.",
-    _TYPE,
+    labels.TYPE,
     Label("provider", said="that type's, or empty"),
 )
 MEASURED: Final = snapshot(
@@ -325,7 +315,10 @@ STATEMENT_SECONDS: Final = histogram(
     by="every",
 )
 STATEMENT_ERRORS: Final = counter(
-    "taskflux_statement_errors", "Statements that failed, by what follows.", Label("error", STORE_ERRORS), by="every"
+    "taskflux_statement_errors",
+    "Statements that failed, by what follows.",
+    Label("error", labels.STORE_ERRORS),
+    by="every",
 )
 POOL_WAIT: Final = histogram(
     "taskflux_pool_wait_seconds",
@@ -337,6 +330,13 @@ POOL: Final = gauge(
     "taskflux_pool_connections",
     "Connections to PostgreSQL in use, and those that could be.",
     Label("state", ("used", "free")),
+    by="every",
+)
+OPENED: Final = counter(
+    "taskflux_connections_opened",
+    "Connections made, at first and anew. Of Kafka: producers and clients for positions, each replaced after a failure;"
+    " what such a client, or a consumer, does about its connections to single brokers is not told.",
+    Label("server", labels.SERVERS),
     by="every",
 )
 PRODUCE_SECONDS: Final = histogram(
@@ -370,18 +370,3 @@ LED: Final = (
     MEASURED,
 )  # fmt: skip
 """What only the leader shows; nobody does while there is none."""
-
-_own_classes: set[str] = set()
-
-
-def error_class(name: str) -> str:
-    """`name` as a label's value: ours, or one of the first 50 others that look like a class; `other` for the rest.
-
-    The class of an error can be an application's own; that of a dead letter may come from whoever wrote the record.
-    """
-    if name in TASK_ERRORS or name in RECORD_ERRORS or name in _own_classes:
-        return name
-    if len(_own_classes) >= 50 or not (name.isalnum() and name.isascii() and name[0].isupper() and len(name) <= 50):
-        return OTHER
-    _own_classes.add(name)
-    return name

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from uuid_utils.compat import uuid7
 
 from handlers.providers.deliveries import merged
-from handlers.runtime import metrics, zeros
+from handlers.runtime import labels, metrics, zeros
 from handlers.runtime.limiter import Limiter
 from handlers.store.errors import StoreError
 from handlers.store.notifications import Begun, Notifications, NotificationState
@@ -97,7 +97,7 @@ class Notifier(Generic[P]):
         try:
             delivered = await self._deliver(notification)
         except TaskError as error:
-            metrics.NOTIFICATIONS.labels(self.channel, metrics.error_class(error.error_class)).inc()
+            metrics.NOTIFICATIONS.labels(self.channel, labels.error_class(error.error_class)).inc()
             raise
         metrics.NOTIFICATIONS.labels(self.channel, "repeated" if delivered.repeated else "accepted").inc()
         return delivered

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from handlers.runtime import instruments, logs, metrics, provider_metrics, tracing
+from handlers.runtime import connection_metrics, instruments, logs, metrics, provider_metrics, tracing
 from handlers.runtime.probes import Health, ProbeServer
 from handlers.runtime.settings import Settings, WrongSettings, load
 from handlers.runtime.version import VERSION
@@ -134,6 +134,7 @@ def run(target: Serves) -> int:
             instruments.switch_off()
         metrics.BUILD.labels(VERSION).set(1)
         provider_metrics.install()
+        connection_metrics.install()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(target, settings))
     except WrongSettings as error:

@@ -25,7 +25,6 @@ from handlers.runtime.poison import PoisonOutlet
 from handlers.runtime.process import Process
 from handlers.runtime.settings import load_provider
 from handlers.runtime.worker import FIRST_WAIT, LAST_WAIT, LeaseEnded, Worker
-from handlers.store.accelerator import Accelerator
 from handlers.store.circuits import Circuits
 from handlers.store.claims import Claims
 from handlers.store.claims import Worker as WorkerRow
@@ -59,11 +58,13 @@ async def serve(handler: Handler[Any], process: Process) -> None:
         if not await _register(handler, database, process):
             return
         client = await stack.enter_async_context(connecting) if connecting else None
-        accelerator = Accelerator(settings.redis, on_error=metrics.ACCELERATOR_ERRORS.labels().inc)
+        accelerator = store_metrics.accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         name = provider.name if provider else handler.type
-        zeros.of_provider("notify" if provider and section is None else name)
+        if provider:
+            zeros.of_provider(name if section is not None else "notify")
+        zeros.of_adopted([handler.type])
         limiter = Limiter(name, getattr(section, "rate", None), accelerator, metrics.RATE_WAIT.labels(name).observe)
         watch = CircuitWatch(Circuits(database))
         await stack.enter_async_context(process.background(watch.keep_fresh()))

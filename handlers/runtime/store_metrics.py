@@ -7,8 +7,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-from handlers.runtime import metrics
+from handlers.runtime import labels, metrics
+from handlers.store.accelerator import Accelerator
 from handlers.store.errors import StoreError
+from handlers.store.settings import RedisSettings
 
 if TYPE_CHECKING:
     from handlers.store.database import Database
@@ -21,10 +23,14 @@ class _DatabaseMetrics:
 
     def opened(self, database: Database) -> None:
         _open.add(database)
-        for error in metrics.STORE_ERRORS:
+        for error in labels.STORE_ERRORS:
             metrics.STATEMENT_ERRORS.labels(error)
+        metrics.OPENED.labels("postgresql")
         metrics.POOL.labels("used").set_function(_used)
         metrics.POOL.labels("free").set_function(_free)
+
+    def connected(self) -> None:
+        metrics.OPENED.labels("postgresql").inc()
 
     def waited(self, seconds: float) -> None:
         _wait()(seconds)
@@ -34,6 +40,13 @@ class _DatabaseMetrics:
 
     def failed(self, error: StoreError) -> None:
         metrics.STATEMENT_ERRORS.labels(type(error).__name__).inc()
+
+
+def accelerator(settings: RedisSettings) -> Accelerator:
+    """Redis, counted."""
+    return Accelerator(
+        settings, on_connect=metrics.OPENED.labels("redis").inc, on_error=metrics.ACCELERATOR_ERRORS.labels().inc
+    )
 
 
 def _used() -> float:

@@ -40,10 +40,16 @@ class Accelerator:
     """What Redis does for us; with no URL it does nothing, at no cost."""
 
     def __init__(
-        self, settings: RedisSettings, *, prefix: str = "taskflux:", on_error: Callable[[], None] = lambda: None
+        self,
+        settings: RedisSettings,
+        *,
+        prefix: str = "taskflux:",
+        on_connect: Callable[[], None] = lambda: None,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._prefix = prefix
+        self._on_connect = on_connect
         self._on_error = on_error
         self._client: Redis | None = None
         self._rests_until = 0.0
@@ -58,6 +64,7 @@ class Accelerator:
             self._settings.url.get_secret_value(),
             socket_timeout=self._settings.timeout,
             socket_connect_timeout=self._settings.timeout,
+            redis_connect_func=self._connected,
         )
 
     async def close(self) -> None:
@@ -92,6 +99,11 @@ class Accelerator:
             lambda client: client.eval(_TURN, 1, f"{self._prefix}rate:{name}", repr(interval), repr(interval * burst))
         )
         return None if wait is None else float(wait) / 1e6
+
+    async def _connected(self, connection: Any) -> None:
+        """Greet Redis on a new connection."""
+        await connection.on_connect()
+        self._on_connect()
 
     def _task(self, tenant: str, task: UUID) -> str:
         return f"{self._prefix}task:{tenant}:{task}"

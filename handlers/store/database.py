@@ -51,6 +51,10 @@ class Watch(Protocol):
         """It is ready."""
         ...
 
+    def connected(self) -> None:
+        """A connection was made."""
+        ...
+
     def waited(self, seconds: float) -> None:
         """A statement has its connection, for which it has waited."""
         ...
@@ -102,6 +106,7 @@ class Database:
                 min_size=0,
                 max_size=self._size,
                 max_inactive_connection_lifetime=300.0,
+                init=self._connected,
                 timeout=settings.connect_timeout,
                 command_timeout=settings.statement_timeout,
                 # Behind a pooler in transaction mode a kept statement may meet another server connection; and of all
@@ -145,6 +150,10 @@ class Database:
         async with self._connection(name) as connection:
             status = str(await connection.execute(query(name), *args))
         return int(status.rsplit(" ", 1)[-1])
+
+    async def _connected(self, connection: Any) -> None:
+        if self._watch is not None:
+            self._watch.connected()
 
     @asynccontextmanager
     async def _connection(self, statement: str | None = None) -> AsyncIterator[Any]:

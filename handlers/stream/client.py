@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import aiokafka.client
@@ -11,12 +12,22 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from handlers.stream.settings import KafkaSettings
 
+on_connected: Callable[[], None] | None = None
+"""Is told of every producer, and every client that asks questions, which has reached the cluster. Set by the process
+that counts them."""
+
 METADATA_MAX_AGE_MS = 30_000
 """New partitions and moved leaders are seen within this time even where nothing fails."""
 
 # aiokafka asks for metadata in a way that has Kafka create what it asks for (auto.create.topics.enable, on by default),
 # with the broker's number of partitions: a topic that was deleted came back with one. It has no option for this.
 aiokafka.client.MetadataRequest = functools.partial(MetadataRequest, allow_auto_topic_creation=False)
+
+
+def connected() -> None:
+    """A producer, or a client that asks questions, has reached the cluster."""
+    if on_connected is not None:
+        on_connected()
 
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from aiokafka.client import AIOKafkaClient
 
-from handlers.stream.client import connection_options
+from handlers.stream.client import connected, connection_options
 from handlers.stream.errors import TROUBLE, KafkaUnavailable, error_name
 from handlers.stream.settings import KafkaSettings
 
@@ -66,4 +66,5 @@ class Cluster:
                     await client.close()
                     raise
                 self._client = client
+                connected()
             return self._client

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from handlers.stream.client import connected
 from handlers.stream.errors import TROUBLE, KafkaUnavailable, error_name
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class ProducerConnection:
         except asyncio.CancelledError:
             await producer.stop()
             raise
+        connected()
         return producer
 
     def _abandon(self, producer: AIOKafkaProducer) -> None:

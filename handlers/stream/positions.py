@@ -9,8 +9,9 @@ from uuid import UUID
 from aiokafka.client import AIOKafkaClient
 
 from handlers.stream.cluster import Cluster
+from handlers.stream.heads import written_at
 from handlers.stream.metadata import topic_metadata
-from handlers.stream.offsets import EARLIEST, committed_offsets, end_offsets, list_offsets
+from handlers.stream.offsets import EARLIEST, TopicPartition, committed_offsets, end_offsets, list_offsets
 from handlers.stream.settings import KafkaSettings
 
 
@@ -96,6 +97,13 @@ class Positions:
         """Partition → the group's commit, None for none; empty where the topic does not exist."""
         found = await self.read(group, topic)
         return {} if found is None else {number: at.committed for number, at in found.partitions.items()}
+
+    async def written_at(self, heads: Mapping[TopicPartition, int]) -> dict[TopicPartition, float]:
+        """Partition → when its record at that offset was written (seconds since 1970), as whoever wrote it says.
+
+        Left out where there is none, or none that can be read.
+        """
+        return await self._cluster.ask(lambda client: written_at(client, heads)) if heads else {}
 
     async def lag(self, group: str, topic: str) -> int | None:
         """Records that nobody has taken; None where the topic does not exist."""

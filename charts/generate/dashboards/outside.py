@@ -106,5 +106,26 @@ PROVIDERS: Final = Row(
             width=8,
             nothing="all closed",
         ),
+        Plot(
+            "Connections in use",
+            "Connections to the SMTP server that carry a mail, and those that could: fewer while it asks for fewer.",
+            "short",
+            (
+                Query(
+                    f"sum by (provider, state) ({selector('taskflux_provider_connections')})", "{{provider}} {{state}}"
+                ),
+            ),
+            Kind.STACKED,
+            nothing="none",
+        ),
+        Plot(
+            "Connections made",
+            "Connections made a second, at first and anew, to providers, PostgreSQL and Redis; of Kafka's clients those"
+            " that send records or ask for positions.",
+            "ops",
+            (Query(happening("taskflux_connections_opened_total", "server"), "{{server}}"),),
+            Kind.STACKED,
+            nothing="none",
+        ),
     ),
 )

@@ -5,9 +5,12 @@ Another leader of the same process may show its own meanwhile: what is asked for
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
+from aiokafka import AIOKafkaProducer
 from uuid_utils.compat import uuid7
 
 from handlers.local.ports import free_port
@@ -37,6 +40,9 @@ class Statements:
         self.answers: list[str] = []
 
     def opened(self, database: Database) -> None:
+        pass
+
+    def connected(self) -> None:
         pass
 
     def waited(self, seconds: float) -> None:
@@ -110,6 +116,23 @@ async def test_while_kafka_is_away_there_is_a_gap_in_the_lag_alone(database: Dat
     assert await figures(measuring, metrics.TYPE_INFO) == {(TYPE, PROVIDER): 1}
     oldest = await figures(measuring, metrics.OLDEST)
     assert 0 < oldest[TYPE,] < 60
+
+
+async def test_whoever_begins_to_lead_knows_how_long_the_oldest_record_has_waited(
+    database: Database, kafka_settings: KafkaSettings
+) -> None:
+    kafka = kafka_settings.model_copy(update={"topic_prefix": "waiting-"})
+    await ensure_topics(kafka, [TYPE])
+    writer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await writer.start()
+    written = time.time() - 700.0
+    await writer.send_and_wait(f"waiting-tasks.{TYPE}", b"{}", timestamp_ms=int(written * 1000))
+    await writer.stop()
+    for _ in range(2):
+        positions = Positions(kafka)
+        oldest = await figures(Measuring(Settings(kafka=kafka), database, positions), metrics.OLDEST)
+        assert oldest[TYPE,] == pytest.approx(time.time() - written, abs=1.0)
+        await positions.close()
 
 
 async def test_while_postgresql_is_away_the_lag_is_still_told(

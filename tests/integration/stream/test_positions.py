@@ -1,5 +1,7 @@
+import time
+
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from handlers.local.broker import Broker
@@ -37,6 +39,29 @@ async def test_positions_tell_what_was_sent_and_what_was_committed(settings: Kaf
     assert await positions.lag(group, topic) == 28
     several = await positions.read_all({topic: group, f"{settings.topic_prefix}tasks.sms": "other", "none": "other"})
     assert {name: at.lag for name, at in several.items()} == {topic: 28, f"{settings.topic_prefix}tasks.sms": 0}
+    await positions.close()
+
+
+async def test_a_record_tells_when_it_was_written(settings: KafkaSettings) -> None:
+    await ensure_topics(settings, ["email"])
+    topic, now = f"{settings.topic_prefix}tasks.email", int(time.time() * 1000)
+    ages = {0: [600_000, 30_000, 2_000], 1: [7_000, 0]}
+    # Compressed, as another producer's may be: what is asked for does not depend on it.
+    writer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, compression_type="gzip")
+    await writer.start()
+    for number, all_of_it in ages.items():
+        for age in all_of_it:
+            await writer.send_and_wait(topic, b"v" * 5000, partition=number, timestamp_ms=now - age)
+    await writer.stop()
+    positions = Positions(settings)
+    for heads in ({(topic, 0): 0, (topic, 1): 1, (topic, 2): 0}, {(topic, 0): 2, (topic, 1): 0}):
+        found = await positions.written_at(heads)
+        assert found == {
+            (topic, number): (now - ages[number][offset]) / 1000
+            for (_, number), offset in heads.items()
+            if number in ages
+        }
+    assert await positions.written_at({(topic, 0): 3, (f"{topic}.none", 0): 0, (topic, 99): 0}) == {}
     await positions.close()
 
 

@@ -19,10 +19,12 @@ from handlers.runtime.process import Process
 from handlers.runtime.settings import RouterSettings
 from handlers.store.dead_letter_browsing import DeadLetterShelf, LetterFilter
 from handlers.store.foreign import Adoptee, ForeignTasks
+from handlers.store.task_types import TaskTypes
 from handlers.stream.positions import Positions
 from handlers.stream.producer import Producer, Published
 from handlers.stream.record import OutRecord
 from handlers.stream.topics import router_group, task_group, task_topic
+from handlers.tasks.submission import TaskType
 from tests.integration.system.scripted import QUICK, Script, World, act
 from tests.integration.system.stack import Stack, eventually
 
@@ -216,8 +218,25 @@ async def test_the_router_passes_a_topic_of_mixed_types_on(elsewhere: Elsewhere,
     assert (world.effects(task), world.effects(held)) == (1, 1)
 
 
-async def run_router(stack: Stack) -> tuple[Process, asyncio.Task[None]]:
-    settings = stack.settings.model_copy(update={"router": RouterSettings(topic=MIXED)})
+async def test_the_router_counts_every_type_from_the_start(elsewhere: Elsewhere) -> None:
+    stack = elsewhere.stack
+    await create_topic(stack, "system-routed")
+    await TaskTypes(stack.database).register(TaskType("routed-alone", "{}", 4, "resend", None))
+    process, serving = await run_router(stack, "system-routed")
+
+    async def begun() -> bool:
+        return (
+            'taskflux_adopted_total{outcome="poison",type="routed-alone"} 0.0'
+            in (await stack.client.get("/metrics")).text
+        )
+
+    await eventually(begun, "the types are known")
+    process.drain()
+    await serving
+
+
+async def run_router(stack: Stack, topic: str = MIXED) -> tuple[Process, asyncio.Task[None]]:
+    settings = stack.settings.model_copy(update={"router": RouterSettings(topic=topic)})
     process = Process("router", settings)
     return process, asyncio.create_task(load("router").serve(process))
 

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from handlers.http.problems import KINDS
-from handlers.runtime.metrics import DECLARED, METHODS, OTHER
+from handlers.runtime.labels import METHODS, OTHER
+from handlers.runtime.metrics import DECLARED
 from handlers.runtime.version import VERSION
 from handlers.stream.dead import DeadTask, encode_dead
 from handlers.stream.record import OutRecord
@@ -163,6 +164,8 @@ async def test_statements_and_connections_are_measured(stack: Stack) -> None:
         assert await stack.metric("taskflux_statement_seconds_count", statement=statement) > 0
     assert await stack.metric("taskflux_pool_wait_seconds_count") > 0
     assert await stack.metric("taskflux_pool_connections", state="free") > 0
+    assert await stack.metric("taskflux_connections_opened_total", server="postgresql") > 0
+    assert await stack.metric("taskflux_connections_opened_total", server="redis") > 0
     assert await stack.metric("taskflux_produce_seconds_count") > 0
 
 

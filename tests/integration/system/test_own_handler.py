@@ -23,9 +23,11 @@ from handlers.tasks.submission import Submission
 from tests.integration.system.stack import TASKFLUX, Stack, eventually, total
 
 MODULE = """
+from contextlib import asynccontextmanager
+
 from pydantic import BaseModel
 
-from handlers import Permanent, Receipt, RetryPolicy, Task, Transient, handler
+from handlers import Permanent, Receipt, RetryPolicy, Task, Transient, handler, provider
 
 
 class Image(BaseModel):
@@ -33,15 +35,31 @@ class Image(BaseModel):
     width: int = 100
 
 
-@handler("resize-image", payload=Image, retry=RetryPolicy(max_attempts=2, first_delay=0.01))
-async def resize_image(task: Task[Image]) -> Receipt:
-    match task.metadata.get("then"):
-        case "permanent":
-            raise Permanent(f"there is nothing at {task.payload.url}")
-        case "transient":
-            raise Transient(f"nobody answers at {task.payload.url}")
-        case "crash":
-            raise RuntimeError(f"cannot parse {task.payload.url}")
+class Settings(BaseModel):
+    pass
+
+
+class Gallery:
+    async def fetch(self, url: str, then: str | None) -> None:
+        with gallery.call("GET /images", {"http.request.method": "GET"}):
+            match then:
+                case "permanent":
+                    raise Permanent(f"there is nothing at {url}")
+                case "transient":
+                    raise Transient(f"nobody answers at {url}")
+                case "crash":
+                    raise RuntimeError(f"cannot parse {url}")
+
+
+@provider("gallery", settings=Settings)
+@asynccontextmanager
+async def gallery(settings: Settings):
+    yield Gallery()
+
+
+@handler("resize-image", payload=Image, provider=gallery, retry=RetryPolicy(max_attempts=2, first_delay=0.01))
+async def resize_image(task: Task[Image], client: Gallery) -> Receipt:
+    await client.fetch(task.payload.url, task.metadata.get("then"))
     return Receipt({"url": task.payload.url, "width": task.payload.width})
 """
 TARGET = "my_app.handlers:resize_image"
@@ -60,7 +78,7 @@ class Own:
         return [json.loads(line) for line in self.child.log.read_text().splitlines()]
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def own(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Own]:
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_app").mkdir()
@@ -80,6 +98,29 @@ async def test_a_handler_of_ones_own_is_run_registered_and_submitted_to(stack: S
     assert (await own.probes.get("/livez")).status_code == (await own.probes.get("/readyz")).status_code == 200
     text = (await own.probes.get("/metrics")).text
     assert total(text, "taskflux_attempts_total", {"type": "resize-image", "outcome": "succeeded"}) == 1
+    for outcome in ("adopted", "repeated", "poison"):
+        assert f'taskflux_adopted_total{{outcome="{outcome}",type="resize-image"}} 0.0' in text
+    for server in ("postgresql", "kafka", "redis"):
+        assert f'taskflux_connections_opened_total{{server="{server}"}}' in text
+    assert total(text, "taskflux_connections_opened_total", {"server": "postgresql"}) > 0
+
+
+async def test_the_calls_to_its_own_provider_are_counted_by_how_they_ended(stack: Stack, own: Own) -> None:
+    labels = {"provider": "gallery"}
+    before = (await own.probes.get("/metrics")).text
+    for outcome in ("succeeded", "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "crashed"):
+        assert f'taskflux_provider_requests_total{{outcome="{outcome}",provider="gallery"}}' in before
+    for then in ("permanent", "transient", ""):
+        await stack.until(await _submit(stack, "u", then=then), "dead" if then else "succeeded")
+    after = (await own.probes.get("/metrics")).text
+    rises = {
+        outcome: total(after, "taskflux_provider_requests_total", labels | {"outcome": outcome})
+        - total(before, "taskflux_provider_requests_total", labels | {"outcome": outcome})
+        for outcome in ("succeeded", "Transient", "Permanent", "crashed")
+    }
+    assert rises == {"succeeded": 1, "Transient": 2, "Permanent": 1, "crashed": 0}
+    seconds = "taskflux_provider_request_seconds_count"
+    assert total(after, seconds, labels) - total(before, seconds, labels) == 4
 
 
 async def test_no_log_line_and_no_metric_holds_personal_data_and_every_line_of_an_attempt_names_task_and_trace(

@@ -15,6 +15,7 @@ from handlers.cli.loading import load
 from handlers.local.ports import free_port
 from handlers.runtime.process import Process
 from handlers.runtime.settings import HttpSettings
+from handlers.tasks.states import State
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
 
@@ -46,6 +47,14 @@ def flat(task: UUID | str, status: str = "1", **more: str) -> dict[str, str]:
         "date": "2026-03-01 12:30:00", "number": "919876543210", "requestId": "req-1", "CRQID": str(task),
         "status": status, "desc": "what the operator said", **more,
     }  # fmt: skip
+
+
+async def test_first_reports_of_each_type_begin_at_nought(msg91: httpx.AsyncClient) -> None:
+    async def begun() -> bool:
+        text = (await msg91.get("/metrics")).text
+        return all(f'taskflux_first_reports_total{{state="{each}",type="hasty"}}' in text for each in State)
+
+    await eventually(begun, "the types are known")
 
 
 async def test_an_uncertain_message_is_resolved_by_its_report(

@@ -8,7 +8,7 @@ import pytest
 
 from handlers.http.problems import KINDS
 from handlers.providers import calls
-from handlers.runtime import metrics, zeros
+from handlers.runtime import labels, metrics, zeros
 from handlers.runtime.metrics import DECLARED
 from handlers.stream.dead import MALFORMED
 from handlers.tasks import errors
@@ -34,43 +34,43 @@ def test_nothing_that_names_a_task_or_a_person_is_a_label() -> None:
     names = {label.name for declared in DECLARED.values() for label in declared.labels}
     assert names <= {
         "type", "outcome", "status", "state", "method", "route", "channel", "error_class", "counted", "error", "how",
-        "provider", "topic", "group", "statement", "version", "peer",
+        "provider", "topic", "group", "statement", "version", "peer", "server",
     }  # fmt: skip
 
 
 def test_the_errors_of_tasks_and_records_are_known() -> None:
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.TaskError)]
-    assert {each.__name__ for each in kinds} - {"TaskError", "ProviderError"} == set(metrics.TASK_ERRORS)
-    assert MALFORMED in metrics.RECORD_ERRORS
-    assert {each.__name__ for each in calls.OUTCOMES} | {calls.SUCCEEDED, calls.CRASHED} == set(metrics.CALLED)
+    assert {each.__name__ for each in kinds} - {"TaskError", "ProviderError"} == set(labels.TASK_ERRORS)
+    assert MALFORMED in labels.RECORD_ERRORS
+    assert {each.__name__ for each in calls.OUTCOMES} | {calls.SUCCEEDED, calls.CRASHED} == set(labels.CALLED)
     assert set(zeros.REFUSALS) <= KINDS.keys()
 
 
 @pytest.fixture
 def no_own_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_own_classes", set())
+    monkeypatch.setattr(labels, "_own_classes", set())
 
 
 def test_an_applications_own_error_keeps_its_name(no_own_classes: None) -> None:
     class MailboxFull(Permanent):
         pass
 
-    assert metrics.error_class(MailboxFull("…").error_class) == "MailboxFull"
-    assert metrics.error_class("Permanent") == "Permanent"
+    assert labels.error_class(MailboxFull("…").error_class) == "MailboxFull"
+    assert labels.error_class("Permanent") == "Permanent"
 
 
 @pytest.mark.parametrize(
     "text", ["", "user@example.org", "019a2b3c-0000-7000-8000-000000000000", "no such user", "Ä", "A" * 51, "a", "12"]
 )
 def test_what_does_not_look_like_a_class_is_no_label(text: str, no_own_classes: None) -> None:
-    assert metrics.error_class(text) == "other"
+    assert labels.error_class(text) == "other"
 
 
 def test_there_is_an_end_to_the_classes_that_others_name(no_own_classes: None) -> None:
     names = [f"Own{number}" for number in range(60)]
-    assert [metrics.error_class(name) for name in names] == [*names[:50], *["other"] * 10]
-    assert metrics.error_class("Own7") == "Own7"
-    assert metrics.error_class("Crash") == "Crash"
+    assert [labels.error_class(name) for name in names] == [*names[:50], *["other"] * 10]
+    assert labels.error_class("Own7") == "Own7"
+    assert labels.error_class("Crash") == "Crash"
 
 
 def test_no_metric_is_used_past_its_labels() -> None:

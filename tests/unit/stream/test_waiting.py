@@ -6,6 +6,7 @@ from handlers.stream.positions import PartitionPositions, TopicPositions
 from handlers.stream.waiting import MOST, Waiting
 
 LOG = UUID(int=1)
+PLACE = ("tasks.email", 0)
 
 
 def topic(*partitions: tuple[int, int], start: int = 0) -> dict[str, TopicPositions]:
@@ -15,11 +16,22 @@ def topic(*partitions: tuple[int, int], start: int = 0) -> dict[str, TopicPositi
 
 
 def looks(*series: tuple[float, dict[str, TopicPositions]]) -> float:
-    """What the last of several looks says."""
+    """What the last of several looks says where no record can be read."""
     waiting = Waiting()
     age = 0.0
     for now, positions in series:
         age = waiting.look(positions, now)["tasks.email"]
+    return age
+
+
+def reads(*series: tuple[float, dict[str, TopicPositions], float | None]) -> float:
+    """What the last of several looks says where the record of partition 0 says how old it is; None: it was read."""
+    waiting = Waiting()
+    age = 0.0
+    for now, positions, told in series:
+        unknown = waiting.unknown(positions)
+        assert bool(unknown) == (told is not None)
+        age = waiting.look(positions, now, {PLACE: told} if told is not None else {})["tasks.email"]
     return age
 
 
@@ -30,6 +42,29 @@ def test_nothing_waits_where_all_is_taken() -> None:
 def test_a_record_is_at_most_as_old_as_the_last_look_without_it() -> None:
     assert looks((0, topic((5, 5))), (10, topic((5, 6))), (25, topic((5, 6)))) == 25
     assert looks((0, topic((5, 5))), (10, topic((5, 5))), (15, topic((5, 6)))) == 5
+
+
+def test_a_record_that_came_a_moment_ago_has_waited_a_moment() -> None:
+    assert reads((0, topic((5, 5)), None), (5, topic((5, 6)), 0.25)) == 0.25
+    assert reads((0, topic((5, 5)), None), (5, topic((8, 9)), 0.5), (10, topic((9, 10)), 0.25)) == 0.25
+
+
+def test_a_record_that_stays_is_read_once_and_gets_older() -> None:
+    assert reads((0, topic((5, 5)), None), (5, topic((5, 6)), 2.0), (15, topic((5, 9)), None)) == 12.0
+
+
+def test_a_new_leader_knows_how_long_the_oldest_has_waited_before_it() -> None:
+    assert reads((100, topic((0, 1000)), 700.0)) == 700.0
+    assert reads((100, topic((0, 1000)), 700.0), (160, topic((0, 1000)), None)) == 760.0
+
+
+def test_what_was_not_there_at_a_look_is_no_older_whatever_its_timestamp_says() -> None:
+    assert reads((0, topic((5, 5)), None), (5, topic((5, 6)), 1e9)) == 5.0
+
+
+def test_what_was_there_at_the_first_look_is_no_younger_whatever_its_timestamp_says() -> None:
+    assert reads((0, topic((5, 6)), 0.0), (30, topic((5, 6)), None)) == 30.0
+    assert reads((0, topic((5, 6)), -3600.0)) == 0.0
 
 
 def test_what_is_taken_makes_the_oldest_younger() -> None:
