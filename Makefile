@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 # The first of these that is Python 3.11 or newer; PYTHON=/path/to/python overrides it.
 PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
-# Two workers: the suite waits more than it works, and a broker per worker has its price.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Three workers: the suite waits much, and a broker per worker has its price. tests/workers.py says what shares one.
+PYTEST := $(BIN)/python -m pytest -n 3
 ARGS ?=
 # How long building a control plane may take before `make test-apiserver` gives up.
 MINUTES ?= 60
@@ -37,7 +37,7 @@ test: $(VENV)/.dev ## unit and integration tests against embedded servers (ARGS 
 .PHONY: test-kafka
 test-kafka: $(VENV)/.dev ## the integration tests against a real Apache Kafka (Java 17 and Maven)
 	@$(BIN)/python -m tests.kafka
-	TASKFLUX_TEST_BROKER=kafka $(PYTEST) tests/kafka tests/integration $(ARGS)
+	TASKFLUX_TEST_BROKER=kafka $(PYTEST) -n 2 tests/kafka tests/integration $(ARGS)
 
 .PHONY: test-pgbouncer
 test-pgbouncer: $(VENV)/.dev ## the integration tests behind a real PgBouncer in transaction mode
@@ -134,9 +134,10 @@ $(VENV)/.run: requirements/local.txt pyproject.toml $(BIN)/python
 	@$(PIP) --no-deps -e .
 	@touch $@
 
+# The lock names them all, and what is imported is compiled then: both are half of the time.
 $(VENV)/.dev: requirements/dev.txt pyproject.toml $(BIN)/python
 	@echo "Setting up $(VENV) (once, from requirements/dev.txt) …"
-	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --require-hashes --no-deps --no-compile -r requirements/dev.txt
 	@$(PIP) --no-deps -e .
 	@touch $(VENV)/.run $@
 

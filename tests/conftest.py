@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -23,11 +24,21 @@ from handlers.store.settings import PostgresSettings
 from handlers.stream.settings import KafkaSettings
 from tests.kafka.broker import KafkaBroker
 from tests.pgbouncer.pooler import PgBouncer
+from tests.workers import Scheduling, begin_with_the_longest
 
 TEMPLATE = "template_taskflux"
 _numbers = count(1)
 
 NewDatabase = Callable[[], Awaitable[PostgresSettings]]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        begin_with_the_longest(items)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +116,7 @@ def kafka_settings(broker: Broker | KafkaBroker) -> KafkaSettings:
         idempotent=getattr(broker, "idempotent", False),
         partitions=2,
         replication_factor=1,
-        fetch_max_wait_ms=20,
+        fetch_max_wait_ms=100,  # each fetch costs; a record ends it earlier
     )
 
 

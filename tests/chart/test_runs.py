@@ -22,8 +22,6 @@ from tests.chart.rendering import render
 from tests.chart.servers import MIXED_TOPIC, Servers
 from tests.kafka.broker import KafkaBroker
 
-pytestmark = pytest.mark.xdist_group("chart-runs")
-
 PREFIX: Final = "chart-"
 
 

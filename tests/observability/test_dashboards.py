@@ -17,7 +17,7 @@ from tests.observability.boards import boards, expressions, panels, questions
 from tests.observability.promql import filled, labels_used, readings
 
 BOARDS = boards()
-UNITS = {"s", "reqps", "ops", "short", "percentunit", "bytes"}
+UNITS = {"s", "count:/s", "short", "percentunit", "bytes"}
 SCRAPED = {"namespace", "release", "pod", "handler"}
 """Labels that the scraping adds: the chart's PodMonitor, or `taskflux dev`."""
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -54,6 +55,16 @@ def only(directory: Path, *names: str) -> str:
     return str(directory)
 
 
+def with_grafana(directory: Path) -> str:
+    """A PATH on which Prometheus is and Grafana; the test is skipped where the latter is missing."""
+    command = observe.grafana_command()
+    if command is None:
+        pytest.skip("there is no Grafana here")
+    path = only(directory, "prometheus")
+    (directory / Path(command[0]).name).symlink_to(command[0])
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_prometheus_is_started_with_the_alerts_and_ends_with_the_stack(tmp_path: Path, servers_dir: Path) -> None:
@@ -77,6 +88,32 @@ async def test_prometheus_is_started_with_the_alerts_and_ends_with_the_stack(tmp
         assert await running.ends(within=60) == 0
         await gone(*children.values())
         assert "Traceback" not in "".join(running.said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_grafana_where_it_is_installed_shows_the_dashboards_with_data_and_logs_no_error(
+    tmp_path: Path, servers_dir: Path
+) -> None:
+    path, log = with_grafana(tmp_path / "bin"), servers_dir / "shown/logs/grafana.log"
+    async with observed(servers_dir / "shown", path) as running:
+        said = await running.says("Grafana", "/d/taskflux-overview", within=240)
+        urls = dict(re.findall(r"^ *(Prometheus|Grafana) +(http://127\.0\.0\.1:\d+)", said, re.MULTILINE))
+        client = Client(urls["Prometheus"])
+        try:
+            await client.until("a scrape", "count(taskflux_build_info)", lambda value: value >= 7)
+        finally:
+            await client.close()
+        async with httpx.AsyncClient(base_url=urls["Grafana"], timeout=20, trust_env=False) as grafana:
+            boards = (await grafana.get("/api/search", params={"type": "dash-db"})).json()
+            asked = {"refId": "A", "datasource": {"uid": "prometheus"}, "expr": "taskflux_build_info", "instant": True}
+            question = {"queries": [asked], "from": "now-5m", "to": "now"}
+            answer = (await grafana.post("/api/ds/query", json=question)).json()
+        assert {each["uid"] for each in boards} == {"taskflux-overview", "taskflux-handler", "taskflux-stores"}
+        assert len(answer["results"]["A"]["frames"]) >= 7
+        running.process.send_signal(signal.SIGINT)
+        assert await running.ends(within=60) == 0
+    assert [line for line in log.read_text("utf-8").splitlines() if "level=error" in line] == []
 
 
 @pytest.mark.slow

@@ -14,12 +14,7 @@ from tests.conftest import NewDatabase
 from tests.integration.cli.command import Command
 from tests.integration.system import scripted
 from tests.integration.system.stack import Stack, settings_for
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("cli"))
+from tests.workers import built_by_one_worker
 
 
 # Gone before other tests look at this process's metrics: two that lead would both show their figures there.
@@ -29,8 +24,10 @@ async def stack(
     kafka_settings: KafkaSettings,
     valkey: ValkeyServer,
     servers_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Stack]:
     """A TaskFlux that the command is called against, apart from the other tests' by its topics' prefix."""
+    built_by_one_worker("cli", tmp_path_factory)
     kafka = kafka_settings.model_copy(update={"topic_prefix": "cli-"})
     redis = RedisSettings.model_validate({"url": valkey.url})
     settings = settings_for(await new_database(), kafka, redis)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,6 +78,12 @@ def remember_free_ports(data_dir: Path) -> None:
         (data_dir / "ports.json").write_text(json.dumps({name: free_port() for name in PARTS}))
 
 
+@pytest.fixture
+def folder(servers_dir: Path) -> Path:
+    """Not among pytest's own, which each other run of pytest closes to PostgreSQL's user again."""
+    return Path(tempfile.mkdtemp(dir=servers_dir))
+
+
 @asynccontextmanager
 async def dev(data_dir: Path, port: int, **environment: str) -> AsyncIterator[Dev]:
     remember_free_ports(data_dir)
@@ -113,9 +120,9 @@ async def rows(dsn: str, query: str) -> object:
         await connection.close()
 
 
-async def test_it_starts_serves_keeps_what_dies_running_and_ends_cleanly(tmp_path: Path) -> None:
+async def test_it_starts_serves_keeps_what_dies_running_and_ends_cleanly(folder: Path) -> None:
     port = free_port()
-    async with dev(tmp_path / "data", port) as running:
+    async with dev(folder / "data", port) as running:
         await running.says(f"Serving on http://127.0.0.1:{port}")
         assert running.calls()[0] == "migrate"
         assert {*running.calls()[1:3]} == {"topics", "end-leases"}
@@ -148,50 +155,50 @@ async def test_it_starts_serves_keeps_what_dies_running_and_ends_cleanly(tmp_pat
         assert "Traceback" not in "".join(running.said)
 
 
-async def test_killed_it_leaves_nothing_running_and_starts_again_where_it_was(tmp_path: Path) -> None:
+async def test_killed_it_leaves_nothing_running_and_starts_again_where_it_was(folder: Path) -> None:
     port = free_port()
-    async with dev(tmp_path / "data", port) as running:
+    async with dev(folder / "data", port) as running:
         await running.says("Serving on")
         await rows(running.dsn, "CREATE TABLE kept AS SELECT 7 AS seven")
         dsn, children = running.dsn, running.children()
         running.process.kill()
         await running.process.communicate()
-    async with dev(tmp_path / "data", port) as again:  # at once: the next start waits for what still ends
+    async with dev(folder / "data", port) as again:  # at once: the next start waits for what still ends
         await again.says(f"Serving on http://127.0.0.1:{port}")
         await gone(*children.values())
         assert again.dsn == dsn
         assert await rows(dsn, "SELECT seven FROM kept") == 7
 
-        async with dev(tmp_path / "data", free_port()) as second:
+        async with dev(folder / "data", free_port()) as second:
             assert await second.ends() == 1
-            assert f"another taskflux dev runs on {tmp_path / 'data'} (process {again.process.pid})" in second.said[-1]
+            assert f"another taskflux dev runs on {folder / 'data'} (process {again.process.pid})" in second.said[-1]
 
         again.process.send_signal(signal.SIGTERM)
         assert await again.ends() == 0
 
 
-async def test_servers_of_ones_own_are_used_and_not_started(tmp_path: Path) -> None:
-    async with dev(tmp_path / "data", free_port(), **OWN_SERVERS) as running:
+async def test_servers_of_ones_own_are_used_and_not_started(folder: Path) -> None:
+    async with dev(folder / "data", free_port(), **OWN_SERVERS) as running:
         await running.says("Serving on")
         handlers = {"ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink"}
         assert running.children().keys() == handlers
-        assert not (tmp_path / "data" / "postgres").exists()
+        assert not (folder / "data" / "postgres").exists()
 
 
-async def test_a_taken_port_is_passed_over_and_said(tmp_path: Path) -> None:
+async def test_a_taken_port_is_passed_over_and_said(folder: Path) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as taken:
         port = taken.sockets[0].getsockname()[1]
-        async with dev(tmp_path / "data", port, **OWN_SERVERS) as running:
+        async with dev(folder / "data", port, **OWN_SERVERS) as running:
             said = await running.says(f"port {port} is taken")
             await running.says("Serving on")
-            assert f": {json.loads((tmp_path / 'data' / 'ports.json').read_text())['ingest']} is used" in said
+            assert f": {json.loads((folder / 'data' / 'ports.json').read_text())['ingest']} is used" in said
 
 
-async def test_a_start_that_fails_ends_with_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    data_dir = tmp_path / "data"
+async def test_a_start_that_fails_ends_with_a_sentence_and_leaves_nothing(folder: Path) -> None:
+    data_dir = folder / "data"
     async with dev(data_dir, free_port()) as running:
         (data_dir / "inbox.sqlite").mkdir()
         assert await running.ends() == 1
@@ -201,8 +208,8 @@ async def test_a_start_that_fails_ends_with_a_sentence_and_leaves_nothing(tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_told_to_stop_while_it_starts_it_stops(tmp_path: Path, number: signal.Signals) -> None:
-    async with dev(tmp_path / "data", free_port(), **OWN_SERVERS) as running:
+async def test_told_to_stop_while_it_starts_it_stops(folder: Path, number: signal.Signals) -> None:
+    async with dev(folder / "data", free_port(), **OWN_SERVERS) as running:
         await running.says("POSTGRES: your own")
         running.process.send_signal(number)
         assert await running.ends() == 0

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from handlers.local.servers import ValkeyServer
+from handlers.runtime import measuring
 from handlers.store.settings import RedisSettings
 from handlers.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
@@ -17,25 +18,13 @@ from tests.integration.system.catastrophe import Catastrophe, happen
 from tests.integration.system.fragile import Fragile
 from tests.integration.system.scripted import WORLD, World
 from tests.integration.system.stack import Stack, settings_for
-
-OUTAGES = ("test_own_handler", "test_provider_outage", "test_store_outages")
-"""About half of the time: where two processes run the tests, these run in the second."""
+from tests.workers import group_of
 
 _GROUP = pytest.StashKey[str]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.session.stash[_GROUP] = _group(item)
-
-
-def _group(item: pytest.Item) -> str:
-    return "system-outages" if item.path.stem in OUTAGES else "system"
+    item.session.stash[_GROUP] = group_of(item.nodeid)
 
 
 def _to_come(session: pytest.Session) -> list[pytest.Function]:
@@ -43,18 +32,27 @@ def _to_come(session: pytest.Session) -> list[pytest.Function]:
     items = [each for each in session.items if isinstance(each, pytest.Function)]
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return items
-    return [item for item in items if _group(item) == session.stash[_GROUP]]
+    return [item for item in items if group_of(item.nodeid) == session.stash[_GROUP]]
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest.fixture(scope="package")
+def measured_at_once() -> Iterator[None]:
+    """The leader reads its figures as often as it may: on a busy machine one slow read puts off the next by minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "SHARE", 1.0)
+        yield
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(
     request: pytest.FixtureRequest,
+    measured_at_once: None,
     new_database: NewDatabase,
     kafka_settings: KafkaSettings,
     valkey: ValkeyServer,
     servers_dir: Path,
 ) -> AsyncIterator[Stack]:
-    """One TaskFlux for the session; tests are apart by their task ids.
+    """One TaskFlux for all of them; tests are apart by their task ids.
 
     What takes long and is asked for by a later test begins with it.
     """
@@ -77,14 +75,14 @@ async def stack(
     await stack.close()
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def catastrophe(stack: Stack) -> Catastrophe:
     """Workers that were killed and halted in mid-task."""
     found: Catastrophe = await stack.begin("catastrophe", lambda: happen(stack))
     return found
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def fragile(stack: Stack, kafka_settings: KafkaSettings) -> AsyncIterator[Fragile]:
     """A TaskFlux whose servers may be taken away; they are back after the test."""
     fragile: Fragile = await stack.begin("fragile", lambda: Fragile.build(kafka_settings, stack.directory))

@@ -64,7 +64,8 @@ async def frail_held(task: Task[Script]) -> Receipt:
     return await act(task)
 
 
-@handler("zombie", payload=Script, retry=QUICK, ambiguous="hold", concurrency=1)
+# Halted until the test comes to it, which on a busy machine is far beyond the usual time of an attempt.
+@handler("zombie", payload=Script, retry=QUICK, ambiguous="hold", concurrency=1, timeout=600.0)
 async def zombie(task: Task[Script]) -> Receipt:
     return await act(task)
 

@@ -38,7 +38,7 @@ from handlers.stream.topics import task_group, task_topic
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a wait has failed: far above what any of them takes."""
 
 LEASE = 3.0
@@ -73,7 +73,7 @@ def settings_for(postgres: PostgresSettings, kafka: KafkaSettings, redis: RedisS
         redis=redis,
         http=HttpSettings(host="127.0.0.1", port=free_port()),
         worker=WorkerSettings(lease_seconds=LEASE, beat_seconds=0.5, drain_seconds=2.0),
-        relay=RelaySettings(grace=GRACE, max_wait=0.05, audit_seconds=0.5, leader_seconds=2.0, measure_seconds=0.1),
+        relay=RelaySettings(grace=GRACE, max_wait=0.05, audit_seconds=0.5, leader_seconds=2.0, measure_seconds=0.25),
     )
 
 

@@ -9,17 +9,18 @@ import pytest_asyncio
 from handlers.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.integration.tracing.scene import Scene
+from tests.workers import built_by_one_worker
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("tracing"))
-
-
-@pytest_asyncio.fixture(scope="session")
-async def scene(new_database: NewDatabase, kafka_settings: KafkaSettings, servers_dir: Path) -> AsyncIterator[Scene]:
-    """One for the session; tests are apart by their traces."""
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def scene(
+    new_database: NewDatabase,
+    kafka_settings: KafkaSettings,
+    servers_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Scene]:
+    """One for all of them; tests are apart by their traces."""
+    built_by_one_worker("tracing", tmp_path_factory)
     directory = servers_dir / "tracing"
     directory.mkdir()
     scene, closing = await Scene.build(await new_database(), kafka_settings, directory)

@@ -87,7 +87,7 @@ class People:
         return {"mobile": self.number(), "name": self.words(), "variables": {"code": self.words()}}
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def people(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> People:
     """Everybody who was written to in a run that is over."""
     people = People()
