@@ -84,6 +84,7 @@ class Grafana(Program):
 
     async def start(self) -> None:
         """Start it; see `Server.start`."""
+        _make(self._directory / each for each in ("plugins", "provisioning/alerting", "provisioning/plugins"))
         _write(self._directory / "provisioning", self._files)
         await super().start()
 
@@ -186,6 +187,8 @@ def grafana_environment(directory: Path, port: int) -> Mapping[str, str]:
         "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false",
         "GF_NEWS_NEWS_FEED_ENABLED": "false",
         "GF_PLUGINS_PREINSTALL_DISABLED": "true",
+        "GF_PLUGINS_PUBLIC_KEY_RETRIEVAL_DISABLED": "true",
+        "GF_SECURITY_DISABLE_GRAVATAR": "true",
     }
 
 
@@ -203,6 +206,15 @@ def grafana_home(binary: str) -> Path | None:
     found = Path(binary).resolve()
     above = (found.parents[1], *(parent / "share/grafana" for parent in found.parents), Path("/usr/share/grafana"))
     return next((home for home in above if (home / "conf/defaults.ini").is_file()), None)
+
+
+def _make(directories: Iterable[Path]) -> None:
+    """What Grafana reads if anything is there: it logs an error for each that is not."""
+    for path in directories:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise from_os_error(error, f"making {path}") from error
 
 
 def _write(directory: Path, files: Mapping[str, str]) -> None:

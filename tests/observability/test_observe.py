@@ -97,8 +97,8 @@ async def test_grafana_where_it_is_installed_shows_the_dashboards_with_data_and_
 ) -> None:
     path, log = with_grafana(tmp_path / "bin"), servers_dir / "shown/logs/grafana.log"
     async with observed(servers_dir / "shown", path) as running:
-        said = await running.says("Grafana", "/d/taskflux-overview", within=240)
-        urls = dict(re.findall(r"^ *(Prometheus|Grafana) +(http://127\.0\.0\.1:\d+)", said, re.MULTILINE))
+        await running.says("Grafana", "/d/taskflux-overview", within=240)
+        urls = dict(re.findall(r"(Prometheus|Grafana) +(http://127\.0\.0\.1:\d+)", "".join(running.said)))
         client = Client(urls["Prometheus"])
         try:
             await client.until("a scrape", "count(taskflux_build_info)", lambda value: value >= 7)

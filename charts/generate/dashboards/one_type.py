@@ -62,6 +62,7 @@ WORK: Final = Row(
             Kind.STACKED,
             width=8,
             nothing="none",
+            colours=OUTCOMES,
         ),
         Plot(
             "Saturation",

@@ -209,6 +209,7 @@ WHY: Final = Row(
             Kind.STACKED,
             width=8,
             nothing="none",
+            colours=OUTCOMES,
         ),
         Plot(
             "Failed calls to providers",
@@ -223,6 +224,7 @@ WHY: Final = Row(
             Kind.STACKED,
             width=8,
             nothing="none",
+            colours=OUTCOMES,
         ),
         Plot(
             "Circuits",
@@ -244,6 +246,7 @@ WHY: Final = Row(
                 Query(happening("taskflux_dead_letters_replayed_total", "how"), "replayed: {{how}}"),
             ),
             nothing="none",
+            colours=OUTCOMES,
         ),
         Plot(
             "Open dead letters by class",
@@ -252,6 +255,7 @@ WHY: Final = Row(
             (Query(led("taskflux_dead_letters_open", "error_class"), "{{error_class}}"),),
             Kind.STACKED,
             nothing="none",
+            colours=OUTCOMES,
         ),
     ),
 )

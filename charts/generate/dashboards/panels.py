@@ -12,6 +12,9 @@ from grafana_foundation_sdk.models import prometheus as prometheus_models
 
 from charts.generate.dashboards.plots import Kind, Plot, Query
 
+_UNITS: Final = {"reqps": "count:/s", "ops": "count:/s"}
+"""Tasks, records and statements are no requests: Grafana would call them all req/s and ops/s."""
+
 PROMETHEUS: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
@@ -26,7 +29,8 @@ def panel(plot: Plot) -> Any:
             made = _states()
         case _:
             made = _lines(plot)
-    made = made.title(plot.title).description(plot.description).unit(plot.unit).datasource(PROMETHEUS)
+    made = made.title(plot.title).description(plot.description).datasource(PROMETHEUS)
+    made = made.unit(_UNITS.get(plot.unit, plot.unit))
     made = made.span(plot.width).height(plot.height)
     if plot.kind is not Kind.HEATMAP:
         made = _scaled(made, plot)
@@ -50,10 +54,11 @@ def _number() -> Any:
     )
 
 
-def _legend(shown: Any) -> Any:
-    return (
-        common.VizLegendOptions().display_mode(shown).placement(common_models.LegendPlacement.BOTTOM).show_legend(True)
-    )
+def _legend() -> Any:
+    """A table, the largest first: it has room for three series, and the others are below its edge."""
+    table = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.TABLE).show_legend(True)
+    table = table.placement(common_models.LegendPlacement.BOTTOM).calcs(["lastNotNull", "max"])
+    return table.sort_by("Max").sort_desc(True)
 
 
 def _tooltip() -> Any:
@@ -67,15 +72,17 @@ def _lines(plot: Plot) -> Any:
         .fill_opacity(25 if plot.kind is Kind.STACKED else 8)
         .line_width(1)
         .show_points(common_models.VisibilityMode.NEVER)
-        .legend(_legend(common_models.LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
+        .legend(_legend())
         .tooltip(_tooltip())
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
         .min(0)
     )
+    if plot.unit in _UNITS:
+        made = made.axis_soft_max(0.1)  # where nothing happens the axis would go to 100 a second
     if plot.kind is Kind.STACKED:
         made = made.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
     if plot.kind is Kind.STEPS:
-        made = made.line_interpolation(common_models.LineInterpolation.STEP_AFTER)
+        made = made.line_interpolation(common_models.LineInterpolation.STEP_AFTER).decimals(0)
     if plot.warning is not None or plot.alarming is not None:
         dashed = common.GraphThresholdsStyleConfig().mode(common_models.GraphTresholdsStyleMode.DASHED)
         made = made.thresholds_style(dashed)
@@ -83,6 +90,7 @@ def _lines(plot: Plot) -> Any:
 
 
 def _states() -> Any:
+    """Coloured by the states' names: by thresholds, it would say the thresholds instead of them."""
     return (
         statetimeline.Panel()
         .merge_values(True)
@@ -90,9 +98,9 @@ def _states() -> Any:
         .fill_opacity(70)
         .line_width(0)
         .show_value(common_models.VisibilityMode.AUTO)
-        .legend(_legend(common_models.LegendDisplayMode.LIST))
+        .legend(common.VizLegendOptions().show_legend(False))
         .tooltip(_tooltip())
-        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
     )
 
 
@@ -111,7 +119,7 @@ def _heatmap(plot: Plot) -> Any:
         .y_axis(heatmap.YAxisConfig().unit(plot.unit))
         .rows_frame(heatmap.RowsHeatmapOptions().layout(common_models.HeatmapCellLayout.AUTO))
         .cell_gap(1)
-        .show_legend()
+        .hide_legend()
     )
 
 
@@ -120,11 +128,17 @@ def _scaled(made: Any, plot: Plot) -> Any:
         made = made.max(plot.largest)
     if plot.states:
         named = {
-            value: models.ValueMappingResult(text=text, index=place) for place, (value, text) in enumerate(plot.states)
+            value: models.ValueMappingResult(text=text, color=_colour(plot, float(value)), index=place)
+            for place, (value, text) in enumerate(plot.states)
         }
         made = made.mappings([models.ValueMap(options=named)])
     steps = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(_steps(plot))
     return made.thresholds(steps)
+
+
+def _colour(plot: Plot, value: float) -> str:
+    """That of the last step that `value` reaches."""
+    return [step.color for step in _steps(plot) if step.value is None or step.value <= value][-1]
 
 
 def _steps(plot: Plot) -> list[models.Threshold]:

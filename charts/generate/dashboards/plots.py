@@ -52,7 +52,7 @@ class Plot:
     queries: tuple[Query, ...]
     kind: Kind = Kind.LINES
     width: int = 12
-    height: int = 8
+    height: int = 9
     warning: float | None = None
     alarming: float | None = None
     good_above: float | None = None
