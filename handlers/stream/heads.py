@@ -14,8 +14,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from handlers.stream.metadata import topic_metadata
 from handlers.stream.offsets import TopicPartition
 
-_AT_ONCE: Final = 1
-"""Milliseconds that the broker may wait for there to be a record."""
+_WAIT: Final = 200
+"""Milliseconds that the broker may take to find the record, which is there: the embedded one gives up within them."""
 _READ_UNCOMMITTED: Final = 0
 _WHEN_APPENDED: Final = 1
 """The type of a timestamp that the broker has set, and not who wrote the record."""
@@ -39,7 +39,7 @@ async def _written_at(
     client: AIOKafkaClient, head: TopicPartition, offset: int, leader: int
 ) -> tuple[TopicPartition, float | None]:
     topic, number = head
-    question = FetchRequest(_AT_ONCE, 1, 1, _READ_UNCOMMITTED, [(topic, [(number, offset, 1)])])
+    question = FetchRequest(_WAIT, 1, 1, _READ_UNCOMMITTED, [(topic, [(number, offset, 1)])])
     answer: Any = await client.send(leader, question)
     for _, partitions in answer.topics:
         for _, code, *_, batches in partitions:

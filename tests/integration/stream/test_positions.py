@@ -65,6 +65,19 @@ async def test_a_record_tells_when_it_was_written(settings: KafkaSettings) -> No
     await positions.close()
 
 
+async def test_deep_in_a_log_the_oldest_record_is_found_too(settings: KafkaSettings) -> None:
+    await ensure_topics(settings, ["email"])
+    topic, written = f"{settings.topic_prefix}tasks.email", 1_700_000_000_000
+    writer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
+    await writer.start()
+    for number in range(2500):  # a batch each: the embedded broker looks through all of them
+        await writer.send_and_wait(topic, b"v", partition=0, timestamp_ms=written + number)
+    await writer.stop()
+    positions = Positions(settings)
+    assert await positions.written_at({(topic, 0): 2498}) == {(topic, 0): (written + 2498) / 1000}
+    await positions.close()
+
+
 async def test_a_missing_topic_is_no_error(settings: KafkaSettings) -> None:
     positions = Positions(settings)
     topic = f"{settings.topic_prefix}tasks.none"
