@@ -18,6 +18,8 @@ from benchmarks.rounds import Effort, take_turns
 from handlers.local.ports import LOOPBACK
 
 ROUNDS: Final = 10
+BACKLOGS: Final = 3
+"""How many each worker works off. The cheapest counts: whatever else the machine does only adds, by up to a half."""
 TASKS: Final = 20_000
 OFF: Final = "neither"
 COLUMNS: Final = (Column("CPU µs/task", 1), Column("tasks/s"))
@@ -46,12 +48,13 @@ async def observability(lab: Lab, effort: Effort) -> Table:
 
 
 async def _turn(lab: Lab, backlogs: Backlogs, further: Mapping[str, str], tasks: int) -> Sample:
-    """One backlog, by a worker of its own: between two processes of the same program lie some percent."""
+    """The cheapest of some backlogs, by a worker of its own: between two processes of one program lie some percent."""
     lane = Lane.of_type(noop.type)
     async with lab.taskflux(f"benchmarks.handlers:{noop.name}", backlogs.scene, further=further) as process:
         await backlogs.publish(lane, WARM_UP)
         await until(partial(backlogs.done, lane), "the worker has joined")
-        return await worked_off(Consumer(backlogs, process, lane, tasks))
+        samples = [await worked_off(Consumer(backlogs, process, lane, tasks)) for _ in range(BACKLOGS)]
+    return min(samples, key=lambda sample: sample["CPU µs/task"])
 
 
 class _Receiver(BaseHTTPRequestHandler):
