@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Ended = tuple[Decision, Settled, str | None]
 """How an attempt was decided, what became of that, and the task's traceparent."""
 
+_SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 _executors: Final[dict[str, WeakSet[Executor]]] = {}
 
 
@@ -27,6 +28,7 @@ class AttemptMetrics:
     def __init__(self, task_type: str) -> None:
         self._type = task_type
         self._processing = metrics.PROCESSING.labels(task_type)
+        self._seconds: list[float] = []
         self._end_to_end = metrics.END_TO_END.labels(task_type)
         self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in labels.SETTLES}
         self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in labels.TASK_ERRORS}
@@ -43,8 +45,12 @@ class AttemptMetrics:
         metrics.CONCURRENCY.labels(self._type).set(executor.concurrency)
 
     def processed(self, seconds: float, traceparent: str | None) -> None:
-        """The handler's own work is over."""
-        self._processing.observe(seconds, tracing.exemplar(traceparent))
+        """The handler's own work is over. It is counted with the outcome, which follows: once for a batch."""
+        exemplar = tracing.exemplar(traceparent)
+        if exemplar is None:
+            self._seconds.append(seconds)
+        else:
+            self._processing.observe(seconds, exemplar)
 
     def error(self, error_class: str) -> None:
         """An attempt failed."""
@@ -53,24 +59,29 @@ class AttemptMetrics:
 
     def settled(self, batch: Iterable[Ended]) -> None:
         """These outcomes were written by one statement."""
-        events: Counter[Event] = Counter()
-        ages = []
+        seconds, self._seconds = self._seconds, []
+        self._processing.observe_all(seconds)
+        succeeded, others, ages = 0, Counter[Event](), []
         for decision, settled, traceparent in batch:
-            events[decision.event] += 1
-            if decision.event is Event.SUCCEEDED:
+            event = decision.event
+            if event is _SUCCEEDED:
+                succeeded += 1
                 if settled.written:
                     exemplar = tracing.exemplar(traceparent)
                     if exemplar is None:
                         ages.append(settled.age)
                     else:
                         self._end_to_end.observe(settled.age, exemplar)
-            elif decision.event is Event.RETRY and decision.error_class == "Ambiguous":
-                self._repeats.inc()
+            else:
+                others[event] += 1
+                if event is Event.RETRY and decision.error_class == "Ambiguous":
+                    self._repeats.inc()
             if settled.late or not settled.written:
                 self._late[settled.written].inc()
-        for event, count in events.items():
-            self._outcomes[event].inc(count)
         self._end_to_end.observe_all(ages)
+        self._outcomes[_SUCCEEDED].inc(succeeded)
+        for event, count in others.items():
+            self._outcomes[event].inc(count)
 
 
 def _in_flight(executors: WeakSet[Executor]) -> Callable[[], float]:

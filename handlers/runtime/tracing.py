@@ -224,9 +224,10 @@ def batch(
     if _pipeline is None:
         return UNRECORDED
     everybody = list(traceparents)
-    links = list(dict.fromkeys(each for each in everybody if each and each[-1] in _SAMPLED_ENDS))
-    if not links:
+    recorded = [each for each in everybody if each and each[-1] in _SAMPLED_ENDS]
+    if not recorded:
         return UNRECORDED
+    links = list(dict.fromkeys(recorded))
     about = {size: len(everybody)} if len(everybody) > 1 else NOTHING
     span = Span(operation, about, parent=links[0], links=links, began=began)
     for each in links[1:]:
