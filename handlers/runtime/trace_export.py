@@ -96,8 +96,12 @@ class Pipeline:
 
     def record_foreign(self, span: ReadableSpan) -> None:
         """The same for one of OpenTelemetry's own."""
-        if span.context is not None and span.context.trace_flags.sampled:
+        if span.context is None or not span.context.trace_flags.sampled:
+            return
+        try:
             self._put(self._encoder.foreign(span))
+        except (TypeError, ValueError):  # what it raised would leave the handler's own block
+            self._lost += 1
 
     def _put(self, span: Encoded) -> None:
         if len(self._queue) == QUEUE:

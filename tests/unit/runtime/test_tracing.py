@@ -231,3 +231,15 @@ def test_spans_that_a_handlers_own_instrumentation_records_are_exported_with_our
     assert (inner.name, inner.parent, inner.trace) == ("theirs", process.id, process.trace)
     assert inner.attributes["rows"] == 3
     assert inner.service == process.service
+
+
+def test_a_span_of_a_handlers_own_that_cannot_be_carried_does_not_fail_its_work(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = TracerProvider(ParentBased(ALWAYS_OFF), Resource({}))
+    theirs.add_span_processor(Foreign(kept.pipeline))
+    tracer = theirs.get_tracer("some.library")
+    with message_spans.processing(SOURCE, claim(2, 1), None, None), tracer.start_as_current_span("\ud800"):
+        pass
+    assert [span.name for span in kept.spans] == ["process tasks.email"]
+    assert [vars(record)["spans"] for record in caplog.records] == [1]
