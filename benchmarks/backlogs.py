@@ -24,7 +24,7 @@ PAYLOAD: Final = '{"to":"someone@example.org","subject":"Hello","number":12345}'
 CHUNK: Final = 1000
 GRACE: Final = 3600.0
 TRACED: Final = 10
-"""One task of so many is sampled: nothing to a process that records no spans."""
+"""One task of so many is sampled, unless others are asked for: nothing to a process that records no spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Backlogs:
     database: Database
     producer: Producer
     connection: Any
+    traced: int
 
     async def clear(self) -> None:
         """Forget all tasks; nothing may be under way."""
@@ -77,7 +78,8 @@ class Backlogs:
 
     async def _publish_tasks(self, task_type: str, ids: Sequence[UUID]) -> None:
         traces = [
-            f"00-{task.hex}-{task.hex[:16]}-{'01' if place % TRACED == 0 else '00'}" for place, task in enumerate(ids)
+            f"00-{task.hex}-{task.hex[:16]}-{'01' if place % self.traced == 0 else '00'}"
+            for place, task in enumerate(ids)
         ]
         submissions = [
             Submission(task, task_type, PAYLOAD, 8, traceparent=trace) for task, trace in zip(ids, traces, strict=True)
@@ -100,8 +102,8 @@ class Backlogs:
 
 
 @asynccontextmanager
-async def open_backlogs(scene: Scene) -> AsyncIterator[Backlogs]:
-    """What publishes in `scene`."""
+async def open_backlogs(scene: Scene, traced: int = TRACED) -> AsyncIterator[Backlogs]:
+    """What publishes in `scene`; one task of `traced` is sampled."""
     async with AsyncExitStack() as stack:
         database = Database(scene.postgres, pool_size=2)
         await database.open()
@@ -111,4 +113,4 @@ async def open_backlogs(scene: Scene) -> AsyncIterator[Backlogs]:
         stack.push_async_callback(producer.stop)
         connection = await asyncpg.connect(scene.postgres.dsn.get_secret_value())
         stack.push_async_callback(connection.close)
-        yield Backlogs(scene, database, producer, connection)
+        yield Backlogs(scene, database, producer, connection, traced)

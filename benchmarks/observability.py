@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from statistics import median
 from threading import Thread
 from typing import Any, Final
 
@@ -18,43 +20,63 @@ from benchmarks.rounds import Effort, take_turns
 from handlers.local.ports import LOOPBACK
 
 ROUNDS: Final = 10
-BACKLOGS: Final = 3
-"""How many each worker works off. The cheapest counts: whatever else the machine does only adds, by up to a half."""
-TASKS: Final = 20_000
+BACKLOGS: Final = 8
+"""Of each worker in a round: short ones, in turns, since what else the machine does changes within seconds."""
+TASKS: Final = 6_000
 OFF: Final = "neither"
 COLUMNS: Final = (Column("CPU µs/task", 1), Column("tasks/s"))
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A worker that tells this much, and of how many tasks one is sampled."""
+
+    settings: Mapping[str, str]
+    traced: int = TRACED
+
+
 async def observability(lab: Lab, effort: Effort) -> Table:
-    """Tasks whose handler does nothing, in four workers that differ in what they tell of it."""
+    """Tasks whose handler does nothing, in workers that differ in what they tell of it."""
+    rounds = max(effort.rounds, ROUNDS) if effort.scale >= 1 else effort.rounds
+    samples: dict[str, list[Sample]] = {}
     async with AsyncExitStack() as stack:
-        receiver = stack.enter_context(_receiver())
-        traced = {"TASKFLUX_OTEL__ENDPOINT": receiver}
+        export = {"TASKFLUX_OTEL__ENDPOINT": stack.enter_context(_receiver())}
         unmetered = {"TASKFLUX_METRICS__ENABLED": "false"}
-        variants: dict[str, dict[str, str]] = {
-            OFF: unmetered,
-            "metrics": {},
-            f"traces of {100 // TRACED} %": unmetered | traced,
-            "both": traced,
+        variants = {
+            OFF: Variant(unmetered),
+            "metrics": Variant({}),
+            f"traces of {100 // TRACED} %": Variant(unmetered | export),
+            "traces of all": Variant(unmetered | export, traced=1),
+            f"metrics, traces of {100 // TRACED} %": Variant(export),
         }
-        turns = {}
-        for name, further in variants.items():
+        backlogs = {}
+        for name, variant in variants.items():
             (scene, *_) = (await lab.scenes([noop], ())).values()
-            backlogs = await stack.enter_async_context(open_backlogs(scene))
-            turns[name] = partial(_turn, lab, backlogs, further, effort.some(TASKS))
-        samples = await take_turns(turns, max(effort.rounds, ROUNDS) if effort.scale >= 1 else effort.rounds)
+            backlogs[name] = await stack.enter_async_context(open_backlogs(scene, variant.traced))
+        for _ in range(rounds):
+            for name, sample in (await _round(lab, variants, backlogs, effort.some(TASKS))).items():
+                samples.setdefault(name, []).append(sample)
     title = "what metrics and traces cost: a backlog of no-op tasks, one process"
     return Table("observability", title, COLUMNS, OFF, samples)
 
 
-async def _turn(lab: Lab, backlogs: Backlogs, further: Mapping[str, str], tasks: int) -> Sample:
-    """The cheapest of some backlogs, by a worker of its own: between two processes of one program lie some percent."""
+async def _round(
+    lab: Lab, variants: Mapping[str, Variant], backlogs: Mapping[str, Backlogs], tasks: int
+) -> dict[str, Sample]:
+    """The median of some backlogs, by a new worker for each variant: no two processes are alike."""
     lane = Lane.of_type(noop.type)
-    async with lab.taskflux(f"benchmarks.handlers:{noop.name}", backlogs.scene, further=further) as process:
-        await backlogs.publish(lane, WARM_UP)
-        await until(partial(backlogs.done, lane), "the worker has joined")
-        samples = [await worked_off(Consumer(backlogs, process, lane, tasks)) for _ in range(BACKLOGS)]
-    return min(samples, key=lambda sample: sample["CPU µs/task"])
+    async with AsyncExitStack() as stack:
+        turns = {}
+        for name, variant in variants.items():
+            worker = lab.taskflux(f"benchmarks.handlers:{noop.name}", backlogs[name].scene, further=variant.settings)
+            process = await stack.enter_async_context(worker)
+            await backlogs[name].publish(lane, WARM_UP)
+            turns[name] = partial(worked_off, Consumer(backlogs[name], process, lane, tasks))
+        for name in variants:
+            await until(partial(backlogs[name].done, lane), "the worker has joined")
+        samples = await take_turns(turns, BACKLOGS)
+    columns = [column.name for column in COLUMNS]
+    return {name: {each: median(one[each] for one in some) for each in columns} for name, some in samples.items()}
 
 
 class _Receiver(BaseHTTPRequestHandler):

@@ -27,7 +27,7 @@ from handlers.http.problems import (
 )
 from handlers.http.services import Services
 from handlers.http.submissions import Circumstances
-from handlers.runtime import tracing
+from handlers.runtime.request_spans import link_request
 from handlers.store.dead_letter_browsing import OPEN
 from handlers.store.dead_letter_replays import Replayed
 from handlers.tasks.states import State
@@ -87,7 +87,7 @@ class DeadLetterRoutes:
         letter = await self._get(request)
         if letter["state"] != OPEN:
             raise _not_open(letter)
-        tracing.link_request(letter["traceparent"])
+        link_request(letter["traceparent"])
         registry, replays = self._services.registry, self._desk.replays
         replayed: Replayed | None
         circumstances = Circumstances(self._traceparent(request, letter), self._services.now())

@@ -19,7 +19,7 @@ from handlers.http.services import Reader
 from handlers.http.submissions import parse_json
 from handlers.http.task_desk import Decisions
 from handlers.http.views import task_document
-from handlers.runtime import tracing
+from handlers.runtime.request_spans import link_request
 from handlers.store.decisions import Resolution
 from handlers.tasks.states import State
 from handlers.tasks.submission import DEFAULT_TENANT
@@ -73,7 +73,7 @@ class TaskDecisions:
         row = await self._reader.get(task, DEFAULT_TENANT)
         if row is None:
             raise unknown_task(str(task))
-        tracing.link_request(row["traceparent"])
+        link_request(row["traceparent"])
         return row
 
 

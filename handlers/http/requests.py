@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from handlers.http.trace import incoming
 from handlers.providers.calls import TRACE
 from handlers.runtime import labels, logs, metrics, tracing
+from handlers.runtime.request_spans import RequestSpan, request
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Requests:
     ) -> None:
         method = method_of(scope)
         about = {"http.request.method": "_OTHER" if method == labels.OTHER else method, "url.scheme": scope["scheme"]}
-        span = tracing.request(given, traceparent, about)
-        assert span is not None
+        span = request(given, traceparent, about)
         try:
             with span:
                 try:
@@ -92,7 +92,7 @@ class _Answer:
         await self._send(message)
 
 
-def _describe(span: tracing.RequestSpan, scope: Scope, status: int) -> None:
+def _describe(span: RequestSpan, scope: Scope, status: int) -> None:
     route = route_of(scope)
     span.named(f"{method_of(scope)} {route}")
     span.note("http.route", route)

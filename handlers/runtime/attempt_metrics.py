@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from handlers.runtime.executor import Executor
 
 Ended = tuple[Decision, Settled, str | None]
-"""How an attempt was decided, what became of that, and the task's traceparent."""
+"""How an attempt was decided, what became of that, and its traceparent, where it was recorded."""
 
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 _executors: Final[dict[str, WeakSet[Executor]]] = {}
@@ -44,13 +44,15 @@ class AttemptMetrics:
         metrics.IN_FLIGHT.labels(self._type).set_function(_in_flight(executors))
         metrics.CONCURRENCY.labels(self._type).set(executor.concurrency)
 
-    def processed(self, seconds: float, traceparent: str | None) -> None:
-        """The handler's own work is over. It is counted with the outcome, which follows: once for a batch."""
-        exemplar = tracing.exemplar(traceparent)
-        if exemplar is None:
+    def processed(self, seconds: float, recorded: str | None) -> None:
+        """The handler's own work is over, in an attempt of that traceparent, where it is recorded.
+
+        It is counted with the outcome, which follows: once for a batch.
+        """
+        if recorded is None:
             self._seconds.append(seconds)
         else:
-            self._processing.observe(seconds, exemplar)
+            self._processing.observe(seconds, tracing.exemplar(recorded))
 
     def error(self, error_class: str) -> None:
         """An attempt failed."""
@@ -62,16 +64,14 @@ class AttemptMetrics:
         seconds, self._seconds = self._seconds, []
         self._processing.observe_all(seconds)
         succeeded, others, ages = 0, Counter[Event](), []
-        for decision, settled, traceparent in batch:
+        for decision, settled, recorded in batch:
             event = decision.event
             if event is _SUCCEEDED:
                 succeeded += 1
-                if settled.written:
-                    exemplar = tracing.exemplar(traceparent)
-                    if exemplar is None:
-                        ages.append(settled.age)
-                    else:
-                        self._end_to_end.observe(settled.age, exemplar)
+                if settled.written and recorded is None:
+                    ages.append(settled.age)
+                elif settled.written:
+                    self._end_to_end.observe(settled.age, tracing.exemplar(recorded))
             else:
                 others[event] += 1
                 if event is Event.RETRY and decision.error_class == "Ambiguous":

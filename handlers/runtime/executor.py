@@ -8,35 +8,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 from uuid import UUID
 
 from handlers.providers.calls import TRACE
 from handlers.providers.provider import Checkable
-from handlers.runtime import logs, message_spans, metrics
+from handlers.runtime import logs, message_spans, outcomes
 from handlers.runtime.attempt_metrics import AttemptMetrics
 from handlers.runtime.circuits import Gate
 from handlers.runtime.claimed import task_of
 from handlers.runtime.handler import Handler
 from handlers.runtime.lease import Lease
 from handlers.runtime.limiter import Limiter
-from handlers.store.claims import Claim, Claims, Settled, Settlement
-from handlers.store.errors import RefusedData, StoreError
-from handlers.store.group_commit import GroupCommit
+from handlers.store.claims import Claim, Claims
 from handlers.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from handlers.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
 from handlers.tasks.model import Receipt
-from handlers.tasks.states import Event
 
 log = logging.getLogger(__name__)
 
-SETTLE_BATCH: Final = 500
 LEASE_LOST: Final = "the worker could not renew its lease"
-SETTLE_AGAIN: Final = 1.0
-"""Seconds before an outcome that could not be written is written again."""
 LAST_SETTLES: Final = 5.0
 """Seconds that a process which ends waits for its outcomes to be written."""
 
@@ -52,9 +46,9 @@ class _Running:
     """A claim in this process."""
 
     task: asyncio.Task[None]
-    traceparent: str | None
     stage: _Stage = _Stage.WAITING
     span: message_spans.Attempt | None = None
+    recorded: str | None = None  # the traceparent of its span
 
 
 class Executor:
@@ -74,7 +68,6 @@ class Executor:
     ) -> None:
         self._handler = handler
         self._client = client
-        self._claims = claims
         self._source = source
         self._lease = lease
         self._gate = gate
@@ -83,17 +76,11 @@ class Executor:
         self.concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[tuple[UUID, int], _Running] = {}  # a task whose lease was lost may come again meanwhile
-        self._settling = 0
         self._room = asyncio.Event()
         self._draining = False
-        self._settle: GroupCommit[Settlement, Settled] = GroupCommit(
-            self._settle_batch,
-            identity=lambda settlement: settlement.id,
-            max_items=SETTLE_BATCH,
-            observe=metrics.BATCH.labels("settle").observe,
-        )
         self._metrics = AttemptMetrics(handler.type)
         self._metrics.show(self)
+        self._outcomes = outcomes.Outcomes(handler.type, claims, source, self._metrics)
 
     @property
     def in_flight(self) -> int:
@@ -110,7 +97,7 @@ class Executor:
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them.
         """
-        return max(0, 2 * self.concurrency - len(self._running) + min(self._settling, 2 * SETTLE_BATCH))
+        return max(0, 2 * self.concurrency - len(self._running) + min(self._outcomes.under_way, 2 * outcomes.BATCH))
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""
@@ -127,7 +114,7 @@ class Executor:
         that of the claim's span.
         """
         task = asyncio.create_task(self._run(claim, term, probe, sent, received))
-        self._running[claim.id, claim.version] = _Running(task, claim.traceparent)
+        self._running[claim.id, claim.version] = _Running(task)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Hand back what has not begun, give the rest `seconds`, cut off what is left, and settle it all."""
@@ -164,14 +151,17 @@ class Executor:
         TRACE.set(claim.traceparent)
         running = self._running[claim.id, claim.version]
         try:
-            with message_spans.processing(self._source, claim, sent, received) as running.span:
+            with message_spans.processing(self._source, claim, sent, received) as span:
+                if span is not None:
+                    running.span, running.recorded = span, span.traceparent
                 decision = await self._attempt(claim, term, probe)
-                if running.span is not None:
-                    running.span.decided(decision)
-            if running.span is not None:
-                running.traceparent = running.span.traceparent
-                TRACE.set(running.traceparent)
-            await self._write(claim, decision)
+                if span is not None:
+                    span.decided(decision)
+            if span is not None:
+                TRACE.set(span.traceparent)
+            running.stage = _Stage.SETTLING
+            self._room.set()  # who waits for it looks again once this is under way
+            await self._outcomes.write(claim, decision, running.recorded)
         finally:
             del self._running[claim.id, claim.version]
             self._room.set()
@@ -201,7 +191,7 @@ class Executor:
             error = Crash(f"{type(raised).__name__}: {raised}")
         if running.stage is _Stage.RUNNING:
             running.stage = _Stage.SETTLING  # what is known now must not be cut off
-            self._metrics.processed(loop.time() - since, claim.traceparent)
+            self._metrics.processed(loop.time() - since, running.recorded)
             await self._judge(claim, error)
         return succeeded(result) if error is None else self._decide(claim, error, since=since)
 
@@ -266,57 +256,7 @@ class Executor:
         except TypeError as fault:  # a kind of TaskError that is none of ours, or a retry_after that is no number
             return decide(self._handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())
 
-    async def _write(self, claim: Claim, decision: Decision) -> None:
-        self._running[claim.id, claim.version].stage = _Stage.SETTLING
-        self._settling += 1
-        self._room.set()
-        try:
-            await self._settle_surely(claim, _storable(decision))
-        finally:
-            self._settling -= 1
-        self._tell(claim, decision)
-
-    def _tell(self, claim: Claim, decision: Decision) -> None:
-        level, event = logging.WARNING, decision.event.value
-        extra = {"type": self._handler.type, "attempt": claim.attempt, "error_class": decision.error_class}
-        if decision.event not in (Event.DIED, Event.HELD):
-            level, omitted = logging.INFO, logs.outcomes.take(event, asyncio.get_running_loop().time())
-            if omitted is None:
-                return
-            if omitted:
-                extra["omitted"] = omitted
-        log.log(level, event, extra=extra)
-
-    async def _settle_batch(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        running = [self._running.get((each.id, each.version)) for each in settlements]
-        traceparents = [each.traceparent if each is not None else None for each in running]
-        with message_spans.settling(self._source, traceparents):
-            settled = await self._claims.settle(settlements)
-        decisions = (each.decision for each in settlements)
-        self._metrics.settled(zip(decisions, settled, traceparents, strict=True))
-        return settled
-
-    async def _settle_surely(self, claim: Claim, decision: Decision) -> None:
-        """Write it, however long that takes: unwritten, its task would run for as long as this worker lives."""
-        while True:
-            try:
-                await self._settle.submit(Settlement(claim.id, claim.version, decision))
-                return
-            except StoreError as error:
-                log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
-                if isinstance(error, RefusedData):
-                    decision = replace(decision, delay=0.0, result=None, reason="what it said cannot be stored")
-            await asyncio.sleep(SETTLE_AGAIN)
-
 
 def _record(running: _Running, error: BaseException) -> None:
     if running.span is not None:
         running.span.raised(error)
-
-
-def _storable(decision: Decision) -> Decision:
-    """`decision`, without a result (or progress) that is no mapping at all: the store can make sense of all others."""
-    if decision.result is None or isinstance(decision.result, Mapping):
-        return decision
-    log.error("a result is no mapping and is not kept")
-    return replace(decision, result=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextvars import Token
 from functools import cache
-from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from uuid import UUID
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 BATCH_SIZE: Final = "messaging.batch.message_count"
 _GROUP: Final = "messaging.consumer.group.name"
 _MESSAGE: Final = "messaging.message.id"
+_SPREAD: Final = 0x9E37_79B9_7F4A_7C15  # 2^64 by the golden ratio: near versions differ in all digits
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
 
 
@@ -159,31 +159,23 @@ def processing(source: Destination, claim: Claim, sent: str | None, received: st
     return Attempt(source, claim, sent, received) if sampled(claim.traceparent) else UNRECORDED
 
 
-class Attempt:
+class Attempt(Span):
     """The span of one attempt, for a `with` block. Spans of the handler's own instrumentation stand in it."""
 
-    __slots__ = ("_outer", "_span")
+    __slots__ = ("_outer",)
 
     def __init__(self, source: Destination, claim: Claim, sent: str | None, received: str | None) -> None:
         process = _operation("process", "process", "CONSUMER", source.topic, source.group)
         about: dict[str, Value] = {_MESSAGE: str(claim.id), "taskflux.attempt": claim.attempt}
-        links = [received] if received else []
         if claim.replays:
             about["taskflux.replay"] = claim.replays
-        if (before := _before(claim)) is not None:
-            links.append(before)
+        links = tuple(each for each in (received, _before(claim)) if each)
         parent = sent if sent and tracing.trace_id(sent) == tracing.trace_id(claim.traceparent) else claim.traceparent
-        own = _own(claim, claim.version)
-        self._span = Span(process, about, parent=parent, links=links, own=own)
+        super().__init__(process, about, parent=parent, links=links, own=_own(claim, claim.version))
         self._outer: Token[Context] | None = None
 
-    @property
-    def traceparent(self) -> str:
-        """Its own."""
-        return self._span.traceparent
-
     def __enter__(self) -> Attempt:
-        self._span.__enter__()
+        super().__enter__()
         self._outer = tracing.attach(self.traceparent)
         return self
 
@@ -191,23 +183,22 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         tracing.detach(self._outer)
-        self._span.__exit__(kind, error, trace)
-
-    def raised(self, error: BaseException) -> None:
-        """An error left the handler."""
-        self._span.raised(error)
+        super().__exit__(kind, error, trace)
 
     def decided(self, decision: Decision) -> None:
         """What follows the attempt."""
-        self._span.note("taskflux.outcome", decision.event.value)
+        self.note("taskflux.outcome", decision.event.value)
         if decision.event in _FAILED and decision.error_class is not None:
-            self._span.failed(decision.error_class)
+            self.failed(decision.error_class)
 
 
 def _own(claim: Claim, version: int) -> str:
-    """The ids of the span of the attempt that was claimed at `version`: they follow from task and version."""
-    digest = blake2b(claim.id.bytes + version.to_bytes(4, "big"), digest_size=8).hexdigest()
-    return f"00-{tracing.trace_id(claim.traceparent)}-{digest}-03"
+    """The ids of the span of the attempt that was claimed at `version`: they follow from task and version.
+
+    As random as the task's id is, and another for each of its versions: the factor is odd.
+    """
+    span_id = (claim.id.int ^ version * _SPREAD) & 0xFFFF_FFFF_FFFF_FFFF
+    return f"00-{tracing.trace_id(claim.traceparent)}-{span_id or 1:016x}-03"
 
 
 def _before(claim: Claim) -> str | None:

@@ -1,34 +1,30 @@
-"""Spans as OTLP carries them: the protobuf messages of opentelemetry-proto.
+"""Spans as OTLP carries them: https://github.com/open-telemetry/opentelemetry-proto.
 
 A span becomes bytes when it ends. What waits to be exported are bytes alone: small, and nothing that the garbage
-collector would go through again and again. A message is the concatenation of its encoded parts, so what all spans of
-an operation have in common is encoded once.
+collector would go through again and again. A message is the concatenation of its encoded parts: what all spans of an
+operation have in common is encoded once, and what differs from span to span is written as it stands on the wire.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, SpanFlags, Status
 from opentelemetry.sdk.trace import ReadableSpan
 
 from handlers.providers.calls import Value
 from handlers.runtime import tracing
+from handlers.runtime.protobuf import Wire, lengthy, tag, varint
 
 MOST_LINKS: Final = 1024
-
-_RESOURCE_SPANS: Final = ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER
-_SCOPE_SPANS: Final = ResourceSpans.SCOPE_SPANS_FIELD_NUMBER
-_SPANS: Final = ScopeSpans.SPANS_FIELD_NUMBER
-_OF_A_ROOT: Final = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
-_OF_ANOTHER: Final = _OF_A_ROOT | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
-_FAILED: Final = {"code": Status.STATUS_CODE_ERROR}
 
 
 class Encoded(NamedTuple):
@@ -42,7 +38,7 @@ class Encoder:
     """Encodes spans that come from one resource."""
 
     def __init__(self, resource: Mapping[str, Any], version: str) -> None:
-        self._resource = ResourceSpans(resource=Resource(attributes=_attributes(resource))).SerializeToString()
+        self._resource = _RESOURCE(_attributes(_OF_RESOURCE, resource))
         scope = InstrumentationScope(name="taskflux", version=version)
         self._scope = ScopeSpans(scope=scope).SerializeToString()
 
@@ -52,80 +48,130 @@ class Encoder:
         Raises:
             ValueError, TypeError: an attribute is no `Value`, or nothing that protobuf can carry.
         """
-        operation = span.operation
+        operation, own, parent = span.operation, span.traceparent, span.parent
         if not operation.encoded:
             operation.encoded = _common(operation)
-        own, parent = span.traceparent, span.parent
-        fields: dict[str, Any] = {
-            "trace_id": bytes.fromhex(own[3:35]),
-            "span_id": bytes.fromhex(own[36:52]),
-            "parent_span_id": bytes.fromhex(parent[36:52]) if parent else None,
-            "start_time_unix_nano": span.began,
-            "end_time_unix_nano": ended,
-            "flags": _OF_ANOTHER if parent else _OF_A_ROOT,
-            "attributes": _attributes(span.attributes),
-        }
+        ids = _ROOT % (own[3:35], own[36:52]) if parent is None else _CHILD % (own[3:35], own[36:52], parent[36:52])
+        parts = [
+            operation.encoded,
+            bytes.fromhex(ids),
+            _TIMES.pack(_START, span.began, _END, ended),
+            _attributes(_OF_SPAN, span.attributes),
+        ]
         if span.links:
-            fields["links"] = [
-                {"trace_id": bytes.fromhex(to[3:35]), "span_id": bytes.fromhex(to[36:52]), "flags": _OF_ANOTHER}
-                for to in span.links[:MOST_LINKS]
-            ]
-            fields["dropped_links_count"] = max(0, len(span.links) - MOST_LINKS)
-        if span.events:
-            fields["events"] = [
-                {"name": name, "time_unix_nano": at, "attributes": _attributes(about)}
-                for name, at, about in span.events
-            ]
+            parts.append(_links(span.links))
+        for name, at, about in span.events:
+            event = Span.Event(name=name, time_unix_nano=at).SerializeToString()
+            parts.append(_EVENT(event + _attributes(_OF_EVENT, about)))
         if span.failure is not None:
-            fields["status"] = _FAILED
-        return Encoded(self._scope, _field(_SPANS, operation.encoded + Span(**fields).SerializeToString()))
+            parts.append(_FAILED)
+        return Encoded(self._scope, _SPAN(b"".join(parts)))
 
     def foreign(self, span: ReadableSpan) -> Encoded:
         """One of OpenTelemetry's own, from the same resource."""
         (theirs,) = encode_spans([span]).resource_spans[0].scope_spans
         scope = ScopeSpans(scope=theirs.scope, schema_url=theirs.schema_url)
-        return Encoded(scope.SerializeToString(), _field(_SPANS, theirs.spans[0].SerializeToString()))
+        return Encoded(scope.SerializeToString(), _SPAN(theirs.spans[0].SerializeToString()))
 
     def request(self, spans: Iterable[Encoded]) -> bytes:
         """An ExportTraceServiceRequest with all of them."""
         scopes: defaultdict[bytes, list[bytes]] = defaultdict(list)
         for scope, span in spans:
             scopes[scope].append(span)
-        inner = [_field(_SCOPE_SPANS, scope + b"".join(within)) for scope, within in scopes.items()]
-        return _field(_RESOURCE_SPANS, self._resource + b"".join(inner))
+        inner = [_SCOPE_SPANS(scope + b"".join(within)) for scope, within in scopes.items()]
+        return _RESOURCE_SPANS(self._resource + b"".join(inner))
 
 
 def _common(operation: tracing.Operation) -> bytes:
     """What stands in every span of it."""
-    kind = Span.SpanKind.Value(f"SPAN_KIND_{operation.kind}")
-    encoded: bytes = Span(
-        name=operation.name, kind=kind, attributes=_attributes(operation.attributes)
-    ).SerializeToString()
-    return encoded
+    span = Span(name=operation.name, kind=Span.SpanKind.Value(f"SPAN_KIND_{operation.kind}"))
+    encoded: bytes = span.SerializeToString()
+    return encoded + _attributes(_OF_SPAN, operation.attributes)
 
 
-def _attributes(values: Mapping[str, Value]) -> list[Any]:
-    return [{"key": name, "value": {_FIELDS[type(value)]: value}} for name, value in values.items()]
+def _links(traceparents: tuple[str, ...]) -> bytes:
+    links = bytes.fromhex("".join([_LINK % (to[3:35], to[36:52]) for to in traceparents[:MOST_LINKS]]))
+    if len(traceparents) > MOST_LINKS:
+        links += Span(dropped_links_count=len(traceparents) - MOST_LINKS).SerializeToString()
+    return links
 
 
-class _Fields(dict[type, str]):
-    """Where an AnyValue carries a value of a type; subclasses (of `str`, say) as what they derive from."""
+def _attributes(field: Callable[[bytes], bytes], values: Mapping[str, Value]) -> bytes:
+    """KeyValues, each in a field of the message that they are about."""
+    return b"".join([field(_attribute(name, value)) for name, value in values.items()])
 
-    def __missing__(self, kind: type) -> str:
+
+@lru_cache(maxsize=512, typed=True)  # most are one of a few: a count, an outcome, a host
+def _attribute(name: str, value: Value) -> bytes:
+    return _KEY(name.encode()) + _VALUE(_WRITERS[type(value)](value))
+
+
+class _Writers(dict[type, Callable[[Any], bytes]]):
+    """What writes an AnyValue of a type; subclasses (of `str`, say) as what they derive from."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], bytes]:
         for known in (bool, int, float, str):
             if issubclass(kind, known):
                 return self[known]
         raise TypeError(f"{kind.__name__} is no type of an attribute's value")
 
 
-_FIELDS: Final = _Fields({bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"})
+# The fields that are written ------------------------------------------------------------------------------------------
+
+_RESOURCE_SPANS: Final = lengthy(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER)
+_RESOURCE: Final = lengthy(ResourceSpans.RESOURCE_FIELD_NUMBER)
+_SCOPE_SPANS: Final = lengthy(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER)
+_SPAN: Final = lengthy(ScopeSpans.SPANS_FIELD_NUMBER)
+_EVENT: Final = lengthy(Span.EVENTS_FIELD_NUMBER)
+_FAILED: Final[bytes] = Span(status=Status(code=Status.STATUS_CODE_ERROR)).SerializeToString()
+
+_OF_RESOURCE: Final = lengthy(Resource.ATTRIBUTES_FIELD_NUMBER)
+_OF_SPAN: Final = lengthy(Span.ATTRIBUTES_FIELD_NUMBER)
+_OF_EVENT: Final = lengthy(Span.Event.ATTRIBUTES_FIELD_NUMBER)
+_KEY: Final = lengthy(KeyValue.KEY_FIELD_NUMBER)
+_VALUE: Final = lengthy(KeyValue.VALUE_FIELD_NUMBER)
+
+_STRING: Final = lengthy(AnyValue.STRING_VALUE_FIELD_NUMBER)
+_BOOL: Final = tag(AnyValue.BOOL_VALUE_FIELD_NUMBER, Wire.VARINT)
+_INT: Final = tag(AnyValue.INT_VALUE_FIELD_NUMBER, Wire.VARINT)
+_DOUBLE: Final = tag(AnyValue.DOUBLE_VALUE_FIELD_NUMBER, Wire.FIXED64)
+_FLOAT: Final = Struct("<d")
+_WRITERS: Final = _Writers(
+    {
+        str: lambda value: _STRING(value.encode()),
+        bool: lambda value: _BOOL + varint(value),
+        int: lambda value: _INT + varint(value),
+        float: lambda value: _DOUBLE + _FLOAT.pack(value),
+    }
+)
+
+_START: Final = tag(Span.START_TIME_UNIX_NANO_FIELD_NUMBER, Wire.FIXED64)
+_END: Final = tag(Span.END_TIME_UNIX_NANO_FIELD_NUMBER, Wire.FIXED64)
+_TIMES: Final = Struct("<sQsQ")
 
 
-def _field(number: int, message: bytes) -> bytes:
-    """A message as a field of another: https://protobuf.dev/programming-guides/encoding/#length-types."""
-    size, prefix = len(message), bytearray((number << 3 | 2,))
-    while size > 0x7F:
-        prefix.append(size & 0x7F | 0x80)
-        size >>= 7
-    prefix.append(size)
-    return bytes(prefix) + message
+# A traceparent carries its ids in hexadecimal digits: what stands around them on the wire is kept in such digits, too.
+
+
+def _form(message: Span, *ids: bytes) -> str:
+    """An encoded message in hexadecimal digits, with `%s` in place of its ids."""
+    form: str = message.SerializeToString().hex()
+    for each in ids:
+        form = form.replace(each.hex(), "%s")
+    return form
+
+
+def _forms() -> tuple[str, str, str]:
+    """A root's ids and flags, those of a span with a parent, and a link."""
+    trace, own, parent = bytes(range(16)), bytes(range(16, 24)), bytes(range(24, 32))
+    here = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
+    elsewhere = here | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
+    link = Span.Link(trace_id=trace, span_id=own, flags=elsewhere)
+    return (
+        _form(Span(trace_id=trace, span_id=own, flags=here), trace, own),
+        _form(Span(trace_id=trace, span_id=own, parent_span_id=parent, flags=elsewhere), trace, own, parent),
+        _form(Span(links=[link]), trace, own),
+    )
+
+
+_ROOT, _CHILD, _LINK = _forms()

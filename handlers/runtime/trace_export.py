@@ -77,6 +77,7 @@ class Pipeline:
         self._exporting = threading.Lock()
         self._enough = threading.Event()
         self._closing = False
+        self._losing = threading.Lock()
         self._lost = 0
         self._told = float("-inf")
         self._thread = threading.Thread(target=self._keep_exporting, name="spans", daemon=True)
@@ -92,7 +93,7 @@ class Pipeline:
         try:
             self._put(self._encoder.ours(span, ended))
         except (TypeError, ValueError):  # a handler's own attribute that is none: the work is worth more than its span
-            self._lost += 1
+            self._lose(1)
 
     def record_foreign(self, span: ReadableSpan) -> None:
         """The same for one of OpenTelemetry's own."""
@@ -101,20 +102,18 @@ class Pipeline:
         try:
             self._put(self._encoder.foreign(span))
         except (TypeError, ValueError):  # what it raised would leave the handler's own block
-            self._lost += 1
+            self._lose(1)
 
     def _put(self, span: Encoded) -> None:
         if len(self._queue) == QUEUE:
-            self._lost += 1
+            self._lose(1)
         self._queue.append(span)
         if len(self._queue) >= EXPORT_BATCH and not self._enough.is_set():
             self._enough.set()
 
     def attach(self, traceparent: str) -> Token[Context]:
         """Let spans of a handler's own instrumentation stand in this one, until `detach`."""
-        trace_id, span_id, flags = int(traceparent[3:35], 16), int(traceparent[36:52], 16), int(traceparent[53:55], 16)
-        here = NonRecordingSpan(SpanContext(trace_id, span_id, False, TraceFlags(flags)))
-        return context.attach(trace.set_span_in_context(here))
+        return context.attach(trace.set_span_in_context(Here(traceparent)))
 
     def detach(self, token: Token[Context]) -> None:
         """Take that back."""
@@ -133,19 +132,40 @@ class Pipeline:
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(EXPORT_BATCH, len(self._queue)))]
                 if not self._client.send(self._encoder.request(batch)):
-                    self._lost += len(batch)
+                    self._lose(len(batch))
                 self._tell_losses()
 
+    def _lose(self, spans: int) -> None:
+        with self._losing:
+            self._lost += spans
+
     def _tell_losses(self) -> None:
-        if self._lost and time.monotonic() - self._told >= TELL_AGAIN:
-            log.warning("spans could not be exported", extra={"spans": self._lost})
-            self._lost, self._told = 0, time.monotonic()
+        if not self._lost or time.monotonic() - self._told < TELL_AGAIN:
+            return
+        with self._losing:
+            lost, self._lost = self._lost, 0
+        self._told = time.monotonic()
+        log.warning("spans could not be exported", extra={"spans": lost})
 
     def close(self, seconds: float = LAST_EXPORT) -> None:
         """Export what waits, within a bounded time."""
         self._closing = True
         self._enough.set()
         self._thread.join(seconds)
+
+
+class Here(NonRecordingSpan):
+    """One of our spans, as OpenTelemetry's own know it; read only where there are such."""
+
+    def __init__(self, traceparent: str) -> None:
+        self._traceparent = traceparent
+
+    def get_span_context(self) -> SpanContext:
+        trace_id, span_id, flags = (int(part, 16) for part in self._traceparent.split("-")[1:4])
+        return SpanContext(trace_id, span_id, False, TraceFlags(flags))
+
+    def __repr__(self) -> str:
+        return f"Here({self._traceparent!r})"
 
 
 class Foreign(SpanProcessor):

@@ -57,7 +57,7 @@ POSTGRES: Final[Attributes] = {"db.system.name": "postgresql"}
 
 _SAMPLED_ENDS: Final = "13579bdf"
 _pipeline: Pipeline | None = None
-_open: dict[str, Span] = {}
+OPEN: Final[dict[str, Span]] = {}
 """Spans of requests under way, by their traceparent: what serves several of them is linked from each."""
 
 
@@ -66,7 +66,7 @@ def install(pipeline: Pipeline | None) -> None:
     global _pipeline  # one process has one
     _pipeline = pipeline
     calls.record = None if pipeline is None else _call
-    _open.clear()
+    OPEN.clear()
 
 
 def enabled() -> bool:
@@ -113,6 +113,12 @@ class Operation:
         self.encoded = b""
 
 
+@lru_cache(maxsize=256)  # routes, and what providers are asked for: few, unless a handler names each of its calls
+def named(name: str, kind: str) -> Operation:
+    """An operation of which nothing else is known beforehand."""
+    return Operation(name, kind)
+
+
 class Span:
     """A span that is recorded. As a block it is what is under way there, and what leaves the block is its error."""
 
@@ -134,7 +140,7 @@ class Span:
         attributes: Attributes = NOTHING,
         *,
         parent: str | None = None,
-        links: Iterable[str] = (),
+        links: tuple[str, ...] = (),
         own: str | None = None,
         began: int | None = None,
     ) -> None:
@@ -146,8 +152,8 @@ class Span:
         self.operation = operation
         self.attributes = dict(attributes)
         self.parent = parent
-        self.links = list(links)
-        self.events: list[tuple[str, int, Attributes]] = []
+        self.links = links
+        self.events: tuple[tuple[str, int, Attributes], ...] = ()
         self.failure: str | None = None
         self.began = began or time.time_ns()
         span_id = own[36:52] if own else f"{random.getrandbits(64) or 1:016x}"
@@ -176,13 +182,13 @@ class Span:
 
     def link(self, traceparent: str) -> None:
         """Link to another span."""
-        self.links.append(traceparent)
+        self.links += (traceparent,)
 
     def raised(self, error: BaseException) -> None:
         """Record an exception: its class and where it was raised."""
         frames = "".join(traceback.format_tb(error.__traceback__))
         about = {"exception.type": error_class(error), "exception.stacktrace": frames}
-        self.events.append(("exception", time.time_ns(), about))
+        self.events += (("exception", time.time_ns(), about),)
 
     def failed(self, error_type: str, error_class: str = "") -> None:
         """What it stands for has failed; `error_type` is as close as it can be told, the class of it is for metrics."""
@@ -227,11 +233,11 @@ def batch(
     recorded = [each for each in everybody if each and each[-1] in _SAMPLED_ENDS]
     if not recorded:
         return UNRECORDED
-    links = list(dict.fromkeys(recorded))
+    links = tuple(dict.fromkeys(recorded))
     about = {size: len(everybody)} if len(everybody) > 1 else NOTHING
     span = Span(operation, about, parent=links[0], links=links, began=began)
-    for each in links[1:]:
-        if (other := _open.get(each)) is not None:
+    for each in links[1:] if OPEN else ():
+        if (other := OPEN.get(each)) is not None:
             other.link(span.traceparent)
     return span
 
@@ -256,54 +262,8 @@ def close() -> None:
         pipeline.close()
 
 
-class RequestSpan(Span):
-    """The span of a request under way: what serves several requests at once links from it."""
-
-    __slots__ = ()
-
-    def named(self, name: str) -> None:
-        """Say what was asked for, once that is known."""
-        self.operation = _operation(name, "SERVER")
-
-    def __enter__(self) -> Span:
-        _open[self.traceparent] = self
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _open.pop(self.traceparent, None)
-        super().__exit__(kind, error, trace)
-
-
-def request(incoming: str | None, traceparent: str, attributes: Attributes) -> RequestSpan | None:
-    """The span of an HTTP request, where its trace is recorded.
-
-    Args:
-        incoming: the caller's traceparent.
-        traceparent: what the request goes on with where no span is made of it: the caller's own, or a new one.
-        attributes: of the span.
-    """
-    if not sampled(traceparent):
-        return None
-    own = traceparent if incoming is None else None
-    return RequestSpan(_operation("HTTP", "SERVER"), attributes, parent=incoming, own=own)
-
-
-def link_request(traceparent: str | None) -> None:
-    """Link the request that is under way here to another trace, where both are recorded."""
-    if sampled(traceparent) and (span := _open.get(TRACE.get() or "")) is not None:
-        assert traceparent is not None
-        span.link(traceparent)
-
-
 def _call(name: str, attributes: Attributes) -> Span | None:
     around = TRACE.get()
     if not sampled(around):
         return None
-    return Span(_operation(name, "CLIENT"), attributes, parent=around)
-
-
-@lru_cache(maxsize=256)  # routes, and what providers are asked for: few, unless a handler names each of its calls
-def _operation(name: str, kind: str) -> Operation:
-    return Operation(name, kind)
+    return Span(named(name, "CLIENT"), attributes, parent=around)

@@ -16,6 +16,7 @@ from handlers.providers.calls import TRACE
 from handlers.runtime import message_spans, tracing
 from handlers.runtime.intake import INSERT
 from handlers.runtime.message_spans import Destination
+from handlers.runtime.request_spans import request
 from handlers.runtime.span_encoding import MOST_LINKS
 from handlers.runtime.telemetry_settings import OtelSettings
 from handlers.runtime.trace_export import Foreign, Pipeline
@@ -133,9 +134,7 @@ def test_a_batch_is_recorded_only_if_a_message_of_it_is(kept: Kept) -> None:
 
 
 def test_what_serves_several_requests_is_linked_from_each(kept: Kept) -> None:
-    first, second = (tracing.request(None, f"00-{number * 32}-{number * 16}-03", {}) for number in "12")
-    assert first is not None
-    assert second is not None
+    first, second = (request(None, f"00-{number * 32}-{number * 16}-03", {}) for number in "12")
     with first, second:
         both = [first.traceparent, second.traceparent]
         with tracing.batch(INSERT, both, size="db.operation.batch.size") as insert:
@@ -194,7 +193,7 @@ def test_a_span_says_the_same_before_and_after_its_operation_was_encoded(kept: K
     operation = tracing.Operation("look", "CLIENT", {"db.system.name": "postgresql"})
     about: dict[str, calls.Value] = {"text": "ü" * 300, "count": -1, "share": 0.5, "yes": True}
     for _ in range(2):
-        tracing.Span(operation, about, parent=SAMPLED, links=[SAMPLED], began=7).end()
+        tracing.Span(operation, about, parent=SAMPLED, links=(SAMPLED,), began=7).end()
     first, second = kept.spans
     assert first == replace(second, id=first.id, ended=first.ended)
     assert (first.name, first.kind, first.began) == ("look", "CLIENT", 7)
@@ -213,7 +212,7 @@ def test_an_attribute_that_cannot_be_carried_costs_its_span_and_nothing_else(
 
 
 def test_more_links_than_a_receiver_takes_are_dropped(kept: Kept) -> None:
-    links = [f"00-{number:032x}-{number:016x}-01" for number in range(1, MOST_LINKS + 11)]
+    links = tuple(f"00-{number:032x}-{number:016x}-01" for number in range(1, MOST_LINKS + 11))
     tracing.Span(tracing.Operation("many", "CLIENT"), parent=SAMPLED, links=links).end()
     (span,) = kept.spans
     assert len(span.links) == MOST_LINKS
