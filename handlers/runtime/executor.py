@@ -157,8 +157,6 @@ class Executor:
                 decision = await self._attempt(claim, term, probe)
                 if span is not None:
                     span.decided(decision)
-            if span is not None:
-                TRACE.set(span.traceparent)
             running.stage = _Stage.SETTLING
             self._room.set()  # who waits for it looks again once this is under way
             await self._outcomes.write(claim, decision, running.recorded)

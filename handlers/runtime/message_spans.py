@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextvars import Token
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
-from handlers.providers.calls import Value
+from handlers.providers.calls import TRACE, Value
 from handlers.runtime import tracing
 from handlers.runtime.tracing import UNRECORDED, Operation, Span, Unrecorded, sampled
 from handlers.store.claims import Claim
@@ -17,13 +16,11 @@ from handlers.stream.producer import NotPublished, Published
 from handlers.tasks.decision import Decision
 from handlers.tasks.states import Event
 
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
 BATCH_SIZE: Final = "messaging.batch.message_count"
 _GROUP: Final = "messaging.consumer.group.name"
 _MESSAGE: Final = "messaging.message.id"
 _SPREAD: Final = 0x9E37_79B9_7F4A_7C15  # 2^64 by the golden ratio: near versions differ in all digits
+_64_BITS: Final = 2**64 - 1
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
 
 
@@ -35,13 +32,6 @@ class Message(Protocol):
 
     @property
     def traceparent(self) -> str | None: ...
-
-
-class Destination(NamedTuple):
-    """A topic, and the group that reads it."""
-
-    topic: str
-    group: str
 
 
 @cache
@@ -63,6 +53,20 @@ def _operation(
     if stored:
         about |= tracing.POSTGRES
     return Operation(f"{operation} {topic}", span, about)
+
+
+class Destination:
+    """A topic and the group that reads it, with what is done there."""
+
+    __slots__ = ("group", "process", "receive", "settle", "store", "topic")
+
+    def __init__(self, topic: str, group: str) -> None:
+        self.topic = topic
+        self.group = group
+        self.receive = _operation("receive", "receive", "CLIENT", topic, group, stored=True)
+        self.process = _operation("process", "process", "CONSUMER", topic, group)
+        self.settle = _operation("settle", "settle", "CLIENT", topic, group, stored=True)
+        self.store = _operation("process", "process", "CONSUMER", topic, group, stored=True)
 
 
 class Sends:
@@ -122,29 +126,22 @@ def created(topic: str, task: UUID, traceparent: str) -> None:
 
 def receiving(source: Destination, traceparents: Iterable[str | None]) -> Span | Unrecorded:
     """The claim of a batch of records."""
-    return _batch("receive", "receive", "CLIENT", source, traceparents)
+    return tracing.batch(source.receive, traceparents, size=BATCH_SIZE)
 
 
 def settling(source: Destination, traceparents: Iterable[str | None]) -> Span | Unrecorded:
     """The writing of a batch of outcomes."""
-    return _batch("settle", "settle", "CLIENT", source, traceparents)
+    return tracing.batch(source.settle, traceparents, size=BATCH_SIZE)
 
 
 def storing(source: Destination, traceparents: Iterable[str | None]) -> Span | Unrecorded:
     """The storing of a batch of dead letters."""
-    return _batch("process", "process", "CONSUMER", source, traceparents)
+    return tracing.batch(source.store, traceparents, size=BATCH_SIZE)
 
 
 def putting_aside(topic: str, traceparents: Iterable[str | None]) -> Span | Unrecorded:
     """The sending of a batch of records that are no tasks to the dead letters."""
     return tracing.batch(_operation("send", "send", "PRODUCER", topic), traceparents, size=BATCH_SIZE)
-
-
-def _batch(
-    operation: str, kind: str, span: str, source: Destination, traceparents: Iterable[str | None]
-) -> Span | Unrecorded:
-    what = _operation(operation, kind, span, source.topic, source.group, stored=True)
-    return tracing.batch(what, traceparents, size=BATCH_SIZE)
 
 
 def processing(source: Destination, claim: Claim, sent: str | None, received: str | None) -> Attempt | Unrecorded:
@@ -156,54 +153,54 @@ def processing(source: Destination, claim: Claim, sent: str | None, received: st
         sent: the traceparent of its record.
         received: that of the claim's span.
     """
-    return Attempt(source, claim, sent, received) if sampled(claim.traceparent) else UNRECORDED
+    traceparent = claim.traceparent
+    if traceparent is None or not sampled(traceparent):
+        return UNRECORDED
+    parent = sent if sent and sent[3:35] == traceparent[3:35] else traceparent
+    return Attempt(source, claim, parent, received)
 
 
 class Attempt(Span):
-    """The span of one attempt, for a `with` block. Spans of the handler's own instrumentation stand in it."""
+    """The span of one attempt, for a `with` block in an asyncio task of its own, where it stays until that ends.
 
-    __slots__ = ("_outer",)
+    Spans of the handler's own instrumentation stand in it, too.
+    """
 
-    def __init__(self, source: Destination, claim: Claim, sent: str | None, received: str | None) -> None:
-        process = _operation("process", "process", "CONSUMER", source.topic, source.group)
+    __slots__ = ()
+
+    def __init__(self, source: Destination, claim: Claim, parent: str, received: str | None) -> None:
         about: dict[str, Value] = {_MESSAGE: str(claim.id), "taskflux.attempt": claim.attempt}
         if claim.replays:
             about["taskflux.replay"] = claim.replays
-        links = tuple(each for each in (received, _before(claim)) if each)
-        parent = sent if sent and tracing.trace_id(sent) == tracing.trace_id(claim.traceparent) else claim.traceparent
-        super().__init__(process, about, parent=parent, links=links, own=_own(claim, claim.version))
-        self._outer: Token[Context] | None = None
+        before = _before(claim)
+        links = () if before is None else (f"{parent[:36]}{_span_id(claim, before)}{parent[52:]}",)
+        if received is not None:
+            links = (received, *links)
+        super().__init__(source.process, about, parent=parent, links=links, span_id=_span_id(claim, claim.version))
 
     def __enter__(self) -> Attempt:
-        super().__enter__()
-        self._outer = tracing.attach(self.traceparent)
+        TRACE.set(self.traceparent)
+        tracing.attach(self.traceparent)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        tracing.detach(self._outer)
-        super().__exit__(kind, error, trace)
 
     def decided(self, decision: Decision) -> None:
         """What follows the attempt."""
-        self.note("taskflux.outcome", decision.event.value)
+        self.note("taskflux.outcome", decision.event)
         if decision.event in _FAILED and decision.error_class is not None:
             self.failed(decision.error_class)
 
 
-def _own(claim: Claim, version: int) -> str:
-    """The ids of the span of the attempt that was claimed at `version`: they follow from task and version.
+def _span_id(claim: Claim, version: int) -> str:
+    """That of the attempt that was claimed at `version`: it follows from task and version.
 
-    As random as the task's id is, and another for each of its versions: the factor is odd.
+    It is as random as the task's id, and another for each of its versions, since the factor is odd.
     """
-    span_id = (claim.id.int ^ version * _SPREAD) & 0xFFFF_FFFF_FFFF_FFFF
-    return f"00-{tracing.trace_id(claim.traceparent)}-{span_id or 1:016x}-03"
+    return f"{(claim.id.int ^ version * _SPREAD) & _64_BITS or 1:016x}"
 
 
-def _before(claim: Claim) -> str | None:
-    """The attempt before this one: between two claims lies one publish, and a replay raises the version, too."""
+def _before(claim: Claim) -> int | None:
+    """The version of the attempt before: between two claims lies one publish, and a replay raises the version, too."""
     if claim.attempt == 1 and not claim.replays and not claim.handbacks:
         return None
     version = claim.version - (3 if claim.attempt == 1 and claim.replays and not claim.handbacks else 2)
-    return _own(claim, version) if version > 0 else None
+    return version if version > 0 else None

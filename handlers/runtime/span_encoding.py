@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from struct import Struct
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -27,11 +27,8 @@ from handlers.runtime.protobuf import Wire, lengthy, tag, varint
 MOST_LINKS: Final = 1024
 
 
-class Encoded(NamedTuple):
-    """A span, and what stands before all spans of its scope."""
-
-    scope: bytes
-    span: bytes
+Encoded = tuple[bytes, bytes]
+"""What stands before all spans of a scope, and a span of it."""
 
 
 class Encoder:
@@ -65,13 +62,13 @@ class Encoder:
             parts.append(_EVENT(event + _attributes(_OF_EVENT, about)))
         if span.failure is not None:
             parts.append(_FAILED)
-        return Encoded(self._scope, _SPAN(b"".join(parts)))
+        return self._scope, _SPAN(b"".join(parts))
 
     def foreign(self, span: ReadableSpan) -> Encoded:
         """One of OpenTelemetry's own, from the same resource."""
         (theirs,) = encode_spans([span]).resource_spans[0].scope_spans
         scope = ScopeSpans(scope=theirs.scope, schema_url=theirs.schema_url)
-        return Encoded(scope.SerializeToString(), _SPAN(theirs.spans[0].SerializeToString()))
+        return scope.SerializeToString(), _SPAN(theirs.spans[0].SerializeToString())
 
     def request(self, spans: Iterable[Encoded]) -> bytes:
         """An ExportTraceServiceRequest with all of them."""

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections import deque
-from contextvars import Token
 from typing import Final, Protocol
 
 from opentelemetry import context, trace
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 QUEUE: Final = 8192
 """Spans that wait at most; beyond, the newest push the oldest out."""
-EXPORT_BATCH: Final = 512
+EXPORT_BATCH: Final = 2048
 EXPORT_DELAY: Final = 1.0
 """Seconds that a span waits for others to leave with."""
 LAST_EXPORT: Final = 3.0
@@ -111,13 +110,9 @@ class Pipeline:
         if len(self._queue) >= EXPORT_BATCH and not self._enough.is_set():
             self._enough.set()
 
-    def attach(self, traceparent: str) -> Token[Context]:
-        """Let spans of a handler's own instrumentation stand in this one, until `detach`."""
-        return context.attach(trace.set_span_in_context(Here(traceparent)))
-
-    def detach(self, token: Token[Context]) -> None:
-        """Take that back."""
-        context.detach(token)
+    def attach(self, traceparent: str) -> None:
+        """Let spans of a handler's own instrumentation stand in this one, for the rest of the asyncio task."""
+        context.attach(trace.set_span_in_context(Here(traceparent), Context()))
 
     def _keep_exporting(self) -> None:
         while not self._closing:

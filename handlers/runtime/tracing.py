@@ -44,8 +44,6 @@ from handlers.providers import calls
 from handlers.providers.calls import TRACE, Value
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
     from handlers.runtime.trace_export import Pipeline
 
 Attributes = Mapping[str, Value]
@@ -92,7 +90,11 @@ def new_traceparent() -> str:
     flags = RANDOM
     if _pipeline is not None and random.random() < _pipeline.ratio:
         flags |= SAMPLED
-    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-{flags:02x}"
+    return f"00-{random.getrandbits(128) or 1:032x}-{_new_id()}-{flags:02x}"
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(64) or 1:016x}"
 
 
 def trace_id(traceparent: str | None) -> str:
@@ -142,12 +144,13 @@ class Span:
         parent: str | None = None,
         links: tuple[str, ...] = (),
         own: str | None = None,
+        span_id: str | None = None,
         began: int | None = None,
     ) -> None:
         """Begin it, or say when it began (nanoseconds since 1970).
 
-        `attributes` are those beyond its operation's. `own` gives it the ids of this traceparent, those of its parent's
-        trace where it has one; a root has `own` and no `parent`.
+        `attributes` are those beyond its operation's. A child stands in its parent's trace, by `span_id` (16 digits,
+        hexadecimal) where that is known before; a root has no `parent` but its `own` traceparent.
         """
         self.operation = operation
         self.attributes = dict(attributes)
@@ -156,10 +159,10 @@ class Span:
         self.events: tuple[tuple[str, int, Attributes], ...] = ()
         self.failure: str | None = None
         self.began = began or time.time_ns()
-        span_id = own[36:52] if own else f"{random.getrandbits(64) or 1:016x}"
-        in_trace = parent or own
-        assert in_trace is not None
-        self.traceparent = f"00-{in_trace[3:35]}-{span_id}-{in_trace[53:55]}"
+        if own is None:
+            assert parent is not None
+            own = f"{parent[:36]}{span_id or _new_id()}{parent[52:]}"
+        self.traceparent = own
         self._around: Token[str | None] | None = None
 
     def __enter__(self) -> Span:
@@ -242,15 +245,10 @@ def batch(
     return span
 
 
-def attach(traceparent: str) -> Token[Context] | None:
-    """Let spans of a handler's own instrumentation stand in this one, until it is taken back by `detach`."""
-    return None if _pipeline is None else _pipeline.attach(traceparent)
-
-
-def detach(token: Token[Context] | None) -> None:
-    """Take back an `attach`."""
-    if token is not None and _pipeline is not None:
-        _pipeline.detach(token)
+def attach(traceparent: str) -> None:
+    """Let spans of a handler's own instrumentation stand in this one, for the rest of the asyncio task."""
+    if _pipeline is not None:
+        _pipeline.attach(traceparent)
 
 
 def close() -> None:

@@ -62,7 +62,9 @@ def test_a_span_is_what_protobuf_makes_of_it(
     ended: int,
 ) -> None:
     operation = tracing.Operation("look", "CLIENT", common)
-    span = tracing.Span(operation, about, parent=parent, links=links, own=own, began=began)
+    span = tracing.Span(
+        operation, about, parent=parent, links=links, own=None if parent else own, span_id=own[36:52], began=began
+    )
     span.events = events
     told = dict(about)
     if failed:

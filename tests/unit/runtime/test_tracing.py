@@ -7,6 +7,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
@@ -55,7 +57,10 @@ def kept() -> Iterator[Kept]:
     """What was recorded, at a ratio of one half."""
     kept = Kept()
     tracing.install(kept.pipeline)
+    ours, theirs = TRACE.set(None), context.attach(Context())  # an attempt leaves its own to the rest of its task
     yield kept
+    context.detach(theirs)
+    TRACE.reset(ours)
     tracing.close()
 
 
@@ -172,13 +177,11 @@ def test_a_first_attempt_links_to_none_before_it(kept: Kept) -> None:
 
 
 def test_spans_of_a_handlers_own_stand_in_its_recorded_attempt(kept: Kept) -> None:
-    from opentelemetry import trace
-
+    assert not trace.get_current_span().get_span_context().is_valid
     with message_spans.processing(SOURCE, claim(2, 1), None, None) as attempt:
         assert attempt is not None
         inside = trace.get_current_span().get_span_context()
         assert f"{inside.span_id:016x}" == attempt.traceparent[36:52]
-    assert not trace.get_current_span().get_span_context().is_valid
 
 
 def test_a_record_of_another_trace_is_not_followed(kept: Kept) -> None:
@@ -222,10 +225,10 @@ def test_spans_that_a_handlers_own_instrumentation_records_are_exported_with_our
     theirs = TracerProvider(ParentBased(ALWAYS_OFF), Resource({"service.name": "theirs"}))
     theirs.add_span_processor(Foreign(kept.pipeline))
     tracer = theirs.get_tracer("some.library", "1.0", schema_url="https://example.org/schema")
-    with message_spans.processing(SOURCE, claim(2, 1), None, None), tracer.start_as_current_span("theirs") as span:
-        span.set_attributes({"rows": 3, "names": ["a", "b"]})
     with tracer.start_as_current_span("in no attempt"):
         pass
+    with message_spans.processing(SOURCE, claim(2, 1), None, None), tracer.start_as_current_span("theirs") as span:
+        span.set_attributes({"rows": 3, "names": ["a", "b"]})
     process, inner = kept.spans
     assert (inner.name, inner.parent, inner.trace) == ("theirs", process.id, process.trace)
     assert inner.attributes["rows"] == 3
