@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
@@ -120,14 +120,16 @@ class Histogram(_Shown, prometheus_client.Histogram):
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Count many observations for the price of a few."""
-        counts: dict[int, int] = {}
-        for amount in amounts:
-            place = bisect_left(self._upper_bounds, amount)
-            counts[place] = counts.get(place, 0) + 1
-        for place, count in counts.items():
-            self._buckets[place].inc(count)
-        if counts:
-            self._sum.inc(sum(amounts))
+        ordered, counted = sorted(amounts), 0
+        for bucket, bound in zip(self._buckets, self._upper_bounds, strict=True):
+            if counted == len(ordered):
+                break
+            up_to = bisect_right(ordered, bound, counted)
+            if up_to > counted:
+                bucket.inc(up_to - counted)
+                counted = up_to
+        if ordered:
+            self._sum.inc(sum(ordered))
 
 
 class Snapshot:
