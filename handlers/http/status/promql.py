@@ -7,35 +7,26 @@ panel's answer against a real Prometheus's. Rates are extrapolated as Prometheus
 from __future__ import annotations
 
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import promql_parser
 from promql_parser import (
-    AggModifierType,
     AggregateExpr,
     BinaryExpr,
     Call,
-    LabelModifierType,
     MatchOp,
     MatrixSelector,
     NumberLiteral,
     ParenExpr,
-    VectorMatchCardinality,
     VectorSelector,
 )
 
 from handlers.http.status.history import History, Labels, Series
-
-Vector = dict[Labels, float]
-
-
-class NotKnown(ValueError):
-    """An expression goes beyond what is done here."""
+from handlers.http.status.vectors import NotKnown, Vector, aggregate, binary, unnamed
 
 
 @cache
@@ -88,9 +79,9 @@ def _evaluate(node: Any, history: History, moment: float) -> Vector | float:
         case Call():
             return _call(node, history, moment)
         case AggregateExpr():
-            return _aggregate(node, _vector(node.expr, history, moment))
+            return aggregate(node, _vector(node.expr, history, moment))
         case BinaryExpr():
-            return _binary(node, _evaluate(node.lhs, history, moment), _evaluate(node.rhs, history, moment))
+            return binary(node, _evaluate(node.lhs, history, moment), _evaluate(node.rhs, history, moment))
     raise NotKnown(f"{type(node).__name__} in {node}")
 
 
@@ -157,7 +148,7 @@ def _call(node: Any, history: History, moment: float) -> Vector | float:
         return _quantiles(_number(arguments[0]), _vector(arguments[1], history, moment))
     if name in ("clamp_min", "clamp_max"):
         limit, choose = _number(arguments[1]), max if name == "clamp_min" else min
-        return {_unnamed(labels): choose(value, limit) for labels, value in _items(arguments[0], history, moment)}
+        return {unnamed(labels): choose(value, limit) for labels, value in _items(arguments[0], history, moment)}
     raise NotKnown(f"the function {name}")
 
 
@@ -169,10 +160,6 @@ def _number(node: Any) -> float:
     if not isinstance(node, NumberLiteral):
         raise NotKnown(f"{node} where a number is asked for")
     return float(node.val)
-
-
-def _unnamed(labels: Labels) -> Labels:
-    return tuple(each for each in labels if each[0] != "__name__")
 
 
 def _rate(node: Any, history: History, moment: float, *, per_second: bool) -> Vector:
@@ -226,113 +213,3 @@ def _quantile(quantile: float, buckets: list[tuple[float, float]]) -> float:
     if place == 0 and bound <= 0:
         return bound
     return below_bound + (bound - below_bound) * (rank - below) / (count - below) if count > below else bound
-
-
-# Aggregations and operators ------------------------------------------------------------------------------------------
-
-_AGGREGATES: Final[Mapping[str, Callable[[list[float]], float]]] = {
-    "sum": math.fsum,
-    "max": max,
-    "min": min,
-    "count": lambda values: float(len(values)),
-    "avg": lambda values: math.fsum(values) / len(values),
-}
-
-
-def _aggregate(node: Any, values: Vector) -> Vector:
-    function = _AGGREGATES.get(str(node.op))
-    if function is None:
-        raise NotKnown(f"the aggregation {node.op}")
-    groups: dict[Labels, list[float]] = {}
-    for labels, value in values.items():
-        groups.setdefault(_kept(node.modifier, labels), []).append(value)
-    return {labels: function(group) for labels, group in groups.items()}
-
-
-def _kept(modifier: Any, labels: Labels) -> Labels:
-    if modifier is None:
-        return ()
-    named = set(modifier.labels)
-    if modifier.type == AggModifierType.By:
-        return tuple(each for each in labels if each[0] in named)
-    return tuple(each for each in labels if each[0] not in named | {"__name__"})
-
-
-_ARITHMETIC: Final[Mapping[str, Callable[[float, float], float]]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": lambda a, b: a / b if b else (math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a)),
-}
-_COMPARISON: Final[Mapping[str, Callable[[float, float], bool]]] = {
-    ">": operator.gt,
-    "<": operator.lt,
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
-
-
-def _binary(node: Any, left: Vector | float, right: Vector | float) -> Vector | float:
-    symbol, modifier = str(node.op), node.modifier
-    if symbol in ("or", "and", "unless"):
-        return _set(symbol, modifier, left, right)
-    as_bool = modifier is not None and modifier.return_bool
-    if isinstance(left, float) and isinstance(right, float):
-        result = _apply(symbol, left, right, as_bool=True)
-        assert result is not None
-        return result
-    found: Vector = {}
-    for labels, a, b in _pairs(modifier, left, right):
-        if (value := _apply(symbol, a, b, as_bool)) is not None:
-            found[labels if symbol in _COMPARISON and not as_bool else _unnamed(labels)] = value
-    return found
-
-
-def _apply(symbol: str, a: float, b: float, as_bool: bool) -> float | None:
-    if symbol in _ARITHMETIC:
-        return _ARITHMETIC[symbol](a, b)
-    if symbol not in _COMPARISON:
-        raise NotKnown(f"the operator {symbol}")
-    holds = _COMPARISON[symbol](a, b)
-    if as_bool:
-        return float(holds)
-    return a if holds else None
-
-
-def _pairs(modifier: Any, left: Vector | float, right: Vector | float) -> Iterable[tuple[Labels, float, float]]:
-    if isinstance(left, float):
-        assert not isinstance(right, float)
-        return [(labels, left, value) for labels, value in right.items()]
-    if isinstance(right, float):
-        return [(labels, value, right) for labels, value in left.items()]
-    if modifier is not None and modifier.card == VectorMatchCardinality.OneToMany:
-        raise NotKnown("group_right")
-    by_key = {_key(modifier, labels): value for labels, value in right.items()}
-    many = modifier is not None and modifier.card == VectorMatchCardinality.ManyToOne
-    return [
-        (labels if many else _key(modifier, labels), value, by_key[_key(modifier, labels)])
-        for labels, value in left.items()
-        if _key(modifier, labels) in by_key
-    ]
-
-
-def _key(modifier: Any, labels: Labels) -> Labels:
-    matching = modifier.matching if modifier is not None else None
-    if matching is None:
-        return _unnamed(labels)
-    named = set(matching.labels)
-    if matching.type == LabelModifierType.Include:
-        return tuple(each for each in labels if each[0] in named)
-    return tuple(each for each in labels if each[0] not in named | {"__name__"})
-
-
-def _set(symbol: str, modifier: Any, left: Vector | float, right: Vector | float) -> Vector:
-    if isinstance(left, float) or isinstance(right, float):
-        raise NotKnown(f"{symbol} with a number")
-    keys = {_key(modifier, labels) for labels in (left if symbol == "or" else right)}
-    if symbol == "or":
-        return left | {labels: value for labels, value in right.items() if _key(modifier, labels) not in keys}
-    wanted = symbol == "and"
-    return {labels: value for labels, value in left.items() if (_key(modifier, labels) in keys) is wanted}

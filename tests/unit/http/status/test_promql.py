@@ -7,7 +7,8 @@ import math
 import pytest
 
 from handlers.http.status.history import History
-from handlers.http.status.promql import NotKnown, evaluate, names_in
+from handlers.http.status.promql import evaluate, names_in
+from handlers.http.status.vectors import NotKnown
 
 EXPOSED = """\
 # TYPE done counter
