@@ -159,6 +159,7 @@ def grafana_provisioning(prometheus: str, dashboards: Path) -> dict[str, str]:
         "access": "proxy",
         "url": prometheus,
         "isDefault": True,
+        "editable": True,  # so that it can be told where the traces of its exemplars are
         "jsonData": {"timeInterval": f"{SCRAPE_SECONDS:g}s"},
     }
     provider: dict[str, Any] = {"name": "TaskFlux", "folder": "TaskFlux", "type": "file"}

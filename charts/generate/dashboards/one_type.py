@@ -66,7 +66,7 @@ WORK: Final = Row(
         ),
         Plot(
             "Saturation",
-            "Of the attempts that may run at once, the share that does.",
+            "Tasks in hand to the attempts that may run at once: beyond 100 %, some wait for a slot.",
             "percentunit",
             (
                 Query(

@@ -124,8 +124,8 @@ def _heatmap(plot: Plot) -> Any:
 
 
 def _scaled(made: Any, plot: Plot) -> Any:
-    if plot.largest is not None:
-        made = made.max(plot.largest)
+    if plot.largest is not None:  # a line may go beyond it
+        made = made.axis_soft_max(plot.largest) if isinstance(made, timeseries.Panel) else made.max(plot.largest)
     if plot.states:
         named = {
             value: models.ValueMappingResult(text=text, color=_colour(plot, float(value)), index=place)
