@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import LeaderNotAvailableError, NotLeaderForPartitionError
 
 from handlers.stream.client import connected, connection_options
 from handlers.stream.errors import TROUBLE, KafkaUnavailable, error_name
 from handlers.stream.settings import KafkaSettings
 
 T = TypeVar("T")
+
+LEADERLESS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds before a question is put again where a partition's leader does not know that it leads: a new topic's learns
+of it a moment after the cluster says so, another one's after an election.
+"""
+_NO_LEADER: Final = (NotLeaderForPartitionError, LeaderNotAvailableError)
 
 
 class Cluster:
@@ -25,19 +32,19 @@ class Cluster:
         self._connecting = asyncio.Lock()
 
     async def ask(self, question: Callable[[AIOKafkaClient], Awaitable[T]]) -> T:
-        """The answer to `question`, which is put a second time where a connection that stood idle has died.
+        """The answer to `question`, put again where a connection that stood idle has died or a leader is not there yet.
 
-        `question` must bear being put twice. Raises KafkaUnavailable, after `request_timeout` seconds for each try at
-        most.
+        `question` must bear that. Raises KafkaUnavailable, after `request_timeout` seconds for each try at most.
         """
-        try:
-            return await self._try(question)
-        except TROUBLE:
-            pass
-        try:
-            return await self._try(question)
-        except TROUBLE as error:
-            raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+        died, unled = iter((0.0,)), iter(LEADERLESS)
+        while True:
+            try:
+                return await self._try(question)
+            except TROUBLE as error:
+                pause = next(unled if isinstance(error, _NO_LEADER) else died, None)
+                if pause is None:
+                    raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Close the connection; a later question opens another."""

@@ -264,5 +264,11 @@ async def create_topic(stack: Stack, topic: str) -> None:
     await admin.start()
     try:
         await admin.create_topics([NewTopic(topic, stack.settings.kafka.partitions, 1)])
+
+        async def known() -> bool:  # Kafka answers before its brokers know
+            (described,) = await admin.describe_topics([topic])
+            return not described["error_code"] and all(each["leader"] >= 0 for each in described["partitions"])
+
+        await eventually(known, f"{topic} is there")
     finally:
         await admin.close()

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError, NotLeaderForPartitionError, RequestTimedOutError
+
+from handlers.stream.cluster import LEADERLESS, Cluster
+from handlers.stream.errors import KafkaUnavailable
+from handlers.stream.settings import KafkaSettings
+
+
+class Refusing:
+    """A question to which Kafka says no, so many times."""
+
+    def __init__(self, error: type[KafkaError], times: int) -> None:
+        self.error = error
+        self.times = times
+        self.put = 0
+
+    async def __call__(self, client: AIOKafkaClient) -> str:
+        self.put += 1
+        if self.put <= self.times:
+            raise self.error
+        return "an answer"
+
+
+@pytest.mark.parametrize("question", [Refusing(NotLeaderForPartitionError, 4), Refusing(RequestTimedOutError, 1)])
+async def test_a_question_is_put_again_where_that_may_help(settings: KafkaSettings, question: Refusing) -> None:
+    cluster = Cluster(settings)
+    assert await cluster.ask(question) == "an answer"
+    await cluster.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(NotLeaderForPartitionError, len(LEADERLESS) + 1), (RequestTimedOutError, 2)]
+)
+async def test_an_error_that_stays_is_told_after_some_tries(
+    settings: KafkaSettings, error: type[KafkaError], tries: int
+) -> None:
+    question, cluster = Refusing(error, 100), Cluster(settings)
+    with pytest.raises(KafkaUnavailable, match=error.__name__.removesuffix("Error")):
+        await cluster.ask(question)
+    assert question.put == tries
+    await cluster.close()
