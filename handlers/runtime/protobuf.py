@@ -17,7 +17,6 @@ class Wire(IntEnum):
     VARINT = 0
     FIXED64 = 1
     LENGTHY = 2
-    FIXED32 = 5
 
 
 def varint(value: int) -> bytes:
