@@ -9,6 +9,12 @@ def test_a_port_that_somebody_listens_on_is_not_free() -> None:
         assert not is_free(listener.getsockname()[1])
 
 
+def test_whoever_asks_for_a_free_port_gets_one_that_nobody_else_was_given() -> None:
+    given = [free_port() for _ in range(500)]
+    assert len(set(given)) == len(given)
+    assert all(is_free(port) for port in given)
+
+
 def test_the_usual_port_is_taken_where_it_is_free(tmp_path: Path) -> None:
     usual = free_port()
     assert Ports(tmp_path / "ports.json").choose("postgres", usual) == usual
