@@ -72,6 +72,7 @@ def _shown(plot: Plot) -> Mapping[str, Any]:
             if (value := getattr(plot, name)) is not None
         },
         **({"states": dict(plot.states)} if plot.states else {}),
+        **({"colours": [list(each) for each in plot.colours]} if plot.colours else {}),
     }
 
 

@@ -85,6 +85,7 @@ WORK: Final = Row(
             "Seconds that the handler's own work took.",
             "s",
             percentiles("taskflux_processing_seconds", TYPE),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -100,6 +101,7 @@ WORK: Final = Row(
             "End-to-end seconds of its tasks that succeeded, waiting, retries and delays asked for included.",
             "s",
             percentiles("taskflux_end_to_end_seconds", TYPE),
+            Kind.TIMES,
             width=8,
         ),
     ),
@@ -146,6 +148,7 @@ SCALING: Final = Row(
             "Seconds from when a task was due to its claim.",
             "s",
             percentiles("taskflux_wait_seconds", TYPE),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -200,6 +203,7 @@ PROVIDER: Final = Row(
             "Seconds that its processes' calls to the provider took.",
             "s",
             _percentiles_of_its_processes("taskflux_provider_request_seconds"),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -207,6 +211,7 @@ PROVIDER: Final = Row(
             "95th percentile of the seconds that its attempts waited for the provider's rate limit.",
             "s",
             (Query(_quantile_of_its_processes(0.95, "taskflux_rate_limit_wait_seconds"), "p95"),),
+            Kind.TIMES,
             nothing="no rate limit",
         ),
         Plot(
@@ -244,6 +249,7 @@ PROCESSES: Final = Row(
             "99th percentile of how late the event loop was: above a tenth of a second something blocks it.",
             "s",
             (Query(_quantile_of_its_processes(0.99, "taskflux_event_loop_lag_seconds"), "p99"),),
+            Kind.TIMES,
             width=8,
             warning=0.1,
             nothing="at zero",

@@ -41,6 +41,7 @@ API: Final = Row(
                     exemplars=True,
                 ),
             ),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -96,6 +97,7 @@ PROVIDERS: Final = Row(
             "95th percentile of the seconds that a call took, by provider.",
             "s",
             (Query(quantile(0.95, "taskflux_provider_request_seconds", "provider"), "{{provider}}", exemplars=True),),
+            Kind.TIMES,
             width=8,
         ),
         Plot(

@@ -130,6 +130,7 @@ LATENCY: Final = Row(
             "End-to-end seconds of tasks that succeeded, waiting, retries and delays asked for included.",
             "s",
             percentiles("taskflux_end_to_end_seconds"),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -145,6 +146,7 @@ LATENCY: Final = Row(
             "95th percentile of the seconds from when a task was due to its claim, by type.",
             "s",
             (Query(quantile(0.95, "taskflux_wait_seconds", "type"), "{{type}}"),),
+            Kind.TIMES,
             width=8,
         ),
     ),

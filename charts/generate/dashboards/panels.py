@@ -75,8 +75,12 @@ def _lines(plot: Plot) -> Any:
         .legend(_legend())
         .tooltip(_tooltip())
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
-        .min(0)
     )
+    if plot.kind is Kind.TIMES:
+        by_ten = common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(10)
+        made = made.scale_distribution(by_ten)
+    else:
+        made = made.min(0)
     if plot.unit in _UNITS:
         made = made.axis_soft_max(0.1)  # where nothing happens the axis would go to 100 a second
     if plot.kind is Kind.STACKED:

@@ -18,6 +18,7 @@ class Kind(Enum):
 
     NUMBER = "number"
     LINES = "lines"
+    TIMES = "times"  # each power of ten as high as the next: milliseconds are seen beside an outage's minutes
     STACKED = "stacked"
     STEPS = "steps"  # states over time: nothing in between is true
     HEATMAP = "heatmap"

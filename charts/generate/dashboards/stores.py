@@ -35,6 +35,7 @@ POSTGRES: Final = Row(
             "95th percentile of a statement's seconds, by name; the wait for a connection is apart.",
             "s",
             (Query(quantile(0.95, "taskflux_statement_seconds", "statement"), "{{statement}}"),),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -51,6 +52,7 @@ POSTGRES: Final = Row(
             "95th percentile of the seconds that a statement waited for a connection of its pool, by handler.",
             "s",
             (Query(quantile(0.95, "taskflux_pool_wait_seconds", "handler"), "{{handler}}"),),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -87,6 +89,7 @@ KAFKA: Final = Row(
             "Seconds from handing records to Kafka until they were confirmed.",
             "s",
             percentiles("taskflux_produce_seconds"),
+            Kind.TIMES,
             width=8,
         ),
         Plot(
@@ -176,6 +179,7 @@ RELAY: Final = Row(
             "Seconds that one measurement took. The next one waits fifty times as long, and five seconds at least.",
             "s",
             percentiles("taskflux_measure_seconds"),
+            Kind.TIMES,
             width=8,
         ),
     ),
@@ -204,6 +208,7 @@ PROCESSES: Final = Row(
             "99th percentile of how late the event loop was: above a tenth of a second something blocks it.",
             "s",
             (Query(quantile(0.99, "taskflux_event_loop_lag_seconds", "handler"), "{{handler}}"),),
+            Kind.TIMES,
             width=6,
             warning=0.1,
         ),
