@@ -126,14 +126,15 @@ def test_deployments_are_marked() -> None:
         assert "{{version}}" in annotation["titleFormat"]
 
 
-def test_exemplars_are_asked_for_where_a_histogram_has_them() -> None:
+def test_exemplars_are_asked_for_once_where_a_histogram_has_them() -> None:
     for board in BOARDS.values():
         for panel in panels(board):
-            for target in panel["targets"]:
-                histogram = re.search(r"(taskflux_\w+)_bucket", target["expr"])
-                declared = DECLARED[histogram[1]] if histogram else None
-                if panel["type"] == "timeseries":
-                    assert target.get("exemplar", False) == (declared is not None and declared.exemplars), target
+            if panel["type"] != "timeseries":
+                continue
+            histograms = set(re.findall(r"(taskflux_\w+)_bucket", " ".join(each["expr"] for each in panel["targets"])))
+            asking = [each["expr"] for each in panel["targets"] if each.get("exemplar")]
+            assert len(asking) == sum(DECLARED[name].exemplars for name in histograms), panel["title"]
+            assert all(any(f"{name}_bucket" in expr for name in histograms) for expr in asking), panel["title"]
 
 
 def test_panels_and_alerts_read_metrics_that_are_declared_by_labels_that_they_have() -> None:

@@ -6,12 +6,11 @@ from typing import Final
 
 from charts.generate.dashboards.plots import (
     OUTCOMES,
-    PERCENTILES,
-    WITH_TRACES,
     Kind,
     Plot,
     Query,
     Row,
+    at_percentiles,
     happening,
     heat,
     led,
@@ -36,10 +35,7 @@ def _quantile_of_its_processes(share: float, histogram: str) -> str:
 
 
 def _percentiles_of_its_processes(histogram: str) -> tuple[Query, ...]:
-    return tuple(
-        Query(_quantile_of_its_processes(share, histogram), name, exemplars=histogram in WITH_TRACES)
-        for share, name in PERCENTILES
-    )
+    return at_percentiles(histogram, lambda share: _quantile_of_its_processes(share, histogram))
 
 
 WORK: Final = Row(

@@ -69,7 +69,7 @@ def _tooltip() -> Any:
 def _lines(plot: Plot) -> Any:
     made = (
         timeseries.Panel()
-        .fill_opacity(25 if plot.kind is Kind.STACKED else 8)
+        .fill_opacity({Kind.STACKED: 25, Kind.TIMES: 0}.get(plot.kind, 8))  # below powers of ten there is no ground
         .line_width(1)
         .show_points(common_models.VisibilityMode.NEVER)
         .legend(_legend())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -124,10 +125,13 @@ WITH_TRACES: Final = frozenset(name for name, declared in DECLARED.items() if de
 
 def percentiles(histogram: str, *matchers: str) -> tuple[Query, ...]:
     """Its median, 95th and 99th percentile."""
-    return tuple(
-        Query(quantile(share, histogram, "", *matchers), name, exemplars=histogram in WITH_TRACES)
-        for share, name in PERCENTILES
-    )
+    return at_percentiles(histogram, lambda share: quantile(share, histogram, "", *matchers))
+
+
+def at_percentiles(histogram: str, expr: Callable[[float], str]) -> tuple[Query, ...]:
+    """What `expr` says of `histogram` at these shares; its exemplars, the same for each, are asked for once."""
+    points = "p99" if histogram in WITH_TRACES else None
+    return tuple(Query(expr(share), name, exemplars=name == points) for share, name in PERCENTILES)
 
 
 def heat(histogram: str, *matchers: str) -> Query:
