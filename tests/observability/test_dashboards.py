@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -126,15 +128,29 @@ def test_deployments_are_marked() -> None:
         assert "{{version}}" in annotation["titleFormat"]
 
 
-def test_exemplars_are_asked_for_once_where_a_histogram_has_them() -> None:
+def test_exemplars_are_asked_for_once_of_each_histogram_that_has_them() -> None:
     for board in BOARDS.values():
         for panel in panels(board):
-            if panel["type"] != "timeseries":
-                continue
-            histograms = set(re.findall(r"(taskflux_\w+)_bucket", " ".join(each["expr"] for each in panel["targets"])))
-            asking = [each["expr"] for each in panel["targets"] if each.get("exemplar")]
-            assert len(asking) == sum(DECLARED[name].exemplars for name in histograms), panel["title"]
-            assert all(any(f"{name}_bucket" in expr for name in histograms) for expr in asking), panel["title"]
+            if panel["type"] == "timeseries":
+                asking = [target for target in panel["targets"] if target.get("exemplar")]
+                having = {name for name in _histograms(panel["targets"]) if DECLARED[name].exemplars}
+                assert sorted(_histograms(asking)) == sorted(having), panel["title"]
+                assert len(asking) == len(having), panel["title"]
+
+
+def test_times_at_a_percentile_stand_on_powers_of_ten_and_nothing_else_does() -> None:
+    for board in BOARDS.values():
+        for panel in panels(board):
+            if panel["type"] == "timeseries":
+                defaults = panel["fieldConfig"]["defaults"]
+                by_ten = defaults["custom"].get("scaleDistribution") == {"type": "log", "log": 10}
+                assert by_ten == any("histogram_quantile" in each["expr"] for each in panel["targets"]), panel["title"]
+                assert by_ten == ("min" not in defaults), panel["title"]
+
+
+def _histograms(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those that are read, once for each query that reads them."""
+    return [name for each in targets for name in set(re.findall(r"(taskflux_\w+)_bucket", each["expr"]))]
 
 
 def test_panels_and_alerts_read_metrics_that_are_declared_by_labels_that_they_have() -> None:

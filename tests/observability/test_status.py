@@ -205,6 +205,12 @@ async def test_a_browser_draws_every_plot(tmp_path: Path) -> None:
     assert "nothing yet" not in page.partition("<main")[2].partition("</main>")[0]
     assert len(re.findall(r'<path d="M[\d.]+ [\d.]+', page)) > len(titles)
     assert re.search(r"<b[^>]*>[\d.]+/s</b>", page)
+    shown = dict(re.findall(r"<h3>([^<]*)<abbr(.*?)</article>", page, re.DOTALL))
+    assert re.findall(r'<text class="lane"[^>]*>([^<]*)<', shown["Circuits"]) == ["email", "sms"]
+    assert 'class="bad"' in shown["Circuits"]
+    axis = re.findall(r'text-anchor="end">([^<:]*)<', shown["From acceptance to success"])
+    assert axis == ["100 ms", "1 s", "10 s"]
+    assert re.findall(r'class="key" style="background: var\((--\w+)\)', shown["Failed attempts"]) == ["--c5"]
 
 
 async def test_a_wrong_span_is_a_problem_that_says_what_is_right() -> None:

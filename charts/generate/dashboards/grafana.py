@@ -38,10 +38,26 @@ def board(
 
     `traces` is what its link to the traces looks for, in TraceQL.
     """
-    builder = (
+    builder = _empty(title, traces).uid(uid).description(description)
+    for variable in variables:
+        builder = builder.with_variable(variable)
+    for row in rows:
+        builder = builder.with_row(dashboard.Row(row.title))
+        for plot in row.plots:
+            builder = builder.with_panel(panel(plot))
+    made: dict[str, Any] = json.loads(json.dumps(builder.build(), cls=JSONEncoder))
+    _bring_up_to_date(made)
+    _number(made["panels"])
+    _name_deployments(made["annotations"]["list"][0])
+    if uid != HANDLER_UID:
+        _link_to_handlers(made["panels"])
+    return made
+
+
+def _empty(title: str, traces: str) -> Any:
+    """What all of ours have in common: the variables of where, the links, the marks of deployments."""
+    return (
         dashboard.Dashboard(title)
-        .uid(uid)
-        .description(description)
         .tags([TAG])
         .time("now-1h", "now")
         .refresh("30s")
@@ -77,19 +93,6 @@ def board(
             .expr(DEPLOYMENTS)
         )
     )
-    for variable in variables:
-        builder = builder.with_variable(variable)
-    for row in rows:
-        builder = builder.with_row(dashboard.Row(row.title))
-        for plot in row.plots:
-            builder = builder.with_panel(panel(plot))
-    made: dict[str, Any] = json.loads(json.dumps(builder.build(), cls=JSONEncoder))
-    _bring_up_to_date(made)
-    _number(made["panels"])
-    _name_deployments(made["annotations"]["list"][0])
-    if uid != HANDLER_UID:
-        _link_to_handlers(made["panels"])
-    return made
 
 
 def handler_chooser() -> Any:

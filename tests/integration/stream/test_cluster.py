@@ -24,10 +24,12 @@ class Refusing:
         return "an answer"
 
 
-@pytest.mark.parametrize("question", [Refusing(NotLeaderForPartitionError, 4), Refusing(RequestTimedOutError, 1)])
-async def test_a_question_is_put_again_where_that_may_help(settings: KafkaSettings, question: Refusing) -> None:
+@pytest.mark.parametrize(("error", "times"), [(NotLeaderForPartitionError, 4), (RequestTimedOutError, 1)])
+async def test_a_question_is_put_again_where_that_may_help(
+    settings: KafkaSettings, error: type[KafkaError], times: int
+) -> None:
     cluster = Cluster(settings)
-    assert await cluster.ask(question) == "an answer"
+    assert await cluster.ask(Refusing(error, times)) == "an answer"
     await cluster.close()
 
 
