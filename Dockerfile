@@ -52,6 +52,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     && pip --python backend/bin/python install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY handlers handlers
+COPY taskflux taskflux
 # A wheel's times are in its hash, which the installation notes: the same sources shall give the same layer.
 RUN SOURCE_DATE_EPOCH=315532800 \
     pip --python backend/bin/python wheel --no-deps --no-index --no-build-isolation -w dist . \
@@ -78,7 +79,7 @@ USER 65532:65532
 ENTRYPOINT ["taskflux"]
 
 
-# For developing in a cluster: `run --reload`, and sources in /app/handlers, whose owner is the user that runs, since
+# For developing in a cluster: `run --reload`, and sources in /app/taskflux, whose owner is the user that runs, since
 # file sync (skaffold's) replaces them from inside the container, with that user's rights. Those sources are the ones
 # that are imported, and they have no bytecode, which would hide what was replaced. The root file system has to be
 # writable for it, unlike in production.
@@ -92,10 +93,11 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
         --root-user-action ignore --require-hashes --only-binary :all: -r /tmp/reload.txt \
     && rm /tmp/reload.txt \
     && packages=$(/opt/taskflux/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-    && rm -r "$packages/handlers" \
+    && rm -r "$packages/taskflux" \
     && echo /app >"$packages/taskflux-sources.pth" \
     && chown 65532:65532 /app
-COPY --chown=65532:65532 handlers /app/handlers
+COPY --chown=65532:65532 taskflux /app/taskflux
+COPY --chown=65532:65532 handlers /app/taskflux/handlers
 USER 65532:65532
 
 

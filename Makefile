@@ -112,7 +112,7 @@ docs: $(VENV)/.dev ## the pages that are made from the code
 	  echo 'Read from the environment. This page is made by `make docs` from the classes that read them.'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
 	@$(BIN)/taskflux openapi > docs/openapi.json
-	@$(BIN)/python -m handlers.cli.metrics_table docs/observability.md
+	@$(BIN)/python -m taskflux.cli.metrics_table docs/observability.md
 
 .PHONY: dashboards
 dashboards: $(VENV)/.dev ## Grafana's dashboards and the status page's plots, from charts/generate/dashboards
@@ -125,7 +125,7 @@ lock: $(VENV)/.dev ## requirements/*.txt anew from pyproject.toml (ARGS=--upgrad
 .PHONY: clean
 clean: ## away with what make made; .taskflux, the data of `make run`, stays
 	rm -rf $(VENV) build dist .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
-	find handlers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find handlers taskflux tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # What `make run` needs, and what working on it needs besides: the second one has all of the first.
 $(VENV)/.run: requirements/local.txt pyproject.toml $(BIN)/python

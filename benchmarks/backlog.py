@@ -18,8 +18,8 @@ from benchmarks.lab import Lab, until
 from benchmarks.proc import cpu_seconds
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Effort, take_turns
-from handlers.local.processes import Process
-from handlers.runtime.handler import Handler
+from taskflux.local.processes import Process
+from taskflux.worker.handler import Handler
 
 WARM_UP: Final = 500
 COLUMNS: Final = (Column("tasks/s"), Column("CPU µs/task"))

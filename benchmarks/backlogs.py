@@ -12,13 +12,13 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from benchmarks.lab import Scene
-from handlers.runtime.publisher import Publisher
-from handlers.store.database import Database
-from handlers.store.publishing import Due, Publishing
-from handlers.store.tasks import Tasks
-from handlers.stream.producer import Producer, Published
-from handlers.stream.record import OutRecord
-from handlers.tasks.submission import Submission
+from taskflux.store.database import Database
+from taskflux.store.publishing import Due, Publishing
+from taskflux.store.tasks import Tasks
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.record import OutRecord
+from taskflux.tasks.submission import Submission
+from taskflux.worker.publisher import Publisher
 
 PAYLOAD: Final = '{"to":"someone@example.org","subject":"Hello","number":12345}'
 CHUNK: Final = 1000

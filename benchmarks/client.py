@@ -7,7 +7,7 @@ from typing import Self, cast
 
 import httptools
 
-from handlers.local.ports import LOOPBACK
+from taskflux.local.ports import LOOPBACK
 
 
 def post(path: str, body: bytes) -> bytes:

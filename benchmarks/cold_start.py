@@ -13,8 +13,8 @@ from benchmarks.lab import Lab, until
 from benchmarks.proc import cpu_seconds
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Contestant, Effort, take_turns
-from handlers.local.processes import Process
-from handlers.process_simulated import process_simulated
+from taskflux.handlers.process_simulated import process_simulated
+from taskflux.local.processes import Process
 
 FLOOR: Final = "aiokafka + asyncpg"
 COLUMNS: Final = (

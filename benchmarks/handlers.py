@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from handlers import Receipt, Task, handler
+from taskflux import Receipt, Task, handler
 
 NAP: Final = 0.02
 """Seconds that the napping handler awaits."""

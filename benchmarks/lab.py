@@ -17,16 +17,16 @@ from typing import Any, Final
 
 import asyncpg
 
-from handlers.local.ports import LOOPBACK, free_port
-from handlers.local.processes import Process
-from handlers.local.servers import Broker, PostgresServer, Server
-from handlers.runtime.handler import Handler
-from handlers.store.database import Database
-from handlers.store.migrate import migrate
-from handlers.store.settings import PostgresSettings
-from handlers.store.task_types import TaskTypes
-from handlers.stream.provision import ensure_topics
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.ports import LOOPBACK, free_port
+from taskflux.local.processes import Process
+from taskflux.local.servers import Broker, PostgresServer, Server
+from taskflux.store.database import Database
+from taskflux.store.migrate import migrate
+from taskflux.store.settings import PostgresSettings
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.handler import Handler
 
 ROOT: Final = Path(__file__).parents[1]
 FLOOR_SCHEMA: Final = Path(__file__).parent / "floors" / "schema.sql"
@@ -129,7 +129,8 @@ class Lab:
     async def compile(self, scene: Scene) -> None:
         """Import what a worker and a bare consumer import, so that no process has to compile it."""
         modules = (
-            "handlers.cli.loading, handlers.runtime.serving, handlers.process_simulated, benchmarks.floors.consumer"
+            "taskflux.cli.loading, taskflux.worker.serving, taskflux.handlers.process_simulated,"
+            " benchmarks.floors.consumer"
         )
         async with self.run("compile", [sys.executable, "-c", f"import {modules}"], scene.environment) as process:
             await process.wait()

@@ -20,7 +20,7 @@ from benchmarks.handlers import stamp
 from benchmarks.lab import Lab, Scene, listening, until
 from benchmarks.report import Column, Sample, Table, percentile
 from benchmarks.rounds import Effort, take_turns
-from handlers.local.ports import free_port
+from taskflux.local.ports import free_port
 
 TASKS: Final = 100
 PAUSES: Final = (0.02, 0.06)

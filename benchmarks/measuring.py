@@ -10,7 +10,7 @@ import asyncpg
 from benchmarks.lab import Lab
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Effort
-from handlers.store.queries import query
+from taskflux.store.queries import query
 
 STATEMENTS: Final = ("measure_tasks", "measure_parked", "measure_letters", "measure_workers", "measure_circuits")
 ROWS: Final = 1_000_000

@@ -15,9 +15,9 @@ from benchmarks.lab import Lab, listening, until
 from benchmarks.proc import memory_mib
 from benchmarks.report import Column, Table
 from benchmarks.rounds import Effort
-from handlers.local.ports import free_port
-from handlers.local.processes import Process
-from handlers.process_simulated import process_simulated
+from taskflux.handlers.process_simulated import process_simulated
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process
 
 FLOOR: Final = "aiokafka + asyncpg"
 TASKS: Final = 50

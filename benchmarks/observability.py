@@ -17,7 +17,7 @@ from benchmarks.handlers import noop
 from benchmarks.lab import Lab, until
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Effort, take_turns
-from handlers.local.ports import LOOPBACK
+from taskflux.local.ports import LOOPBACK
 
 ROUNDS: Final = 10
 BACKLOGS: Final = 8

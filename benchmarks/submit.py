@@ -18,8 +18,8 @@ from benchmarks.lab import ROOT, Lab, Scene, listening, until
 from benchmarks.proc import cpu_seconds
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Contestant, Effort, take_turns
-from handlers.local.ports import free_port
-from handlers.local.processes import Process
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process
 
 CONNECTIONS: Final = 32
 SECONDS: Final = 2.0

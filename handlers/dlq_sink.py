@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from uuid import UUID
 
-from handlers.runtime import labels, message_spans, metrics, store_metrics, zeros
-from handlers.runtime.measuring import DLQ
-from handlers.runtime.poison import dead_letter
-from handlers.runtime.process import Process, service
-from handlers.runtime.serving import consumer_hooks
-from handlers.store.database import Database
-from handlers.store.dead_letters import DeadLetter, DeadLetters
-from handlers.store.errors import RefusedData
-from handlers.store.group_commit import GroupCommit
-from handlers.stream.consumer import Consumer
-from handlers.stream.record import Record
-from handlers.stream.topics import dead_letter_group, dead_letter_topic
+from taskflux.store.database import Database
+from taskflux.store.dead_letters import DeadLetter, DeadLetters
+from taskflux.store.errors import RefusedData
+from taskflux.store.group_commit import GroupCommit
+from taskflux.stream.consumer import Consumer
+from taskflux.stream.record import Record
+from taskflux.stream.topics import dead_letter_group, dead_letter_topic
+from taskflux.telemetry import labels, message_spans, metrics, store_metrics, zeros
+from taskflux.upkeep.measuring import DLQ
+from taskflux.worker.poison import dead_letter
+from taskflux.worker.process import Process, service
+from taskflux.worker.serving import consumer_hooks
 
 log = logging.getLogger(__name__)
 

@@ -10,34 +10,34 @@ from functools import partial
 
 from starlette.routing import Route
 
-from handlers.http.app import create_app
-from handlers.http.dead_letter_desk import DeadLetterDesk
-from handlers.http.receipts import Msg91Webhook, ReportHooks
-from handlers.http.registry import TypeRegistry
-from handlers.http.requests import of_request
-from handlers.http.server import CannotListen, serve
-from handlers.http.services import Hooks, Limits, Services
-from handlers.http.task_desk import TaskDesk
-from handlers.providers.msg91_settings import Msg91Settings
-from handlers.runtime import labels, metrics, store_metrics, zeros
-from handlers.runtime.circuits import CircuitWatch
-from handlers.runtime.exposition import chosen, shown
-from handlers.runtime.intake import Intake
-from handlers.runtime.process import Process, service
-from handlers.runtime.publisher import Publisher
-from handlers.runtime.settings import WrongSettings, load_provider
-from handlers.store.accelerator import Accelerator
-from handlers.store.circuits import Circuits
-from handlers.store.database import Database
-from handlers.store.dead_letter_browsing import DeadLetterShelf
-from handlers.store.dead_letter_replays import DeadLetterReplays
-from handlers.store.decisions import Decisions
-from handlers.store.listing import Listing
-from handlers.store.publishing import Publishing
-from handlers.store.receipts import Receipts
-from handlers.store.task_types import TaskTypes
-from handlers.store.tasks import Tasks
-from handlers.stream.producer import Producer
+from taskflux.http.app import create_app
+from taskflux.http.dead_letter_desk import DeadLetterDesk
+from taskflux.http.receipts import Msg91Webhook, ReportHooks
+from taskflux.http.registry import TypeRegistry
+from taskflux.http.requests import of_request
+from taskflux.http.server import CannotListen, serve
+from taskflux.http.services import Hooks, Limits, Services
+from taskflux.http.task_desk import TaskDesk
+from taskflux.providers.msg91_settings import Msg91Settings
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.circuits import Circuits
+from taskflux.store.database import Database
+from taskflux.store.dead_letter_browsing import DeadLetterShelf
+from taskflux.store.dead_letter_replays import DeadLetterReplays
+from taskflux.store.decisions import Decisions
+from taskflux.store.listing import Listing
+from taskflux.store.publishing import Publishing
+from taskflux.store.receipts import Receipts
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import Tasks
+from taskflux.stream.producer import Producer
+from taskflux.telemetry import labels, metrics, store_metrics, zeros
+from taskflux.telemetry.exposition import chosen, shown
+from taskflux.worker.circuits import CircuitWatch
+from taskflux.worker.intake import Intake
+from taskflux.worker.process import Process, service
+from taskflux.worker.publisher import Publisher
+from taskflux.worker.settings import WrongSettings, load_provider
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ async def exposition(name: str, peers: Mapping[str, str], accept: str = "") -> t
     """This process's metrics, and where it has peers to speak for, theirs with them; and their content type."""
     body, content_type = await asyncio.to_thread(shown, accept)
     if peers:
-        from handlers.runtime.peers import fetch_and_merge  # lazily: only `taskflux dev` names peers
+        from taskflux.local.peers import fetch_and_merge  # lazily: only `taskflux dev` names peers
 
         body = (await fetch_and_merge(name, body.decode(), peers, chosen(accept))).encode()
     return body, content_type
@@ -143,8 +143,8 @@ async def _status(
 ) -> Sequence[Route]:
     """The page of a TaskFlux whose metrics are all here: under `taskflux dev`, which has its own reader of PromQL."""
     try:
-        from handlers.http.status.overview import Overview
-        from handlers.http.status.routes import status_routes
+        from taskflux.http.status.overview import Overview
+        from taskflux.http.status.routes import status_routes
     except ModuleNotFoundError as missing:
         extra = {"needs": missing.name}
         log.warning("no page at /status: pip install 'taskflux[local]' brings what it needs", extra=extra)

@@ -7,25 +7,25 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from handlers.http.notifications import Notify, create_notify_app
-from handlers.http.openapi.document import notify_json
-from handlers.http.openapi.pages import documentation_routes
-from handlers.http.probes import probe_routes
-from handlers.http.server import CannotListen, serve
-from handlers.providers import msg91, smtp
-from handlers.providers.email import Email
-from handlers.providers.provider import Provider
-from handlers.providers.sms import Sms
-from handlers.runtime import metrics, store_metrics, zeros
-from handlers.runtime.exposition import shown
-from handlers.runtime.limiter import Limiter
-from handlers.runtime.notifier import Notifier, Order, Result
-from handlers.runtime.process import Process, service
-from handlers.runtime.settings import WrongSettings, load_provider
-from handlers.store.accelerator import Accelerator
-from handlers.store.database import Database
-from handlers.store.notifications import Notifications
-from handlers.tasks.errors import Misconfigured
+from taskflux.http.notifications import Notify, create_notify_app
+from taskflux.http.openapi.document import notify_json
+from taskflux.http.openapi.pages import documentation_routes
+from taskflux.http.probes import probe_routes
+from taskflux.http.server import CannotListen, serve
+from taskflux.providers import msg91, smtp
+from taskflux.providers.email import Email
+from taskflux.providers.provider import Provider
+from taskflux.providers.sms import Sms
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.database import Database
+from taskflux.store.notifications import Notifications
+from taskflux.tasks.errors import Misconfigured
+from taskflux.telemetry import metrics, store_metrics, zeros
+from taskflux.telemetry.exposition import shown
+from taskflux.worker.limiter import Limiter
+from taskflux.worker.notifier import Notifier, Order, Result
+from taskflux.worker.process import Process, service
+from taskflux.worker.settings import WrongSettings, load_provider
 
 
 @service("notify", own_http=True, needs=("postgres",))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from handlers.providers import smtp
-from handlers.providers.email import Email, SendsMail
-from handlers.runtime.handler import handler
-from handlers.tasks.model import Receipt, Task
-from handlers.tasks.policy import RetryPolicy
+from taskflux.providers import smtp
+from taskflux.providers.email import Email, SendsMail
+from taskflux.tasks.model import Receipt, Task
+from taskflux.tasks.policy import RetryPolicy
+from taskflux.worker.handler import handler
 
 
 @handler(

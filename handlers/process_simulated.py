@@ -11,9 +11,9 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from handlers.runtime.handler import handler
-from handlers.tasks.errors import Transient
-from handlers.tasks.model import Receipt, Task
+from taskflux.tasks.errors import Transient
+from taskflux.tasks.model import Receipt, Task
+from taskflux.worker.handler import handler
 
 TEXT_DELAY_MS: Final = 50
 """How long a payload that is just a text takes: enough to be seen at work."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from handlers.providers import msg91
-from handlers.providers.sms import SendsSms, Sms
-from handlers.runtime.handler import handler
-from handlers.tasks.model import Receipt, Task
+from taskflux.providers import msg91
+from taskflux.providers.sms import SendsSms, Sms
+from taskflux.tasks.model import Receipt, Task
+from taskflux.worker.handler import handler
 
 
 @handler(

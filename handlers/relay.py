@@ -9,20 +9,20 @@ import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from handlers.runtime import metrics, store_metrics
-from handlers.runtime.auditor import Auditor
-from handlers.runtime.leader import Leader
-from handlers.runtime.outflow import Outflow
-from handlers.runtime.process import Process, service
-from handlers.runtime.publisher import Publisher
-from handlers.store.circuits import Circuits
-from handlers.store.database import Database
-from handlers.store.errors import StoreError
-from handlers.store.publishing import Publishing
-from handlers.store.task_types import TaskTypes
-from handlers.store.upkeep import Upkeep
-from handlers.stream.positions import Positions
-from handlers.stream.producer import Producer
+from taskflux.store.circuits import Circuits
+from taskflux.store.database import Database
+from taskflux.store.errors import StoreError
+from taskflux.store.publishing import Publishing
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.upkeep import Upkeep
+from taskflux.stream.positions import Positions
+from taskflux.stream.producer import Producer
+from taskflux.telemetry import metrics, store_metrics
+from taskflux.upkeep.auditor import Auditor
+from taskflux.upkeep.leader import Leader
+from taskflux.upkeep.outflow import Outflow
+from taskflux.worker.process import Process, service
+from taskflux.worker.publisher import Publisher
 
 log = logging.getLogger(__name__)
 

@@ -8,27 +8,27 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
-from handlers.runtime import metrics, store_metrics, zeros
-from handlers.runtime.adoption import Adopted, Adoption
-from handlers.runtime.circuits import CircuitWatch
-from handlers.runtime.poison import PoisonOutlet
-from handlers.runtime.process import Process, service
-from handlers.runtime.publisher import Publisher
-from handlers.runtime.serving import consumer_hooks
-from handlers.runtime.settings import WrongSettings
-from handlers.store.circuits import Circuits
-from handlers.store.database import Database
-from handlers.store.dead_letters import DeadLetters
-from handlers.store.errors import StoreError
-from handlers.store.foreign import ForeignTasks
-from handlers.store.publishing import Due, Publishing
-from handlers.store.task_types import TaskTypes
-from handlers.stream.consumer import Consumer
-from handlers.stream.envelope import Envelope, Foreign, Poison, PoisonClass, decode
-from handlers.stream.producer import Producer
-from handlers.stream.record import Record
-from handlers.stream.topics import is_own_topic, router_group
-from handlers.tasks.submission import TaskType
+from taskflux.store.circuits import Circuits
+from taskflux.store.database import Database
+from taskflux.store.dead_letters import DeadLetters
+from taskflux.store.errors import StoreError
+from taskflux.store.foreign import ForeignTasks
+from taskflux.store.publishing import Due, Publishing
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.consumer import Consumer
+from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, decode
+from taskflux.stream.producer import Producer
+from taskflux.stream.record import Record
+from taskflux.stream.topics import is_own_topic, router_group
+from taskflux.tasks.submission import TaskType
+from taskflux.telemetry import metrics, store_metrics, zeros
+from taskflux.worker.adoption import Adopted, Adoption
+from taskflux.worker.circuits import CircuitWatch
+from taskflux.worker.poison import PoisonOutlet
+from taskflux.worker.process import Process, service
+from taskflux.worker.publisher import Publisher
+from taskflux.worker.serving import consumer_hooks
+from taskflux.worker.settings import WrongSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from handlers.local.servers import Broker, PostgresServer, ValkeyServer
-from handlers.store.database import Database
-from handlers.store.migrate import migrate
-from handlers.store.settings import PostgresSettings
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.store.database import Database
+from taskflux.store.migrate import migrate
+from taskflux.store.settings import PostgresSettings
+from taskflux.stream.settings import KafkaSettings
 from tests.kafka.broker import KafkaBroker
 from tests.pgbouncer.pooler import PgBouncer
 from tests.workers import Scheduling, begin_with_the_longest

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from handlers.cli.contract import variables
-from handlers.cli.reference import sections
+from taskflux.cli.contract import variables
+from taskflux.cli.reference import sections
 
 SET_BY_THE_CHART: Final = frozenset(
     {

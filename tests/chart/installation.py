@@ -12,10 +12,10 @@ from typing import Any, Final
 import asyncpg
 import httpx
 
-from handlers.cli.loading import BUILT_IN
-from handlers.local.ports import free_port
-from handlers.local.programs import Inbox
-from handlers.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.cli.loading import BUILT_IN
+from taskflux.local.ports import free_port
+from taskflux.local.programs import Inbox
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from tests.chart.launching import Launcher, eventually
 from tests.chart.release import Part, Release
 from tests.chart.rendering import Values, render
@@ -40,8 +40,8 @@ HANDLERS: Final = (*BUILT_IN, OWN)
 _OWN_MODULE: Final = """
 from pydantic import BaseModel
 
-from handlers.runtime.handler import handler
-from handlers.tasks.model import Receipt, Task
+from taskflux.worker.handler import handler
+from taskflux.tasks.model import Receipt, Task
 
 
 class Image(BaseModel):

@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import httpx
 
-from handlers.local.processes import Process
+from taskflux.local.processes import Process
 from tests.chart.containers import Container
 
 TASKFLUX: Final = Path(sys.executable).with_name("taskflux")

@@ -11,12 +11,11 @@ from typing import Any, Final
 import pytest
 import yaml
 
-import handlers
-from handlers.cli import contract
-from handlers.cli.loading import BUILT_IN, built_in_handlers, load
-from handlers.runtime.process import Service
-from handlers.runtime.settings import Settings
-from handlers.runtime.version import VERSION
+from taskflux.cli import contract
+from taskflux.cli.loading import BUILT_IN, built_in_handlers, load
+from taskflux.version import VERSION
+from taskflux.worker.process import Service
+from taskflux.worker.settings import Settings
 from tests.chart.cases import full, handler_container
 from tests.chart.rendering import CHART, Rendering, defaults
 
@@ -120,8 +119,8 @@ def test_no_scale_in_cuts_off_an_attempt_that_the_handler_allows(settings: Setti
 
 def test_pools_are_as_large_as_the_program_s_own() -> None:
     for handler in BUILT_IN:
-        module = handler.replace("-", "_") if isinstance(load(handler), Service) else "runtime/serving"
-        source = (Path(handlers.__file__).parent / f"{module}.py").read_text()
+        module = handler.replace("-", "_") if isinstance(load(handler), Service) else None
+        source = Path(f"handlers/{module}.py" if module else "taskflux/worker/serving.py").read_text()
         (size,) = {
             keyword.value.value
             for call in ast.walk(ast.parse(source))

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import pytest
 
-from handlers.cli import contract
-from handlers.cli.loading import built_in_handlers
-from handlers.runtime.settings import load as load_settings
-from handlers.runtime.settings import load_provider
+from taskflux.cli import contract
+from taskflux.cli.loading import built_in_handlers
+from taskflux.worker.settings import load as load_settings
+from taskflux.worker.settings import load_provider
 from tests.chart.cases import EACH_CI_FILE, all_containers, full, handler_container, stand_in
 from tests.chart.objects import pods
 from tests.chart.rendering import CHART, render

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from handlers.cli import contract
-from handlers.cli.loading import BUILT_IN, load
-from handlers.runtime.settings import Settings
+from taskflux.cli import contract
+from taskflux.cli.loading import BUILT_IN, load
+from taskflux.worker.settings import Settings
 from tests.chart.cases import EACH_CI_FILE, full, least, stand_ins
 from tests.chart.containers import Container, containers
 from tests.chart.objects import Object, PodTemplate, pods, selects

@@ -11,9 +11,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from handlers.local.ports import free_port
-from handlers.local.programs import Inbox
-from handlers.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.local.ports import free_port
+from taskflux.local.programs import Inbox
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from tests.chart.containers import Outside
 from tests.chart.installation import HANDLERS, OWN, Ways, inbox_in, installed, servers_for, write_application
 from tests.chart.launching import ProcessLauncher, eventually, probed

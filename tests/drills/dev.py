@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 
-from handlers.local.ports import free_port
-from handlers.local.processes import Process
-from handlers.local.servers import PostgresServer
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process
+from taskflux.local.servers import PostgresServer
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 

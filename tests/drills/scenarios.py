@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.local.ports import free_port
-from handlers.local.programs import Inbox
+from taskflux.local.ports import free_port
+from taskflux.local.programs import Inbox
 from tests.drills import burst
 from tests.drills.dev import Dev
 from tests.drills.outcome import Ledger, Outcome, received

@@ -91,7 +91,7 @@ def inputs(root: Path = ROOT) -> Iterator[Path]:
     """Every file that the image is made of, and what makes it."""
     yield from (root / name for name in FILES)
     yield from (root / f"requirements/{name}.txt" for name in REQUIREMENTS)
-    for directory in ("handlers", "image"):
+    for directory in ("handlers", "taskflux", "image"):
         yield from sorted(
             path
             for path in (root / directory).rglob("*")

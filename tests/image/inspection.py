@@ -18,17 +18,17 @@ UNCHECKED = b"\1\0\0\0"
 
 
 def main() -> None:
-    import handlers
+    import taskflux
 
     # What `taskflux dev` needs is not in the image.
-    left_out = ("handlers.local", "handlers.http.status", "handlers.cli.__main__")
-    for module in pkgutil.walk_packages(handlers.__path__, "handlers."):
+    left_out = ("taskflux.local", "taskflux.http.status", "taskflux.__main__")
+    for module in pkgutil.walk_packages(taskflux.__path__, "taskflux."):
         if not module.name.startswith(left_out):
             importlib.import_module(module.name)
     specs = [spec for module in list(sys.modules.values()) if (spec := getattr(module, "__spec__", None))]
     sources = [spec for spec in specs if spec.origin and spec.origin.endswith(".py") and spec.name != "__main__"]
     packages = Path(sysconfig.get_path("purelib"))
-    ours = list((packages / "handlers").rglob("*.py"))
+    ours = list((packages / "taskflux").rglob("*.py"))
     json.dump(
         {
             "imported": len(sources),
@@ -36,8 +36,8 @@ def main() -> None:
             "ours": len(ours),
             "ours_without_bytecode": [str(path) for path in ours if _flags(path) is None],
             "ours_checked": [str(path) for path in ours if _flags(path) not in (None, UNCHECKED)],
-            "traceback_names": sys.modules["handlers.ingest"].provider_of.__code__.co_filename,
-            "file": sys.modules["handlers.ingest"].__file__,
+            "traceback_names": sys.modules["taskflux.handlers.ingest"].provider_of.__code__.co_filename,
+            "file": sys.modules["taskflux.handlers.ingest"].__file__,
             "home": str(Path.home()),
         },
         sys.stdout,

@@ -14,7 +14,7 @@ from threading import Thread
 
 import trustme
 
-from handlers.local.ports import LOOPBACK
+from taskflux.local.ports import LOOPBACK
 
 CREDENTIALS = "builder:a-secret-of-the-index"
 

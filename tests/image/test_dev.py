@@ -9,13 +9,13 @@ from tests.image.engine import Confinement, Engine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WRITABLE = Confinement(read_only=False)
-VERSION = "handlers/runtime/version.py"
+VERSION = "taskflux/version.py"
 
 
 def test_a_source_that_was_replaced_is_the_one_that_runs(engine: Engine, dev_image: str) -> None:
     # As skaffold does it: an archive, unpacked by the container's own tar, in the container's working directory.
     replace = f"""
-        mkdir -p /tmp/new/handlers/runtime
+        mkdir -p /tmp/new/taskflux/worker
         echo 'VERSION = "replaced"' >/tmp/new/{VERSION}
         tar -C /tmp/new -cf - {VERSION} | tar --no-same-owner -xmf -
         taskflux --version
@@ -27,10 +27,9 @@ def test_a_source_that_was_replaced_is_the_one_that_runs(engine: Engine, dev_ima
 
 
 def test_its_sources_have_no_bytecode_and_changes_can_be_watched(engine: Engine, dev_image: str) -> None:
-    look = "import handlers, watchfiles; print(handlers.__file__)"
-    assert (
-        engine.output(dev_image, "-c", look, entrypoint="python", confinement=WRITABLE) == "/app/handlers/__init__.py\n"
-    )
+    look = "import taskflux.handlers, watchfiles; print(taskflux.handlers.__file__)"
+    found = engine.output(dev_image, "-c", look, entrypoint="python", confinement=WRITABLE)
+    assert found == "/app/taskflux/handlers/__init__.py\n"
     compiled = engine.output(dev_image, "/app", "-name", "*.pyc", entrypoint="find", confinement=WRITABLE)
     assert compiled == ""
 

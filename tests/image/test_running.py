@@ -14,8 +14,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from handlers.local.ports import LOOPBACK, free_port
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.ports import LOOPBACK, free_port
+from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.image.engine import Container, Engine
 from tests.image.measures import Measures

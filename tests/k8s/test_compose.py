@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from handlers.cli.loading import BUILT_IN
-from handlers.cli.reference import sections
-from handlers.runtime.settings import WorkerSettings
+from taskflux.cli.loading import BUILT_IN
+from taskflux.cli.reference import sections
+from taskflux.worker.settings import WorkerSettings
 from tests.chart.rendering import render
 from tests.k8s.files import COMPOSE, DEV, ROOT, compose_services, of_taskflux
 

@@ -17,11 +17,11 @@ import pytest_asyncio
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from handlers.local.ports import LOOPBACK, free_port
-from handlers.local.processes import Process, run
-from handlers.local.programs import Inbox, Program
-from handlers.local.servers import Broker, PostgresServer
-from handlers.local.valkey import ValkeyServer
+from taskflux.local.ports import LOOPBACK, free_port
+from taskflux.local.processes import Process, run
+from taskflux.local.programs import Inbox, Program
+from taskflux.local.servers import Broker, PostgresServer
+from taskflux.local.valkey import ValkeyServer
 from tests.k8s.files import compose_services, of_taskflux
 
 pytestmark = pytest.mark.timeout(180)

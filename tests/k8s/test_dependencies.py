@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from handlers.providers.msg91_settings import Msg91Settings
-from handlers.stream.settings import KafkaSettings
+from taskflux.providers.msg91_settings import Msg91Settings
+from taskflux.stream.settings import KafkaSettings
 from tests.chart import strict
 from tests.chart.objects import Object, PodTemplate, pods
 from tests.chart.rendering import load_values

@@ -137,13 +137,16 @@ def test_the_image_is_built_from_a_stage_that_there_is(profile: str) -> None:
 def test_skaffold_dev_copies_sources_to_where_the_image_has_them() -> None:
     patched = _with_profile("dev")
     (artifact,) = patched["build"]["artifacts"]
-    (source, target) = re.findall(r"^COPY --chown=65532:65532 (\S+) (\S+)$", DOCKERFILE, re.MULTILINE)[0]
+    copied = dict(re.findall(r"^COPY --chown=65532:65532 (\S+) (\S+)$", DOCKERFILE, re.MULTILINE))
+    assert copied == {"taskflux": "/app/taskflux", "handlers": "/app/taskflux/handlers"}
     rules = artifact["sync"]["manual"]
-    assert {f"{rule['dest']}/{source}" for rule in rules} == {target}
-    files = [file.relative_to(ROOT) for file in (ROOT / source).rglob("*") if file.is_file() and _is_source(file)]
-    assert files
-    synchronised = {file for file in files for rule in rules if _matches(rule["src"], file)}
-    assert set(files) - synchronised == {Path("handlers/py.typed")}
+    for source, target in copied.items():
+        own = [rule for rule in rules if rule["src"].partition("/")[0] == source]
+        assert {f"{rule['dest']}/{source}" for rule in own} == {target}
+        files = [file.relative_to(ROOT) for file in (ROOT / source).rglob("*") if file.is_file() and _is_source(file)]
+        assert files
+        synchronised = {file for file in files for rule in own if _matches(rule["src"], file)}
+        assert set(files) - synchronised <= {Path("taskflux/py.typed")}
 
 
 def _is_source(file: Path) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import KafkaError
 
-from handlers.local.ports import LOOPBACK, free_port, is_free
-from handlers.local.processes import Process, run
-from handlers.local.server import Server
+from taskflux.local.ports import LOOPBACK, free_port, is_free
+from taskflux.local.processes import Process, run
+from taskflux.local.server import Server
 from tests.kafka.classpath import java, server_classpath
 
 HEAP = "512m"
@@ -25,7 +25,7 @@ LOGGING = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleL
 class KafkaBroker(Server):
     """One Kafka server with its log in `data_dir`, which outlives `stop` and `kill`.
 
-    The counterpart of `handlers.local.servers.Broker`: the same methods, a real log and an idempotent producer.
+    The counterpart of `taskflux.local.servers.Broker`: the same methods, a real log and an idempotent producer.
     """
 
     name = "Apache Kafka"

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from handlers.local.servers import Trouble
+from taskflux.local.servers import Trouble
 
 POM = Path(__file__).with_name("pom.xml")
 CACHE = Path(__file__).parents[2] / ".cache" / "kafka"

@@ -9,7 +9,7 @@ from typing import cast
 
 from aiosmtpd.smtp import SMTP
 
-from handlers.local.ports import free_port
+from taskflux.local.ports import free_port
 from tests.integration.providers.smtp_server import Postbox
 
 USER, PASSWORD = "taskflux", "a-password"

@@ -12,8 +12,8 @@ import pytest
 
 from charts.generate.dashboards.__main__ import generated
 from charts.generate.dashboards.grafana import DEPLOYMENTS
-from handlers.runtime import metrics
-from handlers.runtime.instruments import DECLARED
+from taskflux.telemetry import metrics
+from taskflux.telemetry.instruments import DECLARED
 from tests.observability.alerts import rules
 from tests.observability.boards import boards, expressions, panels, questions
 from tests.observability.promql import filled, labels_used, readings

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import yaml
 
-from handlers.local import observe
-from handlers.local.ports import free_port
+from taskflux.local import observe
+from taskflux.local.ports import free_port
 from tests.integration.local.test_dev import Dev, gone, remember_free_ports
 from tests.observability.alerts import ALERTS, ROOT, rules
 from tests.observability.prometheus import Client
@@ -34,7 +34,7 @@ async def observed(data_dir: Path, path: str) -> AsyncIterator[Dev]:
     words = ["dev", "--observe", "--no-samples", "--port", str(free_port()), "--data-dir", str(data_dir)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "handlers.cli", *words),
+        *(sys.executable, "-m", "taskflux", *words),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**clean, "PATH": path, "PYTHONPATH": str(ROOT)},

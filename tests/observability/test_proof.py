@@ -21,8 +21,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from handlers.local.observe import Prometheus, rule_file
-from handlers.local.ports import free_port
+from taskflux.local.observe import Prometheus, rule_file
+from taskflux.local.ports import free_port
 from tests.drills.dev import Dev
 from tests.observability.alerts import ALERTS, ROOT, rules, write_rules
 from tests.observability.boards import Question, expressions, questions

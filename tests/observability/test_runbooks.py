@@ -8,7 +8,7 @@ import shlex
 import click
 import pytest
 
-from handlers.cli import main
+from taskflux.cli import main
 from tests.observability.alerts import RUNBOOKS, rules
 from tests.observability.boards import boards
 

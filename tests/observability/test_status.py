@@ -19,12 +19,12 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from handlers.http.app import application
-from handlers.http.status.history import History
-from handlers.http.status.overview import Overview, rows
-from handlers.http.status.promql import evaluate, names_in
-from handlers.http.status.routes import status_routes
-from handlers.local.ports import free_port
+from taskflux.http.app import application
+from taskflux.http.status.history import History
+from taskflux.http.status.overview import Overview, rows
+from taskflux.http.status.promql import evaluate, names_in
+from taskflux.http.status.routes import status_routes
+from taskflux.local.ports import free_port
 from tests.integration.system.stack import eventually
 from tests.observability.prometheus import Client, NoPromQL
 from tests.observability.tools import program

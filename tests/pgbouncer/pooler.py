@@ -10,11 +10,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import asyncpg
 
-from handlers.local.identity import identity_for, make_reachable
-from handlers.local.ports import LOOPBACK
-from handlers.local.processes import Process
-from handlers.local.server import Server
-from handlers.local.servers import Trouble
+from taskflux.local.identity import identity_for, make_reachable
+from taskflux.local.ports import LOOPBACK
+from taskflux.local.processes import Process
+from taskflux.local.server import Server
+from taskflux.local.servers import Trouble
 
 INSTALL = "on Debian: apt-get install pgbouncer"
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from handlers.local.servers import PostgresServer
+from taskflux.local.servers import PostgresServer
 from tests.pgbouncer.pooler import PgBouncer
 
 CLIENTS = 12

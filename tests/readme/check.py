@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.local.ports import is_free
+from taskflux.local.ports import is_free
 from tests.readme.blocks import BadReadme, Block, checked_blocks, plan
 from tests.readme.serving import Serving
 from tests.readme.trouble import Failed

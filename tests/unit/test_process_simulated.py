@@ -6,9 +6,9 @@ from uuid import UUID
 import jsonschema_rs
 import pytest
 
-from handlers.process_simulated import TEXT_DELAY_MS, Simulated, process_simulated
-from handlers.tasks.errors import InvalidPayload, Transient
-from handlers.tasks.model import Task
+from taskflux.handlers.process_simulated import TEXT_DELAY_MS, Simulated, process_simulated
+from taskflux.tasks.errors import InvalidPayload, Transient
+from taskflux.tasks.model import Task
 
 SCHEMA = jsonschema_rs.validator_for(json.loads(process_simulated.task_type().schema))
 

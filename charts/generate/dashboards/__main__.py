@@ -15,7 +15,7 @@ from charts.generate.dashboards.plots import SELECTED, Plot
 
 ROOT: Final = Path(__file__).parents[3]
 CHART: Final = ROOT / "charts/taskflux/dashboards"
-PAGE: Final = ROOT / "handlers/http/status/overview.json"
+PAGE: Final = ROOT / "taskflux/http/status/overview.json"
 
 
 def dashboards() -> Mapping[str, Any]:

@@ -60,7 +60,7 @@ from it:
 {{- toJson $handler -}}
 {{- end -}}
 
-{{/* (list handler settings); the names are those of handlers/stream/topics.py. */}}
+{{/* (list handler settings); the names are those of taskflux/stream/topics.py. */}}
 {{- define "taskflux.topic" -}}
 {{- $handler := first . -}}
 {{- $settings := last . -}}

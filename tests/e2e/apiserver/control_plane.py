@@ -12,9 +12,9 @@ from typing import Self
 
 import httpx
 
-from handlers.local.ports import LOOPBACK, free_port
-from handlers.local.processes import Process
-from handlers.local.server import Server
+from taskflux.local.ports import LOOPBACK, free_port
+from taskflux.local.processes import Process
+from taskflux.local.server import Server
 from tests.e2e.apiserver.credentials import SERVICE, Credentials
 
 # What a chart's life needs of the controller manager; the rest would only take time.

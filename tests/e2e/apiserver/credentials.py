@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trustme
 
-from handlers.local.ports import LOOPBACK
+from taskflux.local.ports import LOOPBACK
 
 SERVICE = "kubernetes.default.svc"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlers.runtime.settings import Settings
+from taskflux.worker.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Command:
     """Calls the command with an environment of its own, on top of what is `inherited` (by default: all but ours)."""
 
     environment: dict[str, str]
-    program: tuple[str, ...] = (sys.executable, "-m", "handlers.cli")
+    program: tuple[str, ...] = (sys.executable, "-m", "taskflux")
     inherited: Mapping[str, str] | None = None
 
     @classmethod

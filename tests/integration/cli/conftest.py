@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from handlers.local.servers import ValkeyServer
-from handlers.store.settings import RedisSettings
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.servers import ValkeyServer
+from taskflux.store.settings import RedisSettings
+from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.integration.cli.command import Command
 from tests.integration.system import scripted

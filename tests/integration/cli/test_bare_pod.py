@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from handlers.local.ports import free_port
-from handlers.local.processes import Process as Child
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process as Child
 from tests.integration.cli.command import Command
 from tests.integration.system.stack import TASKFLUX, Stack
 

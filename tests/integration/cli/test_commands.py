@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from handlers.local.servers import PostgresServer
+from taskflux.local.servers import PostgresServer
 from tests.conftest import NewDatabase
 
 NOBODY = "postgresql://ann:s3cret@127.0.0.1:1/taskflux"
 SECONDS = 30.0
 
 APP = """
-from handlers import Receipt, Task, handler
+from taskflux import Receipt, Task, handler
 
 @handler("image", payload=str)
 async def resize_image(task: Task[str]) -> Receipt:

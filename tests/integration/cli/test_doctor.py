@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from handlers.local.ports import free_port
-from handlers.local.servers import PostgresServer
-from handlers.store.checkup import Checkup, pooling
-from handlers.store.database import Database
-from handlers.store.settings import PostgresSettings
+from taskflux.local.ports import free_port
+from taskflux.local.servers import PostgresServer
+from taskflux.store.checkup import Checkup, pooling
+from taskflux.store.database import Database
+from taskflux.store.settings import PostgresSettings
 from tests.integration.cli.command import Command, Outcome
 
 

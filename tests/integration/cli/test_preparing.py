@@ -16,17 +16,17 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from handlers.local.ports import free_port
-from handlers.local.servers import Broker, PostgresServer
-from handlers.store.settings import PostgresSettings
-from handlers.stream.positions import Positions
-from handlers.stream.provision import ensure_topics
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.ports import free_port
+from taskflux.local.servers import Broker, PostgresServer
+from taskflux.store.settings import PostgresSettings
+from taskflux.stream.positions import Positions
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.integration.cli.command import Command
 
 APP = """
-from handlers import Receipt, Task, handler
+from taskflux import Receipt, Task, handler
 
 @handler("image", payload=str)
 async def resize_image(task: Task[str]) -> Receipt:
@@ -222,7 +222,7 @@ class Waiting:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
         return cls(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "handlers.cli", *words),
+                *(sys.executable, "-m", "taskflux", *words),
                 env=inherited | environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -11,13 +11,13 @@ from uuid import UUID
 
 import pytest
 
-from handlers.local.processes import Process as Child
+from taskflux.local.processes import Process as Child
 from tests.integration.system.stack import TASKFLUX, Stack, eventually
 
 SOURCE = """
 import asyncio
 
-from handlers import Receipt, Task, handler
+from taskflux import Receipt, Task, handler
 
 
 @handler("reloaded", payload=dict[str, float])
@@ -138,7 +138,7 @@ async def call(*words: str, **environment: str) -> tuple[int, str]:
 
 
 async def test_without_watchfiles_it_says_what_to_install() -> None:
-    hidden = "import sys; sys.modules['watchfiles'] = None; from handlers.cli import main; main()"
+    hidden = "import sys; sys.modules['watchfiles'] = None; from taskflux.cli import main; main()"
     status, said = await call(sys.executable, "-c", hidden, "run", "relay", "--reload", **NOBODY)
     assert (status, said) == (
         1,
@@ -163,7 +163,7 @@ async def test_what_no_change_of_a_source_would_mend_ends_it(
 
 
 async def test_without_it_a_handler_starts_without_any_of_it() -> None:
-    status, said = await call(sys.executable, "-X", "importtime", "-m", "handlers.cli", "run", "process-simulated")
-    assert (status, "handlers.runtime.process\n" in said) == (2, True)
-    assert "handlers.cli.reload" not in said
+    status, said = await call(sys.executable, "-X", "importtime", "-m", "taskflux", "run", "process-simulated")
+    assert (status, "taskflux.worker.process\n" in said) == (2, True)
+    assert "taskflux.cli.reload" not in said
     assert "watchfiles" not in said

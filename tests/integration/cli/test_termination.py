@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from handlers.process_simulated import process_simulated
-from handlers.store.task_types import TaskTypes
-from handlers.stream.provision import ensure_topics
+from taskflux.handlers.process_simulated import process_simulated
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.provision import ensure_topics
 from tests.integration.system.stack import Stack, eventually
 
 DRAIN = 4.0

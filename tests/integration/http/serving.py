@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import httpx
 from starlette.types import ASGIApp
 
-from handlers.http.app import create_app
-from handlers.http.registry import TypeRegistry
-from handlers.http.server import serve
-from handlers.http.services import Limits, Services
-from handlers.store.database import Database
-from handlers.store.group_commit import GroupCommit
-from handlers.store.task_types import TaskTypes
-from handlers.store.tasks import Tasks
-from handlers.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.http.app import create_app
+from taskflux.http.registry import TypeRegistry
+from taskflux.http.server import serve
+from taskflux.http.services import Limits, Services
+from taskflux.store.database import Database
+from taskflux.store.group_commit import GroupCommit
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 
 SIMULATED = TaskType("simulated", "{}", 8, "resend", None)
 EMAIL = TaskType(

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from handlers.http.answers import answer
-from handlers.http.server import CannotListen, listen, serve
-from handlers.http.services import Limits
+from taskflux.http.answers import answer
+from taskflux.http.server import CannotListen, listen, serve
+from taskflux.http.services import Limits
 from tests.integration.http.serving import served
 from tests.unit.http.memory import Fixture
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from handlers.http.services import Limits
-from handlers.local.servers import PostgresServer
-from handlers.store.database import Database
-from handlers.store.migrate import migrate
-from handlers.store.settings import PostgresSettings
-from handlers.store.task_types import TaskTypes
-from handlers.tasks.submission import TaskType
+from taskflux.http.services import Limits
+from taskflux.local.servers import PostgresServer
+from taskflux.store.database import Database
+from taskflux.store.migrate import migrate
+from taskflux.store.settings import PostgresSettings
+from taskflux.store.task_types import TaskTypes
+from taskflux.tasks.submission import TaskType
 from tests.integration.http.serving import Served, application, served
 
 

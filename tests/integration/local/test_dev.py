@@ -17,7 +17,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from handlers.local.ports import free_port
+from taskflux.local.ports import free_port
 
 TINY_DEV = Path(__file__).with_name("tiny_dev.py")
 OWN_SERVERS = {

@@ -17,7 +17,7 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
-from handlers.local.servers import Broker, PostgresServer, Trouble, ValkeyServer
+from taskflux.local.servers import Broker, PostgresServer, Trouble, ValkeyServer
 
 QUICK = {"fsync": "off", "max_connections": "23"}
 
@@ -128,7 +128,7 @@ async def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
 async def test_a_server_goes_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = f"""
 import asyncio, pathlib
-from handlers.local.servers import Broker
+from taskflux.local.servers import Broker
 async def main():
     broker = Broker(log=pathlib.Path({str(tmp_path / "broker.log")!r}))
     await broker.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from handlers.local import dev
+from taskflux.local import dev
 
 TINY_CLI = (sys.executable, str(Path(__file__).with_name("tiny_cli.py")))
 

@@ -11,12 +11,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from handlers.local.ports import free_port
-from handlers.notify import notify
-from handlers.providers.notify_settings import NotifySettings
-from handlers.runtime.process import Process
-from handlers.runtime.settings import HttpSettings, Settings, WorkerSettings
-from handlers.store.settings import PostgresSettings
+from taskflux.handlers.notify import notify
+from taskflux.local.ports import free_port
+from taskflux.providers.notify_settings import NotifySettings
+from taskflux.store.settings import PostgresSettings
+from taskflux.worker.process import Process
+from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings
 from tests.conftest import NewDatabase
 from tests.integration.providers.flow_api import FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server

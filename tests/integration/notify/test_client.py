@@ -13,15 +13,15 @@ from uuid import UUID
 
 import pytest
 
-from handlers.local.ports import free_port
-from handlers.process_email import process_email
-from handlers.process_sms import process_sms
-from handlers.providers import msg91, smtp
-from handlers.providers.notify_settings import NotifySettings
-from handlers.providers.provider import Checkable, Provider
-from handlers.runtime.handler import Handler
-from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from handlers.tasks.model import Task
+from taskflux.handlers.process_email import process_email
+from taskflux.handlers.process_sms import process_sms
+from taskflux.local.ports import free_port
+from taskflux.providers import msg91, smtp
+from taskflux.providers.notify_settings import NotifySettings
+from taskflux.providers.provider import Checkable, Provider
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.tasks.model import Task
+from taskflux.worker.handler import Handler
 from tests.integration.notify.conftest import Service
 from tests.integration.providers.flow_api import Answer
 from tests.integration.system.stack import eventually
@@ -62,7 +62,7 @@ async def test_a_mail_is_the_same_through_the_service(service: Service) -> None:
     assert receipt is not None
     assert repeated is not None
     assert receipt.result == repeated.result
-    assert set(receipt.result["delivered"]) == {"ann@example.org", "bob@example.org"}  # type: ignore[call-overload]
+    assert set(receipt.result["delivered"]) == {"ann@example.org", "bob@example.org"}
     sent = service.postbox.mails
     assert [mail.recipients for mail in sent] == [["ann@example.org"], ["bob@example.org"]]
     assert {mail.message["Message-ID"] for mail in sent} == {f"<{ID}@example.org>"}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.runtime.limiter import Limiter
-from handlers.runtime.notifier import Delivered, Notification, Notifier, Order, Result
-from handlers.store.accelerator import Accelerator
-from handlers.store.database import Database
-from handlers.store.errors import StoreUnavailable
-from handlers.store.notifications import Begun, Notifications, NotificationState, Repeated
-from handlers.store.settings import RedisSettings
-from handlers.tasks.errors import Ambiguous, Transient
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.database import Database
+from taskflux.store.errors import StoreUnavailable
+from taskflux.store.notifications import Begun, Notifications, NotificationState, Repeated
+from taskflux.store.settings import RedisSettings
+from taskflux.tasks.errors import Ambiguous, Transient
+from taskflux.worker.limiter import Limiter
+from taskflux.worker.notifier import Delivered, Notification, Notifier, Order, Result
 
 
 class Channel:

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers.local.ports import free_port
-from handlers.runtime.settings import WrongSettings
+from taskflux.local.ports import free_port
+from taskflux.worker.settings import WrongSettings
 from tests.conftest import NewDatabase
 from tests.integration.notify.conftest import Service, serving
 from tests.integration.providers.flow_api import Answer

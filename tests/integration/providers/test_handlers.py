@@ -6,12 +6,12 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from handlers.process_email import process_email
-from handlers.process_sms import process_sms
-from handlers.providers import msg91, smtp
-from handlers.runtime.handler import Handler
-from handlers.tasks.errors import Transient
-from handlers.tasks.model import Task
+from taskflux.handlers.process_email import process_email
+from taskflux.handlers.process_sms import process_sms
+from taskflux.providers import msg91, smtp
+from taskflux.tasks.errors import Transient
+from taskflux.tasks.model import Task
+from taskflux.worker.handler import Handler
 from tests.integration.providers.flow_api import Answer, FlowApi
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 
@@ -37,7 +37,7 @@ async def test_every_attempt_at_a_mail_has_the_same_message_id_and_date() -> Non
                 task(process_email, payload, attempt=2, progress=failure.value.progress), mailer
             )
     assert receipt is not None
-    assert set(receipt.result["delivered"]) == {"ann@example.org", "bob@example.org"}  # type: ignore[call-overload]
+    assert set(receipt.result["delivered"]) == {"ann@example.org", "bob@example.org"}
     assert [mail.recipients for mail in postbox.mails] == [["ann@example.org"], ["bob@example.org"]]
     assert {mail.message["Message-ID"] for mail in postbox.mails} == {f"<{ID}@example.org>"}
     assert {mail.message["Date"].datetime for mail in postbox.mails} == {CREATED}

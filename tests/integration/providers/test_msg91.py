@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from handlers.providers.msg91 import Msg91, Msg91Settings, connect
-from handlers.providers.sms import Sms
-from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.providers.msg91 import Msg91, Msg91Settings, connect
+from taskflux.providers.sms import Sms
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from tests.integration.providers.flow_api import Answer, FlowApi
 
 SMS = Sms(mobile="+919876543210", name="Ann", variables={"VAR1": "tea", "amount": 12})

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import trustme
 
-from handlers.providers.email import Attachment, Email
-from handlers.providers.smtp import Mailer, SmtpSettings, connect
-from handlers.providers.smtp_replies import Throttled
-from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.providers.email import Attachment, Email
+from taskflux.providers.smtp import Mailer, SmtpSettings, connect
+from taskflux.providers.smtp_replies import Throttled
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from tests.integration.providers.smtp_server import DROP, HANG, Postbox, server_that_greets, smtp_server
 
 DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

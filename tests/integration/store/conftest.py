@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from handlers.store.database import Database
-from handlers.store.settings import PostgresSettings
+from taskflux.store.database import Database
+from taskflux.store.settings import PostgresSettings
 from tests.conftest import NewDatabase
 from tests.integration.store.scene import Scene
 

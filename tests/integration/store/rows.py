@@ -9,13 +9,13 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from handlers.store.claims import Claims, Settlement, Worker
-from handlers.store.database import Database
-from handlers.store.listing import uuid_floor
-from handlers.store.tasks import Tasks
-from handlers.tasks.decision import Decision
-from handlers.tasks.states import Event, State
-from handlers.tasks.submission import Submission
+from taskflux.store.claims import Claims, Settlement, Worker
+from taskflux.store.database import Database
+from taskflux.store.listing import uuid_floor
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.decision import Decision
+from taskflux.tasks.states import Event, State
+from taskflux.tasks.submission import Submission
 
 DIED = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")
 HELD = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")

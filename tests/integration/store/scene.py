@@ -12,19 +12,19 @@ from uuid import UUID
 import asyncpg
 from uuid_utils.compat import uuid7
 
-from handlers.store.circuits import Circuits
-from handlers.store.claims import Claim, Claims, Settled, Settlement, Worker
-from handlers.store.database import Database, Row
-from handlers.store.dead_letters import DeadLetters
-from handlers.store.publishing import Confirmation, Publishing
-from handlers.store.settings import PostgresSettings
-from handlers.store.task_types import TaskTypes
-from handlers.store.tasks import Tasks
-from handlers.store.upkeep import Upkeep
-from handlers.tasks.decision import Decision
-from handlers.tasks.states import Event, State, allowed
-from handlers.tasks.submission import Submission, TaskType
-from handlers.tasks.timeline import TimelineEntry, parse_timeline
+from taskflux.store.circuits import Circuits
+from taskflux.store.claims import Claim, Claims, Settled, Settlement, Worker
+from taskflux.store.database import Database, Row
+from taskflux.store.dead_letters import DeadLetters
+from taskflux.store.publishing import Confirmation, Publishing
+from taskflux.store.settings import PostgresSettings
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import Tasks
+from taskflux.store.upkeep import Upkeep
+from taskflux.tasks.decision import Decision
+from taskflux.tasks.states import Event, State, allowed
+from taskflux.tasks.submission import Submission, TaskType
+from taskflux.tasks.timeline import TimelineEntry, parse_timeline
 
 TYPE = "email"
 LOG = UUID(int=77)

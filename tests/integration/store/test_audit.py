@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.store.upkeep import FIRST_ID, Published
-from handlers.tasks.decision import succeeded
+from taskflux.store.upkeep import FIRST_ID, Published
+from taskflux.tasks.decision import succeeded
 from tests.integration.store.scene import LOG, TYPE, Scene
 
 

@@ -6,11 +6,11 @@ import asyncio
 from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
 
-from handlers.local.servers import PostgresServer
-from handlers.store.database import Database
-from handlers.store.errors import StoreError
-from handlers.store.settings import PostgresSettings
-from handlers.store.task_types import TaskTypes
+from taskflux.local.servers import PostgresServer
+from taskflux.store.database import Database
+from taskflux.store.errors import StoreError
+from taskflux.store.settings import PostgresSettings
+from taskflux.store.task_types import TaskTypes
 
 
 class Freezer:

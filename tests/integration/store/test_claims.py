@@ -6,7 +6,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from handlers.tasks.decision import hand_back
+from taskflux.tasks.decision import hand_back
 from tests.integration.store.scene import TYPE, Scene
 
 

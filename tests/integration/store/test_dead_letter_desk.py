@@ -12,17 +12,17 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.runtime.bulk_replay import BulkReplays
-from handlers.store.claims import Claims, Settlement, Worker
-from handlers.store.database import Database, Row
-from handlers.store.dead_letter_browsing import DeadLetterShelf, LetterFilter, Place
-from handlers.store.dead_letter_replays import DeadLetterReplays
-from handlers.store.dead_letters import DeadLetter, DeadLetters
-from handlers.store.publishing import Publishing
-from handlers.store.tasks import Tasks
-from handlers.tasks.decision import Decision, succeeded
-from handlers.tasks.states import Event, State
-from handlers.tasks.submission import Submission
+from taskflux.store.claims import Claims, Settlement, Worker
+from taskflux.store.database import Database, Row
+from taskflux.store.dead_letter_browsing import DeadLetterShelf, LetterFilter, Place
+from taskflux.store.dead_letter_replays import DeadLetterReplays
+from taskflux.store.dead_letters import DeadLetter, DeadLetters
+from taskflux.store.publishing import Publishing
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.decision import Decision, succeeded
+from taskflux.tasks.states import Event, State
+from taskflux.tasks.submission import Submission
+from taskflux.upkeep.bulk_replay import BulkReplays
 from tests.integration.system.stack import eventually
 
 T = "default"

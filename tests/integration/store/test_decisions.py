@@ -8,14 +8,14 @@ from uuid import UUID
 
 import pytest
 
-from handlers.store.claims import Settlement
-from handlers.store.database import Database
-from handlers.store.decisions import NOTE_LENGTH, Decisions, Resolution
-from handlers.store.publishing import Confirmation, Publishing
-from handlers.store.task_types import TaskTypes
-from handlers.store.upkeep import Upkeep
-from handlers.tasks.submission import TaskType
-from handlers.tasks.timeline import parse_timeline
+from taskflux.store.claims import Settlement
+from taskflux.store.database import Database
+from taskflux.store.decisions import NOTE_LENGTH, Decisions, Resolution
+from taskflux.store.publishing import Confirmation, Publishing
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.upkeep import Upkeep
+from taskflux.tasks.submission import TaskType
+from taskflux.tasks.timeline import parse_timeline
 from tests.integration.store.rows import DIED, DONE, HELD, end, sql, state_of, submit, worker
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from handlers.local.servers import PostgresServer
-from handlers.store.migrate import Migration, migrations
+from taskflux.local.servers import PostgresServer
+from taskflux.store.migrate import Migration, migrations
 
 COLUMNS = """
 SELECT relname AS "table", attname AS name, format_type(atttypid, atttypmod) AS type, attnotnull AS required,

@@ -6,8 +6,8 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.tasks.decision import Decision, succeeded
-from handlers.tasks.states import Event, State
+from taskflux.tasks.decision import Decision, succeeded
+from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene
 
 LEASE, RATE = 30.0, 1000.0

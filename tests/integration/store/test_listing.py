@@ -9,16 +9,16 @@ from uuid import UUID
 
 import pytest
 
-from handlers.store import listing
-from handlers.store.claims import Settlement
-from handlers.store.database import Database
-from handlers.store.decisions import Decisions, Resolution
-from handlers.store.listing import Listing, TaskFilter
-from handlers.store.publishing import Confirmation, Publishing
-from handlers.store.task_types import TaskTypes
-from handlers.store.upkeep import Upkeep
-from handlers.tasks.states import State
-from handlers.tasks.submission import TaskType
+from taskflux.store import listing
+from taskflux.store.claims import Settlement
+from taskflux.store.database import Database
+from taskflux.store.decisions import Decisions, Resolution
+from taskflux.store.listing import Listing, TaskFilter
+from taskflux.store.publishing import Confirmation, Publishing
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.upkeep import Upkeep
+from taskflux.tasks.states import State
+from taskflux.tasks.submission import TaskType
 from tests.integration.store.rows import DIED, DONE, HELD, end, old_tasks, sql, submit, worker
 
 LOG = UUID(int=7)

@@ -6,9 +6,9 @@ from uuid import uuid4
 
 from uuid_utils.compat import uuid7
 
-from handlers.store.measures import CircuitState, Measured, Measures
-from handlers.tasks.decision import Decision
-from handlers.tasks.states import Event, State
+from taskflux.store.measures import CircuitState, Measured, Measures
+from taskflux.tasks.decision import Decision
+from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene
 from tests.integration.store.test_plans import plan
 

@@ -10,20 +10,20 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handlers.local.servers import PostgresServer
-from handlers.store.database import Database
-from handlers.store.errors import SchemaTooOld, StoreError, StoreUnavailable
-from handlers.store.migrate import Migration, migrate, migrations
-from handlers.store.settings import PostgresSettings
-from handlers.store.tasks import Tasks
+from taskflux.local.servers import PostgresServer
+from taskflux.store.database import Database
+from taskflux.store.errors import SchemaTooOld, StoreError, StoreUnavailable
+from taskflux.store.migrate import Migration, migrate, migrations
+from taskflux.store.settings import PostgresSettings
+from taskflux.store.tasks import Tasks
 from tests.conftest import NewDatabase
 from tests.integration.store.scene import submission
 
 _numbers = count(1)
 MIGRATE = """
 import asyncio, os
-from handlers.store.migrate import migrate
-from handlers.store.settings import PostgresSettings
+from taskflux.store.migrate import migrate
+from taskflux.store.settings import PostgresSettings
 print(len(asyncio.run(migrate(PostgresSettings.model_validate({"dsn": os.environ["DSN"]})))))
 """
 
@@ -83,12 +83,12 @@ async def test_a_step_that_fails_leaves_nothing_behind(postgres: PostgresServer)
 async def test_a_long_transaction_holds_up_a_migration_and_nobody_else(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.store.migrate.LOCK_SECONDS", 1)
-    monkeypatch.setattr("handlers.store.migrate.LOCK_PAUSE", 0.1)
+    monkeypatch.setattr("taskflux.store.migrate.LOCK_SECONDS", 1)
+    monkeypatch.setattr("taskflux.store.migrate.LOCK_PAUSE", 0.1)
     async with empty(postgres) as (settings, connection):
         await migrate(settings)
         further = [*migrations(), Migration(9999, "further", "ALTER TABLE tasks ADD COLUMN further text")]
-        monkeypatch.setattr("handlers.store.migrate.migrations", lambda: further)
+        monkeypatch.setattr("taskflux.store.migrate.migrations", lambda: further)
         other = await asyncpg.connect(settings.dsn.get_secret_value())
         long = connection.transaction()
         await long.start()

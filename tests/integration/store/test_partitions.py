@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.store.queries import query
-from handlers.tasks.decision import succeeded
+from taskflux.store.queries import query
+from taskflux.tasks.decision import succeeded
 from tests.integration.store.scene import TYPE, Scene
 
 

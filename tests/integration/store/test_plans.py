@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from handlers.store.claims import Settlement
-from handlers.store.queries import names, query
-from handlers.tasks.decision import succeeded
+from taskflux.store.claims import Settlement
+from taskflux.store.queries import names, query
+from taskflux.tasks.decision import succeeded
 from tests.integration.store.scene import TYPE, Scene
 
 DAILY = (

@@ -6,9 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from handlers.store.publishing import Confirmation
-from handlers.tasks.decision import Decision, hand_back
-from handlers.tasks.states import Event, State
+from taskflux.store.publishing import Confirmation
+from taskflux.tasks.decision import Decision, hand_back
+from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import GRACE, LOG, TYPE, Scene, submission
 
 DEAD = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")

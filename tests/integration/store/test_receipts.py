@@ -10,15 +10,15 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.http.views import task_document
-from handlers.store.claims import Claim, Claims, Settlement, Worker
-from handlers.store.database import Database
-from handlers.store.receipts import Receipts
-from handlers.store.tasks import Tasks
-from handlers.tasks.decision import Decision, succeeded
-from handlers.tasks.delivery import DeliveryReport, DeliveryStatus
-from handlers.tasks.states import Event, State
-from handlers.tasks.submission import Submission
+from taskflux.http.views import task_document
+from taskflux.store.claims import Claim, Claims, Settlement, Worker
+from taskflux.store.database import Database
+from taskflux.store.receipts import Receipts
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.decision import Decision, succeeded
+from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
+from taskflux.tasks.states import Event, State
+from taskflux.tasks.submission import Submission
 
 HELD = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")
 

@@ -9,16 +9,16 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.runtime import pruner
-from handlers.runtime.pruner import Pruned, Pruner, PruneRefused, check_ages
-from handlers.store.claims import Settlement
-from handlers.store.database import Database
-from handlers.store.dead_letters import DeadLetter, DeadLetters
-from handlers.store.errors import StoreError
-from handlers.store.retention import Ages, Range, Retention, old_ranges
-from handlers.store.tasks import Tasks
-from handlers.store.upkeep import FIRST_ID, Upkeep
-from handlers.tasks.submission import IdempotencyKey
+from taskflux.store.claims import Settlement
+from taskflux.store.database import Database
+from taskflux.store.dead_letters import DeadLetter, DeadLetters
+from taskflux.store.errors import StoreError
+from taskflux.store.retention import Ages, Range, Retention, old_ranges
+from taskflux.store.tasks import Tasks
+from taskflux.store.upkeep import FIRST_ID, Upkeep
+from taskflux.tasks.submission import IdempotencyKey
+from taskflux.upkeep import pruner
+from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages
 from tests.integration.store.rows import DONE, end, old_tasks, sql, state_of, submission, submit, worker
 
 DAY = timedelta(days=1)

@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import pytest
 
-from handlers.store.claims import NOTE_LENGTH, Settled, Settlement
-from handlers.store.errors import RefusedData
-from handlers.store.group_commit import GroupCommit
-from handlers.tasks.decision import Decision, hand_back, succeeded
-from handlers.tasks.states import Event, State
+from taskflux.store.claims import NOTE_LENGTH, Settled, Settlement
+from taskflux.store.errors import RefusedData
+from taskflux.store.group_commit import GroupCommit
+from taskflux.tasks.decision import Decision, hand_back, succeeded
+from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene
 
 RETRY = Decision(Event.RETRY, State.SCHEDULED, 60.0, error_class="Transient", reason="later")

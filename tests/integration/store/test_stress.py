@@ -11,11 +11,11 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from handlers.store.claims import Claim, Claims, Settlement
-from handlers.store.publishing import Confirmation, Due, Publishing
-from handlers.store.upkeep import FIRST_ID
-from handlers.tasks.decision import Decision, hand_back, succeeded
-from handlers.tasks.states import Event, State
+from taskflux.store.claims import Claim, Claims, Settlement
+from taskflux.store.publishing import Confirmation, Due, Publishing
+from taskflux.store.upkeep import FIRST_ID
+from taskflux.tasks.decision import Decision, hand_back, succeeded
+from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import LOG, TYPE, Scene, submission
 
 TASKS, WORKERS, ACTORS = 300, 4, 6

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.store.database import Database, Row
-from handlers.store.errors import RefusedData, StoreBusy
-from handlers.store.group_commit import GroupCommit
-from handlers.store.tasks import Tasks
-from handlers.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
+from taskflux.store.database import Database, Row
+from taskflux.store.errors import RefusedData, StoreBusy
+from taskflux.store.group_commit import GroupCommit
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from tests.integration.store.scene import GRACE, Scene, submission
 
 Commit = GroupCommit[Submission, Accepted | KeyReused]

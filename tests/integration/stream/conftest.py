@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from handlers.local.broker import Broker
-from handlers.stream.producer import Producer
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.broker import Broker
+from taskflux.stream.producer import Producer
+from taskflux.stream.settings import KafkaSettings
 
 
 @pytest.fixture

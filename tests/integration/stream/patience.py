@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from handlers.stream.consumer import Consumer
-from handlers.stream.record import Record
+from taskflux.stream.consumer import Consumer
+from taskflux.stream.record import Record
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], timeout: float = 10.0) -> None:

@@ -4,9 +4,9 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, NotLeaderForPartitionError, RequestTimedOutError
 
-from handlers.stream.cluster import LEADERLESS, Cluster
-from handlers.stream.errors import KafkaUnavailable
-from handlers.stream.settings import KafkaSettings
+from taskflux.stream.cluster import LEADERLESS, Cluster
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.settings import KafkaSettings
 
 
 class Refusing:

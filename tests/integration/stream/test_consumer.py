@@ -7,13 +7,13 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from handlers.local.broker import Broker
-from handlers.stream.consumer import Consumer, ConsumerHooks
-from handlers.stream.positions import Positions
-from handlers.stream.producer import Producer, Published
-from handlers.stream.provision import ensure_topics
-from handlers.stream.record import OutRecord
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.broker import Broker
+from taskflux.stream.consumer import Consumer, ConsumerHooks
+from taskflux.stream.positions import Positions
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.record import OutRecord
+from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually, take
 
 

@@ -4,13 +4,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from handlers.local.broker import Broker
-from handlers.stream.errors import KafkaUnavailable
-from handlers.stream.positions import PartitionPositions, Positions
-from handlers.stream.producer import Producer, Published
-from handlers.stream.provision import ensure_topics
-from handlers.stream.record import OutRecord
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.broker import Broker
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.positions import PartitionPositions, Positions
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.record import OutRecord
+from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually
 
 

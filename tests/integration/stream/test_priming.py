@@ -10,17 +10,17 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
-from handlers.local.broker import Broker
-from handlers.local.ports import free_port
-from handlers.stream.consumer import Consumer
-from handlers.stream.errors import KafkaUnavailable
-from handlers.stream.positions import Positions
-from handlers.stream.priming import Primed, PrimingReport, prime
-from handlers.stream.producer import Producer, Published
-from handlers.stream.provision import ensure_topics
-from handlers.stream.record import OutRecord
-from handlers.stream.settings import KafkaSettings
-from handlers.stream.topics import task_group, task_topic
+from taskflux.local.broker import Broker
+from taskflux.local.ports import free_port
+from taskflux.stream.consumer import Consumer
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.positions import Positions
+from taskflux.stream.priming import Primed, PrimingReport, prime
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.record import OutRecord
+from taskflux.stream.settings import KafkaSettings
+from taskflux.stream.topics import task_group, task_topic
 from tests.integration.stream.patience import eventually, take
 
 

@@ -3,12 +3,12 @@ import time
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from handlers.local.broker import Broker
-from handlers.stream.positions import Positions
-from handlers.stream.producer import NotPublished, Producer, Published
-from handlers.stream.provision import ensure_topics
-from handlers.stream.record import OutRecord
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.broker import Broker
+from taskflux.stream.positions import Positions
+from taskflux.stream.producer import NotPublished, Producer, Published
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.record import OutRecord
+from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually
 
 

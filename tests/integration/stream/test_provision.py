@@ -2,11 +2,11 @@ import asyncio
 
 import pytest
 
-from handlers.local.ports import free_port
-from handlers.stream.errors import KafkaUnavailable
-from handlers.stream.positions import Positions
-from handlers.stream.provision import ensure_topics
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.ports import free_port
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.positions import Positions
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.settings import KafkaSettings
 
 
 async def test_missing_topics_are_created_and_existing_ones_left_alone(settings: KafkaSettings) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from handlers.local.processes import Process as Child
+from taskflux.local.processes import Process as Child
 from tests.integration.system.frail import Traces
 from tests.integration.system.stack import Stack, eventually
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from handlers.local.servers import ValkeyServer
-from handlers.runtime import measuring
-from handlers.store.settings import RedisSettings
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.servers import ValkeyServer
+from taskflux.store.settings import RedisSettings
+from taskflux.stream.settings import KafkaSettings
+from taskflux.upkeep import measuring
 from tests.conftest import NewDatabase
 from tests.integration.system import frail, scripted
 from tests.integration.system.catastrophe import Catastrophe, happen

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.local.servers import Broker, PostgresServer, ValkeyServer
-from handlers.store.migrate import migrate
-from handlers.store.settings import PostgresSettings, RedisSettings
-from handlers.stream.provision import ensure_topics
-from handlers.stream.settings import KafkaSettings
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.store.migrate import migrate
+from taskflux.store.settings import PostgresSettings, RedisSettings
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.settings import KafkaSettings
 from tests.conftest import new_broker
 from tests.integration.system.scripted import late, scripted
 from tests.integration.system.stack import Stack, settings_for

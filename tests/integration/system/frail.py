@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from uuid import UUID
 
-from handlers import Receipt, Task, handler
+from taskflux import Receipt, Task, handler
 from tests.integration.system.scripted import QUICK, Script
 
 

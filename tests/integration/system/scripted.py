@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from handlers import (
+from taskflux import (
     Ambiguous,
     Handler,
     Misconfigured,
@@ -25,7 +25,7 @@ from handlers import (
     handler,
     provider,
 )
-from handlers.tasks.errors import TaskError
+from taskflux.tasks.errors import TaskError
 
 
 class Script(BaseModel):

@@ -20,21 +20,21 @@ import asyncpg
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.cli.loading import load
-from handlers.local.ports import free_port
-from handlers.local.processes import Process as Child
-from handlers.runtime.handler import Handler
-from handlers.runtime.process import Process, Serves
-from handlers.runtime.settings import HttpSettings, RelaySettings, Settings, WorkerSettings
-from handlers.store.database import Database
-from handlers.store.settings import PostgresSettings, RedisSettings
-from handlers.store.task_types import TaskTypes
-from handlers.stream.positions import Positions
-from handlers.stream.producer import Producer, Published
-from handlers.stream.provision import ensure_topics
-from handlers.stream.record import OutRecord
-from handlers.stream.settings import KafkaSettings
-from handlers.stream.topics import task_group, task_topic
+from taskflux.cli.loading import load
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process as Child
+from taskflux.store.database import Database
+from taskflux.store.settings import PostgresSettings, RedisSettings
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.positions import Positions
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.record import OutRecord
+from taskflux.stream.settings import KafkaSettings
+from taskflux.stream.topics import task_group, task_topic
+from taskflux.worker.handler import Handler
+from taskflux.worker.process import Process, Serves
+from taskflux.worker.settings import HttpSettings, RelaySettings, Settings, WorkerSettings
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 

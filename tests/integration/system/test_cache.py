@@ -4,9 +4,9 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from handlers.local.servers import ValkeyServer
-from handlers.store.accelerator import Accelerator
-from handlers.store.settings import RedisSettings
+from taskflux.local.servers import ValkeyServer
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.settings import RedisSettings
 from tests.integration.system.stack import Stack
 
 

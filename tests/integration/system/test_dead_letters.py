@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.cli.loading import load
-from handlers.stream.producer import Producer, Published
-from handlers.stream.record import OutRecord
-from handlers.stream.topics import task_topic
+from taskflux.cli.loading import load
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.record import OutRecord
+from taskflux.stream.topics import task_topic
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
 

@@ -13,18 +13,18 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from handlers import Receipt, Task, handler
-from handlers.cli.loading import load
-from handlers.runtime.process import Process
-from handlers.runtime.settings import RouterSettings
-from handlers.store.dead_letter_browsing import DeadLetterShelf, LetterFilter
-from handlers.store.foreign import Adoptee, ForeignTasks
-from handlers.store.task_types import TaskTypes
-from handlers.stream.positions import Positions
-from handlers.stream.producer import Producer, Published
-from handlers.stream.record import OutRecord
-from handlers.stream.topics import router_group, task_group, task_topic
-from handlers.tasks.submission import TaskType
+from taskflux import Receipt, Task, handler
+from taskflux.cli.loading import load
+from taskflux.store.dead_letter_browsing import DeadLetterShelf, LetterFilter
+from taskflux.store.foreign import Adoptee, ForeignTasks
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.positions import Positions
+from taskflux.stream.producer import Producer, Published
+from taskflux.stream.record import OutRecord
+from taskflux.stream.topics import router_group, task_group, task_topic
+from taskflux.tasks.submission import TaskType
+from taskflux.worker.process import Process
+from taskflux.worker.settings import RouterSettings
 from tests.integration.system.scripted import QUICK, Script, World, act
 from tests.integration.system.stack import Stack, eventually
 

@@ -9,11 +9,11 @@ from uuid import UUID
 import httpx
 from uuid_utils.compat import uuid7
 
-from handlers.local.ports import free_port
-from handlers.local.processes import Process as Child
-from handlers.store.queries import query
-from handlers.store.tasks import Tasks
-from handlers.tasks.submission import Submission
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process as Child
+from taskflux.store.queries import query
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.submission import Submission
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import GRACE, Stack, eventually
 

@@ -12,13 +12,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from handlers.http.problems import KINDS
-from handlers.runtime.labels import METHODS, OTHER
-from handlers.runtime.metrics import DECLARED
-from handlers.runtime.version import VERSION
-from handlers.stream.dead import DeadTask, encode_dead
-from handlers.stream.record import OutRecord
-from handlers.stream.topics import dead_letter_topic, task_group, task_topic
+from taskflux.http.problems import KINDS
+from taskflux.stream.dead import DeadTask, encode_dead
+from taskflux.stream.record import OutRecord
+from taskflux.stream.topics import dead_letter_topic, task_group, task_topic
+from taskflux.telemetry.labels import METHODS, OTHER
+from taskflux.telemetry.metrics import DECLARED
+from taskflux.version import VERSION
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually, total
 

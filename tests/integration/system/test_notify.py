@@ -10,13 +10,13 @@ from uuid import UUID
 
 import pytest
 
-from handlers.local.ports import free_port
-from handlers.notify import notify
-from handlers.process_email import process_email
-from handlers.process_sms import process_sms
-from handlers.providers.notify_settings import NotifySettings
-from handlers.runtime.process import Process, Serves
-from handlers.runtime.settings import HttpSettings, Settings
+from taskflux.handlers.notify import notify
+from taskflux.handlers.process_email import process_email
+from taskflux.handlers.process_sms import process_sms
+from taskflux.local.ports import free_port
+from taskflux.providers.notify_settings import NotifySettings
+from taskflux.worker.process import Process, Serves
+from taskflux.worker.settings import HttpSettings, Settings
 from tests.integration.providers.flow_api import Answer, FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import Stack, eventually

@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 from uuid_utils.compat import uuid7
 
-from handlers.local.ports import free_port
-from handlers.local.processes import Process as Child
-from handlers.local.processes import run
-from handlers.store.tasks import Tasks
-from handlers.tasks.submission import Submission
+from taskflux.local.ports import free_port
+from taskflux.local.processes import Process as Child
+from taskflux.local.processes import run
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.submission import Submission
 from tests.integration.system.stack import TASKFLUX, Stack, eventually, total
 
 MODULE = """
@@ -27,7 +27,7 @@ from contextlib import asynccontextmanager
 
 from pydantic import BaseModel
 
-from handlers import Permanent, Receipt, RetryPolicy, Task, Transient, handler, provider
+from taskflux import Permanent, Receipt, RetryPolicy, Task, Transient, handler, provider
 
 
 class Image(BaseModel):

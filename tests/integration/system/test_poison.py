@@ -9,9 +9,9 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from handlers.stream.dead import DeadTask, encode_dead
-from handlers.stream.record import Headers, OutRecord
-from handlers.stream.topics import dead_letter_topic
+from taskflux.stream.dead import DeadTask, encode_dead
+from taskflux.stream.record import Headers, OutRecord
+from taskflux.stream.topics import dead_letter_topic
 from tests.integration.system.stack import Row, Stack, eventually
 
 HEADERS: Headers = (("who", b"\x00\xff"), ("who", None), ("traceparent", b"no trace"))

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from handlers import Misconfigured, Unavailable
+from taskflux import Misconfigured, Unavailable
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from handlers.cli.loading import load
-from handlers.local.ports import free_port
-from handlers.runtime.process import Process
-from handlers.runtime.settings import HttpSettings
-from handlers.tasks.states import State
+from taskflux.cli.loading import load
+from taskflux.local.ports import free_port
+from taskflux.tasks.states import State
+from taskflux.worker.process import Process
+from taskflux.worker.settings import HttpSettings
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
 

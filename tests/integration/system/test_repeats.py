@@ -9,10 +9,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from uuid_utils.compat import uuid7
 
-from handlers.stream.envelope import Envelope, encode
-from handlers.stream.provision import ensure_topics
-from handlers.stream.record import OutRecord
-from handlers.stream.topics import task_group
+from taskflux.stream.envelope import Envelope, encode
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.record import OutRecord
+from taskflux.stream.topics import task_group
 from tests.integration.system.scripted import World, late
 from tests.integration.system.stack import Stack, eventually
 

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 from uuid_utils.compat import uuid7
 
-from handlers.cli import main
-from handlers.store.database import Database
-from handlers.store.publishing import Confirmation, Publishing
-from handlers.store.task_types import TaskTypes
-from handlers.stream.provision import ensure_topics
-from handlers.stream.settings import KafkaSettings
-from handlers.tasks.submission import TaskType
+from taskflux.cli import main
+from taskflux.store.database import Database
+from taskflux.store.publishing import Confirmation, Publishing
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.provision import ensure_topics
+from taskflux.stream.settings import KafkaSettings
+from taskflux.tasks.submission import TaskType
 from tests.conftest import NewDatabase
 from tests.integration.store.rows import old_tasks, sql, submit
 

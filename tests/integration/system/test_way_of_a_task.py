@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.store.tasks import Tasks
-from handlers.tasks.submission import Submission
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.submission import Submission
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from handlers.stream.settings import KafkaSettings
+from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.integration.tracing.scene import Scene
 from tests.workers import built_by_one_worker

@@ -18,12 +18,12 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from handlers.local.ports import free_port
-from handlers.runtime import trace_export, tracing
-from handlers.runtime.otlp import AGAIN, OtlpClient
-from handlers.runtime.telemetry_settings import OtelSettings
-from handlers.runtime.trace_export import Pipeline
-from handlers.tasks.errors import Misconfigured
+from taskflux.local.ports import free_port
+from taskflux.tasks.errors import Misconfigured
+from taskflux.telemetry import trace_export, tracing
+from taskflux.telemetry.otlp import AGAIN, OtlpClient
+from taskflux.telemetry.settings import OtelSettings
+from taskflux.telemetry.trace_export import Pipeline
 from tests.integration.system.stack import eventually
 from tests.integration.tracing.receiver import Receiver, receiver
 from tests.integration.tracing.scene import Scene
@@ -117,7 +117,7 @@ async def test_work_goes_on_while_the_receiver_is_away(scene: Scene) -> None:
     child.send(signal.SIGTERM)
     assert await child.wait() == 0
     assert time.monotonic() - began < 15
-    complaints = [line for line in scene.lines("unheard") if line["logger"] == "handlers.runtime.trace_export"]
+    complaints = [line for line in scene.lines("unheard") if line["logger"] == "taskflux.telemetry.trace_export"]
     assert [line["message"] for line in complaints] == ["traces are exported", "spans could not be exported"]
     scene.spawn("process-simulated")
     await scene.ready("process-simulated")
@@ -183,8 +183,8 @@ def test_a_certificate_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPa
 
 def test_untraced_opentelemetry_is_not_even_loaded() -> None:
     script = (
-        "import sys, json, handlers.ingest, handlers.relay, handlers.process_email, handlers.process_sms,"
-        " handlers.notify, handlers.dlq_sink, handlers.router\n"
+        "import sys, json\n"
+        "from taskflux.handlers import dlq_sink, ingest, notify, process_email, process_sms, relay, router\n"
         "print(json.dumps([name for name in sys.modules if name.startswith('opentelemetry')]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)

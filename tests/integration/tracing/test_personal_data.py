@@ -12,8 +12,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from handlers.local.ports import free_port
-from handlers.stream.record import OutRecord
+from taskflux.local.ports import free_port
+from taskflux.stream.record import OutRecord
 from tests.integration.providers.flow_api import Answer
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import Stack, eventually
@@ -22,7 +22,7 @@ from tests.integration.tracing.scene import Scene
 MODULE = """
 from pydantic import BaseModel
 
-from handlers import Ambiguous, Receipt, RetryPolicy, Task, Transient, handler
+from taskflux import Ambiguous, Receipt, RetryPolicy, Task, Transient, handler
 
 
 class Letter(BaseModel):
@@ -287,7 +287,7 @@ async def test_every_process_writes_whole_json_lines_only(scene: Scene, people: 
 async def test_probes_leave_no_line_and_no_span(scene: Scene, people: People) -> None:
     for path in ("/livez", "/readyz", "/metrics"):
         assert (await scene.stack.client.get(path)).status_code == 200
-    told = {line["message"] for line in scene.lines("ingest") if line["logger"] == "handlers.http.requests"}
+    told = {line["message"] for line in scene.lines("ingest") if line["logger"] == "taskflux.http.requests"}
     assert "POST /tasks" in told
     assert "POST /webhooks/msg91/{secret}" in told
     assert not any(path in text for path in ("livez", "readyz", "metrics") for text in told)

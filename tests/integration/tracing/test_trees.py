@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from handlers.runtime.version import VERSION
-from handlers.stream.record import OutRecord
+from taskflux.stream.record import OutRecord
+from taskflux.version import VERSION
 from tests.integration.providers.flow_api import Answer
 from tests.integration.system.stack import eventually
 from tests.integration.tracing.receiver import Span
@@ -216,7 +216,7 @@ async def test_a_short_message_is_traced_through_the_notification_service_and_no
     (line,) = [
         line
         for line in scene.lines("notify")
-        if line.get("task_id") == str(task) and line["logger"] == "handlers.http.requests"
+        if line.get("task_id") == str(task) and line["logger"] == "taskflux.http.requests"
     ]
     assert (line["trace_id"], line["status"]) == (flow.trace, 200)
 

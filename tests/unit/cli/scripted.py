@@ -12,7 +12,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from handlers.cli import main
+from taskflux.cli import main
 
 Scripted = tuple[int, Any]
 """Status and JSON document; a document that is bytes is sent as it is, status 0 hangs up without a word."""

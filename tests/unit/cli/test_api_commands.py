@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from handlers.cli import replay, send
-from handlers.http.openapi import examples as e
-from handlers.local.ports import free_port
+from taskflux.cli import replay, send
+from taskflux.http.openapi import examples as e
+from taskflux.local.ports import free_port
 from tests.unit.cli.scripted import Server, calls, problem
 
 ID = e.TASK_ID

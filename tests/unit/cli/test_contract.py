@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import handlers
-from handlers.cli.contract import (
+from taskflux.cli.contract import (
     DRAIN_SECONDS,
     LIVENESS,
     METRICS,
@@ -17,10 +16,10 @@ from handlers.cli.contract import (
     deployments,
     variables,
 )
-from handlers.http.probes import probe_routes
-from handlers.process_email import process_email
-from handlers.runtime.settings import RouterSettings, Settings
-from handlers.stream.settings import KafkaSettings
+from taskflux.handlers.process_email import process_email
+from taskflux.http.probes import probe_routes
+from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.settings import RouterSettings, Settings
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def settings() -> Settings:
 
 
 def test_every_module_of_handlers_is_one_deployment(settings: Settings) -> None:
-    modules = {path.stem for path in Path(handlers.__file__).parent.glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in Path("handlers").glob("*.py")} - {"__init__"}
     assert {each.name.replace("-", "_") for each in deployments(settings)} == modules
 
 

@@ -8,16 +8,16 @@ from uuid import UUID
 
 import pytest
 
-from handlers.cli.doctor import configuration, kafka, msg91, pooler, postgres, redis, smtp, work
-from handlers.cli.doctor.findings import Finding, Level, Subject, document
-from handlers.providers.msg91 import Msg91Settings
-from handlers.providers.smtp_settings import SmtpSettings
-from handlers.runtime.settings import Settings
-from handlers.store.checkup import Pooling
-from handlers.store.settings import PostgresSettings, RedisSettings
-from handlers.stream.checkup import TopicReplicas
-from handlers.stream.positions import PartitionPositions, TopicPositions
-from handlers.stream.settings import KafkaSettings
+from taskflux.cli.doctor import configuration, kafka, msg91, pooler, postgres, redis, smtp, work
+from taskflux.cli.doctor.findings import Finding, Level, Subject, document
+from taskflux.providers.msg91 import Msg91Settings
+from taskflux.providers.smtp_settings import SmtpSettings
+from taskflux.store.checkup import Pooling
+from taskflux.store.settings import PostgresSettings, RedisSettings
+from taskflux.stream.checkup import TopicReplicas
+from taskflux.stream.positions import PartitionPositions, TopicPositions
+from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.settings import Settings
 
 SERVER = {
     "version": 180001,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from handlers.cli.loading import BUILT_IN, UnknownHandler, built_in_handlers, load
+from taskflux.cli.loading import BUILT_IN, UnknownHandler, built_in_handlers, load
 
 APP = """
-from handlers import Receipt, Task, handler
+from taskflux import Receipt, Task, handler
 
 @handler("image", payload=str)
 async def resize_image(task: Task[str]) -> Receipt:

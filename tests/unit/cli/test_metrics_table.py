@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from handlers.cli.metrics_table import renewed, table
-from handlers.runtime.metrics import DECLARED
+from taskflux.cli.metrics_table import renewed, table
+from taskflux.telemetry.metrics import DECLARED
 
 PAGE = Path(__file__).parents[3] / "docs" / "observability.md"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handlers.cli.reference import sections, settings_table
+from taskflux.cli.reference import sections, settings_table
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 

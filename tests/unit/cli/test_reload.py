@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.cli.reload import Sources, syntax_error
+from taskflux.cli.reload import Sources, syntax_error
 
 
 @pytest.fixture

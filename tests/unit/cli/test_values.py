@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from handlers.cli.values import moment_of, payload_of, seconds_of
+from taskflux.cli.values import moment_of, payload_of, seconds_of
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 

@@ -11,13 +11,13 @@ from uuid import UUID
 import httpx
 from uuid_utils.compat import uuid7
 
-from handlers.http.app import create_app
-from handlers.http.dead_letter_desk import DeadLetterDesk
-from handlers.http.registry import TypeRegistry
-from handlers.http.services import Limits, Services
-from handlers.store.dead_letter_browsing import LetterFilter, Place
-from handlers.store.dead_letter_replays import Replayed, to_text
-from handlers.tasks.submission import Submission
+from taskflux.http.app import create_app
+from taskflux.http.dead_letter_desk import DeadLetterDesk
+from taskflux.http.registry import TypeRegistry
+from taskflux.http.services import Limits, Services
+from taskflux.store.dead_letter_browsing import LetterFilter, Place
+from taskflux.store.dead_letter_replays import Replayed, to_text
+from taskflux.tasks.submission import Submission
 from tests.unit.http.memory import NOW, MemoryIntake, MemoryReader, Source
 
 Row = dict[str, Any]

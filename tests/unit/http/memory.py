@@ -12,11 +12,11 @@ from uuid import UUID
 import httpx
 from starlette.applications import Starlette
 
-from handlers.http.app import create_app
-from handlers.http.registry import TypeRegistry
-from handlers.http.services import Hooks, Limits, Services
-from handlers.store.errors import StoreError
-from handlers.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.http.app import create_app
+from taskflux.http.registry import TypeRegistry
+from taskflux.http.services import Hooks, Limits, Services
+from taskflux.store.errors import StoreError
+from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.http.trace import fresh, incoming
-from handlers.store.errors import StoreUnavailable
+from taskflux.http.trace import fresh, incoming
+from taskflux.store.errors import StoreUnavailable
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.test_views import ID, row
 

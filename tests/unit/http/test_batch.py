@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers.http.services import Limits
-from handlers.store.errors import StoreUnavailable
+from taskflux.http.services import Limits
+from taskflux.store.errors import StoreUnavailable
 from tests.unit.http.memory import Fixture, problem
 
 GOOD = {"taskType": "email", "payload": {"to": "ada@example.org", "subject": "hello"}}

@@ -13,8 +13,8 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from handlers.http.dead_letter_views import shown_bytes
-from handlers.store.dead_letter_browsing import LetterFilter
+from taskflux.http.dead_letter_views import shown_bytes
+from taskflux.store.dead_letter_browsing import LetterFilter
 from tests.unit.http.letters import AT, LettersFixture, letter, poison
 from tests.unit.http.memory import NOW, bad_fields, problem
 
@@ -396,15 +396,15 @@ async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: LettersFixture, na
 
 
 async def test_no_log_line_holds_what_a_letter_holds(http: LettersFixture, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "handlers"):
+    with caplog.at_level(logging.DEBUG, "taskflux"):
         await http.replay(http.letters.add(letter()), payload=MENDED)
         await http.client.post(f"/dead-letters/{http.letters.add(letter())}/discard", json={"reason": "ada left"})
         await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}})
-    assert [record.message for record in caplog.records if record.name.startswith("handlers")] == [
+    assert [record.message for record in caplog.records if record.name.startswith("taskflux")] == [
         "a dead letter was sent again",
         "a dead letter was discarded",
         "a bulk replay begins",
     ]
-    said = " ".join(str(vars(record)) for record in caplog.records if record.name.startswith("handlers"))
+    said = " ".join(str(vars(record)) for record in caplog.records if record.name.startswith("taskflux"))
     for secret in ("ada@", "ada left", "bob", "no such user"):  # no three letters that an id may hold
         assert secret not in said

@@ -12,14 +12,14 @@ from uuid import UUID
 import httpx
 import pytest
 
-from handlers.http.app import create_app
-from handlers.http.problems import Problem
-from handlers.http.services import Services
-from handlers.http.task_desk import TaskDesk
-from handlers.http.task_queries import read_browse, read_cursor, write_cursor
-from handlers.store.decisions import Resolution
-from handlers.store.listing import Page, TaskFilter
-from handlers.tasks.states import State
+from taskflux.http.app import create_app
+from taskflux.http.problems import Problem
+from taskflux.http.services import Services
+from taskflux.http.task_desk import TaskDesk
+from taskflux.http.task_queries import read_browse, read_cursor, write_cursor
+from taskflux.store.decisions import Resolution
+from taskflux.store.listing import Page, TaskFilter
+from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.test_views import ID, row
 

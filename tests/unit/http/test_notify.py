@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers.http.notifications import Notify, create_notify_app
-from handlers.providers.email import Email
-from handlers.providers.notify import ERROR_CLASSES, classify
-from handlers.providers.smtp_replies import Throttled
-from handlers.runtime.notifier import Delivered, Notification
-from handlers.store.errors import StoreUnavailable
-from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.http.notifications import Notify, create_notify_app
+from taskflux.providers.email import Email
+from taskflux.providers.notify import ERROR_CLASSES, classify
+from taskflux.providers.smtp_replies import Throttled
+from taskflux.store.errors import StoreUnavailable
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.worker.notifier import Delivered, Notification
 from tests.unit.http.memory import problem
 
 MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}

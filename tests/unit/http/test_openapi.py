@@ -12,22 +12,22 @@ import jsonschema_rs
 import pytest
 from starlette.routing import Route
 
-from handlers.cli.loading import built_in_handlers
-from handlers.cli.openapi import static_document
-from handlers.http.app import create_app
-from handlers.http.dead_letter_desk import DeadLetterDesk
-from handlers.http.openapi.document import API, api_document, notify_document
-from handlers.http.openapi.explanations import EXPLANATIONS
-from handlers.http.openapi.model import Operation
-from handlers.http.openapi.pages import documentation_routes, policy
-from handlers.http.openapi.schemas import fields
-from handlers.http.problems import KINDS
-from handlers.http.receipts import Msg91Webhook
-from handlers.http.registry import TypeRegistry
-from handlers.http.services import Services
-from handlers.http.submissions import FIELDS
-from handlers.http.task_desk import TaskDesk
-from handlers.tasks.submission import TaskType
+from taskflux.cli.loading import built_in_handlers
+from taskflux.cli.openapi import static_document
+from taskflux.http.app import create_app
+from taskflux.http.dead_letter_desk import DeadLetterDesk
+from taskflux.http.openapi.document import API, api_document, notify_document
+from taskflux.http.openapi.explanations import EXPLANATIONS
+from taskflux.http.openapi.model import Operation
+from taskflux.http.openapi.pages import documentation_routes, policy
+from taskflux.http.openapi.schemas import fields
+from taskflux.http.problems import KINDS
+from taskflux.http.receipts import Msg91Webhook
+from taskflux.http.registry import TypeRegistry
+from taskflux.http.services import Services
+from taskflux.http.submissions import FIELDS
+from taskflux.http.task_desk import TaskDesk
+from taskflux.tasks.submission import TaskType
 from tests.unit.http.memory import Fixture
 
 FILE = Path(__file__).parents[3] / "docs" / "openapi.json"

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from handlers.http.registry import TypeRegistry
-from handlers.store.errors import StoreError, StoreUnavailable
-from handlers.tasks.submission import TaskType
+from taskflux.http.registry import TypeRegistry
+from taskflux.store.errors import StoreError, StoreUnavailable
+from taskflux.tasks.submission import TaskType
 from tests.unit.http.memory import Source
 
 
@@ -104,7 +104,7 @@ async def test_a_schema_stays_compiled_until_its_text_changes() -> None:
 
 
 async def test_it_refreshes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.http.registry.REFRESH_EVERY", 0.0)
+    monkeypatch.setattr("taskflux.http.registry.REFRESH_EVERY", 0.0)
     source = Source()
     registry = TypeRegistry(source)
     running = asyncio.create_task(registry.run())

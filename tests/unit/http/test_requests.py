@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from handlers.http.app import application
-from handlers.http.probes import probe_routes
-from handlers.http.requests import Requests, of_request
-from handlers.providers.calls import TRACE
-from handlers.runtime import logs
+from taskflux.http.app import application
+from taskflux.http.probes import probe_routes
+from taskflux.http.requests import Requests, of_request
+from taskflux.telemetry import logs
+from taskflux.telemetry.calls import TRACE
 
 SECRET = "bob@example.org"
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -52,7 +52,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, object]]:
     return [
         (record.getMessage(), vars(record)["status"])
         for record in caplog.records
-        if record.name == "handlers.http.requests"
+        if record.name == "taskflux.http.requests"
     ]
 
 
@@ -64,7 +64,7 @@ async def test_a_request_is_told_by_its_route_and_never_by_what_was_asked(
     await client.get("/nothing/bob@example.org")
     await client.get("/broken")
     assert told(caplog) == [("GET /things/{name}", 200), ("GET (no route)", 404), ("GET /broken", 405)]
-    mine = [vars(record) for record in caplog.records if record.name == "handlers.http.requests"]
+    mine = [vars(record) for record in caplog.records if record.name == "taskflux.http.requests"]
     assert "example.org" not in str(mine)
     assert "127.0.0.1" not in str(mine)
     assert all(record["duration_ms"] >= 0 for record in mine)
@@ -82,7 +82,7 @@ async def test_a_fault_is_answered_told_once_and_kept_from_the_server(
 ) -> None:
     assert (await client.post("/broken")).status_code == 500
     assert told(caplog) == [("POST /broken", 500)]
-    faults = [record for record in caplog.records if record.name != "handlers.http.requests"]
+    faults = [record for record in caplog.records if record.name != "taskflux.http.requests"]
     assert [record.getMessage().splitlines()[0] for record in faults] == ["ValueError while answering POST"]
     assert SECRET not in caplog.text
 
@@ -100,7 +100,7 @@ async def test_above_the_rate_requests_are_counted_and_faults_are_not_hidden_by_
     assert len(told(caplog)) < 5
     logs.requests._ends = float("-inf")
     await client.get("/things/1")
-    mine = [vars(record) for record in caplog.records if record.name == "handlers.http.requests"]
+    mine = [vars(record) for record in caplog.records if record.name == "taskflux.http.requests"]
     assert mine[-1]["omitted"] == 3
 
 

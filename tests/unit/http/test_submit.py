@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from handlers.http.services import Limits
-from handlers.store.errors import RefusedData, StoreBusy, StoreUnavailable
-from handlers.tasks.submission import TaskType
+from taskflux.http.services import Limits
+from taskflux.store.errors import RefusedData, StoreBusy, StoreUnavailable
+from taskflux.tasks.submission import TaskType
 from tests.unit.http.memory import NOW, Fixture, bad_fields, problem
 
 EMAIL = {"taskType": "email", "payload": {"to": "ada@example.org", "subject": "hello"}}

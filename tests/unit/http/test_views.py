@@ -9,9 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from handlers.http.answers import to_json
-from handlers.http.views import task_document
-from handlers.tasks.timeline import parse_entry, parse_timeline
+from taskflux.http.answers import to_json
+from taskflux.http.views import task_document
+from taskflux.tasks.timeline import parse_entry, parse_timeline
 from tests.unit.http.memory import NOW
 
 ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from handlers.local import echo
-from handlers.local.console import Console
-from handlers.local.echo import Echo, LogTail, remark, rotate
+from taskflux.local import echo
+from taskflux.local.console import Console
+from taskflux.local.echo import Echo, LogTail, remark, rotate
 
 
 def record(**fields: object) -> str:

@@ -1,7 +1,7 @@
 import socket
 from pathlib import Path
 
-from handlers.local.ports import Ports, free_port, is_free
+from taskflux.local.ports import Ports, free_port, is_free
 
 
 def test_a_port_that_somebody_listens_on_is_not_free() -> None:

@@ -1,6 +1,6 @@
 from email.message import EmailMessage
 
-from handlers.local.inbox import reading
+from taskflux.local.inbox import reading
 
 
 def mail() -> EmailMessage:

@@ -1,8 +1,8 @@
 import pytest
 
-from handlers.providers.deliveries import Deliveries
-from handlers.providers.smtp_replies import Kind, Reply
-from handlers.tasks.errors import Permanent, Transient
+from taskflux.providers.deliveries import Deliveries
+from taskflux.providers.smtp_replies import Kind, Reply
+from taskflux.tasks.errors import Permanent, Transient
 
 OK = Reply(250, "2.0.0 Ok", Kind.ACCEPTED)
 LATER = Reply(450, "4.2.0 later", Kind.DEFERRED)

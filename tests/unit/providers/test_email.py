@@ -5,7 +5,7 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from handlers.providers.email import Attachment, Email
+from taskflux.providers.email import Attachment, Email
 
 MAIL: dict[str, Any] = {"to": "ann@example.org", "subject": "Hello", "body": "Hi"}
 SCHEMA = jsonschema_rs.validator_for(TypeAdapter(Email).json_schema(by_alias=True))

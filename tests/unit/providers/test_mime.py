@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from handlers.providers.addresses import Address
-from handlers.providers.email import Attachment, Email
-from handlers.providers.mime import Message, compose
-from handlers.tasks.errors import Permanent
+from taskflux.providers.addresses import Address
+from taskflux.providers.email import Attachment, Email
+from taskflux.providers.mime import Message, compose
+from taskflux.tasks.errors import Permanent
 
 DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 SENDER = Address.parse("TaskFlux <tasks@example.org>")

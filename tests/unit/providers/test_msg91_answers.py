@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from handlers.providers.msg91_answers import classify
-from handlers.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.providers.msg91_answers import classify
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 
 
 def meaning(status: int, answer: Any, **more: Any) -> str | TaskError:

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from handlers.providers.msg91_reports import MalformedReports, read_reports
-from handlers.tasks.delivery import DeliveryReport, DeliveryStatus
+from taskflux.providers.msg91_reports import MalformedReports, read_reports
+from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 
 TASK = UUID("0199f000-0000-7000-8000-000000000001")
 DATE = "2026-03-01 12:30:00"

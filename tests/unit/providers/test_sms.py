@@ -4,9 +4,9 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from handlers.providers.msg91 import Msg91Settings, connect
-from handlers.providers.sms import Sms
-from handlers.tasks.errors import Misconfigured
+from taskflux.providers.msg91 import Msg91Settings, connect
+from taskflux.providers.sms import Sms
+from taskflux.tasks.errors import Misconfigured
 
 SMS: dict[str, Any] = {"mobile": "+919876543210", "name": "Ann"}
 SCHEMA = jsonschema_rs.validator_for(TypeAdapter(Sms).json_schema(by_alias=True))

@@ -1,6 +1,6 @@
 import pytest
 
-from handlers.providers.smtp_replies import (
+from taskflux.providers.smtp_replies import (
     GREYLIST_WAIT,
     QUOTA_WAIT,
     Kind,
@@ -10,7 +10,7 @@ from handlers.providers.smtp_replies import (
     enhanced_status,
     judge,
 )
-from handlers.tasks.errors import Misconfigured, Unavailable
+from taskflux.tasks.errors import Misconfigured, Unavailable
 
 RCPT, MAIL, DATA, SESSION = Stage.RECIPIENT, Stage.SENDER, Stage.DATA, Stage.SESSION
 

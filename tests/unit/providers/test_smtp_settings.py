@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from handlers.providers.smtp import SmtpSettings, connect
-from handlers.tasks.errors import Misconfigured
+from taskflux.providers.smtp import SmtpSettings, connect
+from taskflux.tasks.errors import Misconfigured
 
 
 @pytest.mark.parametrize(("tls", "port"), [("starttls", 587), ("implicit", 465), ("none", 25)])

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from handlers.store import group_commit
-from handlers.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
-from handlers.store.group_commit import GroupCommit
+from taskflux.store import group_commit
+from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
+from taskflux.store.group_commit import GroupCommit
 
 
 class Table:

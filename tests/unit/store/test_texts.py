@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from handlers.store.texts import json_text, storable
+from taskflux.store.texts import json_text, storable
 
 
 @pytest.mark.parametrize(

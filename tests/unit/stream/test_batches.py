@@ -1,8 +1,8 @@
 from collections import Counter
 from typing import Any
 
-from handlers.stream.batches import fill, partition_of
-from handlers.stream.record import OutRecord
+from taskflux.stream.batches import fill, partition_of
+from taskflux.stream.record import OutRecord
 
 
 class Builder:

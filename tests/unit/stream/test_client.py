@@ -5,9 +5,9 @@ import pytest
 import trustme
 from pydantic import SecretStr, ValidationError
 
-from handlers.stream.client import connection_options
-from handlers.stream.provision import topic_config
-from handlers.stream.settings import KafkaSettings
+from taskflux.stream.client import connection_options
+from taskflux.stream.provision import topic_config
+from taskflux.stream.settings import KafkaSettings
 
 
 def test_plain_connections_carry_no_secrets_and_no_tls() -> None:

@@ -3,9 +3,9 @@ import uuid
 
 import pytest
 
-from handlers.stream.dead import DeadPoison, DeadTask, Origin, decode_dead, encode_dead, encode_poison
-from handlers.stream.envelope import Poison
-from handlers.stream.record import Encoded, Headers, Record
+from taskflux.stream.dead import DeadPoison, DeadTask, Origin, decode_dead, encode_dead, encode_poison
+from taskflux.stream.envelope import Poison
+from taskflux.stream.record import Encoded, Headers, Record
 
 ID = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

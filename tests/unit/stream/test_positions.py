@@ -1,6 +1,6 @@
 import uuid
 
-from handlers.stream.positions import PartitionPositions, TopicPositions
+from taskflux.stream.positions import PartitionPositions, TopicPositions
 
 LOG = uuid.uuid4()
 TOPIC = TopicPositions(LOG, {0: PartitionPositions(10, 50, 30), 1: PartitionPositions(10, 50, None)})

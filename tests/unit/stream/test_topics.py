@@ -1,6 +1,6 @@
 import pytest
 
-from handlers.stream.topics import (
+from taskflux.stream.topics import (
     check_task_type,
     dead_letter_group,
     dead_letter_topic,

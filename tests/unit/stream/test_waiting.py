@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from handlers.stream.positions import PartitionPositions, TopicPositions
-from handlers.stream.waiting import MOST, Waiting
+from taskflux.stream.positions import PartitionPositions, TopicPositions
+from taskflux.stream.waiting import MOST, Waiting
 
 LOG = UUID(int=1)
 PLACE = ("tasks.email", 0)

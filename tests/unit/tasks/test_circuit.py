@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from handlers.tasks.circuit import (
+from taskflux.tasks.circuit import (
     FIRST_PROBE,
     LAST_PROBE,
     OPEN_AFTER,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from handlers.tasks.decision import (
+from taskflux.tasks.decision import (
     FREE_HANDBACKS,
     HANDBACK_DELAY,
     LONGEST_DELAY,
@@ -15,7 +15,7 @@ from handlers.tasks.decision import (
     hand_back,
     succeeded,
 )
-from handlers.tasks.errors import (
+from taskflux.tasks.errors import (
     Ambiguous,
     Crash,
     Expired,
@@ -27,8 +27,8 @@ from handlers.tasks.errors import (
     Unavailable,
     WorkerLost,
 )
-from handlers.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
-from handlers.tasks.states import Event, State, allowed
+from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
+from taskflux.tasks.states import Event, State, allowed
 
 RETRY = RetryPolicy(max_attempts=5, first_delay=10, max_delay=100)
 FIRST = Attempt(1, 5)

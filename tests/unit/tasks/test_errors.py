@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.tasks.errors import (
+from taskflux.tasks.errors import (
     Expired,
     InvalidPayload,
     Misconfigured,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.tasks.policy import Policy, RetryPolicy
+from taskflux.tasks.policy import Policy, RetryPolicy
 
 
 def test_the_ceiling_doubles_with_each_attempt_up_to_the_longest_delay() -> None:

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from handlers.tasks.states import TERMINAL, TRANSITIONS, Event, State, allowed
+from taskflux.tasks.states import TERMINAL, TRANSITIONS, Event, State, allowed
 
 S = State
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.tasks.timeline import parse_entry, parse_timeline
+from taskflux.tasks.timeline import parse_entry, parse_timeline
 
 AT = "2026-11-22T10:00:00.000001Z"
 

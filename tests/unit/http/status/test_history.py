@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from handlers.http.status.history import LOOKBACK, History
+from taskflux.http.status.history import LOOKBACK, History
 
 
 def text(value: float, name: str = "taskflux_in_flight", labels: str = '{type="email"}') -> str:

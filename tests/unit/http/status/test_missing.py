@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers import ingest
+from taskflux.handlers import ingest
 
 
 async def test_without_its_reader_of_promql_ingest_serves_no_page_and_says_what_brings_it(
@@ -16,7 +16,7 @@ async def test_without_its_reader_of_promql_ingest_serves_no_page_and_says_what_
         return b"", ""
 
     process: Any = None  # it is asked for nothing
-    for name in ("handlers.http.status.overview", "handlers.http.status.promql"):
+    for name in ("taskflux.http.status.overview", "taskflux.http.status.promql"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "promql_parser", None)
     async with AsyncExitStack() as stack:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from handlers.http.status.history import History
-from handlers.http.status.overview import KEPT, Overview, rows
-from handlers.http.status.promql import evaluate
+from taskflux.http.status.history import History
+from taskflux.http.status.overview import KEPT, Overview, rows
+from taskflux.http.status.promql import evaluate
 
 TEXT = """\
 # TYPE taskflux_in_flight gauge

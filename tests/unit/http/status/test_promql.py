@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from handlers.http.status.history import History
-from handlers.http.status.promql import evaluate, names_in
-from handlers.http.status.vectors import NotKnown
+from taskflux.http.status.history import History
+from taskflux.http.status.promql import evaluate, names_in
+from taskflux.http.status.vectors import NotKnown
 
 EXPOSED = """\
 # TYPE done counter

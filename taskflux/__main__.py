@@ -1,0 +1,5 @@
+"""`python -m taskflux`, where the command is not on the path."""
+
+from taskflux.cli import main
+
+main()

@@ -1,0 +1,192 @@
+"""Calls of a running TaskFlux over HTTP, and every way they can fail as a sentence and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import click
+import httpx
+
+from taskflux.cli.exits import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.version import VERSION
+
+URL_VARIABLE: Final = "TASKFLUX_API__URL"
+DEFAULT_URL: Final = "http://localhost:8080"
+TIMEOUT: Final = 30.0
+"""Seconds that one answer may take: longer than any statement of the server."""
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+F = TypeVar("F", bound=Callable[..., Any])
+Document = dict[str, Any]
+
+
+class ApiError(Exception):
+    """A call did not do what was asked; the text is for a person, `status` is what the command exits with.
+
+    `uncertain`: the request may have been carried out all the same.
+    """
+
+    def __init__(self, message: str, status: int, *, uncertain: bool = False, code: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.uncertain = uncertain
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said: its status, headers and JSON document."""
+
+    code: int
+    headers: Mapping[str, str]
+    document: Document
+
+
+class Api:
+    """One running TaskFlux."""
+
+    def __init__(self, url: str, *, timeout: float = TIMEOUT, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._http = httpx.Client(
+                base_url=self.url,
+                timeout=timeout,
+                transport=transport,
+                trust_env=httpx.URL(self.url).host not in _LOOPBACK,  # no proxy leads to this machine
+                headers={"accept": "application/json", "user-agent": f"taskflux-cli/{VERSION}"},
+            )
+        except httpx.InvalidURL as error:
+            raise ApiError(f"{url!r} is no address: give --url http://host:port ({error})", USAGE) from error
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Document:
+        """The document at `path`; query parameters that are None are left out. Raises ApiError."""
+        return self.call("GET", path, query=query).document
+
+    def pages(self, path: str, limit: int, **query: Any) -> Iterator[tuple[list[Document], str | None]]:
+        """(items, next cursor) page by page, at most `limit` items together. Raises ApiError.
+
+        A page may be short or even empty and still not be the last one.
+        """
+        left = limit
+        while True:
+            page = self.get(path, **{**query, "limit": min(left, 200)})
+            items, cursor = page["items"][:left], page.get("nextCursor")
+            left -= len(items)
+            yield items, cursor
+            if cursor is None or left <= 0:
+                return
+            query["cursor"] = cursor
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """The answer to one request.
+
+        Raises:
+            ApiError: it was refused (1), or the server cannot be reached or cannot answer now (3).
+        """
+        parameters = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            response = self._http.request(
+                method,
+                path,
+                params=parameters or None,
+                content=None if body is None else json.dumps(body).encode(),
+                headers={**(headers or {}), **({} if body is None else {"content-type": "application/json"})},
+            )
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
+            raise ApiError(self._unreachable(error), UNREACHABLE) from error
+        except httpx.RequestError as error:
+            why = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "broke the connection off"
+            raise ApiError(f"{self.url} {why}: {type(error).__name__}", UNREACHABLE, uncertain=True) from error
+        return self._read(response)
+
+    def _read(self, response: httpx.Response) -> Answer:
+        document = _document(response)
+        if response.is_success and document is not None:
+            return Answer(response.status_code, response.headers, document)
+        if document is None or "title" not in document:
+            raise ApiError(
+                f"{self.url} answered {response.status_code} to {response.request.method} {response.request.url.path}"
+                f" in a way TaskFlux does not: is it the address of its API? Set --url or {URL_VARIABLE}",
+                UNREACHABLE,
+                code=response.status_code,
+            )
+        status = UNREACHABLE if response.status_code >= 500 or response.status_code == 429 else FAILED
+        uncertain = response.status_code >= 500
+        raise ApiError(told(document), status, uncertain=uncertain, code=response.status_code)
+
+    def _unreachable(self, error: httpx.RequestError) -> str:
+        return (
+            f"{self.url} cannot be reached ({error or type(error).__name__}): start TaskFlux, for example with"
+            f" `taskflux dev`, or name its address with --url or {URL_VARIABLE}"
+        )
+
+
+def told(problem: Document) -> str:
+    """A problem document as a person reads it: what is wrong, then each bad field on a line of its own."""
+    detail = str(problem.get("detail") or "")
+    lines = [f"{problem['title']}: {detail}" if detail else str(problem["title"])]
+    lines += [f"  {error.get('field')}: {error.get('message')}" for error in problem.get("errors") or ()]
+    return "\n".join(lines)
+
+
+def _document(response: httpx.Response) -> Document | None:
+    if "json" not in response.headers.get("content-type", ""):
+        return None
+    try:
+        found = response.json()
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _open(context: click.Context, parameter: click.Parameter, url: str | None) -> Api:
+    try:
+        api = Api(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+    except ApiError as error:
+        leave(str(error), error.status)
+    context.call_on_close(api.close)
+    return api
+
+
+def api_option(function: F) -> F:
+    """`--url`; the command gets an `Api` as its argument `api`, and may let ApiError through (see `ApiCommand`)."""
+    option = click.option(
+        "--url",
+        "api",
+        callback=_open,
+        help=f"Where TaskFlux serves its API.  [default: ${URL_VARIABLE}, else {DEFAULT_URL}]",
+    )
+    return option(function)
+
+
+class ApiCommand(click.Command):
+    """A command that talks to the API: what goes wrong there ends it with a sentence and the status that fits."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ApiError as error:
+            leave(str(error), error.status)
+
+
+def sleep(seconds: float) -> None:
+    """Wait between two looks at the server."""
+    time.sleep(seconds)

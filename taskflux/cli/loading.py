@@ -1,0 +1,69 @@
+"""From a handler's name to what runs it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from taskflux.worker.handler import Handler
+from taskflux.worker.process import Serves
+
+DEPLOYMENTS: Final = "taskflux.handlers"
+"""What `handlers/` is installed as. Its modules are loaded by name only: no other module imports one."""
+BUILT_IN: Final[Sequence[str]] = sorted(
+    module.name.replace("_", "-") for module in pkgutil.iter_modules(importlib.import_module(DEPLOYMENTS).__path__)
+)
+"""Every module of `handlers/` is one deployment."""
+
+
+def deployments_folder() -> Path:
+    """Where the sources of the built-in deployments are."""
+    return Path(next(iter(importlib.import_module(DEPLOYMENTS).__path__)))
+
+
+class UnknownHandler(Exception):
+    """There is nothing to run under that name."""
+
+
+def load(name: str) -> Serves:
+    """What `name` stands for: `process-email`, or `package.module:attribute`.
+
+    Raises:
+        UnknownHandler: a sentence that says what is wrong with it.
+    """
+    if ":" not in name:
+        if name not in BUILT_IN:
+            raise UnknownHandler(
+                f"there is no handler {name!r}: choose {', '.join(BUILT_IN)},"
+                " or name your own as package.module:attribute"
+            )
+        attribute = name.replace("-", "_")
+        return _get(f"{DEPLOYMENTS}.{attribute}", attribute, name)
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # an application's own handlers stand where the command is called
+    return _get(module, attribute, name)
+
+
+def built_in_handlers() -> Sequence[Handler[object]]:
+    """The task handlers among the built-in deployments."""
+    return [target for target in map(load, BUILT_IN) if isinstance(target, Handler)]
+
+
+def _get(module: str, attribute: str, name: str) -> Serves:
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UnknownHandler(f"{name!r} cannot be imported: {error}. Is its folder the one you stand in?") from error
+    except (TypeError, ValueError) as error:
+        # No name of a module, or a declaration that contradicts itself.
+        raise UnknownHandler(f"{name!r} cannot be run: {error}") from error
+    except AttributeError as error:
+        raise UnknownHandler(f"{name!r}: the module {module} has no {attribute}") from error
+    if not hasattr(target, "serve"):
+        raise UnknownHandler(f"{name!r} is no handler: declare the function with @handler(…)")
+    return target  # type: ignore[no-any-return]

@@ -1,0 +1,246 @@
+"""`taskflux run --reload`: the process is drained and started again when its sources change.
+
+This process imports none of the watched sources beyond what the command itself is made of, so that a slip of the pen
+in one ends nothing here. A source that is no Python leaves the running process alone until it is mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from taskflux.cli.exits import FAILED, USAGE, leave
+from taskflux.cli.loading import deployments_folder
+from taskflux.local.processes import die_with_parent
+
+MARGIN: Final = 15.0
+"""Seconds that a process gets beyond what running attempts may take."""
+INGEST_GRACE: Final = 10.0
+_FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0
+_DEBOUNCE_MS: Final = 300
+"""A save, or a set of files that is synchronised, is one change."""
+
+
+def run_reloading(name: str) -> int:
+    """Run the handler `name` until SIGTERM or Ctrl-C, anew after each change of its sources; its last exit status."""
+    from taskflux.worker.settings import WrongSettings, load
+
+    try:
+        import watchfiles  # noqa: F401
+    except ModuleNotFoundError:
+        leave("--reload needs watchfiles, which is not installed: pip install 'taskflux[reload]'", FAILED)
+    try:
+        drain = load().worker.drain_seconds
+    except WrongSettings as error:  # no change of a source would mend them
+        leave(f"the settings are wrong.\n{error}", USAGE)
+    roots = [Path(__file__).parents[1], deployments_folder(), *_own_sources(name)]
+    try:
+        return asyncio.run(Reloader(_own_call(), roots, max(drain, INGEST_GRACE) + MARGIN).run())
+    except OSError as error:
+        leave(f"the sources cannot be watched ({error}): WATCHFILES_FORCE_POLLING=true looks in turn instead", FAILED)
+
+
+class Reloader:
+    """One child process at a time, from `argv`; `patience` is what it gets to drain, in seconds.
+
+    `roots` are the folders, or single files, whose change starts it again.
+    """
+
+    def __init__(self, argv: Sequence[str], roots: Sequence[Path], patience: float) -> None:
+        self._argv = argv
+        self._roots = roots
+        self._patience = patience
+        self._child: asyncio.subprocess.Process | None = None
+        self._broken: set[Path] = set()
+        self._changed = asyncio.Event()
+        self._stopping = False
+
+    async def run(self) -> int:
+        """Until told to stop; the last child's exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told)
+        watching = asyncio.create_task(self._watch())
+        watching.add_done_callback(lambda _: self._changed.set())
+        status, pause = 0, _FIRST_PAUSE
+        try:
+            while not self._stopping:
+                if watching.done():
+                    watching.result()
+                self._changed.clear()
+                began = loop.time()
+                status, by_itself = await self._live()
+                if by_itself and not self._stopping:
+                    pause = _FIRST_PAUSE if loop.time() - began > _LAST_PAUSE else pause
+                    _say(f"it ended with status {status}; it is started again at the next change, or in {pause:g} s")
+                    await self._wait_for_change(pause)
+                    pause = min(pause * 2, _LAST_PAUSE)
+                else:
+                    pause = _FIRST_PAUSE
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+        return status
+
+    async def _live(self) -> tuple[int, bool]:
+        """One child, from its start to its end; its exit status, and whether nobody had told it to end."""
+        # A session of its own: the terminal's Ctrl-C would count twice with the signal from here.
+        self._child = child = await asyncio.create_subprocess_exec(
+            *self._argv, start_new_session=True, preexec_fn=die_with_parent(signal.SIGTERM, os.getpid())
+        )
+        ended, changed = asyncio.create_task(child.wait()), asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait([ended, changed], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return ended.result(), True
+            self._signal(child, signal.SIGTERM)
+            done, _ = await asyncio.wait([ended], timeout=self._patience)
+            if not done:
+                _say(f"it did not end within {self._patience:g} s and is killed")
+                self._signal(child, signal.SIGKILL)
+            return await ended, False
+        finally:
+            self._child = None
+            changed.cancel()
+            if child.returncode is None:
+                child.kill()
+
+    async def _wait_for_change(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _watch(self) -> None:
+        folders = [root for root in self._roots if root.is_dir()]
+        # An editor may put another file in a file's place: what is watched is where it stands.
+        around_files = {root.parent for root in self._roots if not root.is_dir()}
+        watches = [self._watch_folders(folders, recursive=True)]
+        if around_files:
+            watches.append(self._watch_folders(around_files, recursive=False))
+        await asyncio.gather(*watches)
+
+    async def _watch_folders(self, folders: Iterable[Path], *, recursive: bool) -> None:
+        from watchfiles import awatch
+
+        sources = Sources(self._roots)
+        async for changes in awatch(
+            *folders,
+            watch_filter=lambda _, path: sources.has(Path(path)),
+            debounce=_DEBOUNCE_MS,
+            recursive=recursive,
+            raise_interrupt=False,
+        ):
+            self._note(sorted({Path(path) for _, path in changes}))
+
+    def _note(self, paths: Sequence[Path]) -> None:
+        """Wake the child's end, unless a source is broken."""
+        self._broken -= set(paths)
+        for path in paths:
+            if (error := syntax_error(path)) is not None:
+                self._broken.add(path)
+                _say(f"{error}: what runs is left alone until that is mended")
+        if not self._broken:
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            _say(f"{_shown(paths[0])}{more} changed: it is started again")
+            self._changed.set()
+
+    def _told(self) -> None:
+        """Drain and end; told twice, do not wait."""
+        if self._stopping and self._child is not None:
+            self._signal(self._child, signal.SIGTERM)
+        self._stopping = True
+        self._changed.set()
+
+    @staticmethod
+    def _signal(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+        if child.returncode is None:
+            child.send_signal(number)
+
+
+class Sources:
+    """Which files under `roots` are sources, and not what editors and interpreters leave beside them."""
+
+    def __init__(self, roots: Iterable[Path]) -> None:
+        from watchfiles import Change, DefaultFilter
+
+        self._roots = [root.resolve() for root in roots]
+        self._change = Change.modified
+        self._usual = DefaultFilter()
+
+    def has(self, path: Path) -> bool:
+        """Whether `path` is one. Only what stands below a root is looked at: the root may well be in a .venv."""
+        path = path.resolve()
+        for root in self._roots:
+            if path == root:
+                return True
+            if path.is_relative_to(root):
+                below = path.relative_to(root)
+                hidden = any(part.startswith(".") for part in below.parts)
+                named = below.suffix not in ("", ".tmp")
+                return named and not hidden and self._usual(self._change, str(below))
+        return False
+
+
+def syntax_error(path: Path) -> str | None:
+    """Where and why a file is no Python; None where it is, is none, or is gone."""
+    if path.suffix != ".py":
+        return None
+    try:
+        compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        return f"{_shown(path)}, line {error.lineno}: {error.msg}"
+    except ValueError as error:  # null bytes
+        return f"{_shown(path)}: {error}"
+    except OSError:
+        return None
+    return None
+
+
+def _own_sources(name: str) -> list[Path]:
+    """Where the top-level package or module of `package.module:attribute` stands."""
+    from taskflux.cli.loading import BUILT_IN, UnknownHandler, load
+
+    module, colon, _ = name.partition(":")
+    top = module.partition(".")[0]
+    if not colon:
+        if name not in BUILT_IN:
+            try:
+                load(name)  # says which there are
+            except UnknownHandler as error:
+                leave(str(error), FAILED)
+        return []
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # no name of a module
+        spec = None
+    if spec is None:
+        leave(f"{name!r} cannot be imported: there is no {top!r}. Is its folder the one you stand in?", FAILED)
+    places = spec.submodule_search_locations
+    return [Path(place).resolve() for place in places] if places else [Path(spec.origin or "").resolve()]
+
+
+def _own_call() -> list[str]:
+    """The command that this process was started by, without `--reload`."""
+    return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--reload")]
+
+
+def _shown(path: Path) -> str:
+    """`path` from where we stand, if it is below."""
+    here = Path(os.getcwd())  # noqa: PTH109
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _say(text: str) -> None:
+    click.echo(f"taskflux: {text}", err=True)

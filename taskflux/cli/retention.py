@@ -1,0 +1,148 @@
+"""`taskflux prune` and `taskflux audit`: housekeeping, straight on the servers (no API in between)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import click
+
+from taskflux.cli.exits import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.cli.tables import counted, json_option, print_json, print_table
+from taskflux.cli.values import Duration
+from taskflux.store.database import Database
+from taskflux.store.errors import StoreBusy, StoreError, StoreUnavailable
+from taskflux.store.retention import Ages, Retention
+from taskflux.store.upkeep import Upkeep
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.positions import Positions
+from taskflux.upkeep.auditor import Auditor
+from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages
+from taskflux.worker.settings import Settings, WrongSettings, load
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.option("--succeeded", type=Duration(), help="Let go of tasks that succeeded so long ago: 30d.")
+@click.option("--dead", type=Duration(), help="Of dead tasks and, unless told otherwise, of dead letters.")
+@click.option("--cancelled", type=Duration(), help="Of cancelled tasks.")
+@click.option("--dead-letters", type=Duration(), help="Of dead letters, where they shall not go with dead tasks.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+def prune(
+    succeeded: float | None,
+    dead: float | None,
+    cancelled: float | None,
+    dead_letters: float | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Delete what is past its age. What is not named is kept for ever.
+
+    Tasks go a week at a time, by when they were accepted: up to seven days after their age. Safe beside everything that
+    runs, and to break off. One prune at a time.
+    """
+    settings = _settings("postgres")
+    ages = Ages(_age(succeeded), _age(dead), _age(cancelled), _age(dead if dead_letters is None else dead_letters))
+    try:
+        check_ages(ages, settings.kafka.retention_hours)
+        pruned = _run(_prune(settings, ages, dry_run))
+    except PruneRefused as error:
+        leave(str(error), USAGE if not ages.given else FAILED)
+    if as_json:
+        print_json(_document(pruned, dry_run))
+    else:
+        _tell(pruned, dry_run)
+    if pruned.trouble:
+        leave("\n".join(pruned.trouble), FAILED)
+
+
+@click.command()
+@json_option
+def audit(as_json: bool) -> None:
+    """Look once through all tasks for records that Kafka lost, and have those published again.
+
+    The relay does the same all the time; this does it now.
+    """
+    settings = _settings("postgres", "kafka")
+    requeued = _run(_audit(settings))
+    if as_json:
+        print_json({"requeued": requeued})
+    elif not requeued:
+        click.echo("Kafka owes every queued task: nothing was requeued")
+    else:
+        print_table(["type", "requeued"], sorted(requeued.items()))
+
+
+async def _prune(settings: Settings, ages: Ages, dry_run: bool) -> Pruned:
+    async with AsyncExitStack() as stack:
+        database = await _open(settings, stack)
+        return await Pruner(Retention(database), Upkeep(database)).run(ages, dry_run=dry_run)
+
+
+async def _audit(settings: Settings) -> Mapping[str, int]:
+    async with AsyncExitStack() as stack:
+        database = await _open(settings, stack)
+        positions = Positions(settings.kafka)
+        stack.push_async_callback(positions.close)
+        relay = settings.relay
+        auditor = Auditor(
+            Upkeep(database), positions, settings.kafka.topic_prefix, relay.audit_seconds, relay.requeue_rate
+        )
+        return dict(await auditor.audit())
+
+
+async def _open(settings: Settings, stack: AsyncExitStack) -> Database:
+    database = Database(settings.postgres, pool_size=1, name="taskflux")
+    await database.open()
+    stack.push_async_callback(database.close)
+    return database
+
+
+def _age(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+def _document(pruned: Pruned, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dryRun": dry_run,
+        "tasks": {state: pruned.tasks[state] for state in ("succeeded", "dead", "cancelled")},
+        "partitions": pruned.partitions,
+        "moved": pruned.moved,
+        "deadLetters": pruned.dead_letters,
+        "trouble": pruned.trouble,
+    }
+
+
+def _tell(pruned: Pruned, dry_run: bool) -> None:
+    would = "would be " if dry_run else ""
+    for state in ("succeeded", "dead", "cancelled"):
+        click.echo(f"{counted(pruned.tasks[state], f'{state} task')} {would}deleted")
+    click.echo(f"{counted(pruned.dead_letters, 'dead letter')} {would}deleted")
+    if pruned.partitions:
+        names = ", ".join(pruned.partitions)
+        click.echo(f"{counted(len(pruned.partitions), 'partition')} {would}dropped: {names}")
+    if pruned.moved:
+        click.echo(f"{counted(pruned.moved, 'task')} {would}moved out of them, and kept")
+
+
+def _settings(*needs: str) -> Settings:
+    try:
+        return load(*needs)
+    except WrongSettings as error:
+        leave(f"the settings are wrong.\n{error}", USAGE)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except (StoreUnavailable, StoreBusy) as error:
+        leave(f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}", UNREACHABLE)
+    except StoreError as error:
+        leave(f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}", FAILED)
+    except KafkaUnavailable as error:
+        leave(f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error}", UNREACHABLE)

@@ -1,0 +1,170 @@
+"""Tasks and dead letters as a person reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from taskflux.cli.api import Document
+from taskflux.cli.tables import cell, moment, print_fields, print_table, shortened
+
+_LONGEST_REASON = 60
+
+
+def show_task(task: Document) -> None:
+    """Everything about one task."""
+    error = task.get("error") or {}
+    print_fields(
+        {
+            "task": task["taskId"],
+            "type": task["taskType"],
+            "status": task["status"],
+            "attempts": f"{task['attempts']} of {task['maxAttempts']}",
+            "created": moment(task["createdAt"]),
+            "updated": moment(task["updatedAt"]),
+            "due": moment(task.get("dueAt")),
+            "expires": moment(task.get("expiresAt")),
+            "key": task.get("key"),
+            "metadata": task.get("metadata"),
+            "trace": task.get("traceId"),
+            "replays": task.get("replays"),
+            "delivery": task.get("delivery"),
+            "error": f"{error.get('class')}: {error.get('reason')}" if error else None,
+            "result": task.get("result"),
+        }
+    )
+    if "payload" in task:
+        show_payload(task["payload"])
+    show_timeline(task.get("timeline") or [])
+
+
+def show_payload(payload: object) -> None:
+    """A payload, indented."""
+    click.secho("\npayload", bold=True)
+    for line in json.dumps(payload, indent=2, ensure_ascii=False).splitlines():
+        click.echo(f"  {cell(line)}")
+
+
+def show_timeline(entries: Sequence[Document]) -> None:
+    """What happened, in its order."""
+    if not entries:
+        return
+    click.echo()
+    columns = ("at", "event", "status", "attempt", "times", "note")
+    print_table(columns, [_timeline_row(entry) for entry in entries])
+
+
+def _timeline_row(entry: Document) -> list[Any]:
+    times = entry.get("times") or 1
+    status = entry.get("status") or entry.get("state")
+    note = shortened(cell(entry.get("note")), 80)
+    return [moment(entry["at"]), entry["event"], status, entry.get("attempt"), times if times > 1 else "", note]
+
+
+def show_tasks(tasks: Sequence[Document]) -> None:
+    """A line for each task."""
+    columns = ("task", "type", "status", "attempts", "created", "due", "error")
+    print_table(columns, [_task_row(task) for task in tasks])
+
+
+def _task_row(task: Document) -> list[Any]:
+    error = task.get("error") or {}
+    told = f"{error.get('class')}: {error.get('reason')}" if error else ""
+    attempts = f"{task['attempts']}/{task['maxAttempts']}"
+    created, due = moment(task["createdAt"]), moment(task.get("dueAt"))
+    return [task["taskId"], task["taskType"], task["status"], attempts, created, due, shortened(told, _LONGEST_REASON)]
+
+
+def explain_end(task: Document) -> str:
+    """What an outcome that is no success means, and what can be done about it."""
+    task_id, error = task["taskId"], task.get("error") or {}
+    why = f" ({error.get('class')}: {error.get('reason')})" if error else ""
+    match task["status"]:
+        case "dead":
+            return f"the task is dead{why}. Mend what it says, then replay its dead letter: taskflux dead-letters list"
+        case "cancelled":
+            return "the task was cancelled"
+        case "uncertain":
+            return (
+                f"nobody knows whether its side effect happened{why}. A delivery report may tell; else look, and"
+                f" decide: taskflux tasks resolve {task_id} succeeded|resend|dead"
+            )
+        case status:
+            return f"the task is still {status}; it goes on. Look again: taskflux tasks get {task_id}"
+
+
+def show_dead_letters(letters: Sequence[Document]) -> None:
+    """A line for each dead letter."""
+    columns = ("dead letter", "type", "error", "attempts", "created", "state", "reason")
+    rows = [
+        [
+            letter["deadLetterId"],
+            letter.get("taskType") or "–",
+            letter["errorClass"],
+            letter["attempts"],
+            moment(letter["createdAt"]),
+            letter["state"],
+            shortened(cell(letter["reason"]), _LONGEST_REASON),
+        ]
+        for letter in letters
+    ]
+    print_table(columns, rows)
+
+
+def show_groups(groups: Sequence[Document]) -> None:
+    """Dead letters by type and cause."""
+    columns = ("type", "error", "count", "oldest", "newest")
+    rows = [
+        [
+            group.get("taskType") or "–",
+            group["errorClass"],
+            f"{group['count']:,}",
+            moment(group.get("oldest")),
+            moment(group.get("newest")),
+        ]
+        for group in groups
+    ]
+    print_table(columns, rows)
+
+
+def show_dead_letter(letter: Document) -> None:
+    """Everything about one dead letter."""
+    origin = letter.get("origin") or {}
+    discarded = letter.get("discarded")
+    print_fields(
+        {
+            "dead letter": letter["deadLetterId"],
+            "state": letter["state"],
+            "task": letter.get("taskId"),
+            "type": letter.get("taskType"),
+            "error": letter["errorClass"],
+            "reason": letter["reason"],
+            "attempts": letter["attempts"],
+            "created": moment(letter["createdAt"]),
+            "origin": f"{origin.get('topic')} partition {origin.get('partition')} offset {origin.get('offset')}"
+            if origin.get("topic")
+            else None,
+            "trace": letter.get("traceId"),
+            "discarded": f"{moment(discarded['at'])} {discarded['reason']}" if discarded else None,
+        }
+    )
+    if letter.get("payload") is not None:
+        show_payload(letter["payload"])
+    _show_record(letter.get("record") or {})
+    show_timeline(letter.get("timeline") or [])
+    if letter.get("replays"):
+        click.echo()
+        rows = [[moment(r["at"]), r.get("by"), r.get("taskId"), r.get("outcome") or "–"] for r in letter["replays"]]
+        print_table(("replayed at", "by", "task", "outcome"), rows)
+
+
+def _show_record(record: Document) -> None:
+    parts = {name: record.get(name) for name in ("key", "value", "headers") if record.get(name)}
+    if not parts:
+        return
+    click.secho("\nrecord", bold=True)
+    for name, part in parts.items():
+        click.echo(f"  {name}: {shortened(cell(part), 2000)}")

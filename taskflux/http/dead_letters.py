@@ -1,0 +1,164 @@
+"""`/dead-letters`: look at what could not be done, send it again, or put it aside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from taskflux.http.bulk_replays import BulkReplayRoutes
+from taskflux.http.dead_letter_bodies import identifier, json_answer, json_object
+from taskflux.http.dead_letter_desk import DeadLetterDesk
+from taskflux.http.dead_letter_mending import edited_payload, new_task, read_mending
+from taskflux.http.dead_letter_queries import cursor_of, read_browse, read_groups
+from taskflux.http.dead_letter_views import groups_document, letter_document, letter_item
+from taskflux.http.problems import (
+    ALREADY_DISCARDED,
+    ALREADY_REPLAYED,
+    INVALID_DISCARD,
+    TASK_MOVED_ON,
+    UNKNOWN_DEAD_LETTER,
+    FieldError,
+    Problem,
+)
+from taskflux.http.services import Services
+from taskflux.http.submissions import Circumstances
+from taskflux.store.dead_letter_browsing import OPEN
+from taskflux.store.dead_letter_replays import Replayed
+from taskflux.tasks.states import State
+from taskflux.tasks.submission import DEFAULT_TENANT
+from taskflux.telemetry.request_spans import link_request
+
+log = logging.getLogger(__name__)
+
+LONGEST_REASON: Final = 1000
+_DISCARDED: Final = "discarded"
+
+
+def dead_letter_routes(services: Services, desk: DeadLetterDesk) -> list[Route]:
+    """The routes of the dead letters."""
+    letters = DeadLetterRoutes(services, desk)
+    bulk = BulkReplayRoutes(services, desk)
+    return [
+        Route("/dead-letters", letters.page, methods=["GET"]),
+        Route("/dead-letters/groups", letters.groups, methods=["GET"]),
+        Route("/dead-letters/replay", bulk.start, methods=["POST"]),
+        Route("/dead-letters/replays/{replay_id}", bulk.show, methods=["GET"]),
+        Route("/dead-letters/replays/{replay_id}", bulk.stop, methods=["DELETE"]),
+        Route("/dead-letters/{letter_id}", letters.show, methods=["GET"]),
+        Route("/dead-letters/{letter_id}/replay", letters.replay, methods=["POST"]),
+        Route("/dead-letters/{letter_id}/discard", letters.discard, methods=["POST"]),
+    ]
+
+
+class DeadLetterRoutes:
+    """What can be asked of one dead letter, and of all."""
+
+    def __init__(self, services: Services, desk: DeadLetterDesk) -> None:
+        self._services = services
+        self._desk = desk
+
+    async def page(self, request: Request) -> Response:
+        """A page of letters, newest first."""
+        browse = read_browse(request.query_params.multi_items())
+        rows = await self._desk.shelf.page(DEFAULT_TENANT, browse.wanted, browse.state, browse.behind, browse.limit + 1)
+        shown = rows[: browse.limit]
+        following = cursor_of(shown[-1]) if len(rows) > browse.limit else None
+        return json_answer({"items": [letter_item(row) for row in shown], "nextCursor": following})
+
+    async def groups(self, request: Request) -> Response:
+        """How many letters there are by type and error class."""
+        wanted, state = read_groups(request.query_params.multi_items())
+        return json_answer({"groups": groups_document(await self._desk.shelf.groups(DEFAULT_TENANT, wanted, state))})
+
+    async def show(self, request: Request) -> Response:
+        """One letter with everything about it."""
+        return json_answer(letter_document(await self._get(request)))
+
+    async def replay(self, request: Request) -> Response:
+        """Send one letter again, as it was or mended. It is sent once: asked again, the answer is a 409 that names
+        the task it became.
+        """
+        mending = read_mending(await json_object(request, self._services.limits.max_body_bytes))
+        letter = await self._get(request)
+        if letter["state"] != OPEN:
+            raise _not_open(letter)
+        link_request(letter["traceparent"])
+        registry, replays = self._services.registry, self._desk.replays
+        replayed: Replayed | None
+        circumstances = Circumstances(self._traceparent(request, letter), self._services.now())
+        if letter["task_state"] is not None:
+            payload = await edited_payload(letter, mending, registry, circumstances)
+            replayed = await replays.replay(DEFAULT_TENANT, letter["id"], payload)
+        else:
+            mended = await new_task(letter, mending, registry, self._desk.topic_prefix, circumstances)
+            replayed = await replays.replay_as(DEFAULT_TENANT, letter["id"], mended, edited=mending.edited)
+        if replayed is None:
+            raise _not_open(await self._get(request))
+        how = "single" if letter["task_state"] is not None else "mended"
+        self._desk.on_replayed(replayed.error_class, how)
+        log.info("a dead letter was sent again", extra={"letter": str(replayed.letter), "how": how})
+        told = {
+            "deadLetterId": str(replayed.letter),
+            "taskId": str(replayed.task_id),
+            "status": State.SCHEDULED.value,
+        }
+        return json_answer(told, 202, {"Location": f"/tasks/{replayed.task_id}"})
+
+    async def discard(self, request: Request) -> Response:
+        """Say that a letter needs no replay, and why. Asked again, the first reason stays."""
+        reason = _reason(await json_object(request, self._services.limits.max_body_bytes))
+        letter = await self._get(request)
+        if await self._desk.shelf.discard(DEFAULT_TENANT, letter["id"], reason):
+            log.info("a dead letter was discarded", extra={"letter": str(letter["id"])})
+        letter = await self._get(request)
+        if letter["state"] != _DISCARDED:
+            raise _not_open(letter)
+        return json_answer(letter_document(letter))
+
+    async def _get(self, request: Request) -> Mapping[str, Any]:
+        text = request.path_params["letter_id"]
+        letter = identifier(text)
+        row = await self._desk.shelf.get(DEFAULT_TENANT, letter) if letter else None
+        if row is None:
+            raise Problem(UNKNOWN_DEAD_LETTER, f"no dead letter has the id {text[:100]!r}")
+        return row
+
+    def _traceparent(self, request: Request, letter: Mapping[str, Any]) -> str:
+        """The letter's own trace goes on; a record that had none begins one."""
+        header = request.headers.get("traceparent")
+        return letter["traceparent"] or self._services.traceparent(header.encode("latin-1") if header else None)
+
+
+def _reason(document: Mapping[str, Any]) -> str:
+    unknown = [FieldError(name[:100], "is not known here; known is reason") for name in document.keys() - {"reason"}]
+    reason = document.get("reason")
+    wrong = not isinstance(reason, str) or not 1 <= len(reason.strip()) <= LONGEST_REASON or _unstorable(reason)
+    errors = unknown + ([FieldError("reason", f"must be a text of 1 to {LONGEST_REASON} characters")] if wrong else [])
+    if errors:
+        raise Problem(INVALID_DISCARD, "say why this dead letter needs no replay: it is kept with it", errors)
+    return str(reason).strip()
+
+
+def _unstorable(text: str) -> bool:
+    """PostgreSQL's text takes neither NUL nor lone surrogates."""
+    return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _not_open(letter: Mapping[str, Any]) -> Problem:
+    """Why nothing is done with a letter that is not open, or whose task has moved on."""
+    document = letter_item(letter)
+    if letter["state"] == _DISCARDED:
+        detail = f"it was discarded at {document['discarded']['at']}; nothing was sent"
+        return Problem(ALREADY_DISCARDED, detail, extra={"discarded": document["discarded"]})
+    if letter["state"] != OPEN:
+        first = document["replays"][0] if document["replays"] else {"at": None, "taskId": document["taskId"]}
+        detail = f"it was sent again at {first['at']} as task {first['taskId']}; nothing was sent now"
+        return Problem(ALREADY_REPLAYED, detail, extra={"taskId": first["taskId"], "replays": document["replays"]})
+    state = letter["task_state"] or "gone"
+    detail = f"its task is {state} now, or died again since, with a dead letter of its own; nothing was sent"
+    return Problem(TASK_MOVED_ON, detail, extra={"taskId": document["taskId"], "taskStatus": letter["task_state"]})

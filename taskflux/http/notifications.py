@@ -1,0 +1,211 @@
+"""Notifications: delivered now, and answered with the outcome.
+
+``POST /notifications/email`` and ``/notifications/sms`` (also at ``/api/email/send``, ``/api/sms/send``) take the
+payloads of the task types `email` and `sms`, and beside them ``progress``: what earlier attempts noted. Answers:
+
+====================  ======  ===============================================================================
+outcome               status  what it means
+====================  ======  ===============================================================================
+taken                 200     ``{"status": "accepted", "result": {…}}``; with ``Idempotent-Replay: true`` the
+                              answer to an earlier request with the same id
+``Permanent``         422     it can never be delivered
+``Transient``         503     try again later, after ``retryAfter`` seconds where it says so
+``Unavailable``       502     the provider is away, for everybody
+``Misconfigured``     502     the provider refuses this deployment: a person has to act
+``Ambiguous``         504     it may have been sent
+====================  ======  ===============================================================================
+
+Every failure is a problem with ``errorClass``, ``reason``, and ``retryAfter`` and ``progress`` where there are any.
+
+The header ``Taskflux-Task-Id`` names the notification: a repeat is not sent but told what became of the first, whatever
+its body. ``Taskflux-Attempt`` counts the caller's tries: a later one than the last is sent again where nobody knows
+what became of that. ``Taskflux-Created-At`` is a mail's Date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from taskflux.http.answers import to_json
+from taskflux.http.app import application
+from taskflux.http.bodies import JSON_TYPES, Headers, headers_of, media_type, read_body
+from taskflux.http.problems import (
+    DELIVERY_DEFERRED,
+    DELIVERY_REFUSED,
+    DELIVERY_UNKNOWN,
+    INVALID_NOTIFICATION,
+    PROVIDER_MISCONFIGURED,
+    PROVIDER_UNAVAILABLE,
+    RETRY_AFTER,
+    STORE_UNAVAILABLE,
+    FieldError,
+    Kind,
+    Problem,
+)
+from taskflux.http.schema import MOST_ERRORS, field_name, shortened
+from taskflux.http.submissions import moment, parse_json
+from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
+from taskflux.store.errors import StoreError
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
+from taskflux.telemetry.logs import TASK
+from taskflux.worker.notifier import Delivered, Notification
+
+P = TypeVar("P")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_MOST_ATTEMPTS: Final = 1_000_000
+
+_KINDS: Final[Mapping[type[TaskError], Kind]] = {
+    Permanent: DELIVERY_REFUSED,
+    Transient: DELIVERY_DEFERRED,
+    Unavailable: PROVIDER_UNAVAILABLE,
+    Misconfigured: PROVIDER_MISCONFIGURED,
+    Ambiguous: DELIVERY_UNKNOWN,
+}
+
+
+class Delivers(Protocol[P]):
+    """Delivers notifications; `taskflux.worker.notifier.Notifier` is one."""
+
+    async def deliver(self, notification: Notification[P]) -> Delivered:
+        """See `Notifier.deliver`."""
+        ...
+
+
+class Notify(Generic[P]):
+    """The endpoint of one channel."""
+
+    def __init__(self, payload: type[P], notifier: Delivers[P], max_body_bytes: int) -> None:
+        self._adapter = TypeAdapter(payload)
+        self._notifier = notifier
+        self._limit = max_body_bytes
+
+    async def __call__(self, request: Request) -> Response:
+        headers = headers_of(request.scope)
+        media_type(headers, JSON_TYPES)
+        notification = self._read(headers, await read_body(headers, request.receive, self._limit))
+        try:
+            delivered = await self._notifier.deliver(notification)
+        except TaskError as error:
+            raise delivery_problem(error) from error
+        except StoreError as error:
+            raise _not_begun() from error
+        body = to_json({"status": "accepted", "result": delivered.result})
+        replay = {"Idempotent-Replay": "true"} if delivered.repeated else {}
+        return Response(body, headers=replay, media_type="application/json")
+
+    def _read(self, headers: Headers, body: bytes) -> Notification[P]:
+        document = parse_json(body)
+        errors: list[FieldError] = []
+        progress = document.pop("progress", None) if isinstance(document, dict) else None
+        if progress is not None and not isinstance(progress, dict):
+            errors.append(FieldError("progress", "must be a JSON object"))
+        name, attempt, created_at = _read_headers(headers, errors)
+        try:
+            payload = self._adapter.validate_json(to_json(document))
+        except ValidationError as error:
+            raise _invalid([*errors, *_field_errors(error)]) from None
+        except ValueError:
+            raise _invalid([*errors, FieldError("body", "holds a number beyond the range of a double")]) from None
+        if errors:
+            raise _invalid(errors)
+        return Notification(payload, name, attempt, created_at, progress or {})
+
+
+def create_notify_app(
+    channels: Mapping[str, Notify[Any]],
+    checks: Mapping[str, Callable[[], Awaitable[None]]],
+    probes: list[Route],
+) -> Starlette:
+    """The API of the notification service; `checks` are of the channels whose provider has one."""
+    deliveries = [
+        Route(path, endpoint.__call__, methods=["POST"])
+        for channel, endpoint in channels.items()
+        for path in (f"/notifications/{channel}", f"/api/{channel}/send")
+    ]
+    checkings = [
+        Route(f"/notifications/{channel}/check", _checking(check), methods=["POST"])
+        for channel, check in checks.items()
+    ]
+    return application([*deliveries, *checkings, *probes])
+
+
+def delivery_problem(error: TaskError) -> Problem:
+    """What a caller is told of a delivery that failed."""
+    cause, kind = next((cls, kind) for cls, kind in _KINDS.items() if isinstance(error, cls))
+    extra: dict[str, object] = {"errorClass": cause.__name__, "reason": error.reason}
+    headers = {}
+    if isinstance(error, Transient) and error.retry_after is not None:
+        extra["retryAfter"] = error.retry_after
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if error.progress is not None:
+        extra["progress"] = dict(error.progress)
+    return Problem(kind, error.reason, headers=headers, extra=extra)
+
+
+def _checking(check: Callable[[], Awaitable[None]]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            await check()
+        except ProviderError as error:
+            raise delivery_problem(error) from error
+        return Response(status_code=204)
+
+    return endpoint
+
+
+def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | None, int, datetime | None]:
+    name, attempt, created_at = (_header(headers, header) for header in (TASK_ID, ATTEMPT, CREATED_AT))
+    if name is not None and not _NAME.fullmatch(name):
+        errors.append(FieldError(TASK_ID, "must be 1 to 80 of A-Z a-z 0-9 _ . -"))
+    elif name is not None:
+        with suppress(ValueError):  # another caller's names are its own, and none for a log
+            TASK.set(UUID(name[:36]))
+    number = 1
+    if attempt is not None:
+        number = int(attempt) if attempt.isascii() and attempt.isdigit() and len(attempt) < 8 else 0
+        if not 1 <= number <= _MOST_ATTEMPTS:
+            errors.append(FieldError(ATTEMPT, f"must be a whole number from 1 to {_MOST_ATTEMPTS:,}"))
+    date = None
+    if created_at is not None:
+        try:
+            date = moment(created_at)
+        except (ValueError, OverflowError):
+            errors.append(FieldError(CREATED_AT, "must be a time as RFC 3339 writes it"))
+    return name, number, date
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    value = headers.get(name.lower().encode("ascii"))
+    return None if value is None else value.decode("latin-1").strip()
+
+
+def _field_errors(error: ValidationError) -> list[FieldError]:
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
+    return [
+        FieldError(shortened(field_name("", each["loc"]).removeprefix(".") or "body", 200), shortened(each["msg"], 300))
+        for each in found
+    ]
+
+
+def _invalid(errors: list[FieldError]) -> Problem:
+    names = ", ".join(dict.fromkeys(error.field for error in errors))
+    detail = shortened(f"not valid: {names}", 400)
+    return Problem(INVALID_NOTIFICATION, detail, errors, extra={"errorClass": "Permanent", "reason": detail})
+
+
+def _not_begun() -> Problem:
+    detail = "PostgreSQL cannot be reached, so a repeat could not be told from a first time: nothing was sent"
+    extra = {"errorClass": "Unavailable", "reason": detail, "retryAfter": RETRY_AFTER}
+    return Problem(STORE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER)}, extra=extra)

@@ -1,0 +1,204 @@
+"""What the API speaks of, as JSON schemas (draft 2020-12), with the limits that the code itself checks by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from taskflux.http.openapi.model import Json, ref
+from taskflux.http.submissions import (
+    LARGEST_METADATA,
+    LONGEST_DELAY,
+    LONGEST_IDEMPOTENCY_KEY,
+    LONGEST_KEY,
+    MOST_ATTEMPTS,
+)
+from taskflux.tasks.states import Event, State
+
+MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
+ID: Final[Json] = {"type": "string", "format": "uuid"}
+COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+TEXT: Final[Json] = {"type": "string"}
+TRACE_ID: Final[Json] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+IDEMPOTENCY_KEY: Final[Json] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": LONGEST_IDEMPOTENCY_KEY,
+    "pattern": "^[ -~]+$",
+}
+
+
+def optional(schema: Json) -> Json:
+    """The same, or null: null is as good as absent."""
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def nullable(schema: Json) -> Json:
+    """This, or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def fields() -> Json:
+    """The fields of a new task by name; the same names as `submissions.FIELDS` (a test compares them)."""
+    return {
+        "taskType": optional(TEXT) | {"description": "What is to be done. May be left out where payload is a text."},
+        "payload": {"description": "What the type's handler declares."},
+        "scheduleAt": optional(MOMENT)
+        | {"description": "When to run it, at most ten years ahead; not with delaySeconds."},
+        "delaySeconds": optional({"type": "number", "minimum": 0, "maximum": LONGEST_DELAY.total_seconds()})
+        | {"description": "How much later to run it; not with scheduleAt."},
+        "expiresAt": optional(MOMENT) | {"description": "Past this time the task is dead (Expired) instead of late."},
+        "key": optional({"type": "string", "minLength": 1, "maxLength": LONGEST_KEY})
+        | {"description": "Picks the Kafka partition; promises no order."},
+        "maxAttempts": optional({"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS})
+        | {"description": "Attempts in all, instead of what the type's handler declares."},
+        "metadata": optional({"type": "object"})
+        | {"description": f"Kept with the task and shown with it; at most {LARGEST_METADATA:,} bytes of JSON."},
+    }
+
+
+def new_task(types: Mapping[str, str]) -> Json:
+    """A task as it is submitted: the fields, and for each type what its payload must be."""
+    kinds: list[Json] = [
+        {
+            "title": f"{name}: a task of this type",
+            "properties": {"taskType": {"const": name}, "payload": ref(payload_name(name))},
+            "required": ["taskType"],
+        }
+        for name in types
+    ]
+    kinds.append(
+        {
+            "title": "a text: a simulated task",
+            "properties": {"taskType": {"type": "null"}, "payload": {"type": "string"}},
+        }
+    )
+    both = {"scheduleAt": {"type": "string"}, "delaySeconds": {"type": "number"}}
+    return {
+        "type": "object",
+        "properties": fields(),
+        "required": ["payload"],
+        "additionalProperties": False,
+        "not": {"properties": both, "required": list(both)},
+        "anyOf": kinds,
+    }
+
+
+def batch_item(types: Mapping[str, str]) -> Json:
+    """A task in a batch: the same, with an idempotency key beside."""
+    task = new_task(types)
+    key = optional(IDEMPOTENCY_KEY) | {"description": "Names this item; sent again, it makes no second task."}
+    return {**task, "properties": {**task["properties"], "idempotencyKey": key}}
+
+
+def payload_name(task_type: str) -> str:
+    """The name under which a type's payload stands in the document."""
+    return f"payload.{task_type}"
+
+
+def payload_schema(task_type: str, text: str) -> Json:
+    """A registered schema with its own references turned into the document's; anything, where it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    schema = _moved(found, f"#/components/schemas/{payload_name(task_type)}/$defs/")
+    return schema if isinstance(schema, dict) else {}
+
+
+def _moved(value: Any, to: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: to + inner.removeprefix("#/$defs/")
+            if name == "$ref" and isinstance(inner, str) and inner.startswith("#/$defs/")
+            else _moved(inner, to)
+            for name, inner in value.items()
+        }
+    return [_moved(each, to) for each in value] if isinstance(value, list) else value
+
+
+def obj(required: Mapping[str, Json], more: Mapping[str, Json] | None = None, description: str = "") -> Json:
+    """An object with members that are always there, and further ones that may be."""
+    told: Json = {"type": "object", "properties": {**required, **(more or {})}, "required": list(required)}
+    return told | ({"description": description} if description else {})
+
+
+STATUS: Final[Json] = {"type": "string", "enum": [state.value for state in State]}
+
+
+def _task(*, whole: bool) -> Json:
+    error = obj({"class": TEXT, "reason": {"type": ["string", "null"]}})
+    always: dict[str, Json] = {
+        "taskId": ID,
+        "taskType": TEXT,
+        "status": ref("Status"),
+        "attempts": COUNT | {"description": "Attempts that were begun; raised before the side effect."},
+        "maxAttempts": COUNT,
+        "retryCount": COUNT | {"description": "Attempts after the first."},
+        "createdAt": MOMENT,
+        "updatedAt": MOMENT,
+        "dueAt": MOMENT,
+        "result": {"description": "What the handler returned, or has noted so far."},
+        "error": {"anyOf": [error, {"type": "null"}], "description": "Why the last attempt failed."},
+    }
+    if whole:
+        always |= {"payload": {}, "timeline": {"type": "array", "items": ref("TimelineEntry")}}
+    sometimes: dict[str, Json] = {
+        "key": TEXT,
+        "metadata": {},
+        "expiresAt": MOMENT,
+        "replays": COUNT,
+        "traceId": TRACE_ID,
+        "delivery": {"description": "What the provider has reported since: accepted is not delivered."},
+    }
+    return obj(always, sometimes)
+
+
+def page(item: str) -> Json:
+    """A page of these."""
+    cursor = {"type": ["string", "null"], "description": "Where the next page begins; null: this was the last one."}
+    return obj({"items": {"type": "array", "items": ref(item)}, "nextCursor": cursor})
+
+
+def task_schemas(types: Mapping[str, str]) -> dict[str, Json]:
+    """All that is said of tasks; `types` is task type → JSON schema of its payload, as text."""
+    return {
+        "NewTask": new_task(types),
+        "BatchItem": batch_item(types),
+        "Accepted": obj({"taskId": ID, "taskType": TEXT, "status": {"const": "scheduled"}, "createdAt": MOMENT}),
+        "BatchResult": {
+            "anyOf": [
+                obj(
+                    {"index": COUNT, "taskId": ID, "taskType": TEXT, "status": {"const": 202}, "createdAt": MOMENT},
+                    {"idempotentReplay": {"const": True}},
+                ),
+                obj({"index": COUNT, "status": {"type": "integer", "minimum": 400}, "problem": ref("Problem")}),
+            ]
+        },
+        "Status": STATUS,
+        "Task": _task(whole=True),
+        "TaskSummary": _task(whole=False),
+        "TaskPage": page("TaskSummary"),
+        "TimelineEntry": obj(
+            {"at": MOMENT, "event": TEXT, "state": ref("Status"), "attempt": COUNT},
+            {"times": COUNT, "note": TEXT, "traceId": TRACE_ID},
+            "What happened: accepted, " + ", ".join(event.value for event in Event) + ". Repeats are folded.",
+        ),
+        **{payload_name(name): payload_schema(name, text) for name, text in types.items()},
+    }
+
+
+def problem_schema() -> Json:
+    """RFC 9457."""
+    error = obj({"field": TEXT, "message": TEXT})
+    return obj(
+        {
+            "type": {"type": "string", "format": "uri-reference"},
+            "title": TEXT,
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "detail": TEXT,
+        },
+        {"errors": {"type": "array", "items": error, "description": "Each bad field."}},
+        "A problem (RFC 9457). `type` leads to a page that explains it.",
+    )

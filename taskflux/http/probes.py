@@ -1,0 +1,42 @@
+"""`/livez`, `/readyz` and `/metrics`, on every process that has a port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from taskflux.http.problems import NOT_STARTED, Problem
+from taskflux.telemetry.exposition import SWITCHED_OFF, VARY, compressed
+from taskflux.telemetry.instruments import switched_off
+
+
+def probe_routes(started: Callable[[], bool], metrics: Callable[[str], Awaitable[tuple[bytes, str]]]) -> list[Route]:
+    """The routes of the probes.
+
+    livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once
+    `started`, whatever the stores do later: were they a reason, all replicas would leave their service together.
+    """
+
+    async def livez(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        if not started():
+            raise Problem(NOT_STARTED, "it is not ready yet", headers={"Retry-After": "1"})
+        return PlainTextResponse("ok\n")
+
+    async def exposed(request: Request) -> Response:
+        if switched_off():
+            return PlainTextResponse(SWITCHED_OFF, status_code=404)
+        body, content_type = await metrics(request.headers.get("accept", ""))
+        headers = {"content-type": content_type, "vary": VARY}
+        smaller = await asyncio.to_thread(compressed, body, request.headers.get("accept-encoding", ""))
+        if smaller is not None:
+            headers["content-encoding"] = "gzip"
+        return Response(body if smaller is None else smaller, headers=headers)
+
+    return [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", exposed)]

@@ -1,0 +1,131 @@
+"""`POST /webhooks/msg91/{secret}`: MSG91's delivery reports.
+
+They carry no signature, so the path is the secret: a wrong one, or none in the settings, is an address at which nothing
+is served. A report is matched by the CRQID that was sent along, which is the task's id; one without it is counted and
+no more (finding a task by MSG91's request id would take an index over all results). The same report may come any number
+of times, and in any order.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Sequence
+from typing import Final, Protocol
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from taskflux.http.answers import to_json
+from taskflux.http.bodies import headers_of, read_body
+from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
+from taskflux.providers.msg91_reports import MalformedReports, read_reports
+from taskflux.store.receipts import Recorded
+from taskflux.tasks.delivery import DeliveryReport
+from taskflux.tasks.states import State
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES: Final = 2 * 1024 * 1024
+BATCH: Final = 500
+FORM: Final = "application/x-www-form-urlencoded"
+JSON_TYPE: Final = "application/json"
+
+
+class ReceiptStore(Protocol):
+    """Keeps reports; `taskflux.store.receipts.Receipts` is one."""
+
+    async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
+        """See `Receipts.record`."""
+        ...
+
+
+class Forgets(Protocol):
+    """Drops what was kept of a task; `taskflux.store.accelerator.Accelerator` is one."""
+
+    async def forget(self, tenant: str, task: UUID) -> None:
+        """Never raises for the cache's own trouble."""
+        ...
+
+
+class ReportHooks:
+    """Told what came; subclass it to count. Every argument is bounded."""
+
+    def on_report(self, status: str) -> None:
+        """One report: a delivery status, or why it was not kept (repeated, unmatched, unknown, malformed)."""
+
+    def on_first(self, task_type: str, before: str) -> None:
+        """The first one of a task of this type, which was in this state."""
+
+
+class Msg91Webhook:
+    """The endpoint."""
+
+    def __init__(self, secret: str, store: ReceiptStore, cache: Forgets, hooks: ReportHooks) -> None:
+        self._secret = secret.encode()
+        self._store = store
+        self._cache = cache
+        self._hooks = hooks
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer 200 with how many reports found their task."""
+        if not hmac.compare_digest(request.path_params["secret"].encode("utf-8", "replace"), self._secret):
+            raise Problem(NOT_FOUND, "nothing is served here")
+        headers = headers_of(request.scope)
+        essence = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+        if essence not in (FORM, JSON_TYPE):
+            accepted = f"{JSON_TYPE} or {FORM}"
+            raise Problem(UNSUPPORTED_MEDIA_TYPE, f"send reports as {accepted}", headers={"Accept": accepted})
+        body = await read_body(headers, request.receive, MAX_BYTES)
+        try:
+            reports, foreign = read_reports(body, form=essence == FORM)
+        except MalformedReports as error:
+            self._hooks.on_report("malformed")
+            raise Problem(MALFORMED_JSON, f"these are no delivery reports: {error}") from None
+        matched = await self._keep(reports)
+        for _ in range(foreign):
+            self._hooks.on_report("unmatched")
+        return Response(to_json({"reports": len(reports) + foreign, "matched": matched}), media_type=JSON_TYPE)
+
+    async def _keep(self, reports: Sequence[DeliveryReport]) -> int:
+        matched = 0
+        for group in _one_of_each_task(reports):
+            for start in range(0, len(group), BATCH):
+                batch = group[start : start + BATCH]
+                recorded = {each.task: each for each in await self._store.record(batch)}
+                matched += len(recorded)
+                for report in batch:
+                    await self._note(report, recorded.get(report.task))
+        return matched
+
+    async def _note(self, report: DeliveryReport, recorded: Recorded | None) -> None:
+        if recorded is None:
+            self._hooks.on_report("unknown")
+            return
+        self._hooks.on_report(report.status.value if recorded.kept else "repeated")
+        if recorded.first:
+            self._hooks.on_first(recorded.type, recorded.before.value)
+        if recorded.kept:
+            await self._cache.forget(recorded.tenant, recorded.task)
+        if recorded.kept and recorded.before is State.UNCERTAIN:
+            log.info("a delivery report has resolved a task", extra={"task_id": str(recorded.task)})
+
+
+def webhook_routes(webhook: Msg91Webhook | None) -> list[Route]:
+    """The address of `webhook`; without one there is none."""
+    return [Route("/webhooks/msg91/{secret}", webhook.__call__, methods=["POST"])] if webhook else []
+
+
+def _one_of_each_task(reports: Sequence[DeliveryReport]) -> list[list[DeliveryReport]]:
+    """Groups in which each task stands once: reports of different replays of a task go one after the other."""
+    groups: list[list[DeliveryReport]] = []
+    seen: dict[UUID, int] = {}
+    for report in reports:
+        place = seen.get(report.task, 0)
+        seen[report.task] = place + 1
+        if place == len(groups):
+            groups.append([])
+        groups[place].append(report)
+    return groups

@@ -1,0 +1,150 @@
+"""Around every request: its trace, its metrics, and one line in the log when it is answered.
+
+The line and the span name the method and the route's template, never what was asked for by it: a path may hold a
+secret, a query somebody's address. Clients' addresses are not noted. Probes are neither logged nor traced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import cache
+from typing import Final
+
+from prometheus_client import Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from taskflux.http.trace import incoming
+from taskflux.telemetry import labels, logs, metrics, tracing
+from taskflux.telemetry.calls import TRACE
+from taskflux.telemetry.request_spans import RequestSpan, request
+
+log = logging.getLogger(__name__)
+
+SILENT: Final = frozenset({"/livez", "/readyz", "/metrics"})
+UNMATCHED: Final = "(no route)"
+ABORTED: Final = "aborted"
+"""The status of a request that nobody answered."""
+
+
+class Requests:
+    """An application, with every request of it traced and logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in SILENT:
+            await self._app(scope, receive, send)
+            return
+        given = incoming(next((value for name, value in scope["headers"] if name == b"traceparent"), None))
+        traceparent = given or tracing.new_traceparent()
+        TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
+        answer = _Answer(send)
+        began = asyncio.get_running_loop().time()
+        in_progress = metrics.HTTP_IN_PROGRESS.labels()
+        in_progress.inc()
+        try:
+            if tracing.sampled(traceparent):
+                await self._traced(scope, receive, answer, given, traceparent)
+            else:
+                await self._app(scope, receive, answer.send)
+        except Exception:
+            answer.broke = True
+            if not answer.status:
+                raise
+            # Whoever answered has told the fault, too.
+        finally:
+            in_progress.dec()
+            _count(scope, answer.status, began, tracing.exemplar(traceparent))
+            _tell(scope, answer, began)
+
+    async def _traced(
+        self, scope: Scope, receive: Receive, answer: _Answer, given: str | None, traceparent: str
+    ) -> None:
+        method = method_of(scope)
+        about = {"http.request.method": "_OTHER" if method == labels.OTHER else method, "url.scheme": scope["scheme"]}
+        span = request(given, traceparent, about)
+        try:
+            with span:
+                try:
+                    await self._app(scope, receive, answer.send)
+                finally:
+                    _describe(span, scope, answer.status)
+        finally:
+            TRACE.set(span.traceparent)  # what is told of the request stands in its span
+
+
+class _Answer:
+    """Notes the status on the way out."""
+
+    __slots__ = ("_send", "broke", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.broke = False
+
+    async def send(self, message: Message) -> None:
+        """Pass it on."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
+def _describe(span: RequestSpan, scope: Scope, status: int) -> None:
+    route = route_of(scope)
+    span.named(f"{method_of(scope)} {route}")
+    span.note("http.route", route)
+    span.note("url.path", route)
+    if status:
+        span.note("http.response.status_code", status)
+    if status >= 500:
+        span.failed(str(status))
+
+
+def method_of(scope: Scope) -> str:
+    """The request's method. A caller may call any word one."""
+    return scope["method"] if scope["method"] in labels.METHODS else labels.OTHER
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that a request met."""
+    return getattr(scope.get("route"), "path", UNMATCHED)
+
+
+def of_request(header: bytes | None) -> str:
+    """The traceparent that the tasks of the request under way get; see `Services.traceparent`."""
+    return TRACE.get() or incoming(header) or tracing.new_traceparent()
+
+
+@cache
+def _counter(method: str, route: str, status: int) -> Counter:
+    return metrics.HTTP_REQUESTS.labels(method, route, status or ABORTED)  # type: ignore[no-any-return]
+
+
+@cache
+def _histogram(method: str, route: str) -> Histogram:
+    return metrics.HTTP_SECONDS.labels(method, route)  # type: ignore[no-any-return]
+
+
+def _count(scope: Scope, status: int, began: float, exemplar: dict[str, str] | None) -> None:
+    method, route = method_of(scope), route_of(scope)
+    _counter(method, route, status).inc()
+    _histogram(method, route).observe(asyncio.get_running_loop().time() - began, exemplar)
+
+
+def _tell(scope: Scope, answer: _Answer, began: float) -> None:
+    status, failed = answer.status, answer.broke or answer.status >= 500  # without a status, the client has gone
+    level = logging.WARNING if failed else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    now = asyncio.get_running_loop().time()
+    asked = f"{method_of(scope)} {route_of(scope)}"
+    omitted = (logs.failed_requests if failed else logs.requests).take(f"{asked} {status}", now)
+    if omitted is None:
+        return
+    extra: dict[str, object] = {"status": status or None, "duration_ms": round((now - began) * 1000, 1)}
+    if omitted:
+        extra["omitted"] = omitted
+    log.log(level, asked, extra=extra)

@@ -1,0 +1,148 @@
+"""Serving an application on a port until the process drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import socket
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from taskflux.http.requests import Requests
+from taskflux.telemetry.logs import frames
+
+KEEP_ALIVE: Final = 75
+"""Seconds that an idle connection is kept: longer than load balancers keep theirs (60 s), or they would send
+requests into connections that we are closing."""
+
+BACKLOG: Final = 2048
+
+
+class CannotListen(Exception):
+    """The address cannot be served on; the text is the whole message a person sees."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves signals to the process that drains."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        CannotListen: naming the setting to change.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    if not 0 <= port <= 65535:
+        raise CannotListen(f"{port} is no port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535")
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        match error.errno:
+            case errno.EADDRINUSE:
+                why = f"port {port} on {host} is taken: set TASKFLUX_HTTP__PORT to a free one, or end what holds it"
+            case errno.EACCES:
+                why = f"port {port} on {host} is not allowed to this user: set TASKFLUX_HTTP__PORT to one above 1023"
+            case errno.EADDRNOTAVAIL | socket.EAI_NONAME:
+                why = f"{host} is no address of this machine: set TASKFLUX_HTTP__HOST to one, or to 0.0.0.0"
+            case _:
+                why = (
+                    f"cannot listen on {host}, port {port} (TASKFLUX_HTTP__HOST, TASKFLUX_HTTP__PORT): {error.strerror}"
+                )
+        raise CannotListen(why) from error
+
+
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    draining: asyncio.Event,
+    grace: float,
+    linger: float = 0,
+    hurry: asyncio.Event | None = None,
+    listening: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Serve `app` until `draining` is set; then take no more connections and end what is in flight.
+
+    Args:
+        port: 0 takes a free one.
+        linger: seconds that connections are taken after that all the same: a load balancer learns late that it shall
+            send no more, and what it sends until then must not be refused. `hurry` ends it.
+        grace: seconds that requests in flight have after that; then they are cut off.
+        listening: told the port once connections are taken.
+
+    Raises:
+        CannotListen: before anything is served.
+    """
+    sock = listen(host, port)
+    config = uvicorn.Config(
+        Requests(app),
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, math.ceil(grace)),
+    )
+    logging.getLogger("uvicorn.error").addFilter(_without_values)
+    server = _Server(config)
+    listening(sock.getsockname()[1])
+    serving = asyncio.create_task(server.serve([sock]))
+    told = asyncio.create_task(draining.wait())
+    try:
+        await asyncio.wait((serving, told), return_when=asyncio.FIRST_COMPLETED)
+        if linger and not serving.done():
+            await _pause(linger, hurry)
+        server.should_exit = True
+        await asyncio.shield(serving)
+    finally:
+        told.cancel()
+        await _cut_off(server)
+        if not serving.done():
+            serving.cancel()
+
+
+async def _pause(seconds: float, hurry: asyncio.Event | None) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for((hurry or asyncio.Event()).wait(), seconds)
+
+
+async def _cut_off(server: uvicorn.Server) -> None:
+    """End requests that outlived the grace, and wait until they have; close what listens, if it still does."""
+    state = server.server_state
+    for listener in getattr(server, "servers", ()):
+        listener.close()
+    for connection in list(state.connections):
+        connection.transport.close()
+    tasks = list(state.tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=1.0)
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    """A fault is logged with its place alone: its text may quote a payload."""
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        record.msg, record.args = f"{type(error).__name__} while answering a request\n{frames(error)}", ()
+        record.exc_info = record.exc_text = None
+    return True

@@ -1,0 +1,120 @@
+"""What the HTTP application needs from the process that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from starlette.routing import Route
+
+from taskflux.http.dead_letter_desk import DeadLetterDesk
+from taskflux.http.receipts import Msg91Webhook
+from taskflux.http.registry import TypeRegistry
+from taskflux.http.task_desk import TaskDesk
+from taskflux.http.trace import incoming_or_fresh
+from taskflux.tasks.submission import Accepted, KeyReused, Submission
+
+
+class Intake(Protocol):
+    """Makes submissions durable."""
+
+    async def accept(self, submission: Submission) -> Accepted | KeyReused:
+        """Return once the task is durable.
+
+        Raises:
+            StoreError: it is not (surely) accepted.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """Reads tasks."""
+
+    async def get(self, task: UUID, tenant: str) -> Mapping[str, Any] | None:
+        """The task's row (columns of the query `get_task`), or None; raises StoreError."""
+        ...
+
+
+class Cache(Protocol):
+    """Keeps documents of tasks that do not change any more; `taskflux.store.accelerator.Accelerator` is one."""
+
+    async def cached(self, tenant: str, task: UUID) -> bytes | None:
+        """The document, if it is kept; never raises for the cache's own trouble."""
+        ...
+
+    async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
+        """Keep `document` for a while; never raises for the cache's own trouble."""
+        ...
+
+
+class NoCache:
+    """Keeps nothing."""
+
+    async def cached(self, tenant: str, task: UUID) -> bytes | None:
+        return None
+
+    async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one request may hold, in bytes. A mail with attachments travels in its task's payload.
+
+    `batch_hold_bytes` is how many bytes of a batch's answer wait for the end of its request: a client that reads
+    nothing until it has sent everything would otherwise wait for us as we wait for it.
+    """
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_item_bytes: int = 16 * 1024 * 1024
+    batch_items_in_flight: int = 1000
+    batch_bytes_in_flight: int = 32 * 1024 * 1024
+    batch_hold_bytes: int = 8 * 1024 * 1024
+
+
+class Hooks:
+    """Told what happens to submissions; subclass it to count them. Every argument is bounded, so fit for a label."""
+
+    def on_accepted(self, task_type: str, repeated: bool) -> None:
+        """A task is durable, or was by an earlier request of the same key."""
+
+    def on_refused(self, slug: str) -> None:
+        """A request or item was answered with this kind of problem."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Handed to `create_app`.
+
+    Args:
+        traceparent: from the header as it came (or None) to what stands on the task; ingest gives the request's span.
+        now: this process's clock; only to refuse times that make no sense.
+        metrics: from an Accept header to the text of `/metrics` and its content type.
+        started: what `/readyz` says.
+        dead_letters: None serves none of their routes.
+        msg91_webhook: takes MSG91's delivery reports; None takes none.
+        status: what serves the page at `/status`, where there is one.
+        tasks: None serves no lists and no decisions.
+    """
+
+    intake: Intake
+    reader: Reader
+    registry: TypeRegistry
+    metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
+    started: Callable[[], bool]
+    cache: Cache = field(default_factory=NoCache)
+    limits: Limits = Limits()
+    hooks: Hooks = field(default_factory=Hooks)
+    traceparent: Callable[[bytes | None], str] = incoming_or_fresh
+    now: Callable[[], datetime] = _utc_now
+    dead_letters: DeadLetterDesk | None = None
+    msg91_webhook: Msg91Webhook | None = None
+    status: Sequence[Route] = ()
+    tasks: TaskDesk | None = None

@@ -1,0 +1,162 @@
+"""What `taskflux dev` runs: the servers, what prepares them, and the handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from taskflux.local import environment, programs
+from taskflux.local.console import Console
+from taskflux.local.echo import rotate
+from taskflux.local.ports import LOOPBACK, Ports
+from taskflux.local.processes import Process, run
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.local.supervisor import Part, Supervisor
+
+HANDLERS: Final = ("ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink")
+_COMMANDS: Final = ("migrate", "topics", "end-leases")
+_PREPARE_TIMEOUT: Final = 120.0
+
+
+class Stack:
+    """One data directory's servers and handlers."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        *,
+        console: Console,
+        supervisor: Supervisor,
+        own_environment: Mapping[str, str],
+        handlers: tuple[str, ...] = HANDLERS,
+        cli: tuple[str, ...] = programs.CLI,
+    ) -> None:
+        """`port` is wished for ingest; `cli` is what `run <handler>`, `migrate`, `topics`, `end-leases` are told to."""
+        self._data_dir = data_dir
+        self._logs = data_dir / "logs"
+        self._console = console
+        self._supervisor = supervisor
+        self._own_environment = own_environment
+        self._own_servers = environment.own_servers(own_environment)
+        self._handlers = handlers
+        self._cli = cli
+        self._choose_ports(port)
+        self._environment: dict[str, str] = dict(own_environment)
+
+    def _choose_ports(self, wished: int) -> None:
+        ports = Ports(self._data_dir / "ports.json")
+        self.port = ports.first("ingest", wished, *ports.remembered("ingest"), *range(wished + 1, wished + 50))
+        self._postgres_port = ports.choose("postgres", 5432)
+        self._valkey_port = ports.choose("valkey", 6379)
+        self._kafka_port = ports.choose("kafka", 9092)
+        self._smtp_port = ports.choose("smtp", 1025)
+        self._inbox_port = ports.choose("inbox", 8025)
+        self._handler_ports = {name: ports.choose(name, 8081) for name in self._handlers if name != "ingest"}
+        ports.save()
+        if wished and self.port != wished:
+            self._console.note(f"port {wished} is taken: {self.port} is used")
+
+    @property
+    def url(self) -> str:
+        """Where ingest serves."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def inbox_url(self) -> str | None:
+        """Where the inbox's page is; None when neither mail nor SMS goes there."""
+        return None if {"SMTP", "MSG91"} <= self._own_servers else f"http://{LOOPBACK}:{self._inbox_port}"
+
+    def logs(self) -> dict[str, Path]:
+        """Every part's log file."""
+        names = ("postgres", "valkey", "kafka", "inbox", *_COMMANDS, *self._handlers)
+        return {name: self._logs / f"{name}.log" for name in names}
+
+    async def start(self) -> None:
+        """Start everything; returns when it serves.
+
+        Raises:
+            Trouble: something does not start.
+        """
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for file in self.logs().values():
+            rotate(file)
+        await self._start_servers()
+        await self._command("migrate")
+        await asyncio.gather(self._command("topics"), self._command("end-leases"))
+        self._console.started("schema and topics")
+        await self._start_handlers()
+
+    async def _start_servers(self) -> None:
+        parts: list[Part] = []
+        logs, own = self.logs(), self._own_servers
+        postgres = broker = valkey = None
+        if "POSTGRES" not in own:
+            postgres = PostgresServer(self._data_dir / "postgres", self._postgres_port, log=logs["postgres"])
+            parts.append(Part(postgres, f"{LOOPBACK}:{postgres.port}"))
+        if "REDIS" not in own:
+            valkey = ValkeyServer(self._data_dir / "valkey", self._valkey_port, log=logs["valkey"])
+            parts.append(Part(valkey, valkey.url))
+        if "KAFKA" not in own:
+            broker = Broker(self._kafka_port, log=logs["kafka"])
+            parts.append(Part(broker, broker.bootstrap_servers, on_return=self._on_return("topics")))
+        if self.inbox_url is not None:
+            parts.append(self._inbox())
+        await self._supervisor.start_together(*parts)
+        for section in sorted(own):
+            self._console.note(f"{section}: your own, from the environment")
+        for directory in postgres.opened if postgres else []:
+            if directory.is_relative_to(self._data_dir):
+                continue
+            self._console.note(f"{directory} was opened for passage (chmod o+x): PostgreSQL does not run as root")
+        where = environment.Embedded(
+            postgres=postgres.dsn if postgres else None,
+            kafka=broker.bootstrap_servers if broker else None,
+            redis=valkey.url if valkey else None,
+            smtp_port=self._smtp_port if "SMTP" not in own else None,
+            msg91=self.inbox_url if "MSG91" not in own else None,
+        )
+        self._environment = environment.for_handlers(
+            self._own_environment, where, self._data_dir, programs.DRAIN_SECONDS
+        )
+
+    def _inbox(self) -> Part:
+        inbox = programs.Inbox(
+            smtp_port=self._smtp_port,
+            http_port=self._inbox_port,
+            file=self._data_dir / "inbox.sqlite",
+            log=self.logs()["inbox"],
+            environment=self._own_environment,
+        )
+        return Part(inbox, f"{inbox.url}  smtp {LOOPBACK}:{inbox.smtp_port}")
+
+    async def _start_handlers(self) -> None:
+        peers = {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in self._handler_ports.items()}
+        parts = []
+        for name in self._handlers:
+            surroundings = environment.with_peers(self._environment, peers) if name == "ingest" else self._environment
+            port = self.port if name == "ingest" else self._handler_ports[name]
+            program = programs.handler(name, port=port, log=self.logs()[name], environment=surroundings, cli=self._cli)
+            parts.append(Part(program, program.url, on_death=self._end_leases_of))
+        await self._supervisor.start_together(*parts)
+
+    async def _end_leases_of(self, pid: int) -> None:
+        await self._command("end-leases", "--pid", str(pid))
+
+    def _on_return(self, command: str) -> Callable[[], Awaitable[None]]:
+        async def again() -> None:
+            await self._command(command)
+
+        return again
+
+    async def _command(self, *words: str) -> None:
+        """One of our own commands, run to its end.
+
+        Raises:
+            Trouble: it failed.
+        """
+        name = f"taskflux {' '.join(words)}"
+        process = Process(name, [*self._cli, *words], log=self.logs()[words[0]], env=self._environment)
+        await run(process, _PREPARE_TIMEOUT)

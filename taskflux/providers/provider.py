@@ -1,0 +1,78 @@
+"""How a provider is declared: a name for its circuit and rate limit, its settings, and how to connect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel
+
+from taskflux.providers.notify_settings import NotifySettings
+from taskflux.telemetry.calls import Call, Value, call
+
+C = TypeVar("C")
+S = TypeVar("S", bound=BaseModel)
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A client that can tell whether its provider is back without doing a task's work."""
+
+    async def check(self) -> None:
+        """Connect, authenticate, and do nothing else.
+
+        Raises:
+            ProviderError: the provider is still away, or still refuses us.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[C]):
+    """A provider that handlers can ask for with `@handler(..., provider=...)`.
+
+    `settings` names the model whose values come from the environment under `TASKFLUX_<NAME>__`; one of its fields may
+    be `rate` (side effects a second, shared by all processes where there is a Redis). `connect` opens a client for
+    the life of a worker; `through` opens one that does the same through the notification service, which then holds
+    the settings in our place.
+    """
+
+    name: str
+    settings: type[BaseModel]
+    connect: Callable[[Any], AbstractAsyncContextManager[C]]
+    through: Callable[[NotifySettings], AbstractAsyncContextManager[Any]] | None = None
+
+    def call(self, name: str, attributes: Mapping[str, Value] | None = None) -> Call:
+        """A call to this provider, for a `with` block around it in the client: counted, timed, and a span of the trace.
+
+        What leaves the block says how the call ended: nothing (`succeeded`), one of the errors that handlers raise, or
+        another (`crashed`); cut off in the middle it is `Ambiguous`. `name` and `attributes` are the span's, and name
+        nobody::
+
+            with billing.call("POST /charges", {"http.request.method": "POST"}) as span:
+                answer = await self._http.post("/charges", json=charge)
+                span.note("http.response.status_code", answer.status_code)
+        """
+        return call(self.name, name, attributes or {})
+
+
+def provider(
+    name: str,
+    *,
+    settings: type[S],
+    through: Callable[[NotifySettings], AbstractAsyncContextManager[Any]] | None = None,
+) -> Callable[[Callable[[S], AbstractAsyncContextManager[C]]], Provider[C]]:
+    """Declare an async context manager over a client as a provider.
+
+    ::
+
+        @provider("billing", settings=BillingSettings)
+        @asynccontextmanager
+        async def connect(settings: BillingSettings) -> AsyncIterator[Billing]: ...
+    """
+
+    def declare(connect: Callable[[S], AbstractAsyncContextManager[C]]) -> Provider[C]:
+        return Provider(name, settings, connect, through)
+
+    return declare

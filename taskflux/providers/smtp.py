@@ -1,0 +1,159 @@
+"""E-mail over SMTP (RFC 5321), as a provider."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
+
+from aiosmtplib import SMTP
+
+from taskflux.providers import notify
+from taskflux.providers.addresses import Address
+from taskflux.providers.deliveries import Deliveries
+from taskflux.providers.email import Email
+from taskflux.providers.mime import Message, compose
+from taskflux.providers.provider import provider
+from taskflux.providers.smtp_pool import Pool
+from taskflux.providers.smtp_replies import Kind, Reply, Stage
+from taskflux.providers.smtp_session import answer, dial, hang_up, tls_context
+from taskflux.providers.smtp_settings import SmtpSettings
+from taskflux.providers.smtp_transaction import transact
+from taskflux.tasks.errors import JsonValue, Misconfigured, Permanent, TaskError, Unavailable
+from taskflux.telemetry import connections
+from taskflux.telemetry.calls import Call, Value, call
+
+__all__ = ["Mailer", "SmtpSettings", "connect"]
+
+_LIGHT: Final = 256 * 1024
+"""Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread."""
+
+
+class Mailer:
+    """Sends mails through one server, over a pool of connections. Made by `connect`."""
+
+    def __init__(self, settings: SmtpSettings, hostname: str) -> None:
+        self._settings = settings
+        self._where: Mapping[str, Value] = {
+            "network.protocol.name": "smtp",
+            "server.address": settings.host or "",
+            "server.port": settings.server_port,
+        }
+        self._sender = Address.parse(settings.sender)
+        self._hostname = hostname
+        self._tls = tls_context(settings)
+        self._pool = Pool(self._dial, most=settings.connections, max_age=settings.max_connection_age)
+        connections.pooled("smtp", self._pool)
+
+    async def send(
+        self,
+        email: Email,
+        *,
+        message_id: str,
+        date: datetime,
+        progress: Mapping[str, JsonValue] | None = None,
+        attempt: int = 1,
+    ) -> dict[str, JsonValue]:
+        """Send to every recipient who has neither got the mail nor been refused in an earlier attempt.
+
+        Args:
+            email: the mail.
+            message_id: the part of Message-ID before the @; the same for every attempt.
+            date: the Date header; the same for every attempt.
+            progress: what the earlier attempts noted.
+            attempt: nothing to an SMTP server; the notification service recognises repeats by it.
+
+        Returns:
+            `{"messageId", "delivered", "refused", "deferred"}`; the last three map addresses to the server's replies.
+
+        Raises:
+            Transient: some recipients are to be tried again; the error's progress says who has the mail.
+            Permanent: nobody can get it.
+            Ambiguous: the mail was sent and its answer was lost.
+            Unavailable, Misconfigured: the server takes nothing from us.
+        """
+        message = await self._compose(email, message_id, date)
+        wanted = [address.envelope for address in email.recipients()]
+        deliveries = Deliveries.resume(wanted, message.message_id, progress or {})
+        try:
+            if deliveries.open:
+                deliveries.note(await self._transact(message, deliveries.open))
+        except TaskError as error:
+            error.progress = deliveries.progress()
+            raise
+        return deliveries.conclude()
+
+    async def check(self) -> None:
+        """Connect, say EHLO, authenticate and NOOP, on a connection of its own.
+
+        Raises:
+            Unavailable, Misconfigured: the server takes nothing from us.
+        """
+        client = await self._dial()
+        try:
+            (await answer(client.noop(), Stage.SESSION)).raise_for_server()
+        except OSError as error:
+            raise Unavailable(f"the SMTP server went away: {error}") from error
+        finally:
+            await hang_up(client)
+
+    async def close(self) -> None:
+        """Hang up every idle connection."""
+        await self._pool.close()
+
+    async def _dial(self) -> SMTP:
+        client = await dial(self._settings, self._hostname, self._tls)
+        connections.opened("smtp")
+        return client
+
+    async def _transact(self, message: Message, to: list[str]) -> Mapping[str, Reply]:
+        with call("smtp", "SMTP send", self._where) as span:
+            async with self._pool.connection() as connection:
+                timeout = self._settings.data_timeout
+                replies = await transact(self._pool, connection, message, to, data_timeout=timeout)
+            _describe(span, replies)
+            return replies
+
+    async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
+        weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
+        if weight <= _LIGHT:
+            message = compose(email, sender=self._sender, unique=message_id, date=date)
+        else:
+            message = await asyncio.to_thread(compose, email, sender=self._sender, unique=message_id, date=date)
+        if message.size > self._settings.max_message_bytes:
+            raise Permanent(
+                f"the mail has {message.size} bytes, attachments encoded; max_message_bytes allows"
+                f" {self._settings.max_message_bytes}"
+            )
+        return message
+
+
+def _describe(span: Call, replies: Mapping[str, Reply]) -> None:
+    """What a trace shows of a dialogue: how many recipients there were, and the reply of the one that went worst."""
+    worst = max(replies.values(), key=lambda reply: reply.code)
+    span.note("smtp.recipients", len(replies))
+    span.note("smtp.recipients.accepted", sum(reply.kind is Kind.ACCEPTED for reply in replies.values()))
+    span.note("smtp.reply.code", worst.code)
+    if worst.kind is not Kind.ACCEPTED:
+        span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
+
+
+@provider("smtp", settings=SmtpSettings, through=notify.mails)
+@asynccontextmanager
+async def connect(settings: SmtpSettings) -> AsyncIterator[Mailer]:
+    """A `Mailer`. It opens its first connection with its first mail: a server that is away stops no start.
+
+    Raises:
+        Misconfigured: no server is named, or `ca_file` cannot be read.
+    """
+    if not settings.host:
+        raise Misconfigured("host is not set: name the SMTP server, in TASKFLUX_SMTP__HOST")
+    hostname = await asyncio.to_thread(socket.getfqdn) if settings.hostname is None else settings.hostname
+    mailer = Mailer(settings, hostname)
+    try:
+        yield mailer
+    finally:
+        await mailer.close()

@@ -1,0 +1,135 @@
+"""What an SMTP reply means for the mail, for a recipient, and for the server as a whole. Pure.
+
+Codes: RFC 5321, 4.2. Enhanced status codes: RFC 3463 and the IANA registry, read from the start of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
+
+QUOTA_WAIT: Final = 7200.0
+"""Seconds before a full mailbox, or a server short of storage, is asked again: it takes a person to make room."""
+
+GREYLIST_WAIT: Final = 300.0
+"""Seconds before a greylisting server is asked again; five minutes is what most of them want to see."""
+
+_ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
+_GREYLISTED: Final = re.compile(r"gr[ae]y-?list", re.IGNORECASE)
+_LONGEST_TEXT: Final = 400
+
+
+class Stage(Enum):
+    """What the reply answers: the way to the first mail, MAIL FROM, one RCPT TO, DATA, or the mail itself."""
+
+    SESSION = "session"
+    SENDER = "sender"
+    RECIPIENT = "recipient"
+    DATA = "data"
+
+
+class Kind(Enum):
+    ACCEPTED = "accepted"
+    DEFERRED = "deferred"  # this recipient, later
+    REFUSED = "refused"  # this recipient, never
+    AWAY = "away"  # the server, for everybody
+    THROTTLED = "throttled"  # the same, and it wants fewer connections
+    MISCONFIGURED = "misconfigured"  # the server refuses us
+
+
+class Throttled(Unavailable):
+    """The server takes less than we send: back off, and use fewer connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply and what follows from it. `retry_after` is in seconds, 0 where the usual backoff will do."""
+
+    code: int
+    text: str
+    kind: Kind
+    retry_after: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}".rstrip()
+
+    def raise_for_server(self) -> None:
+        """Raise what the reply says about the server; return when it is about the mail or a recipient only.
+
+        Raises:
+            ProviderError: away, throttled or misconfigured.
+        """
+        error = _ERRORS.get(self.kind)
+        if error is not None:
+            raise error(f"the SMTP server answered {self}")
+
+
+_ERRORS: Final[dict[Kind, type[ProviderError]]] = {
+    Kind.AWAY: Unavailable,
+    Kind.THROTTLED: Throttled,
+    Kind.MISCONFIGURED: Misconfigured,
+}
+
+
+def enhanced_status(text: str) -> str | None:
+    """The enhanced status code at the start of a reply's text, such as `5.1.1`."""
+    found = _ENHANCED.match(text)
+    return found[0] if found else None
+
+
+def judge(code: int, text: str, stage: Stage) -> Reply:
+    """Classify a reply; its text is made printable and cut, so that it can be kept on a row."""
+    text = _printable(text)
+    status = enhanced_status(text)
+    kind = _of_the_server(code, status, text, stage) or _of_the_mail(code, status, stage)
+    return Reply(code, text, kind, _wait(code, status, text) if kind is Kind.DEFERRED else 0.0)
+
+
+def _of_the_server(code: int, status: str | None, text: str, stage: Stage) -> Kind | None:
+    if code in (530, 534, 535, 538) or status == "5.4.5":
+        # 5.4.5 is Google's "daily sending limit exceeded": like an empty balance it is nobody's mail's fault.
+        return Kind.MISCONFIGURED
+    if code == 421 or (code == 454 and (status in (None, "4.7.0") or "throttl" in text.lower())):
+        return Kind.THROTTLED
+    if status == "4.3.1":  # the server's own disk is full
+        return Kind.AWAY
+    if stage is Stage.SESSION and code >= 400:
+        return Kind.MISCONFIGURED if code >= 500 else Kind.AWAY
+    if not 200 <= code < 600:
+        return Kind.AWAY  # whatever it is, it speaks no SMTP just now
+    return None
+
+
+def _of_the_mail(code: int, status: str | None, stage: Stage) -> Kind:
+    if code == 354 or 200 <= code < 300:
+        return Kind.ACCEPTED
+    if code < 500 or (code == 552 and status == "5.5.3"):
+        return Kind.DEFERRED  # 552 for too many recipients means 452: RFC 5321, 4.5.3.1.10
+    if stage is Stage.SENDER and not _about_this_message(code, status):
+        return Kind.MISCONFIGURED  # MAIL FROM carries nothing but our own `sender`
+    return Kind.REFUSED
+
+
+def _about_this_message(code: int, status: str | None) -> bool:
+    # Size (RFC 1870), parameters such as SMTPUTF8 (RFC 5321), an address that needs SMTPUTF8 (RFC 6531).
+    return code in (552, 555) or status in ("5.3.4", "5.6.7")
+
+
+def _wait(code: int, status: str | None, text: str) -> float:
+    if status == "4.5.3" or code == 552:
+        return 0.0  # too many recipients at once: the next transaction has fewer
+    if code == 452 or status == "4.2.2":
+        return QUOTA_WAIT
+    if status == "4.7.1" or _GREYLISTED.search(text):
+        return GREYLIST_WAIT
+    return 0.0
+
+
+def _printable(text: str) -> str:
+    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    line = " ".join("".join(char if char.isprintable() else " " for char in decoded).split())
+    return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"

@@ -1,0 +1,122 @@
+"""Redis (or Valkey), when there is one: everything works without it.
+
+It caches succeeded tasks, which do not change, and counts a provider's rate for all processes together. A Redis that
+is away or slow is left alone for a few seconds; nobody waits for it longer than its timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
+
+from taskflux.store.settings import RedisSettings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+T = TypeVar("T")
+
+REST: Final = 5.0
+"""Seconds that a Redis which failed is left alone."""
+FORGOTTEN: Final = 10
+"""Seconds for which nothing is cached of a task that was forgotten: whoever has read its row before is done by then."""
+
+# The generic cell rate algorithm (https://brandur.org/rate-limiting): one key holds the theoretical arrival time in
+# microseconds, by Redis's own clock. Returns the microseconds that the caller has to wait for its turn.
+_TURN: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+local following = arrival + interval
+redis.call('SET', KEYS[1], string.format('%.0f', following), 'PX', math.ceil((following - now) / 1000) + 60000)
+return string.format('%.0f', math.max(0, arrival - burst - now))
+"""
+
+
+class Accelerator:
+    """What Redis does for us; with no URL it does nothing, at no cost."""
+
+    def __init__(
+        self,
+        settings: RedisSettings,
+        *,
+        prefix: str = "taskflux:",
+        on_connect: Callable[[], None] = lambda: None,
+        on_error: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._prefix = prefix
+        self._on_connect = on_connect
+        self._on_error = on_error
+        self._client: Redis | None = None
+        self._rests_until = 0.0
+
+    async def open(self) -> None:
+        """Get ready; nothing is connected yet."""
+        if self._settings.url is None:
+            return
+        from redis.asyncio import Redis  # lazily: most handlers have no use for it
+
+        self._client = Redis.from_url(
+            self._settings.url.get_secret_value(),
+            socket_timeout=self._settings.timeout,
+            socket_connect_timeout=self._settings.timeout,
+            redis_connect_func=self._connected,
+        )
+
+    async def close(self) -> None:
+        """Give back what is open."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def cached(self, tenant: str, task: UUID) -> bytes | None:
+        """The cached document of a succeeded task."""
+        key = self._task(tenant, task)
+        return await self._try(lambda client: client.get(key)) or None
+
+    async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
+        """Keep the document of a succeeded task for a while."""
+        if self._settings.cache_seconds:
+            key = self._task(tenant, task)
+            await self._try(lambda client: client.set(key, document, ex=self._settings.cache_seconds, nx=True))
+
+    async def forget(self, tenant: str, task: UUID) -> None:
+        """Drop the document of a task that has changed all the same."""
+        key = self._task(tenant, task)
+        await self._try(lambda client: client.set(key, b"", ex=FORGOTTEN))
+
+    async def turn(self, name: str, rate: float, burst: float) -> float | None:
+        """Take the next turn of the limit `name` (`rate` a second) and return the seconds to wait for it.
+
+        None when there is no Redis to ask.
+        """
+        interval = 1e6 / rate
+        wait: Any = await self._try(
+            lambda client: client.eval(_TURN, 1, f"{self._prefix}rate:{name}", repr(interval), repr(interval * burst))
+        )
+        return None if wait is None else float(wait) / 1e6
+
+    async def _connected(self, connection: Any) -> None:
+        """Greet Redis on a new connection."""
+        await connection.on_connect()
+        self._on_connect()
+
+    def _task(self, tenant: str, task: UUID) -> str:
+        return f"{self._prefix}task:{tenant}:{task}"
+
+    async def _try(self, call: Callable[[Any], Awaitable[T]]) -> T | None:
+        now = asyncio.get_running_loop().time()
+        if self._client is None or now < self._rests_until:
+            return None
+        from redis.exceptions import RedisError
+
+        try:
+            return await call(self._client)
+        except (RedisError, OSError, TimeoutError):
+            self._rests_until = now + REST
+            self._on_error()
+            return None

@@ -1,0 +1,213 @@
+"""A small pool of connections; one statement is one transaction and one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+import asyncpg
+
+from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
+from taskflux.store.queries import query
+from taskflux.store.settings import PostgresSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Row = Any
+"""An asyncpg.Record: its values are had by column name."""
+
+_BUSY = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+)
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.DiskFullError,
+    asyncpg.OutOfMemoryError,
+    asyncpg.ReadOnlySQLTransactionError,  # a primary that has become a standby
+    asyncpg.ProtocolViolationError,  # what a pooler answers when its server is away
+)
+_REFUSED = (
+    asyncpg.PostgresSyntaxError,  # never by our statements: a type that cannot be cast
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+
+
+class Watch(Protocol):
+    """Is told what statements cost; times are seconds."""
+
+    def opened(self, database: Database) -> None:
+        """It is ready."""
+        ...
+
+    def connected(self) -> None:
+        """A connection was made."""
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """A statement has its connection, for which it has waited."""
+        ...
+
+    def answered(self, statement: str, seconds: float) -> None:
+        """A statement was answered."""
+        ...
+
+    def failed(self, error: StoreError) -> None:
+        """A statement, or getting its connection, failed."""
+        ...
+
+
+class Database:
+    """Connections to PostgreSQL, opened when first needed.
+
+    Every statement has a time limit. Errors come out as `StoreError`s, told apart by what the caller does next.
+    """
+
+    def __init__(
+        self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux", watch: Watch | None = None
+    ) -> None:
+        self._watch = watch
+        self._settings = settings
+        self._size = settings.pool_size or pool_size
+        self._name = name
+        self._pool: asyncpg.Pool[Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """The most connections that are open at once."""
+        return self._size
+
+    @property
+    def used(self) -> int:
+        """Connections that a statement has now."""
+        return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
+
+    async def open(self) -> None:
+        """Get ready; nothing is connected yet, so PostgreSQL may still be away.
+
+        Raises:
+            StoreError: the DSN cannot be read.
+        """
+        settings = self._settings
+        try:
+            self._pool = await asyncpg.create_pool(
+                settings.dsn.get_secret_value(),
+                min_size=0,
+                max_size=self._size,
+                max_inactive_connection_lifetime=300.0,
+                init=self._connected,
+                timeout=settings.connect_timeout,
+                command_timeout=settings.statement_timeout,
+                # Behind a pooler in transaction mode a kept statement may meet another server connection; and of all
+                # start-up parameters it passes on, application_name is the one we need.
+                statement_cache_size=0 if settings.pooler else 256,
+                server_settings={"application_name": self._name},
+                # The pool's usual reset frees a pooler's server connection after a cancelled statement.
+                reset=None if settings.pooler else _nothing_to_reset,
+            )
+        except (ValueError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"TASKFLUX_POSTGRES__DSN cannot be used: {error}") from error
+        if self._watch is not None:
+            self._watch.opened(self)
+
+    async def close(self) -> None:
+        """Give back what is open; a statement that still runs after three seconds is cut off."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), 3.0)
+        except TimeoutError:
+            pool.terminate()
+
+    async def fetch(self, name: str, *args: Any) -> Sequence[Row]:
+        """Run the named statement and return its rows.
+
+        Raises:
+            StoreError: one of its kinds.
+        """
+        async with self._connection(name) as connection:
+            return await connection.fetch(query(name), *args)  # type: ignore[no-any-return]
+
+    async def fetchrow(self, name: str, *args: Any) -> Row | None:
+        """The first row of the named statement, if there is one."""
+        rows = await self.fetch(name, *args)
+        return rows[0] if rows else None
+
+    async def execute(self, name: str, *args: Any) -> int:
+        """Run the named statement and return how many rows it changed."""
+        async with self._connection(name) as connection:
+            status = str(await connection.execute(query(name), *args))
+        return int(status.rsplit(" ", 1)[-1])
+
+    async def _connected(self, connection: Any) -> None:
+        if self._watch is not None:
+            self._watch.connected()
+
+    @asynccontextmanager
+    async def _connection(self, statement: str | None = None) -> AsyncIterator[Any]:
+        if self._pool is None:
+            raise StoreUnavailable("the connection pool is closed")
+        watch, cancelled = self._watch, None
+        try:
+            with translated():
+                asked = monotonic()
+                async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
+                    given = monotonic()
+                    if watch is not None:
+                        watch.waited(given - asked)
+                    try:
+                        yield connection
+                    except asyncio.CancelledError as error:
+                        cancelled = error
+                        raise
+                    if watch is not None and statement is not None:
+                        watch.answered(statement, monotonic() - given)
+        except StoreError as error:
+            # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
+            if cancelled is not None:
+                raise cancelled from None
+            if watch is not None:
+                watch.failed(error)
+            raise
+
+
+async def _nothing_to_reset(connection: Any) -> None:
+    """We set nothing on a connection, so the pool's usual reset would be a round trip for nothing."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what asyncpg raises into what the caller does next."""
+    try:
+        yield
+    except asyncpg.UndefinedTableError as error:
+        raise SchemaTooOld(f"{error}: run `taskflux migrate`") from error
+    except (asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
+        raise SchemaTooOld(f"{error}: run `taskflux migrate`") from error
+    except _BUSY as error:
+        raise StoreBusy(str(error)) from error
+    except _AWAY as error:
+        raise StoreUnavailable(str(error)) from error
+    except (asyncpg.DataError, *_REFUSED) as error:
+        # What it says quotes the value, or the whole row.
+        raise RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})") from error
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise StoreUnavailable(f"PostgreSQL refuses us ({error}): check TASKFLUX_POSTGRES__DSN") from error
+    except TimeoutError as error:
+        raise StoreUnavailable("PostgreSQL did not answer in time") from error
+    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
+    except asyncpg.PostgresError as error:
+        raise StoreError(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from error

@@ -1,0 +1,82 @@
+"""Notifications by the caller's id: begun once, and what became of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from taskflux.store.database import Database
+
+
+class NotificationState(StrEnum):
+    BEGUN = "begun"  # under way, or whoever sent it was lost
+    SENT = "sent"
+    FAILED = "failed"  # surely not sent (to all): it may be tried again
+    UNKNOWN = "unknown"  # it may have been sent
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The right to send; `progress` is what attempts before this one have noted, `since` when the first began."""
+
+    version: int
+    since: datetime
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """It was begun before: with `outcome` where it was sent, None where nobody knows."""
+
+    outcome: Mapping[str, Any] | None
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Notifications:
+    """The table that suppresses repeats. Every change compares and sets."""
+
+    database: Database
+
+    async def begin(self, name: str, attempt: int) -> Begun | Repeated:
+        """Take the right to send `name`, or learn what became of it.
+
+        Raises:
+            StoreError: it is not (surely) begun.
+        """
+        while True:
+            row = await self.database.fetchrow("begin_notification", name, attempt)
+            if row is not None:
+                return Begun(row["version"], row["created_at"], _object(row["progress"]))
+            row = await self.database.fetchrow("get_notification", name)
+            if row is not None and row["state"] != NotificationState.FAILED:  # else it has ended in between
+                sent = row["state"] == NotificationState.SENT
+                return Repeated(_object(row["outcome"]) if sent else None, _object(row["progress"]))
+
+    async def end(
+        self,
+        name: str,
+        version: int,
+        state: NotificationState,
+        *,
+        outcome: Mapping[str, Any] | None = None,
+        progress: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Note what became of the one begun at `version`; false when another attempt has begun since."""
+        row = await self.database.fetchrow(
+            "end_notification", name, version, state.value, _text(outcome), _text(progress)
+        )
+        return row is not None
+
+
+def _text(document: Mapping[str, Any] | None) -> str | None:
+    return None if document is None else json.dumps(document)
+
+
+def _object(text: str | None) -> Mapping[str, Any]:
+    document: Mapping[str, Any] = json.loads(text) if text else {}
+    return document

@@ -1,0 +1,166 @@
+"""Letting go of what is past its age: the statements, and what they are asked. `taskflux.upkeep.pruner` decides.
+
+Tasks go by partition: dropping one takes an instant however many tasks it holds, and leaves nothing to vacuum. So a
+task goes when the whole week that it was accepted in is past, up to seven days after its age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final
+from uuid import UUID
+
+from taskflux.store.database import Database
+from taskflux.store.listing import uuid_floor
+from taskflux.tasks.states import State
+
+FIRST_ID: Final = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """How long tasks are kept once they have come to rest, and dead letters once they are stored; None: for ever."""
+
+    succeeded: timedelta | None = None
+    dead: timedelta | None = None
+    cancelled: timedelta | None = None
+    dead_letters: timedelta | None = None
+
+    @property
+    def given(self) -> Sequence[timedelta]:
+        """Those that are not None."""
+        return [age for age in (*self.of_tasks, self.dead_letters) if age is not None]
+
+    @property
+    def of_tasks(self) -> Sequence[timedelta | None]:
+        """In the order of the statements."""
+        return [self.succeeded, self.dead, self.cancelled]
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """The moments before which something must have come to rest to go, by the store's clock."""
+
+    succeeded: datetime | None
+    dead: datetime | None
+    cancelled: datetime | None
+
+    @property
+    def latest(self) -> UUID | None:
+        """Ids below this one may be past their age: a task rests no earlier than it was accepted. None: none may."""
+        given = [cut for cut in (self.succeeded, self.dead, self.cancelled) if cut is not None]
+        return uuid_floor(max(given)) if given else None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Ids from `start` on, below `below`; in a partition of their own, or (None) in tasks_default."""
+
+    partition: str | None
+    start: UUID
+    below: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at some rows has found: `last` is where to look next (None: nowhere)."""
+
+    last: UUID | None
+    goes: Mapping[str, int]
+    staying: Sequence[UUID] = ()
+
+
+def old_ranges(partitions: Sequence[Range], latest: UUID) -> Iterator[Range]:
+    """The partitions wholly below `latest`, and the gaps between partitions: their ids are in tasks_default."""
+    for partition in partitions:
+        if partition.below <= latest:
+            yield partition
+    edges = [FIRST_ID, *(edge for each in partitions for edge in (each.start, each.below))]
+    for start, below in list(pairwise(edges))[::2]:
+        if start < below and start < latest:
+            yield Range(None, start, min(below, latest))
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The statements."""
+
+    database: Database
+
+    async def cuts(self, ages: Ages) -> tuple[Cuts, datetime]:
+        """The moments of these ages, and the store's now."""
+        row = await self.database.fetchrow("store_now")
+        assert row is not None
+        now: datetime = row[0]
+        return Cuts(*(None if age is None else now - age for age in ages.of_tasks)), now
+
+    async def partitions(self) -> Sequence[Range]:
+        """All but tasks_default, oldest first."""
+        rows = await self.database.fetch("task_partitions")
+        return [Range(row["name"], row["from"], row["below"]) for row in rows]
+
+    async def look(self, after: UUID, below: UUID, limit: int, cuts: Cuts) -> Seen:
+        """What may go among the next `limit` tasks behind `after`, and which ones stay."""
+        row = await self.database.fetchrow("look_for_old", after, below, limit, *_moments(cuts))
+        return _seen(row, row["staying"] if row else ())
+
+    async def delete(self, after: UUID, below: UUID, limit: int, cuts: Cuts) -> Seen:
+        """Delete what may go among the next `limit` tasks behind `after`."""
+        return _seen(await self.database.fetchrow("delete_old", after, below, limit, *_moments(cuts)))
+
+    async def guard(self, partition: str) -> str:
+        """Have it noted from now on which rows come or change in `partition`; what it is noted under.
+
+        Raises:
+            StoreBusy: it could not be locked in time.
+        """
+        row = await self.database.fetchrow("guard_partition", partition)
+        assert row is not None
+        return str(row[0])
+
+    async def unguard(self, partition: str) -> None:
+        """Note no longer."""
+        await self.database.fetchrow("unguard_partition", partition)
+
+    async def drop(self, partition: str, guard: str, staying: Sequence[UUID]) -> int:
+        """Let `partition` go but for `staying` and what `guard` has noted, which move to tasks_default; how many.
+
+        Raises:
+            StoreBusy: it could not be locked in time.
+        """
+        row = await self.database.fetchrow("drop_partition", partition, guard, staying)
+        assert row is not None
+        return int(row[0])
+
+    async def forget_parked(self, after: UUID, below: UUID, limit: int) -> UUID | None:
+        """Delete what stands in `parked` of tasks that are gone; where to look next."""
+        row = await self.database.fetchrow("forget_parked", after, below, limit)
+        return row["last"] if row else None
+
+    async def old_letters(self, before: datetime) -> int:
+        """How many dead letters were stored before that."""
+        row = await self.database.fetchrow("count_old_letters", before)
+        return int(row[0]) if row else 0
+
+    async def delete_letters(self, before: datetime, limit: int) -> int:
+        """Delete up to `limit` dead letters that were stored before that; how many."""
+        return await self.database.execute("delete_old_letters", before, limit)
+
+    async def delete_notes(self, before: datetime, limit: int) -> int:
+        """Delete up to `limit` of each: ended bulk replays, foreign identities, notifications by name; how many."""
+        deleted = 0
+        for name in ("delete_old_replays", "delete_old_foreign", "delete_old_notifications"):
+            deleted += await self.database.execute(name, before, limit)
+        return deleted
+
+
+def _moments(cuts: Cuts) -> tuple[datetime | None, ...]:
+    return cuts.succeeded, cuts.dead, cuts.cancelled
+
+
+def _seen(row: Any, staying: Sequence[UUID] = ()) -> Seen:
+    goes = {state.value: row[state.value] for state in (State.SUCCEEDED, State.DEAD, State.CANCELLED)}
+    return Seen(row["last"], goes, staying)

@@ -1,0 +1,113 @@
+"""What one elected leader looks after: leases that ran out, records that Kafka lost, partitions, old keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from taskflux.store.database import Database
+
+FIRST_ID: Final = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A queued task and where its record is said to be."""
+
+    id: UUID
+    type: str
+    version: int
+    log: UUID | None
+    partition: int | None
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep found: `looked_at` claims without a lease, and the states they were sent to by type."""
+
+    looked_at: int
+    tasks: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """The statements of the leader."""
+
+    database: Database
+
+    async def lead(self, name: str, holder: UUID, seconds: float, origin: str | None) -> bool:
+        """Take or keep the leadership for `seconds`; whether we have it."""
+        return await self.database.fetchrow("lead", name, holder, seconds, origin) is not None
+
+    async def resign(self, name: str, holder: UUID) -> None:
+        """Let another take over at once."""
+        await self.database.execute("resign", name, holder)
+
+    async def server_uptime(self) -> float:
+        """Seconds since PostgreSQL started."""
+        row = await self.database.fetchrow("server_uptime")
+        return float(row[0]) if row else 0.0
+
+    async def sweep(self, lease: float | None, limit: int, rate: float, start: float = 0.0) -> Swept:
+        """Free up to `limit` claims whose worker has not renewed for `lease` seconds (None: only ended leases).
+
+        They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says.
+        """
+        lapsed = sorted(await self.database.fetch("lapsed", lease, limit), key=lambda claim: claim["task_id"])
+        if not lapsed:
+            return Swept(0, {})
+        ids, versions, workers = zip(*lapsed, strict=True)
+        rows = await self.database.fetch("sweep", ids, versions, workers, ids[0], ids[-1], lease, rate, start)
+        return Swept(len(lapsed), {(row["type"], row["state"]): row["tasks"] for row in rows})
+
+    async def end_leases_of(self, origin: str, pid: int | None = None) -> int:
+        """End the leases of a supervisor's former run, or of one child that died; how many."""
+        return await self.database.execute("end_leases_of", origin, pid)
+
+    async def forget_workers(self) -> int:
+        """Delete workers that are gone and hold nothing."""
+        return await self.database.execute("forget_workers")
+
+    async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
+        """The queued ones among the next `limit` tasks, and where the next page begins (None: that was all)."""
+        rows = await self.database.fetch("audit_page", after, limit)
+        if not rows:
+            return None, []
+        found = [
+            Published(
+                row["id"],
+                row["type"],
+                row["version"],
+                row["published_log"],
+                row["published_partition"],
+                row["published_offset"],
+            )
+            for row in rows
+            if row["id"] is not None
+        ]
+        return rows[0]["last"], found
+
+    async def requeue(self, tasks: Sequence[Published], rate: float, start: float = 0.0) -> Mapping[str, int]:
+        """Make these due again where they are still queued at their version; how many by type.
+
+        They are due at `rate` a second, the first in `start` seconds.
+        """
+        if not tasks:
+            return {}
+        batch = sorted(tasks, key=lambda task: task.id)
+        ids = [task.id for task in batch]
+        versions = [task.version for task in batch]
+        rows = await self.database.fetch("requeue", ids, versions, ids[0], ids[-1], rate, start)
+        return {row["type"]: row["tasks"] for row in rows}
+
+    async def make_partitions(self, weeks_ahead: int) -> int:
+        """Make the partitions of this week and the next ones; how many were missing."""
+        row = await self.database.fetchrow("make_partitions", weeks_ahead)
+        return int(row[0]) if row else 0
+
+    async def forget_keys(self, limit: int) -> int:
+        """Delete idempotency keys that have expired."""
+        return await self.database.execute("forget_keys", limit)

@@ -1,0 +1,228 @@
+"""Logs: JSON for machines, text for a terminal; the task and its trace are on every line about them.
+
+A line never quotes what was sent or what a provider said of it: that stays on the task's row. Errors are told by class
+and place; a traceback has its task or its request beside it, and no values in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TextIO
+from uuid import UUID
+
+from pythonjsonlogger.json import JsonFormatter
+
+from taskflux.telemetry import tracing
+from taskflux.telemetry.calls import TRACE
+from taskflux.telemetry.settings import LogSettings
+
+log = logging.getLogger(__name__)
+
+TASK: ContextVar[UUID | None] = ContextVar("task", default=None)
+"""The task that is under way here; its trace is `calls.TRACE`."""
+
+_PLACES: Final = 6
+_COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+# What these report, the program knows by their answers; their own lines repeat it at every try.
+_NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
+
+
+class Sampler:
+    """Chooses which lines of a flood are written: at most `rate` a second."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._ends = float("-inf")
+        self._written = 0
+        self._omitted: Counter[str] = Counter()
+
+    def take(self, kind: str, now: float) -> int | None:
+        """How many lines of this kind were left out since its last one; None: leave this one out, too.
+
+        `now` is monotonic.
+        """
+        if now >= self._ends:
+            self._ends, self._written = now + 1.0, 0
+        if self._written >= self.rate:
+            self._omitted[kind] += 1
+            return None
+        self._written += 1
+        return self._omitted.pop(kind, 0)
+
+
+outcomes: Final = Sampler(LogSettings().outcomes)
+"""For lines about outcomes that need nobody's attention: they come with every task."""
+requests: Final = Sampler(LogSettings().outcomes)
+"""For lines about requests that were answered."""
+failed_requests: Final = Sampler(LogSettings().outcomes)
+"""For lines about requests that failed by our fault: their own, so that the others cannot hide them."""
+
+
+def configure(settings: LogSettings, process: str) -> None:
+    """Send this process's logs to standard error."""
+    for sampler in (outcomes, requests, failed_requests):
+        sampler.rate = settings.outcomes
+    output = logging.StreamHandler(sys.stderr)
+    output.addFilter(_Context())
+    output.setFormatter(_formatter(settings, process))
+    root = logging.getLogger()
+    root.handlers[:] = [output]
+    root.setLevel(settings.level)
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(max(logging.ERROR, root.level))
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    for name, level in settings.levels.items():
+        logging.getLogger(name).setLevel(level)
+    _catch_the_rest()
+
+
+def watch(loop: asyncio.AbstractEventLoop) -> None:
+    """Have errors that nobody waited for logged as ours are: asyncio's own lines quote them."""
+    loop.set_exception_handler(_left_over)
+
+
+def frames(error: BaseException) -> str:
+    """A traceback without values: what an error says may name a person."""
+    parts = ["".join(traceback.format_tb(each.__traceback__)) + type(each).__name__ for each in _chain(error)]
+    return "\n".join(reversed(parts))
+
+
+class _Context(logging.Filter):
+    """Says on every line what it is about."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        task, trace = TASK.get(), TRACE.get()
+        if task is not None and not hasattr(record, "task_id"):
+            record.task_id = str(task)
+        if trace:
+            record.trace_id = trace[3:35]
+            if tracing.sampled(trace):
+                record.span_id = trace[36:52]
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            record.error_class = type(error).__name__
+            if not (trace or hasattr(record, "task_id") or hasattr(record, "task_ids")):
+                # It is about no task: where it happened is enough.
+                record.raised_at, record.exc_info, record.exc_text = " < ".join(_places(error)), None, None
+        return True
+
+
+class _Text(logging.Formatter):
+    """One readable line: what the message says, then what goes with it."""
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        head, *rest = super().format(record).split("\n", 1)
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        beside = "".join(f" {name}={value}" for name, value in extra.items())
+        if self._coloured:
+            colour = _COLOURS.get(record.levelname)
+            head, beside = (f"\x1b[{colour}m{head}\x1b[0m" if colour else head), f"\x1b[2m{beside}\x1b[0m"
+        return "\n".join([head + beside, *rest])
+
+    def formatException(
+        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    ) -> str:
+        return frames(ei[1]) if ei[1] is not None else ""
+
+
+_STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"}
+
+
+class _Json(JsonFormatter):
+    """One object a line; what has no value is left out."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in super().process_log_record(log_data).items() if value is not None}
+
+    def formatException(
+        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    ) -> str:
+        return frames(ei[1]) if ei[1] is not None else ""
+
+
+def _formatter(settings: LogSettings, process: str) -> logging.Formatter:
+    terminal = sys.stderr.isatty()
+    if settings.format == "text" or (settings.format is None and terminal):
+        return _Text(terminal and not os.environ.get("NO_COLOR"))
+    return _Json(
+        "%(levelname)s %(name)s %(message)s",
+        rename_fields={"levelname": "level", "name": "logger"},
+        static_fields={"handler": process},
+        timestamp="time",
+    )
+
+
+def _catch_the_rest() -> None:
+    """What Python itself would write to standard error becomes a line like all others."""
+
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            log.critical("the process fails", exc_info=error)
+
+    def in_a_thread(args: threading.ExceptHookArgs) -> None:
+        log.error("a thread failed", exc_info=args.exc_value)
+
+    def unraisable(args: Any) -> None:
+        log.error("an error could not be raised", exc_info=args.exc_value)
+
+    def warned(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        log.warning("%s at %s:%s", category.__name__, filename, lineno)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = uncaught, in_a_thread, unraisable
+    warnings.showwarning = warned
+
+
+def _left_over(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    error = context.get("exception")
+    log.error(
+        "an error that nobody waited for",
+        exc_info=error,
+        extra={"said": str(context.get("message", "")).partition("\n")[0][:100]} if error is None else {},
+    )
+
+
+def _places(error: BaseException) -> list[str]:
+    """Where it was raised, and by whom that was called, innermost first."""
+    summary = reversed(traceback.extract_tb(_innermost(error).__traceback__))
+    return [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in summary][:_PLACES]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Of a group, its first error."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it came from."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)

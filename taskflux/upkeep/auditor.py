@@ -1,0 +1,95 @@
+"""The auditor: finds queued tasks whose record Kafka does not hold any more, and has them published again.
+
+A record is owed while its log is the topic's own, and it lies between the group's commit (or the log's start) and the
+log's end. What is merely waiting is owed, however long it waits, and is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from taskflux.store.upkeep import FIRST_ID, Published, Upkeep
+from taskflux.stream.positions import Positions, TopicPositions
+from taskflux.stream.topics import task_group, task_topic
+from taskflux.telemetry import metrics
+from taskflux.upkeep.pace import Pace
+
+log = logging.getLogger(__name__)
+
+PAGE: Final = 20_000
+"""Tasks that one statement looks at."""
+SHARE: Final = 0.05
+"""Of its time, at most, that the auditor has PostgreSQL at work: a large table is looked through less often."""
+
+
+class Auditor:
+    """Compares what PostgreSQL says is queued with what Kafka holds.
+
+    The order of reading makes it safe: a task's row first, then the log's positions. The record of that row was
+    confirmed before, so the log's end has passed it; and whoever took it meanwhile has changed the row before the
+    commit, so that comparing and setting it finds nothing.
+    """
+
+    def __init__(self, upkeep: Upkeep, positions: Positions, prefix: str, interval: float, rate: float) -> None:
+        self._upkeep = upkeep
+        self._positions = positions
+        self._prefix = prefix
+        self._interval = interval
+        self._pace = Pace(rate)
+        self._looked = 0.0
+
+    async def keep_auditing(self) -> None:
+        """Audit until cancelled.
+
+        Raises:
+            StoreError, KafkaUnavailable: a server is away; audit again when it is back.
+        """
+        while True:
+            self._looked = 0.0
+            requeued = await self.audit()
+            pause = max(self._interval, self._looked / SHARE)
+            log.debug("audited", extra={"requeued": requeued, "pause": pause})
+            await asyncio.sleep(pause)
+
+    async def audit(self) -> Counter[str]:
+        """Look through all tasks once; how many of each type have to be published again."""
+        requeued: Counter[str] = Counter()
+        loop, after = asyncio.get_running_loop(), FIRST_ID
+        while True:
+            began = loop.time()
+            last, queued = await self._upkeep.audit_page(after, PAGE)
+            self._looked += loop.time() - began
+            if queued:
+                requeued.update(await self._requeue(await self._not_owed(queued)))
+            if last is None:
+                return requeued
+            after = last
+
+    async def _not_owed(self, queued: Sequence[Published]) -> list[Published]:
+        seen: dict[str, TopicPositions | None] = {}
+        for task_type in {task.type for task in queued}:
+            topic, group = task_topic(self._prefix, task_type), task_group(self._prefix, task_type)
+            seen[task_type] = await self._positions.read(group, topic)
+        return [task for task in queued if not owed(task, seen[task.type])]
+
+    async def _requeue(self, lost: Sequence[Published]) -> Mapping[str, int]:
+        if not lost:
+            return {}
+        now = asyncio.get_running_loop().time()
+        counts = await self._upkeep.requeue(lost, self._pace.rate, self._pace.start(now))
+        self._pace.took(sum(counts.values()), now)
+        for task_type, tasks in counts.items():
+            metrics.REQUEUED.labels(task_type).inc(tasks)
+            log.warning("Kafka lost records that are published again", extra={"type": task_type, "tasks": tasks})
+        return counts
+
+
+def owed(task: Published, positions: TopicPositions | None) -> bool:
+    """Whether Kafka will still deliver the record of `task`; `positions` None: the topic is gone."""
+    if positions is None or task.log is None or task.partition is None or task.offset is None:
+        return False
+    return positions.owes(task.log, task.partition, task.offset)

@@ -1,0 +1,121 @@
+"""How much of a type may be published now: its circuit, the ramp after it, and what waits in Kafka already."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from taskflux.store.circuits import Circuit, Circuits
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.positions import Positions
+from taskflux.stream.topics import task_group, task_topic
+from taskflux.tasks.circuit import release_rate
+from taskflux.tasks.submission import TaskType
+from taskflux.worker.settings import RelaySettings
+
+log = logging.getLogger(__name__)
+
+LAG_HOLDS: Final = 0.5
+"""Seconds that a lag which was read is counted on from."""
+TYPES_HOLD: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Tasks that may be published now; a `probe` is the one that an open circuit lets through."""
+
+    tasks: int
+    probe: bool = False
+
+
+NOTHING: Final = Allowance(0)
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What is remembered of a type between rounds."""
+
+    lag: int | None = None
+    lag_read_at: float = float("-inf")
+    released: int = 0
+    stuck: bool = False
+    ramped_at: float | None = None
+
+
+@dataclass(slots=True)
+class Outflow:
+    """Holds back what must not flow."""
+
+    settings: RelaySettings
+    positions: Positions
+    circuits: Circuits
+    task_types: TaskTypes
+    prefix: str
+    _circuits: Mapping[str, Circuit] = field(default_factory=dict)
+    _types: Mapping[str, TaskType] = field(default_factory=dict)
+    _types_read_at: float = float("-inf")
+    _flows: dict[str, _Flow] = field(default_factory=dict)
+
+    async def refresh(self) -> None:
+        """Look at the circuits again, and now and then at the types.
+
+        Raises:
+            StoreError: they could not be read.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._types_read_at >= TYPES_HOLD:
+            self._types = await self.task_types.all()
+            self._types_read_at = now
+        self._circuits = await self.circuits.all()
+
+    async def allowance(self, task_type: str) -> Allowance:
+        """What may be published of `task_type` now.
+
+        Raises:
+            StoreError: the right to a probe could not be asked for.
+        """
+        known = self._types.get(task_type)
+        circuit = self._circuits.get(known.provider) if known and known.provider else None
+        if circuit is not None and circuit.open:
+            return Allowance(1, probe=True) if await self.circuits.take_probe(circuit.provider) else NOTHING
+        flow = self._flows.setdefault(task_type, _Flow())
+        room = await self._room(task_type, flow)
+        ramp = self._ramp(flow, circuit)
+        return Allowance(max(0, room if ramp is None else min(room, ramp)))
+
+    def released(self, task_type: str, tasks: int) -> None:
+        """So many were published."""
+        self._flows.setdefault(task_type, _Flow()).released += tasks
+
+    async def _room(self, task_type: str, flow: _Flow) -> int:
+        """How many more unclaimed records of the type Kafka may hold."""
+        now = asyncio.get_running_loop().time()
+        if now - flow.lag_read_at >= LAG_HOLDS:
+            lag = await self._lag(task_type)
+            if lag is None and not flow.stuck:
+                log.warning("nothing is published: its topic is missing or Kafka is away", extra={"type": task_type})
+            flow.lag, flow.lag_read_at, flow.released, flow.stuck = lag, now, 0, lag is None
+        return 0 if flow.lag is None else self.settings.max_unclaimed - flow.lag - flow.released
+
+    async def _lag(self, task_type: str) -> int | None:
+        try:
+            return await self.positions.lag(task_group(self.prefix, task_type), task_topic(self.prefix, task_type))
+        except KafkaUnavailable:
+            return None
+
+    def _ramp(self, flow: _Flow, circuit: Circuit | None) -> int | None:
+        """Tasks that the rising rate after an outage allows since the last look; None: no limit."""
+        rate = release_rate(circuit.closed_for) if circuit is not None else None
+        if rate is None:
+            flow.ramped_at = None
+            return None
+        now = asyncio.get_running_loop().time()
+        since = now - flow.ramped_at if flow.ramped_at is not None else self.settings.max_wait
+        if rate * since < 1:
+            return 0
+        flow.ramped_at = now
+        return int(rate * min(since, 1.0))

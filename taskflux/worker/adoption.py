@@ -1,0 +1,134 @@
+"""Adopting tasks that other producers wrote to Kafka: each becomes one row, however often its record is delivered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from taskflux.store.errors import RefusedData, StoreBusy, StoreUnavailable
+from taskflux.store.foreign import Adoptee, ForeignTasks, Known
+from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass
+from taskflux.stream.identity import record_identity
+from taskflux.stream.record import Record
+from taskflux.telemetry import message_spans, metrics
+from taskflux.telemetry.tracing import new_traceparent
+from taskflux.worker.process import Process
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT, LAST_WAIT = 0.1, 2.0
+"""Seconds between two tries while PostgreSQL is away: the first, and at most."""
+
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What became of foreign records: tasks at version 1, made now (`fresh`) or before, and what cannot be one."""
+
+    tasks: dict[UUID, Envelope] = field(default_factory=dict)
+    fresh: set[UUID] = field(default_factory=set)
+    poison: list[tuple[Record, Poison]] = field(default_factory=list)
+
+
+class Adoption:
+    """Makes rows of foreign records; `grace` (seconds) is how long a new one is left to whoever adopts it."""
+
+    def __init__(self, process: Process, store: ForeignTasks, grace: float) -> None:
+        self._process = process
+        self._store = store
+        self._grace = grace
+
+    async def adopt(
+        self, records: Sequence[Foreign], max_attempts: Mapping[str, int], *, publish: bool = True
+    ) -> Adopted | None:
+        """Make these durable, however long PostgreSQL is away; None when told to drain meanwhile.
+
+        Args:
+            max_attempts: of each type that stands in `records`.
+            publish: false leaves the new ones to the relay at once.
+        """
+        adopted = Adopted()
+        batch: dict[str, tuple[Foreign, Adoptee]] = {}
+        for each in records:
+            found = adoptee(each, max_attempts[each.task_type])
+            if isinstance(found, Poison):
+                adopted.poison.append((each.record, found))
+                continue
+            _, first = batch.setdefault(found.identity, (each, found))
+            if first is not found:
+                _note(adopted, each, found, Known(first.id, first.digest))
+        known = await self._store_surely([found for _, found in batch.values()], self._grace if publish else 0.0)
+        if known is None:
+            return None
+        for each, found in batch.values():
+            _note(adopted, each, found, known.get(found.identity))
+        return adopted
+
+    async def _store_surely(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known] | None:
+        wait = FIRST_WAIT
+        while not self._process.draining.is_set():
+            try:
+                return await self._store.adopt(batch, grace) if batch else {}
+            except (StoreUnavailable, StoreBusy) as error:
+                log.warning("foreign tasks could not be adopted yet", extra={"error": str(error)})
+                await self._process.pause(wait)
+                wait = min(wait * 2, LAST_WAIT)
+            except RefusedData:
+                if len(batch) == 1:
+                    return {}
+                half = len(batch) // 2
+                first = await self._store_surely(batch[:half], grace)
+                second = await self._store_surely(batch[half:], grace)
+                return None if first is None or second is None else {**first, **second}
+        return None
+
+
+def adoptee(foreign: Foreign, max_attempts: int) -> Adoptee | Poison:
+    """The task that a foreign record is, under a name that every delivery of it shares.
+
+    The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes.
+    """
+    try:
+        # ASCII: what PostgreSQL's text does not take (NUL, lone surrogates) stays as JSON escapes it.
+        payload = _encode(foreign.payload)
+        digest = hashlib.sha256(_canonical(foreign.payload).encode("ascii")).digest()
+    except (ValueError, RecursionError):
+        return Poison(
+            PoisonClass.INVALID_PAYLOAD, "the payload is nested too deeply, or holds a number beyond a double"
+        )
+    record = foreign.record
+    if foreign.task_id is not None:
+        identity = f"id:{foreign.task_type}:{foreign.task_id}"
+    else:
+        place = (record.topic, record.partition, record.offset, record.timestamp)
+        identity = record_identity(*place, record.key, record.value)
+    traceparent = foreign.traceparent or new_traceparent()
+    return Adoptee(identity, digest, uuid7(), foreign.task_type, payload, max_attempts, traceparent)
+
+
+def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | None) -> None:
+    """What became of one record whose identity stands for `known` in the store."""
+    if known is None:
+        poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not take a value of it")
+    elif known.digest != wanted.digest:
+        poison = Poison(PoisonClass.ID_REUSED, "its taskId stands for a task with another payload")
+    else:
+        outcome = "adopted" if known.fresh else "repeated"
+        metrics.ADOPTED.labels(foreign.task_type, outcome).inc()
+        adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
+        if known.fresh:
+            adopted.fresh.add(known.task)
+            if foreign.traceparent is None:
+                message_spans.created(foreign.record.topic, known.task, wanted.traceparent)
+        return
+    metrics.ADOPTED.labels(foreign.task_type, "poison").inc()
+    adopted.poison.append((foreign.record, poison))

@@ -1,0 +1,88 @@
+"""What every attempt counts, as far as it can for a whole batch at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
+
+from taskflux.store.claims import Settled
+from taskflux.tasks.decision import Decision
+from taskflux.tasks.states import Event
+from taskflux.telemetry import labels, metrics, tracing
+
+if TYPE_CHECKING:
+    from taskflux.worker.executor import Executor
+
+Ended = tuple[Decision, Settled, str | None]
+"""How an attempt was decided, what became of that, and its traceparent, where it was recorded."""
+
+_SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
+_executors: Final[dict[str, WeakSet[Executor]]] = {}
+
+
+class AttemptMetrics:
+    """One type's series, all of them there from the start, looked up once."""
+
+    def __init__(self, task_type: str) -> None:
+        self._type = task_type
+        self._processing = metrics.PROCESSING.labels(task_type)
+        self._seconds: list[float] = []
+        self._end_to_end = metrics.END_TO_END.labels(task_type)
+        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in labels.SETTLES}
+        self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in labels.TASK_ERRORS}
+        self._repeats = metrics.REPEATS.labels(task_type)
+        self._late = {
+            counted: metrics.LATE_SETTLES.labels(task_type, str(counted).lower()) for counted in (True, False)
+        }
+
+    def show(self, executor: Executor) -> None:
+        """Count what `executor` has in flight, whenever somebody looks."""
+        executors = _executors.setdefault(self._type, WeakSet())
+        executors.add(executor)
+        metrics.IN_FLIGHT.labels(self._type).set_function(_in_flight(executors))
+        metrics.CONCURRENCY.labels(self._type).set(executor.concurrency)
+
+    def processed(self, seconds: float, recorded: str | None) -> None:
+        """The handler's own work is over, in an attempt of that traceparent, where it is recorded.
+
+        It is counted with the outcome, which follows: once for a batch.
+        """
+        if recorded is None:
+            self._seconds.append(seconds)
+        else:
+            self._processing.observe(seconds, tracing.exemplar(recorded))
+
+    def error(self, error_class: str) -> None:
+        """An attempt failed."""
+        found = self._errors.get(error_class)
+        (found or metrics.ERRORS.labels(self._type, labels.error_class(error_class))).inc()
+
+    def settled(self, batch: Iterable[Ended]) -> None:
+        """These outcomes were written by one statement."""
+        seconds, self._seconds = self._seconds, []
+        self._processing.observe_all(seconds)
+        succeeded, others, ages = 0, Counter[Event](), []
+        for decision, settled, recorded in batch:
+            event = decision.event
+            if event is _SUCCEEDED:
+                succeeded += 1
+                if settled.written and recorded is None:
+                    ages.append(settled.age)
+                elif settled.written:
+                    self._end_to_end.observe(settled.age, tracing.exemplar(recorded))
+            else:
+                others[event] += 1
+                if event is Event.RETRY and decision.error_class == "Ambiguous":
+                    self._repeats.inc()
+            if settled.late or not settled.written:
+                self._late[settled.written].inc()
+        self._end_to_end.observe_all(ages)
+        self._outcomes[_SUCCEEDED].inc(succeeded)
+        for event, count in others.items():
+            self._outcomes[event].inc(count)
+
+
+def _in_flight(executors: WeakSet[Executor]) -> Callable[[], float]:
+    return lambda: sum(executor.in_flight for executor in list(executors))

@@ -1,0 +1,120 @@
+"""`@handler`: how a task type and the code that runs it are declared together."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from taskflux.providers.provider import Provider
+from taskflux.stream.topics import check_task_type
+from taskflux.tasks.errors import InvalidPayload
+from taskflux.tasks.model import Receipt
+from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
+from taskflux.tasks.submission import TaskType
+
+if TYPE_CHECKING:
+    from taskflux.worker.process import Process
+
+P = TypeVar("P")
+Run = Callable[..., Awaitable[Receipt | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler(Generic[P]):
+    """A task type, its policy, and the function that does its work. Made by `@handler`."""
+
+    type: str
+    name: str
+    policy: Policy
+    provider: Provider[Any] | None
+    concurrency: int
+    adapter: TypeAdapter[P]
+    function: Run
+
+    def __call__(self, *args: Any) -> Awaitable[Receipt | None]:
+        """The bare function, for tests of a handler's own logic."""
+        return self.function(*args)
+
+    def parse(self, payload: str) -> P:
+        """The payload as the handler declared it.
+
+        Raises:
+            InvalidPayload: naming each bad field, without its value.
+        """
+        try:
+            return self.adapter.validate_json(payload)
+        except ValidationError as error:
+            raise InvalidPayload(describe(error)) from None
+
+    def task_type(self) -> TaskType:
+        """What a worker registers, so that ingest can refuse a payload before it is accepted."""
+        schema = json.dumps(self.adapter.json_schema(by_alias=True), sort_keys=True)
+        return TaskType(self.type, schema, self.policy.retry.max_attempts, self.policy.ambiguous, self.policy.provider)
+
+    async def serve(self, process: Process) -> None:
+        """Take and run tasks of this type until the process is told to drain."""
+        from taskflux.worker.serving import serve  # lazily: declaring a handler must not need Kafka or PostgreSQL
+
+        await serve(self, process)
+
+
+def describe(error: ValidationError) -> str:
+    """The fields that are wrong and why, in one sentence that does not repeat what stood in them."""
+    found = [
+        f"{'.'.join(str(part) for part in each['loc']) or 'payload'}: {each['msg']}"
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return "; ".join(found)
+
+
+def handler(
+    type: str,
+    *,
+    payload: Any,
+    provider: Provider[Any] | None = None,
+    retry: RetryPolicy | None = None,
+    ambiguous: AmbiguousPolicy = "resend",
+    timeout: float = 60.0,
+    concurrency: int = 64,
+) -> Callable[[Run], Handler[Any]]:
+    """Declare an async function as the handler of a task type.
+
+    Args:
+        type: the task type; its topic is `tasks.<type>`.
+        payload: what a payload must be: a pydantic model, or any annotation that pydantic understands.
+        provider: the outside service; its client is the function's second argument.
+        retry: attempts and delays.
+        ambiguous: `resend` or `hold` where the side effect may have happened.
+        timeout: seconds that one attempt may take.
+        concurrency: attempts that one process runs at once.
+
+    Raises:
+        TypeError, ValueError: the declaration contradicts itself; the sentence says what to change.
+    """
+    check_task_type(type)
+    if concurrency < 1:
+        raise ValueError(f"concurrency of {type!r} is {concurrency}: at least one attempt must be able to run")
+    policy = Policy(retry or RetryPolicy(), ambiguous, timeout, provider.name if provider else None)
+    adapter: TypeAdapter[Any] = TypeAdapter(payload)
+
+    def declare(function: Run) -> Handler[Any]:
+        _check_signature(type, function, provider)
+        name = function.__name__.replace("_", "-")
+        return Handler(type, name, policy, provider, concurrency, adapter, function)
+
+    return declare
+
+
+def _check_signature(task_type: str, function: Run, provider: Provider[Any] | None) -> None:
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"the handler of {task_type!r} must be declared with `async def`")
+    expected = 2 if provider else 1
+    found = len(inspect.signature(function).parameters)
+    if found != expected:
+        takes = "the task and the provider's client" if provider else "the task alone (no provider is declared)"
+        raise TypeError(f"the handler of {task_type!r} must take {takes}; it takes {found} arguments")

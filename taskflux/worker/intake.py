@@ -1,0 +1,110 @@
+"""Accepting a task: durable in PostgreSQL first, published after."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import Final
+
+from taskflux.store.errors import StoreError
+from taskflux.store.group_commit import GroupCommit
+from taskflux.store.publishing import Due
+from taskflux.store.tasks import Tasks
+from taskflux.tasks.submission import Accepted, KeyReused, Submission
+from taskflux.telemetry import metrics, tracing
+from taskflux.worker.circuits import CircuitWatch
+from taskflux.worker.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 2.0
+"""Seconds that a submitter waits for a PostgreSQL that is away before it is told so."""
+INSERT: Final = tracing.Operation(
+    "insert tasks",
+    "CLIENT",
+    {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"},
+)
+INSERT_BATCH: Final = 500
+PUBLISH_BATCH: Final = 1000
+MAX_PENDING: Final = 20_000
+"""Accepted tasks that wait here for Kafka; beyond, publishing is left to the relay."""
+
+
+class Intake:
+    """Makes submissions durable in groups, and publishes what is due at once behind their answers.
+
+    While Kafka is away, a circuit is open or ramping up, or too much is pending, the relay publishes instead.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        publisher: Publisher,
+        circuits: CircuitWatch,
+        provider_of: Callable[[str], str | None],
+        grace: float,
+    ) -> None:
+        self._tasks = tasks
+        self._provider_of = provider_of
+        self._publisher = publisher
+        self._circuits = circuits
+        self._grace = grace
+        self._pending: list[Due] = []
+        self._publishing: asyncio.Task[None] | None = None
+        observe = metrics.BATCH.labels("insert").observe
+        self._now: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
+            lambda batch: self._insert(batch, self._grace),
+            identity=Tasks.identity,
+            max_items=INSERT_BATCH,
+            patience=PATIENCE,
+            observe=observe,
+        )
+        self._later: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
+            lambda batch: self._insert(batch, 0.0),
+            identity=Tasks.identity,
+            max_items=INSERT_BATCH,
+            patience=PATIENCE,
+            observe=observe,
+        )
+
+    async def accept(self, submission: Submission) -> Accepted | KeyReused:
+        """Make `submission` durable.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is away; nothing is promised.
+            RefusedData: a value cannot be stored.
+        """
+        ours = (
+            self._publisher.healthy
+            and len(self._pending) < MAX_PENDING
+            and self._circuits.flowing(self._provider_of(submission.type))
+        )
+        answer = await (self._now if ours else self._later).submit(submission)
+        if isinstance(answer, Accepted) and answer.publish_now:
+            self._pending.append(Due(submission.id, submission.type, 1, submission.key, submission.traceparent))
+            if self._publishing is None:
+                self._publishing = asyncio.create_task(self._publish_pending(), context=Context())
+        return answer
+
+    async def drain(self) -> None:
+        """Publish what was promised; what Kafka does not take stays due."""
+        if self._publishing is not None:
+            await self._publishing
+
+    async def _insert(self, batch: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
+        traceparents = (each.traceparent for each in batch)
+        with tracing.batch(INSERT, traceparents, size="db.operation.batch.size"):
+            return await self._tasks.insert(batch, grace)
+
+    async def _publish_pending(self) -> None:
+        try:
+            while self._pending:
+                batch, self._pending = self._pending[:PUBLISH_BATCH], self._pending[PUBLISH_BATCH:]
+                try:
+                    await self._publisher.publish(batch)
+                except StoreError as error:
+                    log.warning("published tasks are not confirmed: the relay will", extra={"error": str(error)})
+        finally:
+            self._publishing = None

@@ -1,0 +1,165 @@
+"""Delivering a notification now, once for each id that the caller gives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, TypeVar
+
+from uuid_utils.compat import uuid7
+
+from taskflux.providers.deliveries import merged
+from taskflux.store.errors import StoreError
+from taskflux.store.notifications import Begun, Notifications, NotificationState
+from taskflux.tasks.errors import Ambiguous, JsonValue, TaskError, Transient
+from taskflux.telemetry import labels, metrics, zeros
+from taskflux.worker.limiter import Limiter
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P")
+
+LONGEST_TURN: Final = 30.0
+"""Seconds that a caller is kept waiting for the provider's rate limit before it is told to come again."""
+NOTE_PATIENCE: Final = 5.0
+"""Seconds that an outcome is tried to be noted; then it is answered all the same, and a repeat finds it unknown."""
+NOTE_AGAIN: Final = 0.2
+
+Result = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Notification(Generic[P]):
+    """What a caller wants delivered.
+
+    `id` is its name for it: a repeat is suppressed, and the provider knows every attempt by it. A later `attempt`
+    says that the caller knows of the one before, and wants it sent again where nobody knows what became of it.
+    `created_at` is a mail's Date; `progress` what earlier attempts noted.
+    """
+
+    payload: P
+    id: str | None = None
+    attempt: int = 1
+    created_at: datetime | None = None
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The provider took it, now or (`repeated`) in answer to an earlier request."""
+
+    result: Result
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order(Generic[P]):
+    """One attempt, as a channel's provider is asked."""
+
+    payload: P
+    name: str
+    attempt: int
+    date: datetime
+    progress: Mapping[str, Any]
+
+
+class Notifier(Generic[P]):
+    """One channel: its provider, its share of the rate limit, and the memory of what was sent."""
+
+    def __init__(
+        self,
+        channel: str,
+        send: Callable[[Order[P]], Awaitable[Result]],
+        limiter: Limiter | None,
+        store: Notifications,
+        *,
+        longest_turn: float = LONGEST_TURN,
+        note_patience: float = NOTE_PATIENCE,
+    ) -> None:
+        self.channel = channel
+        zeros.of_channel(channel)
+        self._send = send
+        self._limiter = limiter
+        self._store = store
+        self._longest_turn = longest_turn
+        self._note_patience = note_patience
+
+    async def deliver(self, notification: Notification[P]) -> Delivered:
+        """Deliver now, unless it was before.
+
+        Raises:
+            TaskError: what the provider did not do.
+            StoreError: nothing was sent: it could not be noted as begun.
+        """
+        try:
+            delivered = await self._deliver(notification)
+        except TaskError as error:
+            metrics.NOTIFICATIONS.labels(self.channel, labels.error_class(error.error_class)).inc()
+            raise
+        metrics.NOTIFICATIONS.labels(self.channel, "repeated" if delivered.repeated else "accepted").inc()
+        return delivered
+
+    async def _deliver(self, notification: Notification[P]) -> Delivered:
+        # Before it is begun: a caller that is cut off while it waits has begun nothing.
+        await self._turn()
+        if notification.id is None:
+            date = notification.created_at or datetime.now(UTC)
+            return Delivered(await self._send(_order(notification, str(uuid7()), date, notification.progress)))
+        name = f"{self.channel}:{notification.id}"
+        begun = await self._store.begin(name, notification.attempt)
+        if isinstance(begun, Begun):
+            return Delivered(await self._send_once(name, begun, notification, notification.id))
+        if begun.outcome is None:
+            said = "an earlier request with this id was begun, and what became of it is not known"
+            raise Ambiguous(said, progress=begun.progress or None)
+        return Delivered(begun.outcome, repeated=True)
+
+    async def _send_once(self, name: str, begun: Begun, notification: Notification[P], identity: str) -> Result:
+        progress = merged(notification.progress, begun.progress)
+        order = _order(notification, identity, notification.created_at or begun.since, progress)
+        try:
+            result = await self._send(order)
+        except TaskError as error:
+            state = NotificationState.UNKNOWN if isinstance(error, Ambiguous) else NotificationState.FAILED
+            await self._note(name, begun, state, progress=error.progress)
+            raise
+        await self._note(name, begun, NotificationState.SENT, outcome=result)
+        return result
+
+    async def _turn(self) -> None:
+        if self._limiter is None:
+            return
+        try:
+            async with asyncio.timeout(self._longest_turn):
+                await self._limiter.turn()
+        except TimeoutError:
+            said = "more is waiting than the provider's rate limit lets through"
+            raise Transient(said, retry_after=self._longest_turn) from None
+
+    async def _note(
+        self,
+        name: str,
+        begun: Begun,
+        state: NotificationState,
+        *,
+        outcome: Result | None = None,
+        progress: Result | None = None,
+    ) -> None:
+        """Keep what became of it. The caller is told the truth even when this fails."""
+        deadline = asyncio.get_running_loop().time() + self._note_patience
+        while True:
+            try:
+                await self._store.end(name, begun.version, state, outcome=outcome, progress=progress)
+                return
+            except StoreError as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    log.error("an outcome could not be noted", extra={"error_class": type(error).__name__})
+                    return
+            await asyncio.sleep(NOTE_AGAIN)
+
+
+def _order(notification: Notification[P], name: str, date: datetime, progress: Mapping[str, Any]) -> Order[P]:
+    return Order(notification.payload, name, notification.attempt, date, progress)

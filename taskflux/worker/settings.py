@@ -1,0 +1,242 @@
+"""Every setting, from the environment: `TASKFLUX_<SECTION>__<NAME>`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from taskflux.providers.notify_settings import NotifySettings
+from taskflux.store.settings import PostgresSettings, RedisSettings
+from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class WrongSettings(Exception):
+    """The environment contradicts itself or lacks something; each line names a variable and says what to do."""
+
+
+class HttpSettings(BaseModel):
+    """Where this process listens: the API of ingest, the probes and metrics of every handler."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: Annotated[str, Field(description="address to listen on")] = "0.0.0.0"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8080
+    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, and largest item of a batch")] = (
+        32 * 1024 * 1024
+    )
+    linger_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="seconds after SIGTERM that ingest and notify still take requests: load balancers learn late"
+            " that they shall send none",
+        ),
+    ] = 0.0
+    peers: Annotated[
+        dict[str, str], Field(description="other processes' metrics (name → URL) that this /metrics includes")
+    ] = Field(default_factory=dict)
+
+
+class WorkerSettings(BaseModel):
+    """How a handler holds and ends its tasks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    concurrency: Annotated[
+        int | None, Field(ge=1, description="attempts at once; unset: what the handler declares")
+    ] = None
+    drain_seconds: Annotated[
+        float, Field(ge=0, description="seconds that running attempts may take after SIGTERM before they are cut off")
+    ] = 25.0
+    lease_seconds: Annotated[
+        float, Field(ge=1, description="seconds without a beat after which a worker's claims are free")
+    ] = 30.0
+    beat_seconds: Annotated[float, Field(gt=0, description="seconds between two beats")] = 5.0
+    origin: Annotated[str | None, Field(description="names the supervisor that may end this worker's lease")] = None
+
+
+class RelaySettings(BaseModel):
+    """Publishing what is due, and looking after what was lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grace: Annotated[
+        float,
+        Field(gt=0, description="seconds that a publish is left to whoever promised it; above the producer's deadline"),
+    ] = 15.0
+    max_wait: Annotated[float, Field(gt=0, description="seconds that the relay sleeps at most")] = 0.5
+    batch: Annotated[int, Field(ge=1, le=10_000, description="tasks that one statement takes")] = 500
+    max_unclaimed: Annotated[
+        int, Field(ge=1, description="records of a type that may wait in Kafka before the relay holds back")
+    ] = 10_000
+    audit_seconds: Annotated[float, Field(gt=0, description="seconds between two audits")] = 10.0
+    measure_seconds: Annotated[
+        float, Field(gt=0, description="least seconds between two measurements of depth, age and lag")
+    ] = 5.0
+    requeue_rate: Annotated[float, Field(gt=0, description="lost tasks that are published again, a second")] = 2000.0
+    leader_seconds: Annotated[float, Field(gt=1, description="seconds until a silent leader is replaced")] = 10.0
+
+
+class RouterSettings(BaseModel):
+    """The router, which adopts other producers' tasks from one topic of mixed types."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    topic: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="the topic, as it is called in Kafka")
+    ] = None
+
+
+class Settings(BaseSettings):
+    """All sections that are not a provider's own."""
+
+    model_config = SettingsConfigDict(env_prefix="TASKFLUX_", env_nested_delimiter="__", extra="ignore")
+
+    postgres: PostgresSettings = Field(default_factory=PostgresSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    relay: RelaySettings = Field(default_factory=RelaySettings)
+    router: RouterSettings = Field(default_factory=RouterSettings)
+    notify: NotifySettings = Field(default_factory=NotifySettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    otel: OtelSettings = Field(default_factory=OtelSettings)
+
+
+@cache
+def _provider_model(name: str, section: type[BaseModel]) -> type[BaseSettings]:
+    """A settings class that reads `section` from `TASKFLUX_<NAME>__`."""
+    namespace: dict[str, Any] = {
+        "__annotations__": {"value": section},
+        "value": Field(default_factory=section, validation_alias=f"taskflux_{name}"),
+        "model_config": SettingsConfigDict(env_nested_delimiter="__", extra="ignore"),
+        "__module__": __name__,
+    }
+    return type(f"{section.__name__}FromEnvironment", (BaseSettings,), namespace)
+
+
+def load_provider(name: str, section: type[S]) -> S:
+    """A provider's settings, from `TASKFLUX_<NAME>__…`.
+
+    Raises:
+        WrongSettings: naming each variable.
+    """
+    try:
+        value: S = _provider_model(name, section)().value  # type: ignore[attr-defined]
+    except (ValidationError, SettingsError) as error:
+        raise WrongSettings(_sentences(error, name)) from None
+    if complaints := _one_underscore(name, section):
+        raise WrongSettings("\n".join(complaints))
+    return value
+
+
+def load(*needs: str) -> Settings:
+    """The settings of this process; `needs` names the servers that it cannot do without (postgres, kafka).
+
+    Raises:
+        WrongSettings: naming each variable that is wrong, missing, or at odds with another.
+    """
+    try:
+        settings = Settings()
+    except (ValidationError, SettingsError) as error:
+        raise WrongSettings(_sentences(error)) from None
+    sections = [(name, type(getattr(settings, name))) for name in Settings.model_fields]
+    complaints = [complaint for section in sections for complaint in _one_underscore(*section)]
+    complaints += [*_missing(settings, needs), *_contradictions(settings)]
+    if complaints:
+        raise WrongSettings("\n".join(complaints))
+    return settings
+
+
+def _missing(settings: Settings, needs: tuple[str, ...]) -> list[str]:
+    missing = []
+    if "postgres" in needs and not settings.postgres.dsn.get_secret_value():
+        form = "postgresql://user:password@host:port/database"
+        missing.append(f"TASKFLUX_POSTGRES__DSN is not set: give it {form}{_resembling('POSTGRES')}")
+    if "kafka" in needs and not settings.kafka.bootstrap_servers:
+        form = "host:port[,host:port…]"
+        missing.append(f"TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: give it {form}{_resembling('KAFKA')}")
+    return missing
+
+
+def _one_underscore(section: str, model: type[BaseModel]) -> list[str]:
+    """Variables that nobody would read, like TASKFLUX_SMTP_HOST.
+
+    Kubernetes makes some of this form for its services (TASKFLUX_HTTP_PORT=tcp://…): those are left alone.
+    """
+    found = []
+    for field in model.model_fields:
+        wrong, right = f"TASKFLUX_{section}_{field}".upper(), f"TASKFLUX_{section}__{field}".upper()
+        found += [
+            f"{name} is not read: two underscores follow the section, {right}"
+            for name, value in os.environ.items()
+            if name.upper() == wrong and not value.startswith(("tcp://", "udp://", "sctp://"))
+        ]
+    return found
+
+
+def _resembling(section: str) -> str:
+    """Where variables of a section with almost this name are set, a hint at the first."""
+    others = {
+        name.upper().removeprefix("TASKFLUX_").split("__")[0]: name
+        for name in sorted(os.environ, reverse=True)
+        if name.upper().startswith("TASKFLUX_") and "__" in name
+    }
+    close = get_close_matches(section, others.keys() - {section}, n=1, cutoff=0.75)
+    return f" (did you mean it by {others[close[0]]}?)" if close else ""
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    found = []
+    if settings.relay.grace <= settings.kafka.produce_timeout:
+        found.append(
+            f"TASKFLUX_RELAY__GRACE ({settings.relay.grace} s) must be longer than TASKFLUX_KAFKA__PRODUCE_TIMEOUT"
+            f" ({settings.kafka.produce_timeout} s): a task would be published again while its record is under way"
+        )
+    if settings.worker.lease_seconds < 3 * settings.worker.beat_seconds:
+        found.append(
+            f"TASKFLUX_WORKER__LEASE_SECONDS ({settings.worker.lease_seconds} s) must be at least three times"
+            f" TASKFLUX_WORKER__BEAT_SECONDS ({settings.worker.beat_seconds} s): one late beat would lose the claims"
+        )
+    if settings.postgres.statement_timeout >= settings.worker.lease_seconds:
+        found.append(
+            f"TASKFLUX_POSTGRES__STATEMENT_TIMEOUT ({settings.postgres.statement_timeout} s) must be shorter than"
+            f" TASKFLUX_WORKER__LEASE_SECONDS ({settings.worker.lease_seconds} s): a beat could outlast its lease"
+        )
+    return found
+
+
+def _sentences(error: ValidationError | SettingsError, provider: str | None = None) -> str:
+    if isinstance(error, SettingsError):
+        field = re.search(r'field "(\w+)"', str(error))
+        section = (provider or (field[1] if field else "<section>")).upper()
+        return f"TASKFLUX_{section}: it is not JSON; set it as JSON, or field by field as TASKFLUX_{section}__<NAME>"
+    lines = []
+    for each in error.errors(include_url=False, include_input=False, include_context=False):
+        location = [str(part) for part in each["loc"]]
+        if provider and location and location[0].lower() in ("value", f"taskflux_{provider}"):
+            location = [provider, *location[1:]]
+        name = "TASKFLUX_" + "__".join(location).upper()
+        message = each["msg"].removeprefix("Value error, ")
+        if each["type"] == "extra_forbidden":
+            message = "there is no such setting: correct its name or unset it"
+        lines.append(f"{name}: {message}")
+    return "\n".join(lines)
+
+
+def masked(model: BaseModel) -> dict[str, Any]:
+    """The effective settings for a person to read; secrets show as stars, a DSN's password too."""
+    document: dict[str, Any] = json.loads(model.model_dump_json())
+    return document

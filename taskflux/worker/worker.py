@@ -1,0 +1,168 @@
+"""A handler's process: takes records, claims their tasks in batches, and runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from taskflux.store.claims import Claim, Claims
+from taskflux.store.errors import StoreBusy, StoreUnavailable
+from taskflux.stream.consumer import Consumer
+from taskflux.stream.envelope import Envelope, Foreign, Poison, decode
+from taskflux.stream.record import Record
+from taskflux.telemetry import message_spans, metrics
+from taskflux.worker.adoption import Adoption
+from taskflux.worker.executor import Executor
+from taskflux.worker.handler import Handler
+from taskflux.worker.lease import Lease
+from taskflux.worker.poison import PoisonOutlet
+from taskflux.worker.process import Process
+
+log = logging.getLogger(__name__)
+
+FETCH: Final = 1.0
+"""Seconds that one look for records takes at most; the order to drain is seen between two."""
+MAX_RECORDS: Final = 500
+FIRST_WAIT, LAST_WAIT = 0.1, 2.0
+"""Seconds between two tries while PostgreSQL is away: the first, and at most."""
+
+
+class LeaseEnded(Exception):
+    """Somebody ended this worker's lease; it must end, and come back under a new identity."""
+
+
+class Worker:
+    """Takes, claims and runs the tasks of one handler."""
+
+    def __init__(
+        self,
+        handler: Handler[Any],
+        process: Process,
+        claims: Claims,
+        consumer: Consumer,
+        executor: Executor,
+        lease: Lease,
+        poison: PoisonOutlet,
+        adoption: Adoption,
+        source: message_spans.Destination,
+    ) -> None:
+        self._handler = handler
+        self._process = process
+        self._claims = claims
+        self._consumer = consumer
+        self._executor = executor
+        self._lease = lease
+        self._poison = poison
+        self._adoption = adoption
+        self._source = source
+        self._budget = {handler.type: handler.policy.retry.max_attempts}
+        self._claimed = metrics.CLAIMED.labels(handler.type)
+        self._skipped = metrics.SKIPPED.labels(handler.type)
+        self._batch = metrics.BATCH.labels("claim")
+        self._waited = metrics.WAITED.labels(handler.type)
+
+    async def run(self) -> None:
+        """Work until the process is told to drain, then end what is under way."""
+        process = self._process
+        try:
+            while not process.draining.is_set():
+                await self._round()
+        finally:
+            # At once: leaving the group takes seconds, and what has not begun need not wait for it.
+            drain = self._executor.drain(process.settings.worker.drain_seconds, process.hurry)
+            for failure in await asyncio.gather(drain, self._consumer.stop(), return_exceptions=True):
+                if failure is not None:
+                    raise failure
+
+    async def _round(self) -> None:
+        if not self._executor.room and not await _before(self._process.draining, self._executor.wait_for_room()):
+            return
+        records = await self._consumer.fetch(min(self._executor.room, MAX_RECORDS), FETCH)
+        if records and not self._process.draining.is_set():
+            await self._take(records)
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
+        ours, foreign, poison = self._sort(records)
+        if foreign:
+            adopted = await self._adoption.adopt(foreign, self._budget)
+            if adopted is None:
+                return
+            ours |= adopted.tasks
+            poison += adopted.poison
+        # Poison first: who is told to drain in between holds no claims that never begin.
+        if not await self._poison.put_aside(poison):
+            return  # told to drain meanwhile: the records are not committed and come again
+        with message_spans.receiving(self._source, (each.traceparent for each in ours.values())) as span:
+            claimed = await self._claim({each.task_id: each.version for each in ours.values()})
+        if claimed is None:
+            return
+        term, claims = claimed
+        self._consumer.note_done(records)
+        self._claimed.inc(len(claims))
+        self._skipped.inc(len(records) - len(poison) - len(claims))
+        if claims:
+            self._batch.observe(len(claims))
+            self._waited.observe_all([max(0.0, claim.waited) for claim in claims])
+        for claim in claims:
+            record = ours[claim.id]
+            received = span.traceparent if span is not None else None
+            self._executor.start(claim, term, probe=record.probe, sent=record.traceparent, received=received)
+
+    def _sort(
+        self, records: Sequence[Record]
+    ) -> tuple[dict[UUID, Envelope], list[Foreign], list[tuple[Record, Poison]]]:
+        """Our own records, the newest of each task; other producers' tasks; and those that are no task."""
+        ours: dict[UUID, Envelope] = {}
+        foreign: list[Foreign] = []
+        poison: list[tuple[Record, Poison]] = []
+        limit = self._process.settings.kafka.max_record_bytes
+        for record in records:
+            match decode(record, max_bytes=limit, types=(self._handler.type,)):
+                case Envelope() as envelope:
+                    known = ours.get(envelope.task_id)
+                    if known is None or envelope.version >= known.version:
+                        ours[envelope.task_id] = envelope
+                case Foreign() as found:
+                    foreign.append(found)
+                case Poison() as found:
+                    poison.append((record, found))
+        return ours, foreign, poison
+
+    async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
+        """The lease's term and the claims, however long PostgreSQL is away; None when told to drain meanwhile."""
+        claimed: list[Claim] = []
+        wait, tried = FIRST_WAIT, False
+        while not self._process.draining.is_set():
+            try:
+                if not self._lease.valid:
+                    await self._lease.renew()
+                if self._lease.ended:
+                    raise LeaseEnded
+                term = self._lease.term
+                if tried:
+                    # The lost answer may have been a yes.
+                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
+                    claimed += await self._claims.reclaim(unknown)
+                    versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
+                return term, [*claimed, *await self._claims.claim(self._handler.type, versions)]
+            except (StoreUnavailable, StoreBusy) as error:
+                tried = True
+                log.warning("tasks could not be claimed yet", extra={"error": str(error)})
+                await self._process.pause(wait)
+                wait = min(wait * 2, LAST_WAIT)
+        return None
+
+
+async def _before(event: asyncio.Event, wait: Coroutine[Any, Any, None]) -> bool:
+    """Wait for `wait`, but not beyond `event`; whether `wait` was over first."""
+    waiting, stop = asyncio.ensure_future(wait), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting, stop], return_when=asyncio.FIRST_COMPLETED)
+        return waiting.done()
+    finally:
+        waiting.cancel()
+        stop.cancel()

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from taskflux.telemetry import logs
+from taskflux.telemetry.calls import TRACE
+from taskflux.telemetry.settings import LogSettings
+
+TASK_ID, TRACE_ID = "0197b3c0-0000-7000-8000-000000000001", "4bf92f3577b34da6a3ce929d0e0e4736"
+SECRET = "bob@example.org"
+
+
+@pytest.fixture(autouse=True)
+def _all_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
+
+
+@contextmanager
+def attempt() -> Iterator[None]:
+    task, trace = logs.TASK.set(UUID(TASK_ID)), TRACE.set(f"00-{TRACE_ID}-00f067aa0ba902b7-00")
+    yield
+    TRACE.reset(trace)
+    logs.TASK.reset(task)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def fail() -> None:
+    raise ValueError(f"no mailbox {SECRET}")
+
+
+def test_every_line_of_an_attempt_bears_its_task_and_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(), "process-email")
+    with attempt():
+        logging.getLogger("some.library").warning("the answer was %s", "no", extra={"error_class": "Transient"})
+    (line,) = lines(capsys)
+    assert (line["task_id"], line["trace_id"]) == (TASK_ID, TRACE_ID)
+    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "some.library", "the answer was no")
+    assert (line["handler"], line["error_class"]) == ("process-email", "Transient")
+    assert line["time"]
+    assert "span_id" not in line  # nobody records spans of this trace
+
+
+def test_a_line_outside_of_an_attempt_bears_none(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(), "relay")
+    logging.getLogger("x").info("started")
+    assert not lines(capsys)[0].keys() & {"task_id", "trace_id"}
+
+
+def test_a_line_for_a_terminal_says_the_same_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(format="text"), "relay")
+    with attempt():
+        logging.getLogger("x").info("retry", extra={"attempt": 2})
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"retry attempt=2 task_id={TASK_ID} trace_id={TRACE_ID}" in line
+    assert "\x1b" not in line
+
+
+def test_on_a_terminal_lines_are_readable_and_coloured_without_being_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    logs.configure(LogSettings(), "relay")
+    logging.getLogger("x").warning("it rains")
+    assert "\x1b[33m" in capsys.readouterr().err
+    monkeypatch.setenv("NO_COLOR", "1")
+    logs.configure(LogSettings(), "relay")
+    logging.getLogger("x").warning("it rains")
+    assert capsys.readouterr().err.endswith("WARNING it rains\n")
+
+
+def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(level="ERROR"), "relay")
+    logging.getLogger("x").warning("nothing")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_logger_may_have_a_level_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(levels={"some": "DEBUG", "some.loud": "ERROR"}), "relay")
+    try:
+        logging.getLogger("some.library").debug("told")
+        logging.getLogger("some.loud").warning("not told")
+        logging.getLogger("other").debug("not told")
+    finally:
+        logging.getLogger("some").setLevel(logging.NOTSET)
+        logging.getLogger("some.loud").setLevel(logging.NOTSET)
+    assert [line["message"] for line in lines(capsys)] == ["told"]
+
+
+def test_a_crash_of_an_attempt_stands_on_one_line_with_where_it_happened_and_without_what_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure(LogSettings(), "relay")
+    with attempt():
+        try:
+            fail()
+        except ValueError:
+            logging.getLogger("x").exception("it failed")
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    line = json.loads(written)
+    assert "test_logs.py" in line["exc_info"]
+    assert line["error_class"] == "ValueError"
+    assert line["task_id"] == TASK_ID
+    assert SECRET not in written
+
+
+def test_no_traceback_stands_without_a_task_only_the_place(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(), "relay")
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("x").exception("it failed")
+    (line,) = lines(capsys)
+    assert "exc_info" not in line
+    assert line["error_class"] == "ValueError"
+    assert line["raised_at"].startswith("test_logs.py:")
+    assert SECRET not in str(line)
+
+
+def test_what_python_would_write_by_itself_is_a_line_like_all_others(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(), "relay")
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = warnings.showwarning  # what catch_warnings would put aside
+        warnings.warn_explicit(f"who is {SECRET}?", UserWarning, "somewhere.py", 7)
+    try:
+        fail()
+    except ValueError as error:
+        sys.excepthook(ValueError, error, error.__traceback__)
+    found = lines(capsys)
+    assert [line["message"] for line in found] == [
+        "a thread failed",
+        "UserWarning at somewhere.py:7",
+        "the process fails",
+    ]
+    assert SECRET not in str(found)
+
+
+async def test_an_error_that_nobody_waits_for_is_told_without_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(), "relay")
+    loop = asyncio.get_running_loop()
+    logs.watch(loop)
+    try:
+        loop.call_soon(fail)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    (line,) = lines(capsys)
+    assert (line["message"], line["error_class"]) == ("an error that nobody waited for", "ValueError")
+    assert SECRET not in str(line)
+
+
+async def test_what_is_written_in_a_batch_belongs_to_no_task_that_happened_to_begin_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from taskflux.store.errors import StoreUnavailable
+    from taskflux.store.group_commit import GroupCommit
+
+    async def write(items: object) -> list[None]:
+        raise RuntimeError(f"a fault, at {SECRET}")
+
+    logs.configure(LogSettings(), "ingest")
+    commit: GroupCommit[Item, None] = GroupCommit(write, identity=lambda item: item.id)
+    with attempt():
+        answers = await asyncio.gather(
+            *(commit.submit(Item(UUID(int=number))) for number in range(5)), return_exceptions=True
+        )
+    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+    found = lines(capsys)
+    assert sum(line["items"] for line in found) == 5
+    for line in found:
+        assert line["message"] == "a batch broke off"
+        assert line["task_ids"][0].startswith("00000000")
+        assert "write" in line["exc_info"]
+        assert "task_id" not in line
+    assert SECRET not in str(found)
+
+
+class Item:
+    def __init__(self, name: UUID) -> None:
+        self.id = name

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from taskflux.store.upkeep import Published
+from taskflux.stream.positions import PartitionPositions, TopicPositions
+from taskflux.upkeep.auditor import owed
+
+LOG, FORMER_LOG = UUID(int=1), UUID(int=2)
+
+
+def at(log: UUID | None = LOG, partition: int | None = 0, offset: int | None = 50) -> Published:
+    return Published(UUID(int=9), "email", 3, log, partition, offset)
+
+
+def topic(start: int = 0, end: int = 100, committed: int | None = 40) -> TopicPositions:
+    return TopicPositions(LOG, {0: PartitionPositions(start, end, committed)})
+
+
+@pytest.mark.parametrize(
+    ("positions", "is_owed"),
+    [
+        (topic(committed=40), True),
+        (topic(committed=50), True),
+        (topic(committed=51), False),
+        (topic(committed=None), True),
+        (topic(start=51, end=100, committed=None), False),
+        (topic(start=51, end=100, committed=0), False),
+        (topic(end=50, committed=0), False),
+        (topic(end=51, committed=0), True),
+        (topic(start=0, end=0, committed=None), False),
+    ],
+    ids=[
+        "not taken yet",
+        "the next to be taken",
+        "taken",
+        "nothing was ever committed",
+        "expired before anybody came",
+        "expired under the commit",
+        "the log was cut before it",
+        "the last of the log",
+        "an empty log",
+    ],
+)
+def test_a_record_is_owed_between_the_groups_commit_and_the_logs_end(positions: TopicPositions, is_owed: bool) -> None:
+    assert owed(at(), positions) is is_owed
+
+
+def test_a_recreated_topic_owes_nothing() -> None:
+    assert not owed(at(log=FORMER_LOG), topic())
+
+
+def test_a_topic_that_is_gone_owes_nothing() -> None:
+    assert not owed(at(), None)
+
+
+def test_a_partition_that_is_gone_owes_nothing() -> None:
+    assert not owed(at(partition=7), topic())
+
+
+@pytest.mark.parametrize("task", [at(log=None), at(partition=None), at(offset=None)])
+def test_a_record_whose_place_nobody_noted_is_not_owed(task: Published) -> None:
+    assert not owed(task, topic())

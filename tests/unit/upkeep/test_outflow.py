@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from taskflux.store.circuits import Circuit, Circuits
+from taskflux.store.task_types import TaskTypes
+from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.positions import Positions
+from taskflux.tasks.circuit import RAMP_SECONDS, RAMP_START
+from taskflux.tasks.submission import TaskType
+from taskflux.upkeep.outflow import NOTHING, Allowance, Outflow
+from taskflux.worker.settings import RelaySettings
+
+MAIL = TaskType("email", "{}", 8, "resend", "smtp")
+FREE = TaskType("simulated", "{}", 8, "resend", None)
+
+
+@dataclass
+class World:
+    """What the outflow looks at, as plain values: it decides, others do the looking."""
+
+    waiting: int | None = 0
+    kafka_away: bool = False
+    circuit: Circuit | None = None
+    probes: int = 0
+    looked: int = field(default=0)
+
+    async def lag(self, group: str, topic: str) -> int | None:
+        self.looked += 1
+        if self.kafka_away:
+            raise KafkaUnavailable("away")
+        return self.waiting
+
+    async def take_probe(self, provider: str) -> bool:
+        self.probes -= 1
+        return self.probes >= 0
+
+
+def outflow(world: World, **settings: float) -> Outflow:
+    relay = RelaySettings.model_validate({"max_unclaimed": 1000, **settings})
+    made = Outflow(relay, cast("Positions", world), cast("Circuits", world), cast("TaskTypes", world), "")
+    made._types = {"email": MAIL, "simulated": FREE}
+    made._circuits = {"smtp": world.circuit} if world.circuit else {}
+    return made
+
+
+def closed(seconds: float) -> Circuit:
+    return Circuit("smtp", False, None, seconds)
+
+
+async def test_as_many_may_go_as_kafka_may_hold_unclaimed() -> None:
+    assert await outflow(World(waiting=400)).allowance("email") == Allowance(600)
+
+
+async def test_what_was_released_since_the_last_look_counts_as_waiting() -> None:
+    flow = outflow(World(waiting=400))
+    await flow.allowance("email")
+    flow.released("email", 500)
+    assert await flow.allowance("email") == Allowance(100)
+
+
+async def test_a_flood_that_waits_already_lets_nothing_follow() -> None:
+    assert await outflow(World(waiting=5000)).allowance("email") == NOTHING
+
+
+async def test_the_lag_is_not_asked_for_at_every_round() -> None:
+    world = World()
+    flow = outflow(world)
+    for _ in range(10):
+        await flow.allowance("email")
+    assert world.looked == 1
+
+
+@pytest.mark.parametrize("world", [World(waiting=None), World(kafka_away=True)], ids=["no topic", "no Kafka"])
+async def test_without_a_topic_nothing_is_published(world: World) -> None:
+    assert await outflow(world).allowance("email") == NOTHING
+
+
+async def test_an_open_circuit_lets_one_probe_through_when_it_has_the_right_to() -> None:
+    world = World(circuit=Circuit("smtp", True, "away", None), probes=1)
+    flow = outflow(world)
+    assert await flow.allowance("email") == Allowance(1, probe=True)
+    assert await flow.allowance("email") == NOTHING
+
+
+async def test_an_open_circuit_holds_nothing_of_other_providers_back() -> None:
+    world = World(circuit=Circuit("smtp", True, "away", None))
+    assert (await outflow(world).allowance("simulated")).tasks == 1000
+
+
+async def test_after_an_outage_work_comes_back_slowly() -> None:
+    flow = outflow(World(circuit=closed(0.0)), max_wait=0.5)
+    assert await flow.allowance("email") == Allowance(int(RAMP_START * 0.5))
+    assert await flow.allowance("email") == NOTHING  # the clock has hardly moved on
+
+
+async def test_the_rising_rate_does_not_save_up_while_nothing_is_due() -> None:
+    flow = outflow(World(circuit=closed(0.0)))
+    await flow.allowance("email")
+    flow._flows["email"].ramped_at = asyncio.get_running_loop().time() - 60
+    assert await flow.allowance("email") == Allowance(int(RAMP_START))
+
+
+async def test_a_circuit_that_closed_long_ago_holds_nothing_back() -> None:
+    assert await outflow(World(circuit=closed(RAMP_SECONDS))).allowance("email") == Allowance(1000)
+
+
+async def test_a_type_that_the_relay_has_not_heard_of_flows_without_a_circuit() -> None:
+    assert await outflow(World()).allowance("new") == Allowance(1000)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+
+from taskflux import Receipt, RetryPolicy, Task, handler, provider
+from taskflux.tasks.errors import InvalidPayload
+
+
+class Image(BaseModel):
+    url: str
+    width: int = 100
+
+
+class NoSettings(BaseModel):
+    pass
+
+
+class Camera:
+    pass
+
+
+@provider("camera", settings=NoSettings)
+@asynccontextmanager
+async def camera(settings: NoSettings) -> AsyncIterator[Camera]:
+    yield Camera()
+
+
+@handler("resize", payload=Image, provider=camera, retry=RetryPolicy(max_attempts=3), ambiguous="hold")
+async def resize_image(task: Task[Image], client: Camera) -> Receipt:
+    return Receipt({"width": task.payload.width})
+
+
+async def alone(task: Task[Image]) -> Receipt:
+    return Receipt()
+
+
+async def with_client(task: Task[Image], client: Camera) -> Receipt:
+    return Receipt()
+
+
+def not_async(task: Task[Image]) -> Receipt:
+    return Receipt()
+
+
+def test_a_declaration_says_all_that_the_rest_needs_to_know() -> None:
+    assert resize_image.name == "resize-image"
+    registered = resize_image.task_type()
+    assert (registered.name, registered.max_attempts, registered.ambiguous) == ("resize", 3, "hold")
+    assert registered.provider == "camera"
+    assert json.loads(registered.schema)["required"] == ["url"]
+
+
+async def test_a_handler_can_be_called_like_the_function_it_is() -> None:
+    task = Task(UUID(int=1), "resize", Image(url="x"), 1, 3, 0, datetime.now(UTC))
+    assert await resize_image(task, Camera()) == Receipt({"width": 100})
+
+
+def test_a_payload_is_what_was_declared() -> None:
+    assert resize_image.parse('{"url": "x", "width": 7}') == Image(url="x", width=7)
+
+
+@pytest.mark.parametrize(
+    "payload", ['{"width": "seven"}', "[]", "", '"secret-text"', '{"url": "secret-text"', "\ud800"]
+)
+def test_a_payload_that_is_something_else_is_refused_without_repeating_it(payload: str) -> None:
+    with pytest.raises(InvalidPayload) as refused:
+        resize_image.parse(payload)
+    assert "secret" not in refused.value.reason
+
+
+def test_each_bad_field_is_named() -> None:
+    with pytest.raises(InvalidPayload) as refused:
+        resize_image.parse('{"width": "seven"}')
+    assert "url: " in refused.value.reason
+    assert "width: " in refused.value.reason
+
+
+@pytest.mark.parametrize("name", ["", "Email", "a b", "ä", "-x", ".x", "x" * 101, "tasks/x", "dlq", "x\n"])
+def test_a_name_that_no_topic_can_bear_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a task type"):
+        handler(name, payload=Image)
+
+
+@pytest.mark.parametrize("name", ["email", "image.resize", "x", "7-up", "x" * 100])
+def test_a_name_that_a_topic_can_bear_is_taken(name: str) -> None:
+    assert handler(name, payload=Image)(alone).type == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"concurrency": 0}, "concurrency"),
+        ({"timeout": 0}, "timeout"),
+        ({"ambiguous": "perhaps"}, "ambiguous"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(arguments: dict[str, Any], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        handler("x", payload=Image, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "says"),
+    [
+        (not_async, {}, "async def"),
+        (with_client, {}, "the task alone"),
+        (alone, {"provider": camera}, "the provider's client"),
+    ],
+)
+def test_a_function_that_does_not_fit_is_refused(
+    function: Callable[..., Any], arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(TypeError, match=says):
+        handler("x", payload=Image, **arguments)(function)
+
+
+def test_a_payload_may_be_any_annotation() -> None:
+    bare = handler("x", payload=list[int] | None)(alone)
+    assert bare.parse("[1, 2]") == [1, 2]
+    assert bare.parse("null") is None

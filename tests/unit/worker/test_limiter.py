@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.settings import RedisSettings
+from taskflux.worker.limiter import Limiter
+
+
+async def told(rate: float | None, turns: int) -> list[float]:
+    """The waits that this many turns at one moment are told."""
+    waits: list[float] = []
+    all_told = asyncio.Event()
+
+    def observe(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == turns:
+            all_told.set()
+
+    limiter = Limiter("billing", rate, Accelerator(RedisSettings()), observe)
+    asked = [asyncio.create_task(limiter.turn()) for _ in range(turns)]
+    await asyncio.wait_for(all_told.wait(), 5.0)
+    for turn in asked:
+        turn.cancel()
+    await asyncio.wait(asked)
+    return waits
+
+
+async def test_without_a_rate_nobody_waits_or_is_told_to() -> None:
+    limiter = Limiter("billing", None, Accelerator(RedisSettings()), lambda seconds: pytest.fail("it was told to"))
+    for _ in range(1000):
+        await limiter.turn()
+
+
+async def test_a_slow_limit_gives_one_turn_at_a_time() -> None:
+    assert await told(5.0, 4) == pytest.approx([0.0, 0.2, 0.4, 0.6], abs=0.05)
+
+
+async def test_a_fast_limit_gives_a_tenth_of_a_second_at_once() -> None:
+    waits = await told(500.0, 100)
+    assert waits[:50] == [0.0] * 50
+    assert waits[-1] == pytest.approx(0.1, abs=0.05)
+
+
+async def test_a_limit_below_one_a_second_holds_too() -> None:
+    assert await told(0.1, 3) == pytest.approx([0.0, 10.0, 20.0], abs=0.5)

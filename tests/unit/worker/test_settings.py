@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from taskflux.worker.settings import WrongSettings, load, load_provider, masked
+
+DSN = "postgresql://ann:s3cret@db.example.org/taskflux"
+NEEDED = {"TASKFLUX_POSTGRES__DSN": DSN, "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS": "kafka:9092"}
+
+
+class Billing(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    base_url: str = "https://billing.example.org"
+    api_key: SecretStr | None = None
+    rate: Annotated[float | None, Field(gt=0)] = None
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("TASKFLUX_"):
+            monkeypatch.delenv(name)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in {**NEEDED, **variables}.items():
+        monkeypatch.setenv(name, value)
+
+
+def refusal() -> str:
+    with pytest.raises(WrongSettings) as refused:
+        load("postgres", "kafka")
+    return str(refused.value)
+
+
+def test_the_usual_values_do_not_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch)
+    assert load("postgres", "kafka").postgres.dsn.get_secret_value() == DSN
+
+
+def test_what_is_needed_and_missing_is_named_all_at_once() -> None:
+    said = refusal()
+    assert "TASKFLUX_POSTGRES__DSN is not set" in said
+    assert "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set" in said
+
+
+def test_what_is_not_needed_may_be_missing() -> None:
+    assert load().kafka.bootstrap_servers == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        (
+            {"TASKFLUX_RELAY__GRACE": "5"},
+            ["TASKFLUX_RELAY__GRACE (5.0 s)", "TASKFLUX_KAFKA__PRODUCE_TIMEOUT (5.0 s)"],
+        ),
+        (
+            {"TASKFLUX_WORKER__BEAT_SECONDS": "10.5"},
+            ["TASKFLUX_WORKER__LEASE_SECONDS (30.0 s)", "TASKFLUX_WORKER__BEAT_SECONDS (10.5 s)"],
+        ),
+        (
+            {"TASKFLUX_POSTGRES__STATEMENT_TIMEOUT": "30"},
+            ["TASKFLUX_POSTGRES__STATEMENT_TIMEOUT (30.0 s)", "TASKFLUX_WORKER__LEASE_SECONDS (30.0 s)"],
+        ),
+    ],
+)
+def test_two_settings_at_odds_are_both_named(
+    variables: dict[str, str], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, **variables)
+    said = refusal()
+    assert all(name in said for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("TASKFLUX_HTTP__PORT", "eighty", "valid integer"),
+        ("TASKFLUX_HTTP__PORT", "65536", "less than or equal to 65535"),
+        ("TASKFLUX_LOG__LEVEL", "LOUD", "DEBUG"),
+        ("TASKFLUX_POSTGRES__POOL_SIZE", "0", "greater than or equal to 1"),
+        ("TASKFLUX_POSTGRES__DNS", "x", "no such setting"),
+        ("TASKFLUX_WORKER__LEASE", "30", "no such setting"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_is_wrong(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, **{name: value})
+    said = refusal()
+    assert said.startswith(f"{name}: ")
+    assert says in said
+
+
+def test_a_wrong_value_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TASKFLUX_POSTGRES__POOL_SIZE="s3cret")
+    assert "s3cret" not in refusal()
+
+
+def test_a_section_may_stand_in_one_variable_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TASKFLUX_HTTP='{"port": 81}', TASKFLUX_HTTP__HOST="::1")
+    http = load("postgres", "kafka").http
+    assert (http.host, http.port) == ("::1", 81)
+
+
+@pytest.mark.parametrize("value", ["{", "port=81"])
+def test_a_section_that_is_not_json_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TASKFLUX_HTTP=value)
+    assert refusal().startswith("TASKFLUX_HTTP: ")
+
+
+def test_one_underscore_in_place_of_two_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TASKFLUX_REDIS_URL="redis://x")
+    assert refusal() == "TASKFLUX_REDIS_URL is not read: two underscores follow the section, TASKFLUX_REDIS__URL"
+
+
+def test_what_kubernetes_sets_for_its_services_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(
+        monkeypatch,
+        TASKFLUX_HTTP_PORT="tcp://10.0.0.1:8080",
+        TASKFLUX_HTTP_PORT_8080_TCP="tcp://10.0.0.1:8080",
+        TASKFLUX_HTTP_SERVICE_HOST="10.0.0.1",
+        TASKFLUX_POSTGRES_SERVICE_PORT="5432",
+    )
+    load("postgres", "kafka")
+
+
+def test_a_misspelt_section_is_hinted_at_where_the_right_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLUX_POSTGRE__DSN", DSN)
+    said = refusal()
+    assert "TASKFLUX_POSTGRES__DSN is not set" in said
+    assert "TASKFLUX_POSTGRE__DSN" in said
+    assert "s3cret" not in said
+
+
+def test_variables_of_somebodys_own_provider_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TASKFLUX_BILLING__BASE_URL="http://x", TASKFLUX_KAFKA2__ANYTHING="x", TASKFLUX_HTTP_X__PORT="1")
+    load("postgres", "kafka")
+
+
+def test_secrets_are_masked_where_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(
+        monkeypatch,
+        TASKFLUX_POSTGRES__MIGRATE_DSN=DSN,
+        TASKFLUX_REDIS__URL="redis://:s3cret@redis",
+        TASKFLUX_KAFKA__SECURITY_PROTOCOL="SASL_SSL",
+        TASKFLUX_KAFKA__SASL_USERNAME="ann",
+        TASKFLUX_KAFKA__SASL_PASSWORD="s3cret",
+    )
+    settings = load("postgres", "kafka")
+    shown = settings.model_dump_json()
+    assert "s3cret" not in shown + str(settings) + repr(settings) + json.dumps(masked(settings))
+    assert json.loads(shown)["kafka"]["sasl_username"] == "ann"
+
+
+def test_a_providers_settings_come_from_a_section_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLUX_BILLING__BASE_URL", "http://localhost")
+    monkeypatch.setenv("TASKFLUX_BILLING__API_KEY", "s3cret")
+    settings = load_provider("billing", Billing)
+    assert settings.base_url == "http://localhost"
+    assert "s3cret" not in settings.model_dump_json()
+
+
+def test_a_provider_of_which_nothing_is_set_has_its_defaults() -> None:
+    assert load_provider("billing", Billing) == Billing()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TASKFLUX_BILLING__RATE", "0"),
+        ("TASKFLUX_BILLING__RATE", "fast"),
+        ("TASKFLUX_BILLING__APIKEY", "x"),
+        ("TASKFLUX_BILLING_API_KEY", "x"),
+        ("TASKFLUX_BILLING", "{"),
+    ],
+)
+def test_a_providers_wrong_variable_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load_provider("billing", Billing)
+    assert str(refused.value).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TASKFLUX_LOG__LEVELS", '{"taskflux.stream": "LOUD"}', "is no level"),
+        ("TASKFLUX_LOG__LEVELS", '{"taskflux.steam": "DEBUG"}', "no logger 'taskflux.steam'"),
+        ("TASKFLUX_LOG__LEVELS", '{"taskflux.steam.consumer": "DEBUG"}', "no logger"),
+        ("TASKFLUX_LOG__LEVELS", '{"not a name": "DEBUG"}', "no name of a logger"),
+        ("TASKFLUX_OTEL__ENDPOINT", "collector:4317", "base URL"),
+        ("TASKFLUX_OTEL__ENDPOINT", "http://collector:4318/?key=1", "base URL"),
+        ("TASKFLUX_OTEL__SAMPLE_RATIO", "1.5", "less than or equal to 1"),
+        ("TASKFLUX_OTEL__SAMPLE_RATIO", "nan", "TASKFLUX_OTEL__SAMPLE_RATIO"),
+    ],
+)
+def test_logs_and_traces_that_cannot_be_set_like_this_are_refused(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load()
+    assert name in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_logs_and_traces_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLUX_LOG__LEVELS", '{"taskflux.stream": "DEBUG", "my_app": "ERROR"}')
+    monkeypatch.setenv("TASKFLUX_OTEL__ENDPOINT", "http://collector:4318/otlp/")
+    monkeypatch.setenv("TASKFLUX_OTEL__HEADERS", '{"authorization": "Bearer secret"}')
+    settings = load()
+    assert settings.log.levels == {"taskflux.stream": "DEBUG", "my_app": "ERROR"}
+    assert settings.otel.traces_url == "http://collector:4318/otlp/v1/traces"
+    assert settings.otel.headers["authorization"].get_secret_value() == "Bearer secret"
+    assert "secret" not in str(masked(settings.otel))
