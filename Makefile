@@ -112,7 +112,7 @@ docs: $(VENV)/.dev ## the pages that are made from the code
 	  echo 'Read from the environment. This page is made by `make docs` from the classes that read them.'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
 	@$(BIN)/taskflux openapi > docs/openapi.json
-	@$(BIN)/python -m taskflux.cli.metrics_table docs/observability.md
+	@$(BIN)/python -m taskflux.cli.reference docs/observability.md
 
 .PHONY: dashboards
 dashboards: $(VENV)/.dev ## Grafana's dashboards and the status page's plots, from charts/generate/dashboards

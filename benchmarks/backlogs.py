@@ -15,8 +15,8 @@ from benchmarks.lab import Scene
 from taskflux.store.database import Database
 from taskflux.store.publishing import Due, Publishing
 from taskflux.store.tasks import Tasks
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer, Published
-from taskflux.stream.record import OutRecord
 from taskflux.tasks.submission import Submission
 from taskflux.worker.publisher import Publisher
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import tools
 
 CHART: Final = Path(__file__).with_name("taskflux")

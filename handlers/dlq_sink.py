@@ -16,13 +16,13 @@ from taskflux.store.dead_letters import DeadLetter, DeadLetters
 from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
 from taskflux.stream.consumer import Consumer
-from taskflux.stream.record import Record
+from taskflux.stream.envelope import Record
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic
 from taskflux.telemetry import labels, message_spans, metrics, store_metrics, zeros
 from taskflux.upkeep.measuring import DLQ
-from taskflux.worker.poison import dead_letter
+from taskflux.worker.foreign import dead_letter
 from taskflux.worker.process import Process, service
-from taskflux.worker.serving import consumer_hooks
+from taskflux.worker.worker import consumer_hooks
 
 log = logging.getLogger(__name__)
 

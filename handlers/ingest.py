@@ -11,25 +11,19 @@ from functools import partial
 from starlette.routing import Route
 
 from taskflux.http.app import create_app
-from taskflux.http.dead_letter_desk import DeadLetterDesk
 from taskflux.http.receipts import Msg91Webhook, ReportHooks
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import of_request
 from taskflux.http.server import CannotListen, serve
-from taskflux.http.services import Hooks, Limits, Services
-from taskflux.http.task_desk import TaskDesk
-from taskflux.providers.msg91_settings import Msg91Settings
+from taskflux.http.services import DeadLetterDesk, Hooks, Limits, Services, TaskDesk
+from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.circuits import Circuits
 from taskflux.store.database import Database
-from taskflux.store.dead_letter_browsing import DeadLetterShelf
-from taskflux.store.dead_letter_replays import DeadLetterReplays
-from taskflux.store.decisions import Decisions
-from taskflux.store.listing import Listing
+from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf
 from taskflux.store.publishing import Publishing
-from taskflux.store.receipts import Receipts
 from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import Tasks
+from taskflux.store.tasks import Decisions, Listing, Receipts, Tasks
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import labels, metrics, store_metrics, zeros
 from taskflux.telemetry.exposition import chosen, shown

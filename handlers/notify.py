@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from taskflux.http.notifications import Notify, create_notify_app
-from taskflux.http.openapi.document import notify_json
-from taskflux.http.openapi.pages import documentation_routes
+from taskflux.http.openapi.document import documentation_routes, notify_json
 from taskflux.http.probes import probe_routes
 from taskflux.http.server import CannotListen, serve
 from taskflux.providers import msg91, smtp
@@ -22,7 +21,7 @@ from taskflux.store.notifications import Notifications
 from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import metrics, store_metrics, zeros
 from taskflux.telemetry.exposition import shown
-from taskflux.worker.limiter import Limiter
+from taskflux.worker.circuits import Limiter
 from taskflux.worker.notifier import Notifier, Order, Result
 from taskflux.worker.process import Process, service
 from taskflux.worker.settings import WrongSettings, load_provider

@@ -16,19 +16,17 @@ from taskflux.store.foreign import ForeignTasks
 from taskflux.store.publishing import Due, Publishing
 from taskflux.store.task_types import TaskTypes
 from taskflux.stream.consumer import Consumer
-from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, decode
+from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Record, decode
 from taskflux.stream.producer import Producer
-from taskflux.stream.record import Record
 from taskflux.stream.topics import is_own_topic, router_group
 from taskflux.tasks.submission import TaskType
 from taskflux.telemetry import metrics, store_metrics, zeros
-from taskflux.worker.adoption import Adopted, Adoption
 from taskflux.worker.circuits import CircuitWatch
-from taskflux.worker.poison import PoisonOutlet
+from taskflux.worker.foreign import Adopted, Adoption, PoisonOutlet
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
-from taskflux.worker.serving import consumer_hooks
 from taskflux.worker.settings import WrongSettings
+from taskflux.worker.worker import consumer_hooks
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 What an application imports to write a handler of its own::
 
-    from taskflux import Receipt, RetryPolicy, Task, Transient, handler
+    pass
 """
 
 from taskflux.providers.provider import Provider, provider

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 import httpx
 
-from taskflux.cli.exits import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.cli.program import FAILED, UNREACHABLE, USAGE, leave
 from taskflux.version import VERSION
 
 URL_VARIABLE: Final = "TASKFLUX_API__URL"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from taskflux.cli.api import Api, ApiCommand, api_option
-from taskflux.cli.replay import replay
-from taskflux.cli.shown import show_dead_letter, show_dead_letters, show_groups
-from taskflux.cli.tables import json_option, print_json
+from taskflux.cli.api import Api, ApiCommand, ApiError, Document, api_option, sleep
+from taskflux.cli.program import INTERRUPTED, UNREACHABLE, leave
+from taskflux.cli.shown import counted, json_option, print_json, show_dead_letter, show_dead_letters, show_groups
 from taskflux.cli.tasks import gathered, tell_more
-from taskflux.cli.values import Id, Moment
+from taskflux.cli.values import Id, Moment, payload_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,9 +20,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 @click.group("dead-letters")
 def dead_letters() -> None:
     """What could not be done: look, mend, replay, discard."""
-
-
-dead_letters.add_command(replay)
 
 
 def filters(function: F) -> F:
@@ -118,3 +115,198 @@ def discard(dead_letter_ids: Sequence[str], reason: str, as_json: bool, api: Api
     else:
         for letter in done:
             click.echo(f"{letter['deadLetterId']} {letter['state']}")
+
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at a bulk replay."""
+
+PATIENCE = 60
+"""Looks in a row that may fail before the progress bar gives up; the job on the server goes on."""
+
+
+@click.command(cls=ApiCommand)
+@click.argument("dead_letter_id", type=Id(), metavar="[ID]", required=False)
+@click.option("--payload", help="Replay ID with this payload instead: JSON, or - for stdin.")
+@click.option("--file", type=click.File("rb"), help="Replay ID with the payload in this file instead.")
+@click.option("--value", help="Replay a poison record with this text as its value.")
+@click.option("--type", "task_type", help="All of this task type; with ID: the type of a poison record's payload.")
+@click.option("--error-class", help="All of this class of error.")
+@click.option("--after", type=Moment(past=True), help="All stored after this time, or at most so long ago: 2h.")
+@click.option("--before", type=Moment(past=True), help="All stored before this time.")
+@click.option("--origin-topic", help="All that came from this Kafka topic.")
+@click.option("--dry-run", is_flag=True, help="Only say how many would be replayed.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk replay.")
+@click.option("--detach", is_flag=True, help="Start the bulk replay and do not look on.")
+@click.option("--follow", "followed", type=Id(), metavar="REPLAY", help="Look on at a bulk replay that was started.")
+@click.option("--stop", "stopped", type=Id(), metavar="REPLAY", help="Stop a bulk replay.")
+@json_option
+@api_option
+def replay(
+    dead_letter_id: str | None,
+    payload: str | None,
+    file: BinaryIO | None,
+    value: str | None,
+    followed: str | None,
+    stopped: str | None,
+    as_json: bool,
+    api: Api,
+    **given: Any,
+) -> None:
+    """Send the dead letter ID again, or all that fit a filter.
+
+    \b
+    taskflux dead-letters replay 01890a5d-ac96-774b-bcce-b302099a8057
+    taskflux dead-letters replay 01890a5d-… --payload '{"to": "ann@example.org", "subject": "Hi", "body": "…"}'
+    taskflux dead-letters replay --type email --error-class Permanent --after 2d --dry-run
+    taskflux dead-letters replay --type email --error-class Permanent --after 2d --rate 50
+    """
+    by_filter = _filter(given)
+    mended = payload is not None or file is not None or value is not None
+    chosen = [name for name, there in (("--follow", followed), ("--stop", stopped), ("ID", dead_letter_id)) if there]
+    if len(chosen) > 1 or (chosen and chosen[0] != "ID" and (by_filter or mended)):
+        raise click.UsageError(f"{' and '.join(chosen)} stands alone: say one thing to do")
+    if stopped is not None:
+        _show(api.call("DELETE", f"/dead-letters/replays/{stopped}").document, as_json)
+    elif followed is not None:
+        _finish(_look_on(api, api.get(f"/dead-letters/replays/{followed}")), as_json)
+    elif dead_letter_id is not None:
+        _one(api, dead_letter_id, _mending(payload, file, value, given), as_json)
+    elif mended:
+        raise click.UsageError("--payload, --file and --value mend one dead letter: name its ID")
+    else:
+        _many(api, by_filter, given, as_json)
+
+
+def on_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()
+
+
+def _filter(given: dict[str, Any]) -> dict[str, Any]:
+    named = {
+        "taskType": given["task_type"],
+        "errorClass": given["error_class"],
+        "createdAfter": given["after"],
+        "createdBefore": given["before"],
+        "originTopic": given["origin_topic"],
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _mending(payload: str | None, file: BinaryIO | None, value: str | None, given: dict[str, Any]) -> Document:
+    """What is to be sent instead of what the dead letter holds."""
+    wrong = [
+        f"--{name.replace('_', '-')}" for name in ("error_class", "after", "before", "origin_topic") if given[name]
+    ]
+    wrong += [f"--{name.replace('_', '-')}" for name in ("dry_run", "rate", "detach") if given[name]]
+    if wrong:
+        raise click.UsageError(f"{', '.join(wrong)} belong to a bulk replay: leave them out, or leave out the ID")
+    body: Document = {}
+    if value is not None:
+        if payload is not None or file is not None:
+            raise click.UsageError("--value is the whole record, --payload the task's payload: give one of the two")
+        body["value"] = value
+    elif payload is not None or file is not None:
+        body["payload"] = payload_of(payload, file, sys.stdin.buffer)
+    if given["task_type"] is not None:
+        body["taskType"] = given["task_type"]
+    return body
+
+
+def _one(api: Api, dead_letter_id: str, body: Document, as_json: bool) -> None:
+    answer = api.call("POST", f"/dead-letters/{dead_letter_id}/replay", body).document
+    if as_json:
+        print_json(answer)
+    elif answer.get("taskId"):
+        click.echo(f"{answer['taskId']} {answer['status']}")
+    else:
+        click.echo(f"{dead_letter_id} {answer['status']}")
+
+
+def _many(api: Api, by_filter: Document, given: dict[str, Any], as_json: bool) -> None:
+    if not by_filter:
+        raise click.UsageError(
+            "say which: an ID, or a filter (--type, --error-class, --after, --before, --origin-topic);"
+            " to replay everything, say so with --after 3650d"
+        )
+    dry = api.call("POST", "/dead-letters/replay", {"filter": by_filter, "dryRun": True}).document
+    matched = dry["matched"]
+    if given["dry_run"]:
+        if as_json:
+            print_json(dry)
+            return
+        click.echo(f"{counted(matched, 'dead letter')} would be replayed")
+        if dry.get("groups"):
+            show_groups(dry["groups"])
+        return
+    asked = not given["yes"] and on_terminal() and not as_json
+    if asked and matched and not click.confirm(f"Replay {counted(matched, 'dead letter')}?", err=True):
+        leave("nothing was replayed", 1)
+    body = {"filter": by_filter, "dryRun": False} | ({} if given["rate"] is None else {"rate": given["rate"]})
+    job = api.call("POST", "/dead-letters/replay", body).document
+    if given["detach"]:
+        _show(job, as_json)
+    else:
+        _finish(_look_on(api, job), as_json)
+
+
+def _look_on(api: Api, job: Document) -> Document:
+    """Draw the job's progress on stderr until it ends. Ctrl-C asks what shall become of the job."""
+    replay_id = job["replayId"]
+    try:
+        with click.progressbar(length=max(job["matched"], 1), label="replaying", file=sys.stderr) as bar:
+            failures = 0
+            while True:
+                try:
+                    job = api.get(f"/dead-letters/replays/{replay_id}")
+                    failures = 0
+                except ApiError as error:
+                    failures += 1
+                    if error.status != UNREACHABLE or failures > PATIENCE:
+                        raise ApiError(f"{error}\n{_goes_on(replay_id)}", error.status) from error
+                bar.update(job.get("replayed", 0) + job.get("skipped", 0) - bar.pos)
+                if job["status"] != "running":
+                    return job
+                sleep(LOOK_EVERY)
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        return _interrupted(api, replay_id)
+
+
+def _interrupted(api: Api, replay_id: str) -> Document:
+    if on_terminal():
+        try:
+            stop = click.confirm("Stop the replay on the server too?", default=False, err=True)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo(err=True)
+            stop = False
+        if stop:
+            return api.call("DELETE", f"/dead-letters/replays/{replay_id}").document
+    return leave(_goes_on(replay_id), INTERRUPTED)
+
+
+def _goes_on(replay_id: str) -> str:
+    return (
+        f"the replay goes on at the server. Look on: taskflux dead-letters replay --follow {replay_id}"
+        f"  Stop it: taskflux dead-letters replay --stop {replay_id}"
+    )
+
+
+def _finish(job: Document, as_json: bool) -> None:
+    _show(job, as_json)
+    if job["status"] != "finished":
+        leave(f"the replay was {job['status']} before its end", 1)
+
+
+def _show(job: Document, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    outcomes = ", ".join(f"{number:,} {name}" for name, number in (job.get("outcomes") or {}).items() if number)
+    told = f"{job['replayId']} {job['status']}: {job.get('replayed', 0):,} of {job['matched']:,} replayed"
+    skipped = job.get("skipped") or 0
+    click.echo(told + (f", {skipped:,} skipped" if skipped else "") + (f"; so far {outcomes}" if outcomes else ""))
+
+
+dead_letters.add_command(replay)

@@ -17,8 +17,8 @@ from typing import Final
 
 import click
 
-from taskflux.cli.exits import FAILED, USAGE, leave
 from taskflux.cli.loading import deployments_folder
+from taskflux.cli.program import FAILED, USAGE, leave
 from taskflux.local.processes import die_with_parent
 
 MARGIN: Final = 15.0

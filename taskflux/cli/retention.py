@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import click
 
-from taskflux.cli.exits import FAILED, UNREACHABLE, USAGE, leave
-from taskflux.cli.tables import counted, json_option, print_json, print_table
+from taskflux.cli.program import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.cli.shown import counted, json_option, print_json, print_table
 from taskflux.cli.values import Duration
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.retention import Ages, Retention
 from taskflux.store.upkeep import Upkeep
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages

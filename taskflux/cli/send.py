@@ -12,9 +12,8 @@ from uuid import uuid4
 import click
 
 from taskflux.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_option, sleep
-from taskflux.cli.exits import FAILED, OK, STILL_OPEN, UNREACHABLE, leave
-from taskflux.cli.shown import explain_end, show_task
-from taskflux.cli.tables import json_option, print_json
+from taskflux.cli.program import FAILED, OK, STILL_OPEN, UNREACHABLE, leave
+from taskflux.cli.shown import explain_end, json_option, print_json, show_task
 from taskflux.cli.values import Duration, Moment, Pair, metadata_of, payload_of
 
 ENDED = frozenset({"succeeded", "dead", "cancelled", "uncertain"})

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from taskflux.cli.api import Api, ApiCommand, ApiError, Document, api_option
-from taskflux.cli.exits import UNREACHABLE, leave
-from taskflux.cli.shown import show_task, show_tasks
-from taskflux.cli.tables import json_option, print_json
+from taskflux.cli.program import UNREACHABLE, leave
+from taskflux.cli.shown import json_option, print_json, show_task, show_tasks
 from taskflux.cli.values import Id, Moment, Pair
 
 STATES = ("scheduled", "queued", "running", "succeeded", "dead", "uncertain", "cancelled")

@@ -8,14 +8,12 @@ from typing import Any
 import click
 
 from taskflux.cli.contract import services_that_read
-from taskflux.cli.exits import FAILED, USAGE, leave
 from taskflux.cli.loading import UnknownHandler, built_in_handlers, load
-from taskflux.cli.setup import finish, patience, settings_or_leave
-from taskflux.cli.waiting import Patience
+from taskflux.cli.program import FAILED, USAGE, leave
+from taskflux.cli.setup import Patience, finish, patience, settings_or_leave
 from taskflux.store.database import Database
 from taskflux.store.task_types import TaskTypes
-from taskflux.stream.priming import PrimingReport, prime
-from taskflux.stream.provision import TopicReport, ensure_topics
+from taskflux.stream.provision import PrimingReport, TopicReport, ensure_topics, prime
 from taskflux.stream.topics import is_task_type, task_group, task_topic
 from taskflux.worker.handler import Handler
 from taskflux.worker.settings import Settings

@@ -9,20 +9,16 @@ from starlette.routing import Route
 
 from taskflux.http.answers import to_json
 from taskflux.http.batch import SubmitBatch
-from taskflux.http.dead_letters import dead_letter_routes
-from taskflux.http.decisions import TaskDecisions
-from taskflux.http.listing import ListTasks
-from taskflux.http.openapi.document import api_json
-from taskflux.http.openapi.pages import documentation_routes
-from taskflux.http.paths import task_id, unknown_task
+from taskflux.http.bodies import task_id, unknown_task
+from taskflux.http.dead_letters.routes import dead_letter_routes
+from taskflux.http.openapi.document import api_json, documentation_routes
 from taskflux.http.probes import probe_routes
 from taskflux.http.problems import EXCEPTION_HANDLERS
 from taskflux.http.receipts import webhook_routes
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import Services
-from taskflux.http.submit import SubmitTask
-from taskflux.http.task_desk import TaskDesk
-from taskflux.http.views import task_document
+from taskflux.http.services import Services, TaskDesk
+from taskflux.http.submissions import SubmitTask
+from taskflux.http.tasks import ListTasks, TaskDecisions, task_document
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from taskflux.http.problems import BAD_REQUEST, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
+from taskflux.http.answers import to_json
+from taskflux.http.problems import BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNKNOWN_TASK, UNSUPPORTED_MEDIA_TYPE, Problem
+from taskflux.telemetry.logs import TASK
 
 Headers = Mapping[bytes, bytes]
 
@@ -18,6 +23,35 @@ NDJSON_TYPES: Final = frozenset(
 )
 
 _USUAL: Final = b"application/json"
+
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def _refuse_constant(name: str) -> object:
+    raise Problem(MALFORMED_JSON, f"{name} is no JSON value (RFC 8259, section 6)")
+
+
+_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON document in `body`.
+
+    Raises:
+        Problem: 400, saying where it stops being JSON.
+    """
+    try:
+        return _decode(body.removeprefix(_BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Problem(MALFORMED_JSON, f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise Problem(MALFORMED_JSON, f"{error.msg} at {where}" if body.strip() else "the body is empty") from None
+    except RecursionError:
+        raise Problem(MALFORMED_JSON, "it is nested too deeply") from None
+    except ValueError:  # a guard of Python's: turning digits into an integer takes quadratic time
+        raise Problem(MALFORMED_JSON, "it holds a whole number of more than 4,300 digits") from None
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
@@ -111,3 +145,57 @@ async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
 def too_large(what: str, limit: int) -> Problem:
     """The problem of a body or item above its limit (bytes)."""
     return Problem(TOO_LARGE, f"{what} is larger than {limit:,} bytes, the most that is taken here")
+
+
+_UUID_LENGTH: Final = 36
+
+
+def task_id(text: str) -> UUID:
+    """The task id that stands in a path: the request is about this task, in the log, too.
+
+    Raises:
+        Problem: 404, no task can have this id.
+    """
+    try:
+        if len(text) == _UUID_LENGTH:
+            task = UUID(text)
+            TASK.set(task)
+            return task
+    except ValueError:
+        pass
+    raise unknown_task(text[:100])
+
+
+def unknown_task(text: str) -> Problem:
+    """The problem of an id that no task of the caller has."""
+    return Problem(UNKNOWN_TASK, f"no task has the id {text!r}; it may have been deleted after its retention")
+
+
+def identifier(text: str) -> UUID | None:
+    """The id that stands in a path, if it can be one."""
+    try:
+        return UUID(text) if len(text) == 36 else None
+    except ValueError:
+        return None
+
+
+async def json_object(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object in the body; no body is an empty one.
+
+    Raises:
+        Problem: 400, 413 or 415.
+    """
+    headers = headers_of(request.scope)
+    body = await read_body(headers, request.receive, limit)
+    if not body:
+        return {}
+    media_type(headers, JSON_TYPES)
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise Problem(BAD_REQUEST, "the body must be a JSON object")
+    return document
+
+
+def json_answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON document as an answer."""
+    return Response(to_json(document), status, headers, "application/json")

@@ -11,9 +11,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.http.problems import EMPTY_FILTER, INVALID_QUERY, INVALID_REPLAY, FieldError, Kind, Problem
-from taskflux.http.schema import shortened
+from taskflux.http.registry import shortened
 from taskflux.http.submissions import moment
-from taskflux.store.dead_letter_browsing import OPEN, LetterFilter, Place
+from taskflux.store.dead_letters import OPEN, LetterFilter, Place
 
 MOST_ON_A_PAGE: Final = 200
 USUAL_PAGE: Final = 50

@@ -39,7 +39,7 @@ from starlette.routing import Route
 
 from taskflux.http.answers import to_json
 from taskflux.http.app import application
-from taskflux.http.bodies import JSON_TYPES, Headers, headers_of, media_type, read_body
+from taskflux.http.bodies import JSON_TYPES, Headers, headers_of, media_type, parse_json, read_body
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
     DELIVERY_REFUSED,
@@ -53,8 +53,8 @@ from taskflux.http.problems import (
     Kind,
     Problem,
 )
-from taskflux.http.schema import MOST_ERRORS, field_name, shortened
-from taskflux.http.submissions import moment, parse_json
+from taskflux.http.registry import MOST_ERRORS, field_name, shortened
+from taskflux.http.submissions import moment
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable

@@ -22,7 +22,7 @@ from taskflux.http.answers import to_json
 from taskflux.http.bodies import headers_of, read_body
 from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
 from taskflux.providers.msg91_reports import MalformedReports, read_reports
-from taskflux.store.receipts import Recorded
+from taskflux.store.tasks import Recorded
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import State
 
@@ -35,7 +35,7 @@ JSON_TYPE: Final = "application/json"
 
 
 class ReceiptStore(Protocol):
-    """Keeps reports; `taskflux.store.receipts.Receipts` is one."""
+    """Keeps reports; `taskflux.store.tasks.Receipts` is one."""
 
     async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
         """See `Receipts.record`."""

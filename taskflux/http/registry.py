@@ -1,19 +1,103 @@
-"""The task types that ingest knows: read from the store, kept while it is away."""
+"""A task type's JSON schema, compiled once, and what is wrong with a payload in words that name its fields."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import cached_property
+from itertools import islice
+from typing import Any, Final, Protocol
 
-from taskflux.http.schema import PayloadSchema
+import jsonschema_rs
+
+from taskflux.http.problems import FieldError
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.tasks.submission import TaskType
 
 log = logging.getLogger(__name__)
+
+MOST_ERRORS: Final = 20
+LONGEST_FIELD: Final = 200
+LONGEST_MESSAGE: Final = 300
+
+_MASK: Final = "the value"
+"""Stands for the value in messages: it may be megabytes long, and an answer with it would end up in a client's log."""
+
+Kind = jsonschema_rs.ValidationErrorKind
+
+
+class PayloadSchema:
+    """A JSON schema (draft 2020-12) for payloads, compiled when it is first needed."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+
+    def errors(self, payload: object) -> list[FieldError]:
+        """What is wrong with `payload`, at most `MOST_ERRORS`; nothing when it is valid."""
+        validator = self._validator
+        try:
+            if validator is None or validator.is_valid(payload):
+                return []
+            return list(islice(_describe(validator.iter_errors(payload)), MOST_ERRORS))
+        except UnicodeEncodeError:
+            # A lone surrogate is JSON, but no text to the validator: the rest of the payload is looked at without it.
+            plain = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
+            return self.errors(json.loads(plain))
+        except (ValueError, RecursionError):
+            return [FieldError("payload", "is nested too deeply")]
+
+    @cached_property
+    def _validator(self) -> jsonschema_rs.Draft202012Validator | None:
+        """None for a schema that is none: what its workers take is then for them to say."""
+        try:
+            # Offline: a schema that refers to another address must not make ingest fetch it.
+            return jsonschema_rs.Draft202012Validator(json.loads(self.text), mask=_MASK, offline=True)
+        except ValueError:
+            log.warning("the schema of task type %s cannot be compiled: its payloads are accepted unseen", self.name)
+            return None
+
+
+def _describe(errors: Iterator[Any]) -> Iterator[FieldError]:
+    for error in errors:
+        path = list(error.instance_path)
+        match error.kind:
+            case Kind.Required():
+                yield _field_error([*path, error.kind.property], "is required")
+            case Kind.AdditionalProperties() | Kind.UnevaluatedProperties():
+                for name in error.kind.unexpected:
+                    yield _field_error([*path, name], "is not a known field")
+            case Kind.FalseSchema() if path:
+                yield _field_error(path, "is not a known field")
+            case Kind.AnyOf() | Kind.OneOfNotValid():
+                yield _field_error(path, _alternatives(error))
+            case _:
+                yield _field_error(path, error.message)
+
+
+def _alternatives(error: Any) -> str:
+    """What each branch of an anyOf wanted, without repeats."""
+    wanted = [branch[0].message for branch in error.kind.context if branch]
+    return ", or ".join(dict.fromkeys(wanted)) or str(error.message)
+
+
+def _field_error(path: Sequence[str | int], message: str) -> FieldError:
+    return FieldError(shortened(field_name("payload", path), LONGEST_FIELD), shortened(message, LONGEST_MESSAGE))
+
+
+def field_name(root: str, path: Sequence[str | int]) -> str:
+    """`payload.attachments[0].name`."""
+    return root + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
+def shortened(text: str, longest: int) -> str:
+    """At most `longest` characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
 
 REFRESH_EVERY: Final = 10.0
 """Seconds between two looks at the store."""

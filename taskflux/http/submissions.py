@@ -13,15 +13,28 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
+from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from taskflux.http.answers import rfc3339
-from taskflux.http.problems import INVALID_TASK, MALFORMED_JSON, UNKNOWN_TASK_TYPE, FieldError, Problem
-from taskflux.http.registry import Registered
-from taskflux.http.schema import shortened
-from taskflux.tasks.submission import DEFAULT_TENANT, IdempotencyKey, Submission
+from taskflux.http.answers import answer, rfc3339
+from taskflux.http.bodies import JSON_TYPES, Headers, headers_of, media_type, parse_json, read_body
+from taskflux.http.problems import (
+    INVALID_TASK,
+    KEY_REUSED,
+    UNKNOWN_TASK_TYPE,
+    FieldError,
+    Problem,
+    store_problem,
+)
+from taskflux.http.registry import Registered, TypeRegistry, shortened
+from taskflux.http.services import Services
+from taskflux.store.errors import StoreError
+from taskflux.tasks.states import State
+from taskflux.tasks.submission import DEFAULT_TENANT, Accepted, IdempotencyKey, KeyReused, Submission
+from taskflux.telemetry.logs import TASK
 
 LONGEST_DELAY: Final = timedelta(days=3653)
 LONGEST_KEY: Final = 200
@@ -35,7 +48,6 @@ PLAIN_TYPE: Final = "simulated"
 _RFC3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})?"
 )
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +60,8 @@ class Circumstances:
     tenant: str = DEFAULT_TENANT
 
 
-def _refuse_constant(name: str) -> object:
-    raise Problem(MALFORMED_JSON, f"{name} is no JSON value (RFC 8259, section 6)")
-
-
-_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
-
-
-def parse_json(body: bytes) -> Any:
-    """The JSON document in `body`.
-
-    Raises:
-        Problem: 400, saying where it stops being JSON.
-    """
-    try:
-        return _decode(body.removeprefix(_BOM).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise Problem(MALFORMED_JSON, f"byte {error.start + 1} is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise Problem(MALFORMED_JSON, f"{error.msg} at {where}" if body.strip() else "the body is empty") from None
-    except RecursionError:
-        raise Problem(MALFORMED_JSON, "it is nested too deeply") from None
-    except ValueError:  # a guard of Python's: turning digits into an integer takes quadratic time
-        raise Problem(MALFORMED_JSON, "it holds a whole number of more than 4,300 digits") from None
 
 
 def task_type_of(document: object) -> str:
@@ -277,3 +265,82 @@ _FOREIGN: Final = {
     "idempotencyKey": "send the header Idempotency-Key (only an item of a batch has this field)",
     "taskId": "TaskFlux gives the id; to send a request twice safely, use the header Idempotency-Key",
 }
+
+
+_SCHEDULED: Final = f'"{State.SCHEDULED}"'
+REPLAY: Final = (b"idempotent-replay", b"true")
+
+
+class SubmitTask:
+    """Answers 202 once the task is in PostgreSQL.
+
+    A repeat of an idempotency key is answered with the body of the first time, byte for byte: it holds nothing that
+    changes later.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hooks = self._services.hooks
+        try:
+            headers = headers_of(scope)
+            media_type(headers, JSON_TYPES)
+            body = await read_body(headers, receive, self._services.limits.max_body_bytes)
+            accepted = await self._accept(headers, body)
+        except Problem as problem:
+            hooks.on_refused(problem.kind.slug)
+            raise
+        hooks.on_accepted(accepted.type, accepted.repeated)
+        location = (b"location", f"/tasks/{accepted.id}".encode("ascii"))
+        extra = (location, REPLAY) if accepted.repeated else (location,)
+        told = f"{{{accepted_members(accepted, _SCHEDULED)}}}"
+        await answer(send, 202, told.encode("ascii"), headers=extra)
+
+    async def _accept(self, headers: Headers, body: bytes) -> Accepted:
+        services = self._services
+        key = headers.get(b"idempotency-key")
+        circumstances = Circumstances(
+            services.traceparent(headers.get(b"traceparent")),
+            services.now(),
+            None if key is None else key.decode("latin-1"),
+        )
+        document = parse_json(body)
+        try:
+            registered = await registered_type(document, services.registry)
+            submission = read_submission(document, registered, circumstances)
+            TASK.set(submission.id)
+            outcome = await services.intake.accept(submission)
+        except StoreError as error:
+            raise store_problem(error) from error
+        if isinstance(outcome, KeyReused):
+            raise key_reused("Idempotency-Key")
+        TASK.set(outcome.id)
+        return outcome
+
+
+async def registered_type(document: Any, registry: TypeRegistry) -> Registered:
+    """The type that a document asks for.
+
+    Raises:
+        Problem: 422, it asks for none, or for one that nobody has registered.
+        StoreError: it is not known here, and the store cannot be asked.
+    """
+    name = task_type_of(document)
+    registered = registry.get(name) or await registry.find(name)
+    if registered is None:
+        raise unknown_type(name, registry.names)
+    return registered
+
+
+def accepted_members(accepted: Accepted, status: str) -> str:
+    """What the submitter is told, as members of a JSON object: written by hand, it takes a third of the time."""
+    name = encode_basestring_ascii(accepted.type)
+    created_at = rfc3339(accepted.created_at)
+    return f'"taskId":"{accepted.id}","taskType":{name},"status":{status},"createdAt":"{created_at}"'
+
+
+def key_reused(field: str) -> Problem:
+    """The problem of an idempotency key that came with another request before."""
+    detail = "this idempotency key came with another request before: use a new key for a new task"
+    return Problem(KEY_REUSED, detail, [FieldError(field, "stands for another request")])

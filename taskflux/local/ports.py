@@ -6,7 +6,7 @@ import json
 import socket
 from pathlib import Path
 
-from taskflux.local.trouble import from_os_error
+from taskflux.local.console import from_os_error
 
 LOOPBACK = "127.0.0.1"
 

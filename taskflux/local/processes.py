@@ -1,24 +1,105 @@
-"""Child processes that a terminal's Ctrl-C does not hit and that do not outlive us.
-
-On Linux a child is told by the kernel when the thread that started it is gone (`PR_SET_PDEATHSIG`, prctl(2)), so
-start children from the main thread only. Elsewhere, and for what slips through, the next start ends what the run
-before it noted (`taskflux.local.leftovers`).
-"""
+"""PostgreSQL refuses to run as root: whom it runs as then, and what that user has to be able to reach."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ctypes
+import fcntl
+import json
 import os
+import pwd
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from taskflux.local.identity import Identity
-from taskflux.local.trouble import Trouble, from_log, from_os_error
+import psutil  # type: ignore[import-untyped]
+
+from taskflux.local.console import Trouble, from_log, from_os_error
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A user of this machine."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def identity_for(cluster: Path) -> Identity | None:
+    """Whom the server of `cluster` has to run as; None when we are not root and it runs as ourselves.
+
+    An existing cluster's owner, else `postgres` where the machine has such a user, else `nobody`: no user is made.
+
+    Raises:
+        Trouble: we are root, and there is no such user.
+    """
+    if os.geteuid() != 0:
+        return None
+    if cluster.exists() and (owner := cluster.stat().st_uid) != 0:
+        try:
+            return _identity(pwd.getpwuid(owner))
+        except KeyError:
+            raise Trouble(
+                f"{cluster} belongs to user id {owner}, which has no name here, and PostgreSQL does not run as root:"
+                f" give it to a user (chown -R postgres {cluster}), or run taskflux dev as that user"
+            ) from None
+    for name in ("postgres", "nobody"):
+        try:
+            return _identity(pwd.getpwnam(name))
+        except KeyError:
+            continue
+    raise Trouble(
+        "PostgreSQL does not run as root, and there is no user postgres or nobody to run it as:"
+        " run taskflux dev as an ordinary user"
+    )
+
+
+def make_reachable(path: Path, identity: Identity) -> list[Path]:
+    """Let `identity` pass through every directory above `path`; answers those that had to be opened (o+x, no more).
+
+    Raises:
+        Trouble: one cannot be opened.
+    """
+    opened: list[Path] = []
+    for directory in path.resolve().parents:
+        status = directory.stat()
+        if status.st_mode & stat.S_IXOTH or status.st_uid == identity.uid:
+            continue
+        try:
+            directory.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
+        except OSError as error:
+            raise Trouble(
+                f"PostgreSQL runs as {identity.name}, who cannot pass through {directory}:"
+                " run taskflux dev as an ordinary user, or from a directory that everybody can reach"
+            ) from error
+        opened.append(directory)
+    return opened
+
+
+def make_readable(install: Path) -> None:
+    """Let everybody read and run PostgreSQL's own files, which a strict umask at installation may have closed."""
+    probe = stat.S_IROTH | stat.S_IXOTH
+    if all(path.stat().st_mode & probe == probe for path in (install, install / "bin", install / "bin" / "postgres")):
+        return
+    for path in (install, *install.rglob("*")):
+        if path.is_symlink():
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
+
+
+def _identity(entry: pwd.struct_passwd) -> Identity:
+    return Identity(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
 
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -188,3 +269,112 @@ async def _ended(pid: int) -> None:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+class Notes:
+    """The children of this run, in a file: name → (pid, when it began), enough to know them again."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._children: dict[str, tuple[int, float]] = {}
+
+    def add(self, name: str, pid: int) -> None:
+        """Note a child that was just started."""
+        with contextlib.suppress(psutil.Error):
+            self._children[name] = (pid, psutil.Process(pid).create_time())
+        self._write()
+
+    def remove(self, name: str) -> None:
+        """Forget a child that has ended."""
+        if self._children.pop(name, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        part = self._file.with_suffix(".part")
+        with contextlib.suppress(OSError):  # a safety net only: a full disk must not end what runs
+            part.write_text(json.dumps(self._children))
+            part.replace(self._file)
+
+
+async def end_noted(file: Path) -> list[str]:
+    """End what stands in a former run's notes and still runs; answers the names."""
+    alive = {name: pid for name, (pid, began) in _noted(file).items() if _began(pid) == began}
+    steps = ((signal.SIGTERM, 1.0), (signal.SIGINT, 8.0), (signal.SIGKILL, 5.0))
+    await asyncio.gather(*(end_process(pid, *steps) for pid in alive.values()))
+    return sorted(alive)
+
+
+async def end_process(pid: int, *steps: tuple[signal.Signals, float]) -> bool:
+    """Send each step's signal to a process that need not be our child, waiting that many seconds; True: it is gone."""
+    began = _began(pid)
+    for number, seconds in steps:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return True
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if began is None or _began(pid) != began:
+                return True
+            await asyncio.sleep(0.03)
+    return _began(pid) != began
+
+
+def _noted(file: Path) -> dict[str, tuple[int, float]]:
+    """A former run's notes; a file that is missing or was cut short counts as empty."""
+    try:
+        return {str(name): (int(pid), float(began)) for name, (pid, began) in json.loads(file.read_text()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def looks_like(pid: int, program: str, directory: Path) -> bool:
+    """True when `pid` runs `program` in `directory`, or was told of it on its command line."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE or program not in process.name():
+            return False
+        words = process.cmdline()
+        return str(directory) in words or Path(process.cwd()) == directory
+    except (psutil.Error, OSError):
+        return False
+
+
+def _began(pid: int) -> float | None:
+    """When a living process began; None when there is none (a zombie has ended)."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[TextIO]:
+    """Hold the directory (made if missing); what is written to the file is told to whoever is refused.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+        Trouble: another process holds it, or it cannot be made.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # mails and passwords stand in it
+        (data_dir / ".gitignore").write_text("*\n")
+        file = (data_dir / "lock").open("a+")
+    except OSError as error:
+        raise from_os_error(error, f"opening {data_dir / 'lock'}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip()
+            raise Trouble(
+                f"another taskflux dev runs on {data_dir}{f' ({holder})' if holder else ''}:"
+                " stop it first, or choose another --data-dir"
+            ) from None
+        except OSError as error:
+            raise from_os_error(error, f"locking {data_dir / 'lock'}") from error
+        file.truncate(0)
+        yield file

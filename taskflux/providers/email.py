@@ -1,28 +1,148 @@
-"""The payload of an e-mail task."""
+"""A mailbox: how it is read, shown in a header, and put on the envelope. Pure."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from email.header import Header
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime
 from typing import Annotated, Any, Final, Protocol
 
+import idna
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
+    PlainValidator,
     StringConstraints,
     WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 
-from taskflux.providers.addresses import MAX_RECIPIENTS, Address, Mailboxes, Recipients
-from taskflux.tasks.errors import JsonValue
+from taskflux.tasks.errors import JsonValue, Permanent
+
+MAX_RECIPIENTS: Final = 500
+"""Recipients of one mail, to, cc and bcc together."""
+
+_PART: Final = r'[^\s@<>()\[\],;:\\"\x00-\x1f\x7f]'
+_SPEC: Final = rf"{_PART}+@{_PART}+"
+_NAME: Final = r"[^@<>\x00-\x1f\x7f]*"
+
+PATTERN: Final = rf"^(?:{_SPEC}|{_NAME}<{_SPEC}>)$"
+"""What a JSON schema can say of a mailbox: one @, no control character, an optional display name before <…>."""
+
+# RFC 5322 dot-atom, widened by RFC 6531 to anything beyond ASCII that is neither a control nor a space.
+_ATOM: Final = r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]|[^\x00-\x9f\s])+"
+_LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+_DOMAIN: Final = re.compile(
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
+_NAMED: Final = re.compile(rf"({_NAME})<([^<>]*)>")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One mailbox. `domain` is as it was written; `envelope` is what an SMTP server is told."""
+
+    local: str
+    domain: str
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `ann@example.org` or `Ann Lee <ann@example.org>`.
+
+        Raises:
+            ValueError: a sentence on what is wrong; it does not repeat the address.
+        """
+        named = _NAMED.fullmatch(text.strip())
+        name, spec = (_unquoted(named[1].strip()), named[2].strip()) if named else ("", text.strip())
+        local, at, domain = spec.rpartition("@")
+        if not at or "@" in local:
+            raise ValueError("an address has one @, such as ann@example.org")
+        if not _LOCAL.fullmatch(local) or len(local.encode()) > 64:
+            raise ValueError("the part before the @ has a character that an address cannot have, or is too long")
+        _ascii_domain(domain)
+        return cls(local, domain, name)
+
+    @property
+    def spec(self) -> str:
+        """`local@domain`, as it was written."""
+        return f"{self.local}@{self.domain}"
+
+    @property
+    def envelope(self) -> str:
+        """`local@domain` with the domain in ASCII (IDNA 2008)."""
+        return f"{self.local}@{_ascii_domain(self.domain)}"
+
+    @property
+    def needs_utf8(self) -> bool:
+        """Whether only a server with SMTPUTF8 (RFC 6531) can be told this address."""
+        return not self.local.isascii()
+
+    def __str__(self) -> str:
+        if not self.name:
+            return self.spec
+        quoted = self.name.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{quoted}" <{self.spec}>'
+
+
+def _unquoted(name: str) -> str:
+    if len(name) >= 2 and name[0] == name[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", name[1:-1])
+    return name
+
+
+def _ascii_domain(domain: str) -> str:
+    try:
+        ascii_domain = domain.lower() if domain.isascii() else idna.encode(domain, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise ValueError("the part after the @ is no domain name that can be written in ASCII (IDNA)") from None
+    if len(ascii_domain) > 253 or not _DOMAIN.fullmatch(ascii_domain):
+        raise ValueError("the part after the @ is not a domain name")
+    return ascii_domain
+
+
+def _read(value: Any) -> Address:
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("an address is a text, such as ann@example.org")
+    return Address.parse(value)
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str | Address) else value
+
+
+_SCHEMA: Final[dict[str, Any]] = {"type": "string", "maxLength": 530, "pattern": PATTERN}
+
+
+def _one_or(least: int) -> WithJsonSchema:
+    many = {"type": "array", "items": _SCHEMA, "minItems": least, "maxItems": MAX_RECIPIENTS}
+    return WithJsonSchema({"anyOf": [_SCHEMA, many]})
+
+
+Mailbox = Annotated[Address, PlainValidator(_read), PlainSerializer(str), WithJsonSchema(_SCHEMA)]
+"""A field that is given as a text and read as an `Address`."""
+
+Mailboxes = Annotated[list[Mailbox], BeforeValidator(_several), Field(max_length=MAX_RECIPIENTS), _one_or(0)]
+"""A field that takes one address or a list of them."""
+
+Recipients = Annotated[
+    list[Mailbox], BeforeValidator(_several), Field(min_length=1, max_length=MAX_RECIPIENTS), _one_or(1)
+]
+"""The same, and at least one."""
+
 
 MAX_TEXT: Final = 10_000_000
 """Characters of a body. What the whole message may weigh is a setting of the SMTP server's."""
@@ -148,3 +268,112 @@ class SendsMail(Protocol):
     ) -> Mapping[str, JsonValue]:
         """See `smtp.Mailer.send`."""
         ...
+
+
+# Everything in seven bits: no server on the way has to convert, and no signature breaks.
+_POLICY: Final = SMTP.clone(cte_type="7bit")
+_CRLF: Final = "\r\n"
+_WIDTH: Final = 76
+_LONGEST_LINE: Final = 998  # RFC 5322, 2.1.1
+
+_FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
+_PLAIN: Final = re.compile(r"[!-~]+(?: [!-~]+)*")
+_ATOMS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_LINE_END: Final = re.compile(rb"\r\n|\r|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A mail ready for one or more SMTP transactions.
+
+    `wire` is dot-stuffed and closed by the end-of-data line; `size` is what RFC 1870's SIZE means, without either.
+    """
+
+    sender: str
+    message_id: str
+    wire: bytes
+    size: int
+    utf8: bool
+
+
+def message_id(unique: str, sender: Address) -> str:
+    """`<unique@domain of the sender>`: the same for every attempt that has the same `unique`."""
+    return f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
+
+
+def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Message:
+    """The message, whole: text first, the html alternative, then the attachments.
+
+    The headers are written here and not by `EmailMessage`, which decodes encoded words in what it is given (a line
+    break within one becomes a header of its own, CVE-2024-6923) and folds a long URL of `List-Unsubscribe` into
+    something no reader understands. Bcc is on the envelope only.
+
+    Raises:
+        Permanent: a field cannot stand in a header; the sentence names it.
+    """
+    utf8 = any(address.needs_utf8 for address in [sender, *email.recipients(), *email.reply_to])
+    identity = message_id(unique, sender)
+    headers = "".join(f"{line}\r\n" for line in _headers(email, sender, identity, date)).encode()
+    data = _LINE_END.sub(b"\r\n", headers + _content(email).as_bytes(policy=_POLICY))
+    if not data.endswith(b"\r\n"):
+        data += b"\r\n"
+    stuffed = data.replace(b"\r\n.", b"\r\n..")
+    return Message(sender.envelope, identity, stuffed + b".\r\n", len(data), utf8)
+
+
+def _headers(email: Email, sender: Address, identity: str, date: datetime) -> Iterator[str]:
+    yield _mailboxes("From", [sender])
+    yield _mailboxes("To", email.to)
+    if email.cc:
+        yield _mailboxes("Cc", email.cc)
+    if email.reply_to:
+        yield _mailboxes("Reply-To", email.reply_to)
+    yield _field("Subject", email.subject)
+    yield f"Date: {format_datetime(date)}"
+    yield f"Message-ID: {identity}"
+    for name, value in email.headers.items():
+        yield _field(name, value)
+
+
+def _content(email: Email) -> EmailMessage:
+    content = EmailMessage(policy=_POLICY)
+    content.set_content(email.body)
+    if email.html is not None:
+        content.add_alternative(email.html, subtype="html")
+    for attachment in email.attachments:
+        if _FORBIDDEN.search(attachment.filename) or "=?" in attachment.filename:
+            raise Permanent("attachments.filename has characters that cannot stand in a header")
+        maintype, _, subtype = attachment.content_type.partition("/")
+        content.add_attachment(attachment.content, maintype=maintype, subtype=subtype, filename=attachment.filename)
+    return content
+
+
+def _field(name: str, value: str) -> str:
+    if _FORBIDDEN.search(value) or not re.fullmatch("[!-9;-~]+", name):
+        raise Permanent(f"{name} has a line break or another character that cannot stand in a header")
+    plain = _PLAIN.fullmatch(value) is not None and "=?" not in value
+    header = Header(value, "us-ascii" if plain else "utf-8", maxlinelen=_WIDTH, header_name=name)
+    return _bounded(name, f"{name}: {header.encode(linesep=_CRLF)}")
+
+
+def _mailboxes(name: str, addresses: Sequence[Address]) -> str:
+    return _bounded(name, f"{name}: " + ",\r\n ".join(_mailbox(name, address) for address in addresses))
+
+
+def _mailbox(name: str, address: Address) -> str:
+    shown = address.name
+    if _FORBIDDEN.search(shown) or _FORBIDDEN.search(address.spec):
+        raise Permanent(f"{name} has a line break or another character that cannot stand in a header")
+    if not shown:
+        return address.envelope
+    if not shown.isascii() or "=?" in shown:
+        shown = Header(shown, "utf-8", maxlinelen=_WIDTH, header_name=name).encode(linesep=_CRLF)
+    elif not _ATOMS.fullmatch(shown):
+        shown = '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"{shown} <{address.envelope}>"
+
+
+def _bounded(name: str, lines: str) -> str:
+    if any(len(line.encode()) > _LONGEST_LINE for line in lines.split(_CRLF)):
+        raise Permanent(f"{name} has a word that is too long for a header line")
+    return lines

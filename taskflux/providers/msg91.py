@@ -1,21 +1,193 @@
-"""SMS over MSG91's Flow API (v5), as a provider."""
+"""Where MSG91 is, how it wants to be asked, and how its delivery reports find us."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Annotated, Any, Final
 
 import httpx
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from taskflux.providers import notify
-from taskflux.providers.msg91_answers import classify
-from taskflux.providers.msg91_settings import Msg91Settings
 from taskflux.providers.provider import provider
 from taskflux.providers.sms import Sms
-from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, TaskError, Transient, Unavailable
+from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry import connections
 from taskflux.telemetry.calls import call, http_attributes
+
+_SECRET: Final = re.compile(r"[A-Za-z0-9._~-]{16,200}")
+
+
+class Msg91Settings(BaseModel):
+    """MSG91, which sends our short messages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_url: Annotated[
+        str, Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$", description="where the API is; the path is added")
+    ] = "https://control.msg91.com"
+    auth_key: Annotated[SecretStr, Field(description="the account's auth key")] = SecretStr("")
+    template_id: Annotated[str, Field(description="the flow that is sent where a task names none")] = ""
+    sender: Annotated[str | None, Field(description="sender id; unset: the template's")] = None
+    route: Annotated[str | None, Field(description="route; unset: the account's")] = None
+    short_url: Annotated[str, Field(pattern="^[01]$", description="1 shortens the URLs of a message")] = "0"
+    connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
+    read_timeout: Annotated[
+        float, Field(gt=0, description="seconds that an answer may take; after it nobody knows whether it was sent")
+    ] = 30.0
+    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 32
+    rate: Annotated[
+        float | None, Field(gt=0, description="messages a second, all processes together; unset: no limit")
+    ] = None
+
+    webhook_secret: Annotated[
+        SecretStr | None,
+        Field(description="ingest takes delivery reports at /webhooks/msg91/<secret>; unset: it takes none"),
+    ] = None
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_secret_is_part_of_a_path(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _SECRET.fullmatch(value.get_secret_value()):
+            raise ValueError("webhook_secret needs 16 to 200 of A-Z a-z 0-9 . _ ~ -: it is all that protects the path")
+        return value
+
+    @field_validator("auth_key")
+    @classmethod
+    def _auth_key_is_a_header(cls, value: SecretStr) -> SecretStr:
+        key = value.get_secret_value()
+        if not key.isascii() or any(char.isspace() or not char.isprintable() for char in key):
+            raise ValueError("auth_key has a space or another character that cannot stand in a header")
+        return value
+
+
+MISCONFIGURED_CODES: Final = frozenset(
+    {"106", "207", "201", "401", "403"}  # the auth key
+    | {"208", "418"}  # our address is not allowed
+    | {"203", "211"}  # sender id, template
+    | {"301", "302", "303"}  # balance, account
+)
+PERMANENT_CODES: Final = frozenset({"101", "202", "310"})
+"""Mobile number missing or wrong, text too long."""
+
+SAME_REQUEST: Final = "311"
+
+_MONEY: Final = re.compile(r"balance|insufficient|credit", re.IGNORECASE)
+_APPROVAL: Final = re.compile(r"not\s+(?:yet\s+)?approved|unapproved|pending", re.IGNORECASE)
+_LONGEST_TEXT: Final = 300
+
+
+def classify(
+    status: int, body: bytes, *, retry_after: str | None = None, now: datetime | None = None
+) -> str | TaskError:
+    """The request id of an accepted message, or the error that the answer means.
+
+    Args:
+        status: the HTTP status.
+        body: the body as it came.
+        retry_after: the header of that name.
+        now: for a `retry_after` that is a date; the present by default.
+    """
+    answer = _parsed(body)
+    if answer is None:
+        return _without_words(status, retry_after, now)
+    if status < 300 and str(answer.get("type", "")).lower() == "success":
+        return _text(answer.get("message"))
+    if not _is_error(answer):
+        return _without_words(status, retry_after, now)
+    return _named(answer, status) or _by_status(status, retry_after, now) or _unknown(answer)
+
+
+def _named(answer: Mapping[str, Any], status: int) -> TaskError | None:
+    """The error of an answer whose code or words are known."""
+    said = _said(answer)
+    # The 401 shape carries the HTTP status in `code` and what is meant in `apiError`.
+    code = str(answer.get("apiError") or answer.get("code") or "")
+    if code in PERMANENT_CODES:
+        return Permanent(said)
+    if code in MISCONFIGURED_CODES or status in (401, 403):
+        return Misconfigured(said)
+    if code == SAME_REQUEST:
+        # Not "try again in ten seconds": what MSG91 saw before may well have been this very task's attempt, taken
+        # while its answer was lost. Sending again would then send twice; holding is answered by the delivery report.
+        return Ambiguous(f"{said} (the same request came less than ten seconds ago and may have been taken)")
+    if _MONEY.search(said) or _APPROVAL.search(said):
+        return Misconfigured(said)
+    return None
+
+
+def _without_words(status: int, retry_after: str | None, now: datetime | None) -> TaskError:
+    """The error of an answer that is not in MSG91's shape, from a proxy on the way or a wrong address."""
+    if 200 <= status < 300:
+        return Ambiguous(f"the SMS service answered HTTP {status} without saying whether it took the message")
+    known = _by_status(status, retry_after, now)
+    if known is not None:
+        return known
+    if status in (400, 413, 422):
+        return Permanent(f"the SMS service refused the message with HTTP {status}")
+    return Misconfigured(f"the SMS service answered HTTP {status}: see base_url and auth_key")
+
+
+def _by_status(status: int, retry_after: str | None, now: datetime | None) -> TaskError | None:
+    """The error of a status that says more than the words beside it."""
+    said = f"the SMS service answered HTTP {status}"
+    if status == 504:
+        return Ambiguous(f"{said}: the message was passed on, and what became of it is not known")
+    if status in (502, 503):
+        return Unavailable(said)
+    if status in (408, 429) or status >= 500:
+        return Transient(said, retry_after=_seconds(retry_after, now))
+    return None
+
+
+def _unknown(answer: Mapping[str, Any]) -> TaskError:
+    return Permanent(_said(answer))  # to send again without knowing why it failed spends money
+
+
+def _parsed(body: bytes) -> Mapping[str, Any] | None:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _is_error(answer: Mapping[str, Any]) -> bool:
+    kind = str(answer.get("type") or answer.get("status") or "").lower()
+    return kind in ("error", "fail", "failed", "failure") or bool(answer.get("hasError"))
+
+
+def _said(answer: Mapping[str, Any]) -> str:
+    text = _text(answer.get("message") or answer.get("errors") or "no reason")
+    code = answer.get("apiError") or answer.get("code")
+    return f"the SMS service said: {text}" + (f" ({_text(code)})" if code else "")
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line[:_LONGEST_TEXT]
+
+
+def _seconds(retry_after: str | None, now: datetime | None) -> float | None:
+    """RFC 9110, 10.2.3: seconds, or a date."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+
 
 __all__ = ["Msg91", "Msg91Settings", "connect"]
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from taskflux.providers.email import Email
-from taskflux.providers.notify_settings import NotifySettings
+from taskflux.providers.provider import NotifySettings
 from taskflux.providers.sms import Sms
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry import connections

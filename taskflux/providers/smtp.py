@@ -12,16 +12,10 @@ from typing import Final
 from aiosmtplib import SMTP
 
 from taskflux.providers import notify
-from taskflux.providers.addresses import Address
-from taskflux.providers.deliveries import Deliveries
-from taskflux.providers.email import Email
-from taskflux.providers.mime import Message, compose
+from taskflux.providers.email import Address, Email, Message, compose
 from taskflux.providers.provider import provider
-from taskflux.providers.smtp_pool import Pool
-from taskflux.providers.smtp_replies import Kind, Reply, Stage
-from taskflux.providers.smtp_session import answer, dial, hang_up, tls_context
-from taskflux.providers.smtp_settings import SmtpSettings
-from taskflux.providers.smtp_transaction import transact
+from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage
+from taskflux.providers.smtp_session import Pool, SmtpSettings, answer, dial, hang_up, tls_context, transact
 from taskflux.tasks.errors import JsonValue, Misconfigured, Permanent, TaskError, Unavailable
 from taskflux.telemetry import connections
 from taskflux.telemetry.calls import Call, Value, call

@@ -1,11 +1,14 @@
-"""From nothing to an SMTP session that can take mail: connection, TLS, EHLO, AUTH."""
+"""Where the SMTP server is, and how it wants to be treated."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
 
 from aiosmtplib import (
     SMTP,
@@ -15,10 +18,91 @@ from aiosmtplib import (
     SMTPTimeoutError,
 )
 from aiosmtplib.response import SMTPResponse
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from taskflux.providers.smtp_replies import Reply, Stage, judge
-from taskflux.providers.smtp_settings import SmtpSettings
-from taskflux.tasks.errors import Misconfigured, Unavailable
+from taskflux.providers.email import Address, Message
+from taskflux.providers.smtp_replies import Kind, Reply, Stage, Throttled, judge
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, Unavailable
+
+PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
+
+
+class SmtpSettings(BaseModel):
+    """The SMTP server that takes our mail."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: Annotated[str, Field(pattern=r"^[^\s/@]*$", max_length=253, description="name or address of the server")] = ""
+    port: Annotated[
+        int | None, Field(ge=1, le=65535, description="unset: 587 for starttls, 465 for implicit, 25 for none")
+    ] = None
+    username: Annotated[str | None, Field(description="for AUTH; unset: no AUTH")] = None
+    password: Annotated[SecretStr | None, Field(description="for AUTH")] = None
+    tls: Annotated[
+        Literal["starttls", "implicit", "none"],
+        Field(
+            description="starttls: upgraded before anything is said; implicit: TLS from the first byte; none: plaintext"
+        ),
+    ] = "starttls"
+    tls_verify: Annotated[bool, Field(description="false accepts any certificate: for tests only")] = True
+    ca_file: Annotated[str | None, Field(description="PEM file of the server's CA; unset: the system's")] = None
+    sender: Annotated[
+        str, Field(description="who the mails are from: ann@example.org or Ann Lee <ann@example.org>")
+    ] = ""
+    hostname: Annotated[
+        str | None,
+        Field(pattern=r"^[!-~]+$", description="what we call ourselves in EHLO; unset: the host's full name"),
+    ] = None
+    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 10
+    max_connection_age: Annotated[
+        float, Field(gt=0, description="seconds after which a connection is closed rather than used again")
+    ] = 240.0
+    connect_timeout: Annotated[
+        float, Field(gt=0, description="seconds for the connection with its TLS, and for the greeting")
+    ] = 15.0
+    command_timeout: Annotated[float, Field(gt=0, description="seconds that the answer to one command may take")] = 60.0
+    # RFC 5321, 4.5.3.2.6: a server may take ten minutes over the end of the data, and by then it may have the mail.
+    # Whoever gives up earlier does not know, sends again, and makes duplicates.
+    data_timeout: Annotated[
+        float, Field(gt=0, description="seconds that the answer to the whole mail may take; shorter makes duplicates")
+    ] = 600.0
+    max_message_bytes: Annotated[
+        int, Field(ge=1024, description="a mail above this size, attachments encoded, is refused before it is sent")
+    ] = 36_700_160
+    rate: Annotated[
+        float | None, Field(gt=0, description="mails a second, all processes together; unset: no limit")
+    ] = None
+
+    @field_validator("sender")
+    @classmethod
+    def _sender_is_an_address(cls, value: str) -> str:
+        if value:
+            Address.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _does_not_contradict_itself(self) -> SmtpSettings:
+        if self.username and self.password is None:
+            raise ValueError("username is set, but password is not: set both, or neither for a server without AUTH")
+        if self.password is not None and not self.username:
+            raise ValueError("password is set, but username is not: set both, or neither for a server without AUTH")
+        if self.tls == "none" and self.ca_file:
+            raise ValueError(
+                "ca_file is set, but tls is none: nothing would be verified; set tls to starttls or implicit"
+            )
+        if not self.tls_verify and self.ca_file:
+            raise ValueError(
+                "ca_file is set, but tls_verify is false: nothing would be verified; set tls_verify to true"
+            )
+        if self.host and not self.sender:
+            raise ValueError("host is set, but sender is not: say who the mails are from")
+        return self
+
+    @property
+    def server_port(self) -> int:
+        """`port`, or the usual one for `tls`."""
+        return self.port or PORTS[self.tls]
+
 
 _NO_SUCH_MECHANISM: Final = (500, 502, 504, 534)
 
@@ -139,3 +223,242 @@ def _raise_for_certificate(error: BaseException, where: str) -> None:
         if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
             raise Misconfigured(f"{where} does not speak TLS from the first byte: set tls to starttls") from error
         cause = cause.__cause__
+
+
+Dial = Callable[[], Awaitable[SMTP]]
+Clock = Callable[[], float]
+
+CALM: Final = 20
+"""Mails that must go well before one more connection is tried."""
+
+
+class Slots:
+    """How many connections may be busy at once: halved when the server complains, raised again by one at a time."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.wanted = most
+        self._existing = most
+        self.busy = 0
+        self._calm = 0
+        self._free = asyncio.Semaphore(most)
+
+    async def take(self) -> None:
+        """Wait for a slot."""
+        await self._free.acquire()
+        self.busy += 1
+
+    def give_back(self) -> None:
+        """End the use of a slot; one too many is not handed out again."""
+        self.busy -= 1
+        if self._existing > self.wanted:
+            self._existing -= 1
+        else:
+            self._free.release()
+
+    def slow_down(self) -> None:
+        """The server wants fewer connections."""
+        self.wanted = max(1, self.wanted // 2)
+        self._calm = 0
+
+    def went_well(self) -> None:
+        """A mail was taken."""
+        self._calm += 1
+        if self._calm >= CALM and self.wanted < self.most:
+            self._calm = 0
+            self.wanted += 1
+            if self._existing < self.wanted:
+                self._existing += 1
+                self._free.release()
+
+
+@dataclass(slots=True)
+class Connection:
+    """One session, for one user at a time. `reused`: it lay idle before, and may have died meanwhile."""
+
+    client: SMTP
+    born: float
+    reused: bool = False
+
+
+class Pool:
+    """At most `most` connections, each used again until it is `max_age` seconds old."""
+
+    def __init__(self, dial: Dial, *, most: int, max_age: float, clock: Clock = time.monotonic) -> None:
+        self.slots = Slots(most)
+        self._dial = dial
+        self._max_age = max_age
+        self._clock = clock
+        self._idle: list[Connection] = []
+
+    @property
+    def used(self) -> int:
+        """Connections that somebody has now, those included that are being opened."""
+        return self.slots.busy
+
+    @property
+    def free(self) -> int:
+        """Connections that could be had without waiting: lying idle, or yet to be opened."""
+        return max(0, self.slots.wanted - self.slots.busy)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection; left with an error it is closed, because nobody knows how far its dialogue got.
+
+        Raises:
+            ProviderError: no session could be opened.
+        """
+        await self.slots.take()
+        connection: Connection | None = None
+        healthy = False
+        try:
+            connection = await self._idle_connection() or Connection(await self._dial(), self._clock())
+            yield connection
+            healthy = True
+        except Throttled:
+            self.slots.slow_down()
+            raise
+        finally:
+            self.slots.give_back()
+            if connection is not None:
+                self._put_back(connection, healthy)
+        self.slots.went_well()
+
+    async def renew(self, connection: Connection) -> None:
+        """Replace the session of a connection that had died while it lay idle.
+
+        Raises:
+            ProviderError: no session could be opened.
+        """
+        connection.client.close()
+        connection.client, connection.born, connection.reused = await self._dial(), self._clock(), False
+
+    async def close(self) -> None:
+        """Hang up what is idle."""
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(hang_up(connection.client) for connection in idle))
+
+    async def _idle_connection(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()  # the youngest use: the others may age and go
+            if not connection.client.is_connected:
+                continue
+            if self._clock() - connection.born < self._max_age:
+                return connection
+            await hang_up(connection.client)
+        return None
+
+    def _put_back(self, connection: Connection, healthy: bool) -> None:
+        if healthy and connection.client.is_connected:
+            connection.reused = True
+            self._idle.append(connection)
+        else:
+            connection.client.close()
+
+
+_LOST: Final = (SMTPServerDisconnected, SMTPTimeoutError, OSError)
+
+
+async def transact(
+    pool: Pool, connection: Connection, message: Message, to: Sequence[str], *, data_timeout: float
+) -> dict[str, Reply]:
+    """Send `message` to every address of `to`, and return the last reply that concerns each.
+
+    Raises:
+        Unavailable, Misconfigured: the server takes nothing from us; no recipient has the mail.
+        Permanent: the mail needs SMTPUTF8 and the server has none.
+        Ambiguous: the mail was sent and its answer was lost.
+    """
+    with _nothing_sent():
+        sender = await _mail_from(pool, connection, message)
+        client = connection.client
+        if sender.kind is not Kind.ACCEPTED:
+            return await _abandoned(client, dict.fromkeys(to, sender))
+        replies = {address: await _rcpt_to(client, address, message) for address in to}
+        accepted = [address for address, reply in replies.items() if reply.kind is Kind.ACCEPTED]
+        if not accepted:
+            return await _abandoned(client, replies)
+        data = await answer(client.execute_command(b"DATA"), Stage.DATA)
+        data.raise_for_server()
+        if data.code != 354:
+            return await _abandoned(client, replies | dict.fromkeys(accepted, data))
+    with _maybe_sent():
+        outcome = await _mail_itself(client, message, data_timeout)
+    outcome.raise_for_server()
+    return replies | dict.fromkeys(accepted, outcome)
+
+
+async def _mail_from(pool: Pool, connection: Connection, message: Message) -> Reply:
+    """Begin. A session that died while it lay idle is replaced, once: nothing has been said on it yet."""
+    try:
+        reply = await _begin(connection.client, message)
+    except _LOST:
+        if not connection.reused:
+            raise
+    else:
+        # 421 is also how a server ends a session that was idle for too long, or carried enough mails.
+        if not (connection.reused and reply.code == 421):
+            reply.raise_for_server()
+            return reply
+    await pool.renew(connection)
+    reply = await _begin(connection.client, message)
+    reply.raise_for_server()
+    return reply
+
+
+async def _begin(client: SMTP, message: Message) -> Reply:
+    options = [f"SIZE={message.size}"] if client.supports_extension("size") else []
+    if message.utf8:
+        if client.is_connected and not client.supports_extension("smtputf8"):
+            raise Permanent("an address has characters beyond ASCII before its @, and the SMTP server has no SMTPUTF8")
+        options.append("SMTPUTF8")
+    return await answer(client.mail(message.sender, options=options, encoding=_encoding(message)), Stage.SENDER)
+
+
+async def _rcpt_to(client: SMTP, address: str, message: Message) -> Reply:
+    reply = await answer(client.rcpt(address, encoding=_encoding(message)), Stage.RECIPIENT)
+    reply.raise_for_server()
+    return reply
+
+
+async def _mail_itself(client: SMTP, message: Message, timeout: float) -> Reply:
+    """Write the mail and wait for the reply that settles it.
+
+    `SMTP.data` has one timeout for DATA and for the mail, and does not tell which of the two was lost.
+    """
+    if client.protocol is None:
+        raise SMTPServerDisconnected("Connection lost")
+    client.protocol.write(message.wire)
+    code, text = await client.protocol.read_response(timeout=timeout)
+    if code == 421:
+        client.close()
+    return judge(code, text, Stage.DATA)
+
+
+async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply]:
+    """The replies, once the server has forgotten the envelope; a session that cannot do even that is closed."""
+    try:
+        await client.rset()
+    except (SMTPResponseException, *_LOST):
+        client.close()
+    return replies
+
+
+def _encoding(message: Message) -> str:
+    return "utf-8" if message.utf8 else "ascii"
+
+
+@contextmanager
+def _nothing_sent() -> Iterator[None]:
+    try:
+        yield
+    except _LOST as error:
+        raise Unavailable(f"the SMTP server went away before it had the mail: {error}") from error
+
+
+@contextmanager
+def _maybe_sent() -> Iterator[None]:
+    try:
+        yield
+    except (SMTPResponseException, *_LOST) as error:
+        raise Ambiguous(f"the mail was sent, and the SMTP server's answer was lost: {error}") from error

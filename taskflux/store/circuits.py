@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from taskflux.store.database import Database
-from taskflux.store.texts import storable
+from taskflux.store.database import Database, storable
 from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE
 
 

@@ -8,8 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
-from taskflux.store.texts import json_text, storable
+from taskflux.store.database import Database, Row, json_text, storable
 from taskflux.tasks.decision import Decision
 
 NOTE_LENGTH = 160

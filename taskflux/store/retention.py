@@ -14,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database
-from taskflux.store.listing import uuid_floor
+from taskflux.store.tasks import uuid_floor
 from taskflux.tasks.states import State
 
 FIRST_ID: Final = UUID(int=0)

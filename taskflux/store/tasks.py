@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database, Row
 from taskflux.store.errors import StoreBusy
+from taskflux.tasks.delivery import DeliveryReport
+from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Accepted, KeyReused, Submission
 
 
@@ -101,3 +108,214 @@ def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
         [key.digest if key else None for key in keys],
         [key.ttl if key else None for key in keys],
     ]
+
+
+LOOK: Final = 20_000
+"""Rows that one call looks at."""
+LOOK_CLOSELY: Final = 2_000
+"""Of those in a narrow table, how many tasks it reads where the narrow table does not know the answer alone."""
+APART: Final = 10.0
+"""Seconds that an id's time (its maker's clock) may lie from `created_at` (PostgreSQL's) for a list to be exact."""
+
+_NARROW: Final = frozenset({State.SCHEDULED, State.RUNNING, State.DEAD, State.UNCERTAIN, State.CANCELLED})
+_LAST_ID: Final = UUID(int=(1 << 128) - 1)
+_FIRST_ID: Final = UUID(int=0)
+_LITERAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks: None and nothing at all do not matter. `created_from` ≤ created < `created_before`.
+
+    `metadata` is name → value of the object's own members, a value written as in JSON, a text without its quotes.
+    """
+
+    state: State | None = None
+    type: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    key: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows as `get_task` has them, without payload and timeline; `after` ends it (None: there is no next page)."""
+
+    rows: Sequence[Row]
+    after: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The table of tasks, as its readers browse it."""
+
+    database: Database
+
+    async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
+        """Up to `limit` tasks older than the task `after`, newest first. A short page need not be the last.
+
+        Raises:
+            StoreError: as every statement.
+        """
+        name, further = _statement(wanted, limit)
+        rows = await self.database.fetch(
+            name, tenant, *_bounds(wanted, after), LOOK, limit, wanted.state, wanted.type, wanted.created_from,
+            wanted.created_before, *_needles(wanted.metadata), *further,
+        )  # fmt: skip
+        found = [row for row in rows if row["id"] is not None]
+        following = found[-1]["id"] if len(found) == limit else rows[0]["ended"]
+        return Page([row for row in found if _has(row["metadata"], wanted.metadata)], following)
+
+
+def uuid_floor(moment: datetime, seconds: float = 0.0) -> UUID:
+    """The least UUIDv7 of the millisecond `seconds` after a moment; before 1970, the least of all."""
+    return UUID(int=max(0, int((moment.timestamp() + seconds) * 1000)) << 80)
+
+
+def _statement(wanted: TaskFilter, limit: int) -> tuple[str, Sequence[object]]:
+    """The statement that answers a filter, and the parameters that it alone has."""
+    if wanted.key is not None:
+        return "list_by_key", [wanted.key]
+    if wanted.state in _NARROW:
+        alone = not wanted.metadata and wanted.created_from is None and wanted.created_before is None
+        return "list_narrow", [limit if alone else max(limit, LOOK_CLOSELY)]
+    return "list_recent", []
+
+
+def _bounds(wanted: TaskFilter, after: UUID | None) -> tuple[UUID, UUID]:
+    """Below and from which id: what was created in time, as far as an id can tell."""
+    below, start = after or _LAST_ID, _FIRST_ID
+    if wanted.created_before is not None:
+        below = min(below, uuid_floor(wanted.created_before, APART))
+    if wanted.created_from is not None:
+        start = uuid_floor(wanted.created_from, -APART)
+    return below, start
+
+
+def _needles(metadata: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What the JSON text of such metadata surely holds, in one of two ways each: the statement leaves out the rest."""
+    quoted, bare = [], []
+    for name, value in metadata.items():
+        member = json.dumps(name) + ":"
+        quoted.append(member + json.dumps(value))
+        bare.append(member + (value if _LITERAL.fullmatch(value) else json.dumps(value)))
+    return quoted, bare
+
+
+def _has(text: str | None, metadata: Mapping[str, str]) -> bool:
+    if not metadata:
+        return True
+    members: dict[str, Any] = json.loads(text or "{}", parse_int=str, parse_float=str)
+    return all(name in members and _written(members[name]) == value for name, value in metadata.items())
+
+
+def _written(value: Any) -> str | None:
+    """A member's value as a filter writes it; None for what no filter can ask for."""
+    if isinstance(value, str):
+        return value
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else None
+
+
+NOTE_LENGTH: Final = 160
+"""Characters of a reason that stand in the timeline."""
+
+
+class Resolution(StrEnum):
+    """What is decided about an uncertain task."""
+
+    SUCCEEDED = "succeeded"  # its side effect did happen
+    RESEND = "resend"  # it shall be tried again now, at the risk of a repeat
+    DEAD = "dead"  # it is given up, and becomes a dead letter
+
+
+_FOLLOWS: Final = {
+    Resolution.SUCCEEDED: (Event.RESOLVED_SUCCEEDED, State.SUCCEEDED),
+    Resolution.RESEND: (Event.RESOLVED_RESEND, State.SCHEDULED),
+    Resolution.DEAD: (Event.RESOLVED_DEAD, State.DEAD),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """The transitions that somebody decides on."""
+
+    database: Database
+
+    async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:
+        """Keep a task that waits from running; false when it does not wait (any more)."""
+        return await self.database.fetchrow("cancel", task, tenant, note(reason)) is not None
+
+    async def resolve(self, task: UUID, tenant: str | None, resolution: Resolution, reason: str | None = None) -> bool:
+        """End the uncertainty about a task of `tenant` (None: of whomever); false when it is not uncertain (any more).
+
+        `reason` stands in the timeline, and is the reason of the dead letter where it becomes one; the error class
+        stays what it was.
+        """
+        event, state = _FOLLOWS[resolution]
+        kept = None if reason is None else storable(reason)
+        row = await self.database.fetchrow("resolve", task, tenant, state.value, event.value, kept, note(reason))
+        return row is not None
+
+
+def note(text: str | None) -> str:
+    """`text` as an entry of a timeline takes it."""
+    return storable(text or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
+
+
+def storable(text: str) -> str:
+    """PostgreSQL's text takes neither NUL nor lone surrogates."""
+    return text.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A report that found its task.
+
+    `before` is the state in which it found it; not `kept`: it says no more than what was known; `first` of this
+    replay of the task.
+    """
+
+    task: UUID
+    tenant: str
+    type: str
+    before: State
+    kept: bool
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """What was reported of tasks, and whom that resolves."""
+
+    database: Database
+
+    async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
+        """Keep these, each task once; those whose task is unknown or was replayed since are left out.
+
+        Raises:
+            StoreError: nothing is known to be kept; the same reports may come again.
+        """
+        batch = sorted(reports, key=lambda report: report.task)
+        if not batch:
+            return []
+        rows = await self.database.fetch(
+            "record_reports",
+            [each.task for each in batch],
+            [each.replay for each in batch],
+            [each.status.value for each in batch],
+            [each.code or None for each in batch],
+            [each.description or None for each in batch],
+            [each.request_id or None for each in batch],
+            [each.reported_at or None for each in batch],
+            batch[0].task,
+            batch[-1].task,
+        )
+        return [
+            Recorded(row["id"], row["tenant"], row["type"], State(row["before"]), row["heavier"], row["first"])
+            for row in rows
+        ]
+
+    async def resolve_early(self, limit: int) -> int:
+        """Resolve held tasks whose report had come before they were held; how many."""
+        return len(await self.database.fetch("resolve_early", limit))

@@ -11,8 +11,7 @@ from aiokafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable, for_c
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
-from taskflux.stream.cluster import Cluster
-from taskflux.stream.errors import KafkaUnavailable, error_name
+from taskflux.stream.client import Cluster, KafkaUnavailable, error_name
 
 _TOPIC: Final = 2
 _BROKER: Final = 4

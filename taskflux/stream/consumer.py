@@ -13,14 +13,11 @@ from uuid import UUID
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import ConsumerStoppedError
 
-from taskflux.stream.client import connection_options
-from taskflux.stream.cluster import Cluster
-from taskflux.stream.errors import TROUBLE, KafkaUnavailable, error_name
-from taskflux.stream.member import ConsumerHooks, Member
-from taskflux.stream.metadata import topic_metadata
-from taskflux.stream.record import Record
+from taskflux.stream.client import TROUBLE, Cluster, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.envelope import Record
+from taskflux.stream.member import UNREADABLE, ConsumerHooks, Member, rewind, step_over
+from taskflux.stream.protocol import topic_metadata
 from taskflux.stream.settings import KafkaSettings
-from taskflux.stream.unreadable import UNREADABLE, rewind, step_over
 
 __all__ = ["Consumer", "ConsumerHooks"]
 

@@ -1,22 +1,87 @@
-"""What a record on `tasks.<type>` says: pure, and never raises on any bytes.
-
-Ours is a claim check: key, a small JSON value `{"taskId", "taskType", "version"}` (a probe also has `"probe": true`)
-and the header `traceparent`; the payload stays in PostgreSQL. A value with a `payload` is a foreign producer's, in
-TaskStream's shape `{"taskId"?, "taskType", "payload"}`. Anything else is poison.
-"""
+"""A Kafka record, as it is taken and as it is sent."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from uuid import UUID
 
-from taskflux.stream.record import Encoded, Headers, Record
 from taskflux.stream.topics import is_task_type
+
+Headers = tuple[tuple[str, bytes | None], ...]
+"""In the order of the wire; a name may stand more than once."""
+
+
+class Record(NamedTuple):
+    """A record as Kafka delivered it.
+
+    `timestamp` is in milliseconds since 1970. `epoch` is the consumer's own count of the logs it has read: it tells
+    a record of a recreated topic from one at the same offset of the topic before. `unreadable` says why the client
+    could not parse it (a codec it lacks, a header's name that is not UTF-8): key, value and headers are then empty.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    epoch: int = 0
+    unreadable: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        return _size(self.key, self.value, self.headers)
+
+
+class OutRecord(NamedTuple):
+    """A record to be sent; its key picks the partition."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        return _size(self.key, self.value, self.headers)
+
+
+class Encoded(NamedTuple):
+    """What an envelope becomes on the wire: `OutRecord(topic, *encoded)`."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    total = len(key or b"") + len(value or b"")
+    for name, content in headers:
+        total += len(name.encode("utf-8", "replace")) + len(content or b"")
+    return total
+
+
+def record_identity(
+    topic: str, partition: int, offset: int, timestamp: int, key: bytes | None, value: bytes | None
+) -> str:
+    """A name for a record by its place, its time (milliseconds since 1970) and its bytes.
+
+    The place alone would not do: a topic that was deleted and made again counts from 0.
+    """
+    digest = hashlib.sha256()
+    for part in (topic.encode("utf-8", "replace"), key, value):
+        digest.update(b"-" if part is None else b"%d:" % len(part) + part)
+    return f"record:{partition}:{offset}:{timestamp}:{digest.hexdigest()}"
+
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -186,3 +251,145 @@ def _uuid(text: object) -> UUID | None:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+MALFORMED = "MalformedDeadLetter"
+_ADDED = (
+    "taskflux-origin-topic",
+    "taskflux-origin-partition",
+    "taskflux-origin-offset",
+    "taskflux-origin-timestamp",
+    "taskflux-error-class",
+    "taskflux-reason",
+)
+_MAX_REASON = 2000
+_MAX_CLASS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DeadTask:
+    """A task whose row is `dead` at `version`; the row has the rest."""
+
+    task_id: UUID
+    task_type: str
+    version: int
+    error_class: str
+    attempts: int
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a poison record stood; `timestamp` in milliseconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadPoison:
+    """A record that never became a task, byte for byte as it was.
+
+    Of a dead letter that cannot be read, `error_class` is `MalformedDeadLetter` and `origin` its own place in the
+    dead-letter topic.
+    """
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    origin: Origin
+    error_class: str
+    reason: str
+
+
+def encode_dead(task: DeadTask, key: str | None = None) -> Encoded:
+    """The dead letter of a task."""
+    body: dict[str, object] = {
+        "taskId": str(task.task_id),
+        "taskType": task.task_type,
+        "version": task.version,
+        "errorClass": task.error_class,
+        "attempts": task.attempts,
+    }
+    return Encoded(
+        (key or str(task.task_id)).encode("utf-8", "backslashreplace"),
+        to_json(body),
+        trace_headers(task.traceparent),
+    )
+
+
+def encode_poison(record: Record, poison: Poison) -> Encoded:
+    """The dead letter of `record`; `decode_dead` gives back its bytes."""
+    added = (
+        record.topic,
+        str(record.partition),
+        str(record.offset),
+        str(record.timestamp),
+        poison.error_class[:_MAX_CLASS],
+        poison.reason[:_MAX_REASON],
+    )
+    headers = record.headers + tuple(
+        (name, text.encode("utf-8", "backslashreplace")) for name, text in zip(_ADDED, added, strict=True)
+    )
+    return Encoded(record.key, record.value, headers)
+
+
+def decode_dead(record: Record) -> DeadTask | DeadPoison:
+    """What a record on the dead-letter topic is about."""
+    poison = _poison(record)
+    if poison is not None:
+        return poison
+    body = parse_object(record.value or b"")
+    if isinstance(body, Poison):
+        return _malformed(record, body.reason)
+    claim = parse_claim(body)
+    if isinstance(claim, Poison):
+        return _malformed(record, claim.reason)
+    task_type, error_class, attempts = body.get("taskType"), body.get("errorClass"), body.get("attempts")
+    if not (isinstance(task_type, str) and is_task_type(task_type)):
+        return _malformed(record, "taskType is missing or cannot be one")
+    if not (isinstance(error_class, str) and error_class.isprintable() and 0 < len(error_class) <= _MAX_CLASS):
+        return _malformed(record, "errorClass is missing or cannot be one")
+    if type(attempts) is not int or not 0 <= attempts < 2**31:
+        return _malformed(record, "attempts is missing or cannot be a count")
+    task_id, version = claim
+    return DeadTask(task_id, task_type, version, error_class, attempts, trace_of(record.headers))
+
+
+def _poison(record: Record) -> DeadPoison | None:
+    """Read from the end: a poison record may itself carry headers with our names."""
+    headers = record.headers
+    if tuple(name for name, _ in headers[-len(_ADDED) :]) != _ADDED:
+        return None
+    # PostgreSQL's text takes no NUL.
+    texts = [(raw or b"").decode("utf-8", "replace").replace("\0", "\ufffd") for _, raw in headers[-len(_ADDED) :]]
+    numbers = [_integer(text) for text in texts[1:4]]
+    if None in numbers:
+        return None
+    partition, offset, timestamp = (number or 0 for number in numbers)
+    return DeadPoison(
+        record.key,
+        record.value,
+        headers[: -len(_ADDED)],
+        Origin(texts[0], partition, offset, timestamp),
+        texts[4],
+        texts[5],
+    )
+
+
+def _integer(text: str) -> int | None:
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+
+
+def _malformed(record: Record, reason: str) -> DeadPoison:
+    return DeadPoison(
+        record.key,
+        record.value,
+        record.headers,
+        Origin(record.topic, record.partition, record.offset, record.timestamp),
+        MALFORMED,
+        reason,
+    )

@@ -1,18 +1,144 @@
-"""One membership of a consumer group: an AIOKafkaConsumer, what it has handed out, and what is committed."""
+"""Which offsets may be committed: pure."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import UnsupportedCodecError
 
-from taskflux.stream.errors import TROUBLE, KafkaUnavailable, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, error_name
 from taskflux.stream.positions import PartitionPositions, read_positions
-from taskflux.stream.progress import Progress
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
+class Progress:
+    """What has been handed out and what of it is done, for the partitions held now.
+
+    A commit says that everything below it is done, so a record that is still being claimed holds back those behind
+    it in its partition. A commit never goes back.
+    """
+
+    def __init__(self) -> None:
+        self._partitions: dict[Place, _Partition] = {}
+
+    def assign(self, partitions: Iterable[Place]) -> None:
+        """Hold exactly these, from scratch: what was handed out before counts no more (it is delivered again)."""
+        self._partitions = {partition: _Partition() for partition in partitions}
+
+    def handed(self, partition: Place, offset: int) -> None:
+        """A record goes to the caller."""
+        held = self._partitions.get(partition)
+        if held is None:
+            return
+        if held.outstanding and offset <= held.outstanding[-1]:  # the client went back, to the commit or before it
+            held.outstanding.clear()
+            held.done.clear()
+        held.outstanding.append(offset)
+        held.position = offset + 1
+
+    def position(self, partition: Place) -> int | None:
+        """The offset behind the last record that was handed out; None: none was, since `assign`."""
+        held = self._partitions.get(partition)
+        return None if held is None else held.position
+
+    def done(self, partition: Place, offset: int) -> None:
+        """A record needs no redelivery; one that was not handed out since `assign` is ignored."""
+        held = self._partitions.get(partition)
+        if held is None or not held.outstanding or not held.outstanding[0] <= offset <= held.outstanding[-1]:
+            return
+        held.done.add(offset)
+        while held.outstanding and held.outstanding[0] in held.done:
+            first = held.outstanding.popleft()
+            held.done.discard(first)
+            held.next = first + 1
+
+    def begin_at(self, partition: Place, offset: int) -> None:
+        """The partition's log begins at `offset`, and the group has no (valid) commit: commit that."""
+        held = self._partitions.get(partition)
+        if held is not None and held.next is None:
+            held.next = offset
+
+    def to_commit(self) -> dict[Place, int]:
+        """Partition → offset, of those that have moved since their last commit."""
+        return {
+            partition: held.next
+            for partition, held in self._partitions.items()
+            if held.next is not None and (held.committed is None or held.next > held.committed)
+        }
+
+    def committed(self, offsets: dict[Place, int]) -> None:
+        """Kafka has taken these."""
+        for partition, offset in offsets.items():
+            held = self._partitions.get(partition)
+            if held is not None:
+                held.committed = offset
+
+
+@dataclass(slots=True)
+class _Partition:
+    outstanding: deque[int] = field(default_factory=deque)
+    done: set[int] = field(default_factory=set)
+    position: int | None = None
+    next: int | None = None
+    committed: int | None = None
+
+
+UNREADABLE = (UnicodeDecodeError, UnsupportedCodecError)
+"""What `getmany` raises for a header whose name is not UTF-8, or for a batch in a codec that is not installed; it
+would raise it for ever."""
+
+Skipped = tuple[str, int, int, str]
+"""Topic, partition, offset, and why the record cannot be parsed."""
+
+_WAIT_MS = 500
+
+
+async def rewind(consumer: AIOKafkaConsumer, progress: Progress) -> None:
+    """Back to behind what has been handed out: a `getmany` that raises forgets what it took from other partitions."""
+    for tp in consumer.assignment():
+        position = progress.position((tp.topic, tp.partition))
+        if position is None:
+            position = await consumer.committed(tp)
+        if position is None:
+            await consumer.seek_to_beginning(tp)
+        else:
+            consumer.seek(tp, position)
+
+
+async def step_over(consumer: AIOKafkaConsumer, max_records: int) -> tuple[list[Any], list[Skipped]]:
+    """Take records one by one up to the one at fault, in every partition, and seek behind it.
+
+    Returns the client's records on the way and what was stepped over. Raises KafkaError; then, and when it is
+    cancelled, what it has taken is lost: rejoin.
+    """
+    records: list[Any] = []
+    skipped: list[Skipped] = []
+    for tp in consumer.assignment():
+        while len(records) < max_records:
+            try:
+                found = await consumer.getmany(tp, timeout_ms=_WAIT_MS, max_records=1)
+            except UNREADABLE as error:
+                skipped.append(await _skip(consumer, tp, error))
+                break
+            if not found:
+                break
+            records.extend(found[tp])
+    return records, skipped
+
+
+async def _skip(consumer: AIOKafkaConsumer, tp: TopicPartition, error: Exception) -> Skipped:
+    offset = await consumer.position(tp)
+    consumer.seek(tp, offset + 1)
+    return tp.topic, tp.partition, offset, f"the client cannot parse the record: {error}"
+
 
 log = logging.getLogger(__name__)
 

@@ -1,22 +1,230 @@
-"""Sending records, each with a deadline."""
+"""Records sorted into batches, one queue of them per partition."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import logging
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from taskflux.stream.batches import Batch, fill
-from taskflux.stream.client import connection_options
-from taskflux.stream.connection import ProducerConnection
-from taskflux.stream.errors import TROUBLE, KafkaUnavailable, error_name
-from taskflux.stream.log_ids import LogIds
-from taskflux.stream.record import OutRecord
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, connected, connection_options, error_name
+from taskflux.stream.envelope import OutRecord
+from taskflux.stream.protocol import topic_metadata
 from taskflux.stream.settings import KafkaSettings
+
+
+@dataclass(slots=True)
+class Batch:
+    """A filled builder, and for each of its records the caller's place."""
+
+    builder: Any
+    places: list[int] = field(default_factory=list)
+
+
+def partition_of(key: bytes | None, partitions: list[int]) -> int:
+    """The partition of a key, spread evenly (a CRC: ours promise no order, and a murmur2 in Python is slow)."""
+    return random.choice(partitions) if key is None else partitions[zlib.crc32(key) % len(partitions)]
+
+
+def fill(
+    create_builder: Callable[[], Any], records: Iterable[tuple[int, OutRecord]], partitions: dict[str, list[int]]
+) -> dict[tuple[str, int], list[Batch]]:
+    """(topic, partition) → batches in the order of `records`, which are given as (place, record).
+
+    A record that is larger than a builder's limit is alone in its batch, so that a refusal hits no other.
+    """
+    queues: dict[tuple[str, int], list[Batch]] = {}
+    for place, record in records:
+        queue = queues.setdefault((record.topic, partition_of(record.key, partitions[record.topic])), [])
+        if not queue or not _append(queue[-1], place, record):
+            queue.append(Batch(create_builder()))
+            _append(queue[-1], place, record)
+    return queues
+
+
+def _append(batch: Batch, place: int, record: OutRecord) -> bool:
+    added = batch.builder.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers))
+    if added is None:
+        return False
+    batch.places.append(place)
+    return True
+
+
+MAX_AGE = 1.0
+"""Seconds. An id that is older than the log it is noted for is harmless: the auditor sends the task again."""
+
+
+class LogIds:
+    """The ids of the topics that a producer sends to, asked over its own connection.
+
+    Take an id before sending, never after: then a record that lands in a recreated topic is never noted as part of
+    a log that came later still.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[UUID, float]] = {}
+
+    async def get(self, client: AIOKafkaClient, topics: Iterable[str]) -> dict[str, UUID]:
+        """The ids of those of `topics` that exist. Raises KafkaError, KafkaUnavailable."""
+        wanted = set(topics)
+        oldest = time.monotonic() - MAX_AGE
+        stale = {topic for topic in wanted if self._known.get(topic, (None, 0.0))[1] < oldest}
+        if stale:
+            await self._refresh(client, stale)
+        return {topic: self._known[topic][0] for topic in wanted if topic in self._known}
+
+    def forget(self) -> None:
+        """Ask again next time: something has failed."""
+        self._known.clear()
+
+    async def _refresh(self, client: AIOKafkaClient, topics: set[str]) -> None:
+        found = await topic_metadata(client, topics)
+        now = time.monotonic()
+        for topic in topics:
+            before = self._known.pop(topic, None)
+            if topic in found:
+                self._known[topic] = (found[topic].log_id, now)
+                if before is not None and before[0] != found[topic].log_id:
+                    client.force_metadata_update()  # the new topic may have other partitions and leaders
+
+
+log = logging.getLogger(__name__)
+
+_FIRST_DELAY = 0.1
+_MAX_DELAY = 5.0
+
+
+class ProducerConnection:
+    """One started AIOKafkaProducer at a time, made from `options`; `connect_timeout` in seconds.
+
+    A batch that failed is retried by an idempotent producer for ever, and one that was refused leaves a gap in its
+    sequence numbers: after any failure the producer is thrown away and a fresh one takes its place.
+    """
+
+    def __init__(self, options: dict[str, Any], connect_timeout: float) -> None:
+        self._options = options
+        self._connect_timeout = connect_timeout
+        self._producer: AIOKafkaProducer | None = None
+        self._reason = "Kafka has not been asked yet"
+        self._attempted = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    @property
+    def up(self) -> bool:
+        """Connected, and nothing has failed on this connection."""
+        return self._producer is not None
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._wanted.set()
+        self._task = asyncio.create_task(self._keep_connected(), name="kafka-producer-connect")
+
+    async def stop(self, timeout: float) -> None:
+        """Flush and close within about `timeout` seconds."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await producer.flush()
+            except TimeoutError:
+                self._abandon(producer)
+            else:
+                await producer.stop()
+        if self._abandoned:
+            _, late = await asyncio.wait(self._abandoned, timeout=timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def current(self) -> AIOKafkaProducer:
+        """The producer; waits for an attempt to connect that is under way.
+
+        Raises KafkaUnavailable at once while the last attempt has failed and the next is not yet due.
+        """
+        if self._producer is None:
+            await self._attempted.wait()
+        if self._producer is None:
+            raise KafkaUnavailable(self._reason)
+        return self._producer
+
+    def succeeded(self) -> None:
+        """A send was confirmed: the next failure is met without delay."""
+        self._failures = 0
+
+    def failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
+        """`producer` is not to be used any more; idempotent."""
+        if producer is not self._producer:
+            return
+        self._producer = None
+        self._reason = f"Kafka did not take a record ({error_name(error)})"
+        self._attempted.clear()
+        self._abandon(producer)
+        self._wanted.set()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._wanted.wait()
+            if self._failures:
+                self._attempted.set()  # whoever asks meanwhile is told at once
+                await asyncio.sleep(_backoff(self._failures))
+                self._attempted.clear()
+            self._failures += 1
+            self._producer = await self._connect()
+            self._attempted.set()
+            if self._producer is not None:
+                self._wanted.clear()
+
+    async def _connect(self) -> AIOKafkaProducer | None:
+        producer = AIOKafkaProducer(**self._options)
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await producer.start()
+        except TROUBLE as error:
+            self._reason = f"Kafka cannot be reached ({error_name(error)})"
+            await producer.stop()
+            return None
+        except asyncio.CancelledError:
+            await producer.stop()
+            raise
+        connected()
+        return producer
+
+    def _abandon(self, producer: AIOKafkaProducer) -> None:
+        task = asyncio.create_task(_close(producer), name="kafka-producer-close")
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+
+async def _close(producer: AIOKafkaProducer) -> None:
+    """Close without a flush: `producer.stop()` waits for batches that may never be confirmed."""
+    producer._closed = True
+    try:
+        await producer._sender.close()
+    except TROUBLE as error:
+        log.debug("the sender of an abandoned producer ended with %s", error_name(error))
+    finally:
+        await producer.client.close()
+
+
+def _backoff(failures: int) -> float:
+    """Seconds before the next attempt: exponential, with jitter."""
+    return min(_FIRST_DELAY * 2.0 ** min(failures - 1, 10), _MAX_DELAY) * random.uniform(0.5, 1.0)
+
 
 TOO_LARGE = "TooLarge"
 UNKNOWN_TOPIC = "UnknownTopic"

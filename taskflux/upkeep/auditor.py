@@ -1,8 +1,4 @@
-"""The auditor: finds queued tasks whose record Kafka does not hold any more, and has them published again.
-
-A record is owed while its log is the topic's own, and it lies between the group's commit (or the log's start) and the
-log's end. What is merely waiting is owed, however long it waits, and is left alone.
-"""
+"""How many of a flood may go a second, in whatever batches they come."""
 
 from __future__ import annotations
 
@@ -16,7 +12,26 @@ from taskflux.store.upkeep import FIRST_ID, Published, Upkeep
 from taskflux.stream.positions import Positions, TopicPositions
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.telemetry import metrics
-from taskflux.upkeep.pace import Pace
+
+
+class Pace:
+    """Gives each batch its place in time, so that all of them together do not exceed `rate` a second.
+
+    Times are in seconds of one monotonic clock.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._free = float("-inf")
+
+    def start(self, now: float) -> float:
+        """Seconds until the first of the next batch may go."""
+        return max(0.0, self._free - now)
+
+    def took(self, count: int, now: float) -> None:
+        """A batch of `count` was given the place that `start` said."""
+        self._free = max(self._free, now) + count / self.rate
+
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,11 @@ from typing import Final
 
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
-from taskflux.store.measures import Measured, Measures
-from taskflux.stream.errors import KafkaUnavailable
-from taskflux.stream.offsets import TopicPartition
-from taskflux.stream.positions import Positions, TopicPositions
+from taskflux.store.upkeep import Measured, Measures
+from taskflux.stream.client import KafkaUnavailable
+from taskflux.stream.positions import Positions, TopicPositions, Waiting
+from taskflux.stream.protocol import TopicPartition
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
-from taskflux.stream.waiting import Waiting
 from taskflux.telemetry import labels, metrics, zeros
 from taskflux.telemetry.instruments import Snapshot
 from taskflux.worker.settings import Settings

@@ -10,7 +10,7 @@ from typing import Final
 
 from taskflux.store.circuits import Circuit, Circuits
 from taskflux.store.task_types import TaskTypes
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.tasks.circuit import release_rate

@@ -1,11 +1,9 @@
-"""One attempt, from claim to settlement.
-
-The only place where a handler's code is run and where whatever it raises is caught.
-"""
+"""A claim as its handler sees it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -18,16 +16,36 @@ from taskflux.providers.provider import Checkable
 from taskflux.store.claims import Claim, Claims
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
-from taskflux.tasks.model import Receipt
+from taskflux.tasks.model import Receipt, Task
 from taskflux.telemetry import logs, message_spans
 from taskflux.telemetry.calls import TRACE
 from taskflux.worker import outcomes
 from taskflux.worker.attempt_metrics import AttemptMetrics
-from taskflux.worker.circuits import Gate
-from taskflux.worker.claimed import task_of
+from taskflux.worker.circuits import Gate, Limiter
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
-from taskflux.worker.limiter import Limiter
+
+
+def task_of(task_type: str, claim: Claim, payload: Any) -> Task[Any]:
+    """The task that was claimed, with its payload as the handler takes it."""
+    return Task(
+        claim.id,
+        task_type,
+        payload,
+        claim.attempt,
+        claim.max_attempts,
+        claim.replays,
+        claim.created_at,
+        claim.tenant,
+        claim.key,
+        _object(claim.metadata),
+        _object(claim.progress),
+    )
+
+
+def _object(text: str | None) -> Mapping[str, Any]:
+    return json.loads(text) if text else {}
+
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ class Handler(Generic[P]):
 
     async def serve(self, process: Process) -> None:
         """Take and run tasks of this type until the process is told to drain."""
-        from taskflux.worker.serving import serve  # lazily: declaring a handler must not need Kafka or PostgreSQL
+        from taskflux.worker.worker import serve  # lazily: declaring a handler must not need Kafka or PostgreSQL
 
         await serve(self, process)
 

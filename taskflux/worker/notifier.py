@@ -11,12 +11,12 @@ from typing import Any, Final, Generic, TypeVar
 
 from uuid_utils.compat import uuid7
 
-from taskflux.providers.deliveries import merged
+from taskflux.providers.smtp_replies import merged
 from taskflux.store.errors import StoreError
 from taskflux.store.notifications import Begun, Notifications, NotificationState
 from taskflux.tasks.errors import Ambiguous, JsonValue, TaskError, Transient
 from taskflux.telemetry import labels, metrics, zeros
-from taskflux.worker.limiter import Limiter
+from taskflux.worker.circuits import Limiter
 
 log = logging.getLogger(__name__)
 

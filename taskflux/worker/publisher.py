@@ -7,10 +7,8 @@ from typing import Final
 
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.publishing import Confirmation, DeadDue, Due, Publishing
-from taskflux.stream.dead import DeadTask, encode_dead
-from taskflux.stream.envelope import Envelope, encode
+from taskflux.stream.envelope import DeadTask, Envelope, OutRecord, encode, encode_dead
 from taskflux.stream.producer import NotPublished, Producer, Published
-from taskflux.stream.record import OutRecord
 from taskflux.stream.topics import dead_letter_topic, task_topic
 from taskflux.telemetry import message_spans, metrics, zeros
 

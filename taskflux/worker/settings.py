@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from taskflux.providers.notify_settings import NotifySettings
+from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
 from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import crds, tools
 
 

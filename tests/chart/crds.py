@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import tools
 from tests.chart.tools import Missing
 

@@ -120,7 +120,7 @@ def test_no_scale_in_cuts_off_an_attempt_that_the_handler_allows(settings: Setti
 def test_pools_are_as_large_as_the_program_s_own() -> None:
     for handler in BUILT_IN:
         module = handler.replace("-", "_") if isinstance(load(handler), Service) else None
-        source = Path(f"handlers/{module}.py" if module else "taskflux/worker/serving.py").read_text()
+        source = Path(f"handlers/{module}.py" if module else "taskflux/worker/worker.py").read_text()
         (size,) = {
             keyword.value.value
             for call in ast.walk(ast.parse(source))

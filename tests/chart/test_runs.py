@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from taskflux.local.ports import free_port
-from taskflux.local.programs import Inbox
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.local.supervisor import Inbox
 from tests.chart.containers import Outside
 from tests.chart.installation import HANDLERS, OWN, Ways, inbox_in, installed, servers_for, write_application
 from tests.chart.launching import ProcessLauncher, eventually, probed

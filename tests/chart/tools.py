@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 
 LOCKS = Path(__file__).with_name("locks")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "taskflux"

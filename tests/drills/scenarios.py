@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskflux.local.ports import free_port
-from taskflux.local.programs import Inbox
+from taskflux.local.supervisor import Inbox
 from tests.drills import burst
 from tests.drills.dev import Dev
 from tests.drills.outcome import Ledger, Outcome, received

@@ -10,9 +10,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from taskflux.local.programs import Inbox
+from taskflux.local.console import Trouble
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
-from taskflux.local.trouble import Trouble
+from taskflux.local.supervisor import Inbox
 from tests.chart import tools
 from tests.chart.installation import HANDLERS, OWN, Ways, inbox_in, installed, servers_for, write_application
 from tests.chart.release import Part, Release

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import crds, tools
 from tests.chart.tools import Missing
 from tests.k8s import gotools

@@ -19,9 +19,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.local.processes import Process, run
-from taskflux.local.programs import Inbox, Program
-from taskflux.local.servers import Broker, PostgresServer
-from taskflux.local.valkey import ValkeyServer
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.local.supervisor import Inbox, Program
 from tests.k8s.files import compose_services, of_taskflux
 
 pytestmark = pytest.mark.timeout(180)

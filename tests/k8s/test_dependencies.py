@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taskflux.providers.msg91_settings import Msg91Settings
+from taskflux.providers.msg91 import Msg91Settings
 from taskflux.stream.settings import KafkaSettings
 from tests.chart import strict
 from tests.chart.objects import Object, PodTemplate, pods

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart.tools import Missing
 from tests.e2e.apiserver.build import built
 from tests.e2e.apiserver.cluster import Cluster

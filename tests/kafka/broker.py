@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from taskflux.local.ports import LOOPBACK, free_port, is_free
 from taskflux.local.processes import Process, run
-from taskflux.local.server import Server
+from taskflux.local.servers import Server
 from tests.kafka.classpath import java, server_classpath
 
 HEAP = "512m"

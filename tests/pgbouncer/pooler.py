@@ -10,11 +10,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import asyncpg
 
-from taskflux.local.identity import identity_for, make_reachable
 from taskflux.local.ports import LOOPBACK
-from taskflux.local.processes import Process
-from taskflux.local.server import Server
-from taskflux.local.servers import Trouble
+from taskflux.local.processes import Process, identity_for, make_reachable
+from taskflux.local.servers import Server, Trouble
 
 INSTALL = "on Debian: apt-get install pgbouncer"
 

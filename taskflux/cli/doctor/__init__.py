@@ -13,8 +13,8 @@ import sys
 import click
 
 from taskflux.cli.doctor.findings import Finding, Level, document, print_findings
-from taskflux.cli.exits import FAILED, OK
-from taskflux.cli.tables import json_option, print_json
+from taskflux.cli.program import FAILED, OK
+from taskflux.cli.shown import json_option, print_json
 
 
 @click.command()

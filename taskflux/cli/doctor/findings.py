@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from taskflux.cli.tables import counted, painted
+from taskflux.cli.shown import counted, painted
 
 
 class Level(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from taskflux.cli.doctor.findings import Finding, Subject
-from taskflux.providers.notify_settings import NotifySettings
+from taskflux.providers.provider import NotifySettings
 
 NOTIFY = Subject("notify")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from taskflux.cli.doctor.findings import Finding, Subject
 from taskflux.providers.smtp import connect
-from taskflux.providers.smtp_settings import SmtpSettings
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.tasks.errors import ProviderError
 from taskflux.worker.settings import WrongSettings, load_provider
 

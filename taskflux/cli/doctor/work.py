@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskflux.cli.doctor.findings import Finding, Subject
-from taskflux.cli.tables import counted
+from taskflux.cli.shown import counted
 from taskflux.store.checkup import Checkup
 from taskflux.worker.settings import Settings
 

@@ -146,7 +146,7 @@ def _problem_answer(status: int, kinds: Sequence[Kind]) -> Json:
 
 def example(kind: Kind) -> Json:
     """A problem of this kind, as it may look."""
-    from taskflux.http.openapi.explanations import explanation
+    from taskflux.http.problems import explanation
 
     told: Json = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": explanation(kind).detail}
     if errors := explanation(kind).errors:

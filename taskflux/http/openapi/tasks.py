@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflux.http import problems as p
-from taskflux.http.decisions import LONGEST_REASON
 from taskflux.http.openapi import examples as e
 from taskflux.http.openapi.model import Answer, Body, Json, Operation, Parameter, json_body, ref
 from taskflux.http.openapi.schemas import ID, IDEMPOTENCY_KEY, MOMENT, optional
 from taskflux.http.submissions import LONGEST_KEY
 from taskflux.http.task_queries import LONGEST_MEMBER, LONGEST_TYPE, METADATA, MOST_MEMBERS, MOST_ON_A_PAGE, USUAL_PAGE
+from taskflux.http.tasks import LONGEST_REASON
 
 STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
 BODY: Final = (p.MALFORMED_JSON, p.BAD_REQUEST, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from taskflux.http.answers import to_json
-from taskflux.http.openapi.pages import page
+from taskflux.http.openapi.document import page
 from taskflux.http.problems import BAD_REQUEST, Problem
 from taskflux.http.status.overview import KEPT, Overview
 

@@ -1,23 +1,17 @@
-"""The inbox's HTTP side: the page, its JSON, and the stand-in for MSG91's Flow API.
+"""A stand-in for MSG91's Flow API (`POST /api/v5/flow/`), refusing what the real one refuses, in its words.
 
-| call | answer |
-|---|---|
-| `GET /` | the page |
-| `GET /api/messages?kind=&id=&before=&after=&limit=` | newest first; `id` is a Message-ID or CRQID |
-| `GET /api/messages/{n}` | one message with its text, headers and attachments |
-| `GET /api/messages/{n}/html` `…/source` `…/attachments/{k}` | its html part, its bytes, one attachment |
-| `GET /api/counts` | for each kind: received, distinct, and what came more than once |
-| `DELETE /api/messages` | forgets all |
-| `POST /api/v5/flow/` | as MSG91 |
+Errors come with HTTP 200 and `"type": "error"`, as the real ones can; only a missing key is a 401.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import json
+import re
+import secrets
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -29,8 +23,63 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from taskflux.local.inbox import flow, reading
+from taskflux.local.inbox import mailbox as reading
 from taskflux.local.inbox.mailbox import KINDS, Kind, Mailbox, Message
+
+_TEMPLATE = re.compile(r"[0-9a-fA-F]{24}")
+_MOBILE = re.compile(r"[1-9][0-9]{7,14}")  # international, without + or leading zeros
+_REFERENCE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sms:
+    """One recipient's message, as MSG91 would fill a template with it."""
+
+    mobile: str
+    variables: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the caller hears, and what was accepted."""
+
+    status: int
+    body: Mapping[str, Any]
+    request_id: str = ""
+    template_id: str = ""
+    reference: str = ""
+    sms: tuple[Sms, ...] = ()
+
+
+def answer(authkey: str | None, body: object) -> Answer:
+    """Answer one call with this `authkey` header and decoded JSON body."""
+    if not authkey:
+        unauthorized = {"status": "fail", "hasError": True, "errors": "Unauthorized", "code": "401", "apiError": "201"}
+        return Answer(401, unauthorized)
+    if not isinstance(body, dict):
+        return _refused("invalid JSON", "400")
+    template = body.get("template_id")
+    if not isinstance(template, str) or not _TEMPLATE.fullmatch(template):
+        return _refused("template id missing or invalid", "211")
+    reference = body.get("CRQID", "")
+    if reference and not (isinstance(reference, str) and _REFERENCE.fullmatch(reference)):
+        return _refused("invalid CRQID", "400")
+    recipients = body.get("recipients")
+    if not isinstance(recipients, list) or not recipients:
+        return _refused("recipients missing", "101")
+    taken: list[Sms] = []
+    for recipient in recipients:
+        mobile = str(recipient.get("mobiles", "")) if isinstance(recipient, dict) else ""
+        if not _MOBILE.fullmatch(mobile):
+            return _refused("invalid mobile number", "202")
+        taken.append(Sms(mobile, {str(name): str(value) for name, value in recipient.items() if name != "mobiles"}))
+    request_id = secrets.token_hex(12)
+    return Answer(200, {"type": "success", "message": request_id}, request_id, template, reference, tuple(taken))
+
+
+def _refused(message: str, code: str) -> Answer:
+    return Answer(200, {"type": "error", "message": message, "code": code})
+
 
 _PREVIEW_FROM = 16 * 1024
 _PAGE_POLICY = (
@@ -131,15 +180,15 @@ class _Views:
             body: object = await request.json()
         except ValueError:
             body = None
-        answer = flow.answer(request.headers.get("authkey"), body)
+        reply = answer(request.headers.get("authkey"), body)
         try:
-            for sms in answer.sms:
-                self._keep(answer, sms)
+            for sms in reply.sms:
+                self._keep(reply, sms)
         except sqlite3.Error as error:
             return JSONResponse({"type": "error", "message": f"not kept: {error}"}, 500)
-        return JSONResponse(answer.body, answer.status)
+        return JSONResponse(reply.body, reply.status)
 
-    def _keep(self, answer: flow.Answer, sms: flow.Sms) -> None:
+    def _keep(self, answer: Answer, sms: Sms) -> None:
         content = {"requestId": answer.request_id, "templateId": answer.template_id, "variables": sms.variables}
         self._mailbox.add(
             "sms",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import crds, tools
 from tests.chart.tools import Missing
 from tests.e2e.apiserver.build import build, kubernetes_version

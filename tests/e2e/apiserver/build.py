@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import tools
 from tests.chart.tools import Missing
 

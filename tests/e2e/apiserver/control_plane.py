@@ -14,7 +14,7 @@ import httpx
 
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.local.processes import Process
-from taskflux.local.server import Server
+from taskflux.local.servers import Server
 from tests.e2e.apiserver.credentials import SERVICE, Credentials
 
 # What a chart's life needs of the controller manager; the rest would only take time.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from taskflux.local.trouble import Trouble
+from taskflux.local.console import Trouble
 from tests.chart import tools
 from tests.chart.tools import Missing
 from tests.e2e.cluster.place import Kind, docker_works, place

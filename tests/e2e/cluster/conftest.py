@@ -14,8 +14,8 @@ import yaml
 from pytest_kubernetes.options import ClusterOptions  # type: ignore[import-untyped]
 from pytest_kubernetes.providers.base import AClusterManager  # type: ignore[import-untyped]
 
+from taskflux.local.console import Trouble
 from taskflux.local.ports import free_port
-from taskflux.local.trouble import Trouble
 from tests.chart import tools
 from tests.chart.tools import Missing
 from tests.e2e.cluster.evidence import collect

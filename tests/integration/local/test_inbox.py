@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from taskflux.local.ports import free_port
-from taskflux.local.programs import Inbox
+from taskflux.local.supervisor import Inbox
 
 SMS = {"template_id": "65f0c0ffee65f0c0ffee65f0", "recipients": [{"mobiles": "919812345678", "name": "Ada"}]}
 

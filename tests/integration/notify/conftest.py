@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from taskflux.handlers.notify import notify
 from taskflux.local.ports import free_port
-from taskflux.providers.notify_settings import NotifySettings
+from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings
 from taskflux.worker.process import Process
 from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings

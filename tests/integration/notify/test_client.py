@@ -17,8 +17,7 @@ from taskflux.handlers.process_email import process_email
 from taskflux.handlers.process_sms import process_sms
 from taskflux.local.ports import free_port
 from taskflux.providers import msg91, smtp
-from taskflux.providers.notify_settings import NotifySettings
-from taskflux.providers.provider import Checkable, Provider
+from taskflux.providers.provider import Checkable, NotifySettings, Provider
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.tasks.model import Task
 from taskflux.worker.handler import Handler

@@ -10,7 +10,7 @@ from taskflux.store.errors import StoreUnavailable
 from taskflux.store.notifications import Begun, Notifications, NotificationState, Repeated
 from taskflux.store.settings import RedisSettings
 from taskflux.tasks.errors import Ambiguous, Transient
-from taskflux.worker.limiter import Limiter
+from taskflux.worker.circuits import Limiter
 from taskflux.worker.notifier import Delivered, Notification, Notifier, Order, Result
 
 

@@ -11,8 +11,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database
-from taskflux.store.listing import uuid_floor
-from taskflux.store.tasks import Tasks
+from taskflux.store.tasks import Tasks, uuid_floor
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission

@@ -14,15 +14,13 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database, Row
-from taskflux.store.dead_letter_browsing import DeadLetterShelf, LetterFilter, Place
-from taskflux.store.dead_letter_replays import DeadLetterReplays
-from taskflux.store.dead_letters import DeadLetter, DeadLetters
+from taskflux.store.dead_letters import DeadLetter, DeadLetterReplays, DeadLetters, DeadLetterShelf, LetterFilter, Place
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission
-from taskflux.upkeep.bulk_replay import BulkReplays
+from taskflux.upkeep.leader import BulkReplays
 from tests.integration.system.stack import eventually
 
 T = "default"

@@ -8,10 +8,10 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter
-from taskflux.stream.record import Record
+from taskflux.stream.envelope import Record
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
-from taskflux.worker.poison import dead_letter
+from taskflux.worker.foreign import dead_letter
 from tests.integration.store.scene import TYPE, Scene
 
 ORIGIN: dict[str, object] = {"topic": "tasks.dlq", "partition": 0, "offset": 5, "timestamp": 1}

@@ -10,9 +10,9 @@ import pytest
 
 from taskflux.store.claims import Settlement
 from taskflux.store.database import Database
-from taskflux.store.decisions import NOTE_LENGTH, Decisions, Resolution
 from taskflux.store.publishing import Confirmation, Publishing
 from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import NOTE_LENGTH, Decisions, Resolution
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.submission import TaskType
 from taskflux.tasks.timeline import parse_timeline

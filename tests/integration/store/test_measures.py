@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.measures import CircuitState, Measured, Measures
+from taskflux.store.upkeep import CircuitState, Measured, Measures
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene

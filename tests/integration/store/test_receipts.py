@@ -10,11 +10,10 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.http.views import task_document
+from taskflux.http.tasks import task_document
 from taskflux.store.claims import Claim, Claims, Settlement, Worker
 from taskflux.store.database import Database
-from taskflux.store.receipts import Receipts
-from taskflux.store.tasks import Tasks
+from taskflux.store.tasks import Receipts, Tasks
 from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.states import Event, State

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.local.broker import Broker
+from taskflux.local.servers import Broker
 from taskflux.stream.producer import Producer
 from taskflux.stream.settings import KafkaSettings
 

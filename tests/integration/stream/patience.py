@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from taskflux.stream.consumer import Consumer
-from taskflux.stream.record import Record
+from taskflux.stream.envelope import Record
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], timeout: float = 10.0) -> None:

@@ -4,8 +4,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, NotLeaderForPartitionError, RequestTimedOutError
 
-from taskflux.stream.cluster import LEADERLESS, Cluster
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.client import LEADERLESS, Cluster, KafkaUnavailable
 from taskflux.stream.settings import KafkaSettings
 
 

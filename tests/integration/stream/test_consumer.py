@@ -7,12 +7,12 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from taskflux.local.broker import Broker
+from taskflux.local.servers import Broker
 from taskflux.stream.consumer import Consumer, ConsumerHooks
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
-from taskflux.stream.record import OutRecord
 from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually, take
 

@@ -4,12 +4,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from taskflux.local.broker import Broker
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.local.servers import Broker
+from taskflux.stream.client import KafkaUnavailable
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import PartitionPositions, Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
-from taskflux.stream.record import OutRecord
 from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually
 

@@ -10,15 +10,14 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
-from taskflux.local.broker import Broker
 from taskflux.local.ports import free_port
+from taskflux.local.servers import Broker
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.consumer import Consumer
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
-from taskflux.stream.priming import Primed, PrimingReport, prime
 from taskflux.stream.producer import Producer, Published
-from taskflux.stream.provision import ensure_topics
-from taskflux.stream.record import OutRecord
+from taskflux.stream.provision import Primed, PrimingReport, ensure_topics, prime
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import task_group, task_topic
 from tests.integration.stream.patience import eventually, take

@@ -3,11 +3,11 @@ import time
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from taskflux.local.broker import Broker
+from taskflux.local.servers import Broker
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import NotPublished, Producer, Published
 from taskflux.stream.provision import ensure_topics
-from taskflux.stream.record import OutRecord
 from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually
 

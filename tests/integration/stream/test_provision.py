@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from taskflux.local.ports import free_port
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings

@@ -26,10 +26,10 @@ from taskflux.local.processes import Process as Child
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.store.task_types import TaskTypes
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
-from taskflux.stream.record import OutRecord
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.worker.handler import Handler

@@ -6,8 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from taskflux.cli.loading import load
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer, Published
-from taskflux.stream.record import OutRecord
 from taskflux.stream.topics import task_topic
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually

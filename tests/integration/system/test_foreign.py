@@ -15,12 +15,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux import Receipt, Task, handler
 from taskflux.cli.loading import load
-from taskflux.store.dead_letter_browsing import DeadLetterShelf, LetterFilter
+from taskflux.store.dead_letters import DeadLetterShelf, LetterFilter
 from taskflux.store.foreign import Adoptee, ForeignTasks
 from taskflux.store.task_types import TaskTypes
+from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
-from taskflux.stream.record import OutRecord
 from taskflux.stream.topics import router_group, task_group, task_topic
 from taskflux.tasks.submission import TaskType
 from taskflux.worker.process import Process

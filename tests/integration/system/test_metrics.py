@@ -13,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from taskflux.http.problems import KINDS
-from taskflux.stream.dead import DeadTask, encode_dead
-from taskflux.stream.record import OutRecord
+from taskflux.stream.envelope import DeadTask, OutRecord, encode_dead
 from taskflux.stream.topics import dead_letter_topic, task_group, task_topic
 from taskflux.telemetry.labels import METHODS, OTHER
 from taskflux.telemetry.metrics import DECLARED

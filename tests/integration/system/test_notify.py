@@ -14,7 +14,7 @@ from taskflux.handlers.notify import notify
 from taskflux.handlers.process_email import process_email
 from taskflux.handlers.process_sms import process_sms
 from taskflux.local.ports import free_port
-from taskflux.providers.notify_settings import NotifySettings
+from taskflux.providers.provider import NotifySettings
 from taskflux.worker.process import Process, Serves
 from taskflux.worker.settings import HttpSettings, Settings
 from tests.integration.providers.flow_api import Answer, FlowApi, flow_api

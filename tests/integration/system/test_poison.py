@@ -9,8 +9,7 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from taskflux.stream.dead import DeadTask, encode_dead
-from taskflux.stream.record import Headers, OutRecord
+from taskflux.stream.envelope import DeadTask, Headers, OutRecord, encode_dead
 from taskflux.stream.topics import dead_letter_topic
 from tests.integration.system.stack import Row, Stack, eventually
 

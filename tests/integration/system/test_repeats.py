@@ -9,9 +9,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from uuid_utils.compat import uuid7
 
-from taskflux.stream.envelope import Envelope, encode
+from taskflux.stream.envelope import Envelope, OutRecord, encode
 from taskflux.stream.provision import ensure_topics
-from taskflux.stream.record import OutRecord
 from taskflux.stream.topics import task_group
 from tests.integration.system.scripted import World, late
 from tests.integration.system.stack import Stack, eventually

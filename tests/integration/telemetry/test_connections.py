@@ -16,9 +16,9 @@ from uuid_utils.compat import uuid7
 from taskflux.local.servers import ValkeyServer
 from taskflux.providers import msg91, smtp
 from taskflux.providers.email import Email
-from taskflux.providers.msg91_settings import Msg91Settings
+from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.sms import Sms
-from taskflux.providers.smtp_settings import SmtpSettings
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.settings import RedisSettings

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from taskflux.local.ports import free_port
-from taskflux.stream.record import OutRecord
+from taskflux.stream.envelope import OutRecord
 from tests.integration.providers.flow_api import Answer
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import Stack, eventually

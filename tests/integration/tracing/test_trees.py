@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from taskflux.stream.record import OutRecord
+from taskflux.stream.envelope import OutRecord
 from taskflux.version import VERSION
 from tests.integration.providers.flow_api import Answer
 from tests.integration.system.stack import eventually

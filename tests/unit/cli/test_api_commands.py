@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from taskflux.cli import replay, send
+from taskflux.cli import dead_letters as replay
+from taskflux.cli import send
 from taskflux.http.openapi import examples as e
 from taskflux.local.ports import free_port
 from tests.unit.cli.scripted import Server, calls, problem

@@ -11,7 +11,7 @@ import pytest
 from taskflux.cli.doctor import configuration, kafka, msg91, pooler, postgres, redis, smtp, work
 from taskflux.cli.doctor.findings import Finding, Level, Subject, document
 from taskflux.providers.msg91 import Msg91Settings
-from taskflux.providers.smtp_settings import SmtpSettings
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.store.checkup import Pooling
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.checkup import TopicReplicas

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.cli.metrics_table import renewed, table
+from taskflux.cli.reference import renewed, table
 from taskflux.telemetry.metrics import DECLARED
 
 PAGE = Path(__file__).parents[3] / "docs" / "observability.md"

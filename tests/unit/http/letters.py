@@ -12,11 +12,9 @@ import httpx
 from uuid_utils.compat import uuid7
 
 from taskflux.http.app import create_app
-from taskflux.http.dead_letter_desk import DeadLetterDesk
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import Limits, Services
-from taskflux.store.dead_letter_browsing import LetterFilter, Place
-from taskflux.store.dead_letter_replays import Replayed, to_text
+from taskflux.http.services import DeadLetterDesk, Limits, Services
+from taskflux.store.dead_letters import LetterFilter, Place, Replayed, to_text
 from taskflux.tasks.submission import Submission
 from tests.unit.http.memory import NOW, MemoryIntake, MemoryReader, Source
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.http.trace import fresh, incoming
+from taskflux.http.requests import fresh, incoming
 from taskflux.store.errors import StoreUnavailable
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.test_views import ID, row

@@ -13,8 +13,8 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.http.dead_letter_views import shown_bytes
-from taskflux.store.dead_letter_browsing import LetterFilter
+from taskflux.http.dead_letters.letter import shown_bytes
+from taskflux.store.dead_letters import LetterFilter
 from tests.unit.http.letters import AT, LettersFixture, letter, poison
 from tests.unit.http.memory import NOW, bad_fields, problem
 

@@ -14,11 +14,9 @@ import pytest
 
 from taskflux.http.app import create_app
 from taskflux.http.problems import Problem
-from taskflux.http.services import Services
-from taskflux.http.task_desk import TaskDesk
+from taskflux.http.services import Services, TaskDesk
 from taskflux.http.task_queries import read_browse, read_cursor, write_cursor
-from taskflux.store.decisions import Resolution
-from taskflux.store.listing import Page, TaskFilter
+from taskflux.store.tasks import Page, Resolution, TaskFilter
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.test_views import ID, row

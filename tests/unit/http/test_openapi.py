@@ -13,20 +13,16 @@ import pytest
 from starlette.routing import Route
 
 from taskflux.cli.loading import built_in_handlers
-from taskflux.cli.openapi import static_document
+from taskflux.cli.reference import static_document
 from taskflux.http.app import create_app
-from taskflux.http.dead_letter_desk import DeadLetterDesk
-from taskflux.http.openapi.document import API, api_document, notify_document
-from taskflux.http.openapi.explanations import EXPLANATIONS
+from taskflux.http.openapi.document import API, api_document, documentation_routes, notify_document, policy
 from taskflux.http.openapi.model import Operation
-from taskflux.http.openapi.pages import documentation_routes, policy
 from taskflux.http.openapi.schemas import fields
-from taskflux.http.problems import KINDS
+from taskflux.http.problems import EXPLANATIONS, KINDS
 from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import Services
+from taskflux.http.services import DeadLetterDesk, Services, TaskDesk
 from taskflux.http.submissions import FIELDS
-from taskflux.http.task_desk import TaskDesk
 from taskflux.tasks.submission import TaskType
 from tests.unit.http.memory import Fixture
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.http.schema import PayloadSchema
+from taskflux.http.registry import PayloadSchema
 from tests.unit.http.memory import EMAIL_SCHEMA
 
 EMAIL = PayloadSchema("email", json.dumps(EMAIL_SCHEMA))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.http.splitting import ArraySplitter, Item, LineSplitter, MalformedBatch, Splitter
+from taskflux.http.batch import ArraySplitter, Item, LineSplitter, MalformedBatch, Splitter
 
 
 def split(splitter: Splitter, parts: list[bytes]) -> list[Item]:

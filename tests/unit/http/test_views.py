@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from taskflux.http.answers import to_json
-from taskflux.http.views import task_document
+from taskflux.http.tasks import task_document
 from taskflux.tasks.timeline import parse_entry, parse_timeline
 from tests.unit.http.memory import NOW
 

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from taskflux.local.environment import Embedded, for_handlers, own_servers, with_peers
+from taskflux.local.stack import Embedded, for_handlers, own_servers, with_peers
 
 EVERYTHING = Embedded(
     postgres="postgresql://postgres:x@127.0.0.1:5432/taskflux",

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.local.inbox.flow import Sms, answer
+from taskflux.local.inbox.web import Sms, answer
 
 CALL: dict[str, Any] = {
     "template_id": "65f0c0ffee65f0c0ffee65f0",

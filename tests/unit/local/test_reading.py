@@ -1,6 +1,6 @@
 from email.message import EmailMessage
 
-from taskflux.local.inbox import reading
+from taskflux.local.inbox import mailbox as reading
 
 
 def mail() -> EmailMessage:

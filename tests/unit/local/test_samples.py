@@ -1,6 +1,6 @@
 from typing import Any
 
-from taskflux.local.samples import duration, timeline
+from taskflux.local.dev import duration, timeline
 
 ENTRIES: list[dict[str, Any]] = [
     {"at": "2026-01-01T00:00:00.000Z", "state": "scheduled", "event": "accepted"},

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.local.lock import locked
+from taskflux.local.console import Trouble, from_log, from_os_error
+from taskflux.local.processes import locked
 from taskflux.local.supervisor import LONGEST_PAUSE, ending, pause_after
-from taskflux.local.trouble import Trouble, from_log, from_os_error
 
 
 def test_pauses_between_restarts_grow_up_to_a_bound() -> None:

@@ -1,7 +1,7 @@
 import jsonschema_rs
 import pytest
 
-from taskflux.providers.addresses import PATTERN, Address
+from taskflux.providers.email import PATTERN, Address
 
 SCHEMA = jsonschema_rs.validator_for({"type": "string", "pattern": PATTERN})
 

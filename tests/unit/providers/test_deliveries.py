@@ -1,7 +1,6 @@
 import pytest
 
-from taskflux.providers.deliveries import Deliveries
-from taskflux.providers.smtp_replies import Kind, Reply
+from taskflux.providers.smtp_replies import Deliveries, Kind, Reply
 from taskflux.tasks.errors import Permanent, Transient
 
 OK = Reply(250, "2.0.0 Ok", Kind.ACCEPTED)

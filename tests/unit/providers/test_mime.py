@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.providers.addresses import Address
-from taskflux.providers.email import Attachment, Email
-from taskflux.providers.mime import Message, compose
+from taskflux.providers.email import Address, Attachment, Email, Message, compose
 from taskflux.tasks.errors import Permanent
 
 DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.providers.msg91_answers import classify
+from taskflux.providers.msg91 import classify
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 
 

@@ -1,4 +1,4 @@
-from taskflux.providers.smtp_pool import CALM, Slots
+from taskflux.providers.smtp_session import CALM, Slots
 
 
 async def test_a_complaint_halves_the_connections_but_leaves_one() -> None:

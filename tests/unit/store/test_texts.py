@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from taskflux.store.texts import json_text, storable
+from taskflux.store.database import json_text, storable
 
 
 @pytest.mark.parametrize(

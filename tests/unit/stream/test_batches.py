@@ -1,8 +1,8 @@
 from collections import Counter
 from typing import Any
 
-from taskflux.stream.batches import fill, partition_of
-from taskflux.stream.record import OutRecord
+from taskflux.stream.envelope import OutRecord
+from taskflux.stream.producer import fill, partition_of
 
 
 class Builder:

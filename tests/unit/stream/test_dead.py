@@ -3,9 +3,18 @@ import uuid
 
 import pytest
 
-from taskflux.stream.dead import DeadPoison, DeadTask, Origin, decode_dead, encode_dead, encode_poison
-from taskflux.stream.envelope import Poison
-from taskflux.stream.record import Encoded, Headers, Record
+from taskflux.stream.envelope import (
+    DeadPoison,
+    DeadTask,
+    Encoded,
+    Headers,
+    Origin,
+    Poison,
+    Record,
+    decode_dead,
+    encode_dead,
+    encode_poison,
+)
 
 ID = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -4,8 +4,7 @@ import uuid
 
 import pytest
 
-from taskflux.stream.envelope import Envelope, Foreign, Poison, decode, encode
-from taskflux.stream.record import Headers, Record
+from taskflux.stream.envelope import Envelope, Foreign, Headers, Poison, Record, decode, encode
 
 ID = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -4,7 +4,7 @@ import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 
-from taskflux.stream.heads import _timestamp
+from taskflux.stream.protocol import _timestamp
 
 APPENDED = 0x08
 """The bit of a batch's attributes that says that the broker has set its timestamp."""

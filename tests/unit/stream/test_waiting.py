@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from taskflux.stream.positions import PartitionPositions, TopicPositions
-from taskflux.stream.waiting import MOST, Waiting
+from taskflux.stream.positions import MOST, PartitionPositions, TopicPositions, Waiting
 
 LOG = UUID(int=1)
 PLACE = ("tasks.email", 0)

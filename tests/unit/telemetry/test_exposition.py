@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 
 from taskflux.telemetry import instruments, metrics
 from taskflux.telemetry.exposition import chosen, compressed, shown
-from taskflux.worker.probes import Health, ProbeServer
+from taskflux.worker.process import Health, ProbeServer
 from taskflux.worker.settings import HttpSettings
 
 PROMETHEUS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskflux.http.problems import KINDS
-from taskflux.stream.dead import MALFORMED
+from taskflux.stream.envelope import MALFORMED
 from taskflux.tasks import errors
 from taskflux.tasks.errors import Permanent
 from taskflux.telemetry import calls, labels, metrics, zeros

@@ -8,7 +8,7 @@ import pytest
 
 from taskflux.store.circuits import Circuit, Circuits
 from taskflux.store.task_types import TaskTypes
-from taskflux.stream.errors import KafkaUnavailable
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.tasks.circuit import RAMP_SECONDS, RAMP_START
 from taskflux.tasks.submission import TaskType

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from taskflux.store.foreign import Adoptee
-from taskflux.stream.envelope import Foreign, Poison, PoisonClass, decode
-from taskflux.stream.record import Record
-from taskflux.worker.adoption import adoptee
+from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decode
+from taskflux.worker.foreign import adoptee
 
 
 def record(value: bytes, **place: Any) -> Record:

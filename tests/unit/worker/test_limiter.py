@@ -6,7 +6,7 @@ import pytest
 
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.settings import RedisSettings
-from taskflux.worker.limiter import Limiter
+from taskflux.worker.circuits import Limiter
 
 
 async def told(rate: float | None, turns: int) -> list[float]:
