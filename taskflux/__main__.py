@@ -2,4 +2,5 @@
 
 from taskflux.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ def main() -> None:
     import taskflux
 
     # What `taskflux dev` needs is not in the image.
-    left_out = ("taskflux.local", "taskflux.http.status", "taskflux.__main__")
+    left_out = ("taskflux.local", "taskflux.http.status")
     for module in pkgutil.walk_packages(taskflux.__path__, "taskflux."):
         if not module.name.startswith(left_out):
             importlib.import_module(module.name)
