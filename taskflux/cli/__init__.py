@@ -55,12 +55,13 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
         sys.exit(run_reloading(handler))
     from taskflux.cli.loading import UnknownHandler, load
     from taskflux.worker.process import run as run_process
+    from taskflux.worker.worker import service_of
 
     try:
         target = load(handler)
     except UnknownHandler as error:
         raise click.ClickException(str(error)) from error
-    sys.exit(run_process(target))
+    sys.exit(run_process(service_of(target)))
 
 
 _wait_option = click.option(

@@ -13,7 +13,7 @@ from taskflux.cli.loading import BUILT_IN, load
 from taskflux.cli.reference import sections
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
 from taskflux.worker.handler import Handler
-from taskflux.worker.process import EVERYTHING, Serves, Service
+from taskflux.worker.process import EVERYTHING, Service
 from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings
 
 LIVENESS: Final = "/livez"
@@ -56,13 +56,11 @@ def deployments(settings: Settings) -> Sequence[Deployment]:
     return [deployment(load(name), settings) for name in BUILT_IN]
 
 
-def deployment(target: Serves, settings: Settings) -> Deployment:
+def deployment(target: Handler[Any] | Service, settings: Settings) -> Deployment:
     """What `target`, built in or one's own, is under these settings."""
     if isinstance(target, Service):
         reads = services_that_read(settings).get(target.name)
         return Deployment(target.name, target.needs, target.own_http, reads)
-    if not isinstance(target, Handler):
-        return Deployment(target.name, EVERYTHING, False)
     prefix, policy = settings.kafka.topic_prefix, target.policy
     return Deployment(
         target.name,

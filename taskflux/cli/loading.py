@@ -7,10 +7,10 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from taskflux.worker.handler import Handler
-from taskflux.worker.process import Serves
+from taskflux.worker.process import Service
 
 DEPLOYMENTS: Final = "taskflux.handlers"
 """What `handlers/` is installed as. Its modules are loaded by name only: no other module imports one."""
@@ -29,7 +29,7 @@ class UnknownHandler(Exception):
     """There is nothing to run under that name."""
 
 
-def load(name: str) -> Serves:
+def load(name: str) -> Handler[Any] | Service:
     """What `name` stands for: `process-email`, or `package.module:attribute`.
 
     Raises:
@@ -49,12 +49,12 @@ def load(name: str) -> Serves:
     return _get(module, attribute, name)
 
 
-def built_in_handlers() -> Sequence[Handler[object]]:
+def built_in_handlers() -> Sequence[Handler[Any]]:
     """The task handlers among the built-in deployments."""
     return [target for target in map(load, BUILT_IN) if isinstance(target, Handler)]
 
 
-def _get(module: str, attribute: str, name: str) -> Serves:
+def _get(module: str, attribute: str, name: str) -> Handler[Any] | Service:
     try:
         target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -64,6 +64,6 @@ def _get(module: str, attribute: str, name: str) -> Serves:
         raise UnknownHandler(f"{name!r} cannot be run: {error}") from error
     except AttributeError as error:
         raise UnknownHandler(f"{name!r}: the module {module} has no {attribute}") from error
-    if not hasattr(target, "serve"):
+    if not isinstance(target, Handler | Service):
         raise UnknownHandler(f"{name!r} is no handler: declare the function with @handler(…)")
-    return target  # type: ignore[no-any-return]
+    return target

@@ -1,4 +1,7 @@
-"""`@handler`: how a task type and the code that runs it are declared together."""
+"""`@handler`: how a task type and the code that runs it are declared together.
+
+To declare one needs neither Kafka nor PostgreSQL; `worker.service_of` makes a process of it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,9 +19,6 @@ from taskflux.tasks.errors import InvalidPayload
 from taskflux.tasks.model import Receipt
 from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
 from taskflux.tasks.submission import TaskType
-
-if TYPE_CHECKING:
-    from taskflux.worker.process import Process
 
 P = TypeVar("P")
 Run = Callable[..., Awaitable[Receipt | None]]
@@ -55,12 +55,6 @@ class Handler(Generic[P]):
         """What a worker registers, so that ingest can refuse a payload before it is accepted."""
         schema = json.dumps(self.adapter.json_schema(by_alias=True), sort_keys=True)
         return TaskType(self.type, schema, self.policy.retry.max_attempts, self.policy.ambiguous, self.policy.provider)
-
-    async def serve(self, process: Process) -> None:
-        """Take and run tasks of this type until the process is told to drain."""
-        from taskflux.worker.worker import serve  # lazily: declaring a handler must not need Kafka or PostgreSQL
-
-        await serve(self, process)
 
 
 def describe(error: ValidationError) -> str:

@@ -13,13 +13,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
@@ -138,41 +138,27 @@ BEAT: Final = 0.5
 """Seconds between two looks at how late the loop is."""
 
 
-class Serves(Protocol):
-    """What `taskflux run` runs: a `Handler`, or a `Service`."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def serve(self, process: Process) -> None:
-        """Work until `process.draining` is set, then end what is under way and return."""
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A deployment that is no task handler. Made by `@service`."""
+    """What `taskflux run` runs. Made by `@service`, or of a handler by `worker.service_of`.
+
+    `serve` works until `process.draining` is set, then ends what is under way and returns. A service with `own_http`
+    answers the probes itself; `needs` are the servers that must be set for it.
+    """
 
     name: str
-    own_http: bool
-    function: Callable[[Process], Awaitable[None]]
+    serve: Callable[[Process], Coroutine[Any, Any, None]]
+    own_http: bool = False
     needs: tuple[str, ...] = EVERYTHING
-
-    async def serve(self, process: Process) -> None:
-        await self.function(process)
 
 
 def service(
     name: str, *, own_http: bool = False, needs: tuple[str, ...] = EVERYTHING
-) -> Callable[[Callable[[Process], Awaitable[None]]], Service]:
-    """Declare an async function as a deployment.
+) -> Callable[[Callable[[Process], Coroutine[Any, Any, None]]], Service]:
+    """Declare an async function as a deployment that is not a task handler."""
 
-    Args:
-        own_http: it answers the probes itself.
-        needs: the servers that must be set for it.
-    """
-
-    def declare(function: Callable[[Process], Awaitable[None]]) -> Service:
-        return Service(name, own_http, function, needs)
+    def declare(serve: Callable[[Process], Coroutine[Any, Any, None]]) -> Service:
+        return Service(name, serve, own_http, needs)
 
     return declare
 
@@ -228,10 +214,10 @@ class Process:
             self.drain()
 
 
-def run(target: Serves) -> int:
+def run(target: Service) -> int:
     """Run `target` until SIGTERM or Ctrl-C; the exit status."""
     try:
-        settings = load(*(target.needs if isinstance(target, Service) else EVERYTHING))
+        settings = load(*target.needs)
         logs.configure(settings.log, target.name)
         if settings.otel.endpoint is not None:
             from taskflux.telemetry import trace_export  # lazily: untraced, OpenTelemetry is not even loaded
@@ -258,7 +244,7 @@ def run(target: Serves) -> int:
     return 0
 
 
-async def _serve(target: Serves, settings: Settings) -> None:
+async def _serve(target: Service, settings: Settings) -> None:
     # What is there by then stays: a full collection that looked at it would stop the loop for 30 ms, time and again.
     process = Process(target.name, settings, on_started=gc.freeze)
     loop = asyncio.get_running_loop()
@@ -288,8 +274,8 @@ async def _heartbeat(process: Process) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _probes(target: Serves, process: Process) -> AsyncIterator[None]:
-    if isinstance(target, Service) and target.own_http:
+async def _probes(target: Service, process: Process) -> AsyncIterator[None]:
+    if target.own_http:
         yield
         return
     server = ProbeServer(process.settings.http, process.health)

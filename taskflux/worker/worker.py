@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -34,7 +35,7 @@ from taskflux.worker.executor import Executor
 from taskflux.worker.foreign import Adoption, PoisonOutlet
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
-from taskflux.worker.process import Process
+from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import load_provider
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,13 @@ async def _before(event: asyncio.Event, wait: Coroutine[Any, Any, None]) -> bool
     finally:
         waiting.cancel()
         stop.cancel()
+
+
+def service_of(target: Handler[Any] | Service) -> Service:
+    """What `taskflux run` runs for a declaration: of a handler, a worker."""
+    if isinstance(target, Service):
+        return target
+    return Service(target.name, partial(serve, target))
 
 
 async def serve(handler: Handler[Any], process: Process) -> None:

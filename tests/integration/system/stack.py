@@ -33,8 +33,9 @@ from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.worker.handler import Handler
-from taskflux.worker.process import Process, Serves
+from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import HttpSettings, RelaySettings, Settings, WorkerSettings
+from taskflux.worker.worker import service_of
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 
@@ -116,9 +117,9 @@ class Stack:
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
-    async def start(self, target: Serves | str, name: str | None = None) -> Process:
+    async def start(self, target: Handler[Any] | Service | str, name: str | None = None) -> Process:
         """Run `target` beside the test; returns once it has started."""
-        target = load(target) if isinstance(target, str) else target
+        target = service_of(load(target) if isinstance(target, str) else target)
         process = Process(target.name, self.settings)
         task = asyncio.create_task(target.serve(process))
         self._running[name or target.name] = (process, task)

@@ -25,6 +25,7 @@ from taskflux.stream.topics import router_group, task_group, task_topic
 from taskflux.tasks.submission import TaskType
 from taskflux.worker.process import Process
 from taskflux.worker.settings import RouterSettings
+from taskflux.worker.worker import service_of
 from tests.integration.system.scripted import QUICK, Script, World, act
 from tests.integration.system.stack import Stack, eventually
 
@@ -238,7 +239,7 @@ async def test_the_router_counts_every_type_from_the_start(elsewhere: Elsewhere)
 async def run_router(stack: Stack, topic: str = MIXED) -> tuple[Process, asyncio.Task[None]]:
     settings = stack.settings.model_copy(update={"router": RouterSettings(topic=topic)})
     process = Process("router", settings)
-    return process, asyncio.create_task(load("router").serve(process))
+    return process, asyncio.create_task(service_of(load("router")).serve(process))
 
 
 async def known(stack: Stack) -> Any:

@@ -15,17 +15,19 @@ from taskflux.handlers.process_email import process_email
 from taskflux.handlers.process_sms import process_sms
 from taskflux.local.ports import free_port
 from taskflux.providers.provider import NotifySettings
-from taskflux.worker.process import Process, Serves
+from taskflux.worker.handler import Handler
+from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import HttpSettings, Settings
+from taskflux.worker.worker import service_of
 from tests.integration.providers.flow_api import Answer, FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import Stack, eventually
 
 
 @asynccontextmanager
-async def serving(target: Serves, settings: Settings) -> AsyncIterator[Process]:
+async def serving(target: Handler[Any] | Service, settings: Settings) -> AsyncIterator[Process]:
     process = Process(target.name, settings)
-    task = asyncio.create_task(target.serve(process))
+    task = asyncio.create_task(service_of(target).serve(process))
 
     async def started() -> bool:
         if task.done():

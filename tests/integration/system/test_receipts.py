@@ -16,6 +16,7 @@ from taskflux.local.ports import free_port
 from taskflux.tasks.states import State
 from taskflux.worker.process import Process
 from taskflux.worker.settings import HttpSettings
+from taskflux.worker.worker import service_of
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
 
@@ -30,7 +31,7 @@ async def msg91(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
     process = Process("ingest", stack.settings.model_copy(update={"http": http}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TASKFLUX_MSG91__WEBHOOK_SECRET", SECRET)
-        serving = asyncio.create_task(load("ingest").serve(process))
+        serving = asyncio.create_task(service_of(load("ingest")).serve(process))
 
         async def started() -> bool:
             return process.health.started

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -56,6 +58,11 @@ def test_a_declaration_says_all_that_the_rest_needs_to_know() -> None:
     assert (registered.name, registered.max_attempts, registered.ambiguous) == ("resize", 3, "hold")
     assert registered.provider == "camera"
     assert json.loads(registered.schema)["required"] == ["url"]
+
+
+def test_declaring_a_handler_needs_neither_kafka_nor_postgresql() -> None:
+    program = "import sys, taskflux; print({'aiokafka', 'asyncpg', 'redis'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
 async def test_a_handler_can_be_called_like_the_function_it_is() -> None:
