@@ -115,7 +115,7 @@ docs: $(VENV)/.dev ## the pages that are made from the code
 	@$(BIN)/python -m taskflux.cli.reference docs/observability.md
 
 .PHONY: dashboards
-dashboards: $(VENV)/.dev ## Grafana's dashboards and the status page's plots, from charts/generate/dashboards
+dashboards: $(VENV)/.dev ## Grafana's dashboards, from charts/generate/dashboards
 	@$(BIN)/python -m charts.generate.dashboards $(ARGS)
 
 .PHONY: lock

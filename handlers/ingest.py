@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from functools import partial
 
-from starlette.routing import Route
-
 from taskflux.http.app import create_app
+from taskflux.http.probes import Exposition, own_metrics
 from taskflux.http.receipts import Msg91Webhook, ReportHooks
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import of_request
@@ -26,14 +23,11 @@ from taskflux.store.task_types import TaskTypes
 from taskflux.store.tasks import Decisions, Listing, Receipts, Tasks
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import labels, metrics, store_metrics, zeros
-from taskflux.telemetry.exposition import chosen, shown
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.intake import Intake
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
 from taskflux.worker.settings import WrongSettings, load_provider
-
-log = logging.getLogger(__name__)
 
 GRACE = 10.0
 """Seconds that requests in flight may take after the order to drain."""
@@ -42,6 +36,11 @@ GRACE = 10.0
 @service("ingest", own_http=True)
 async def ingest(process: Process) -> None:
     """Serve the API until the process drains; what it promised to publish by then is published."""
+    await serve_api(process)
+
+
+async def serve_api(process: Process, exposition: Exposition = own_metrics) -> None:
+    """What `ingest` does, with `exposition` at `/metrics`."""
     settings = process.settings
     zeros.of_ingest()
     async with AsyncExitStack() as stack:
@@ -64,19 +63,17 @@ async def ingest(process: Process) -> None:
         await stack.enter_async_context(process.background(registry.run()))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         limit = settings.http.max_body_bytes
-        exposed = partial(exposition, process.name, settings.http.peers)
         services = Services(
             intake=intake,
             reader=tasks,
             cache=accelerator,
             registry=registry,
-            metrics=exposed,
+            metrics=exposition,
             started=lambda: process.health.started,
             limits=Limits(max_body_bytes=limit, max_item_bytes=limit),
             hooks=Counted(),
             traceparent=of_request,
             tasks=TaskDesk(Listing(database), Decisions(database)),
-            status=await _status(process, stack, exposed) if settings.http.peers else (),
             msg91_webhook=webhook,
             dead_letters=DeadLetterDesk(
                 DeadLetterShelf(database),
@@ -120,36 +117,6 @@ def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook
         return None
     zeros.of_reports()
     return Msg91Webhook(secret.get_secret_value(), Receipts(database), accelerator, CountedReports())
-
-
-async def exposition(name: str, peers: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
-    """This process's metrics, and where it has peers to speak for, theirs with them; and their content type."""
-    body, content_type = await asyncio.to_thread(shown, accept)
-    if peers:
-        from taskflux.local.peers import fetch_and_merge  # lazily: only `taskflux dev` names peers
-
-        body = (await fetch_and_merge(name, body.decode(), peers, chosen(accept))).encode()
-    return body, content_type
-
-
-async def _status(
-    process: Process, stack: AsyncExitStack, exposed: Callable[[], Awaitable[tuple[bytes, str]]]
-) -> Sequence[Route]:
-    """The page of a TaskFlux whose metrics are all here: under `taskflux dev`, which has its own reader of PromQL."""
-    try:
-        from taskflux.http.status.overview import Overview
-        from taskflux.http.status.routes import status_routes
-    except ModuleNotFoundError as missing:
-        extra = {"needs": missing.name}
-        log.warning("no page at /status: pip install 'taskflux[local]' brings what it needs", extra=extra)
-        return ()
-
-    async def text() -> str:
-        return (await exposed())[0].decode()
-
-    overview = Overview(text)
-    await stack.enter_async_context(process.background(overview.keep_looking()))
-    return status_routes(overview)
 
 
 class Counted(Hooks):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -20,7 +19,6 @@ from taskflux.store.database import Database
 from taskflux.store.notifications import Notifications
 from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import metrics, store_metrics, zeros
-from taskflux.telemetry.exposition import shown
 from taskflux.worker.circuits import Limiter
 from taskflux.worker.notifier import Notifier, Order, Result
 from taskflux.worker.process import Process, service
@@ -56,7 +54,7 @@ async def notify(process: Process) -> None:
             },
             {"email": _checker(mails)},
             [
-                *probe_routes(lambda: process.health.started, _exposition),
+                *probe_routes(lambda: process.health.started),
                 *documentation_routes(lambda: notify_json(("email", "sms"), ("email",))),
             ],
         )
@@ -125,7 +123,3 @@ async def _send_mail(mailer: smtp.Mailer, order: Order[Email]) -> Result:
 
 async def _send_sms(client: msg91.Msg91, order: Order[Sms]) -> Result:
     return {"requestId": await client.send(order.payload, crqid=order.name), "status": "accepted"}
-
-
-async def _exposition(accept: str) -> tuple[bytes, str]:
-    return await asyncio.to_thread(shown, accept)

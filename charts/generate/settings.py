@@ -19,7 +19,6 @@ from taskflux.cli.reference import sections
 SET_BY_THE_CHART: Final = frozenset(
     {
         "http.linger_seconds",  # handlers.<name>.lingerSeconds
-        "http.peers",  # of `taskflux dev`
         "http.port",  # handlers.<name>.port
         "kafka.tls_ca_file",  # secrets.kafka
         "kafka.tls_cert_file",

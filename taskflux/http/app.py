@@ -46,7 +46,6 @@ def create_app(services: Services) -> Starlette:
             *(task_routes(services, services.tasks) if services.tasks else ()),
             *(dead_letter_routes(services, services.dead_letters) if services.dead_letters else ()),
             *webhook_routes(services.msg91_webhook),
-            *services.status,
             *probe_routes(services.started, services.metrics),
             *documentation_routes(lambda: api_json(_schemas(services.registry))),
         ]

@@ -10,11 +10,19 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from taskflux.http.problems import NOT_STARTED, Problem
-from taskflux.telemetry.exposition import SWITCHED_OFF, VARY, compressed
+from taskflux.telemetry.exposition import SWITCHED_OFF, VARY, compressed, shown
 from taskflux.telemetry.instruments import switched_off
 
+Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""From an Accept header to the text of `/metrics`, and its content type."""
 
-def probe_routes(started: Callable[[], bool], metrics: Callable[[str], Awaitable[tuple[bytes, str]]]) -> list[Route]:
+
+async def own_metrics(accept: str) -> tuple[bytes, str]:
+    """This process's metrics."""
+    return await asyncio.to_thread(shown, accept)
+
+
+def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics) -> list[Route]:
     """The routes of the probes.
 
     livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from starlette.routing import Route
-
+from taskflux.http.probes import Exposition, own_metrics
 from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import incoming_or_fresh
@@ -200,19 +199,17 @@ class Services:
     Args:
         traceparent: from the header as it came (or None) to what stands on the task; ingest gives the request's span.
         now: this process's clock; only to refuse times that make no sense.
-        metrics: from an Accept header to the text of `/metrics` and its content type.
         started: what `/readyz` says.
         dead_letters: None serves none of their routes.
         msg91_webhook: takes MSG91's delivery reports; None takes none.
-        status: what serves the page at `/status`, where there is one.
         tasks: None serves no lists and no decisions.
     """
 
     intake: Intake
     reader: Reader
     registry: TypeRegistry
-    metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
     started: Callable[[], bool]
+    metrics: Exposition = own_metrics
     cache: Cache = field(default_factory=NoCache)
     limits: Limits = Limits()
     hooks: Hooks = field(default_factory=Hooks)
@@ -220,5 +217,4 @@ class Services:
     now: Callable[[], datetime] = _utc_now
     dead_letters: DeadLetterDesk | None = None
     msg91_webhook: Msg91Webhook | None = None
-    status: Sequence[Route] = ()
     tasks: TaskDesk | None = None

@@ -223,8 +223,7 @@ class _Run:
 
     async def _observe(self, stack: Stack, supervisor: Supervisor) -> list[tuple[str, str]]:
         target = stack.url.removeprefix("http://")
-        opened = await observe.start(self._data_dir, target, self._console, supervisor)
-        return [("Status", f"{stack.url}/status"), *opened]
+        return await observe.start(self._data_dir, target, self._console, supervisor)
 
     def _told(self) -> None:
         if self._stop.is_set():

@@ -116,7 +116,7 @@ async def start(data_dir: Path, target: str, console: Console, supervisor: Super
     opened = [("Prometheus", prometheus.url), ("Alerts", f"{prometheus.url}/alerts")]
     command = grafana_command()
     if command is None:
-        console.note("Grafana is not installed: the page at /status shows the overview without it")
+        console.note("Grafana is not installed: the dashboards are not shown")
         return opened
     if (home := grafana_home(command[0])) is None:
         console.warning(

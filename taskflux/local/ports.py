@@ -9,6 +9,8 @@ from pathlib import Path
 from taskflux.local.console import from_os_error
 
 LOOPBACK = "127.0.0.1"
+PEERS = "TASKFLUX_DEV_PEERS"
+"""The environment variable that tells ingest where the other processes are: JSON, name → URL of its /metrics."""
 
 
 def is_free(port: int) -> bool:

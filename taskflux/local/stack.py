@@ -12,7 +12,7 @@ from typing import Final
 from taskflux.local import supervisor as programs
 from taskflux.local.console import Console
 from taskflux.local.echo import rotate
-from taskflux.local.ports import LOOPBACK, Ports
+from taskflux.local.ports import LOOPBACK, PEERS, Ports
 from taskflux.local.processes import Process, run
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from taskflux.local.supervisor import Part, Supervisor
@@ -102,11 +102,6 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
     replaced = dropped | forced.keys()
     kept = {name: value for name, value in environment.items() if name.upper() not in replaced}
     return {**usual, **kept, **forced}
-
-
-def with_peers(environment: Mapping[str, str], peers: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for ingest, whose /metrics shows these peers' (name → URL) too."""
-    return {**environment, "TASKFLUX_HTTP__PEERS": json.dumps(dict(peers))}
 
 
 def _given(environment: Mapping[str, str], section: str, field: str) -> bool:
@@ -241,11 +236,11 @@ class Stack:
 
     async def _start_handlers(self) -> None:
         peers = {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in self._handler_ports.items()}
+        environment = {**self._environment, PEERS: json.dumps(peers)}
         parts = []
         for name in self._handlers:
-            surroundings = with_peers(self._environment, peers) if name == "ingest" else self._environment
             port = self.port if name == "ingest" else self._handler_ports[name]
-            program = programs.handler(name, port=port, log=self.logs()[name], environment=surroundings, cli=self._cli)
+            program = programs.handler(name, port=port, log=self.logs()[name], environment=environment, cli=self._cli)
             parts.append(Part(program, program.url, on_death=self._end_leases_of))
         await self._supervisor.start_together(*parts)
 

@@ -17,6 +17,7 @@ from taskflux.local.processes import Notes, Process
 from taskflux.local.servers import Server
 
 CLI = (sys.executable, "-m", "taskflux")
+INGEST = "taskflux.local.ingest:ingest"
 DRAIN_SECONDS = 5.0
 """What a handler may take to end what it has begun."""
 
@@ -67,9 +68,9 @@ class Program(Server):
 
 
 def handler(name: str, *, port: int, log: Path, environment: Mapping[str, str], cli: tuple[str, ...] = CLI) -> Program:
-    """`taskflux run <name>` as a child process, its HTTP side on `port`."""
+    """`taskflux run <name>` as a child process, its HTTP side on `port`; of ingest the one that shows all metrics."""
     own = {**environment, "TASKFLUX_HTTP__PORT": str(port)}
-    return Program(name, [*cli, "run", name], port=port, log=log, environment=own)
+    return Program(name, [*cli, "run", INGEST if name == "ingest" else name], port=port, log=log, environment=own)
 
 
 class Inbox(Program):

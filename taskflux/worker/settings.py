@@ -42,9 +42,6 @@ class HttpSettings(BaseModel):
             " that they shall send none",
         ),
     ] = 0.0
-    peers: Annotated[
-        dict[str, str], Field(description="other processes' metrics (name → URL) that this /metrics includes")
-    ] = Field(default_factory=dict)
 
 
 class WorkerSettings(BaseModel):

@@ -71,7 +71,6 @@ def test_every_setting_has_its_place_in_the_values() -> None:
         "TASKFLUX_WORKER__DRAIN_SECONDS",
         "TASKFLUX_POSTGRES__POOL_SIZE",
         "TASKFLUX_WORKER__ORIGIN",
-        "TASKFLUX_HTTP__PEERS",
         "TASKFLUX_API__URL",
         "TASKFLUX_KAFKA__TLS_CA_FILE",
         "TASKFLUX_KAFKA__TLS_CERT_FILE",

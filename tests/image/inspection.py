@@ -21,7 +21,7 @@ def main() -> None:
     import taskflux
 
     # What `taskflux dev` needs is not in the image.
-    left_out = ("taskflux.local", "taskflux.http.status")
+    left_out = ("taskflux.local",)
     for module in pkgutil.walk_packages(taskflux.__path__, "taskflux."):
         if not module.name.startswith(left_out):
             importlib.import_module(module.name)
@@ -36,7 +36,7 @@ def main() -> None:
             "ours": len(ours),
             "ours_without_bytecode": [str(path) for path in ours if _flags(path) is None],
             "ours_checked": [str(path) for path in ours if _flags(path) not in (None, UNCHECKED)],
-            "traceback_names": sys.modules["taskflux.handlers.ingest"].provider_of.__code__.co_filename,
+            "traceback_names": sys.modules["taskflux.handlers.ingest"].serve_api.__code__.co_filename,
             "file": sys.modules["taskflux.handlers.ingest"].__file__,
             "home": str(Path.home()),
         },

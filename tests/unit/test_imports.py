@@ -135,7 +135,6 @@ NOT_YET = {
     "taskflux.telemetry.message_spans",
     "taskflux.telemetry.metrics",
     "taskflux.telemetry.store_metrics",
-    "taskflux.handlers.ingest",
 }
 
 

@@ -11,11 +11,9 @@ from typing import Any, Final
 
 from charts.generate.dashboards import one_type, overview, stores
 from charts.generate.dashboards.grafana import HANDLER_UID, board, handler_chooser
-from charts.generate.dashboards.plots import SELECTED, Plot
 
 ROOT: Final = Path(__file__).parents[3]
 CHART: Final = ROOT / "charts/taskflux/dashboards"
-PAGE: Final = ROOT / "taskflux/http/status/overview.json"
 
 
 def dashboards() -> Mapping[str, Any]:
@@ -46,39 +44,10 @@ def dashboards() -> Mapping[str, Any]:
 
 def generated() -> Mapping[Path, str]:
     """Each file with what it has to hold."""
-    files = {
+    return {
         CHART / name: json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         for name, document in dashboards().items()
     }
-    page = [{"title": row.title, "plots": [_shown(plot) for plot in row.plots]} for row in overview.ROWS]
-    return files | {PAGE: json.dumps(page, indent=1, ensure_ascii=False) + "\n"}
-
-
-def _shown(plot: Plot) -> Mapping[str, Any]:
-    """A plot for the page at `/status`, which looks at one TaskFlux: nothing is selected there."""
-    return {
-        "title": plot.title,
-        "description": plot.description,
-        "unit": plot.unit,
-        "kind": plot.kind.value,
-        "width": plot.width,
-        "queries": [
-            {"expr": _filled(query.expr), **({"legend": query.legend} if query.legend else {})}
-            for query in plot.queries
-        ],
-        **{
-            name: value
-            for name in ("warning", "alarming", "good_above", "largest")
-            if (value := getattr(plot, name)) is not None
-        },
-        **({"states": dict(plot.states)} if plot.states else {}),
-        **({"colours": [list(each) for each in plot.colours]} if plot.colours else {}),
-    }
-
-
-def _filled(expr: str) -> str:
-    bare = expr.replace(f"{{{SELECTED}}}", "").replace(f"{SELECTED},", "")
-    return bare.replace("$__rate_interval", "1m")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What a plot shows, said once: for a panel of Grafana's, and for the page at `/status`."""
+"""What a plot shows, apart from how Grafana draws it."""
 
 from __future__ import annotations
 

@@ -46,10 +46,6 @@ class StoreIntake:
         return await self._inserts.submit(submission)
 
 
-async def no_metrics(accept: str) -> tuple[bytes, str]:
-    return b"", "text/plain"
-
-
 async def application(database: Database, limits: Limits = Limits(), patience: float = 0.5) -> ASGIApp:  # noqa: B008
     """The API over this database, with two types registered."""
     types = TaskTypes(database)
@@ -57,7 +53,7 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
         await types.register(task_type)
     tasks = Tasks(database)
     intake = StoreIntake(tasks, patience)
-    return create_app(Services(intake, tasks, TypeRegistry(types), no_metrics, lambda: True, limits=limits))
+    return create_app(Services(intake, tasks, TypeRegistry(types), lambda: True, limits=limits))
 
 
 @dataclass(frozen=True, slots=True)

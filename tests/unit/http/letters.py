@@ -137,10 +137,6 @@ class MemoryLetters:
         return Replayed(row["id"], task, task_type, row["error_class"])
 
 
-async def _no_metrics(accept: str) -> tuple[bytes, str]:
-    return b"", "text/plain"
-
-
 class LettersFixture:
     """An application with dead letters, and what stands behind it."""
 
@@ -154,7 +150,6 @@ class LettersFixture:
             MemoryIntake(),
             MemoryReader(),
             TypeRegistry(Source()),
-            _no_metrics,
             lambda: True,
             limits=Limits(max_body_bytes=10_000),
             now=lambda: NOW,

@@ -66,18 +66,12 @@ class Desk:
     rows: dict[UUID, Any]
 
 
-async def no_metrics(accept: str) -> tuple[bytes, str]:
-    return b"", "text/plain"
-
-
 @pytest.fixture
 async def desk(http: Fixture) -> AsyncIterator[Desk]:
     rows: dict[UUID, Any] = {}
     http.reader.rows = rows
     listing, decisions = MemoryListing(), MemoryDecisions(rows)
-    services = Services(
-        http.intake, http.reader, http.registry, no_metrics, lambda: True, tasks=TaskDesk(listing, decisions)
-    )
+    services = Services(http.intake, http.reader, http.registry, lambda: True, tasks=TaskDesk(listing, decisions))
     transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://taskflux") as client:
         yield Desk(client, listing, decisions, rows)

@@ -1,7 +1,6 @@
-import json
 from pathlib import Path
 
-from taskflux.local.stack import Embedded, for_handlers, own_servers, with_peers
+from taskflux.local.stack import Embedded, for_handlers, own_servers
 
 EVERYTHING = Embedded(
     postgres="postgresql://postgres:x@127.0.0.1:5432/taskflux",
@@ -56,8 +55,3 @@ def test_settings_that_an_embedded_server_could_not_honour_are_dropped() -> None
 def test_what_a_person_tuned_is_kept_beside_an_embedded_server() -> None:
     own = {"TASKFLUX_KAFKA__PARTITIONS": "7", "TASKFLUX_SMTP__SENDER": "me@example.org"}
     assert own.items() <= for_handlers(own, EVERYTHING, Path("/data"), 5.0).items()
-
-
-def test_ingest_is_told_where_the_others_metrics_are() -> None:
-    told = with_peers({"A": "b"}, {"relay": "http://127.0.0.1:8081/metrics"})
-    assert json.loads(told["TASKFLUX_HTTP__PEERS"]) == {"relay": "http://127.0.0.1:8081/metrics"}

@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskflux.local.peers import fetch_and_merge
+from taskflux.local.ingest import fetch_and_merge
 from taskflux.local.ports import free_port
 
 

@@ -2,7 +2,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskflux.local.peers import merge
+from taskflux.local.ingest import merge
 from taskflux.telemetry.exposition import chosen
 
 

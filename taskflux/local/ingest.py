@@ -1,4 +1,4 @@
-"""Several processes' metrics as one text, each sample with the `handler` it is from.
+"""ingest as `taskflux dev` runs it: its `/metrics` shows those of every process, each sample with its `handler`.
 
 Every process counts by itself, so nothing is added up: counters, gauges and the buckets of histograms stand there once
 for each of them, and `sum` is the reader's. Exemplars survive where OpenMetrics is asked for.
@@ -7,6 +7,9 @@ for each of them, and `sum` is the reader's. Exemplars survive where OpenMetrics
 from __future__ import annotations
 
 import asyncio
+import importlib
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -18,11 +21,26 @@ from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from taskflux.telemetry.exposition import OPEN_METRICS, PLAIN, Format
+from taskflux.local.ports import PEERS
+from taskflux.telemetry.exposition import OPEN_METRICS, PLAIN, Format, chosen, shown
 from taskflux.telemetry.metrics import PEER_UP
+from taskflux.worker.process import Process, service
 
 TIMEOUT: Final = 2.0
 """Seconds that a peer may take to answer."""
+
+
+@service("ingest", own_http=True)
+async def ingest(process: Process) -> None:
+    """Serve as the deployment does, with every process's metrics."""
+    peers: Mapping[str, str] = json.loads(os.environ[PEERS])
+
+    async def exposition(accept: str) -> tuple[bytes, str]:
+        body, content_type = await asyncio.to_thread(shown, accept)
+        merged = await fetch_and_merge(process.name, body.decode(), peers, chosen(accept))
+        return merged.encode(), content_type
+
+    await importlib.import_module("taskflux.handlers.ingest").serve_api(process, exposition)
 
 
 async def fetch_and_merge(own_name: str, own_text: str, peers: Mapping[str, str], style: Format = PLAIN) -> str:

@@ -1,1 +1,0 @@
-"""The page at `/status`: the overview's plots, for who has no Grafana."""
