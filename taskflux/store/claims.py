@@ -16,7 +16,10 @@ NOTE_LENGTH = 160
 
 
 class Claim(NamedTuple):
-    """A task that is ours until we settle it or our lease runs out. `waited` is seconds since it was due."""
+    """A task that is ours until we settle it or our lease runs out. `waited` is seconds since it was due.
+
+    `attempt_span` is the traceparent of the last attempt's span that was recorded.
+    """
 
     id: UUID
     version: int
@@ -30,17 +33,19 @@ class Claim(NamedTuple):
     metadata: str | None
     progress: str | None
     traceparent: str | None
+    attempt_span: str | None
     created_at: datetime
     expired: bool
     waited: float
 
 
 class Settlement(NamedTuple):
-    """How a claim ended."""
+    """How a claim ended; `span` is the traceparent of its attempt's span, where that is recorded."""
 
     id: UUID
     version: int
     decision: Decision
+    span: str | None = None
 
 
 class Settled(NamedTuple):
@@ -128,6 +133,7 @@ class Claims:
             [decision.error_class for decision in decisions],
             [None if decision.reason is None else storable(decision.reason) for decision in decisions],
             [_note(decision) for decision in decisions],
+            [settlement.span for settlement in batch],
             ids[0],
             ids[-1],
         )
@@ -149,6 +155,7 @@ def _claim(row: Row) -> Claim:
         row["metadata"],
         row["result"],
         row["traceparent"],
+        row["attempt_span"],
         row["created_at"],
         bool(row["expired"]),
         row["waited"],

@@ -73,7 +73,7 @@ WITH locked AS (
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || $7)
     WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $3 AND $4
     RETURNING t.id, t.version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload, t.metadata,
-              t.traceparent, t.created_at, t.due_at, t.expires_at <= now() AS expired, t.result
+              t.traceparent, t.attempt_span, t.created_at, t.due_at, t.expires_at <= now() AS expired, t.result
 ), leased AS (
     INSERT INTO claims (task_id, worker, type, version)
     SELECT id, $6, $5, version FROM claimed ORDER BY id
@@ -84,7 +84,7 @@ SELECT *, extract(epoch FROM now() - due_at)::float8 AS waited FROM claimed;
 -- name: reclaim
 -- Tasks that a claim of ours took though its answer was lost.
 SELECT t.id, t.version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload, t.metadata,
-       t.traceparent, t.created_at, t.expires_at <= now() AS expired, t.result,
+       t.traceparent, t.attempt_span, t.created_at, t.expires_at <= now() AS expired, t.result,
        extract(epoch FROM now() - t.due_at)::float8 AS waited
 FROM tasks t
 WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4 AND t.state = 'running' AND t.worker = $5
@@ -96,11 +96,13 @@ WHERE t.id = ANY($1) AND t.id BETWEEN $3 AND $4 AND t.state = 'running' AND t.wo
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         $2::integer[], $3::text[], $4::text[], $5::float8[], $6::integer[], $7::integer[], $8::text[], $9::text[],
-        $10::text[], $11::text[]
-    ) WITH ORDINALITY AS i (version, state, event, delay, given_back, handbacks, result, error_class, reason, note, place)
+        $10::text[], $11::text[], $12::text[]
+    ) WITH ORDINALITY AS i (
+        version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
+    )
 ), locked AS (
     SELECT t.id FROM tasks t
-    WHERE t.id = ANY($1) AND t.id BETWEEN $12 AND $13
+    WHERE t.id = ANY($1) AND t.id BETWEEN $13 AND $14
       AND t.claim_version = ($2::integer[])[width_bucket(t.id, $1::uuid[])]
       AND (t.state = 'running' AND t.version = t.claim_version
            OR t.state IN ('scheduled', 'queued', 'uncertain')
@@ -112,6 +114,7 @@ WITH input AS MATERIALIZED (
         attempts = t.attempts - i.given_back, handbacks = i.handbacks, updated_at = now(),
         due_at = CASE WHEN i.state = 'scheduled' THEN now() + make_interval(secs => i.delay) ELSE t.due_at END,
         result = COALESCE(i.result, t.result), error_class = i.error_class, error_reason = i.reason,
+        attempt_span = COALESCE(i.span, t.attempt_span),
         timeline = timeline_add(
             t.timeline,
             (SELECT timeline_now()) || '|'
@@ -119,7 +122,7 @@ WITH input AS MATERIALIZED (
             || '|' || i.state || '|' || (t.attempts - i.given_back) || '|1|' || i.note)
     FROM input i
     WHERE i.place = width_bucket(t.id, $1::uuid[])
-      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $12 AND $13
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN $13 AND $14
     RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, t.version <> i.version AS late,
               extract(epoch FROM now() - t.created_at)::float8 AS age
 ), released AS (

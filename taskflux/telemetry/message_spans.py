@@ -19,8 +19,6 @@ from taskflux.telemetry.tracing import UNRECORDED, Operation, Span, Unrecorded, 
 BATCH_SIZE: Final = "messaging.batch.message_count"
 _GROUP: Final = "messaging.consumer.group.name"
 _MESSAGE: Final = "messaging.message.id"
-_SPREAD: Final = 0x9E37_79B9_7F4A_7C15  # 2^64 by the golden ratio: near versions differ in all digits
-_64_BITS: Final = 2**64 - 1
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
 
 
@@ -172,11 +170,8 @@ class Attempt(Span):
         about: dict[str, Value] = {_MESSAGE: str(claim.id), "taskflux.attempt": claim.attempt}
         if claim.replays:
             about["taskflux.replay"] = claim.replays
-        before = _before(claim)
-        links = () if before is None else (f"{parent[:36]}{_span_id(claim, before)}{parent[52:]}",)
-        if received is not None:
-            links = (received, *links)
-        super().__init__(source.process, about, parent=parent, links=links, span_id=_span_id(claim, claim.version))
+        links = tuple(each for each in (received, claim.attempt_span) if each is not None)
+        super().__init__(source.process, about, parent=parent, links=links)
 
     def __enter__(self) -> Attempt:
         TRACE.set(self.traceparent)
@@ -188,19 +183,3 @@ class Attempt(Span):
         self.note("taskflux.outcome", decision.event)
         if decision.event in _FAILED and decision.error_class is not None:
             self.failed(decision.error_class)
-
-
-def _span_id(claim: Claim, version: int) -> str:
-    """That of the attempt that was claimed at `version`: it follows from task and version.
-
-    It is as random as the task's id, and another for each of its versions, since the factor is odd.
-    """
-    return f"{(claim.id.int ^ version * _SPREAD) & _64_BITS or 1:016x}"
-
-
-def _before(claim: Claim) -> int | None:
-    """The version of the attempt before: between two claims lies one publish, and a replay raises the version, too."""
-    if claim.attempt == 1 and not claim.replays and not claim.handbacks:
-        return None
-    version = claim.version - (3 if claim.attempt == 1 and claim.replays and not claim.handbacks else 2)
-    return version if version > 0 else None

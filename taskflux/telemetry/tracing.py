@@ -19,9 +19,8 @@ a comparison. A mail that is tried twice::
 
 * A batch's span links to every recorded message in it and stands in the trace of the first; what is still under way
   there links back.
-* An attempt links to its claim and to the attempt before it. Nobody keeps the id of that one's span: it follows from
-  the task and the version of its claim, and the link is right when nothing but one publish lay between. After a
-  worker was lost, or Kafka lost a record, it may lead nowhere; the trace is the same in any case.
+* An attempt links to its claim and to the last attempt before it whose outcome was written: the row keeps that one's
+  span.
 * A dead task goes on: `send tasks.dlq`, then `process tasks.dlq` in the dlq-sink. A replay stays in the task's trace,
   as further `send` and `process` spans, the first linked to the attempt that died. The replay's own request has a
   trace of its own, which links to the task's.
@@ -144,13 +143,12 @@ class Span:
         parent: str | None = None,
         links: tuple[str, ...] = (),
         own: str | None = None,
-        span_id: str | None = None,
         began: int | None = None,
     ) -> None:
         """Begin it, or say when it began (nanoseconds since 1970).
 
-        `attributes` are those beyond its operation's. A child stands in its parent's trace, by `span_id` (16 digits,
-        hexadecimal) where that is known before; a root has no `parent` but its `own` traceparent.
+        `attributes` are those beyond its operation's. A child stands in its parent's trace; a root has no `parent` but
+        its `own` traceparent.
         """
         self.operation = operation
         self.attributes = dict(attributes)
@@ -161,7 +159,7 @@ class Span:
         self.began = began or time.time_ns()
         if own is None:
             assert parent is not None
-            own = f"{parent[:36]}{span_id or _new_id()}{parent[52:]}"
+            own = f"{parent[:36]}{_new_id()}{parent[52:]}"
         self.traceparent = own
         self._around: Token[str | None] | None = None
 

@@ -7,16 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-from taskflux.store.claims import Settled
-from taskflux.tasks.decision import Decision
+from taskflux.store.claims import Settled, Settlement
 from taskflux.tasks.states import Event
 from taskflux.telemetry import labels, metrics, tracing
 
 if TYPE_CHECKING:
     from taskflux.worker.executor import Executor
-
-Ended = tuple[Decision, Settled, str | None]
-"""How an attempt was decided, what became of that, and its traceparent, where it was recorded."""
 
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 _executors: Final[dict[str, WeakSet[Executor]]] = {}
@@ -59,12 +55,13 @@ class AttemptMetrics:
         found = self._errors.get(error_class)
         (found or metrics.ERRORS.labels(self._type, labels.error_class(error_class))).inc()
 
-    def settled(self, batch: Iterable[Ended]) -> None:
+    def settled(self, batch: Iterable[tuple[Settlement, Settled]]) -> None:
         """These outcomes were written by one statement."""
         seconds, self._seconds = self._seconds, []
         self._processing.observe_all(seconds)
         succeeded, others, ages = 0, Counter[Event](), []
-        for decision, settled, recorded in batch:
+        for settlement, settled in batch:
+            decision, recorded = settlement.decision, settlement.span
             event = decision.event
             if event is _SUCCEEDED:
                 succeeded += 1

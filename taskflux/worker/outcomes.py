@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from taskflux.store.claims import Claim, Claims, Settled, Settlement
 from taskflux.store.errors import RefusedData, StoreError
@@ -23,13 +23,6 @@ AGAIN: Final = 1.0
 """Seconds before an outcome that could not be written is written again."""
 
 
-class _Outcome(NamedTuple):
-    """A settlement, and the traceparent of its attempt's span, where there is one."""
-
-    settlement: Settlement
-    recorded: str | None
-
-
 class Outcomes:
     """Those of one handler's attempts."""
 
@@ -40,9 +33,9 @@ class Outcomes:
         self._claims = claims
         self._source = source
         self._counted = counted
-        self._group: GroupCommit[_Outcome, Settled] = GroupCommit(
+        self._group: GroupCommit[Settlement, Settled] = GroupCommit(
             self._write_batch,
-            identity=lambda outcome: outcome.settlement.id,
+            identity=lambda settlement: settlement.id,
             max_items=BATCH,
             observe=metrics.BATCH.labels("settle").observe,
         )
@@ -65,7 +58,7 @@ class Outcomes:
     async def _write_surely(self, claim: Claim, decision: Decision, recorded: str | None) -> None:
         while True:
             try:
-                await self._group.submit(_Outcome(Settlement(claim.id, claim.version, decision), recorded))
+                await self._group.submit(Settlement(claim.id, claim.version, decision, recorded))
                 return
             except StoreError as error:
                 log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
@@ -73,11 +66,10 @@ class Outcomes:
                     decision = replace(decision, delay=0.0, result=None, reason="what it said cannot be stored")
             await asyncio.sleep(AGAIN)
 
-    async def _write_batch(self, outcomes: Sequence[_Outcome]) -> Sequence[Settled]:
-        settlements, recorded = zip(*outcomes, strict=True)
-        with message_spans.settling(self._source, recorded):
+    async def _write_batch(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        with message_spans.settling(self._source, (each.span for each in settlements)):
             settled = await self._claims.settle(settlements)
-        self._counted.settled(zip((each.decision for each in settlements), settled, recorded, strict=True))
+        self._counted.settled(zip(settlements, settled, strict=True))
         return settled
 
     def _tell(self, claim: Claim, decision: Decision) -> None:

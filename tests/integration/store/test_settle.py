@@ -42,6 +42,18 @@ async def test_a_retry_is_due_after_its_delay_at_the_version_of_the_claim(scene:
     assert (row["state"], row["attempts"], row["error_reason"]) == ("scheduled", 1, "later")
 
 
+async def test_the_next_claim_knows_the_span_of_the_last_attempt_that_was_recorded(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    assert claim.attempt_span is None
+    for span in ("00-one", None):  # an attempt that is not recorded leaves it as it is
+        await worker.settle([Settlement(claim.id, claim.version, hand_back("drain"), span)])
+        (claim,) = await worker.claim(TYPE, {claim.id: claim.version})
+        assert claim.attempt_span == "00-one"
+    (again,) = await worker.reclaim({claim.id: claim.version - 1})
+    assert again.attempt_span == "00-one"
+
+
 async def test_a_hand_back_is_due_at_once_and_costs_nothing(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)

@@ -62,16 +62,15 @@ def test_a_span_is_what_protobuf_makes_of_it(
     ended: int,
 ) -> None:
     operation = tracing.Operation("look", "CLIENT", common)
-    span = tracing.Span(
-        operation, about, parent=parent, links=links, own=None if parent else own, span_id=own[36:52], began=began
-    )
+    own = f"00-{(parent or own)[3:35]}-{own[36:]}"
+    span = tracing.Span(operation, about, parent=parent, links=links, own=own, began=began)
     span.events = events
     told = dict(about)
     if failed:
         span.failed("Gone")
         told["error.type"] = "Gone"
     expected = Span(
-        **ids(f"00-{(parent or own)[3:35]}-{own[36:]}"),
+        **ids(own),
         parent_span_id=ids(parent)["span_id"] if parent else b"",
         flags=REMOTE if parent else LOCAL,
         name="look",

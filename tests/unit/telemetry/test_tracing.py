@@ -63,17 +63,17 @@ def kept() -> Iterator[Kept]:
     tracing.close()
 
 
-def claim(version: int, attempt: int, traceparent: str = SAMPLED, replays: int = 0, handbacks: int = 0) -> Claim:
+def claim(attempt: int = 1, before: str | None = None, replays: int = 0) -> Claim:
     values: dict[str, Any] = dict.fromkeys(Claim._fields)
     return Claim(
         **values
         | {
             "id": UUID(int=1),
-            "version": version,
+            "version": 2 * attempt,
             "attempt": attempt,
             "replays": replays,
-            "handbacks": handbacks,
-            "traceparent": traceparent,
+            "traceparent": SAMPLED,
+            "attempt_span": before,
             "created_at": datetime(2026, 1, 1, tzinfo=UTC),
         }
     )
@@ -84,7 +84,7 @@ def test_without_an_endpoint_nothing_is_sampled_whatever_a_caller_says() -> None
     assert tracing.new_traceparent().endswith("-02")
     assert calls.call("smtp", "SMTP send", {}) is calls.call("smtp", "another", {})
     assert message_spans.receiving(SOURCE, [SAMPLED]) is tracing.UNRECORDED
-    assert message_spans.processing(SOURCE, claim(2, 1), None, None) is tracing.UNRECORDED
+    assert message_spans.processing(SOURCE, claim(), None, None) is tracing.UNRECORDED
 
 
 def test_the_callers_flag_is_followed(kept: Kept) -> None:
@@ -149,35 +149,20 @@ def test_what_serves_several_requests_is_linked_from_each(kept: Kept) -> None:
     assert [span.links for span in requests if span.id != batch.parent] == [(batch.place,)]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (claim(2, 1), claim(4, 2)),
-        (claim(2, 1), claim(4, 1, handbacks=1)),
-        (claim(7, 4), claim(10, 1, replays=1)),
-        (claim(10, 1, replays=1), claim(12, 2, replays=1)),
-    ],
-    ids=["retry", "hand-back", "replay", "retry of a replay"],
-)
-def test_an_attempt_links_to_the_one_before_it(kept: Kept, before: Claim, after: Claim) -> None:
-    for each in (before, after):
-        with message_spans.processing(SOURCE, each, None, None) as attempt:
-            assert attempt is not None
-            attempt.decided(succeeded(None))
-    first, second = kept.spans
-    assert second.links[-1] == first.place
-
-
-def test_a_first_attempt_links_to_none_before_it(kept: Kept) -> None:
-    with message_spans.processing(SOURCE, claim(3, 1), None, None):
+def test_an_attempt_links_to_its_claim_and_to_the_one_before_it(kept: Kept) -> None:
+    with message_spans.processing(SOURCE, claim(1), None, None) as first:
+        assert first is not None
+        first.decided(succeeded(None))
+    with message_spans.processing(SOURCE, claim(2, first.traceparent), None, SAMPLED):
         pass
-    (span,) = kept.spans
-    assert span.links == ()
+    before, after = kept.spans
+    assert before.links == ()
+    assert after.links == ((SAMPLED[3:35], SAMPLED[36:52]), before.place)
 
 
 def test_spans_of_a_handlers_own_stand_in_its_recorded_attempt(kept: Kept) -> None:
     assert not trace.get_current_span().get_span_context().is_valid
-    with message_spans.processing(SOURCE, claim(2, 1), None, None) as attempt:
+    with message_spans.processing(SOURCE, claim(), None, None) as attempt:
         assert attempt is not None
         inside = trace.get_current_span().get_span_context()
         assert f"{inside.span_id:016x}" == attempt.traceparent[36:52]
@@ -185,7 +170,7 @@ def test_spans_of_a_handlers_own_stand_in_its_recorded_attempt(kept: Kept) -> No
 
 def test_a_record_of_another_trace_is_not_followed(kept: Kept) -> None:
     other = f"00-{'9' * 32}-{'8' * 16}-01"
-    with message_spans.processing(SOURCE, claim(2, 1), other, None):
+    with message_spans.processing(SOURCE, claim(), other, None):
         pass
     (span,) = kept.spans
     assert span.parent == SAMPLED[36:52]
@@ -226,7 +211,7 @@ def test_spans_that_a_handlers_own_instrumentation_records_are_exported_with_our
     tracer = theirs.get_tracer("some.library", "1.0", schema_url="https://example.org/schema")
     with tracer.start_as_current_span("in no attempt"):
         pass
-    with message_spans.processing(SOURCE, claim(2, 1), None, None), tracer.start_as_current_span("theirs") as span:
+    with message_spans.processing(SOURCE, claim(), None, None), tracer.start_as_current_span("theirs") as span:
         span.set_attributes({"rows": 3, "names": ["a", "b"]})
     process, inner = kept.spans
     assert (inner.name, inner.parent, inner.trace) == ("theirs", process.id, process.trace)
@@ -240,7 +225,7 @@ def test_a_span_of_a_handlers_own_that_cannot_be_carried_does_not_fail_its_work(
     theirs = TracerProvider(ParentBased(ALWAYS_OFF), Resource({}))
     theirs.add_span_processor(Foreign(kept.pipeline))
     tracer = theirs.get_tracer("some.library")
-    with message_spans.processing(SOURCE, claim(2, 1), None, None), tracer.start_as_current_span("\ud800"):
+    with message_spans.processing(SOURCE, claim(), None, None), tracer.start_as_current_span("\ud800"):
         pass
     assert [span.name for span in kept.spans] == ["process tasks.email"]
     assert [vars(record)["spans"] for record in caplog.records] == [1]
