@@ -11,7 +11,7 @@ from typing import Final
 from taskflux.store.circuits import Circuits
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import StoreError
+from taskflux.store.errors import Stopped, StoreError, until_available
 from taskflux.store.foreign import ForeignTasks
 from taskflux.store.publishing import Due, Publishing
 from taskflux.store.task_types import TaskTypes
@@ -98,27 +98,34 @@ class Types:
 
     async def begin(self) -> None:
         """Have a first look: nobody waits for it."""
-        await self._look()
-
-    async def _look(self) -> bool:
-        """Read them; false while PostgreSQL is away: what was known is kept."""
         try:
-            self._known, self._read_at = await self._source.all(), asyncio.get_running_loop().time()
+            await self._look()
         except StoreError as error:
-            log.warning("the task types could not be read yet", extra={"error": str(error)})
-            return False
+            _say_unread(error)
+
+    async def _look(self) -> None:
+        """Read them. StoreError: what was known is kept."""
+        self._known, self._read_at = await self._source.all(), asyncio.get_running_loop().time()
         self._on_types(self._known)
-        return True
 
     async def of(self, names: set[str]) -> Mapping[str, TaskType] | None:
-        """All types, read again where one of `names` is missing; None when told to drain while PostgreSQL is away."""
-        now = asyncio.get_running_loop().time
-        while names - self._known.keys() and now() - self._read_at >= ASK_AGAIN:
-            if not await self._look():
-                await self._process.pause(ASK_AGAIN)
-                if self._process.draining.is_set():
-                    return None
+        """All types, read again where one of `names` is missing; None when told to drain before that succeeds."""
+        if names - self._known.keys() and asyncio.get_running_loop().time() - self._read_at >= ASK_AGAIN:
+            try:
+                await until_available(
+                    self._look,
+                    retry=(StoreError,),
+                    stop=self._process.draining,
+                    pauses=(ASK_AGAIN, ASK_AGAIN),
+                    on_wait=_say_unread,
+                )
+            except Stopped:
+                return None
         return self._known
+
+
+def _say_unread(error: Exception) -> None:
+    log.warning("the task types could not be read yet", extra={"error": str(error)})
 
 
 class Router:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from asyncio import sleep
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 import click
 
 from taskflux.cli.program import FAILED, USAGE, leave
-from taskflux.store.errors import SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
+from taskflux.store.errors import SchemaTooOld, StoreBusy, StoreError, StoreUnavailable, until_available
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.worker.settings import Settings, WrongSettings, load
 
@@ -21,7 +20,7 @@ T = TypeVar("T")
 NOT_YET: Final = (StoreUnavailable, StoreBusy, SchemaTooOld, KafkaUnavailable)
 """What passes by itself: a server that starts, and a schema that somebody else is about to bring up to date."""
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.5, 5.0
+PAUSES: Final = 0.5, 5.0
 TELL_AGAIN: Final = 15.0
 """Seconds between two lines about the same trouble."""
 
@@ -44,23 +43,14 @@ class Patience:
         Raises:
             Exception: what the last try raised.
         """
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await work()
-            except NOT_YET as error:
-                left = self._until - time.monotonic()
-                if left <= 0:
-                    raise
-                self._say(error, left)
-            await sleep(min(pause, left))
-            pause = min(pause * 2, _LAST_PAUSE)
+        left = self._until - time.monotonic()
+        return await until_available(work, retry=NOT_YET, seconds=left, pauses=PAUSES, on_wait=self._say)
 
-    def _say(self, error: Exception, left: float) -> None:
+    def _say(self, error: Exception) -> None:
         now, said = time.monotonic(), str(error)
         if self._told is None or self._told[0] != said or now - self._told[1] >= TELL_AGAIN:
             self._told = said, now
-            self._tell(error, left)
+            self._tell(error, self._until - now)
 
 
 def migrate_database(wait: float) -> None:

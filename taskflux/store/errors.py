@@ -1,4 +1,4 @@
-"""What may go wrong with the store, by what the caller does next.
+"""What may go wrong with the store, by what the caller does next, and the one way to wait until it is available.
 
 ::
 
@@ -10,6 +10,16 @@
 """
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
+"""Seconds between two tries: the first time, and at most; each pause is twice as long as the one before."""
 
 
 class StoreError(Exception):
@@ -30,3 +40,49 @@ class RefusedData(StoreError):
 
 class SchemaTooOld(StoreError):
     """A table or column is missing."""
+
+
+class Stopped(Exception):
+    """The caller was told to stop while it waited for PostgreSQL."""
+
+
+async def until_available(
+    work: Callable[[], Awaitable[T]],
+    *,
+    retry: tuple[type[Exception], ...] = (StoreUnavailable, StoreBusy),
+    seconds: float | None = None,
+    stop: asyncio.Event | None = None,
+    pauses: tuple[float, float] | None = None,
+    on_wait: Callable[[Exception], None] = lambda error: None,
+) -> T:
+    """The result of `work`, which is tried again while it raises one of `retry`; it must bear being done again.
+
+    Args:
+        work: a try that has begun is not cut short.
+        retry: what passes by itself.
+        seconds: how long to go on; None: for ever.
+        stop: ends the waiting.
+        pauses: seconds between two tries, the first time and at most, instead of FIRST_PAUSE and LAST_PAUSE.
+        on_wait: told what is waited for, before each pause.
+
+    Raises:
+        Stopped: `stop` was set before a try succeeded.
+        Exception: what the last try raised: something else, or the time is up.
+    """
+    loop = asyncio.get_running_loop()
+    pause, longest = pauses or (FIRST_PAUSE, LAST_PAUSE)
+    deadline = None if seconds is None else loop.time() + seconds
+    stop = stop or asyncio.Event()
+    while not stop.is_set():
+        try:
+            return await work()
+        except retry as error:
+            left = pause if deadline is None else deadline - loop.time()
+            if left <= 0:
+                raise
+            on_wait(error)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(pause, left)):
+                await stop.wait()
+        pause = min(pause * 2, longest)
+    raise Stopped

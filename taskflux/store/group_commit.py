@@ -11,17 +11,23 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
+from taskflux.store.errors import (
+    RefusedData,
+    SchemaTooOld,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+    until_available,
+)
 
 log = logging.getLogger(__name__)
 
 I = TypeVar("I")  # noqa: E741 - the item, as O is its outcome
 O = TypeVar("O")  # noqa: E741
 
-FIRST_WAIT, LAST_WAIT = 0.05, 2.0
-"""Seconds before a failed batch is run again: the first time, and at most."""
+_RETRY: Final = (StoreBusy, StoreUnavailable, SchemaTooOld)
 
 
 class GroupCommit(Generic[I, O]):
@@ -131,7 +137,8 @@ class GroupCommit(Generic[I, O]):
 
     async def _settle(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
         try:
-            outcomes = await self._run_patiently([item for item, _ in batch])
+            items = [item for item, _ in batch]
+            outcomes = await until_available(lambda: self._run(items), retry=_RETRY, seconds=self._patience)
         except RefusedData as error:
             if len(batch) == 1:
                 _fail(batch, error)
@@ -146,18 +153,6 @@ class GroupCommit(Generic[I, O]):
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 if not future.done():
                     future.set_result(outcome)
-
-    async def _run_patiently(self, items: Sequence[I]) -> Sequence[O]:
-        loop = asyncio.get_running_loop()
-        wait, deadline = FIRST_WAIT, None if self._patience is None else loop.time() + self._patience
-        while True:
-            try:
-                return await self._run(items)
-            except (StoreBusy, StoreUnavailable, SchemaTooOld):
-                if deadline is not None and loop.time() + wait > deadline:
-                    raise
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, LAST_WAIT)
 
 
 def _fail(batch: list[tuple[I, asyncio.Future[O]]], error: StoreError) -> None:

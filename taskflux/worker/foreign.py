@@ -13,7 +13,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
-from taskflux.store.errors import RefusedData, StoreBusy, StoreUnavailable
+from taskflux.store.errors import RefusedData, Stopped, StoreBusy, StoreUnavailable, until_available
 from taskflux.store.foreign import Adoptee, ForeignTasks, Known
 from taskflux.stream.envelope import (
     DeadPoison,
@@ -36,9 +36,6 @@ from taskflux.telemetry.tracing import new_traceparent
 from taskflux.worker.process import Process
 
 log = logging.getLogger(__name__)
-
-FIRST_WAIT, LAST_WAIT = 0.1, 2.0
-"""Seconds between two tries while PostgreSQL is away: the first, and at most."""
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
@@ -80,30 +77,33 @@ class Adoption:
             _, first = batch.setdefault(found.identity, (each, found))
             if first is not found:
                 _note(adopted, each, found, Known(first.id, first.digest))
-        known = await self._store_surely([found for _, found in batch.values()], self._grace if publish else 0.0)
-        if known is None:
+        try:
+            known = await self._store_surely([found for _, found in batch.values()], self._grace if publish else 0.0)
+        except Stopped:
             return None
         for each, found in batch.values():
             _note(adopted, each, found, known.get(found.identity))
         return adopted
 
-    async def _store_surely(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known] | None:
-        wait = FIRST_WAIT
-        while not self._process.draining.is_set():
-            try:
-                return await self._store.adopt(batch, grace) if batch else {}
-            except (StoreUnavailable, StoreBusy) as error:
-                log.warning("foreign tasks could not be adopted yet", extra={"error": str(error)})
-                await self._process.pause(wait)
-                wait = min(wait * 2, LAST_WAIT)
-            except RefusedData:
-                if len(batch) == 1:
-                    return {}
-                half = len(batch) // 2
-                first = await self._store_surely(batch[:half], grace)
-                second = await self._store_surely(batch[half:], grace)
-                return None if first is None or second is None else {**first, **second}
-        return None
+    async def _store_surely(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+        if not batch:
+            return {}
+        try:
+            return await until_available(
+                lambda: self._store.adopt(batch, grace),
+                stop=self._process.draining,
+                on_wait=lambda error: log.warning(
+                    "foreign tasks could not be adopted yet", extra={"error": str(error)}
+                ),
+            )
+        except RefusedData:
+            if len(batch) == 1:
+                return {}
+            half = len(batch) // 2
+            return {
+                **await self._store_surely(batch[:half], grace),
+                **await self._store_surely(batch[half:], grace),
+            }
 
 
 def adoptee(foreign: Foreign, max_attempts: int) -> Adoptee | Poison:

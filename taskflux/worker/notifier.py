@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from uuid_utils.compat import uuid7
 
 from taskflux.providers.smtp_replies import merged
-from taskflux.store.errors import StoreError
+from taskflux.store.errors import StoreError, until_available
 from taskflux.store.notifications import Begun, Notifications, NotificationState
 from taskflux.tasks.errors import Ambiguous, JsonValue, TaskError, Transient
 from taskflux.telemetry import labels, metrics, zeros
@@ -149,16 +149,15 @@ class Notifier(Generic[P]):
         progress: Result | None = None,
     ) -> None:
         """Keep what became of it. The caller is told the truth even when this fails."""
-        deadline = asyncio.get_running_loop().time() + self._note_patience
-        while True:
-            try:
-                await self._store.end(name, begun.version, state, outcome=outcome, progress=progress)
-                return
-            except StoreError as error:
-                if asyncio.get_running_loop().time() >= deadline:
-                    log.error("an outcome could not be noted", extra={"error_class": type(error).__name__})
-                    return
-            await asyncio.sleep(NOTE_AGAIN)
+        try:
+            await until_available(
+                lambda: self._store.end(name, begun.version, state, outcome=outcome, progress=progress),
+                retry=(StoreError,),
+                seconds=self._note_patience,
+                pauses=(NOTE_AGAIN, NOTE_AGAIN),
+            )
+        except StoreError as error:
+            log.error("an outcome could not be noted", extra={"error_class": type(error).__name__})
 
 
 def _order(notification: Notification[P], name: str, date: datetime, progress: Mapping[str, Any]) -> Order[P]:

@@ -20,7 +20,7 @@ from taskflux.store.claims import Claim, Claims
 from taskflux.store.claims import Worker as WorkerRow
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import StoreBusy, StoreError, StoreUnavailable
+from taskflux.store.errors import Stopped, StoreError, until_available
 from taskflux.store.foreign import ForeignTasks
 from taskflux.store.task_types import TaskTypes
 from taskflux.stream.client import KafkaUnavailable
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 FETCH: Final = 1.0
 """Seconds that one look for records takes at most; the order to drain is seen between two."""
 MAX_RECORDS: Final = 500
-FIRST_WAIT, LAST_WAIT = 0.1, 2.0
-"""Seconds between two tries while PostgreSQL is away: the first, and at most."""
+TOPIC_AGAIN: Final = 2.0
+"""Seconds between two tries to make a missing topic while Kafka is unreachable."""
 
 
 class LeaseEnded(Exception):
@@ -150,28 +150,33 @@ class Worker:
         return ours, foreign, poison
 
     async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
-        """The lease's term and the claims, however long PostgreSQL is away; None when told to drain meanwhile."""
+        """The lease's term and the claims, however long PostgreSQL is unavailable; None when told to drain."""
         claimed: list[Claim] = []
-        wait, tried = FIRST_WAIT, False
-        while not self._process.draining.is_set():
-            try:
-                if not self._lease.valid:
-                    await self._lease.renew()
-                if self._lease.ended:
-                    raise LeaseEnded
-                term = self._lease.term
-                if tried:
-                    # The lost answer may have been a yes.
-                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
-                    claimed += await self._claims.reclaim(unknown)
-                    versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
-                return term, [*claimed, *await self._claims.claim(self._handler.type, versions)]
-            except (StoreUnavailable, StoreBusy) as error:
-                tried = True
-                log.warning("tasks could not be claimed yet", extra={"error": str(error)})
-                await self._process.pause(wait)
-                wait = min(wait * 2, LAST_WAIT)
-        return None
+        tried = False
+
+        async def claim() -> tuple[int, Sequence[Claim]]:
+            nonlocal tried, versions
+            if not self._lease.valid:
+                await self._lease.renew()
+            if self._lease.ended:
+                raise LeaseEnded
+            term = self._lease.term
+            if tried:
+                # The lost answer may have been a yes.
+                unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
+                claimed.extend(await self._claims.reclaim(unknown))
+                versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
+            tried = True
+            return term, [*claimed, *await self._claims.claim(self._handler.type, versions)]
+
+        try:
+            return await until_available(
+                claim,
+                stop=self._process.draining,
+                on_wait=lambda error: log.warning("tasks could not be claimed yet", extra={"error": str(error)}),
+            )
+        except Stopped:
+            return None
 
 
 async def _before(event: asyncio.Event, wait: Coroutine[Any, Any, None]) -> bool:
@@ -285,7 +290,7 @@ async def _topic(handler: Handler[Any], process: Process) -> None:
             report = await ensure_topics(process.settings.kafka, [handler.type])
         except KafkaUnavailable as error:
             log.debug("waiting for Kafka", extra={"error": str(error)})
-            await asyncio.sleep(LAST_WAIT)
+            await asyncio.sleep(TOPIC_AGAIN)
         else:
             for topic, reason in report.refused.items():
                 log.warning("a topic is missing and cannot be created", extra={"topic": topic, "error": reason})
@@ -293,18 +298,16 @@ async def _topic(handler: Handler[Any], process: Process) -> None:
 
 
 async def _register(handler: Handler[Any], database: Database, process: Process) -> bool:
-    """Make the type known, however long PostgreSQL is away; false when told to drain meanwhile."""
-    wait = FIRST_WAIT
-    while not process.draining.is_set():
-        try:
-            await TaskTypes(database).register(handler.task_type())
-        except (StoreUnavailable, StoreBusy) as error:
-            log.warning("waiting for PostgreSQL", extra={"error": str(error)})
-            await process.pause(wait)
-            wait = min(wait * 2, LAST_WAIT)
-        else:
-            return True
-    return False
+    """Make the type known, however long PostgreSQL is unavailable; false when told to drain meanwhile."""
+    try:
+        await until_available(
+            lambda: TaskTypes(database).register(handler.task_type()),
+            stop=process.draining,
+            on_wait=lambda error: log.warning("waiting for PostgreSQL", extra={"error": str(error)}),
+        )
+    except Stopped:
+        return False
+    return True
 
 
 def consumer_hooks() -> ConsumerHooks:

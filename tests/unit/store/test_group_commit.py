@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from taskflux.store import group_commit
+from taskflux.store import errors
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.group_commit import GroupCommit
 
@@ -43,8 +43,8 @@ def table() -> Table:
 
 @pytest.fixture(autouse=True)
 def _no_patience_for_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_commit, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(group_commit, "LAST_WAIT", 0.002)
+    monkeypatch.setattr(errors, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(errors, "LAST_PAUSE", 0.002)
 
 
 def commits(table: Table, **options: object) -> GroupCommit[str, str]:
