@@ -16,12 +16,20 @@ from starlette.types import Receive, Scope, Send
 
 from taskflux.http.answers import JSON, to_json
 from taskflux.http.bodies import JSON_TYPES, NDJSON_TYPES, headers_of, media_type, parse_json, stream_body, too_large
-from taskflux.http.problems import BAD_REQUEST, MALFORMED_JSON, STORE_UNAVAILABLE, FieldError, Problem, store_problem
+from taskflux.http.problems import (
+    BAD_REQUEST,
+    INVALID_TASK,
+    MALFORMED_JSON,
+    STORE_UNAVAILABLE,
+    FieldError,
+    Problem,
+    not_valid,
+    store_problem,
+)
 from taskflux.http.services import Services
 from taskflux.http.submissions import (
     Circumstances,
     accepted_members,
-    invalid,
     is_idempotency_key,
     key_reused,
     read_submission,
@@ -421,4 +429,6 @@ def _take_key(document: Any) -> str | None:
     key = document.pop("idempotencyKey", None) if isinstance(document, dict) else None
     if key is None or is_idempotency_key(key):
         return key
-    raise invalid([FieldError("idempotencyKey", "must be a text of 1 to 255 printable ASCII characters")])
+    raise not_valid(
+        INVALID_TASK, [FieldError("idempotencyKey", "must be a text of 1 to 255 printable ASCII characters")]
+    )

@@ -52,8 +52,10 @@ from taskflux.http.problems import (
     FieldError,
     Kind,
     Problem,
+    not_valid,
+    shortened,
 )
-from taskflux.http.registry import MOST_ERRORS, field_name, shortened
+from taskflux.http.registry import MOST_ERRORS, field_name
 from taskflux.http.submissions import moment
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
 from taskflux.store.errors import StoreError
@@ -200,9 +202,9 @@ def _field_errors(error: ValidationError) -> list[FieldError]:
 
 
 def _invalid(errors: list[FieldError]) -> Problem:
-    names = ", ".join(dict.fromkeys(error.field for error in errors))
-    detail = shortened(f"not valid: {names}", 400)
-    return Problem(INVALID_NOTIFICATION, detail, errors, extra={"errorClass": "Permanent", "reason": detail})
+    problem = not_valid(INVALID_NOTIFICATION, errors)
+    problem.extra |= {"errorClass": "Permanent", "reason": problem.detail}
+    return problem
 
 
 def _not_begun() -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -132,6 +132,26 @@ class Problem(Exception):
     def response(self) -> Response:
         """The problem as an answer."""
         return Response(to_json(self.document()), self.status, self.headers, PROBLEM.decode())
+
+
+def not_valid(kind: Kind, errors: Sequence[FieldError]) -> Problem:
+    """The problem of these fields."""
+    names = ", ".join(dict.fromkeys(error.field for error in errors))
+    return Problem(kind, shortened(f"not valid: {names}", 400), errors)
+
+
+def unknown_fields(given: Iterable[str], known: Sequence[str], root: str = "") -> list[FieldError]:
+    """What is wrong with names that nobody knows, at most twenty of them; `root` stands before each."""
+    verb = "is" if len(known) == 1 else "are"
+    return [
+        FieldError(root + shortened(name, 100), f"is not known here; known {verb} {', '.join(known)}")
+        for name in sorted(set(given) - set(known))[:20]
+    ]
+
+
+def shortened(text: str, longest: int) -> str:
+    """At most `longest` characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def store_problem(error: StoreError) -> Problem:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import jsonschema_rs
 
-from taskflux.http.problems import FieldError
+from taskflux.http.problems import FieldError, shortened
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.tasks.submission import TaskType
 
@@ -92,11 +92,6 @@ def _field_error(path: Sequence[str | int], message: str) -> FieldError:
 def field_name(root: str, path: Sequence[str | int]) -> str:
     """`payload.attachments[0].name`."""
     return root + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-
-
-def shortened(text: str, longest: int) -> str:
-    """At most `longest` characters."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 REFRESH_EVERY: Final = 10.0

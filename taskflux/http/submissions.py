@@ -27,9 +27,11 @@ from taskflux.http.problems import (
     UNKNOWN_TASK_TYPE,
     FieldError,
     Problem,
+    not_valid,
+    shortened,
     store_problem,
 )
-from taskflux.http.registry import Registered, TypeRegistry, shortened
+from taskflux.http.registry import Registered, TypeRegistry
 from taskflux.http.services import Services
 from taskflux.store.errors import StoreError
 from taskflux.tasks.states import State
@@ -78,10 +80,10 @@ def task_type_of(document: object) -> str:
     if isinstance(name, str):
         return name
     if name is not None:
-        raise invalid([FieldError("taskType", "must be a text")])
+        raise not_valid(INVALID_TASK, [FieldError("taskType", "must be a text")])
     if isinstance(document.get("payload"), str):
         return PLAIN_TYPE
-    raise invalid([*_unknown_fields(document), FieldError("taskType", "is required")])
+    raise not_valid(INVALID_TASK, [*_unknown_fields(document), FieldError("taskType", "is required")])
 
 
 def unknown_type(name: str, known: Sequence[str]) -> Problem:
@@ -123,7 +125,7 @@ def read_submission(document: dict[str, Any], registered: Registered, circumstan
             FieldError("Idempotency-Key", f"must be 1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters")
         )
     if errors:
-        raise invalid(errors)
+        raise not_valid(INVALID_TASK, errors)
     task_type = registered.type
     metadata = given.get("metadata")
     return Submission(
@@ -151,12 +153,6 @@ def digest(task_type: str, payload: object, given: dict[str, Any]) -> bytes:
 def is_idempotency_key(key: object) -> bool:
     """Whether `key` may name a request."""
     return isinstance(key, str) and 1 <= len(key) <= LONGEST_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()
-
-
-def invalid(errors: Sequence[FieldError]) -> Problem:
-    """The problem of these fields."""
-    names = ", ".join(dict.fromkeys(error.field for error in errors))
-    return Problem(INVALID_TASK, shortened(f"not valid: {names}", 400), errors)
 
 
 def _read_fields(document: dict[str, Any], circumstances: Circumstances) -> tuple[dict[str, Any], list[FieldError]]:

@@ -14,11 +14,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from taskflux.http.answers import rfc3339, to_json
-from taskflux.http.bodies import JSON_TYPES, headers_of, media_type, parse_json, read_body, task_id, unknown_task
-from taskflux.http.problems import INVALID_RESOLUTION, WRONG_STATE, FieldError, Problem
-from taskflux.http.registry import shortened
+from taskflux.http.bodies import (
+    JSON_TYPES,
+    headers_of,
+    json_answer,
+    media_type,
+    parse_json,
+    read_body,
+    task_id,
+    unknown_task,
+)
+from taskflux.http.problems import INVALID_RESOLUTION, WRONG_STATE, FieldError, Problem, not_valid, unknown_fields
+from taskflux.http.queries import read_task_query, task_cursor
 from taskflux.http.services import Decisions, Listing, Reader
-from taskflux.http.task_queries import read_browse, write_cursor
 from taskflux.store.tasks import Resolution
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
@@ -111,13 +119,11 @@ class ListTasks:
 
     async def page(self, request: Request) -> Response:
         """A page of what the query asks for."""
-        browse = read_browse(request.query_params.multi_items())
-        page = await self._listing.page(DEFAULT_TENANT, browse.wanted, browse.limit, browse.after)
-        document = {
-            "items": [task_summary(row) for row in page.rows],
-            "nextCursor": write_cursor(page.after, browse.wanted) if page.after else None,
-        }
-        return Response(to_json(document), media_type="application/json")
+        asked = read_task_query(request.query_params.multi_items())
+        page = await self._listing.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
+        following = task_cursor(page.after, asked) if page.after else None
+        items = [task_summary(row) for row in page.rows]
+        return json_answer({"items": items, "nextCursor": following})
 
 
 log = logging.getLogger(__name__)
@@ -181,18 +187,14 @@ def read_resolution(document: object) -> tuple[Resolution, str | None]:
     """
     if not isinstance(document, dict):
         raise Problem(INVALID_RESOLUTION, 'a decision is a JSON object, for example {"outcome": "succeeded"}')
-    errors = [
-        FieldError(shortened(name, 100), "is not known here; known are outcome, reason")
-        for name in sorted(document.keys() - {"outcome", "reason"})[:20]
-    ]
+    errors = unknown_fields(document, ("outcome", "reason"))
     outcome, reason = document.get("outcome"), document.get("reason")
     if not isinstance(outcome, str) or outcome not in list(Resolution):
         errors.append(FieldError("outcome", f"must be one of {', '.join(Resolution)}"))
     if reason is not None and not (isinstance(reason, str) and 1 <= len(reason.strip()) <= LONGEST_REASON):
         errors.append(FieldError("reason", f"must be a text of 1 to {LONGEST_REASON} characters"))
     if errors:
-        names = ", ".join(error.field for error in errors)
-        raise Problem(INVALID_RESOLUTION, shortened(f"not valid: {names}", 400), errors)
+        raise not_valid(INVALID_RESOLUTION, errors)
     return Resolution(str(outcome)), reason.strip() if reason is not None else None
 
 

@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from taskflux.http.answers import rfc3339
 from taskflux.http.bodies import parse_json
-from taskflux.http.problems import INVALID_REPLAY, FieldError, Problem
+from taskflux.http.problems import EMPTY_FILTER, INVALID_REPLAY, FieldError, Problem, not_valid, unknown_fields
+from taskflux.http.queries import LETTER_FILTERS, read_fields
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.submissions import Circumstances, read_submission, registered_type
+from taskflux.http.submissions import Circumstances, moment, read_submission, registered_type
 from taskflux.http.tasks import stored_json, timeline, trace_id
+from taskflux.store.dead_letters import LetterFilter
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
 from taskflux.tasks.states import State
@@ -176,10 +178,7 @@ def read_mending(document: Mapping[str, Any]) -> Mending:
     Raises:
         Problem: 422, naming each field that cannot be taken.
     """
-    errors = [
-        FieldError(name[:100], f"is not known here; known are {', '.join(FIELDS)}")
-        for name in sorted(document.keys() - set(FIELDS))[:20]
-    ]
+    errors = unknown_fields(document, FIELDS)
     task_type, value = document.get("taskType"), document.get("value")
     if task_type is not None and not isinstance(task_type, str):
         errors.append(FieldError("taskType", "must be a text"))
@@ -188,7 +187,7 @@ def read_mending(document: Mapping[str, Any]) -> Mending:
     if value is not None and ("payload" in document or task_type is not None):
         errors.append(FieldError("value", "is the whole record: give it, or payload and taskType"))
     if errors:
-        raise invalid_replay(errors)
+        raise not_valid(INVALID_REPLAY, errors)
     return Mending((document["payload"],) if "payload" in document else (), task_type, value)
 
 
@@ -203,7 +202,9 @@ async def edited_payload(
     """
     wrong = [name for name, given in (("taskType", mending.task_type), ("value", mending.value)) if given is not None]
     if wrong:
-        raise invalid_replay([FieldError(name, "mends a record that was no task; this one was") for name in wrong])
+        raise not_valid(
+            INVALID_REPLAY, [FieldError(name, "mends a record that was no task; this one was") for name in wrong]
+        )
     if not mending.payload:
         return None
     document = {"taskType": letter["type"], "payload": mending.payload[0]}
@@ -230,11 +231,11 @@ def _document(letter: Mapping[str, Any], mending: Mending, prefix: str) -> dict[
         return _of_value(mending.value, json.loads(letter["origin"]))
     task_type = mending.task_type or letter["type"] or _type_of_origin(letter, prefix)
     if task_type is None:
-        raise invalid_replay([FieldError("taskType", "is required: the record's topic does not tell it")])
+        raise not_valid(INVALID_REPLAY, [FieldError("taskType", "is required: the record's topic does not tell it")])
     if mending.payload:
         return {"taskType": task_type, "payload": mending.payload[0]}
     if letter["payload"] is None:
-        raise invalid_replay([FieldError("payload", "is required: what is there is no task; or give value")])
+        raise not_valid(INVALID_REPLAY, [FieldError("payload", "is required: what is there is no task; or give value")])
     return {"taskType": task_type, "payload": parse_json(letter["payload"].encode("utf-8"))}
 
 
@@ -247,17 +248,58 @@ def _of_value(value: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     try:
         raw = value.encode("utf-8")
     except UnicodeEncodeError:
-        raise invalid_replay([FieldError("value", "holds a lone surrogate, which no UTF-8 can carry")]) from None
+        raise not_valid(
+            INVALID_REPLAY, [FieldError("value", "holds a lone surrogate, which no UTF-8 can carry")]
+        ) from None
     found = decode(Record(str(origin.get("topic")), 0, 0, 0, None, raw), max_bytes=len(raw) + 1)
     match found:
         case Poison():
-            raise invalid_replay([FieldError("value", f"is still no task: {found.reason}")])
+            raise not_valid(INVALID_REPLAY, [FieldError("value", f"is still no task: {found.reason}")])
         case Envelope():
-            raise invalid_replay([FieldError("value", "names a task and brings no payload: a task needs one")])
+            raise not_valid(
+                INVALID_REPLAY, [FieldError("value", "names a task and brings no payload: a task needs one")]
+            )
         case _:
             return {"taskType": found.task_type, "payload": found.payload}
 
 
-def invalid_replay(errors: list[FieldError]) -> Problem:
-    """The problem of these fields."""
-    return Problem(INVALID_REPLAY, "not valid: " + ", ".join(error.field for error in errors), errors)
+USUAL_RATE: Final = 50.0
+LEAST_RATE, MOST_RATE = 0.01, 5_000.0
+
+
+def read_bulk(document: Mapping[str, Any]) -> tuple[LetterFilter, float, bool]:
+    """The bulk replay that a body asks for: which letters, how many a second, and whether they are only counted.
+
+    Raises:
+        Problem: 422, naming each field that cannot be taken; or the filter is empty.
+    """
+    errors: list[FieldError] = []
+    values = read_fields(document, {"filter": _object, "dryRun": _boolean, "rate": _rate}, errors)
+    readers = LETTER_FILTERS | {"createdAfter": moment, "createdBefore": moment}
+    found = read_fields(values.get("filter", {}), readers, errors, "filter.")
+    if errors:
+        raise not_valid(INVALID_REPLAY, errors)
+    wanted = LetterFilter(*map(found.get, LETTER_FILTERS))
+    if wanted.empty:
+        known = ", ".join(LETTER_FILTERS)
+        detail = f"say which dead letters: the filter names at least one of {known}; to mean all, createdBefore now"
+        raise Problem(EMPTY_FILTER, detail, [FieldError("filter", "is empty")])
+    return wanted, values.get("rate", USUAL_RATE), values.get("dryRun", False)
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON object")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _rate(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_RATE <= value <= MOST_RATE:
+        raise ValueError(f"must be a number of dead letters a second from {LEAST_RATE:g} to {MOST_RATE:g}")
+    return float(value)

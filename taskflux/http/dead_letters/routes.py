@@ -13,7 +13,6 @@ from starlette.routing import Route
 from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import identifier, json_answer, json_object
-from taskflux.http.dead_letter_queries import cursor_of, read_browse, read_bulk, read_groups
 from taskflux.http.dead_letters.letter import (
     bulk_document,
     edited_payload,
@@ -21,6 +20,7 @@ from taskflux.http.dead_letters.letter import (
     letter_document,
     letter_item,
     new_task,
+    read_bulk,
     read_mending,
 )
 from taskflux.http.problems import (
@@ -32,7 +32,9 @@ from taskflux.http.problems import (
     UNKNOWN_REPLAY,
     FieldError,
     Problem,
+    unknown_fields,
 )
+from taskflux.http.queries import letter_cursor, read_letter_query
 from taskflux.http.services import DeadLetterDesk, Services
 from taskflux.http.submissions import Circumstances
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, Replayed
@@ -55,15 +57,15 @@ class BulkReplayRoutes:
 
         Two at once over the same letters send each letter once.
         """
-        asked = read_bulk(await json_object(request, self._services.limits.max_body_bytes))
-        if asked.dry_run:
-            groups = await self._desk.shelf.groups(DEFAULT_TENANT, asked.wanted, OPEN)
+        wanted, rate, dry_run = read_bulk(await json_object(request, self._services.limits.max_body_bytes))
+        if dry_run:
+            groups = await self._desk.shelf.groups(DEFAULT_TENANT, wanted, OPEN)
             # Of one look, so that the two figures agree while further letters come.
             matched = sum(group["letters"] for group in groups)
             if len(groups) >= MOST_GROUPS:
-                matched = await self._desk.shelf.count(DEFAULT_TENANT, asked.wanted, OPEN)
+                matched = await self._desk.shelf.count(DEFAULT_TENANT, wanted, OPEN)
             return json_answer({"matched": matched, "groups": groups_document(groups)})
-        row = await self._desk.replays.start_bulk(DEFAULT_TENANT, uuid7(), asked.wanted, asked.rate)
+        row = await self._desk.replays.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
         log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
         told = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}
         return json_answer(told, 202, {"Location": f"/dead-letters/replays/{row['id']}"})
@@ -126,16 +128,17 @@ class DeadLetterRoutes:
 
     async def page(self, request: Request) -> Response:
         """A page of letters, newest first."""
-        browse = read_browse(request.query_params.multi_items())
-        rows = await self._desk.shelf.page(DEFAULT_TENANT, browse.wanted, browse.state, browse.behind, browse.limit + 1)
-        shown = rows[: browse.limit]
-        following = cursor_of(shown[-1]) if len(rows) > browse.limit else None
+        asked = read_letter_query(request.query_params.multi_items())
+        rows = await self._desk.shelf.page(DEFAULT_TENANT, asked.wanted, asked.state, asked.after, asked.limit + 1)
+        shown = rows[: asked.limit]
+        following = letter_cursor(shown[-1], asked) if len(rows) > asked.limit else None
         return json_answer({"items": [letter_item(row) for row in shown], "nextCursor": following})
 
     async def groups(self, request: Request) -> Response:
         """How many letters there are by type and error class."""
-        wanted, state = read_groups(request.query_params.multi_items())
-        return json_answer({"groups": groups_document(await self._desk.shelf.groups(DEFAULT_TENANT, wanted, state))})
+        asked = read_letter_query(request.query_params.multi_items(), paged=False)
+        groups = await self._desk.shelf.groups(DEFAULT_TENANT, asked.wanted, asked.state)
+        return json_answer({"groups": groups_document(groups)})
 
     async def show(self, request: Request) -> Response:
         """One letter with everything about it."""
@@ -197,10 +200,11 @@ class DeadLetterRoutes:
 
 
 def _reason(document: Mapping[str, Any]) -> str:
-    unknown = [FieldError(name[:100], "is not known here; known is reason") for name in document.keys() - {"reason"}]
     reason = document.get("reason")
     wrong = not isinstance(reason, str) or not 1 <= len(reason.strip()) <= LONGEST_REASON or _unstorable(reason)
-    errors = unknown + ([FieldError("reason", f"must be a text of 1 to {LONGEST_REASON} characters")] if wrong else [])
+    errors = unknown_fields(document, ["reason"]) + (
+        [FieldError("reason", f"must be a text of 1 to {LONGEST_REASON} characters")] if wrong else []
+    )
     if errors:
         raise Problem(INVALID_DISCARD, "say why this dead letter needs no replay: it is kept with it", errors)
     return str(reason).strip()

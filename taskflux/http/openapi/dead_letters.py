@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflux.http import problems as p
-from taskflux.http.dead_letter_queries import ALL, STATES
 from taskflux.http.dead_letters.routes import LONGEST_REASON
 from taskflux.http.openapi import examples as e
 from taskflux.http.openapi.model import Answer, Body, Json, Operation, Parameter, json_body, ref
 from taskflux.http.openapi.schemas import FILTERS, ID, bulk_request, mending
 from taskflux.http.openapi.tasks import BODY, CURSOR, LIMIT, LOCATION, STORE
+from taskflux.http.queries import ALL, STATES
 from taskflux.store.dead_letters import OPEN
 
 _ID: Final = Parameter("deadLetterId", "path", ID, "The dead letter's id.", e.DEAD_LETTER_ID)

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from taskflux.http.dead_letter_queries import LEAST_RATE, LONGEST_TEXT, MOST_RATE, STATES
+from taskflux.http.dead_letters.letter import LEAST_RATE, MOST_RATE
 from taskflux.http.openapi.model import Json, ref
+from taskflux.http.queries import LONGEST_TEXT, STATES
 from taskflux.http.submissions import (
     LARGEST_METADATA,
     LONGEST_DELAY,

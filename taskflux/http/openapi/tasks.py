@@ -9,8 +9,8 @@ from taskflux.http import problems as p
 from taskflux.http.openapi import examples as e
 from taskflux.http.openapi.model import Answer, Body, Json, Operation, Parameter, json_body, ref
 from taskflux.http.openapi.schemas import ID, IDEMPOTENCY_KEY, MOMENT, optional
+from taskflux.http.queries import LONGEST_MEMBER, LONGEST_TEXT, METADATA, MOST_MEMBERS, MOST_ON_A_PAGE, USUAL_PAGE
 from taskflux.http.submissions import LONGEST_KEY
-from taskflux.http.task_queries import LONGEST_MEMBER, LONGEST_TYPE, METADATA, MOST_MEMBERS, MOST_ON_A_PAGE, USUAL_PAGE
 from taskflux.http.tasks import LONGEST_REASON
 
 STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
@@ -119,10 +119,10 @@ OPERATIONS: Final[Sequence[Operation]] = (
         "List tasks",
         "Newest first. A page may be short, or empty, and still have a `nextCursor`: the work of one call is bounded.",
         [Answer(200, "A page.", json_body(ref("TaskPage"), {"page": ("The last page", e.TASK_PAGE)}))],
-        (p.BAD_REQUEST, p.INVALID_QUERY, *STORE),
+        (p.INVALID_QUERY, *STORE),
         (
             Parameter("status", "query", ref("Status"), "Only tasks in this state."),
-            Parameter("taskType", "query", _text(LONGEST_TYPE), "Only tasks of this type."),
+            Parameter("taskType", "query", _text(LONGEST_TEXT), "Only tasks of this type."),
             Parameter("createdAfter", "query", MOMENT, "Only tasks accepted at this time or later."),
             Parameter("createdBefore", "query", MOMENT, "Only tasks accepted before this time."),
             Parameter("key", "query", _text(LONGEST_KEY), "Only tasks with this key."),

@@ -14,8 +14,8 @@ import pytest
 
 from taskflux.http.app import create_app
 from taskflux.http.problems import Problem
+from taskflux.http.queries import Query, read_task_query, task_cursor
 from taskflux.http.services import Services, TaskDesk
-from taskflux.http.task_queries import read_browse, read_cursor, write_cursor
 from taskflux.store.tasks import Page, Resolution, TaskFilter
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
@@ -159,27 +159,32 @@ async def test_the_first_and_the_last_year_can_be_asked_for(query: str, desk: De
 @pytest.mark.parametrize(
     "cursor", ["", "x", "ä", "AQ==", base64.urlsafe_b64encode(b"\x02" + bytes(20)).decode(), "A" * 5000]
 )
-async def test_a_text_that_is_no_cursor_is_a_400_that_names_it(cursor: str, desk: Desk) -> None:
+async def test_a_text_that_is_no_cursor_is_named(cursor: str, desk: Desk) -> None:
     response = await desk.client.get("/tasks", params={"cursor": cursor})
-    assert response.status_code == 400
-    assert "is not a cursor" in bad_fields(response)["cursor"]
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
+    assert bad_fields(response) == {"cursor": "is not a cursor: give a nextCursor as it came"}
 
 
 async def test_a_cursor_is_refused_with_other_filters_than_its_own(desk: Desk) -> None:
-    cursor = write_cursor(ID, TaskFilter(State.DEAD))
+    cursor = task_cursor(ID, Query(TaskFilter(State.DEAD), 50, None))
     assert (await desk.client.get("/tasks", params={"cursor": cursor, "status": "dead"})).status_code == 200
     response = await desk.client.get("/tasks", params={"cursor": cursor, "status": "queued"})
-    assert response.status_code == 400
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert "other filters" in bad_fields(response)["cursor"]
 
 
 def test_a_cursor_says_where_the_next_page_begins() -> None:
-    wanted = TaskFilter(metadata={"b": "2", "a": "1"})
-    cursor = write_cursor(ID, wanted)
-    assert read_cursor(cursor, TaskFilter(metadata={"a": "1", "b": "2"})) == ID
+    cursor = task_cursor(ID, Query(TaskFilter(metadata={"b": "2", "a": "1"}), 50, None))
+    asked = read_task_query([("metadata.a", "1"), ("metadata.b", "2"), ("cursor", cursor)])
+    assert asked.after == ID
     assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
     with pytest.raises(Problem):
-        read_browse([("cursor", cursor)])
+        read_task_query([("cursor", cursor)])
+
+
+async def test_everything_that_is_wrong_with_a_query_is_named_at_once(desk: Desk) -> None:
+    response = await desk.client.get("/tasks?limit=0&cursor=x&key=a&key=b&order=up&metadata.a=" + "x" * 1001)
+    assert bad_fields(response).keys() == {"limit", "cursor", "key", "order", "metadata.a"}
 
 
 @pytest.mark.parametrize("state", ["scheduled", "queued", "cancelled"])

@@ -1,0 +1,226 @@
+"""What lists are asked for: filters, pages and cursors. Pure.
+
+Each reader answers what was asked, or raises a Problem (422) that names everything that is wrong. A name that nobody
+knows is refused: it may be meant as a filter. A cursor names the list that it belongs to, and is refused for another.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Generic, TypeVar
+from uuid import UUID
+
+from taskflux.http.problems import INVALID_QUERY, FieldError, not_valid, shortened, unknown_fields
+from taskflux.http.submissions import LONGEST_KEY, moment
+from taskflux.store.dead_letters import OPEN, LetterFilter, Place
+from taskflux.store.tasks import TaskFilter
+from taskflux.tasks.states import State
+
+F = TypeVar("F")
+P = TypeVar("P")
+Parameters = Iterable[tuple[str, str]]
+Reader = Callable[[Any], Any]
+"""From what was given to what is meant; raises ValueError with a sentence, or OverflowError."""
+
+MOST_ON_A_PAGE: Final = 200
+USUAL_PAGE: Final = 50
+LONGEST_TEXT: Final = 255
+LONGEST_MEMBER: Final = 1000
+MOST_MEMBERS: Final = 10
+METADATA: Final = "metadata."
+STATES: Final = (OPEN, "replayed", "discarded")
+ALL: Final = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Generic[F, P]):
+    """A page of a list, behind the place `after`. `state` is of dead letters; None takes those of every state."""
+
+    wanted: F
+    limit: int
+    after: P | None
+    state: str | None = None
+
+
+def read_task_query(parameters: Parameters) -> Query[TaskFilter, UUID]:
+    """The page of tasks that a query asks for."""
+    given, errors = _once(parameters)
+    members = {name.removeprefix(METADATA): given.pop(name) for name in list(given) if name.startswith(METADATA)}
+    errors += _wrong_members(members)
+    values = read_fields(given, _TASKS | {"limit": _limit, "cursor": _task_cursor}, errors, also=(METADATA + "<name>",))
+    if errors:
+        raise not_valid(INVALID_QUERY, errors)
+    filters: list[Any] = [*map(values.get, _TASKS), members]
+    wanted = TaskFilter(*filters)
+    return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted))
+
+
+def read_letter_query(parameters: Parameters, *, paged: bool = True) -> Query[LetterFilter, Place]:
+    """The page of dead letters that a query asks for; without `paged` all of them, which takes no limit or cursor."""
+    given, errors = _once(parameters)
+    page = {"limit": _limit, "cursor": _letter_cursor} if paged else {}
+    values = read_fields(given, {**LETTER_FILTERS, "state": _state, **page}, errors)
+    if errors:
+        raise not_valid(INVALID_QUERY, errors)
+    wanted, state = LetterFilter(*map(values.get, LETTER_FILTERS)), values.get("state", OPEN)
+    return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted, state), state)
+
+
+def _once(parameters: Parameters) -> tuple[dict[str, str], list[FieldError]]:
+    given: dict[str, str] = {}
+    errors = []
+    for name, value in parameters:
+        if name in given:
+            errors.append(FieldError(shortened(name, 100), "is given more than once"))
+        given[name] = value
+    return given, errors[:20]
+
+
+def read_fields(
+    given: Mapping[str, Any],
+    readers: Mapping[str, Reader],
+    errors: list[FieldError],
+    root: str = "",
+    also: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What is given, read; null is as good as absent. What is wrong joins `errors`; `also` names what else is known."""
+    errors += unknown_fields(given, [*readers, *also], root)
+    values: dict[str, Any] = {}
+    for name, read in readers.items():
+        if (value := given.get(name)) is None:
+            continue
+        try:
+            values[name] = read(value)
+        except (ValueError, OverflowError) as error:
+            errors.append(FieldError(root + name, str(error) if type(error) is ValueError else "is out of range"))
+    return values
+
+
+# A cursor is a version, the place of the last item, and the digest of what its list was filtered by.
+_VERSION: Final = b"\x01"
+_DIGEST: Final = 4
+"""Bytes."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_CURSOR: Final = "is not a cursor: give a nextCursor as it came"
+
+
+def task_cursor(task: UUID, query: Query[TaskFilter, UUID]) -> str:
+    """The text that asks for what stands behind this task in the same list."""
+    return _write_cursor(task.bytes, query.wanted)
+
+
+def letter_cursor(row: Mapping[str, Any], query: Query[LetterFilter, Place]) -> str:
+    """The text that asks for what stands behind this dead letter in the same list."""
+    since = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
+    return _write_cursor(since.to_bytes(8, "big", signed=True) + row["id"].bytes, query.wanted, query.state)
+
+
+def _write_cursor(place: bytes, *filters: object) -> str:
+    return base64.urlsafe_b64encode(_VERSION + place + _digest(filters)).decode("ascii")
+
+
+def _digest(filters: object) -> bytes:
+    def told(value: Any) -> object:
+        return value.isoformat() if isinstance(value, datetime) else asdict(value)
+
+    return hashlib.sha256(json.dumps(filters, default=told, sort_keys=True).encode("ascii")).digest()[:_DIGEST]
+
+
+def _read_cursor(text: str, size: int) -> tuple[bytes, bytes]:
+    """The place, of `size` bytes, and the digest."""
+    try:
+        cursor = base64.b64decode(text, altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        cursor = b""
+    if len(cursor) != 1 + size + _DIGEST or not cursor.startswith(_VERSION):
+        raise ValueError(_NO_CURSOR)
+    return cursor[1:-_DIGEST], cursor[-_DIGEST:]
+
+
+def _task_cursor(text: str) -> tuple[UUID, bytes]:
+    place, digest = _read_cursor(text, 16)
+    return UUID(bytes=place), digest
+
+
+def _letter_cursor(text: str) -> tuple[Place, bytes]:
+    place, digest = _read_cursor(text, 24)
+    try:
+        created_at = _EPOCH + timedelta(microseconds=int.from_bytes(place[:8], "big", signed=True))
+    except OverflowError:
+        raise ValueError(_NO_CURSOR) from None
+    return Place(created_at, UUID(bytes=place[8:])), digest
+
+
+def _after(cursor: tuple[P, bytes] | None, *filters: object) -> P | None:
+    if cursor is None:
+        return None
+    place, digest = cursor
+    if digest != _digest(filters):
+        said = "belongs to a list with other filters: give the same ones on every page"
+        raise not_valid(INVALID_QUERY, [FieldError("cursor", said)])
+    return place
+
+
+def _wrong_members(members: Mapping[str, str]) -> list[FieldError]:
+    if len(members) > MOST_MEMBERS:
+        return [FieldError(METADATA + "<name>", f"is given for more than {MOST_MEMBERS} names")]
+    return [
+        FieldError(shortened(METADATA + name, 100), f"is longer than {LONGEST_MEMBER} characters")
+        for name, value in members.items()
+        if max(len(name), len(value)) > LONGEST_MEMBER
+    ]
+
+
+def _status(text: str) -> State:
+    try:
+        return State(text)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(State)}") from None
+
+
+def _state(text: str) -> str | None:
+    if text not in (*STATES, ALL):
+        raise ValueError(f"must be one of {', '.join(STATES)}, {ALL}")
+    return None if text == ALL else text
+
+
+def _text(most: int) -> Reader:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not 1 <= len(value) <= most or not value.isprintable():
+            raise ValueError(f"must be a text of 1 to {most} printable characters")
+        return value
+
+    return read
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_ON_A_PAGE):
+        raise ValueError(f"must be a whole number from 1 to {MOST_ON_A_PAGE}")
+    return int(text)
+
+
+def _moment(text: str) -> datetime:
+    # A + that was not escaped arrives as a space, and in a time can only have been one.
+    return moment(text.replace(" ", "+") if text[10:11] in "Tt" else text)
+
+
+# In the order of the fields of TaskFilter and LetterFilter.
+_TIMES: Final[dict[str, Reader]] = {"createdAfter": _moment, "createdBefore": _moment}
+_TASKS: Final[dict[str, Reader]] = {
+    "status": _status,
+    "taskType": _text(LONGEST_TEXT),
+    **_TIMES,
+    "key": _text(LONGEST_KEY),
+}
+LETTER_FILTERS: Final[dict[str, Reader]] = {
+    "taskType": _text(LONGEST_TEXT),
+    "errorClass": _text(LONGEST_TEXT),
+    **_TIMES,
+    "originTopic": _text(LONGEST_TEXT),
+}
