@@ -18,11 +18,10 @@ from taskflux.store.group_commit import GroupCommit
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Record
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic
-from taskflux.telemetry import labels, message_spans, metrics, store_metrics, zeros
+from taskflux.telemetry import message_spans, metrics
 from taskflux.upkeep.measuring import DLQ
 from taskflux.worker.foreign import dead_letter
 from taskflux.worker.process import Process, service
-from taskflux.worker.worker import consumer_hooks
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +34,15 @@ async def dlq_sink(process: Process) -> None:
     settings = process.settings
     prefix = settings.kafka.topic_prefix
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=1, name=process.label, watch=store_metrics.DATABASE)
+        database = Database(settings.postgres, pool_size=1, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        consumer = Consumer(settings.kafka, dead_letter_group(prefix), [dead_letter_topic(prefix)], consumer_hooks())
+        consumer = Consumer(settings.kafka, dead_letter_group(prefix), [dead_letter_topic(prefix)])
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         metrics.CONCURRENCY.labels(DLQ).set(1)
         metrics.CLAIMED.labels(DLQ)
-        zeros.of_dead_letters()
+        metrics.DEAD_LETTERS.zeros()
         process.started()
         letters = DeadLetters(database)
         while not process.draining.is_set():
@@ -89,4 +88,4 @@ async def _store(commit: GroupCommit[DeadLetter, None], letters: Sequence[DeadLe
 
 def _count(stored: Mapping[UUID, str]) -> None:
     for error_class in stored.values():
-        metrics.DEAD_LETTERS.labels(labels.error_class(error_class)).inc()
+        metrics.DEAD_LETTERS.labels(metrics.error_class(error_class)).inc()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from contextlib import AsyncExitStack
-from functools import partial
 
 from taskflux.http.app import create_app
 from taskflux.http.probes import Exposition, own_metrics
-from taskflux.http.receipts import Msg91Webhook, ReportHooks
+from taskflux.http.problems import COMMON
+from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import of_request
 from taskflux.http.server import CannotListen, serve
-from taskflux.http.services import DeadLetterDesk, Hooks, Limits, Services, TaskDesk
+from taskflux.http.services import DeadLetterDesk, Limits, Services, TaskDesk
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.circuits import Circuits
@@ -22,7 +21,7 @@ from taskflux.store.publishing import Publishing
 from taskflux.store.task_types import TaskTypes
 from taskflux.store.tasks import Decisions, Listing, Receipts, Tasks
 from taskflux.stream.producer import Producer
-from taskflux.telemetry import labels, metrics, store_metrics, zeros
+from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.intake import Intake
 from taskflux.worker.process import Process, service
@@ -42,21 +41,23 @@ async def ingest(process: Process) -> None:
 async def serve_api(process: Process, exposition: Exposition = own_metrics) -> None:
     """What `ingest` does, with `exposition` at `/metrics`."""
     settings = process.settings
-    zeros.of_ingest()
+    metrics.SUBMITTED.zeros(metrics.UNKNOWN, [kind.slug for kind in COMMON])
+    metrics.REPLAYED.zeros("Permanent", ("single", "mended"))
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
+        database = Database(settings.postgres, pool_size=4, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
+        producer = Producer(settings.kafka)
         await producer.start()
         stack.push_async_callback(producer.stop)
         watch = CircuitWatch(Circuits(database))
         tasks = Tasks(database)
-        accelerator = store_metrics.accelerator(settings.redis)
+        accelerator = Accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         webhook = _msg91_webhook(database, accelerator)
-        registry = TypeRegistry(TaskTypes(database), on_types=partial(_known, reported=webhook is not None))
+        counters = (metrics.SUBMITTED, metrics.FIRST_REPORTS) if webhook else (metrics.SUBMITTED,)
+        registry = TypeRegistry(TaskTypes(database), counters=counters)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
         intake = Intake(tasks, publisher, watch, lambda name: provider_of(registry, name), settings.relay.grace)
         stack.push_async_callback(intake.drain)
@@ -71,7 +72,6 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
             metrics=exposition,
             started=lambda: process.health.started,
             limits=Limits(max_body_bytes=limit, max_item_bytes=limit),
-            hooks=Counted(),
             traceparent=of_request,
             tasks=TaskDesk(Listing(database), Decisions(database)),
             msg91_webhook=webhook,
@@ -79,7 +79,6 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
                 DeadLetterShelf(database),
                 DeadLetterReplays(database),
                 settings.kafka.topic_prefix,
-                lambda error_class, how: metrics.REPLAYED.labels(labels.error_class(error_class), how).inc(),
             ),
         )
         try:
@@ -103,37 +102,9 @@ def provider_of(registry: TypeRegistry, name: str) -> str | None:
     return registered.type.provider if registered else None
 
 
-def _known(task_types: Collection[str], reported: bool) -> None:
-    """These types are registered; `reported`: a webhook takes reports of what became of their tasks."""
-    zeros.of_submitted(task_types)
-    if reported:
-        zeros.of_first_reports(task_types)
-
-
 def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook | None:
     """Takes delivery reports where a secret is set."""
     secret = load_provider("msg91", Msg91Settings).webhook_secret
     if secret is None:
         return None
-    zeros.of_reports()
-    return Msg91Webhook(secret.get_secret_value(), Receipts(database), accelerator, CountedReports())
-
-
-class Counted(Hooks):
-    """Submissions as metrics."""
-
-    def on_accepted(self, task_type: str, repeated: bool) -> None:
-        metrics.SUBMITTED.labels(task_type, "repeated" if repeated else "accepted").inc()
-
-    def on_refused(self, slug: str) -> None:
-        metrics.SUBMITTED.labels(labels.UNKNOWN, slug).inc()
-
-
-class CountedReports(ReportHooks):
-    """Delivery reports as metrics."""
-
-    def on_report(self, status: str) -> None:
-        metrics.REPORTS.labels(status).inc()
-
-    def on_first(self, task_type: str, before: str) -> None:
-        metrics.FIRST_REPORTS.labels(task_type, before).inc()
+    return Msg91Webhook(secret.get_secret_value(), Receipts(database), accelerator)

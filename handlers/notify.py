@@ -18,7 +18,7 @@ from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.notifications import Notifications
 from taskflux.tasks.errors import Misconfigured
-from taskflux.telemetry import metrics, store_metrics, zeros
+from taskflux.telemetry import metrics
 from taskflux.worker.circuits import Limiter
 from taskflux.worker.notifier import Notifier, Order, Result
 from taskflux.worker.process import Process, service
@@ -34,10 +34,10 @@ async def notify(process: Process) -> None:
     """
     settings = process.settings
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
+        database = Database(settings.postgres, pool_size=4, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        accelerator = store_metrics.accelerator(settings.redis)
+        accelerator = Accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         mails = await _open(smtp.connect, accelerator, stack)
@@ -88,9 +88,8 @@ async def _open(provider: Provider[Any], accelerator: Accelerator, stack: AsyncE
         client = await stack.enter_async_context(provider.connect(section))
     except Misconfigured as error:
         return error
-    zeros.of_provider(provider.name)
-    observe = metrics.RATE_WAIT.labels(provider.name).observe
-    return _Opened(client, Limiter(provider.name, getattr(section, "rate", None), accelerator, observe))
+    metrics.show_provider(provider.name)
+    return _Opened(client, Limiter(provider.name, getattr(section, "rate", None), accelerator))
 
 
 def _limiter(opened: _Opened | Misconfigured) -> Limiter | None:

@@ -17,7 +17,7 @@ from taskflux.store.task_types import TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
-from taskflux.telemetry import metrics, store_metrics
+from taskflux.telemetry import metrics
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import Leader
 from taskflux.upkeep.outflow import Outflow
@@ -32,10 +32,10 @@ async def relay(process: Process) -> None:
     """Publish what is due until the process drains."""
     settings = process.settings
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=4, name=process.label, watch=store_metrics.DATABASE)
+        database = Database(settings.postgres, pool_size=4, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
+        producer = Producer(settings.kafka)
         await producer.start()
         stack.push_async_callback(producer.stop)
         positions = Positions(settings.kafka)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -20,13 +20,12 @@ from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Rec
 from taskflux.stream.producer import Producer
 from taskflux.stream.topics import is_own_topic, router_group
 from taskflux.tasks.submission import TaskType
-from taskflux.telemetry import metrics, store_metrics, zeros
+from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.foreign import Adopted, Adoption, PoisonOutlet
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
 from taskflux.worker.settings import WrongSettings
-from taskflux.worker.worker import consumer_hooks
 
 log = logging.getLogger(__name__)
 
@@ -47,22 +46,22 @@ async def router(process: Process) -> None:
     topic = _topic(process)
     prefix = settings.kafka.topic_prefix
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=2, name=process.label, watch=store_metrics.DATABASE)
+        database = Database(settings.postgres, pool_size=2, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        producer = Producer(settings.kafka, metrics.PRODUCE_SECONDS.labels().observe)
+        producer = Producer(settings.kafka)
         await producer.start()
         stack.push_async_callback(producer.stop)
         watch = CircuitWatch(Circuits(database))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         poison = PoisonOutlet(process, DeadLetters(database))
         stack.push_async_callback(poison.close)
-        consumer = Consumer(settings.kafka, router_group(prefix), [topic], consumer_hooks())
+        consumer = Consumer(settings.kafka, router_group(prefix), [topic])
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), prefix)
         adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
-        types = Types(process, TaskTypes(database), on_types=zeros.of_adopted)
+        types = Types(process, TaskTypes(database))
         await stack.enter_async_context(process.background(types.begin()))
         route = Router(process, types, adoption, publisher, watch, poison)
         process.started()
@@ -89,10 +88,9 @@ def _topic(process: Process) -> str:
 class Types:
     """The registered types; one that is missing is looked for again before it counts as unknown."""
 
-    def __init__(self, process: Process, source: TaskTypes, on_types: Callable[[Collection[str]], None]) -> None:
+    def __init__(self, process: Process, source: TaskTypes) -> None:
         self._process = process
         self._source = source
-        self._on_types = on_types
         self._known: Mapping[str, TaskType] = {}
         self._read_at = float("-inf")
 
@@ -106,7 +104,7 @@ class Types:
     async def _look(self) -> None:
         """Read them. StoreError: what was known is kept."""
         self._known, self._read_at = await self._source.all(), asyncio.get_running_loop().time()
-        self._on_types(self._known)
+        metrics.ADOPTED.zeros(self._known)
 
     async def of(self, names: set[str]) -> Mapping[str, TaskType] | None:
         """All types, read again where one of `names` is missing; None when told to drain before that succeeds."""

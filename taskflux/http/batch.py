@@ -37,6 +37,7 @@ from taskflux.http.submissions import (
 )
 from taskflux.store.errors import StoreError
 from taskflux.tasks.submission import Accepted, KeyReused, Submission
+from taskflux.telemetry import metrics
 
 Item = bytes | None
 """The bytes of one item; None for one that was larger than allowed, of which nothing was kept."""
@@ -415,12 +416,12 @@ class Batch:
     def _answer(self, index: int, outcome: Accepted | Problem) -> bytes:
         if isinstance(outcome, Problem):
             return self._refusal(index, outcome)
-        self._services.hooks.on_accepted(outcome.type, outcome.repeated)
+        metrics.SUBMITTED.labels(outcome.type, "repeated" if outcome.repeated else "accepted").inc()
         replay = ',"idempotentReplay":true' if outcome.repeated else ""
         return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
 
     def _refusal(self, index: int, problem: Problem) -> bytes:
-        self._services.hooks.on_refused(problem.kind.slug)
+        metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
         return to_json({"index": index, "status": problem.status, "problem": problem.document()})
 
 

@@ -10,8 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from taskflux.http.problems import NOT_STARTED, Problem
-from taskflux.telemetry.exposition import SWITCHED_OFF, VARY, compressed, shown
-from taskflux.telemetry.instruments import switched_off
+from taskflux.telemetry.instruments import SWITCHED_OFF, VARY, compressed, shown, switched_off
 
 Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
 """From an Accept header to the text of `/metrics`, and its content type."""

@@ -76,6 +76,9 @@ STORE_UNAVAILABLE: Final = _kind("store-unavailable", 503, "The store cannot be 
 NOT_STARTED: Final = _kind("not-started", 503, "The process has not started yet")
 DELIVERY_UNKNOWN: Final = _kind("delivery-unknown", 504, "The message may have been sent")
 
+COMMON: Final = (INVALID_TASK, MALFORMED_JSON, UNKNOWN_TASK_TYPE, KEY_REUSED, STORE_UNAVAILABLE)
+"""The commonest problems of a submission."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldError:

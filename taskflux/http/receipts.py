@@ -25,6 +25,7 @@ from taskflux.providers.msg91_reports import MalformedReports, read_reports
 from taskflux.store.tasks import Recorded
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import State
+from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -50,24 +51,14 @@ class Forgets(Protocol):
         ...
 
 
-class ReportHooks:
-    """Told what came; subclass it to count. Every argument is bounded."""
-
-    def on_report(self, status: str) -> None:
-        """One report: a delivery status, or why it was not kept (repeated, unmatched, unknown, malformed)."""
-
-    def on_first(self, task_type: str, before: str) -> None:
-        """The first one of a task of this type, which was in this state."""
-
-
 class Msg91Webhook:
     """The endpoint."""
 
-    def __init__(self, secret: str, store: ReceiptStore, cache: Forgets, hooks: ReportHooks) -> None:
+    def __init__(self, secret: str, store: ReceiptStore, cache: Forgets) -> None:
         self._secret = secret.encode()
         self._store = store
         self._cache = cache
-        self._hooks = hooks
+        metrics.REPORTS.zeros()
 
     async def __call__(self, request: Request) -> Response:
         """Answer 200 with how many reports found their task."""
@@ -82,11 +73,10 @@ class Msg91Webhook:
         try:
             reports, foreign = read_reports(body, form=essence == FORM)
         except MalformedReports as error:
-            self._hooks.on_report("malformed")
+            metrics.REPORTS.labels("malformed").inc()
             raise Problem(MALFORMED_JSON, f"these are no delivery reports: {error}") from None
         matched = await self._keep(reports)
-        for _ in range(foreign):
-            self._hooks.on_report("unmatched")
+        metrics.REPORTS.labels("unmatched").inc(foreign)
         return Response(to_json({"reports": len(reports) + foreign, "matched": matched}), media_type=JSON_TYPE)
 
     async def _keep(self, reports: Sequence[DeliveryReport]) -> int:
@@ -102,11 +92,11 @@ class Msg91Webhook:
 
     async def _note(self, report: DeliveryReport, recorded: Recorded | None) -> None:
         if recorded is None:
-            self._hooks.on_report("unknown")
+            metrics.REPORTS.labels("unknown").inc()
             return
-        self._hooks.on_report(report.status.value if recorded.kept else "repeated")
+        metrics.REPORTS.labels(report.status.value if recorded.kept else "repeated").inc()
         if recorded.first:
-            self._hooks.on_first(recorded.type, recorded.before.value)
+            metrics.FIRST_REPORTS.labels(recorded.type, recorded.before.value).inc()
         if recorded.kept:
             await self._cache.forget(recorded.tenant, recorded.task)
         if recorded.kept and recorded.before is State.UNCERTAIN:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,6 +17,8 @@ import jsonschema_rs
 from taskflux.http.problems import FieldError, shortened
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.tasks.submission import TaskType
+from taskflux.telemetry import metrics
+from taskflux.telemetry.instruments import Counter
 
 log = logging.getLogger(__name__)
 
@@ -118,18 +120,21 @@ class Registered:
 
 
 class TypeRegistry:
-    """Every registered type by name, at most `REFRESH_EVERY` seconds old while the store answers."""
+    """Every registered type by name, at most `REFRESH_EVERY` seconds old while the store answers.
+
+    `counters` show each type from the moment it is known.
+    """
 
     def __init__(
         self,
         task_types: TaskTypeSource,
         *,
-        on_types: Callable[[Collection[str]], None] = lambda names: None,
+        counters: Sequence[Counter] = (metrics.SUBMITTED,),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._source = task_types
-        self._on_types = on_types
+        self._counters = counters
         self._clock = clock
         self._sleep = sleep
         self._types: dict[str, Registered] = {}
@@ -192,7 +197,8 @@ class TypeRegistry:
         else:
             self._trouble = None
             self._types = {name: self._renewed(task_type) for name, task_type in found.items()}
-            self._on_types(self._types.keys())
+            for counter in self._counters:
+                counter.zeros(self._types)
         finally:
             self._asked = self._clock()
             self._refreshing = None

@@ -7,14 +7,13 @@ import logging
 import random
 import re
 from collections.abc import Callable
-from functools import cache
 from typing import Final
 
-from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taskflux.telemetry import labels, logs, metrics, tracing
+from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.calls import TRACE
+from taskflux.telemetry.instruments import OTHER
 from taskflux.telemetry.request_spans import RequestSpan, request
 
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -91,7 +90,7 @@ class Requests:
         self, scope: Scope, receive: Receive, answer: _Answer, given: str | None, traceparent: str
     ) -> None:
         method = method_of(scope)
-        about = {"http.request.method": "_OTHER" if method == labels.OTHER else method, "url.scheme": scope["scheme"]}
+        about = {"http.request.method": "_OTHER" if method == OTHER else method, "url.scheme": scope["scheme"]}
         span = request(given, traceparent, about)
         try:
             with span:
@@ -133,7 +132,7 @@ def _describe(span: RequestSpan, scope: Scope, status: int) -> None:
 
 def method_of(scope: Scope) -> str:
     """The request's method. A caller may call any word one."""
-    return scope["method"] if scope["method"] in labels.METHODS else labels.OTHER
+    return scope["method"] if scope["method"] in metrics.METHODS else OTHER
 
 
 def route_of(scope: Scope) -> str:
@@ -146,20 +145,10 @@ def of_request(header: bytes | None) -> str:
     return TRACE.get() or incoming(header) or tracing.new_traceparent()
 
 
-@cache
-def _counter(method: str, route: str, status: int) -> Counter:
-    return metrics.HTTP_REQUESTS.labels(method, route, status or ABORTED)  # type: ignore[no-any-return]
-
-
-@cache
-def _histogram(method: str, route: str) -> Histogram:
-    return metrics.HTTP_SECONDS.labels(method, route)  # type: ignore[no-any-return]
-
-
 def _count(scope: Scope, status: int, began: float, exemplar: dict[str, str] | None) -> None:
     method, route = method_of(scope), route_of(scope)
-    _counter(method, route, status).inc()
-    _histogram(method, route).observe(asyncio.get_running_loop().time() - began, exemplar)
+    metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
+    metrics.HTTP_SECONDS.labels(method, route).observe(asyncio.get_running_loop().time() - began, exemplar)
 
 
 def _tell(scope: Scope, answer: _Answer, began: float) -> None:

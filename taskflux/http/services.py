@@ -102,23 +102,17 @@ class Replays(Protocol):
         ...
 
 
-def _uncounted(error_class: str, how: str) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class DeadLetterDesk:
     """Handed to `create_app` with the services.
 
     Args:
         topic_prefix: what stands before the topics' names; the topic of a broken record tells its type.
-        on_replayed: told the error class of a letter that was sent again, and `single` or `mended`.
     """
 
     shelf: Shelf
     replays: Replays
     topic_prefix: str = ""
-    on_replayed: Callable[[str, str], None] = _uncounted
 
 
 class Intake(Protocol):
@@ -178,16 +172,6 @@ class Limits:
     batch_hold_bytes: int = 8 * 1024 * 1024
 
 
-class Hooks:
-    """Told what happens to submissions; subclass it to count them. Every argument is bounded, so fit for a label."""
-
-    def on_accepted(self, task_type: str, repeated: bool) -> None:
-        """A task is durable, or was by an earlier request of the same key."""
-
-    def on_refused(self, slug: str) -> None:
-        """A request or item was answered with this kind of problem."""
-
-
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -212,7 +196,6 @@ class Services:
     metrics: Exposition = own_metrics
     cache: Cache = field(default_factory=NoCache)
     limits: Limits = Limits()
-    hooks: Hooks = field(default_factory=Hooks)
     traceparent: Callable[[bytes | None], str] = incoming_or_fresh
     now: Callable[[], datetime] = _utc_now
     dead_letters: DeadLetterDesk | None = None

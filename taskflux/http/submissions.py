@@ -36,6 +36,7 @@ from taskflux.http.services import Services
 from taskflux.store.errors import StoreError
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT, Accepted, IdempotencyKey, KeyReused, Submission
+from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import TASK
 
 LONGEST_DELAY: Final = timedelta(days=3653)
@@ -278,16 +279,15 @@ class SubmitTask:
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        hooks = self._services.hooks
         try:
             headers = headers_of(scope)
             media_type(headers, JSON_TYPES)
             body = await read_body(headers, receive, self._services.limits.max_body_bytes)
             accepted = await self._accept(headers, body)
         except Problem as problem:
-            hooks.on_refused(problem.kind.slug)
+            metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
             raise
-        hooks.on_accepted(accepted.type, accepted.repeated)
+        metrics.SUBMITTED.labels(accepted.type, "repeated" if accepted.repeated else "accepted").inc()
         location = (b"location", f"/tasks/{accepted.id}".encode("ascii"))
         extra = (location, REPLAY) if accepted.repeated else (location,)
         told = f"{{{accepted_members(accepted, _SCHEDULED)}}}"

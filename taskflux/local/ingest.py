@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from taskflux.local.ports import PEERS
-from taskflux.telemetry.exposition import OPEN_METRICS, PLAIN, Format, chosen, shown
+from taskflux.telemetry.instruments import OPEN_METRICS, PLAIN, Format, chosen, shown
 from taskflux.telemetry.metrics import PEER_UP
 from taskflux.worker.process import Process, service
 
@@ -58,7 +58,7 @@ async def fetch_and_merge(own_name: str, own_text: str, peers: Mapping[str, str]
             texts[name] = answer
         else:
             missing[name] = type(answer).__name__
-    up = GaugeMetricFamily(PEER_UP.name, PEER_UP.sentence, labels=("peer",))
+    up = GaugeMetricFamily(PEER_UP.declared.name, PEER_UP.declared.sentence, labels=("peer",))
     for name in peers:
         up.add_metric((name,), float(name in texts))
     comments = [f"# handler {_one_line(name)} is left out: {why}\n" for name, why in sorted(missing.items())]

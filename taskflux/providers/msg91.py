@@ -14,10 +14,9 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from taskflux.providers import notify
-from taskflux.providers.provider import provider
+from taskflux.providers.provider import counting_connections, provider
 from taskflux.providers.sms import Sms
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from taskflux.telemetry import connections
 from taskflux.telemetry.calls import call, http_attributes
 
 _SECRET: Final = re.compile(r"[A-Za-z0-9._~-]{16,200}")
@@ -205,7 +204,7 @@ class Msg91:
         self._settings = settings
         self._http = http
         self._about = http_attributes("POST", settings.base_url, PATH)
-        self._extensions = connections.told_by_http("msg91")
+        self._extensions = counting_connections("msg91")
 
     async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
         """Hand one message over and return MSG91's request id. Taken is not delivered: that a webhook tells later.

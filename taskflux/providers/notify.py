@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from taskflux.providers.email import Email
-from taskflux.providers.provider import NotifySettings
+from taskflux.providers.provider import NotifySettings, counting_connections
 from taskflux.providers.sms import Sms
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from taskflux.telemetry import connections
 from taskflux.telemetry.calls import TRACE, call, http_attributes
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class NotifyClient:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
         self._base_url = str(http.base_url)
-        self._extensions = connections.told_by_http("notify")
+        self._extensions = counting_connections("notify")
 
     async def deliver(
         self, channel: str, document: Mapping[str, Any], identity: str, attempt: int, created_at: datetime | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from taskflux.telemetry import metrics
 from taskflux.telemetry.calls import Call, Value, call
 
 
@@ -75,6 +76,16 @@ class Provider(Generic[C]):
                 span.note("http.response.status_code", answer.status_code)
         """
         return call(self.name, name, attributes or {})
+
+
+def counting_connections(server: str) -> Mapping[str, Callable[[str, Mapping[str, Any]], Awaitable[None]]]:
+    """Extensions for an httpx request that have a new connection to `server` counted (httpcore's `trace`)."""
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            metrics.OPENED.labels(server).inc()
+
+    return {"trace": trace}
 
 
 def provider(

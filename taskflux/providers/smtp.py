@@ -17,7 +17,7 @@ from taskflux.providers.provider import provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage
 from taskflux.providers.smtp_session import Pool, SmtpSettings, answer, dial, hang_up, tls_context, transact
 from taskflux.tasks.errors import JsonValue, Misconfigured, Permanent, TaskError, Unavailable
-from taskflux.telemetry import connections
+from taskflux.telemetry import metrics
 from taskflux.telemetry.calls import Call, Value, call
 
 __all__ = ["Mailer", "SmtpSettings", "connect"]
@@ -40,7 +40,9 @@ class Mailer:
         self._hostname = hostname
         self._tls = tls_context(settings)
         self._pool = Pool(self._dial, most=settings.connections, max_age=settings.max_connection_age)
-        connections.pooled("smtp", self._pool)
+        metrics.OPENED.zeros("smtp")
+        metrics.PROVIDER_CONNECTIONS.labels("smtp", "used").follow(self._pool, lambda pool: pool.used)
+        metrics.PROVIDER_CONNECTIONS.labels("smtp", "free").follow(self._pool, lambda pool: pool.free)
 
     async def send(
         self,
@@ -100,7 +102,7 @@ class Mailer:
 
     async def _dial(self) -> SMTP:
         client = await dial(self._settings, self._hostname, self._tls)
-        connections.opened("smtp")
+        metrics.OPENED.labels("smtp").inc()
         return client
 
     async def _transact(self, message: Message, to: list[str]) -> Mapping[str, Reply]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 from taskflux.store.settings import RedisSettings
+from taskflux.telemetry import metrics
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -39,23 +40,16 @@ return string.format('%.0f', math.max(0, arrival - burst - now))
 class Accelerator:
     """What Redis does for us; with no URL it does nothing, at no cost."""
 
-    def __init__(
-        self,
-        settings: RedisSettings,
-        *,
-        prefix: str = "taskflux:",
-        on_connect: Callable[[], None] = lambda: None,
-        on_error: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, settings: RedisSettings, *, prefix: str = "taskflux:") -> None:
         self._settings = settings
         self._prefix = prefix
-        self._on_connect = on_connect
-        self._on_error = on_error
         self._client: Redis | None = None
         self._rests_until = 0.0
 
     async def open(self) -> None:
         """Get ready; nothing is connected yet."""
+        metrics.OPENED.zeros("redis")
+        metrics.ACCELERATOR_ERRORS.zeros()
         if self._settings.url is None:
             return
         from redis.asyncio import Redis  # lazily: most handlers have no use for it
@@ -103,7 +97,7 @@ class Accelerator:
     async def _connected(self, connection: Any) -> None:
         """Greet Redis on a new connection."""
         await connection.on_connect()
-        self._on_connect()
+        metrics.OPENED.labels("redis").inc()
 
     def _task(self, tenant: str, task: UUID) -> str:
         return f"{self._prefix}task:{tenant}:{task}"
@@ -118,5 +112,5 @@ class Accelerator:
             return await call(self._client)
         except (RedisError, OSError, TimeoutError):
             self._rests_until = now + REST
-            self._on_error()
+            metrics.ACCELERATOR_ERRORS.labels().inc()
             return None

@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.queries import query
 from taskflux.store.settings import PostgresSettings
+from taskflux.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,40 +67,13 @@ _REFUSED = (
 )
 
 
-class Watch(Protocol):
-    """Is told what statements cost; times are seconds."""
-
-    def opened(self, database: Database) -> None:
-        """It is ready."""
-        ...
-
-    def connected(self) -> None:
-        """A connection was made."""
-        ...
-
-    def waited(self, seconds: float) -> None:
-        """A statement has its connection, for which it has waited."""
-        ...
-
-    def answered(self, statement: str, seconds: float) -> None:
-        """A statement was answered."""
-        ...
-
-    def failed(self, error: StoreError) -> None:
-        """A statement, or getting its connection, failed."""
-        ...
-
-
 class Database:
     """Connections to PostgreSQL, opened when first needed.
 
     Every statement has a time limit. Errors come out as `StoreError`s, told apart by what the caller does next.
     """
 
-    def __init__(
-        self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux", watch: Watch | None = None
-    ) -> None:
-        self._watch = watch
+    def __init__(self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux") -> None:
         self._settings = settings
         self._size = settings.pool_size or pool_size
         self._name = name
@@ -140,8 +114,10 @@ class Database:
             )
         except (ValueError, asyncpg.InterfaceError) as error:
             raise StoreError(f"TASKFLUX_POSTGRES__DSN cannot be used: {error}") from error
-        if self._watch is not None:
-            self._watch.opened(self)
+        metrics.STATEMENT_ERRORS.zeros()
+        metrics.OPENED.zeros("postgresql")
+        metrics.POOL.labels("used").follow(self, lambda database: database.used)
+        metrics.POOL.labels("free").follow(self, lambda database: database.size - database.used)
 
     async def close(self) -> None:
         """Give back what is open; a statement that still runs after three seconds is cut off."""
@@ -174,34 +150,31 @@ class Database:
         return int(status.rsplit(" ", 1)[-1])
 
     async def _connected(self, connection: Any) -> None:
-        if self._watch is not None:
-            self._watch.connected()
+        metrics.OPENED.labels("postgresql").inc()
 
     @asynccontextmanager
     async def _connection(self, statement: str | None = None) -> AsyncIterator[Any]:
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
-        watch, cancelled = self._watch, None
+        cancelled = None
         try:
             with translated():
                 asked = monotonic()
                 async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
                     given = monotonic()
-                    if watch is not None:
-                        watch.waited(given - asked)
+                    metrics.POOL_WAIT.labels().observe(given - asked)
                     try:
                         yield connection
                     except asyncio.CancelledError as error:
                         cancelled = error
                         raise
-                    if watch is not None and statement is not None:
-                        watch.answered(statement, monotonic() - given)
+                    if statement is not None:
+                        metrics.STATEMENT_SECONDS.labels(statement).observe(monotonic() - given)
         except StoreError as error:
             # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
             if cancelled is not None:
                 raise cancelled from None
-            if watch is not None:
-                watch.failed(error)
+            metrics.STATEMENT_ERRORS.labels(type(error).__name__).inc()
             raise
 
 

@@ -21,6 +21,7 @@ from taskflux.store.errors import (
     StoreUnavailable,
     until_available,
 )
+from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class GroupCommit(Generic[I, O]):
         max_items: the largest batch.
         writers: statements under way at once.
         patience: seconds that a batch is tried again while PostgreSQL is away; None: until it is back.
-        observe: told the size of each batch.
+        statement: the name under which its batches are counted; None counts them not.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class GroupCommit(Generic[I, O]):
         max_items: int = 500,
         writers: int = 1,
         patience: float | None = None,
-        observe: Callable[[int], None] = lambda size: None,
+        statement: str | None = None,
     ) -> None:
         self._run = run
         self._identity = identity
         self._max_items = max_items
         self._patience = patience
-        self._observe = observe
+        self._sizes = None if statement is None else metrics.BATCH.labels(statement)
         self._idle_writers = writers
         self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
         self._writing: set[asyncio.Task[None]] = set()
@@ -110,7 +111,8 @@ class GroupCommit(Generic[I, O]):
             batch = self._take()
             if not batch:
                 return  # nobody waits for them any more
-            self._observe(len(batch))
+            if self._sizes is not None:
+                self._sizes.observe(len(batch))
             try:
                 await self._settle(batch)
             except BaseException as error:

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError, LeaderNotAvailableError, NotLeaderForPar
 from aiokafka.protocol.metadata import MetadataRequest
 
 from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry import metrics
 
 TROUBLE = (KafkaError, OSError, asyncio.TimeoutError)
 """What aiokafka raises when a broker is away, slow, refuses, or answers with an error."""
@@ -28,22 +29,12 @@ def error_name(error: BaseException) -> str:
     return "Timeout" if isinstance(error, TimeoutError) else type(error).__name__.removesuffix("Error")
 
 
-on_connected: Callable[[], None] | None = None
-"""Is told of every producer, and every client that asks questions, which has reached the cluster. Set by the process
-that counts them."""
-
 METADATA_MAX_AGE_MS = 30_000
 """New partitions and moved leaders are seen within this time even where nothing fails."""
 
 # aiokafka asks for metadata in a way that has Kafka create what it asks for (auto.create.topics.enable, on by default),
 # with the broker's number of partitions: a topic that was deleted came back with one. It has no option for this.
 aiokafka.client.MetadataRequest = functools.partial(MetadataRequest, allow_auto_topic_creation=False)
-
-
-def connected() -> None:
-    """A producer, or a client that asks questions, has reached the cluster."""
-    if on_connected is not None:
-        on_connected()
 
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -134,5 +125,5 @@ class Cluster:
                     await client.close()
                     raise
                 self._client = client
-                connected()
+                metrics.OPENED.labels("kafka").inc()
             return self._client

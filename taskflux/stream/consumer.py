@@ -15,11 +15,10 @@ from aiokafka.errors import ConsumerStoppedError
 
 from taskflux.stream.client import TROUBLE, Cluster, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.envelope import Record
-from taskflux.stream.member import UNREADABLE, ConsumerHooks, Member, rewind, step_over
+from taskflux.stream.member import UNREADABLE, Member, rewind, step_over
 from taskflux.stream.protocol import topic_metadata
 from taskflux.stream.settings import KafkaSettings
-
-__all__ = ["Consumer", "ConsumerHooks"]
+from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +40,9 @@ class Consumer:
     that was fetched has to be noted sooner or later: one that is not holds back its partition's commits.
     """
 
-    def __init__(
-        self, settings: KafkaSettings, group: str, topics: Sequence[str], hooks: ConsumerHooks | None = None
-    ) -> None:
+    def __init__(self, settings: KafkaSettings, group: str, topics: Sequence[str]) -> None:
         self._topics = tuple(topics)
-        self._hooks = hooks or ConsumerHooks()
+        metrics.REBALANCES.zeros()
         self._options = _options(settings, group)
         self._busy_wait = settings.fetch_max_wait_ms
         self._idle_wait = settings.fetch_idle_wait_ms or settings.fetch_max_wait_ms
@@ -127,7 +124,7 @@ class Consumer:
         try:
             found = await member.consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)
         except UNREADABLE as error:
-            self._hooks.on_error(error_name(error))
+            log.debug("a record cannot be read", extra={"error": error_name(error)})
             self._unreadable = True
             return []
         return [_record(record, member.epoch) for records in found.values() for record in records]
@@ -156,7 +153,7 @@ class Consumer:
 
     def _replace(self, member: Member | None, error: BaseException) -> None:
         if member is not None and member is self._member:
-            self._hooks.on_error(error_name(error))
+            log.debug("the membership is over", extra={"error": error_name(error)})
             self._joined.clear()
             self._broken.set()
 
@@ -181,20 +178,20 @@ class Consumer:
         try:
             log_ids = await self._log_ids()
         except KafkaUnavailable as error:
-            self._hooks.on_error(error_name(error))
+            log.debug("the group cannot be joined", extra={"error": error_name(error)})
             return None
         if len(log_ids) < len(set(self._topics)):
-            self._hooks.on_error("UnknownTopic")
+            log.debug("a topic does not exist", extra={"topics": self._topics})
             return None
         self._epoch += 1
-        self._member = member = Member(self._options, self._topics, self._hooks, self._epoch)
+        self._member = member = Member(self._options, self._topics, self._epoch)
         self._unreadable = False
         self._broken.clear()
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT):
                 await member.join()
         except TROUBLE as error:
-            self._hooks.on_error(error_name(error))
+            log.debug("the group cannot be joined", extra={"error": error_name(error)})
             await self._leave()
             return None
         self._joined.set()

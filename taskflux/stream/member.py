@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from aiokafka.errors import UnsupportedCodecError
 
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, error_name
 from taskflux.stream.positions import PartitionPositions, read_positions
+from taskflux.telemetry import metrics
 
 Place = tuple[str, int]
 """Topic and partition."""
@@ -148,32 +149,14 @@ _REVOKE_TIMEOUT = 2.0
 _LEAVE_TIMEOUT = 4.0
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerHooks:
-    """Called on the loop, must not block; for metrics.
-
-    `on_assigned` gets the number of partitions now held (a rebalance has ended), `on_commit_failed` and `on_error` a
-    bounded error name (neither loses anything).
-    """
-
-    on_assigned: Callable[[int], None] = _ignore
-    on_commit_failed: Callable[[str], None] = _ignore
-    on_error: Callable[[str], None] = _ignore
-
-
 class Member:
     """A membership from `join` to `leave`; made from `options`, not used again."""
 
-    def __init__(self, options: dict[str, Any], topics: Collection[str], hooks: ConsumerHooks, epoch: int) -> None:
+    def __init__(self, options: dict[str, Any], topics: Collection[str], epoch: int) -> None:
         self.epoch = epoch
         self.consumer = AIOKafkaConsumer(**options)
         self.progress = Progress()
         self._group: str = options["group_id"]
-        self._hooks = hooks
         self._noted = asyncio.Event()
         self._starts_wanted = False
         self._committing = asyncio.Lock()
@@ -220,7 +203,7 @@ class Member:
                     self.progress.committed(offsets)
         except TROUBLE as error:
             # A rebalance, mostly; whoever gets the records again finds their versions used up.
-            self._hooks.on_commit_failed(error_name(error))
+            metrics.COMMITS_FAILED.labels(error_name(error)).inc()
             return False
         return True
 
@@ -229,7 +212,7 @@ class Member:
         self.progress.assign((tp.topic, tp.partition) for tp in partitions)
         self._starts_wanted = True
         self._noted.set()
-        self._hooks.on_assigned(len(partitions))
+        metrics.REBALANCES.labels().inc()
 
     async def revoked(self, partitions: Collection[TopicPartition]) -> None:
         """A rebalance begins: commit, so that the next holder starts where this one stands."""
@@ -291,7 +274,7 @@ class Member:
             async with asyncio.timeout(_COMMIT_TIMEOUT):
                 found = await read_positions(self.consumer._client, topics)
         except (*TROUBLE, KafkaUnavailable) as error:
-            self._hooks.on_error(error_name(error))
+            log.debug("the positions could not be read", extra={"error": error_name(error)})
             return None
         marks = {
             (topic, number): at

@@ -16,10 +16,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, connected, connection_options, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.protocol import topic_metadata
 from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry import metrics
 
 
 @dataclass(slots=True)
@@ -201,7 +202,7 @@ class ProducerConnection:
         except asyncio.CancelledError:
             await producer.stop()
             raise
-        connected()
+        metrics.OPENED.labels("kafka").inc()
         return producer
 
     def _abandon(self, producer: AIOKafkaProducer) -> None:
@@ -259,12 +260,11 @@ class Producer:
     """Sends records; Kafka's trouble is an answer, never an exception.
 
     `start` returns at once, Kafka up or down: connecting goes on in the background. Safe for concurrent callers, whose
-    records share batches. `observe` is told the seconds that each batch took. Raises OSError or ssl.SSLError at
+    records share batches. Raises OSError or ssl.SSLError at
     construction where a PEM file is missing or broken.
     """
 
-    def __init__(self, settings: KafkaSettings, observe: Callable[[float], None] = lambda seconds: None) -> None:
-        self._observe = observe
+    def __init__(self, settings: KafkaSettings) -> None:
         self._timeout = settings.produce_timeout
         self._max_bytes = settings.dead_letter_max_bytes
         options = connection_options(settings) | {
@@ -336,7 +336,7 @@ class Producer:
         records = [call.records[index] for call, index in places]
         began = asyncio.get_running_loop().time()
         outcomes = await self._send(records)
-        self._observe(asyncio.get_running_loop().time() - began)
+        metrics.PRODUCE_SECONDS.labels().observe(asyncio.get_running_loop().time() - began)
         for (call, index), outcome in zip(places, outcomes, strict=True):
             call.outcomes[index] = outcome
 

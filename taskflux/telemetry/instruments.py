@@ -1,23 +1,37 @@
-"""How metrics are declared and kept: prometheus_client's, as cheap as a busy worker needs, and known to a table."""
+"""How metrics are declared, kept, and shown to a scraper: as OpenMetrics with exemplars, or as Prometheus's plain text.
+
+Series are counted by one thread, the event loop's, and read by any: counting takes no lock. The metrics are collectors
+of prometheus_client, whose registry and formats show them beside what it measures itself (the process, Python).
+"""
 
 from __future__ import annotations
 
+import gzip
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast
+from itertools import accumulate, product
+from math import inf
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
-import prometheus_client
-from prometheus_client import REGISTRY
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import REGISTRY, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter of an application
+
+T = TypeVar("T")
 _Labels = TypeVar("_Labels", bound="tuple[str, ...]")
 
 LEADER: Final = "relay (leader)"
+OTHER: Final = "other"
+"""The value of a label that stands for whatever its list does not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +45,9 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A metric as it is exposed: `by` names the processes that have it."""
+    """A metric as it is exposed: `name` as Prometheus stores it (of a histogram without its suffixes), `by` the
+    processes that have it.
+    """
 
     name: str
     kind: str
@@ -40,9 +56,6 @@ class Declared:
     by: str
     exemplars: bool = False
 
-
-DECLARED: Final[dict[str, Declared]] = {}
-"""By the name under which Prometheus stores it (of a histogram without its suffixes)."""
 
 _off = False
 
@@ -58,10 +71,94 @@ def switched_off() -> bool:
     return _off
 
 
-class _Nothing:
-    """Stands in for every metric of a process that counts nothing."""
+# Series ---------------------------------------------------------------------------------------------------------------
 
-    def inc(self, amount: float = 1, exemplar: object = None) -> None:
+
+class CounterSeries:
+    """A count that only rises."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        """Count `amount` more."""
+        self.value += amount
+
+    def shown(self) -> tuple[float]:
+        """As a family of prometheus_client takes it."""
+        return (self.value,)
+
+
+class GaugeSeries:
+    """A value that rises and falls."""
+
+    __slots__ = ("_followed", "_value")
+
+    def __init__(self) -> None:
+        self._value = 0.0
+        self._followed: WeakKeyDictionary[Any, Callable[[Any], float]] = WeakKeyDictionary()
+
+    def inc(self, amount: float = 1) -> None:
+        """Rise by `amount`."""
+        self._value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        """Fall by `amount`."""
+        self._value -= amount
+
+    def set(self, value: float) -> None:
+        """Be `value`."""
+        self._value = float(value)
+
+    def follow(self, owner: T, read: Callable[[T], float]) -> None:
+        """Add what `read` says of `owner` whenever somebody looks, for as long as `owner` lives."""
+        self._followed[owner] = read
+
+    def shown(self) -> tuple[float]:
+        """As a family of prometheus_client takes it."""
+        return (self._value + sum(read(owner) for owner, read in list(self._followed.items())),)
+
+
+class HistogramSeries:
+    """Observations, counted by size."""
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """`bounds` are the upper bounds of the buckets, in order, infinity the last."""
+        self._bounds = bounds
+        self._counts = [0] * len(bounds)
+        self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}
+
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count one observation; of each bucket the last `exemplar` (labels, such as a trace id) is kept."""
+        place = bisect_left(self._bounds, amount)
+        self._counts[place] += 1
+        self._sum += amount
+        if exemplar:
+            self._exemplars[place] = Exemplar(dict(exemplar), amount, time.time())
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Count many observations for the price of a few."""
+        bounds, counts = self._bounds, self._counts
+        for amount in amounts:
+            counts[bisect_left(bounds, amount)] += 1
+        self._sum += sum(amounts)
+
+    def shown(self) -> tuple[list[Any], float]:
+        """As a family of prometheus_client takes it: name, observations up to here and exemplar of each bucket."""
+        buckets = zip(self._bounds, accumulate(self._counts.copy()), strict=True)
+        named = [(_name(bound), total, self._exemplars.get(place)) for place, (bound, total) in enumerate(buckets)]
+        return named, self._sum
+
+
+class _Nothing:
+    """Stands in for every series of a process that counts nothing."""
+
+    def inc(self, amount: float = 1) -> None:
         """Not counted."""
 
     def dec(self, amount: float = 1) -> None:
@@ -70,75 +167,111 @@ class _Nothing:
     def set(self, value: float) -> None:
         """Not kept."""
 
+    def follow(self, owner: object, read: object) -> None:
+        """Not asked."""
+
     def observe(self, amount: float, exemplar: object = None) -> None:
         """Not counted."""
 
     def observe_all(self, amounts: Iterable[float]) -> None:
         """Not counted."""
 
-    def set_function(self, f: object) -> None:
-        """Not kept."""
-
 
 _NOTHING: Final[Any] = _Nothing()
 
+# Metrics --------------------------------------------------------------------------------------------------------------
 
-class _Shown:
+S = TypeVar("S", CounterSeries, GaugeSeries, HistogramSeries)
+
+
+class _Metric(Generic[S]):
     """A metric that the registry knows from its first use on: a process shows what it has, and nothing else."""
 
-    _labelnames: Sequence[str]
-    _shown = False
+    kind: ClassVar[str]
+    family: ClassVar[Any]
 
-    def labels(self, *values: object, **named: object) -> Any:
-        """The series with these labels, the only one where there are none: look it up once, if it is used often."""
+    def __init__(self, name: str, sentence: str, *labels: Label, by: str, exemplars: bool = False) -> None:
+        self.declared = Declared(name, self.kind, sentence, labels, by, exemplars)
+        self._series: dict[tuple[str, ...], S] = {}
+
+    def labels(self, *values: str) -> S:
+        """The series with these labels, in the order of their declaration; the only one where there are none."""
         if _off:
-            return _NOTHING
-        if not self._shown:
-            self._shown = True
-            REGISTRY.register(cast("Collector", self))
-        return super().labels(*values, **named) if self._labelnames else self  # type: ignore[misc]
+            return _NOTHING  # type: ignore[no-any-return]
+        return self._series.get(values) or self._begin(values)
+
+    def zeros(self, *given: str | Iterable[str]) -> None:
+        """Show series before anything has happened: `rate()` and alerts see the first event then, not the second.
+
+        The first labels take the values that are `given` for each, the others all that they are declared with, but
+        `other`.
+        """
+        first = [[each] if isinstance(each, str) else each for each in given]
+        others = [[value for value in label.values if value != OTHER] for label in self.declared.labels[len(given) :]]
+        for values in product(*first, *others):
+            self.labels(*values)
+
+    def describe(self) -> Iterator[Metric]:
+        """For the registry, which asks what it is called."""
+        yield _family(self.family, self.declared)
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        family = _family(self.family, self.declared)
+        for values, series in self._series.copy().items():
+            family.add_metric(values, *series.shown())
+        yield family
+
+    def _begin(self, values: tuple[str, ...]) -> S:
+        if len(values) != len(self.declared.labels):
+            raise ValueError(f"{self.declared.name} has {len(self.declared.labels)} labels, not {len(values)}")
+        if not self._series:
+            REGISTRY.register(self)
+        series = self._series[values] = self._new()
+        return series
+
+    def _new(self) -> S:
+        raise NotImplementedError
 
 
-class Counter(_Shown, prometheus_client.Counter):
-    """A count that only rises."""
+class Counter(_Metric[CounterSeries]):
+    """A metric that only rises; its name ends in `_total`."""
+
+    kind, family = "counter", CounterMetricFamily
+
+    def _new(self) -> CounterSeries:
+        return CounterSeries()
 
 
-class Gauge(_Shown, prometheus_client.Gauge):
-    """A value that rises and falls."""
+class Gauge(_Metric[GaugeSeries]):
+    """A metric that rises and falls."""
+
+    kind, family = "gauge", GaugeMetricFamily
+
+    def _new(self) -> GaugeSeries:
+        return GaugeSeries()
 
 
-class Histogram(_Shown, prometheus_client.Histogram):
-    """Observations, counted by size. The bucket is found by bisection: the library's looks at one after the other."""
+class Histogram(_Metric[HistogramSeries]):
+    """Seconds or numbers, counted by size: `buckets` are their upper bounds, in order, without infinity."""
 
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Count one observation; of each bucket the last `exemplar` (labels, such as a trace id) is kept."""
-        self._sum.inc(amount)
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        bucket.inc(1)
-        if exemplar:
-            bucket.set_exemplar(Exemplar(exemplar, amount, time.time()))
+    kind, family = "histogram", HistogramMetricFamily
 
-    def observe_all(self, amounts: Sequence[float]) -> None:
-        """Count many observations for the price of a few."""
-        ordered, counted = sorted(amounts), 0
-        for bucket, bound in zip(self._buckets, self._upper_bounds, strict=True):
-            if counted == len(ordered):
-                break
-            up_to = bisect_right(ordered, bound, counted)
-            if up_to > counted:
-                bucket.inc(up_to - counted)
-                counted = up_to
-        if ordered:
-            self._sum.inc(sum(ordered))
+    def __init__(
+        self, name: str, sentence: str, *labels: Label, buckets: Sequence[float], by: str, exemplars: bool = False
+    ) -> None:
+        super().__init__(name, sentence, *labels, by=by, exemplars=exemplars)
+        self._bounds = (*buckets, inf)
+
+    def _new(self) -> HistogramSeries:
+        return HistogramSeries(self._bounds)
 
 
 class Snapshot:
     """A gauge that is measured as a whole: its series change all at once, and are gone once nobody measures."""
 
-    def __init__(self, name: str, sentence: str, labels: Sequence[str]) -> None:
-        self.name = name
-        self.sentence = sentence
-        self._labels = tuple(labels)
+    def __init__(self, name: str, sentence: str, *labels: Label, by: str = LEADER) -> None:
+        self.declared = Declared(name, "gauge", sentence, labels, by)
         self._values: Mapping[Any, float] = {}
         self._shown = False
 
@@ -155,41 +288,88 @@ class Snapshot:
 
     def describe(self) -> Iterator[Metric]:
         """For the registry, which asks what it is called."""
-        yield GaugeMetricFamily(self.name, self.sentence, labels=self._labels)
+        yield _family(GaugeMetricFamily, self.declared)
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
-        family = GaugeMetricFamily(self.name, self.sentence, labels=self._labels)
+        family = _family(GaugeMetricFamily, self.declared)
         for labels, value in self._values.items():
             family.add_metric(labels, value)
         yield family
 
 
-def counter(name: str, sentence: str, *labels: Label, by: str) -> Counter:
-    """Declare a counter; it is exposed as `name` with `_total` behind it."""
-    _declare(Declared(f"{name}_total", "counter", sentence, labels, by))
-    return Counter(name, sentence, [label.name for label in labels], registry=None)
+def _name(bound: float) -> str:
+    return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
 
 
-def gauge(name: str, sentence: str, *labels: Label, by: str) -> Gauge:
-    """Declare a gauge."""
-    _declare(Declared(name, "gauge", sentence, labels, by))
-    return Gauge(name, sentence, [label.name for label in labels], registry=None)
+def _family(kind: Any, declared: Declared) -> Any:
+    return kind(declared.name, declared.sentence, labels=[label.name for label in declared.labels])
 
 
-def histogram(
-    name: str, sentence: str, *labels: Label, buckets: Sequence[float], by: str, exemplars: bool = False
-) -> Histogram:
-    """Declare a histogram of seconds or numbers."""
-    _declare(Declared(name, "histogram", sentence, labels, by, exemplars))
-    return Histogram(name, sentence, [label.name for label in labels], registry=None, buckets=buckets)
+# What a scraper is shown ----------------------------------------------------------------------------------------------
+
+OPEN_METRICS: Final = "application/openmetrics-text"
+SWITCHED_OFF: Final = b"metrics are switched off: TASKFLUX_METRICS__ENABLED"
+VARY: Final = "Accept, Accept-Encoding"
+_LEVEL: Final = 4
+"""Of compression: the last tenth of the size would cost as much time as all the rest."""
 
 
-def snapshot(name: str, sentence: str, *labels: Label, by: str = LEADER) -> Snapshot:
-    """Declare a gauge that is measured as a whole."""
-    _declare(Declared(name, "gauge", sentence, labels, by))
-    return Snapshot(name, sentence, [label.name for label in labels])
+class Format(NamedTuple):
+    """A format of metrics: `encode` writes a registry, `content_type` names it."""
+
+    encode: Callable[[Collector], bytes]
+    content_type: str
+
+    @property
+    def open_metrics(self) -> bool:
+        """Whether it carries exemplars."""
+        return self.content_type.startswith(OPEN_METRICS)
 
 
-def _declare(declared: Declared) -> None:
-    DECLARED[declared.name] = declared
+PLAIN: Final = Format(generate_latest, CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def chosen(accept: str) -> Format:
+    """The format that a scraper likes best of those there are; plain text for whoever names none of them.
+
+    prometheus_client takes the first that it knows; RFC 9110 (12.5.1) goes by the weights.
+    """
+    for media_range in _by_weight(accept):
+        essence, *parameters = [part.strip() for part in media_range.split(";")]
+        if essence == OPEN_METRICS:
+            version = next((each[8:].strip('"') for each in parameters if each.startswith("version=")), "1.0.0")
+            if version == "1.0.0":
+                return Format(*choose_encoder(media_range))
+        elif essence in ("text/plain", "text/*", "*/*"):
+            return Format(*choose_encoder(media_range))
+    return PLAIN
+
+
+def shown(accept: str) -> tuple[bytes, str]:
+    """All metrics of this process, and their content type."""
+    encode, content_type = chosen(accept)
+    return encode(REGISTRY), content_type
+
+
+def compressed(body: bytes, accept_encoding: str) -> bytes | None:
+    """`body` with gzip, for who takes that; else None."""
+    takes = any(each.strip().lower() in ("gzip", "*") for each in _by_weight(accept_encoding))
+    return gzip.compress(body, _LEVEL) if takes else None
+
+
+def _by_weight(header: str) -> Iterator[str]:
+    """The members of a header such as Accept, without their weights, the heaviest first; those of weight 0 left out."""
+    weighted = []
+    for member in header.split(","):
+        parts = [part.strip() for part in member.split(";")]
+        weight = 1.0
+        for part in parts[1:]:
+            if part.lower().startswith("q="):
+                try:
+                    weight = float(part[2:])
+                except ValueError:
+                    weight = 0.0
+        if parts[0] and weight > 0:
+            weighted.append((weight, ";".join(part for part in parts if not part.lower().startswith("q="))))
+    yield from (member for _, member in sorted(weighted, key=lambda each: -each[0]))

@@ -1,209 +1,246 @@
 """Every metric, declared once: its name, its labels with the values they may take, and what it tells.
 
-One process has one registry, and shows what it has seen itself; what stands in PostgreSQL and Kafka is measured by the
-relay that leads (see `measuring`), which is there when every handler is at zero. `docs/observability.md` shows this
-file as a table. What labels may hold is bounded, and said in `labels`.
+Any layer counts where it works: `metrics.CLAIMED.labels("email").inc()`. One process has one registry, and shows what
+it has seen itself; what stands in PostgreSQL and Kafka is measured by the relay that leads (see `measuring`), which is
+there when every handler is at zero. `docs/observability.md` shows this file as a table.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import disable_created_metrics
-
-from taskflux.store.queries import names as statement_names
 from taskflux.tasks.delivery import DeliveryStatus
-from taskflux.tasks.states import State
-from taskflux.telemetry import labels
-from taskflux.telemetry.instruments import DECLARED, Label, counter, gauge, histogram, snapshot
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, of use to nobody who scrapes
+from taskflux.tasks.states import Event, State
+from taskflux.telemetry.instruments import OTHER, Counter, Declared, Gauge, Histogram, Label, Snapshot
 
 _WAITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 _CALLS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
-__all__ = ["DECLARED"]
+UNKNOWN: Final = "unknown"
+
+# What labels may hold is bounded: no series names a task or a person.
+SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
+TASK_ERRORS: Final = (
+    "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "InvalidPayload", "Expired", "WorkerLost",
+    "Crash",
+)  # fmt: skip
+RECORD_ERRORS: Final = (
+    "NoValue", "Unreadable", "NotJson", "UnknownShape", "UnknownType", "TooLarge", "InvalidPayload", "IdReused",
+    "MalformedDeadLetter", "Unknown",
+)  # fmt: skip
+STORE_ERRORS: Final = ("StoreUnavailable", "StoreBusy", "RefusedData", "SchemaTooOld", "StoreError")
+PROVIDER_ERRORS: Final = ("Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured")
+CALLED: Final = ("succeeded", *PROVIDER_ERRORS, "crashed")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+WAITING_STATES: Final = ("scheduled", "due", "running", "dead-due")
+PARKED_STATES: Final = (State.DEAD.value, State.UNCERTAIN.value, State.CANCELLED.value)
+SERVERS: Final = ("postgresql", "kafka", "redis", "smtp", "msg91", "notify")
+
+_TYPE: Final = Label("type", said="a registered task type")
+_TAKEN: Final = Label("type", said="a registered task type, or dlq")
+_QUEUE: Final = Label("type", said="a registered task type, dlq, or router")
+_ERROR: Final = Label(
+    "error_class", tuple(dict.fromkeys((*TASK_ERRORS, *RECORD_ERRORS, OTHER))), "own subclasses by name, at most 50"
+)
+_PROVIDER: Final = Label("provider", said="a handler's provider: smtp, msg91, or one of your own")
+_KAFKA_ERROR: Final = "or the name of Kafka's error"
+
+_own_classes: set[str] = set()
+
+
+def error_class(name: str) -> str:
+    """`name` as a label's value: ours, or one of the first 50 others that look like a class; `other` for the rest.
+
+    The class of an error can be an application's own; that of a dead letter may come from whoever wrote the record.
+    """
+    if name in TASK_ERRORS or name in RECORD_ERRORS or name in _own_classes:
+        return name
+    if len(_own_classes) >= 50 or not (name.isalnum() and name.isascii() and name[0].isupper() and len(name) <= 50):
+        return OTHER
+    _own_classes.add(name)
+    return name
+
 
 # Ingest ---------------------------------------------------------------------------------------------------------------
 
-SUBMITTED: Final = counter(
-    "taskflux_submitted",
+SUBMITTED: Final = Counter(
+    "taskflux_submitted_total",
     "Submissions by what became of them: accepted, repeated (an idempotency key seen before), or the problem they were"
     " refused with; refused ones have the type `unknown`.",
-    Label("type", said=f"a registered task type, or {labels.UNKNOWN}"),
+    Label("type", said=f"a registered task type, or {UNKNOWN}"),
     Label("outcome", ("accepted", "repeated"), "or the last part of a problem's type"),
     by="ingest",
 )
-REPORTS: Final = counter(
-    "taskflux_delivery_reports",
+REPORTS: Final = Counter(
+    "taskflux_delivery_reports_total",
     "Delivery reports by status, or by why they were not kept: repeated (it said no more than was known), unknown (no"
     " such task, or one replayed since), unmatched (no id of ours), malformed.",
     Label("status", (*(each.value for each in DeliveryStatus), "repeated", "unknown", "unmatched", "malformed")),
     by="ingest",
 )
-FIRST_REPORTS: Final = counter(
-    "taskflux_first_reports",
+FIRST_REPORTS: Final = Counter(
+    "taskflux_first_reports_total",
     "Tasks that got their first delivery report, by the state in which it found them. What succeeded"
     ' (`taskflux_attempts_total{outcome="succeeded"}`) less what was reported in the states succeeded and running was'
     " accepted and never reported, or not yet.",
-    labels.TYPE,
+    _TYPE,
     Label("state", tuple(each.value for each in State)),
     by="ingest",
 )
-HTTP_REQUESTS: Final = counter(
-    "taskflux_http_requests",
+HTTP_REQUESTS: Final = Counter(
+    "taskflux_http_requests_total",
     "HTTP requests that were answered, probes aside; `aborted`: the caller or the end of the process was faster.",
-    Label("method", (*labels.METHODS, labels.OTHER)),
+    Label("method", (*METHODS, OTHER)),
     Label("route", said="the template of a route, or `(no route)`"),
     Label("status", said="a status code, or `aborted`"),
     by="ingest, notify",
 )
-HTTP_SECONDS: Final = histogram(
+HTTP_SECONDS: Final = Histogram(
     "taskflux_http_request_seconds",
     "Seconds until an HTTP request was answered, probes aside.",
-    Label("method", (*labels.METHODS, labels.OTHER)),
+    Label("method", (*METHODS, OTHER)),
     Label("route", said="the template of a route, or `(no route)`"),
     buckets=_CALLS,
     exemplars=True,
     by="ingest, notify",
 )
-HTTP_IN_PROGRESS: Final = gauge(
+HTTP_IN_PROGRESS: Final = Gauge(
     "taskflux_http_in_progress", "HTTP requests that wait for their answer, probes aside.", by="ingest, notify"
 )
-NOTIFICATIONS: Final = counter(
-    "taskflux_notifications",
+NOTIFICATIONS: Final = Counter(
+    "taskflux_notifications_total",
     "Notifications asked for over HTTP, by what became of them: accepted, repeated (not sent again), or the error.",
     Label("channel", ("email", "sms")),
-    Label("outcome", ("accepted", "repeated", *labels.TASK_ERRORS)),
+    Label("outcome", ("accepted", "repeated", *TASK_ERRORS)),
     by="notify",
 )
 
 # Handlers -------------------------------------------------------------------------------------------------------------
 
-CLAIMED: Final = counter(
-    "taskflux_claimed",
+CLAIMED: Final = Counter(
+    "taskflux_claimed_total",
     "Tasks taken over from Kafka; dead letters, of the type `dlq`.",
-    labels.TAKEN,
+    _TAKEN,
     by="process-*, dlq-sink",
 )
-SKIPPED: Final = counter(
-    "taskflux_duplicates_suppressed",
+SKIPPED: Final = Counter(
+    "taskflux_duplicates_suppressed_total",
     "Records whose task was not claimable at their version, or is not there.",
-    labels.TYPE,
+    _TYPE,
     by="process-*",
 )
-ATTEMPTS: Final = counter(
-    "taskflux_attempts",
+ATTEMPTS: Final = Counter(
+    "taskflux_attempts_total",
     "Attempts by outcome (the event that settled them; handed-back ones spent no attempt); `expired`: ended by the"
     " relay's leader while they waited.",
-    labels.TYPE,
-    Label("outcome", (*(each.value for each in labels.SETTLES), "expired")),
+    _TYPE,
+    Label("outcome", (*(each.value for each in SETTLES), "expired")),
     by="process-*, relay",
 )
-ERRORS: Final = counter("taskflux_errors", "Failed attempts by error class.", labels.TYPE, labels.ERROR, by="process-*")
-PROCESSING: Final = histogram(
+ERRORS: Final = Counter("taskflux_errors_total", "Failed attempts by error class.", _TYPE, _ERROR, by="process-*")
+PROCESSING: Final = Histogram(
     "taskflux_processing_seconds",
     "Seconds that a handler's own work took.",
-    labels.TYPE,
+    _TYPE,
     buckets=_WAITS,
     exemplars=True,
     by="process-*",
 )
-WAITED: Final = histogram(
+WAITED: Final = Histogram(
     "taskflux_wait_seconds",
     "Seconds from when a task was due to its claim.",
-    labels.TYPE,
+    _TYPE,
     buckets=_WAITS,
     by="process-*",
 )
-END_TO_END: Final = histogram(
+END_TO_END: Final = Histogram(
     "taskflux_end_to_end_seconds",
     "Seconds from acceptance to success.",
-    labels.TYPE,
+    _TYPE,
     buckets=_WAITS,
     exemplars=True,
     by="process-*",
 )
-IN_FLIGHT: Final = gauge(
-    "taskflux_in_flight", "Tasks that this process has claimed and not settled.", labels.TYPE, by="process-*"
+IN_FLIGHT: Final = Gauge(
+    "taskflux_in_flight", "Tasks that this process has claimed and not settled.", _TYPE, by="process-*"
 )
-CONCURRENCY: Final = gauge(
+CONCURRENCY: Final = Gauge(
     "taskflux_concurrency",
     "Attempts that may run at once: nothing where nobody is.",
-    labels.TAKEN,
+    _TAKEN,
     by="process-*, dlq-sink",
 )
-REPEATS: Final = counter(
-    "taskflux_repeats",
+REPEATS: Final = Counter(
+    "taskflux_repeats_total",
     "Side effects that may have happened twice: a task ran again after an unknown outcome.",
-    labels.TYPE,
+    _TYPE,
     by="process-*, relay",
 )
-LATE_SETTLES: Final = counter(
-    "taskflux_late_settles",
+LATE_SETTLES: Final = Counter(
+    "taskflux_late_settles_total",
     "Outcomes that were reported after the lease had run out, by whether they counted.",
-    labels.TYPE,
+    _TYPE,
     Label("counted", ("true", "false")),
     by="process-*",
 )
-ADOPTED: Final = counter(
-    "taskflux_adopted",
+ADOPTED: Final = Counter(
+    "taskflux_adopted_total",
     "Records of other producers by what they became: tasks, tasks that were there, or dead letters.",
-    labels.TYPE,
+    _TYPE,
     Label("outcome", ("adopted", "repeated", "poison")),
     by="process-*, router",
 )
-POISON: Final = counter(
-    "taskflux_poison",
+POISON: Final = Counter(
+    "taskflux_poison_total",
     "Records that were no task, by what was wrong.",
-    Label("error_class", (*labels.RECORD_ERRORS, labels.OTHER)),
+    Label("error_class", (*RECORD_ERRORS, OTHER)),
     by="process-*, router",
 )
-REBALANCES: Final = counter(
-    "taskflux_rebalances", "Assignments of partitions to this process.", by="process-*, router, dlq-sink"
+REBALANCES: Final = Counter(
+    "taskflux_rebalances_total", "Assignments of partitions to this process.", by="process-*, router, dlq-sink"
 )
-COMMITS_FAILED: Final = counter(
-    "taskflux_commits_failed",
+COMMITS_FAILED: Final = Counter(
+    "taskflux_commits_failed_total",
     "Offset commits that Kafka refused (harmless: the records come again and are skipped).",
-    Label("error", ("Timeout",), labels.KAFKA_ERROR),
+    Label("error", ("Timeout",), _KAFKA_ERROR),
     by="process-*, router, dlq-sink",
 )
-DEAD_LETTERS: Final = counter("taskflux_dead_letters", "Dead letters stored.", labels.ERROR, by="dlq-sink")
-REPLAYED: Final = counter(
-    "taskflux_dead_letters_replayed",
+DEAD_LETTERS: Final = Counter("taskflux_dead_letters_total", "Dead letters stored.", _ERROR, by="dlq-sink")
+REPLAYED: Final = Counter(
+    "taskflux_dead_letters_replayed_total",
     "Dead letters sent again, by how: single, bulk, or mended into a new task.",
-    labels.ERROR,
+    _ERROR,
     Label("how", ("single", "bulk", "mended")),
     by="ingest, relay",
 )
 
 # Providers ------------------------------------------------------------------------------------------------------------
 
-PROVIDER_REQUESTS: Final = counter(
-    "taskflux_provider_requests",
+PROVIDER_REQUESTS: Final = Counter(
+    "taskflux_provider_requests_total",
     "Calls to a provider by how they ended; one of your own is counted where its client says so (`Provider.call`).",
-    labels.PROVIDER,
-    Label("outcome", labels.CALLED),
+    _PROVIDER,
+    Label("outcome", CALLED),
     by="process-*, notify",
 )
-PROVIDER_SECONDS: Final = histogram(
+PROVIDER_SECONDS: Final = Histogram(
     "taskflux_provider_request_seconds",
     "Seconds that a call to a provider took, the wait for a free connection included.",
-    labels.PROVIDER,
+    _PROVIDER,
     buckets=_CALLS,
     exemplars=True,
     by="process-*, notify",
 )
-PROVIDER_CONNECTIONS: Final = gauge(
+PROVIDER_CONNECTIONS: Final = Gauge(
     "taskflux_provider_connections",
     "Connections to the SMTP server in use, and those that could be: fewer while the server asks for fewer.",
     Label("provider", ("smtp",)),
     Label("state", ("used", "free")),
     by="process-*, notify",
 )
-RATE_WAIT: Final = histogram(
+RATE_WAIT: Final = Histogram(
     "taskflux_rate_limit_wait_seconds",
     "Seconds that attempts waited for their provider's rate limit.",
     Label("provider", said="a provider, or the type of a handler without one"),
@@ -213,85 +250,85 @@ RATE_WAIT: Final = histogram(
 
 # Publishing -----------------------------------------------------------------------------------------------------------
 
-PUBLISHED: Final = counter(
-    "taskflux_published",
+PUBLISHED: Final = Counter(
+    "taskflux_published_total",
     "Records sent to Kafka, by outcome.",
-    Label("outcome", ("published", "Timeout", "KafkaUnavailable", "UnknownTopic", "TooLarge"), labels.KAFKA_ERROR),
+    Label("outcome", ("published", "Timeout", "KafkaUnavailable", "UnknownTopic", "TooLarge"), _KAFKA_ERROR),
     by="ingest, relay, router",
 )
-RELAY_LAG: Final = gauge(
+RELAY_LAG: Final = Gauge(
     "taskflux_relay_lag_seconds", "How long the oldest due task has waited to be published.", by="relay"
 )
-LEADER: Final = gauge("taskflux_leader", "1 where the auditor, the lease sweep and the measuring run.", by="relay")
-LEASES_SWEPT: Final = counter(
-    "taskflux_leases_swept",
+LEADER: Final = Gauge("taskflux_leader", "1 where the auditor, the lease sweep and the measuring run.", by="relay")
+LEASES_SWEPT: Final = Counter(
+    "taskflux_leases_swept_total",
     "Tasks whose worker was lost, by what became of them.",
-    labels.TYPE,
+    _TYPE,
     Label("state", (State.SCHEDULED.value, State.UNCERTAIN.value)),
     by="relay",
 )
-REQUEUED: Final = counter(
-    "taskflux_requeued",
+REQUEUED: Final = Counter(
+    "taskflux_requeued_total",
     "Queued tasks that Kafka no longer owed and that were published again.",
-    labels.TYPE,
+    _TYPE,
     by="relay",
 )
 
 # What the leader measures ---------------------------------------------------------------------------------------------
 
-DEPTH: Final = snapshot(
+DEPTH: Final = Snapshot(
     "taskflux_tasks",
     "Tasks by what they wait for: scheduled (due later), due (to be published), running, dead-due (their dead letter is"
     " to be published). Published ones that nobody has taken are `taskflux_lag`.",
-    labels.TYPE,
-    Label("state", labels.WAITING_STATES),
+    _TYPE,
+    Label("state", WAITING_STATES),
 )
-PARKED: Final = snapshot(
+PARKED: Final = Snapshot(
     "taskflux_parked",
     "Tasks that nothing happens to unless a person decides.",
-    labels.TYPE,
-    Label("state", labels.PARKED_STATES),
+    _TYPE,
+    Label("state", PARKED_STATES),
 )
-OLDEST: Final = snapshot(
+OLDEST: Final = Snapshot(
     "taskflux_oldest_seconds",
     "How long the oldest task waits that is due and that nobody has taken; one that is published, since its record was"
     " written. 0 where none waits.",
-    labels.TYPE,
+    _TYPE,
 )
-KAFKA_LAG: Final = snapshot(
+KAFKA_LAG: Final = Snapshot(
     "taskflux_lag",
     "Records in Kafka that the group has not taken: what KEDA scales by. The dead letters' topic has the type `dlq`,"
     " the router's `router`.",
-    labels.QUEUE,
+    _QUEUE,
     Label("topic", said="that type's"),
     Label("group", said="that type's"),
 )
-PARTITIONS: Final = snapshot(
-    "taskflux_partitions", "Partitions of a type's topic: more workers than that have nothing to do.", labels.QUEUE
+PARTITIONS: Final = Snapshot(
+    "taskflux_partitions", "Partitions of a type's topic: more workers than that have nothing to do.", _QUEUE
 )
-WORKERS: Final = snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", labels.TYPE)
-OPEN_LETTERS: Final = snapshot(
-    "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", labels.ERROR
+WORKERS: Final = Snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", _TYPE)
+OPEN_LETTERS: Final = Snapshot(
+    "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", _ERROR
 )
-CIRCUIT_OPEN: Final = snapshot(
-    "taskflux_circuit_open", "1 while nothing is published for the provider but probes, else 0.", labels.PROVIDER
+CIRCUIT_OPEN: Final = Snapshot(
+    "taskflux_circuit_open", "1 while nothing is published for the provider but probes, else 0.", _PROVIDER
 )
-CIRCUIT_SECONDS: Final = snapshot(
+CIRCUIT_SECONDS: Final = Snapshot(
     "taskflux_circuit_open_seconds",
     "How long the provider's circuit has been open, and why; absent while it is closed.",
-    labels.PROVIDER,
-    Label("error_class", ("Unavailable", "Misconfigured", labels.OTHER), "own subclasses by name, at most 50"),
+    _PROVIDER,
+    Label("error_class", ("Unavailable", "Misconfigured", OTHER), "own subclasses by name, at most 50"),
 )
-TYPE_INFO: Final = snapshot(
+TYPE_INFO: Final = Snapshot(
     "taskflux_type_info",
     "1 for each registered type, with its provider: whose circuit it is that holds its tasks back.",
-    labels.TYPE,
+    _TYPE,
     Label("provider", said="that type's, or empty"),
 )
-MEASURED: Final = snapshot(
+MEASURED: Final = Snapshot(
     "taskflux_measured_timestamp_seconds", "When the leader measured last, in seconds since 1970."
 )
-MEASURE_SECONDS: Final = histogram(
+MEASURE_SECONDS: Final = Histogram(
     "taskflux_measure_seconds",
     "Seconds that one measurement took, PostgreSQL and Kafka together.",
     buckets=_CALLS,
@@ -300,65 +337,65 @@ MEASURE_SECONDS: Final = histogram(
 
 # Every process --------------------------------------------------------------------------------------------------------
 
-BATCH: Final = histogram(
+BATCH: Final = Histogram(
     "taskflux_batch_size",
     "Rows that shared one statement.",
     Label("statement", ("insert", "claim", "settle", "confirm")),
     buckets=_SIZES,
     by="every",
 )
-STATEMENT_SECONDS: Final = histogram(
+STATEMENT_SECONDS: Final = Histogram(
     "taskflux_statement_seconds",
     "Seconds that a statement took on PostgreSQL, the wait for a connection not counted.",
-    Label("statement", tuple(statement_names()), "the names in `taskflux/store/*.sql`"),
+    Label("statement", said="the names in `taskflux/store/*.sql`"),
     buckets=_FAST,
     by="every",
 )
-STATEMENT_ERRORS: Final = counter(
-    "taskflux_statement_errors",
+STATEMENT_ERRORS: Final = Counter(
+    "taskflux_statement_errors_total",
     "Statements that failed, by what follows.",
-    Label("error", labels.STORE_ERRORS),
+    Label("error", STORE_ERRORS),
     by="every",
 )
-POOL_WAIT: Final = histogram(
+POOL_WAIT: Final = Histogram(
     "taskflux_pool_wait_seconds",
     "Seconds that a statement waited for a free connection, opening one included.",
     buckets=_FAST,
     by="every",
 )
-POOL: Final = gauge(
+POOL: Final = Gauge(
     "taskflux_pool_connections",
     "Connections to PostgreSQL in use, and those that could be.",
     Label("state", ("used", "free")),
     by="every",
 )
-OPENED: Final = counter(
-    "taskflux_connections_opened",
+OPENED: Final = Counter(
+    "taskflux_connections_opened_total",
     "Connections made, at first and anew. Of Kafka: producers and clients for positions, each replaced after a failure;"
     " what such a client, or a consumer, does about its connections to single brokers is not told.",
-    Label("server", labels.SERVERS),
+    Label("server", SERVERS),
     by="every",
 )
-PRODUCE_SECONDS: Final = histogram(
+PRODUCE_SECONDS: Final = Histogram(
     "taskflux_produce_seconds",
     "Seconds from handing a batch of records to Kafka until all of it was confirmed, or not.",
     buckets=_FAST,
     by="ingest, relay, router",
 )
-ACCELERATOR_ERRORS: Final = counter(
-    "taskflux_accelerator_errors", "Times that Redis was given up for a while.", by="ingest, notify, process-*"
+ACCELERATOR_ERRORS: Final = Counter(
+    "taskflux_accelerator_errors_total", "Times that Redis was given up for a while.", by="ingest, notify, process-*"
 )
-LOOP_LAG: Final = histogram(
+LOOP_LAG: Final = Histogram(
     "taskflux_event_loop_lag_seconds",
     "How late the event loop came to a task that was due, looked at twice a second.",
     buckets=_FAST,
     by="every",
 )
-DRAINING: Final = gauge("taskflux_draining", "1 once the process was told to end.", by="every")
-BUILD: Final = gauge(
+DRAINING: Final = Gauge("taskflux_draining", "1 once the process was told to end.", by="every")
+BUILD: Final = Gauge(
     "taskflux_build_info", "1, with the version.", Label("version", said="TaskFlux's version"), by="every"
 )
-PEER_UP: Final = snapshot(
+PEER_UP: Final = Snapshot(
     "taskflux_peer_up",
     "Under `taskflux dev`: whether another process's metrics stand in this answer (1) or could not be had (0).",
     Label("peer", said="a process's name"),
@@ -370,3 +407,19 @@ LED: Final = (
     MEASURED,
 )  # fmt: skip
 """What only the leader shows; nobody does while there is none."""
+
+
+def show_provider(name: str) -> None:
+    """Show a provider's series before its first call; those of an application's own stay 0 unless its client counts."""
+    PROVIDER_REQUESTS.zeros(name)
+    PROVIDER_SECONDS.zeros(name)
+    if name in SERVERS:
+        OPENED.zeros(name)
+
+
+DECLARED: Final[dict[str, Declared]] = {
+    each.declared.name: each.declared
+    for each in tuple(globals().values())
+    if isinstance(each, Counter | Gauge | Histogram | Snapshot)
+}
+"""What is declared here, by name and in this order."""

@@ -21,7 +21,7 @@ from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
-from taskflux.telemetry import labels, metrics, tracing
+from taskflux.telemetry import metrics, tracing
 from taskflux.upkeep.auditor import Auditor, Pace
 from taskflux.upkeep.measuring import Measuring
 from taskflux.worker.process import Process
@@ -69,7 +69,7 @@ class BulkReplays:
         with tracing.batch(REPLAY, traceparents, size=SIZE, began=began):
             pass
         for letter in replayed:
-            metrics.REPLAYED.labels(labels.error_class(letter.error_class), "bulk").inc()
+            metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
         if looked_at < limit:
             log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})
 

@@ -21,7 +21,7 @@ from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions, TopicPositions, Waiting
 from taskflux.stream.protocol import TopicPartition
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
-from taskflux.telemetry import labels, metrics, zeros
+from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Snapshot
 from taskflux.worker.settings import Settings
 
@@ -102,7 +102,9 @@ class Measuring:
             return None
         self._read_again = now + (asyncio.get_running_loop().time() - now) / SHARE
         self._types = list(measured.types)
-        zeros.of_leader(self._types)
+        metrics.ATTEMPTS.zeros(self._types, "expired")
+        for counter in (metrics.REPEATS, metrics.REQUEUED, metrics.LEASES_SWEPT):
+            counter.zeros(self._types)
         self._show(measured)
         metrics.MEASURED.show({(): time.time()})
         return measured
@@ -136,12 +138,12 @@ class Measuring:
 
     def _show(self, measured: Measured) -> None:
         depths = {(each.type, each.state): each.tasks for each in measured.depths}
-        metrics.DEPTH.show(_nought(measured, labels.WAITING_STATES) | depths)
-        metrics.PARKED.show(_nought(measured, labels.PARKED_STATES) | dict(measured.parked))
+        metrics.DEPTH.show(_nought(measured, metrics.WAITING_STATES) | depths)
+        metrics.PARKED.show(_nought(measured, metrics.PARKED_STATES) | dict(measured.parked))
         metrics.WORKERS.show({(name,): measured.workers.get(name, 0) for name in {*measured.types, *measured.workers}})
         letters: dict[tuple[str, ...], float] = dict.fromkeys(((name,) for name in self._classes), 0.0)
         for error_class, count in measured.letters.items():
-            name = labels.error_class(error_class)
+            name = metrics.error_class(error_class)
             letters[(name,)] = letters.get((name,), 0.0) + count
             self._classes.add(name)  # 0 once they are all replayed: an alert sees its end
         metrics.OPEN_LETTERS.show(letters)
@@ -151,7 +153,7 @@ class Measuring:
         metrics.TYPE_INFO.show({(name, provider or ""): 1.0 for name, provider in measured.types.items()})
         metrics.CIRCUIT_SECONDS.show(
             {
-                (each.provider, labels.error_class(each.error_class)): each.seconds
+                (each.provider, metrics.error_class(each.error_class)): each.seconds
                 for each in measured.circuits
                 if each.open
             }

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
 
 from taskflux.store.claims import Settled, Settlement
 from taskflux.tasks.states import Event
-from taskflux.telemetry import labels, metrics, tracing
+from taskflux.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
     from taskflux.worker.executor import Executor
 
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
-_executors: Final[dict[str, WeakSet[Executor]]] = {}
 
 
 class AttemptMetrics:
@@ -26,8 +24,8 @@ class AttemptMetrics:
         self._processing = metrics.PROCESSING.labels(task_type)
         self._seconds: list[float] = []
         self._end_to_end = metrics.END_TO_END.labels(task_type)
-        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in labels.SETTLES}
-        self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in labels.TASK_ERRORS}
+        self._outcomes = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in metrics.SETTLES}
+        self._errors = {name: metrics.ERRORS.labels(task_type, name) for name in metrics.TASK_ERRORS}
         self._repeats = metrics.REPEATS.labels(task_type)
         self._late = {
             counted: metrics.LATE_SETTLES.labels(task_type, str(counted).lower()) for counted in (True, False)
@@ -35,9 +33,7 @@ class AttemptMetrics:
 
     def show(self, executor: Executor) -> None:
         """Count what `executor` has in flight, whenever somebody looks."""
-        executors = _executors.setdefault(self._type, WeakSet())
-        executors.add(executor)
-        metrics.IN_FLIGHT.labels(self._type).set_function(_in_flight(executors))
+        metrics.IN_FLIGHT.labels(self._type).follow(executor, lambda executor: executor.in_flight)
         metrics.CONCURRENCY.labels(self._type).set(executor.concurrency)
 
     def processed(self, seconds: float, recorded: str | None) -> None:
@@ -53,7 +49,7 @@ class AttemptMetrics:
     def error(self, error_class: str) -> None:
         """An attempt failed."""
         found = self._errors.get(error_class)
-        (found or metrics.ERRORS.labels(self._type, labels.error_class(error_class))).inc()
+        (found or metrics.ERRORS.labels(self._type, metrics.error_class(error_class))).inc()
 
     def settled(self, batch: Iterable[tuple[Settlement, Settled]]) -> None:
         """These outcomes were written by one statement."""
@@ -79,7 +75,3 @@ class AttemptMetrics:
         self._outcomes[_SUCCEEDED].inc(succeeded)
         for event, count in others.items():
             self._outcomes[event].inc(count)
-
-
-def _in_flight(executors: WeakSet[Executor]) -> Callable[[], float]:
-    return lambda: sum(executor.in_flight for executor in list(executors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from taskflux.store.circuits import Circuit, Circuits
 from taskflux.store.errors import StoreError
 from taskflux.tasks.circuit import RAMP_SECONDS, Health
 from taskflux.tasks.errors import ProviderError
+from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -104,30 +105,26 @@ class Limiter:
     A tenth of a second's worth may go at once, so that a limit of 500 a second does not wait 500 times.
     """
 
-    def __init__(
-        self,
-        name: str,
-        rate: float | None,
-        accelerator: Accelerator,
-        observe: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
+    def __init__(self, name: str, rate: float | None, accelerator: Accelerator) -> None:
         self._name = name
         self._rate = rate
         self._burst = max(0.0, rate / 10 - 1) if rate else 0.0  # turns beside the one that is due
         self._accelerator = accelerator
-        self._observe = observe
+        self._waited = metrics.RATE_WAIT.labels(name)
         self._arrival = 0.0
 
     async def turn(self) -> None:
         """Wait for the next turn."""
-        if self._rate is None:
-            return
-        wait = await self._accelerator.turn(self._name, self._rate, self._burst)
-        if wait is None:
-            wait = self._own_turn(self._rate)
-        self._observe(wait)
-        if wait > 0:
+        if self._rate is not None and (wait := await self.take(self._rate)) > 0:
             await asyncio.sleep(wait)
+
+    async def take(self, rate: float) -> float:
+        """Take the next turn, and say how many seconds to wait for it."""
+        wait = await self._accelerator.turn(self._name, rate, self._burst)
+        if wait is None:
+            wait = self._own_turn(rate)
+        self._waited.observe(wait)
+        return wait
 
     def _own_turn(self, rate: float) -> float:
         now = asyncio.get_running_loop().time()

@@ -31,7 +31,7 @@ from taskflux.stream.envelope import (
 )
 from taskflux.stream.producer import TOO_LARGE, NotPublished, Producer
 from taskflux.stream.topics import dead_letter_topic
-from taskflux.telemetry import message_spans, metrics, zeros
+from taskflux.telemetry import message_spans, metrics
 from taskflux.telemetry.tracing import new_traceparent
 from taskflux.worker.process import Process
 
@@ -159,7 +159,7 @@ class PoisonOutlet:
         self._process = process
         self._letters = letters
         self._producer: Producer | None = None
-        zeros.of_poison()
+        metrics.POISON.zeros()
 
     async def close(self) -> None:
         """Stop the producer, if poison ever came."""

@@ -13,7 +13,7 @@ from taskflux.store.group_commit import GroupCommit
 from taskflux.store.publishing import Due
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.submission import Accepted, KeyReused, Submission
-from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry import tracing
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.publisher import Publisher
 
@@ -53,20 +53,19 @@ class Intake:
         self._grace = grace
         self._pending: list[Due] = []
         self._publishing: asyncio.Task[None] | None = None
-        observe = metrics.BATCH.labels("insert").observe
         self._now: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
             lambda batch: self._insert(batch, self._grace),
             identity=Tasks.identity,
             max_items=INSERT_BATCH,
             patience=PATIENCE,
-            observe=observe,
+            statement="insert",
         )
         self._later: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
             lambda batch: self._insert(batch, 0.0),
             identity=Tasks.identity,
             max_items=INSERT_BATCH,
             patience=PATIENCE,
-            observe=observe,
+            statement="insert",
         )
 
     async def accept(self, submission: Submission) -> Accepted | KeyReused:

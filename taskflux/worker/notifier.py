@@ -15,7 +15,7 @@ from taskflux.providers.smtp_replies import merged
 from taskflux.store.errors import StoreError, until_available
 from taskflux.store.notifications import Begun, Notifications, NotificationState
 from taskflux.tasks.errors import Ambiguous, JsonValue, TaskError, Transient
-from taskflux.telemetry import labels, metrics, zeros
+from taskflux.telemetry import metrics
 from taskflux.worker.circuits import Limiter
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Notifier(Generic[P]):
         note_patience: float = NOTE_PATIENCE,
     ) -> None:
         self.channel = channel
-        zeros.of_channel(channel)
+        metrics.NOTIFICATIONS.zeros(channel, ("accepted", "repeated", *metrics.PROVIDER_ERRORS))
         self._send = send
         self._limiter = limiter
         self._store = store
@@ -97,7 +97,7 @@ class Notifier(Generic[P]):
         try:
             delivered = await self._deliver(notification)
         except TaskError as error:
-            metrics.NOTIFICATIONS.labels(self.channel, labels.error_class(error.error_class)).inc()
+            metrics.NOTIFICATIONS.labels(self.channel, metrics.error_class(error.error_class)).inc()
             raise
         metrics.NOTIFICATIONS.labels(self.channel, "repeated" if delivered.repeated else "accepted").inc()
         return delivered

@@ -13,7 +13,7 @@ from taskflux.store.errors import RefusedData, StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event
-from taskflux.telemetry import logs, message_spans, metrics
+from taskflux.telemetry import logs, message_spans
 from taskflux.worker.attempt_metrics import AttemptMetrics
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Outcomes:
             self._write_batch,
             identity=lambda settlement: settlement.id,
             max_items=BATCH,
-            observe=metrics.BATCH.labels("settle").observe,
+            statement="settle",
         )
         self.under_way = 0
         """Outcomes that are not written yet."""

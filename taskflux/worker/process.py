@@ -23,9 +23,8 @@ from typing import Any, Final
 
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
-from taskflux.telemetry import connection_metrics, instruments, logs, metrics, provider_metrics, tracing
-from taskflux.telemetry.exposition import SWITCHED_OFF, VARY, compressed, shown
-from taskflux.telemetry.instruments import switched_off
+from taskflux.telemetry import instruments, logs, metrics, provider_metrics, tracing
+from taskflux.telemetry.instruments import SWITCHED_OFF, VARY, compressed, shown, switched_off
 from taskflux.version import VERSION
 from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load
 
@@ -226,8 +225,8 @@ def run(target: Service) -> int:
         if not settings.metrics.enabled:
             instruments.switch_off()
         metrics.BUILD.labels(VERSION).set(1)
+        metrics.OPENED.zeros("kafka")
         provider_metrics.install()
-        connection_metrics.install()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(target, settings))
     except WrongSettings as error:

@@ -10,7 +10,7 @@ from taskflux.store.publishing import Confirmation, DeadDue, Due, Publishing
 from taskflux.stream.envelope import DeadTask, Envelope, OutRecord, encode, encode_dead
 from taskflux.stream.producer import NotPublished, Producer, Published
 from taskflux.stream.topics import dead_letter_topic, task_topic
-from taskflux.telemetry import message_spans, metrics, zeros
+from taskflux.telemetry import message_spans, metrics
 
 CONFIRM_BATCH: Final = 1000
 
@@ -25,14 +25,15 @@ class Publisher:
         self._producer = producer
         self._publishing = publishing
         self._prefix = topic_prefix
-        zeros.of_publisher()
+        metrics.PUBLISHED.zeros()
+        metrics.PRODUCE_SECONDS.zeros()
         self._confirm: GroupCommit[Confirmation, None] = GroupCommit(
             publishing.confirm,
             identity=lambda confirmation: confirmation.id,
             max_items=CONFIRM_BATCH,
             # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
             patience=publishing.grace,
-            observe=metrics.BATCH.labels("confirm").observe,
+            statement="confirm",
         )
 
     @property

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
 from taskflux.providers.provider import NotifySettings, Provider
+from taskflux.store.accelerator import Accelerator
 from taskflux.store.circuits import Circuits
 from taskflux.store.claims import Claim, Claims
 from taskflux.store.claims import Worker as WorkerRow
@@ -24,11 +25,11 @@ from taskflux.store.errors import Stopped, StoreError, until_available
 from taskflux.store.foreign import ForeignTasks
 from taskflux.store.task_types import TaskTypes
 from taskflux.stream.client import KafkaUnavailable
-from taskflux.stream.consumer import Consumer, ConsumerHooks
+from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, Record, decode
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.topics import task_group, task_topic
-from taskflux.telemetry import message_spans, metrics, store_metrics, zeros
+from taskflux.telemetry import message_spans, metrics
 from taskflux.telemetry.message_spans import Destination
 from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
 from taskflux.worker.executor import Executor
@@ -208,20 +209,20 @@ async def serve(handler: Handler[Any], process: Process) -> None:
     provider = handler.provider
     section, connecting = _provider(provider, settings.notify)
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=2, name=process.label, watch=store_metrics.DATABASE)
+        database = Database(settings.postgres, pool_size=2, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
         if not await _register(handler, database, process):
             return
         client = await stack.enter_async_context(connecting) if connecting else None
-        accelerator = store_metrics.accelerator(settings.redis)
+        accelerator = Accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
         name = provider.name if provider else handler.type
         if provider:
-            zeros.of_provider(name if section is not None else "notify")
-        zeros.of_adopted([handler.type])
-        limiter = Limiter(name, getattr(section, "rate", None), accelerator, metrics.RATE_WAIT.labels(name).observe)
+            metrics.show_provider(name if section is not None else "notify")
+        metrics.ADOPTED.zeros(handler.type)
+        limiter = Limiter(name, getattr(section, "rate", None), accelerator)
         watch = CircuitWatch(Circuits(database))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         poison = PoisonOutlet(process, DeadLetters(database))
@@ -265,7 +266,7 @@ async def _work(
     prefix = settings.kafka.topic_prefix
     source = Destination(task_topic(prefix, handler.type), task_group(prefix, handler.type))
     executor = Executor(handler, client, claims, lease, gate, limiter, concurrency, source)
-    consumer = Consumer(settings.kafka, source.group, [source.topic], consumer_hooks())
+    consumer = Consumer(settings.kafka, source.group, [source.topic])
     async with (
         process.background(lease.keep(settings.worker.beat_seconds)),
         process.background(_topic(handler, process)),
@@ -308,12 +309,3 @@ async def _register(handler: Handler[Any], database: Database, process: Process)
     except Stopped:
         return False
     return True
-
-
-def consumer_hooks() -> ConsumerHooks:
-    """A consumer's events as metrics."""
-    rebalances = metrics.REBALANCES.labels()
-    return ConsumerHooks(
-        on_assigned=lambda partitions: rebalances.inc(),
-        on_commit_failed=lambda error: metrics.COMMITS_FAILED.labels(error).inc(),
-    )

@@ -13,7 +13,7 @@ import pytest
 from charts.generate.dashboards.__main__ import generated
 from charts.generate.dashboards.grafana import DEPLOYMENTS
 from taskflux.telemetry import metrics
-from taskflux.telemetry.instruments import DECLARED
+from taskflux.telemetry.metrics import DECLARED
 from tests.observability.alerts import rules
 from tests.observability.boards import boards, expressions, panels, questions
 from tests.observability.promql import filled, labels_used, readings
@@ -185,4 +185,4 @@ def declared_name(metric: str) -> str:
 
 def test_a_metric_that_is_not_declared_is_seen() -> None:
     assert declared_name("taskflux_attempts_totl") not in DECLARED
-    assert declared_name("taskflux_wait_seconds_bucket") == metrics.WAITED._name
+    assert declared_name("taskflux_wait_seconds_bucket") == metrics.WAITED.declared.name

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-import taskflux.telemetry.metrics  # noqa: F401 - declares them
-from taskflux.telemetry.instruments import DECLARED
+from taskflux.telemetry.metrics import DECLARED
 
 SELECTED: Final = 'namespace=~"$namespace",release=~"$release"'
 """The matchers of every selector; under `taskflux dev` neither label is there, and `.*` matches that too."""

@@ -40,6 +40,7 @@ from taskflux.http.submissions import Circumstances
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, Replayed
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
+from taskflux.telemetry import metrics
 from taskflux.telemetry.request_spans import link_request
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class DeadLetterRoutes:
         if replayed is None:
             raise _not_open(await self._get(request))
         how = "single" if letter["task_state"] is not None else "mended"
-        self._desk.on_replayed(replayed.error_class, how)
+        metrics.REPLAYED.labels(metrics.error_class(replayed.error_class), how).inc()
         log.info("a dead letter was sent again", extra={"letter": str(replayed.letter), "how": how})
         told = {
             "deadLetterId": str(replayed.letter),

@@ -1,14 +1,16 @@
 import asyncio
 from typing import Any
 
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
+from prometheus_client import REGISTRY
 
 from taskflux.local.servers import Broker
-from taskflux.stream.consumer import Consumer, ConsumerHooks
+from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
@@ -17,12 +19,16 @@ from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually, take
 
 
-async def joined(settings: KafkaSettings, topic: str, hooks: ConsumerHooks | None = None) -> Consumer:
-    consumer = Consumer(settings, f"{settings.topic_prefix}group", [topic], hooks)
+async def joined(settings: KafkaSettings, topic: str) -> Consumer:
+    consumer = Consumer(settings, f"{settings.topic_prefix}group", [topic])
     await consumer.start()
     async with asyncio.timeout(30):
         await consumer.wait_joined()
     return consumer
+
+
+def rebalances() -> float:
+    return REGISTRY.get_sample_value("taskflux_rebalances_total") or 0.0
 
 
 async def send(producer: Producer, topic: str, *keys: bytes) -> list[Published]:
@@ -127,8 +133,8 @@ async def send_broken_header(settings: KafkaSettings, topic: str, partition: int
 async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, producer: Producer) -> None:
     await ensure_topics(settings, ["email"])
     topic = f"{settings.topic_prefix}tasks.email"
-    assigned: list[int] = []
-    first = await joined(settings, topic, ConsumerHooks(on_assigned=assigned.append))
+    before = rebalances()
+    first = await joined(settings, topic)
     await send(producer, topic, *(b"a%d" % number for number in range(20)))
     records = await take(first, 20)
     first.note_done(records)
@@ -137,7 +143,7 @@ async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, 
 
     async def shared() -> bool:
         await first.fetch(10, 0.05)
-        return bool(second.assigned) and first.assigned.isdisjoint(second.assigned) and len(assigned) > 1
+        return bool(second.assigned) and first.assigned.isdisjoint(second.assigned) and rebalances() > before + 2
 
     await eventually(shared, 30)
     assert first.assigned | second.assigned == {(topic, 0), (topic, 1), (topic, 2)}
@@ -198,13 +204,13 @@ async def test_a_topic_recreated_under_a_member_is_read_from_its_start(
 
 
 async def test_a_consumer_outlives_a_broker_that_forgets_its_log_and_its_groups(
-    mortal: Broker, mortal_settings: KafkaSettings
+    mortal: Broker, mortal_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    errors: list[str] = []
-    consumer = Consumer(mortal_settings, "group", ["tasks.email"], ConsumerHooks(on_error=errors.append))
+    caplog.set_level("DEBUG", "taskflux.stream")
+    consumer = Consumer(mortal_settings, "group", ["tasks.email"])
     await consumer.start()
     assert await consumer.fetch(10, 0.2) == []
-    assert errors
+    assert "the group cannot be joined" in caplog.messages
     await mortal.start()
     await ensure_topics(mortal_settings, ["email"])
     producer = Producer(mortal_settings)

@@ -13,10 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from taskflux.http.problems import KINDS
+from taskflux.store.queries import names as statements
 from taskflux.stream.envelope import DeadTask, OutRecord, encode_dead
 from taskflux.stream.topics import dead_letter_topic, task_group, task_topic
-from taskflux.telemetry.labels import METHODS, OTHER
-from taskflux.telemetry.metrics import DECLARED
+from taskflux.telemetry.instruments import OTHER
+from taskflux.telemetry.metrics import DECLARED, METHODS
 from taskflux.version import VERSION
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually, total
@@ -86,6 +87,7 @@ async def test_labels_hold_what_they_are_declared_to_hold_and_nobodys_data(stack
         "provider": {"", "outside", *types},
         "version": {VERSION},
         "method": {*METHODS, OTHER},
+        "statement": set(statements()),
     }
     shaped = {
         "route": re.compile(r"\(no route\)|(/[a-z0-9-]+|/\{[a-z0-9_]+\})+(/\{[a-z0-9_]+\})*|/[a-z.]+"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import asyncpg
@@ -19,28 +19,19 @@ from taskflux.providers.email import Email
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.sms import Sms
 from taskflux.providers.smtp_session import SmtpSettings
+from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.settings import RedisSettings
-from taskflux.stream import client
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.stream.settings import KafkaSettings
-from taskflux.telemetry import connection_metrics, connections, store_metrics
 from tests.conftest import NewDatabase
 from tests.integration.providers.flow_api import FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.stream.patience import eventually
 
 MAIL = Email(to=["ann@example.org"], subject="Hello", body="Hi")
-
-
-@pytest.fixture(autouse=True)
-def counted() -> Iterator[None]:
-    """Connections are counted, as in a process of a deployment."""
-    connection_metrics.install()
-    yield
-    connections.watch, client.on_connected = None, None
 
 
 @pytest.fixture
@@ -63,7 +54,7 @@ def in_use(provider: str) -> tuple[float | None, float | None]:
 @pytest.mark.skipif("TASKFLUX_TEST_PGBOUNCER" in os.environ, reason="PgBouncer's is lost then, and not ours")
 async def test_a_connection_to_postgresql_that_was_lost_is_counted_anew(new_database: NewDatabase) -> None:
     settings = await new_database()
-    database = Database(settings, pool_size=1, name="counted", watch=store_metrics.DATABASE)
+    database = Database(settings, pool_size=1, name="counted")
     await database.open()
     before = opened("postgresql")
     for _ in range(3):
@@ -84,7 +75,7 @@ async def test_a_connection_to_postgresql_that_was_lost_is_counted_anew(new_data
 
 async def test_connections_to_redis_are_counted(valkey: ValkeyServer) -> None:
     before = opened("redis")
-    accelerator = store_metrics.accelerator(RedisSettings.model_validate({"url": valkey.url}))
+    accelerator = Accelerator(RedisSettings.model_validate({"url": valkey.url}))
     await accelerator.open()
     for _ in range(3):
         await accelerator.cache("default", uuid7(), b"{}")

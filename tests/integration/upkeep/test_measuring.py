@@ -6,7 +6,8 @@ Another leader of the same process may show its own meanwhile: what is asked for
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -14,8 +15,7 @@ from aiokafka import AIOKafkaProducer
 from uuid_utils.compat import uuid7
 
 from taskflux.local.ports import free_port
-from taskflux.store.database import Database
-from taskflux.store.errors import StoreError
+from taskflux.store.database import Database, Row
 from taskflux.store.settings import PostgresSettings
 from taskflux.store.task_types import TaskTypes
 from taskflux.store.tasks import Tasks
@@ -33,26 +33,16 @@ TYPE, PROVIDER = "measured", "measured-provider"
 TRIES = 20
 
 
-class Statements:
-    """A watch that counts them."""
+class Remembering(Database):
+    """Remembers which statements it ran."""
 
-    def __init__(self) -> None:
-        self.answers: list[str] = []
+    def __init__(self, settings: PostgresSettings) -> None:
+        super().__init__(settings)
+        self.ran: list[str] = []
 
-    def opened(self, database: Database) -> None:
-        pass
-
-    def connected(self) -> None:
-        pass
-
-    def waited(self, seconds: float) -> None:
-        pass
-
-    def answered(self, statement: str, seconds: float) -> None:
-        self.answers.append(statement)
-
-    def failed(self, error: StoreError) -> None:
-        pass
+    async def fetch(self, name: str, *args: Any) -> Sequence[Row]:
+        self.ran.append(name)
+        return await super().fetch(name, *args)
 
 
 def shown(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:
@@ -77,14 +67,9 @@ async def figures(measuring: Measuring, *snapshots: Snapshot) -> dict[tuple[str,
 
 
 @pytest_asyncio.fixture
-async def statements() -> Statements:
-    return Statements()
-
-
-@pytest_asyncio.fixture
-async def database(new_database: NewDatabase, statements: Statements) -> AsyncIterator[Database]:
+async def database(new_database: NewDatabase) -> AsyncIterator[Remembering]:
     """One task of a registered type is due, two are due later."""
-    database = Database(await new_database(), watch=statements)
+    database = Remembering(await new_database())
     await database.open()
     await TaskTypes(database).register(TaskType(TYPE, "{}", 8, "resend", PROVIDER))
     await Tasks(database).insert([Submission(uuid7(), TYPE, "{}", 8)], 0.0)
@@ -151,13 +136,13 @@ async def test_while_postgresql_is_away_the_lag_is_still_told(
 
 
 async def test_postgresql_is_asked_again_only_once_its_share_of_the_time_allows_it(
-    database: Database, away: Positions, statements: Statements
+    database: Remembering, away: Positions
 ) -> None:
     measuring = Measuring(Settings(), database, away)
     await measuring.measure()
     measuring._read_again += 3600.0  # as after a measurement that took long
     await measuring.measure()
-    assert statements.answers.count("measure_tasks") == 1
+    assert database.ran.count("measure_tasks") == 1
 
 
 async def test_a_database_that_cannot_be_reached_stops_no_measuring(away: Positions) -> None:

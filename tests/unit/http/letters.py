@@ -16,7 +16,8 @@ from taskflux.http.registry import TypeRegistry
 from taskflux.http.services import DeadLetterDesk, Limits, Services
 from taskflux.store.dead_letters import LetterFilter, Place, Replayed, to_text
 from taskflux.tasks.submission import Submission
-from tests.unit.http.memory import NOW, MemoryIntake, MemoryReader, Source
+from taskflux.telemetry import metrics
+from tests.unit.http.memory import NOW, MemoryIntake, MemoryReader, Source, counted
 
 Row = dict[str, Any]
 AT = "2030-01-01T00:00:00.000000Z"
@@ -142,10 +143,8 @@ class LettersFixture:
 
     def __init__(self) -> None:
         self.letters = MemoryLetters()
-        self.replayed: list[tuple[str, str]] = []
-        desk = DeadLetterDesk(
-            self.letters, self.letters, "shop-", lambda error_class, how: self.replayed.append((error_class, how))
-        )
+        self._before = counted(metrics.REPLAYED)
+        desk = DeadLetterDesk(self.letters, self.letters, "shop-")
         services = Services(
             MemoryIntake(),
             MemoryReader(),
@@ -157,6 +156,11 @@ class LettersFixture:
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://taskflux")
+
+    @property
+    def replayed(self) -> dict[tuple[str, ...], int]:
+        """Error class and how → letters that were counted as sent again since this was made."""
+        return dict(counted(metrics.REPLAYED) - self._before)
 
     async def replay(self, letter: UUID, **body: Any) -> httpx.Response:
         return await self.client.post(f"/dead-letters/{letter}/replay", json=body)

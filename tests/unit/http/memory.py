@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,9 +15,10 @@ from starlette.applications import Starlette
 
 from taskflux.http.app import create_app
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import Hooks, Limits, Services
+from taskflux.http.services import Limits, Services
 from taskflux.store.errors import StoreError
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.telemetry import instruments, metrics
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -106,16 +108,10 @@ class MemoryReader:
         return self.rows.get(task)
 
 
-class Recorded(Hooks):
-    def __init__(self) -> None:
-        self.accepted: list[tuple[str, bool]] = []
-        self.refused: list[str] = []
-
-    def on_accepted(self, task_type: str, repeated: bool) -> None:
-        self.accepted.append((task_type, repeated))
-
-    def on_refused(self, slug: str) -> None:
-        self.refused.append(slug)
+def counted(counter: instruments.Counter) -> Counter[tuple[str, ...]]:
+    """A counter's labels → what it has counted."""
+    (family,) = counter.collect()
+    return Counter({tuple(sample.labels.values()): int(sample.value) for sample in family.samples})
 
 
 class Fixture:
@@ -125,7 +121,7 @@ class Fixture:
         self.source = Source()
         self.intake = MemoryIntake()
         self.reader = MemoryReader()
-        self.hooks = Recorded()
+        self._before = counted(metrics.SUBMITTED)
         self.ready = True
         self.registry = TypeRegistry(self.source)
         self.limits = limits or Limits(max_body_bytes=10_000, max_item_bytes=1_000)
@@ -137,7 +133,6 @@ class Fixture:
                 metrics=self._metrics,
                 started=lambda: self.ready,
                 limits=self.limits,
-                hooks=self.hooks,
                 now=lambda: NOW,
             )
         )
@@ -146,6 +141,11 @@ class Fixture:
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         return b"taskflux_submitted_total 1\n", "text/plain; version=0.0.4; charset=utf-8"
+
+    @property
+    def submitted(self) -> dict[tuple[str, ...], int]:
+        """Type and outcome → submissions that were counted since this was made."""
+        return dict(counted(metrics.SUBMITTED) - self._before)
 
     async def submit(self, document: object, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -199,7 +199,7 @@ async def test_a_letter_is_sent_again_as_it_was(http: LettersFixture) -> None:
     assert response.json() == {"deadLetterId": str(name), "taskId": str(row["task_id"]), "status": "scheduled"}
     assert response.headers["location"] == f"/tasks/{row['task_id']}"
     assert http.letters.sent == [(name, None)]
-    assert http.replayed == [("Permanent", "single")]
+    assert http.replayed == {("Permanent", "single"): 1}
 
 
 async def test_a_second_replay_is_told_what_the_first_became(http: LettersFixture) -> None:
@@ -284,7 +284,7 @@ async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(
     assert response.status_code == 202
     assert response.json()["taskId"] == str(made.id)
     assert (made.type, json.loads(made.payload), made.max_attempts, edited) == ("email", MENDED, 6, True)
-    assert http.replayed == [("NotJson", "mended")]
+    assert http.replayed == {("NotJson", "mended"): 1}
     assert problem(await http.replay(name, payload=MENDED))["taskId"] == str(made.id)
     other = http.letters.add(poison())
     await http.replay(other, payload="x", taskType="simulated")

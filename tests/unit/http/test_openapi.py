@@ -153,7 +153,7 @@ def served() -> set[str]:
     """Every call that ingest answers, apart from the pages of the description; nothing is called here."""
     nobody: Any = None
     services = Services(nobody, nobody, TypeRegistry(nobody), nobody, nobody, tasks=TaskDesk(nobody, nobody))
-    webhook = Msg91Webhook("secret", nobody, nobody, nobody)
+    webhook = Msg91Webhook("secret", nobody, nobody)
     app = create_app(replace(services, dead_letters=cast("DeadLetterDesk", object()), msg91_webhook=webhook))
     pages = {route.path for route in documentation_routes(nobody)}
     routes = [route for route in app.routes if isinstance(route, Route) and route.path not in pages]

@@ -29,7 +29,7 @@ async def test_a_task_is_answered_202_with_where_to_find_it(http: Fixture) -> No
     assert list(response.json()) == ["taskId", "taskType", "status", "createdAt"]
     assert response.headers["location"] == f"/tasks/{submission.id}"
     assert "idempotent-replay" not in response.headers
-    assert http.hooks.accepted == [("email", False)]
+    assert http.submitted == {("email", "accepted"): 1}
 
 
 async def test_a_text_alone_is_a_simulated_task(http: Fixture) -> None:
@@ -119,7 +119,7 @@ async def test_a_bad_field_is_named_with_a_sentence(field: str, value: Any, mess
     assert message in bad_fields(response)[field]
     assert list(bad_fields(response)) == [field]
     assert http.intake.accepted == []
-    assert http.hooks.refused == ["invalid-task"]
+    assert http.submitted == {("unknown", "invalid-task"): 1}
 
 
 async def test_all_bad_fields_are_named_at_once(http: Fixture) -> None:
@@ -178,7 +178,7 @@ async def test_an_unknown_type_is_answered_with_the_known_ones(http: Fixture) ->
     assert document["knownTypes"] == ["email", "simulated"]
     assert "did you mean 'email'?" in document["detail"]
     assert "no worker has registered 'emial'" in document["detail"]
-    assert http.hooks.refused == ["unknown-task-type"]
+    assert http.submitted == {("unknown", "unknown-task-type"): 1}
 
 
 async def test_a_type_that_was_registered_a_moment_ago_is_known(http: Fixture) -> None:
@@ -303,7 +303,7 @@ async def test_a_repeated_key_is_answered_with_the_same_bytes(http: Fixture) -> 
     assert first.content == again.content
     assert again.headers["idempotent-replay"] == "true"
     assert again.headers["location"] == first.headers["location"]
-    assert http.hooks.accepted == [("email", False), ("email", True)]
+    assert http.submitted == {("email", "accepted"): 1, ("email", "repeated"): 1}
 
 
 async def test_a_repeat_that_comes_after_its_expiry_is_answered_like_the_first_time(http: Fixture) -> None:
@@ -340,7 +340,7 @@ async def test_a_store_that_is_away_is_a_503_with_retry_after(error: Exception, 
     response = await http.submit(EMAIL)
     assert (response.status_code, problem(response)["type"]) == (503, "/problems/store-unavailable")
     assert response.headers["retry-after"] == "5"
-    assert http.hooks.refused == ["store-unavailable"]
+    assert http.submitted == {("unknown", "store-unavailable"): 1}
 
 
 async def test_a_type_that_cannot_be_looked_for_is_no_unknown_type(http: Fixture) -> None:

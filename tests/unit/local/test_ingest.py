@@ -3,7 +3,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from taskflux.local.ingest import merge
-from taskflux.telemetry.exposition import chosen
+from taskflux.telemetry.instruments import chosen
 
 
 def text(**attempts: int) -> str:

@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import REGISTRY
 
 from taskflux.store import errors
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.group_commit import GroupCommit
+
+SIZE, BUCKETS = "taskflux_batch_size", ("1.0", "2.0", "5.0")
 
 
 class Table:
@@ -222,9 +225,10 @@ async def test_several_writers_have_several_statements_under_way(table: Table) -
 
 
 async def test_the_size_of_each_batch_is_observed(table: Table) -> None:
-    sizes: list[int] = []
-    commit = commits(table, observe=sizes.append)
+    commit = commits(table, statement="observed")
     tasks = await begun(table, commit, "a", "b", "c")
     table.open.set()
     await asyncio.gather(*tasks)
-    assert sizes == [1, 2]
+    buckets = {le: REGISTRY.get_sample_value(f"{SIZE}_bucket", {"statement": "observed", "le": le}) for le in BUCKETS}
+    assert buckets == {"1.0": 1, "2.0": 2, "5.0": 2}
+    assert REGISTRY.get_sample_value(f"{SIZE}_sum", {"statement": "observed"}) == 3

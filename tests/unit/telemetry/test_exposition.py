@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from taskflux.telemetry import instruments, metrics
-from taskflux.telemetry.exposition import chosen, compressed, shown
+from taskflux.telemetry.instruments import chosen, compressed, shown
 from taskflux.worker.process import Health, ProbeServer
 from taskflux.worker.settings import HttpSettings
 

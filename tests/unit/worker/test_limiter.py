@@ -3,35 +3,24 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import REGISTRY
 
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.settings import RedisSettings
 from taskflux.worker.circuits import Limiter
 
 
-async def told(rate: float | None, turns: int) -> list[float]:
+async def told(rate: float, turns: int) -> list[float]:
     """The waits that this many turns at one moment are told."""
-    waits: list[float] = []
-    all_told = asyncio.Event()
-
-    def observe(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == turns:
-            all_told.set()
-
-    limiter = Limiter("billing", rate, Accelerator(RedisSettings()), observe)
-    asked = [asyncio.create_task(limiter.turn()) for _ in range(turns)]
-    await asyncio.wait_for(all_told.wait(), 5.0)
-    for turn in asked:
-        turn.cancel()
-    await asyncio.wait(asked)
-    return waits
+    limiter = Limiter("billing", rate, Accelerator(RedisSettings()))
+    return await asyncio.gather(*[limiter.take(rate) for _ in range(turns)])
 
 
 async def test_without_a_rate_nobody_waits_or_is_told_to() -> None:
-    limiter = Limiter("billing", None, Accelerator(RedisSettings()), lambda seconds: pytest.fail("it was told to"))
+    limiter = Limiter("without-a-rate", None, Accelerator(RedisSettings()))
     for _ in range(1000):
         await limiter.turn()
+    assert REGISTRY.get_sample_value("taskflux_rate_limit_wait_seconds_count", {"provider": "without-a-rate"}) == 0
 
 
 async def test_a_slow_limit_gives_one_turn_at_a_time() -> None:
