@@ -1,4 +1,4 @@
-"""PostgreSQL: version, schema, clock, connections, vacuum, partitions."""
+"""PostgreSQL: version, schema, clock, connections, vacuum, partitions, a pooler; and what runs over it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskflux.cli.doctor.findings import Finding, Subject
-from taskflux.store.checkup import Checkup
+from taskflux.cli.shown import counted
+from taskflux.store.checkup import Checkup, Pooling, pooling
 from taskflux.store.errors import SchemaTooOld, StoreError
+from taskflux.store.settings import PostgresSettings
 from taskflux.worker.settings import Settings
 
 POSTGRES = Subject("PostgreSQL")
+WORK = Subject("what runs")
 
 LEAST_VERSION: Final = 140000
 WEEKS_AHEAD: Final = 2
@@ -20,6 +23,8 @@ SERVICE_POOL: Final = 4
 HANDLER_POOL: Final = 2
 SERVICES: Final = frozenset({"ingest", "relay", "notify"})
 """Deployments whose pool is the larger one."""
+LATE: Final = 60.0
+"""Seconds by which a relay that keeps up is never late, beside the grace."""
 
 
 async def examine(checkup: Checkup, settings: Settings, types: Sequence[str]) -> list[Finding]:
@@ -166,3 +171,101 @@ def judge_strays(strays: bool) -> Finding:
             "wait until they have ended and prune them, or move them by hand in a quiet hour",
         )
     return POSTGRES.ok("default partition", "it is empty")
+
+
+async def examine_pooler(settings: PostgresSettings) -> list[Finding]:
+    """Ask over two connections of its own."""
+    try:
+        return [judge_pooler(await pooling(settings), settings.pooler)]
+    except StoreError as error:
+        return [POSTGRES.warning("pooler", f"it could not be found out: {error}", "run the doctor again")]
+
+
+def judge_pooler(found: Pooling, told_so: bool) -> Finding:
+    """What stands there against `TASKFLUX_POSTGRES__POOLER`."""
+    if found.between and not told_so:
+        what = "one in transaction mode" if found.transaction else "one"
+        make = POSTGRES.problem if found.transaction else POSTGRES.warning
+        return make(
+            "pooler",
+            f"there is {what}, and TASKFLUX_POSTGRES__POOLER is false: prepared statements may meet another connection",
+            "set TASKFLUX_POSTGRES__POOLER=true, and TASKFLUX_POSTGRES__MIGRATE_DSN to PostgreSQL's own address",
+        )
+    if told_so and not found.between:
+        return POSTGRES.warning(
+            "pooler",
+            "TASKFLUX_POSTGRES__POOLER is true, and none stands between: every statement is prepared anew",
+            "set it to false, unless the connections of other processes do go through one",
+        )
+    return POSTGRES.ok("pooler", "as the settings say: " + ("one stands between" if found.between else "none"))
+
+
+async def examine_work(checkup: Checkup, settings: Settings) -> list[Finding]:
+    """The relay and its leader, the workers' beats, circuits, what is overdue. Raises StoreError."""
+    findings = [judge_leader(await checkup.leader())]
+    findings += judge_workers(await checkup.workers(settings.worker.lease_seconds))
+    findings += judge_circuits(await checkup.open_circuits())
+    findings += judge_overdue(await checkup.overdue(), settings.relay.grace)
+    return findings
+
+
+def judge_leader(left: float | None) -> Finding:
+    """A relay that stops resigns; one that was killed leaves a row that has run out."""
+    if left is None or left < 0:
+        since = (
+            "there is no leader" if left is None else f"the leader has been silent for {-left:.0f} s beyond its time"
+        )
+        return WORK.problem(
+            "relay",
+            since,
+            "run `taskflux run relay`, one at least: without it nothing is retried, delayed or looked after",
+        )
+    return WORK.ok("relay", "one leads")
+
+
+def judge_workers(found: Mapping[str, tuple[int, int]]) -> Iterator[Finding]:
+    """No worker at all is fine (handlers scale to zero); a silent one that still holds tasks is not."""
+    lost = {handler: silent for handler, (_, silent) in found.items() if silent}
+    if lost:
+        told = ", ".join(f"{handler} {silent}" for handler, silent in lost.items())
+        yield WORK.problem(
+            "workers' beats",
+            f"silent for three leases and still holding tasks: {told}",
+            "see that a relay leads (it frees them), and that TASKFLUX_WORKER__LEASE_SECONDS is everywhere the same",
+        )
+    else:
+        told = ", ".join(f"{handler} {alive}" for handler, (alive, _) in found.items() if alive) or "none at the moment"
+        yield WORK.ok("workers' beats", f"alive: {told}")
+
+
+def judge_circuits(found: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """An open circuit holds back all tasks of its provider."""
+    for circuit in found:
+        minutes = (circuit["seconds"] or 0) / 60
+        misconfigured = circuit["error_class"] == "Misconfigured"
+        do = (
+            "a person has to mend it: credentials, balance or template; it closes by itself then"
+            if misconfigured
+            else "wait, or see to the provider: it is probed, and closes by itself when it serves again"
+        )
+        told = f"open for {minutes:.0f} min: {circuit['error_class']}: {circuit['reason']}"
+        make = WORK.problem if misconfigured else WORK.warning
+        yield make(f"circuit {circuit['provider']}", told, do)
+    if not found:
+        yield WORK.ok("circuits", "all closed")
+
+
+def judge_overdue(found: Mapping[bool, tuple[float, int]], grace: float) -> Iterator[Finding]:
+    """What is due and not published, apart from what an open circuit holds back."""
+    for dead, check in ((False, "due tasks"), (True, "due dead letters")):
+        seconds, number = found.get(dead, (0.0, 0))
+        if seconds > grace + LATE:
+            noun = "dead letter" if dead else "task"
+            yield WORK.warning(
+                check,
+                f"{counted(number, noun)} should have been published, the oldest {seconds:.0f} s ago",
+                "see that a relay runs and reaches Kafka; behind a flood (TASKFLUX_RELAY__MAX_UNCLAIMED) this is meant:"
+                " let the handlers scale",
+            )
+        else:
+            yield WORK.ok(check, "none is late")

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from taskflux.cli.doctor import configuration, kafka, msg91, pooler, postgres, redis, smtp, work
+from taskflux.cli.doctor import dependencies, judge_settings, kafka, postgres
 from taskflux.cli.doctor.findings import Finding, Level, Subject, document
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.smtp_session import SmtpSettings
@@ -86,7 +86,7 @@ def test_pools_are_held_against_max_connections(processes: int, others: int, typ
     ],
 )
 def test_a_pooler_is_as_the_settings_say(between: bool, transaction: bool, told_so: bool, level: Level) -> None:
-    assert pooler.judge(Pooling(between, transaction), told_so).level is level
+    assert postgres.judge_pooler(Pooling(between, transaction), told_so).level is level
 
 
 @pytest.mark.parametrize(
@@ -172,19 +172,19 @@ def test_a_dead_letter_sink_that_stands_still_is_a_problem() -> None:
 
 
 def test_what_runs() -> None:
-    assert work.judge_leader(None).level is Level.PROBLEM
-    assert work.judge_leader(-3.0).level is Level.PROBLEM
-    assert work.judge_leader(4.0).level is Level.OK
-    assert worst(work.judge_workers({"process-email": (0, 0)})) == {}
-    assert worst(work.judge_workers({"process-email": (1, 2)})) == {"workers' beats": "problem"}
+    assert postgres.judge_leader(None).level is Level.PROBLEM
+    assert postgres.judge_leader(-3.0).level is Level.PROBLEM
+    assert postgres.judge_leader(4.0).level is Level.OK
+    assert worst(postgres.judge_workers({"process-email": (0, 0)})) == {}
+    assert worst(postgres.judge_workers({"process-email": (1, 2)})) == {"workers' beats": "problem"}
     opened = {"provider": "smtp", "reason": "535", "seconds": 60.0}
-    assert worst(work.judge_circuits([{**opened, "error_class": "Misconfigured"}])) == {"circuit smtp": "problem"}
-    assert worst(work.judge_circuits([{**opened, "error_class": "Unavailable"}])) == {"circuit smtp": "warning"}
-    assert worst(work.judge_overdue({False: (300.0, 5), True: (3.0, 1)}, grace=15.0)) == {"due tasks": "warning"}
+    assert worst(postgres.judge_circuits([{**opened, "error_class": "Misconfigured"}])) == {"circuit smtp": "problem"}
+    assert worst(postgres.judge_circuits([{**opened, "error_class": "Unavailable"}])) == {"circuit smtp": "warning"}
+    assert worst(postgres.judge_overdue({False: (300.0, 5), True: (3.0, 1)}, grace=15.0)) == {"due tasks": "warning"}
 
 
 def test_providers_and_redis() -> None:
-    assert worst(smtp.judge(SmtpSettings(host="mail", sender="a@example.org"))) == {}
+    assert worst(dependencies.judge_smtp(SmtpSettings(host="mail", sender="a@example.org"))) == {}
     lax = {
         "host": "mail",
         "sender": "a@example.org",
@@ -193,16 +193,16 @@ def test_providers_and_redis() -> None:
         "password": "p",
         "data_timeout": 30,
     }
-    assert worst(smtp.judge(SmtpSettings.model_validate(lax))) == {"TLS": "warning", "timeouts": "warning"}
-    assert worst(msg91.judge(Msg91Settings(template_id="x"))) == {}
-    assert worst(msg91.judge(Msg91Settings())) == {"template": "warning"}
-    assert redis.judge_latency(0.001, RedisSettings()).level is Level.OK
-    assert redis.judge_latency(0.2, RedisSettings()).level is Level.WARNING
+    assert worst(dependencies.judge_smtp(SmtpSettings.model_validate(lax))) == {"TLS": "warning", "timeouts": "warning"}
+    assert worst(dependencies.judge_msg91(Msg91Settings(template_id="x"))) == {}
+    assert worst(dependencies.judge_msg91(Msg91Settings())) == {"template": "warning"}
+    assert dependencies.judge_latency(0.001, RedisSettings()).level is Level.OK
+    assert dependencies.judge_latency(0.2, RedisSettings()).level is Level.WARNING
 
 
 def test_settings_that_are_allowed_and_unwise() -> None:
-    assert worst(configuration.judge(Settings())) == {}
-    assert worst(configuration.judge(Settings(postgres=PostgresSettings(pooler=True)))) == {"migrations": "warning"}
+    assert worst(judge_settings(Settings())) == {}
+    assert worst(judge_settings(Settings(postgres=PostgresSettings(pooler=True)))) == {"migrations": "warning"}
 
 
 def test_a_document_is_healthy_while_nothing_is_a_problem() -> None:
