@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from taskflux.cli.contract import variables
-from taskflux.cli.reference import sections
+from taskflux.cli.reference import sections, variables
 
 SET_BY_THE_CHART: Final = frozenset(
     {

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from taskflux.cli.program import Program
-from taskflux.cli.values import Duration
+from taskflux.cli.program import FAILED, Program, leave
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -24,11 +23,14 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     lazy={
-        "send": "taskflux.cli.send:send",
+        "send": "taskflux.cli.tasks:send",
         "tasks": "taskflux.cli.tasks:tasks",
         "dead-letters": "taskflux.cli.dead_letters:dead_letters",
         "doctor": "taskflux.cli.doctor:doctor",
-        "completion": "taskflux.cli.reference:completion",
+        "migrate": "taskflux.cli.setup:migrate",
+        "topics": "taskflux.cli.setup:topics",
+        "end-leases": "taskflux.cli.setup:end_leases",
+        "config": "taskflux.cli.reference:config",
         "openapi": "taskflux.cli.reference:openapi",
         "prune": "taskflux.cli.retention:prune",
         "audit": "taskflux.cli.retention:audit",
@@ -53,7 +55,7 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
         from taskflux.cli.reload import run_reloading
 
         sys.exit(run_reloading(handler))
-    from taskflux.cli.loading import UnknownHandler, load
+    from taskflux.cli.deployments import UnknownHandler, load
     from taskflux.worker.process import run as run_process
     from taskflux.worker.worker import service_of
 
@@ -62,51 +64,6 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
     except UnknownHandler as error:
         raise click.ClickException(str(error)) from error
     sys.exit(run_process(service_of(target)))
-
-
-_wait_option = click.option(
-    "--wait", type=Duration(), default=0.0, help="Try again for this long while a server is away: 90s, 2m."
-)
-
-
-@main.command()
-@_wait_option
-def migrate(wait: float) -> None:
-    """Bring the database to this version's schema. Safe to run from several places at once.
-
-    A schema of a newer release is left as it is: releases are rolled back over it.
-    """
-    from taskflux.cli.setup import migrate_database
-
-    migrate_database(wait)
-
-
-@main.command()
-@click.argument("handlers", nargs=-1)
-@click.option(
-    "--prime/--no-prime",
-    default=True,
-    help="Commit where a group without members and offsets begins, so that its lag is what is there.",
-)
-@click.option(
-    "--without",
-    multiple=True,
-    metavar="HANDLER",
-    help="A built-in handler that runs nowhere: its type is not registered, so that its tasks are refused."
-    " May be repeated.",
-)
-@_wait_option
-def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], wait: float) -> None:
-    """Register task types and create their missing topics: of all built-in handlers, or of the HANDLERS named alone.
-
-    \b
-    taskflux topics --wait 2m
-    taskflux topics --without process-sms
-    taskflux topics my_app.handlers:resize_image
-    """
-    from taskflux.cli.topics import prepare_topics
-
-    prepare_topics(handlers, without, prime, wait)
 
 
 @main.command()
@@ -122,23 +79,20 @@ def dev(port: int, data_dir: Path, samples: bool, observe: bool) -> None:
 
 
 @main.command()
-@click.option("--reference", is_flag=True, help="Show what can be set, as Markdown, instead of what is.")
-def config(reference: bool) -> None:
-    """Show the effective settings as JSON, secrets masked."""
-    if reference:
-        from taskflux.cli.reference import settings_table
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL.
 
-        click.echo(settings_table())
-        return
-    from taskflux.cli.setup import show_config
+    \b
+    bash   eval "$(taskflux completion bash)"            in ~/.bashrc
+    zsh    eval "$(taskflux completion zsh)"             in ~/.zshrc
+    fish   taskflux completion fish | source             in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
 
-    show_config()
-
-
-@main.command("end-leases", hidden=True)
-@click.option("--pid", type=int, help="Only the worker with this process id.")
-def end_leases(pid: int | None) -> None:
-    """End the leases of the workers under TASKFLUX_WORKER__ORIGIN: for the supervisor that saw them die."""
-    from taskflux.cli.setup import end_former_leases
-
-    end_former_leases(pid)
+    kind = get_completion_class(shell)
+    if kind is None:
+        leave(f"{shell} is not known to this version of click", FAILED)
+    # source() of bash first runs the shell to learn its version; the text alone needs no shell.
+    complete = kind(main, {}, "taskflux", "_TASKFLUX_COMPLETE")
+    click.echo(complete.source_template % complete.source_vars())

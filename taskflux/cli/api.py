@@ -32,18 +32,16 @@ class ApiError(Exception):
     `uncertain`: the request may have been carried out all the same.
     """
 
-    def __init__(self, message: str, status: int, *, uncertain: bool = False, code: int | None = None) -> None:
+    def __init__(self, message: str, status: int, *, uncertain: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.uncertain = uncertain
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said: its status, headers and JSON document."""
+    """What the server said: its headers and JSON document."""
 
-    code: int
     headers: Mapping[str, str]
     document: Document
 
@@ -51,13 +49,12 @@ class Answer:
 class Api:
     """One running TaskFlux."""
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
             self._http = httpx.Client(
                 base_url=self.url,
-                timeout=timeout,
-                transport=transport,
+                timeout=TIMEOUT,
                 trust_env=httpx.URL(self.url).host not in _LOOPBACK,  # no proxy leads to this machine
                 headers={"accept": "application/json", "user-agent": f"taskflux-cli/{VERSION}"},
             )
@@ -120,17 +117,16 @@ class Api:
     def _read(self, response: httpx.Response) -> Answer:
         document = _document(response)
         if response.is_success and document is not None:
-            return Answer(response.status_code, response.headers, document)
+            return Answer(response.headers, document)
         if document is None or "title" not in document:
             raise ApiError(
                 f"{self.url} answered {response.status_code} to {response.request.method} {response.request.url.path}"
                 f" in a way TaskFlux does not: is it the address of its API? Set --url or {URL_VARIABLE}",
                 UNREACHABLE,
-                code=response.status_code,
             )
         status = UNREACHABLE if response.status_code >= 500 or response.status_code == 429 else FAILED
         uncertain = response.status_code >= 500
-        raise ApiError(told(document), status, uncertain=uncertain, code=response.status_code)
+        raise ApiError(told(document), status, uncertain=uncertain)
 
     def _unreachable(self, error: httpx.RequestError) -> str:
         return (

@@ -50,7 +50,7 @@ def query_of(given: dict[str, Any]) -> dict[str, Any]:
         "createdAfter": given["after"],
         "createdBefore": given["before"],
         "originTopic": given["origin_topic"],
-        "state": given["state"],
+        "state": given.get("state"),
     }
 
 
@@ -124,7 +124,7 @@ PATIENCE = 60
 """Looks in a row that may fail before the progress bar gives up; the job on the server goes on."""
 
 
-@click.command(cls=ApiCommand)
+@dead_letters.command(cls=ApiCommand)
 @click.argument("dead_letter_id", type=Id(), metavar="[ID]", required=False)
 @click.option("--payload", help="Replay ID with this payload instead: JSON, or - for stdin.")
 @click.option("--file", type=click.File("rb"), help="Replay ID with the payload in this file instead.")
@@ -161,7 +161,7 @@ def replay(
     taskflux dead-letters replay --type email --error-class Permanent --after 2d --dry-run
     taskflux dead-letters replay --type email --error-class Permanent --after 2d --rate 50
     """
-    by_filter = _filter(given)
+    by_filter = {name: value for name, value in query_of(given).items() if value is not None}
     mended = payload is not None or file is not None or value is not None
     chosen = [name for name, there in (("--follow", followed), ("--stop", stopped), ("ID", dead_letter_id)) if there]
     if len(chosen) > 1 or (chosen and chosen[0] != "ID" and (by_filter or mended)):
@@ -181,17 +181,6 @@ def replay(
 def on_terminal() -> bool:
     """Whether somebody is there to be asked."""
     return sys.stdin.isatty()
-
-
-def _filter(given: dict[str, Any]) -> dict[str, Any]:
-    named = {
-        "taskType": given["task_type"],
-        "errorClass": given["error_class"],
-        "createdAfter": given["after"],
-        "createdBefore": given["before"],
-        "originTopic": given["origin_topic"],
-    }
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _mending(payload: str | None, file: BinaryIO | None, value: str | None, given: dict[str, Any]) -> Document:
@@ -307,6 +296,3 @@ def _show(job: Document, as_json: bool) -> None:
     told = f"{job['replayId']} {job['status']}: {job.get('replayed', 0):,} of {job['matched']:,} replayed"
     skipped = job.get("skipped") or 0
     click.echo(told + (f", {skipped:,} skipped" if skipped else "") + (f"; so far {outcomes}" if outcomes else ""))
-
-
-dead_letters.add_command(replay)

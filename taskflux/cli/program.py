@@ -1,4 +1,6 @@
-"""What the command's exit status says. Scripts rely on it: a number is never given another meaning.
+"""The command as a process: how it ends, and what its exit status says.
+
+Scripts rely on the status: a number is never given another meaning.
 
 | status | meaning |
 |---|---|
@@ -17,9 +19,12 @@ import importlib
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from taskflux.worker.settings import Settings
 
 OK: Final = 0
 FAILED: Final = 1
@@ -36,8 +41,18 @@ def leave(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def settings_or_leave(*needs: str) -> Settings:
+    """The settings, with what a command `needs` set in them; the command ends where they are wrong."""
+    from taskflux.worker.settings import WrongSettings, load
+
+    try:
+        return load(*needs)
+    except WrongSettings as error:
+        leave(f"the settings are wrong.\n{error}", USAGE)
+
+
 class LazyGroup(click.Group):
-    """A group some of whose commands stand in other modules: `lazy` is name → `package.module:attribute`."""
+    """A group some of whose commands are imported when they are called: `lazy` is name → `package.module:attribute`."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,23 +1,50 @@
-"""The table of all settings, made from the classes that read them."""
+"""What the code tells of itself: the settings and variables, the metrics, the API; `make docs` keeps it in docs/.
+
+`python -m taskflux.cli.reference docs/observability.md` renews the table of metrics in that page.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
 import click
-from click.shell_completion import get_completion_class
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from taskflux.cli.loading import built_in_handlers
-from taskflux.cli.program import FAILED, leave
+from taskflux.cli.api import URL_VARIABLE
+from taskflux.cli.deployments import built_in_handlers
+from taskflux.cli.program import USAGE, leave, settings_or_leave
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Declared, Label
-from taskflux.worker.settings import Settings
+from taskflux.worker.settings import Settings, WrongSettings, load_provider
+
+BEGIN: Final = "<!-- The table is made by `make docs` from taskflux/telemetry/metrics.py. -->"
+END: Final = "<!-- The end of the table. -->"
+_MOST: Final = 30
+"""Values of a label that are listed one by one."""
+
+
+@click.command()
+@click.option("--reference", is_flag=True, help="Show what can be set, as Markdown, instead of what is.")
+def config(reference: bool) -> None:
+    """Show the effective settings as JSON, secrets masked."""
+    if reference:
+        click.echo(settings_table())
+        return
+    document: dict[str, Any] = json.loads(settings_or_leave().model_dump_json())
+    try:
+        for handler in built_in_handlers():
+            if handler.provider is not None:
+                section = load_provider(handler.provider.name, handler.provider.settings)
+                document[handler.provider.name] = json.loads(section.model_dump_json())
+    except WrongSettings as error:
+        leave(f"the settings are wrong.\n{error}", USAGE)
+    click.echo(json.dumps(document, indent=2))
 
 
 def sections() -> Mapping[str, type[BaseModel]]:
@@ -64,18 +91,35 @@ def _choices(annotation: Any) -> list[str]:
     return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
-BEGIN: Final = "<!-- The table is made by `make docs` from taskflux/telemetry/metrics.py. -->"
-END: Final = "<!-- The end of the table. -->"
-_MOST: Final = 30
-"""Values of a label that are listed one by one."""
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A name in the environment that is read; `section` is what stands before its two underscores."""
+
+    name: str
+    section: str
+    secret: bool
 
 
-def table() -> str:
+def variables() -> Sequence[Variable]:
+    """Every one, those of the built-in providers and of the command too."""
+    found = [
+        Variable(f"TASKFLUX_{section}__{field}".upper(), section, _is_secret(info.annotation))
+        for section, model in sections().items()
+        for field, info in model.model_fields.items()
+    ]
+    return [*found, Variable(URL_VARIABLE, "api", False)]
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or any(_is_secret(part) for part in get_args(annotation))
+
+
+def metrics_table() -> str:
     """A Markdown table of every metric, in the order of their declaration."""
-    return "\n".join(_lines())
+    return "\n".join(_metric_rows())
 
 
-def _lines() -> Iterator[str]:
+def _metric_rows() -> Iterator[str]:
     yield "| metric | type | labels | what it tells | by |"
     yield "|---|---|---|---|---|"
     for each in metrics.DECLARED.values():
@@ -106,16 +150,11 @@ def renewed(page: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no place for the table: {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
-
-
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return f"{before}{BEGIN}\n\n{metrics_table()}\n\n{END}{after}"
 
 
 def static_document() -> str:
-    """The document as the file holds it."""
+    """The document with the built-in task types, as docs/openapi.json holds it."""
     from taskflux.http.openapi.document import api_document
 
     types = {handler.type: handler.task_type().schema for handler in built_in_handlers()}
@@ -128,21 +167,6 @@ def openapi() -> None:
     click.echo(static_document(), nl=False)
 
 
-@click.command()
-@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
-def completion(shell: str) -> None:
-    """Print the completion script of SHELL.
-
-    \b
-    bash   eval "$(taskflux completion bash)"            in ~/.bashrc
-    zsh    eval "$(taskflux completion zsh)"             in ~/.zshrc
-    fish   taskflux completion fish | source             in ~/.config/fish/config.fish
-    """
-    from taskflux.cli import main
-
-    kind = get_completion_class(shell)
-    if kind is None:
-        leave(f"{shell} is not known to this version of click", FAILED)
-    # source() of bash first runs the shell to learn its version; the text alone needs no shell.
-    complete = kind(main, {}, "taskflux", "_TASKFLUX_COMPLETE")
-    click.echo(complete.source_template % complete.source_vars())
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")

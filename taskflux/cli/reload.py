@@ -17,8 +17,8 @@ from typing import Final
 
 import click
 
-from taskflux.cli.loading import deployments_folder
-from taskflux.cli.program import FAILED, USAGE, leave
+from taskflux.cli.deployments import BUILT_IN, UnknownHandler, deployments_folder, load
+from taskflux.cli.program import FAILED, leave, settings_or_leave
 from taskflux.local.processes import die_with_parent
 
 MARGIN: Final = 15.0
@@ -31,16 +31,11 @@ _DEBOUNCE_MS: Final = 300
 
 def run_reloading(name: str) -> int:
     """Run the handler `name` until SIGTERM or Ctrl-C, anew after each change of its sources; its last exit status."""
-    from taskflux.worker.settings import WrongSettings, load
-
     try:
         import watchfiles  # noqa: F401
     except ModuleNotFoundError:
         leave("--reload needs watchfiles, which is not installed: pip install 'taskflux[reload]'", FAILED)
-    try:
-        drain = load().worker.drain_seconds
-    except WrongSettings as error:  # no change of a source would mend them
-        leave(f"the settings are wrong.\n{error}", USAGE)
+    drain = settings_or_leave().worker.drain_seconds  # no change of a source would repair them
     roots = [Path(__file__).parents[1], deployments_folder(), *_own_sources(name)]
     try:
         return asyncio.run(Reloader(_own_call(), roots, max(drain, INGEST_GRACE) + MARGIN).run())
@@ -208,8 +203,6 @@ def syntax_error(path: Path) -> str | None:
 
 def _own_sources(name: str) -> list[Path]:
     """Where the top-level package or module of `package.module:attribute` stands."""
-    from taskflux.cli.loading import BUILT_IN, UnknownHandler, load
-
     module, colon, _ = name.partition(":")
     top = module.partition(".")[0]
     if not colon:

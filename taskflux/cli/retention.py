@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from taskflux.cli.program import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.cli.program import FAILED, UNREACHABLE, USAGE, leave, settings_or_leave
 from taskflux.cli.shown import counted, json_option, print_json, print_table
 from taskflux.cli.values import Duration
 from taskflux.store.database import Database
@@ -21,7 +21,7 @@ from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages
-from taskflux.worker.settings import Settings, WrongSettings, load
+from taskflux.worker.settings import Settings
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def prune(
     Tasks go a week at a time, by when they were accepted: up to seven days after their age. Safe beside everything that
     runs, and to break off. One prune at a time.
     """
-    settings = _settings("postgres")
+    settings = settings_or_leave("postgres")
     ages = Ages(_age(succeeded), _age(dead), _age(cancelled), _age(dead if dead_letters is None else dead_letters))
     try:
         check_ages(ages, settings.kafka.retention_hours)
@@ -68,7 +68,7 @@ def audit(as_json: bool) -> None:
 
     The relay does the same all the time; this does it now.
     """
-    settings = _settings("postgres", "kafka")
+    settings = settings_or_leave("postgres", "kafka")
     requeued = _run(_audit(settings))
     if as_json:
         print_json({"requeued": requeued})
@@ -128,13 +128,6 @@ def _tell(pruned: Pruned, dry_run: bool) -> None:
         click.echo(f"{counted(len(pruned.partitions), 'partition')} {would}dropped: {names}")
     if pruned.moved:
         click.echo(f"{counted(pruned.moved, 'task')} {would}moved out of them, and kept")
-
-
-def _settings(*needs: str) -> Settings:
-    try:
-        return load(*needs)
-    except WrongSettings as error:
-        leave(f"the settings are wrong.\n{error}", USAGE)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

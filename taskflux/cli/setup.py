@@ -1,19 +1,30 @@
-"""Patience with servers that are not there yet: they and we may be started by the same hand."""
+"""What stands between a deployment's environment and its work: the schema, the topics, the leases of former workers.
+
+The servers and we may be started by the same hand, so each command can wait for them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import click
 
-from taskflux.cli.program import FAILED, USAGE, leave
+from taskflux.cli.deployments import UnknownHandler, built_in_handlers, load, services_that_read
+from taskflux.cli.program import FAILED, USAGE, leave, settings_or_leave
+from taskflux.cli.values import Duration
+from taskflux.store import migrate as steps
+from taskflux.store.database import Database
 from taskflux.store.errors import SchemaTooOld, StoreBusy, StoreError, StoreUnavailable, until_available
+from taskflux.store.task_types import TaskTypes
+from taskflux.store.upkeep import Upkeep
+from taskflux.stream import provision
 from taskflux.stream.client import KafkaUnavailable
-from taskflux.worker.settings import Settings, WrongSettings, load
+from taskflux.stream.topics import is_task_type, task_group, task_topic
+from taskflux.worker.handler import Handler
+from taskflux.worker.settings import Settings
 
 T = TypeVar("T")
 
@@ -25,38 +36,20 @@ TELL_AGAIN: Final = 15.0
 """Seconds between two lines about the same trouble."""
 
 
-class Patience:
-    """A time, counted from here on, in which work is tried again while a server is away.
+_wait_option = click.option(
+    "--wait", type=Duration(), default=0.0, help="Try again for this long while a server is away: 90s, 2m."
+)
 
-    `tell` gets what is waited for, and for how many seconds more: at first, when it is something else, and now and
-    then.
+
+@click.command()
+@_wait_option
+def migrate(wait: float) -> None:
+    """Bring the database to this version's schema. Safe to run from several places at once.
+
+    A schema of a newer release is left as it is: releases are rolled back over it.
     """
-
-    def __init__(self, seconds: float, tell: Callable[[Exception, float], None]) -> None:
-        self._until = time.monotonic() + seconds
-        self._tell = tell
-        self._told: tuple[str, float] | None = None
-
-    async def wait(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, which must bear being done again. A try that has begun is not cut short.
-
-        Raises:
-            Exception: what the last try raised.
-        """
-        left = self._until - time.monotonic()
-        return await until_available(work, retry=NOT_YET, seconds=left, pauses=PAUSES, on_wait=self._say)
-
-    def _say(self, error: Exception) -> None:
-        now, said = time.monotonic(), str(error)
-        if self._told is None or self._told[0] != said or now - self._told[1] >= TELL_AGAIN:
-            self._told = said, now
-            self._tell(error, self._until - now)
-
-
-def migrate_database(wait: float) -> None:
-    """`taskflux migrate`."""
     settings = settings_or_leave("postgres")
-    applied, newer = finish(_migrate(settings, patience(wait)), waited=wait)
+    applied, newer = finish(_migrate(settings, Patience(wait)), waited=wait)
     for step in applied:
         click.echo(f"applied {step}")
     if newer:
@@ -70,34 +63,133 @@ def migrate_database(wait: float) -> None:
 
 async def _migrate(settings: Settings, patience: Patience) -> tuple[Sequence[str], Sequence[str]]:
     """The steps that were applied now, and those of a newer release."""
-    from taskflux.store.migrate import migrate, newer_steps
-
-    applied = await patience.wait(lambda: migrate(settings.postgres))
-    newer = await patience.wait(lambda: newer_steps(settings.postgres))
+    applied = await patience.wait(lambda: steps.migrate(settings.postgres))
+    newer = await patience.wait(lambda: steps.newer_steps(settings.postgres))
     return [str(each) for each in applied], newer
 
 
-def show_config() -> None:
-    """`taskflux config`."""
-    from taskflux.cli.loading import built_in_handlers
-    from taskflux.worker.settings import load_provider
+@click.command()
+@click.argument("handlers", nargs=-1)
+@click.option(
+    "--prime/--no-prime",
+    default=True,
+    help="Commit where a group without members and offsets begins, so that its lag is what is there.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="HANDLER",
+    help="A built-in handler that runs nowhere: its type is not registered, so that its tasks are refused."
+    " May be repeated.",
+)
+@_wait_option
+def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], wait: float) -> None:
+    """Register task types and create their missing topics: of all built-in handlers, or of the HANDLERS named alone.
 
-    document: dict[str, Any] = json.loads(settings_or_leave().model_dump_json())
+    \b
+    taskflux topics --wait 2m
+    taskflux topics --without process-sms
+    taskflux topics my_app.handlers:resize_image
+    """
+    settings = settings_or_leave("postgres", "kafka")
+    chosen = _chosen(handlers, without)
     try:
-        for handler in built_in_handlers():
-            if handler.provider is not None:
-                section = load_provider(handler.provider.name, handler.provider.settings)
-                document[handler.provider.name] = json.loads(section.model_dump_json())
-    except WrongSettings as error:
-        leave(f"the settings are wrong.\n{error}", USAGE)
-    click.echo(json.dumps(document, indent=2))
+        report, primed = finish(_prepare(settings, chosen, not handlers, prime, Patience(wait)), waited=wait)
+    except OSError as error:  # ssl.SSLError is one
+        leave(f"TASKFLUX_KAFKA__TLS_CA_FILE, _CERT_FILE, _KEY_FILE: they cannot be read: {error}", USAGE)
+    lines = [*_told_of_topics(report, settings), *_told_of_priming(primed)]
+    for line in lines or ["all topics are there"]:
+        click.echo(line)
+    refused = [f"{topic} could not be created: {reason}" for topic, reason in report.refused.items()]
+    refused += [
+        f"where {group} begins could not be committed ({reason}): allow it to us, or say --no-prime"
+        for group, reason in primed.refused.items()
+    ]
+    if refused:
+        leave("\n".join(refused), FAILED)
 
 
-def end_former_leases(pid: int | None) -> None:
-    """`taskflux end-leases`."""
-    from taskflux.store.database import Database
-    from taskflux.store.upkeep import Upkeep
+def _chosen(names: Sequence[str], without: Sequence[str]) -> Sequence[Handler[Any]]:
+    """Those named, or all built-in ones but those left out."""
+    if names and without:
+        leave("--without leaves out of all built-in handlers: name no others beside it", USAGE)
+    if names:
+        return _named(names)
+    omitted = {handler.type for handler in _named(without)}
+    return [handler for handler in built_in_handlers() if handler.type not in omitted]
 
+
+def _named(names: Sequence[str]) -> Sequence[Handler[Any]]:
+    try:
+        targets = {name: load(name) for name in names}
+    except UnknownHandler as error:
+        leave(str(error), USAGE)
+    others = [name for name, target in targets.items() if not isinstance(target, Handler)]
+    if others:
+        leave(
+            f"no task type belongs to {', '.join(others)}: name task handlers, or nothing for all built-in ones", USAGE
+        )
+    return [target for target in targets.values() if isinstance(target, Handler)]
+
+
+async def _prepare(
+    settings: Settings, handlers: Sequence[Handler[Any]], everything: bool, priming: bool, patience: Patience
+) -> tuple[provision.TopicReport, provision.PrimingReport]:
+    """Register these types and make their topics; where `everything`, those of all types that are registered."""
+    registered = await patience.wait(lambda: _register(settings, handlers))
+    types = [name for name in registered if is_task_type(name)] if everything else [each.type for each in handlers]
+    report = await patience.wait(lambda: provision.ensure_topics(settings.kafka, types))
+    readers = list(_readers(settings, types)) if priming else []
+    return report, await patience.wait(lambda: provision.prime(settings.kafka, readers))
+
+
+async def _register(settings: Settings, handlers: Sequence[Handler[Any]]) -> Sequence[str]:
+    """The names of all registered types, these among them."""
+    database = Database(settings.postgres, pool_size=1)
+    await database.open()
+    try:
+        types = TaskTypes(database)
+        for handler in handlers:
+            await types.register(handler.task_type())
+        return await types.names()
+    finally:
+        await database.close()
+
+
+def _readers(settings: Settings, types: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(group, topic) of everything that scales by lag."""
+    prefix = settings.kafka.topic_prefix
+    for name in types:
+        yield task_group(prefix, name), task_topic(prefix, name)
+    for reads in services_that_read(settings).values():
+        if reads.topic is not None:
+            yield reads.group, reads.topic
+
+
+def _told_of_topics(report: provision.TopicReport, settings: Settings) -> Iterator[str]:
+    for topic in report.created:
+        yield f"created {topic}"
+    for topic, partitions in report.too_few_partitions.items():
+        yield (
+            f"{topic} has {partitions} partitions, fewer than TASKFLUX_KAFKA__PARTITIONS"
+            f" ({settings.kafka.partitions}): add some with Kafka's own tools if handlers shall scale further"
+        )
+
+
+def _told_of_priming(report: provision.PrimingReport) -> Iterator[str]:
+    for group, at in report.primed.items():
+        what = f"{at.partitions} partitions, {at.waiting} records wait"
+        yield f"primed {group}: it begins at the start of {at.topic} ({what})"
+    for group in report.left_to_members:
+        yield f"{group} has members, which commit where it begins themselves"
+    for group, topic in report.missing.items():
+        yield f"{topic} does not exist: there is nothing to prime for {group}"
+
+
+@click.command("end-leases", hidden=True)
+@click.option("--pid", type=int, help="Only the worker with this process id.")
+def end_leases(pid: int | None) -> None:
+    """End the leases of the workers under TASKFLUX_WORKER__ORIGIN: for the supervisor that saw them die."""
     settings = settings_or_leave("postgres")
     origin = settings.worker.origin
     if origin is None:
@@ -114,28 +206,39 @@ def end_former_leases(pid: int | None) -> None:
     click.echo(f"ended {finish(end())} leases")
 
 
-def settings_or_leave(*needs: str) -> Settings:
-    """The settings; the command ends where they are wrong."""
-    try:
-        return load(*needs)
-    except WrongSettings as error:
-        leave(f"the settings are wrong.\n{error}", USAGE)
+class Patience:
+    """A time, counted from here on, in which work is tried again while a server is away.
+
+    What is waited for is told on stderr: at first, when it is something else, and now and then.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._told: tuple[str, float] | None = None
+
+    async def wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, which must bear being done again. A try that has begun is not cut short.
+
+        Raises:
+            Exception: what the last try raised.
+        """
+        left = self._until - time.monotonic()
+        return await until_available(work, retry=NOT_YET, seconds=left, pauses=PAUSES, on_wait=self._tell)
+
+    def _tell(self, error: Exception) -> None:
+        now, said = time.monotonic(), str(error)
+        if self._told is None or self._told[0] != said or now - self._told[1] >= TELL_AGAIN:
+            self._told = said, now
+            click.echo(f"waiting, {self._until - now:.0f} s more: {told(error)}", err=True)
 
 
 def finish(work: Coroutine[Any, Any, T], *, waited: float = 0.0) -> T:
     """The result of `work`; the command ends where a server is away, `waited` seconds long, or refuses."""
-    from taskflux.stream.client import KafkaUnavailable
-
     try:
         return asyncio.run(work)
     except (StoreError, KafkaUnavailable) as error:
         how_long = f"gave up after {waited:g} s: " if waited and isinstance(error, NOT_YET) else ""
         leave(how_long + told(error), FAILED)
-
-
-def patience(seconds: float) -> Patience:
-    """With a server that is away: `--wait`, told on stderr."""
-    return Patience(seconds, lambda error, left: click.echo(f"waiting, {left:.0f} s more: {told(error)}", err=True))
 
 
 def told(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Final
 from uuid import UUID
@@ -145,8 +144,3 @@ def _json_or_text(text: str) -> Any:
 
 def _refuse(constant: str) -> object:
     raise ValueError(constant)
-
-
-def metadata_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str] | None:
-    """Metadata from name=value pairs; None for none."""
-    return dict(pairs) or None

@@ -11,8 +11,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from taskflux.cli import contract
-from taskflux.cli.loading import BUILT_IN, built_in_handlers, load
+from taskflux.cli import deployments
+from taskflux.cli.deployments import BUILT_IN, built_in_handlers, load
+from taskflux.cli.reference import variables
 from taskflux.version import VERSION
 from taskflux.worker.process import Service
 from taskflux.worker.settings import Settings
@@ -21,7 +22,7 @@ from tests.chart.rendering import CHART, Rendering, defaults
 
 ROOT: Final = CHART.parents[1]
 PREFIX: Final = "shop-"
-VARIABLES: Final = {each.name: each for each in contract.variables()}
+VARIABLES: Final = {each.name: each for each in variables()}
 MIXED: Final = "task-topic"
 
 
@@ -62,7 +63,7 @@ def test_task_types_are_those_that_the_handlers_declare() -> None:
 
 def test_what_scales_a_handler_is_the_group_and_topic_that_it_reads(settings: Settings) -> None:
     rendering = prefixed()
-    for deployment in contract.deployments(settings):
+    for deployment in deployments.deployments(settings):
         scaled = rendering.handler("ScaledObject", deployment.name)
         assert scaled is not None
         by_lag = [each["metadata"] for each in scaled.spec["triggers"] if each["type"] == "kafka"]
@@ -74,12 +75,12 @@ def test_what_scales_a_handler_is_the_group_and_topic_that_it_reads(settings: Se
 
 
 def test_whoever_serves_an_api_has_a_service_and_nobody_else(settings: Settings) -> None:
-    serving = {each.name for each in contract.deployments(settings) if each.serves_api}
+    serving = {each.name for each in deployments.deployments(settings) if each.serves_api}
     assert {each.component for each in full().of("Service")} == serving
 
 
 def test_each_handler_is_given_the_secrets_that_it_needs(settings: Settings) -> None:
-    for deployment in contract.deployments(settings):
+    for deployment in deployments.deployments(settings):
         given = set(value(deployment.name, "secrets"))
         assert set(deployment.needs) <= given, deployment.name
         if deployment.provider is not None:
@@ -90,14 +91,14 @@ def test_each_handler_is_given_the_secrets_that_it_needs(settings: Settings) -> 
 
 
 def test_ports_and_probes_are_the_program_s() -> None:
-    assert defaults()["handlerDefaults"]["port"] == contract.PORT
+    assert defaults()["handlerDefaults"]["port"] == deployments.PORT
     for handler in BUILT_IN:
         container = handler_container(full(), handler)
-        assert container.environment["TASKFLUX_HTTP__PORT"] == str(container.port("http")) == str(contract.PORT)
+        assert container.environment["TASKFLUX_HTTP__PORT"] == str(container.port("http")) == str(deployments.PORT)
         paths = {probe: container.spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")}
-        assert paths == {"livenessProbe": contract.LIVENESS, "readinessProbe": contract.READINESS}
+        assert paths == {"livenessProbe": deployments.LIVENESS, "readinessProbe": deployments.READINESS}
     (monitor,) = full().of("PodMonitor")
-    assert [each["path"] for each in monitor.spec["podMetricsEndpoints"]] == [contract.METRICS]
+    assert [each["path"] for each in monitor.spec["podMetricsEndpoints"]] == [deployments.METRICS]
 
 
 def test_a_port_of_one_s_own_is_the_program_s_too() -> None:
@@ -108,11 +109,11 @@ def test_a_port_of_one_s_own_is_the_program_s_too() -> None:
 
 
 def test_the_default_drain_is_the_program_s() -> None:
-    assert defaults()["handlerDefaults"]["drainSeconds"] == contract.DRAIN_SECONDS
+    assert defaults()["handlerDefaults"]["drainSeconds"] == deployments.DRAIN_SECONDS
 
 
 def test_no_scale_in_cuts_off_an_attempt_that_the_handler_allows(settings: Settings) -> None:
-    for deployment in contract.deployments(settings):
+    for deployment in deployments.deployments(settings):
         if deployment.timeout is not None:
             assert value(deployment.name, "drainSeconds") >= deployment.timeout, deployment.name
 

@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import pytest
 
-from taskflux.cli import contract
-from taskflux.cli.loading import built_in_handlers
+from taskflux.cli.deployments import built_in_handlers
+from taskflux.cli.reference import variables
 from taskflux.worker.settings import load as load_settings
 from taskflux.worker.settings import load_provider
 from tests.chart.cases import EACH_CI_FILE, all_containers, full, handler_container, stand_in
 from tests.chart.objects import pods
 from tests.chart.rendering import CHART, render
 
-VARIABLES: Final = {each.name: each for each in contract.variables()}
+VARIABLES: Final = {each.name: each for each in variables()}
 
 
 @EACH_CI_FILE

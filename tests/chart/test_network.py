@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taskflux.cli import contract
-from taskflux.cli.loading import BUILT_IN, load
+from taskflux.cli import deployments
+from taskflux.cli.deployments import BUILT_IN, load
 from taskflux.worker.settings import Settings
 from tests.chart.cases import EACH_CI_FILE, full, least, stand_ins
 from tests.chart.containers import Container, containers
@@ -152,7 +152,7 @@ def destinations(container: Container, values: Values) -> Iterator[tuple[str, in
 def speaks_to_kafka(args: Sequence[str]) -> bool:
     """The settings of all stand in everybody's environment."""
     if args[0] == "run":
-        return "kafka" in contract.deployment(load(args[1]), Settings()).needs if ":" not in args[1] else True
+        return "kafka" in deployments.deployment(load(args[1]), Settings()).needs if ":" not in args[1] else True
     return args[0] == "topics"
 
 

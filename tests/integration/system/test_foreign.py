@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux import Receipt, Task, handler
-from taskflux.cli.loading import load
+from taskflux.cli.deployments import load
 from taskflux.store.dead_letters import DeadLetterShelf, LetterFilter
 from taskflux.store.foreign import Adoptee, ForeignTasks
 from taskflux.store.task_types import TaskTypes

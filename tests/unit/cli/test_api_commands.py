@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.cli import dead_letters as replay
-from taskflux.cli import send
+from taskflux.cli import dead_letters, tasks
 from taskflux.http.openapi import examples as e
 from taskflux.local.ports import free_port
 from tests.unit.cli.scripted import Server, calls, problem
@@ -58,7 +57,7 @@ def test_an_outcome_is_waited_for_over_a_moment_without_an_answer(server: Server
 
 
 def test_a_server_that_stays_away_ends_the_wait_for_an_outcome(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(send, "SILENCE", 0.0)
+    monkeypatch.setattr(tasks, "SILENCE", 0.0)
     server.answer("POST /tasks", (202, e.ACCEPTED))
     server.answer(f"GET /tasks/{ID}", BUSY)
     result = server.run("send", "simulated", "hello", "--wait")
@@ -180,7 +179,7 @@ def test_a_record_that_was_no_task_is_shown(server: Server) -> None:
 
 
 def test_a_bulk_replay_is_watched_to_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "LOOK_EVERY", 0)
+    monkeypatch.setattr(dead_letters, "LOOK_EVERY", 0)
     server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
     running = {**e.BULK, "status": "running", "replayed": 5, "skipped": 0}
     server.answer(f"GET {REPLAY}", (200, running), BUSY, (200, e.BULK))
@@ -195,7 +194,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_look_on_and_stop_it(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replay, "sleep", interrupt)
+    monkeypatch.setattr(dead_letters, "sleep", interrupt)
     server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
     server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "running"}))
     result = server.run("dead-letters", "replay", "--type", "email")
@@ -212,8 +211,8 @@ def test_at_a_terminal_ctrl_c_asks_whether_to_stop_the_job_too(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replay, "sleep", interrupt)
-    monkeypatch.setattr(replay, "on_terminal", lambda: True)
+    monkeypatch.setattr(dead_letters, "sleep", interrupt)
+    monkeypatch.setattr(dead_letters, "on_terminal", lambda: True)
     server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
     server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "running"}))
     server.answer(f"DELETE {REPLAY}", (200, {**e.BULK, "status": "stopped"}))
@@ -223,7 +222,7 @@ def test_at_a_terminal_ctrl_c_asks_whether_to_stop_the_job_too(
 
 
 def test_at_a_terminal_a_bulk_replay_is_asked_for_first(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "on_terminal", lambda: True)
+    monkeypatch.setattr(dead_letters, "on_terminal", lambda: True)
     server.answer("POST /dead-letters/replay", (200, e.DRY_RUN))
     result = server.run("dead-letters", "replay", "--type", "email", stdin="n\n")
     assert (result.exit_code, len(server.asked)) == (1, 1)

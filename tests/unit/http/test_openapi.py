@@ -12,7 +12,7 @@ import jsonschema_rs
 import pytest
 from starlette.routing import Route
 
-from taskflux.cli.loading import built_in_handlers
+from taskflux.cli.deployments import built_in_handlers
 from taskflux.cli.reference import static_document
 from taskflux.http.app import create_app
 from taskflux.http.openapi.document import API, api_document, documentation_routes, notify_document, policy

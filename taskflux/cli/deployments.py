@@ -1,20 +1,29 @@
-"""What a deployment is to whoever writes manifests for it, told by the code: the chart's tests hold it to this."""
+"""The deployments: how one is named and loaded, and what it is to whoever writes manifests for it.
+
+The chart's tests hold the chart to what is told here by the code.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from pathlib import Path
+from typing import Any, Final
 
-from pydantic import SecretStr
-
-from taskflux.cli.api import URL_VARIABLE
-from taskflux.cli.loading import BUILT_IN, load
-from taskflux.cli.reference import sections
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
 from taskflux.worker.handler import Handler
 from taskflux.worker.process import EVERYTHING, Service
 from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings
+
+PACKAGE: Final = "taskflux.handlers"
+"""What `handlers/` is installed as. Its modules are loaded by name only: no other module imports one."""
+BUILT_IN: Final[Sequence[str]] = sorted(
+    module.name.replace("_", "-") for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+)
+"""Every module of `handlers/` is one deployment."""
 
 LIVENESS: Final = "/livez"
 READINESS: Final = "/readyz"
@@ -23,6 +32,55 @@ PORT: Final[int] = HttpSettings().port
 """Where every deployment answers these three, and ingest and notify their API, unless told otherwise."""
 DRAIN_SECONDS: Final[float] = WorkerSettings().drain_seconds
 """What running attempts may take after SIGTERM, unless told otherwise."""
+
+
+def deployments_folder() -> Path:
+    """Where the sources of the built-in deployments are."""
+    return Path(next(iter(importlib.import_module(PACKAGE).__path__)))
+
+
+class UnknownHandler(Exception):
+    """There is nothing to run under that name."""
+
+
+def load(name: str) -> Handler[Any] | Service:
+    """What `name` stands for: `process-email`, or `package.module:attribute`.
+
+    Raises:
+        UnknownHandler: a sentence that says what is wrong with it.
+    """
+    if ":" not in name:
+        if name not in BUILT_IN:
+            raise UnknownHandler(
+                f"there is no handler {name!r}: choose {', '.join(BUILT_IN)},"
+                " or name your own as package.module:attribute"
+            )
+        attribute = name.replace("-", "_")
+        return _get(f"{PACKAGE}.{attribute}", attribute, name)
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # an application's own handlers stand where the command is called
+    return _get(module, attribute, name)
+
+
+def built_in_handlers() -> Sequence[Handler[Any]]:
+    """The task handlers among the built-in deployments."""
+    return [target for target in map(load, BUILT_IN) if isinstance(target, Handler)]
+
+
+def _get(module: str, attribute: str, name: str) -> Handler[Any] | Service:
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UnknownHandler(f"{name!r} cannot be imported: {error}. Is its folder the one you stand in?") from error
+    except (TypeError, ValueError) as error:
+        # No name of a module, or a declaration that contradicts itself.
+        raise UnknownHandler(f"{name!r} cannot be run: {error}") from error
+    except AttributeError as error:
+        raise UnknownHandler(f"{name!r}: the module {module} has no {attribute}") from error
+    if not isinstance(target, Handler | Service):
+        raise UnknownHandler(f"{name!r} is no handler: declare the function with @handler(…)")
+    return target
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +139,3 @@ def services_that_read(settings: Settings) -> dict[str, Reads]:
         "dlq-sink": Reads(dead_letter_group(prefix), dead_letter_topic(prefix)),
         "router": Reads(router_group(prefix), settings.router.topic),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A name in the environment that is read; `section` is what stands before its two underscores."""
-
-    name: str
-    section: str
-    secret: bool
-
-
-def variables() -> Sequence[Variable]:
-    """Every one, those of the built-in providers and of the command too."""
-    found = [
-        Variable(f"TASKFLUX_{section}__{field}".upper(), section, _is_secret(info.annotation))
-        for section, model in sections().items()
-        for field, info in model.model_fields.items()
-    ]
-    return [*found, Variable(URL_VARIABLE, "api", False)]
-
-
-def _is_secret(annotation: Any) -> bool:
-    return annotation is SecretStr or any(_is_secret(part) for part in get_args(annotation))
