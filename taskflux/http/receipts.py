@@ -21,7 +21,7 @@ from starlette.routing import Route
 from taskflux.http.answers import to_json
 from taskflux.http.bodies import headers_of, read_body
 from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
-from taskflux.providers.msg91_reports import MalformedReports, read_reports
+from taskflux.providers.msg91 import MalformedReports, read_reports
 from taskflux.store.tasks import Recorded
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import State

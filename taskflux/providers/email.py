@@ -1,18 +1,18 @@
-"""A mailbox: how it is read, shown in a header, and put on the envelope. Pure."""
+"""The payload of an e-mail task, its addresses, and the bytes that an SMTP server is given for it. Pure."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.header import Header
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import idna
 from pydantic import (
@@ -58,12 +58,16 @@ class Address:
     name: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read `ann@example.org` or `Ann Lee <ann@example.org>`.
+    def parse(cls, text: object) -> Address:
+        """Read `ann@example.org` or `Ann Lee <ann@example.org>`; an address stays as it is.
 
         Raises:
             ValueError: a sentence on what is wrong; it does not repeat the address.
         """
+        if isinstance(text, Address):
+            return text
+        if not isinstance(text, str):
+            raise ValueError("an address is a text, such as ann@example.org")
         named = _NAMED.fullmatch(text.strip())
         name, spec = (_unquoted(named[1].strip()), named[2].strip()) if named else ("", text.strip())
         local, at, domain = spec.rpartition("@")
@@ -112,14 +116,6 @@ def _ascii_domain(domain: str) -> str:
     return ascii_domain
 
 
-def _read(value: Any) -> Address:
-    if isinstance(value, Address):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("an address is a text, such as ann@example.org")
-    return Address.parse(value)
-
-
 def _several(value: Any) -> Any:
     return [value] if isinstance(value, str | Address) else value
 
@@ -132,7 +128,7 @@ def _one_or(least: int) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [_SCHEMA, many]})
 
 
-Mailbox = Annotated[Address, PlainValidator(_read), PlainSerializer(str), WithJsonSchema(_SCHEMA)]
+Mailbox = Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str), WithJsonSchema(_SCHEMA)]
 """A field that is given as a text and read as an `Address`."""
 
 Mailboxes = Annotated[list[Mailbox], BeforeValidator(_several), Field(max_length=MAX_RECIPIENTS), _one_or(0)]
@@ -237,15 +233,10 @@ class Email(_Payload):
     attachments: Annotated[list[Attachment], Field(max_length=50)] = []
 
     @model_validator(mode="after")
-    def _recipients_are_bounded(self) -> Email:
+    def _can_be_sent(self) -> Email:
         if len(self.recipients()) > MAX_RECIPIENTS:
             raise ValueError(f"to, cc and bcc name more than {MAX_RECIPIENTS} recipients: send several mails")
-        return self
-
-    @model_validator(mode="after")
-    def _headers_are_not_ours(self) -> Email:
-        owned = sorted(name for name in self.headers if _OWNED.match(name))
-        if owned:
+        if owned := sorted(name for name in self.headers if _OWNED.match(name)):
             raise ValueError(f"headers may not set {', '.join(owned)}: the other fields and the settings do")
         return self
 
@@ -286,19 +277,15 @@ _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 class Message:
     """A mail ready for one or more SMTP transactions.
 
-    `wire` is dot-stuffed and closed by the end-of-data line; `size` is what RFC 1870's SIZE means, without either.
+    `wire` is dot-stuffed and closed by the end-of-data line; `size` is what RFC 1870's SIZE means, without either;
+    `encoding` is that of the envelope, utf-8 where an address needs SMTPUTF8 (RFC 6531) and else ascii.
     """
 
     sender: str
     message_id: str
     wire: bytes
     size: int
-    utf8: bool
-
-
-def message_id(unique: str, sender: Address) -> str:
-    """`<unique@domain of the sender>`: the same for every attempt that has the same `unique`."""
-    return f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
+    encoding: Literal["ascii", "utf-8"]
 
 
 def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Message:
@@ -312,27 +299,30 @@ def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Me
         Permanent: a field cannot stand in a header; the sentence names it.
     """
     utf8 = any(address.needs_utf8 for address in [sender, *email.recipients(), *email.reply_to])
-    identity = message_id(unique, sender)
-    headers = "".join(f"{line}\r\n" for line in _headers(email, sender, identity, date)).encode()
-    data = _LINE_END.sub(b"\r\n", headers + _content(email).as_bytes(policy=_POLICY))
+    message_id = f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
+    head = b""
+    for name, value in _headers(email, sender, message_id, date):
+        field = f"{name}: {value}\r\n".encode()
+        if any(len(line) > _LONGEST_LINE for line in field.split(b"\r\n")):
+            raise Permanent(f"{name} has a word that is too long for a header line")
+        head += field
+    data = _LINE_END.sub(b"\r\n", head + _content(email).as_bytes(policy=_POLICY))
     if not data.endswith(b"\r\n"):
         data += b"\r\n"
     stuffed = data.replace(b"\r\n.", b"\r\n..")
-    return Message(sender.envelope, identity, stuffed + b".\r\n", len(data), utf8)
+    return Message(sender.envelope, message_id, stuffed + b".\r\n", len(data), "utf-8" if utf8 else "ascii")
 
 
-def _headers(email: Email, sender: Address, identity: str, date: datetime) -> Iterator[str]:
-    yield _mailboxes("From", [sender])
-    yield _mailboxes("To", email.to)
-    if email.cc:
-        yield _mailboxes("Cc", email.cc)
-    if email.reply_to:
-        yield _mailboxes("Reply-To", email.reply_to)
-    yield _field("Subject", email.subject)
-    yield f"Date: {format_datetime(date)}"
-    yield f"Message-ID: {identity}"
+def _headers(email: Email, sender: Address, message_id: str, date: datetime) -> Iterator[tuple[str, str]]:
+    """Each header's name and its value, folded."""
+    for name, addresses in (("From", [sender]), ("To", email.to), ("Cc", email.cc), ("Reply-To", email.reply_to)):
+        if addresses:
+            yield name, ",\r\n ".join(_mailbox(name, address) for address in addresses)
+    yield "Subject", _field("Subject", email.subject)
+    yield "Date", format_datetime(date)
+    yield "Message-ID", message_id
     for name, value in email.headers.items():
-        yield _field(name, value)
+        yield name, _field(name, value)
 
 
 def _content(email: Email) -> EmailMessage:
@@ -353,11 +343,7 @@ def _field(name: str, value: str) -> str:
         raise Permanent(f"{name} has a line break or another character that cannot stand in a header")
     plain = _PLAIN.fullmatch(value) is not None and "=?" not in value
     header = Header(value, "us-ascii" if plain else "utf-8", maxlinelen=_WIDTH, header_name=name)
-    return _bounded(name, f"{name}: {header.encode(linesep=_CRLF)}")
-
-
-def _mailboxes(name: str, addresses: Sequence[Address]) -> str:
-    return _bounded(name, f"{name}: " + ",\r\n ".join(_mailbox(name, address) for address in addresses))
+    return header.encode(linesep=_CRLF)
 
 
 def _mailbox(name: str, address: Address) -> str:
@@ -371,9 +357,3 @@ def _mailbox(name: str, address: Address) -> str:
     elif not _ATOMS.fullmatch(shown):
         shown = '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"{shown} <{address.envelope}>"
-
-
-def _bounded(name: str, lines: str) -> str:
-    if any(len(line.encode()) > _LONGEST_LINE for line in lines.split(_CRLF)):
-        raise Permanent(f"{name} has a word that is too long for a header line")
-    return lines

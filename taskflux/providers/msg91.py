@@ -1,14 +1,24 @@
-"""Where MSG91 is, how it wants to be asked, and how its delivery reports find us."""
+"""SMS over MSG91's Flow API (v5), as a provider: sending, what answers mean, and what delivery reports say.
+
+The API says much with HTTP 200, so the body counts first. Codes and shapes: https://docs.msg91.com/, and what other
+people's clients have met in the field.
+
+Delivery reports come as v2, a form whose field `data` is JSON, `[{"requestId", "report": [{"date", "number", "status",
+"desc", "CRQID"}]}]`, or as v3, flat JSON, `{"date", "number", "requestId", "CRQID", "status", "desc"}`, or several of
+them in an array.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final
+from urllib.parse import parse_qs
+from uuid import UUID
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -16,8 +26,47 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from taskflux.providers import notify
 from taskflux.providers.provider import counting_connections, provider
 from taskflux.providers.sms import Sms
+from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry.calls import call, http_attributes
+
+PATH: Final = "/api/v5/flow/"
+
+_KEEP_ALIVE: Final = 2.0
+"""Seconds that an idle connection is kept. A server that closes one just as we write leaves us not knowing whether it
+took the message; two seconds stay below what any server is likely to allow."""
+
+MISCONFIGURED_CODES: Final = frozenset(
+    {"106", "207", "201", "401", "403"}  # the auth key
+    | {"208", "418"}  # our address is not allowed
+    | {"203", "211"}  # sender id, template
+    | {"301", "302", "303"}  # balance, account
+)
+PERMANENT_CODES: Final = frozenset({"101", "202", "310"})
+"""Mobile number missing or wrong, text too long."""
+
+SAME_REQUEST: Final = "311"
+
+_MONEY: Final = re.compile(r"balance|insufficient|credit", re.IGNORECASE)
+_APPROVAL: Final = re.compile(r"not\s+(?:yet\s+)?approved|unapproved|pending", re.IGNORECASE)
+_LONGEST_TEXT: Final = 300
+
+_STATUS: Final = {
+    "1": DeliveryStatus.DELIVERED,
+    "2": DeliveryStatus.FAILED,
+    "9": DeliveryStatus.NDNC,
+    "16": DeliveryStatus.REJECTED,
+    "25": DeliveryStatus.REJECTED,
+    "17": DeliveryStatus.BLOCKED,
+    **{status.value: status for status in DeliveryStatus},
+}
+"""By code, and by word where one stands in its place. Any other code is a stage on the way."""
+
+_REFERENCE: Final = re.compile(
+    r"(?P<task>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?:\.(?P<replay>[1-9][0-9]{0,8}))?"
+)
+_NUMBER: Final = re.compile(r"\+?\d{7,}")
+MOST_REPORTS: Final = 10_000
 
 _SECRET: Final = re.compile(r"[A-Za-z0-9._~-]{16,200}")
 
@@ -65,138 +114,6 @@ class Msg91Settings(BaseModel):
         return value
 
 
-MISCONFIGURED_CODES: Final = frozenset(
-    {"106", "207", "201", "401", "403"}  # the auth key
-    | {"208", "418"}  # our address is not allowed
-    | {"203", "211"}  # sender id, template
-    | {"301", "302", "303"}  # balance, account
-)
-PERMANENT_CODES: Final = frozenset({"101", "202", "310"})
-"""Mobile number missing or wrong, text too long."""
-
-SAME_REQUEST: Final = "311"
-
-_MONEY: Final = re.compile(r"balance|insufficient|credit", re.IGNORECASE)
-_APPROVAL: Final = re.compile(r"not\s+(?:yet\s+)?approved|unapproved|pending", re.IGNORECASE)
-_LONGEST_TEXT: Final = 300
-
-
-def classify(
-    status: int, body: bytes, *, retry_after: str | None = None, now: datetime | None = None
-) -> str | TaskError:
-    """The request id of an accepted message, or the error that the answer means.
-
-    Args:
-        status: the HTTP status.
-        body: the body as it came.
-        retry_after: the header of that name.
-        now: for a `retry_after` that is a date; the present by default.
-    """
-    answer = _parsed(body)
-    if answer is None:
-        return _without_words(status, retry_after, now)
-    if status < 300 and str(answer.get("type", "")).lower() == "success":
-        return _text(answer.get("message"))
-    if not _is_error(answer):
-        return _without_words(status, retry_after, now)
-    return _named(answer, status) or _by_status(status, retry_after, now) or _unknown(answer)
-
-
-def _named(answer: Mapping[str, Any], status: int) -> TaskError | None:
-    """The error of an answer whose code or words are known."""
-    said = _said(answer)
-    # The 401 shape carries the HTTP status in `code` and what is meant in `apiError`.
-    code = str(answer.get("apiError") or answer.get("code") or "")
-    if code in PERMANENT_CODES:
-        return Permanent(said)
-    if code in MISCONFIGURED_CODES or status in (401, 403):
-        return Misconfigured(said)
-    if code == SAME_REQUEST:
-        # Not "try again in ten seconds": what MSG91 saw before may well have been this very task's attempt, taken
-        # while its answer was lost. Sending again would then send twice; holding is answered by the delivery report.
-        return Ambiguous(f"{said} (the same request came less than ten seconds ago and may have been taken)")
-    if _MONEY.search(said) or _APPROVAL.search(said):
-        return Misconfigured(said)
-    return None
-
-
-def _without_words(status: int, retry_after: str | None, now: datetime | None) -> TaskError:
-    """The error of an answer that is not in MSG91's shape, from a proxy on the way or a wrong address."""
-    if 200 <= status < 300:
-        return Ambiguous(f"the SMS service answered HTTP {status} without saying whether it took the message")
-    known = _by_status(status, retry_after, now)
-    if known is not None:
-        return known
-    if status in (400, 413, 422):
-        return Permanent(f"the SMS service refused the message with HTTP {status}")
-    return Misconfigured(f"the SMS service answered HTTP {status}: see base_url and auth_key")
-
-
-def _by_status(status: int, retry_after: str | None, now: datetime | None) -> TaskError | None:
-    """The error of a status that says more than the words beside it."""
-    said = f"the SMS service answered HTTP {status}"
-    if status == 504:
-        return Ambiguous(f"{said}: the message was passed on, and what became of it is not known")
-    if status in (502, 503):
-        return Unavailable(said)
-    if status in (408, 429) or status >= 500:
-        return Transient(said, retry_after=_seconds(retry_after, now))
-    return None
-
-
-def _unknown(answer: Mapping[str, Any]) -> TaskError:
-    return Permanent(_said(answer))  # to send again without knowing why it failed spends money
-
-
-def _parsed(body: bytes) -> Mapping[str, Any] | None:
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
-def _is_error(answer: Mapping[str, Any]) -> bool:
-    kind = str(answer.get("type") or answer.get("status") or "").lower()
-    return kind in ("error", "fail", "failed", "failure") or bool(answer.get("hasError"))
-
-
-def _said(answer: Mapping[str, Any]) -> str:
-    text = _text(answer.get("message") or answer.get("errors") or "no reason")
-    code = answer.get("apiError") or answer.get("code")
-    return f"the SMS service said: {text}" + (f" ({_text(code)})" if code else "")
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line[:_LONGEST_TEXT]
-
-
-def _seconds(retry_after: str | None, now: datetime | None) -> float | None:
-    """RFC 9110, 10.2.3: seconds, or a date."""
-    if retry_after is None:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
-
-
-__all__ = ["Msg91", "Msg91Settings", "connect"]
-
-PATH: Final = "/api/v5/flow/"
-
-_KEEP_ALIVE: Final = 2.0
-"""Seconds that an idle connection is kept. A server that closes one just as we write leaves us not knowing whether it
-took the message; two seconds stay below what any server is likely to allow."""
-
-
 class Msg91:
     """Sends short messages. Made by `connect`. The API has no call that asks nothing of it, so there is no `check`."""
 
@@ -216,7 +133,7 @@ class Msg91:
             attempt: nothing to MSG91; the notification service recognises repeats by it.
 
         Raises:
-            TaskError: what `msg91_answers.classify` makes of the answer, or of there being none.
+            TaskError: what `classify` makes of the answer, or of there being none.
         """
         request = self._http.build_request(
             "POST", PATH.lstrip("/"), json=self._flow(sms, crqid), extensions=self._extensions
@@ -278,3 +195,184 @@ async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
     )
     async with http:
         yield Msg91(settings, http)
+
+
+def classify(
+    status: int, body: bytes, *, retry_after: str | None = None, now: datetime | None = None
+) -> str | TaskError:
+    """The request id of an accepted message, or the error that the answer means.
+
+    Args:
+        status: the HTTP status.
+        body: the body as it came.
+        retry_after: the header of that name.
+        now: for a `retry_after` that is a date; the present by default.
+    """
+    answer = _parsed(body)
+    if answer is None:
+        return _without_words(status, retry_after, now)
+    if status < 300 and str(answer.get("type", "")).lower() == "success":
+        return _text(answer.get("message"))
+    if not _is_error(answer):
+        return _without_words(status, retry_after, now)
+    # Where nothing is known of the error: to send again spends money.
+    return _named(answer, status) or _by_status(status, retry_after, now) or Permanent(_said(answer))
+
+
+def _named(answer: Mapping[str, Any], status: int) -> TaskError | None:
+    """The error of an answer whose code or words are known."""
+    said = _said(answer)
+    # The 401 shape carries the HTTP status in `code` and what is meant in `apiError`.
+    code = str(answer.get("apiError") or answer.get("code") or "")
+    if code in PERMANENT_CODES:
+        return Permanent(said)
+    if code in MISCONFIGURED_CODES or status in (401, 403):
+        return Misconfigured(said)
+    if code == SAME_REQUEST:
+        # Not "try again in ten seconds": what MSG91 saw before may well have been this very task's attempt, taken
+        # while its answer was lost. Sending again would then send twice; holding is answered by the delivery report.
+        return Ambiguous(f"{said} (the same request came less than ten seconds ago and may have been taken)")
+    if _MONEY.search(said) or _APPROVAL.search(said):
+        return Misconfigured(said)
+    return None
+
+
+def _without_words(status: int, retry_after: str | None, now: datetime | None) -> TaskError:
+    """The error of an answer that is not in MSG91's shape, from a proxy on the way or a wrong address."""
+    if 200 <= status < 300:
+        return Ambiguous(f"the SMS service answered HTTP {status} without saying whether it took the message")
+    known = _by_status(status, retry_after, now)
+    if known is not None:
+        return known
+    if status in (400, 413, 422):
+        return Permanent(f"the SMS service refused the message with HTTP {status}")
+    return Misconfigured(f"the SMS service answered HTTP {status}: see base_url and auth_key")
+
+
+def _by_status(status: int, retry_after: str | None, now: datetime | None) -> TaskError | None:
+    """The error of a status that says more than the words beside it."""
+    said = f"the SMS service answered HTTP {status}"
+    if status == 504:
+        return Ambiguous(f"{said}: the message was passed on, and what became of it is not known")
+    if status in (502, 503):
+        return Unavailable(said)
+    if status in (408, 429) or status >= 500:
+        return Transient(said, retry_after=_seconds(retry_after, now))
+    return None
+
+
+def _parsed(body: bytes) -> Mapping[str, Any] | None:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _is_error(answer: Mapping[str, Any]) -> bool:
+    kind = str(answer.get("type") or answer.get("status") or "").lower()
+    return kind in ("error", "fail", "failed", "failure") or bool(answer.get("hasError"))
+
+
+def _said(answer: Mapping[str, Any]) -> str:
+    text = _text(answer.get("message") or answer.get("errors") or "no reason")
+    code = answer.get("apiError") or answer.get("code")
+    return f"the SMS service said: {text}" + (f" ({_text(code)})" if code else "")
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line[:_LONGEST_TEXT]
+
+
+def _seconds(retry_after: str | None, now: datetime | None) -> float | None:
+    """RFC 9110, 10.2.3: seconds, or a date."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+
+
+class MalformedReports(Exception):
+    """The body is in neither form."""
+
+
+def read_reports(body: bytes, *, form: bool) -> tuple[list[DeliveryReport], int]:
+    """The reports in a body that carry an id of ours, the heaviest of each task, and how many carried none.
+
+    Raises:
+        MalformedReports: with a sentence that quotes nothing.
+    """
+    found: dict[tuple[UUID, int], DeliveryReport] = {}
+    foreign = 0
+    for count, entry in enumerate(_entries(_document(body, form=form))):
+        if count == MOST_REPORTS:
+            raise MalformedReports(f"there are more than {MOST_REPORTS:,} reports")
+        report = _report(entry)
+        if report is None:
+            foreign += 1
+            continue
+        key = (report.task, report.replay)
+        if key not in found or report.weight > found[key].weight:
+            found[key] = report
+    return list(found.values()), foreign
+
+
+def _document(body: bytes, *, form: bool) -> Any:
+    try:
+        text = body.decode("utf-8")
+        if form:
+            [text] = parse_qs(text, strict_parsing=True, max_num_fields=20)["data"]
+        return json.loads(text)
+    except KeyError:
+        raise MalformedReports("the form has no field data") from None
+    except (ValueError, RecursionError):
+        raise MalformedReports("it is not JSON") from None
+
+
+def _entries(document: Any) -> Iterator[Mapping[str, Any]]:
+    """Every single report, with what stands beside a group of them."""
+    for outer in document if isinstance(document, list) else [document]:
+        if not isinstance(outer, dict):
+            raise MalformedReports("a report is a JSON object")
+        inner = outer.get("report")
+        if inner is None:
+            yield outer
+            continue
+        for entry in inner if isinstance(inner, list) else [inner]:
+            if not isinstance(entry, dict):
+                raise MalformedReports("a report is a JSON object")
+            yield {**outer, **entry}
+
+
+def _report(entry: Mapping[str, Any]) -> DeliveryReport | None:
+    reference = _REFERENCE.fullmatch(_line(entry.get("CRQID"), 80).lower())
+    if reference is None:
+        return None
+    code = _line(entry.get("status"), 20)
+    return DeliveryReport(
+        UUID(reference["task"]),
+        int(reference["replay"] or 0),
+        _STATUS.get(code.lower(), DeliveryStatus.ACCEPTED),
+        code,
+        # The words are the operator's, and may name whom it could not reach.
+        _NUMBER.sub("…", _line(entry.get("desc"), 200)),
+        _line(entry.get("requestId"), 100),
+        _line(entry.get("date"), 40),
+    )
+
+
+def _line(value: Any, longest: int) -> str:
+    """One printable line: it is kept in PostgreSQL, which takes no NUL, and in a timeline, whose notes hold no `|`."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return ""
+    line = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
+    return line.replace("|", "/")[:longest]

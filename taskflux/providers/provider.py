@@ -1,4 +1,4 @@
-"""Where the notification service is."""
+"""How a provider is declared: a name for its circuit and rate limit, its settings, and how to connect."""
 
 from __future__ import annotations
 

@@ -1,26 +1,24 @@
-"""E-mail over SMTP (RFC 5321), as a provider."""
+"""E-mail over SMTP (RFC 5321), as a provider: a mail is composed, goes over a session of the pool, and is settled."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 
-from aiosmtplib import SMTP
+from aiosmtplib import SMTP, SMTPResponseException, SMTPServerDisconnected
 
 from taskflux.providers import notify
 from taskflux.providers.email import Address, Email, Message, compose
 from taskflux.providers.provider import provider
-from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage
-from taskflux.providers.smtp_session import Pool, SmtpSettings, answer, dial, hang_up, tls_context, transact
-from taskflux.tasks.errors import JsonValue, Misconfigured, Permanent, TaskError, Unavailable
+from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge
+from taskflux.providers.smtp_session import LOST, Connection, Pool, SmtpSettings, answer, dial, hang_up, tls_context
+from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Unavailable
 from taskflux.telemetry import metrics
-from taskflux.telemetry.calls import Call, Value, call
-
-__all__ = ["Mailer", "SmtpSettings", "connect"]
+from taskflux.telemetry.calls import Value, call
 
 _LIGHT: Final = 256 * 1024
 """Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread."""
@@ -105,14 +103,6 @@ class Mailer:
         metrics.OPENED.labels("smtp").inc()
         return client
 
-    async def _transact(self, message: Message, to: list[str]) -> Mapping[str, Reply]:
-        with call("smtp", "SMTP send", self._where) as span:
-            async with self._pool.connection() as connection:
-                timeout = self._settings.data_timeout
-                replies = await transact(self._pool, connection, message, to, data_timeout=timeout)
-            _describe(span, replies)
-            return replies
-
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
         weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
         if weight <= _LIGHT:
@@ -126,15 +116,98 @@ class Mailer:
             )
         return message
 
+    async def _transact(self, message: Message, to: Sequence[str]) -> Mapping[str, Reply]:
+        """Have the server take `message` for every address of `to`: one call, over a connection of the pool."""
+        with call("smtp", "SMTP send", self._where) as span:
+            async with self._pool.connection() as connection:
+                replies = await self._dialogue(connection, message, to)
+            worst = max(replies.values(), key=lambda reply: reply.code)
+            span.note("smtp.recipients", len(replies))
+            span.note("smtp.recipients.accepted", sum(reply.kind is Kind.ACCEPTED for reply in replies.values()))
+            span.note("smtp.reply.code", worst.code)
+            if worst.kind is not Kind.ACCEPTED:
+                span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
+            return replies
 
-def _describe(span: Call, replies: Mapping[str, Reply]) -> None:
-    """What a trace shows of a dialogue: how many recipients there were, and the reply of the one that went worst."""
-    worst = max(replies.values(), key=lambda reply: reply.code)
-    span.note("smtp.recipients", len(replies))
-    span.note("smtp.recipients.accepted", sum(reply.kind is Kind.ACCEPTED for reply in replies.values()))
-    span.note("smtp.reply.code", worst.code)
-    if worst.kind is not Kind.ACCEPTED:
-        span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
+    async def _dialogue(self, connection: Connection, message: Message, to: Sequence[str]) -> dict[str, Reply]:
+        """MAIL FROM, every RCPT TO, DATA and the mail; the last reply that concerns each address of `to`.
+
+        Raises:
+            Unavailable, Misconfigured: the server takes nothing from us; no recipient has the mail.
+            Permanent: the mail needs SMTPUTF8 and the server has none.
+            Ambiguous: the mail was sent and its answer was lost.
+        """
+        try:
+            sender = await self._mail_from(connection, message)
+            client = connection.client
+            if sender.kind is not Kind.ACCEPTED:
+                return await _abandoned(client, dict.fromkeys(to, sender))
+            replies: dict[str, Reply] = {}
+            for address in to:
+                replies[address] = await answer(client.rcpt(address, encoding=message.encoding), Stage.RECIPIENT)
+                replies[address].raise_for_server()
+            accepted = [address for address, reply in replies.items() if reply.kind is Kind.ACCEPTED]
+            if not accepted:
+                return await _abandoned(client, replies)
+            data = await answer(client.execute_command(b"DATA"), Stage.DATA)
+            data.raise_for_server()
+            if data.code != 354:
+                return await _abandoned(client, replies | dict.fromkeys(accepted, data))
+        except LOST as error:
+            raise Unavailable(f"the SMTP server went away before it had the mail: {error}") from error
+        try:
+            outcome = await _mail_itself(client, message, self._settings.data_timeout)
+        except (SMTPResponseException, *LOST) as error:
+            raise Ambiguous(f"the mail was sent, and the SMTP server's answer was lost: {error}") from error
+        outcome.raise_for_server()
+        return replies | dict.fromkeys(accepted, outcome)
+
+    async def _mail_from(self, connection: Connection, message: Message) -> Reply:
+        """Begin. A session that died while it lay idle is replaced, once: nothing has been said on it yet."""
+        while True:
+            client = connection.client
+            options = [f"SIZE={message.size}"] if client.supports_extension("size") else []
+            if message.encoding != "ascii":
+                if client.is_connected and not client.supports_extension("smtputf8"):
+                    raise Permanent(
+                        "an address has characters beyond ASCII before its @, and the SMTP server has no SMTPUTF8"
+                    )
+                options.append("SMTPUTF8")
+            begun = client.mail(message.sender, options=options, encoding=message.encoding)
+            try:
+                reply = await answer(begun, Stage.SENDER)
+            except LOST:
+                if not connection.reused:
+                    raise
+            else:
+                # 421 is also how a server ends a session that was idle for too long, or carried enough mails.
+                if not (connection.reused and reply.code == 421):
+                    reply.raise_for_server()
+                    return reply
+            await self._pool.renew(connection)  # then it is no longer one that was used before
+
+
+async def _mail_itself(client: SMTP, message: Message, timeout: float) -> Reply:
+    """Write the mail and wait for the reply that settles it.
+
+    `SMTP.data` has one timeout for DATA and for the mail, and does not tell which of the two was lost.
+    """
+    if client.protocol is None:
+        raise SMTPServerDisconnected("Connection lost")
+    client.protocol.write(message.wire)
+    code, text = await client.protocol.read_response(timeout=timeout)
+    if code == 421:
+        client.close()
+    return judge(code, text, Stage.DATA)
+
+
+async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply]:
+    """The replies, once the server has forgotten the envelope; a session that cannot do even that is closed."""
+    try:
+        await client.rset()
+    except (SMTPResponseException, *LOST):
+        client.close()
+    return replies
 
 
 @provider("smtp", settings=SmtpSettings, through=notify.mails)

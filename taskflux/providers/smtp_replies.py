@@ -1,4 +1,4 @@
-"""What an SMTP reply means for the mail, for a recipient, and for the server as a whole. Pure.
+"""What an SMTP reply means for the mail, a recipient, and the server as a whole; and who has the mail. Pure.
 
 Codes: RFC 5321, 4.2. Enhanced status codes: RFC 3463 and the IANA registry, read from the start of the text.
 """
@@ -76,21 +76,17 @@ _ERRORS: Final[dict[Kind, type[ProviderError]]] = {
 }
 
 
-def enhanced_status(text: str) -> str | None:
-    """The enhanced status code at the start of a reply's text, such as `5.1.1`."""
-    found = _ENHANCED.match(text)
-    return found[0] if found else None
-
-
 def judge(code: int, text: str, stage: Stage) -> Reply:
     """Classify a reply; its text is made printable and cut, so that it can be kept on a row."""
     text = _printable(text)
-    status = enhanced_status(text)
-    kind = _of_the_server(code, status, text, stage) or _of_the_mail(code, status, stage)
+    enhanced = _ENHANCED.match(text)
+    status = enhanced[0] if enhanced else None
+    kind = _kind(code, status, text, stage)
     return Reply(code, text, kind, _wait(code, status, text) if kind is Kind.DEFERRED else 0.0)
 
 
-def _of_the_server(code: int, status: str | None, text: str, stage: Stage) -> Kind | None:
+def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
+    """What the server says of itself comes first, then what it says of the mail."""
     if code in (530, 534, 535, 538) or status == "5.4.5":
         # 5.4.5 is Google's "daily sending limit exceeded": like an empty balance it is nobody's mail's fault.
         return Kind.MISCONFIGURED
@@ -102,11 +98,7 @@ def _of_the_server(code: int, status: str | None, text: str, stage: Stage) -> Ki
         return Kind.MISCONFIGURED if code >= 500 else Kind.AWAY
     if not 200 <= code < 600:
         return Kind.AWAY  # whatever it is, it speaks no SMTP just now
-    return None
-
-
-def _of_the_mail(code: int, status: str | None, stage: Stage) -> Kind:
-    if code == 354 or 200 <= code < 300:
+    if code == 354 or code < 300:
         return Kind.ACCEPTED
     if code < 500 or (code == 552 and status == "5.5.3"):
         return Kind.DEFERRED  # 552 for too many recipients means 452: RFC 5321, 4.5.3.1.10
@@ -171,7 +163,13 @@ class Deliveries:
         """Take down the last reply about each address."""
         for address, reply in replies.items():
             self.deferred.pop(address, None)
-            self._place(reply)[address] = str(reply)
+            match reply.kind:
+                case Kind.ACCEPTED:
+                    self.delivered[address] = str(reply)
+                case Kind.REFUSED:
+                    self.refused[address] = str(reply)
+                case _:
+                    self.deferred[address] = str(reply)
         waits = [reply.retry_after for reply in replies.values() if reply.kind is Kind.DEFERRED]
         self.retry_after = min(waits, default=0.0) or None
 
@@ -200,15 +198,6 @@ class Deliveries:
         if not self.delivered:
             raise Permanent(f"every recipient was refused: {_first(self.refused)}", progress=self.progress())
         return self.progress()
-
-    def _place(self, reply: Reply) -> dict[str, str]:
-        match reply.kind:
-            case Kind.ACCEPTED:
-                return self.delivered
-            case Kind.REFUSED:
-                return self.refused
-            case _:
-                return self.deferred
 
 
 def merged(first: Mapping[str, JsonValue], second: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:

@@ -1,11 +1,11 @@
-"""Where the SMTP server is, and how it wants to be treated."""
+"""Sessions with the SMTP server: its settings, connection, TLS, EHLO and AUTH, and the pool that uses them again."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -20,9 +20,9 @@ from aiosmtplib import (
 from aiosmtplib.response import SMTPResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from taskflux.providers.email import Address, Message
-from taskflux.providers.smtp_replies import Kind, Reply, Stage, Throttled, judge
-from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, Unavailable
+from taskflux.providers.email import Address
+from taskflux.providers.smtp_replies import Reply, Stage, Throttled, judge
+from taskflux.tasks.errors import Misconfigured, Unavailable
 
 PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
 
@@ -103,6 +103,9 @@ class SmtpSettings(BaseModel):
         """`port`, or the usual one for `tls`."""
         return self.port or PORTS[self.tls]
 
+
+LOST: Final = (SMTPServerDisconnected, SMTPTimeoutError, OSError)
+"""What a command raises when its session broke, or the server did not answer in time."""
 
 _NO_SUCH_MECHANISM: Final = (500, 502, 504, 534)
 
@@ -208,7 +211,7 @@ def _no_session(settings: SmtpSettings) -> Iterator[None]:
     except SMTPResponseException as error:
         judge(error.code, error.message, Stage.SESSION).raise_for_server()
         raise Unavailable(f"{where} answered {error.code} where that has no meaning") from error
-    except (SMTPTimeoutError, SMTPServerDisconnected, OSError) as error:
+    except LOST as error:
         _raise_for_certificate(error, where)
         raise Unavailable(f"{where} cannot be reached: {error}") from error
     except SMTPException as error:  # the server lacks an extension that the settings ask for
@@ -236,39 +239,37 @@ class Slots:
     """How many connections may be busy at once: halved when the server complains, raised again by one at a time."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self._most = most
         self.wanted = most
         self._existing = most
         self.busy = 0
         self._calm = 0
         self._free = asyncio.Semaphore(most)
 
-    async def take(self) -> None:
-        """Wait for a slot."""
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """A slot, waited for; how the mail went that it was used for decides how many there are."""
         await self._free.acquire()
         self.busy += 1
-
-    def give_back(self) -> None:
-        """End the use of a slot; one too many is not handed out again."""
-        self.busy -= 1
-        if self._existing > self.wanted:
-            self._existing -= 1
-        else:
-            self._free.release()
-
-    def slow_down(self) -> None:
-        """The server wants fewer connections."""
-        self.wanted = max(1, self.wanted // 2)
-        self._calm = 0
-
-    def went_well(self) -> None:
-        """A mail was taken."""
-        self._calm += 1
-        if self._calm >= CALM and self.wanted < self.most:
+        try:
+            yield
+        except Throttled:
+            self.wanted = max(1, self.wanted // 2)
             self._calm = 0
-            self.wanted += 1
-            if self._existing < self.wanted:
-                self._existing += 1
+            raise
+        else:
+            self._calm += 1
+            if self._calm >= CALM and self.wanted < self._most:
+                self._calm = 0
+                self.wanted += 1
+                if self._existing < self.wanted:
+                    self._existing += 1
+                    self._free.release()
+        finally:
+            self.busy -= 1
+            if self._existing > self.wanted:
+                self._existing -= 1  # one too many: it is not handed out again
+            else:
                 self._free.release()
 
 
@@ -308,21 +309,18 @@ class Pool:
         Raises:
             ProviderError: no session could be opened.
         """
-        await self.slots.take()
-        connection: Connection | None = None
-        healthy = False
-        try:
+        async with self.slots.slot():
             connection = await self._idle_connection() or Connection(await self._dial(), self._clock())
-            yield connection
-            healthy = True
-        except Throttled:
-            self.slots.slow_down()
-            raise
-        finally:
-            self.slots.give_back()
-            if connection is not None:
-                self._put_back(connection, healthy)
-        self.slots.went_well()
+            healthy = False
+            try:
+                yield connection
+                healthy = True
+            finally:
+                if healthy and connection.client.is_connected:
+                    connection.reused = True
+                    self._idle.append(connection)
+                else:
+                    connection.client.close()
 
     async def renew(self, connection: Connection) -> None:
         """Replace the session of a connection that had died while it lay idle.
@@ -347,118 +345,3 @@ class Pool:
                 return connection
             await hang_up(connection.client)
         return None
-
-    def _put_back(self, connection: Connection, healthy: bool) -> None:
-        if healthy and connection.client.is_connected:
-            connection.reused = True
-            self._idle.append(connection)
-        else:
-            connection.client.close()
-
-
-_LOST: Final = (SMTPServerDisconnected, SMTPTimeoutError, OSError)
-
-
-async def transact(
-    pool: Pool, connection: Connection, message: Message, to: Sequence[str], *, data_timeout: float
-) -> dict[str, Reply]:
-    """Send `message` to every address of `to`, and return the last reply that concerns each.
-
-    Raises:
-        Unavailable, Misconfigured: the server takes nothing from us; no recipient has the mail.
-        Permanent: the mail needs SMTPUTF8 and the server has none.
-        Ambiguous: the mail was sent and its answer was lost.
-    """
-    with _nothing_sent():
-        sender = await _mail_from(pool, connection, message)
-        client = connection.client
-        if sender.kind is not Kind.ACCEPTED:
-            return await _abandoned(client, dict.fromkeys(to, sender))
-        replies = {address: await _rcpt_to(client, address, message) for address in to}
-        accepted = [address for address, reply in replies.items() if reply.kind is Kind.ACCEPTED]
-        if not accepted:
-            return await _abandoned(client, replies)
-        data = await answer(client.execute_command(b"DATA"), Stage.DATA)
-        data.raise_for_server()
-        if data.code != 354:
-            return await _abandoned(client, replies | dict.fromkeys(accepted, data))
-    with _maybe_sent():
-        outcome = await _mail_itself(client, message, data_timeout)
-    outcome.raise_for_server()
-    return replies | dict.fromkeys(accepted, outcome)
-
-
-async def _mail_from(pool: Pool, connection: Connection, message: Message) -> Reply:
-    """Begin. A session that died while it lay idle is replaced, once: nothing has been said on it yet."""
-    try:
-        reply = await _begin(connection.client, message)
-    except _LOST:
-        if not connection.reused:
-            raise
-    else:
-        # 421 is also how a server ends a session that was idle for too long, or carried enough mails.
-        if not (connection.reused and reply.code == 421):
-            reply.raise_for_server()
-            return reply
-    await pool.renew(connection)
-    reply = await _begin(connection.client, message)
-    reply.raise_for_server()
-    return reply
-
-
-async def _begin(client: SMTP, message: Message) -> Reply:
-    options = [f"SIZE={message.size}"] if client.supports_extension("size") else []
-    if message.utf8:
-        if client.is_connected and not client.supports_extension("smtputf8"):
-            raise Permanent("an address has characters beyond ASCII before its @, and the SMTP server has no SMTPUTF8")
-        options.append("SMTPUTF8")
-    return await answer(client.mail(message.sender, options=options, encoding=_encoding(message)), Stage.SENDER)
-
-
-async def _rcpt_to(client: SMTP, address: str, message: Message) -> Reply:
-    reply = await answer(client.rcpt(address, encoding=_encoding(message)), Stage.RECIPIENT)
-    reply.raise_for_server()
-    return reply
-
-
-async def _mail_itself(client: SMTP, message: Message, timeout: float) -> Reply:
-    """Write the mail and wait for the reply that settles it.
-
-    `SMTP.data` has one timeout for DATA and for the mail, and does not tell which of the two was lost.
-    """
-    if client.protocol is None:
-        raise SMTPServerDisconnected("Connection lost")
-    client.protocol.write(message.wire)
-    code, text = await client.protocol.read_response(timeout=timeout)
-    if code == 421:
-        client.close()
-    return judge(code, text, Stage.DATA)
-
-
-async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply]:
-    """The replies, once the server has forgotten the envelope; a session that cannot do even that is closed."""
-    try:
-        await client.rset()
-    except (SMTPResponseException, *_LOST):
-        client.close()
-    return replies
-
-
-def _encoding(message: Message) -> str:
-    return "utf-8" if message.utf8 else "ascii"
-
-
-@contextmanager
-def _nothing_sent() -> Iterator[None]:
-    try:
-        yield
-    except _LOST as error:
-        raise Unavailable(f"the SMTP server went away before it had the mail: {error}") from error
-
-
-@contextmanager
-def _maybe_sent() -> Iterator[None]:
-    try:
-        yield
-    except (SMTPResponseException, *_LOST) as error:
-        raise Ambiguous(f"the mail was sent, and the SMTP server's answer was lost: {error}") from error

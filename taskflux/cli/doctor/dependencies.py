@@ -11,6 +11,7 @@ from taskflux.cli.doctor.findings import Finding, Subject
 from taskflux.providers import smtp
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.provider import NotifySettings
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.store.settings import RedisSettings
 from taskflux.tasks.errors import ProviderError
 from taskflux.worker.settings import WrongSettings, load_provider
@@ -60,7 +61,7 @@ def judge_latency(latency: float, settings: RedisSettings) -> Finding:
 async def examine_smtp() -> list[Finding]:
     """Dial, say EHLO, STARTTLS, AUTH and NOOP, where a server is named."""
     try:
-        settings = load_provider("smtp", smtp.SmtpSettings)
+        settings = load_provider("smtp", SmtpSettings)
     except WrongSettings:
         return []  # the settings' own part says so
     if not settings.host:
@@ -80,7 +81,7 @@ async def examine_smtp() -> list[Finding]:
     return [SMTP.ok("server", f"{settings.host} takes mail from us ({how})"), *findings]
 
 
-def judge_smtp(settings: smtp.SmtpSettings) -> Iterator[Finding]:
+def judge_smtp(settings: SmtpSettings) -> Iterator[Finding]:
     """What is allowed and unwise."""
     if settings.tls == "none" and settings.username:
         do = "set TASKFLUX_SMTP__TLS to starttls or implicit"

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from taskflux.handlers.process_email import process_email
 from taskflux.handlers.process_sms import process_sms
 from taskflux.providers import msg91, smtp
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.tasks.errors import Transient
 from taskflux.tasks.model import Task
 from taskflux.worker.handler import Handler
@@ -29,7 +30,7 @@ async def test_every_attempt_at_a_mail_has_the_same_message_id_and_date() -> Non
     postbox = Postbox()
     postbox.replies["bob@example.org"] = ["450 4.2.0 later"]
     async with smtp_server(postbox):
-        settings = smtp.SmtpSettings(host="127.0.0.1", port=postbox.port, tls="none", sender="tasks@example.org")
+        settings = SmtpSettings(host="127.0.0.1", port=postbox.port, tls="none", sender="tasks@example.org")
         async with smtp.connect.connect(settings) as mailer:
             with pytest.raises(Transient) as failure:
                 await process_email(task(process_email, payload), mailer)
@@ -59,11 +60,11 @@ def test_mails_are_sent_again_when_in_doubt_and_short_messages_held() -> None:
 
 
 def test_an_attempt_may_take_longer_than_its_provider_waits() -> None:
-    mail, sms = smtp.SmtpSettings(), msg91.Msg91Settings()
+    mail, sms = SmtpSettings(), msg91.Msg91Settings()
     assert process_email.policy.timeout > mail.data_timeout + mail.connect_timeout + mail.command_timeout
     assert process_sms.policy.timeout > 2 * sms.read_timeout + sms.connect_timeout
 
 
 def test_no_attempt_waits_for_a_connection_by_default() -> None:
-    assert process_email.concurrency <= smtp.SmtpSettings().connections
+    assert process_email.concurrency <= SmtpSettings().connections
     assert process_sms.concurrency <= msg91.Msg91Settings().connections

@@ -9,8 +9,9 @@ import pytest
 import trustme
 
 from taskflux.providers.email import Attachment, Email
-from taskflux.providers.smtp import Mailer, SmtpSettings, connect
+from taskflux.providers.smtp import Mailer, connect
 from taskflux.providers.smtp_replies import Throttled
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from tests.integration.providers.smtp_server import DROP, HANG, Postbox, server_that_greets, smtp_server
 

@@ -119,7 +119,7 @@ def test_everything_but_the_addresses_is_seven_bits() -> None:
 
 def test_a_local_part_beyond_ascii_is_written_as_it_is() -> None:
     message = written(to="jörg@bücher.example")
-    assert message.utf8
+    assert message.encoding == "utf-8"
     assert "To: jörg@xn--bcher-kva.example".encode() in message.wire
 
 

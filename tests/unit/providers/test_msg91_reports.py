@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from taskflux.providers.msg91_reports import MalformedReports, read_reports
+from taskflux.providers.msg91 import MalformedReports, read_reports
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 
 TASK = UUID("0199f000-0000-7000-8000-000000000001")

@@ -7,7 +7,6 @@ from taskflux.providers.smtp_replies import (
     Reply,
     Stage,
     Throttled,
-    enhanced_status,
     judge,
 )
 from taskflux.tasks.errors import Misconfigured, Unavailable
@@ -75,10 +74,12 @@ def test_what_the_server_says_of_itself_is_raised() -> None:
         judge(535, "5.7.8 no", SESSION).raise_for_server()
 
 
-def test_only_a_leading_enhanced_status_counts() -> None:
-    assert enhanced_status("4.2.2 The mailbox is full") == "4.2.2"
-    assert enhanced_status("mail for 5.1.1 refused") is None
-    assert enhanced_status("5.1.1.7 odd") is None
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("4.2.2 The mailbox is full", QUOTA_WAIT), ("refused with 4.2.2", 0.0), ("4.2.2.7 odd", 0.0)],
+)
+def test_only_a_leading_enhanced_status_counts(text: str, seconds: float) -> None:
+    assert judge(450, text, RCPT).retry_after == seconds
 
 
 def test_a_text_of_odd_bytes_becomes_one_short_printable_line() -> None:

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from taskflux.providers.smtp import SmtpSettings, connect
+from taskflux.providers.smtp import connect
+from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.tasks.errors import Misconfigured
 
 
