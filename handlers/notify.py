@@ -76,7 +76,7 @@ async def notify(process: Process) -> None:
 class _Opened:
     """A provider's client and its share of the rate limit."""
 
-    def __init__(self, client: Any, limiter: Limiter) -> None:
+    def __init__(self, client: Any, limiter: Limiter | None) -> None:
         self.client = client
         self.limiter = limiter
 
@@ -89,7 +89,9 @@ async def _open(provider: Provider[Any], accelerator: Accelerator, stack: AsyncE
     except Misconfigured as error:
         return error
     metrics.show_provider(provider.name)
-    return _Opened(client, Limiter(provider.name, getattr(section, "rate", None), accelerator))
+    metrics.RATE_WAIT.zeros(provider.name)
+    rate = getattr(section, "rate", None)
+    return _Opened(client, None if rate is None else Limiter(provider.name, rate, accelerator))
 
 
 def _limiter(opened: _Opened | Misconfigured) -> Limiter | None:

@@ -40,12 +40,17 @@ class Claim(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """How a claim ended; `span` is the traceparent of its attempt's span, where that is recorded."""
+    """How a claim ended.
+
+    `span` is the traceparent of its attempt's span, where that is recorded; `seconds` what its handler took, None where
+    it was not called.
+    """
 
     id: UUID
     version: int
     decision: Decision
     span: str | None = None
+    seconds: float | None = None
 
 
 class Settled(NamedTuple):

@@ -1,4 +1,4 @@
-"""A claim as its handler sees it."""
+"""The way of a claim through its worker: what its handler is given, whether it may be called, what follows."""
 
 from __future__ import annotations
 
@@ -6,100 +6,87 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.providers.provider import Checkable
-from taskflux.store.claims import Claim, Claims
+from taskflux.store.claims import Claim, Settlement
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
 from taskflux.tasks.model import Receipt, Task
-from taskflux.telemetry import logs, message_spans
+from taskflux.telemetry import logs, message_spans, metrics
 from taskflux.telemetry.calls import TRACE
-from taskflux.worker import outcomes
-from taskflux.worker.attempt_metrics import AttemptMetrics
-from taskflux.worker.circuits import Gate, Limiter
+from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
-
-
-def task_of(task_type: str, claim: Claim, payload: Any) -> Task[Any]:
-    """The task that was claimed, with its payload as the handler takes it."""
-    return Task(
-        claim.id,
-        task_type,
-        payload,
-        claim.attempt,
-        claim.max_attempts,
-        claim.replays,
-        claim.created_at,
-        claim.tenant,
-        claim.key,
-        _object(claim.metadata),
-        _object(claim.progress),
-    )
-
-
-def _object(text: str | None) -> Mapping[str, Any]:
-    return json.loads(text) if text else {}
-
+from taskflux.worker.outcomes import BATCH, Outcomes
 
 log = logging.getLogger(__name__)
 
 LEASE_LOST: Final = "the worker could not renew its lease"
+WORKER_ENDED: Final = "the worker ended before it began"
 LAST_SETTLES: Final = 5.0
 """Seconds that a process which ends waits for its outcomes to be written."""
 
 
 class _Stage(Enum):
     WAITING = auto()  # for a slot or a turn: nothing has happened yet
-    RUNNING = auto()  # its handler was called
-    SETTLING = auto()  # what follows is decided, and must be written
+    CALLED = auto()  # its handler runs
+    SETTLING = auto()  # what follows is known, and must be written
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
-    """A claim in this process."""
+    """A claim in this process, made in `term` of the lease; `probe`: it is let through an open circuit."""
 
-    task: asyncio.Task[None]
+    claim: Claim
+    term: int
+    probe: bool
+    since: float
     stage: _Stage = _Stage.WAITING
+    seconds: float | None = None  # that its handler took
     span: message_spans.Attempt | None = None
     recorded: str | None = None  # the traceparent of its span
 
 
 class Executor:
-    """Runs claims of one handler, `concurrency` at once, and settles them in groups."""
+    """Runs claims of one handler, `concurrency` at once.
+
+    Each goes the same way: `_task` makes of it what the handler is given, `_refusal` looks whether the handler may be
+    called, `_call` calls it, `_failed` decides what follows an error, and the outcome is written. Everything that a
+    handler does or raises stays in `_attempt`, which has one clause for each way that an attempt can end.
+    """
 
     def __init__(
         self,
         handler: Handler[Any],
-        client: object | None,
-        claims: Claims,
-        lease: Lease,
         gate: Gate,
-        limiter: Limiter,
+        lease: Lease,
+        outcomes: Outcomes,
         concurrency: int,
-        source: message_spans.Destination,
+        *,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._handler = handler
-        self._client = client
-        self._source = source
-        self._lease = lease
+        self.handler = handler
+        self.lease = lease
+        self.source = outcomes.source
         self._gate = gate
-        self._limiter = limiter
+        self._outcomes = outcomes
         self._jitter = jitter
-        self.concurrency = concurrency
+        self._clock = clock
+        self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._running: dict[tuple[UUID, int], _Running] = {}  # a task whose lease was lost may come again meanwhile
+        # By task and version: a task whose lease was lost may come again meanwhile.
+        self._running: dict[tuple[UUID, int], tuple[_Running, asyncio.Task[None]]] = {}
         self._room = asyncio.Event()
         self._draining = False
-        self._metrics = AttemptMetrics(handler.type)
-        self._metrics.show(self)
-        self._outcomes = outcomes.Outcomes(handler.type, claims, source, self._metrics)
+        metrics.CONCURRENCY.labels(handler.type).set(concurrency)
+        metrics.IN_FLIGHT.labels(handler.type).follow(self, lambda executor: executor.in_flight)
+        metrics.ERRORS.zeros(handler.type, metrics.TASK_ERRORS)
 
     @property
     def in_flight(self) -> int:
@@ -116,7 +103,7 @@ class Executor:
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them.
         """
-        return max(0, 2 * self.concurrency - len(self._running) + min(self._outcomes.under_way, 2 * outcomes.BATCH))
+        return max(0, 2 * self._concurrency - len(self._running) + min(self._outcomes.under_way, 2 * BATCH))
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""
@@ -132,31 +119,32 @@ class Executor:
         `probe` marks the one that is let through an open circuit. `sent` is the traceparent of its record, `received`
         that of the claim's span.
         """
-        task = asyncio.create_task(self._run(claim, term, probe, sent, received))
-        self._running[claim.id, claim.version] = _Running(task)
+        running = _Running(claim, term, probe, self._clock())
+        task = asyncio.create_task(self._run(running, sent, received))
+        self._running[claim.id, claim.version] = running, task
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Hand back what has not begun, give the rest `seconds`, cut off what is left, and settle it all."""
         self._draining = True
         self._cancel(_Stage.WAITING)
         await self._wait_for_all(seconds, hurry)
-        self._cancel(_Stage.RUNNING)
+        self._cancel(_Stage.CALLED)
         await self._wait_for_all(LAST_SETTLES, asyncio.Event())
         if self._running:
             log.warning("outcomes could not be written: their lease will run out", extra={"tasks": len(self._running)})
             self._cancel(_Stage.SETTLING)
 
     def _cancel(self, stage: _Stage) -> None:
-        for running in self._running.values():
+        for running, task in self._running.values():
             if running.stage is stage:
-                running.task.cancel()
+                task.cancel()
 
     async def _wait_for_all(self, seconds: float, hurry: asyncio.Event) -> None:
         impatient = asyncio.create_task(hurry.wait())
         try:
             async with asyncio.timeout(seconds):
                 while self._running and not hurry.is_set():
-                    tasks = [running.task for running in self._running.values()]
+                    tasks = [task for _, task in self._running.values()]
                     await asyncio.wait([*tasks, impatient], return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             pass
@@ -165,115 +153,122 @@ class Executor:
 
     # The way of one claim ------------------------------------------------------------------------------------------
 
-    async def _run(self, claim: Claim, term: int, probe: bool, sent: str | None, received: str | None) -> None:
+    async def _run(self, running: _Running, sent: str | None, received: str | None) -> None:
+        claim = running.claim
         logs.TASK.set(claim.id)  # this asyncio task is the attempt's own: nothing has to be set back
         TRACE.set(claim.traceparent)
-        running = self._running[claim.id, claim.version]
         try:
-            with message_spans.processing(self._source, claim, sent, received) as span:
+            with message_spans.processing(self.source, claim, sent, received) as span:
                 if span is not None:
                     running.span, running.recorded = span, span.traceparent
-                decision = await self._attempt(claim, term, probe)
+                decision = await self._attempt(running)
                 if span is not None:
                     span.decided(decision)
             running.stage = _Stage.SETTLING
             self._room.set()  # who waits for it looks again once this is under way
-            await self._outcomes.write(claim, decision, running.recorded)
+            settlement = Settlement(claim.id, claim.version, decision, running.recorded, running.seconds)
+            await self._outcomes.write(claim, settlement)
         finally:
             del self._running[claim.id, claim.version]
             self._room.set()
 
-    async def _attempt(self, claim: Claim, term: int, probe: bool) -> Decision:
-        running, loop = self._running[claim.id, claim.version], asyncio.get_running_loop()
-        since, error = loop.time(), None
+    async def _attempt(self, running: _Running) -> Decision:
+        """What follows one attempt."""
+        claim = running.claim
         try:
-            payload = self._check(claim)
+            task = self._task(claim)
             async with self._slots:
-                refusal = await self._refusal(term, probe)
+                refusal = await self._refusal(running)
                 if refusal is not None:
                     return hand_back(refusal, handbacks=claim.handbacks)
-                running.stage, since = _Stage.RUNNING, loop.time()
-                result = await self._call(claim, payload)
-        except TaskError as raised:
-            _record(running, raised)
-            error = raised
+                result = await self._call(running, task)
+        except TaskError as error:
+            return await self._failed(running, error, raised=error)
         except asyncio.CancelledError:  # only draining cancels
             if running.stage is _Stage.WAITING:
-                return hand_back("the worker ended before it began", handbacks=claim.handbacks)
-            error = Ambiguous("it was cut off when its worker ended")
-        except Exception as raised:  # noqa: BLE001 - the one boundary: whatever a handler raises becomes a decision
+                return hand_back(WORKER_ENDED, handbacks=claim.handbacks)
+            return await self._failed(running, Ambiguous("it was cut off when its worker ended"))
+        except Exception as error:  # noqa: BLE001 - the one boundary: whatever a handler raises becomes a decision
             # Where it happened, without what it says: that may name a person, and is kept on the row alone.
-            log.error("a handler crashed\n%s", logs.frames(raised), extra={"error_class": type(raised).__name__})
-            _record(running, raised)
-            error = Crash(f"{type(raised).__name__}: {raised}")
-        if running.stage is _Stage.RUNNING:
-            running.stage = _Stage.SETTLING  # what is known now must not be cut off
-            self._metrics.processed(loop.time() - since, running.recorded)
-            await self._judge(claim, error)
-        return succeeded(result) if error is None else self._decide(claim, error, since=since)
+            log.error("a handler crashed\n%s", logs.frames(error), extra={"error_class": type(error).__name__})
+            return await self._failed(running, Crash(f"{type(error).__name__}: {error}"), raised=error)
+        await self._gate.served()
+        return succeeded(result)
 
-    def _check(self, claim: Claim) -> Any:
+    def _task(self, claim: Claim) -> Task[Any]:
+        """The claimed task as its handler is given it.
+
+        Raises:
+            Permanent: it must not be run any more, or is not what the handler declared.
+        """
         if claim.expired:
             raise Expired("its expiresAt had passed when a worker took it")
         if claim.attempt > claim.max_attempts:
             raise WorkerLost("its last attempts ended with the loss of their workers")
-        return self._handler.parse(claim.payload)
+        return Task(
+            claim.id,
+            self.handler.type,
+            self.handler.parse(claim.payload),
+            claim.attempt,
+            claim.max_attempts,
+            claim.replays,
+            claim.created_at,
+            claim.tenant,
+            claim.key,
+            json.loads(claim.metadata) if claim.metadata else {},
+            json.loads(claim.progress) if claim.progress else {},
+        )
 
-    async def _refusal(self, term: int, probe: bool) -> str | None:
-        """Why nothing may be asked of the provider now; waits for its rate limit where nothing speaks against it."""
-        if not self._lease.covers(term):
+    async def _refusal(self, running: _Running) -> str | None:
+        """Why the handler may not be called now; where nothing speaks against it, waits for the rate limit."""
+        if not self.lease.covers(running.term):
             return LEASE_LOST
-        if self._gate.open:
-            if not probe:
-                return "the provider's circuit is open"
-            if isinstance(self._client, Checkable):
-                try:
-                    await self._client.check()
-                except ProviderError as error:
-                    return f"the provider was probed: {error.reason}"
-                await self._gate.served()
-        await self._limiter.turn()
+        refusal = await self._gate.refusal(probe=running.probe)
+        if refusal is not None:
+            return refusal
         if self._draining:
-            return "the worker ended before it began"
-        return None if self._lease.covers(term) else LEASE_LOST  # the wait may have been long
+            return WORKER_ENDED
+        return None if self.lease.covers(running.term) else LEASE_LOST  # the wait may have been long
 
-    async def _call(self, claim: Claim, payload: Any) -> Mapping[str, Any] | None:
+    async def _call(self, running: _Running, task: Task[Any]) -> Mapping[str, Any] | None:
         """The handler's result.
 
         Raises:
             Exception: whatever it raises; Ambiguous where it took too long.
         """
-        task, seconds = task_of(self._handler.type, claim, payload), self._handler.policy.timeout
-        arguments = (task,) if self._handler.provider is None else (task, self._client)
+        limit = self.handler.policy.timeout
+        arguments = (task,) if self.handler.provider is None else (task, self._gate.client)
+        running.stage, running.since = _Stage.CALLED, self._clock()
         try:
-            async with asyncio.timeout(seconds) as limit:
-                receipt = await self._handler.function(*arguments)
+            async with asyncio.timeout(limit) as timeout:
+                receipt = await self.handler.function(*arguments)
         except TimeoutError:
-            if limit.expired():
-                raise Ambiguous(f"it was cut off after {seconds:g} s") from None
+            if timeout.expired():
+                raise Ambiguous(f"it was cut off after {limit:g} s") from None
             raise
+        finally:
+            running.stage = _Stage.SETTLING  # what is known now must not be cut off
+            running.seconds = self._clock() - running.since
         if receipt is not None and not isinstance(receipt, Receipt):
             # It was done all the same: tried again, it would be done twice.
-            log.error("a handler returned something else than a Receipt", extra={"type": self._handler.type})
+            log.error("a handler returned something else than a Receipt", extra={"type": self.handler.type})
             return None
         return receipt.result if receipt else None
 
-    async def _judge(self, claim: Claim, error: TaskError | None) -> None:
-        """What the provider's circuit learns from an attempt."""
-        if isinstance(error, ProviderError):
-            await self._gate.failed(claim.id, error)
-        elif error is None or isinstance(error, Permanent):
-            await self._gate.served()
-
-    def _decide(self, claim: Claim, error: TaskError, *, since: float) -> Decision:
-        self._metrics.error(error.error_class)
-        attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, self._gate.succeeded_since(since))
+    async def _failed(self, running: _Running, error: TaskError, raised: Exception | None = None) -> Decision:
+        """What follows `error`, and what the provider's circuit learns from it; `raised` is what the span shows."""
+        claim = running.claim
+        if running.span is not None and raised is not None:
+            running.span.raised(raised)
+        if running.seconds is not None:  # before the call it said nothing of the provider
+            if isinstance(error, ProviderError):
+                await self._gate.failed(claim.id, error)
+            elif isinstance(error, Permanent):
+                await self._gate.served()
+        metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
+        others_succeeded = self._gate.succeeded_since(running.since)
+        attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, others_succeeded)
         try:
-            return decide(self._handler.policy, attempt, error, self._jitter())
+            return decide(self.handler.policy, attempt, error, self._jitter())
         except TypeError as fault:  # a kind of TaskError that is none of ours, or a retry_after that is no number
-            return decide(self._handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())
-
-
-def _record(running: _Running, error: BaseException) -> None:
-    if running.span is not None:
-        running.span.raised(error)
+            return decide(self.handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())

@@ -1,66 +1,48 @@
-"""A worker's lease: its beats, and whether it may still begin a side effect."""
+"""A worker's lease: whether its claims are surely still its own, so that it may begin a side effect."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import time
 from collections.abc import Callable
 
 from taskflux.store.claims import Claims
-from taskflux.store.errors import StoreError
-
-log = logging.getLogger(__name__)
 
 
 class Lease:
-    """Renews a worker's one row; valid for `seconds` (monotonic) from the beginning of the last good beat."""
+    """A worker's one row, which guards all its `claims`; valid for `seconds` from the beginning of the last good beat.
 
-    def __init__(self, claims: Claims, seconds: float, in_flight: Callable[[], int]) -> None:
-        self._claims = claims
+    `clock` says seconds that no step of the machine's time changes.
+    """
+
+    def __init__(self, claims: Claims, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.claims = claims
+        self.term = 0
+        """The number of this lease: one that is renewed after it had expired is another."""
+        self.ended = False
+        """Somebody has ended it: no beat brings it back, this worker's identity is spent."""
         self._seconds = seconds
-        self._in_flight = in_flight
-        self._until = 0.0
-        self._term = 0
-        self._ended = False
+        self._clock = clock
+        self._until = float("-inf")
 
     @property
     def valid(self) -> bool:
         """Whether our claims are surely still ours."""
-        return not self._ended and asyncio.get_running_loop().time() < self._until
-
-    @property
-    def term(self) -> int:
-        """The number of this lease: one that is renewed after it had run out is another."""
-        return self._term
+        return not self.ended and self._clock() < self._until
 
     def covers(self, term: int) -> bool:
         """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
-        return term == self._term and self.valid
+        return term == self.term and not self.ended and self._clock() < self._until
 
-    @property
-    def ended(self) -> bool:
-        """Whether somebody has ended it: no beat brings it back, this worker's identity is spent."""
-        return self._ended
-
-    async def renew(self) -> None:
-        """Beat once.
+    async def renew(self, in_flight: int) -> None:
+        """Beat once, with the number of claims that are not settled.
 
         Raises:
             StoreError: it is not known to be renewed.
         """
-        began = asyncio.get_running_loop().time()
-        if await self._claims.beat(self._in_flight()):
-            if began >= self._until:
-                self._term += 1
-            self._until = began + self._seconds
-        else:
-            self._ended = True
-
-    async def keep(self, seconds: float) -> None:
-        """Beat every `seconds` until cancelled."""
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await self.renew()
-            except StoreError as error:
-                log.warning("the lease could not be renewed", extra={"error": str(error)})
+        began = self._clock()
+        if not await self.claims.beat(in_flight):
+            self.ended = True
+            return
+        if began >= self._until:
+            self.term += 1
+        self._until = began + self._seconds

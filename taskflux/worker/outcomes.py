@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -13,64 +14,96 @@ from taskflux.store.errors import RefusedData, StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event
-from taskflux.telemetry import logs, message_spans
-from taskflux.worker.attempt_metrics import AttemptMetrics
+from taskflux.telemetry import logs, message_spans, metrics, tracing
 
 log = logging.getLogger(__name__)
 
 BATCH: Final = 500
 AGAIN: Final = 1.0
 """Seconds before an outcome that could not be written is written again."""
+_SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 
 
 class Outcomes:
-    """Those of one handler's attempts."""
+    """Those of one worker's attempts, whose records stood in `source`."""
 
-    def __init__(
-        self, task_type: str, claims: Claims, source: message_spans.Destination, counted: AttemptMetrics
-    ) -> None:
+    def __init__(self, task_type: str, claims: Claims, source: message_spans.Destination) -> None:
+        self.source = source
+        self.under_way = 0
+        """Outcomes that are not written yet."""
         self._type = task_type
         self._claims = claims
-        self._source = source
-        self._counted = counted
         self._group: GroupCommit[Settlement, Settled] = GroupCommit(
-            self._write_batch,
+            self._settle,
             identity=lambda settlement: settlement.id,
             max_items=BATCH,
             statement="settle",
         )
-        self.under_way = 0
-        """Outcomes that are not written yet."""
+        # All series are there from the start, and looked up once.
+        self._processing = metrics.PROCESSING.labels(task_type)
+        self._end_to_end = metrics.END_TO_END.labels(task_type)
+        self._attempts = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in metrics.SETTLES}
+        self._repeats = metrics.REPEATS.labels(task_type)
+        self._late = {
+            counted: metrics.LATE_SETTLES.labels(task_type, str(counted).lower()) for counted in (True, False)
+        }
 
-    async def write(self, claim: Claim, decision: Decision, recorded: str | None) -> None:
-        """Write what was decided of a claim, however long that takes, and tell it.
+    async def write(self, claim: Claim, settlement: Settlement) -> None:
+        """Write how a claim ended, however long that takes, and tell it.
 
-        Unwritten, its task would run for as long as this worker lives. `recorded` is the traceparent of the attempt's
-        span, where there is one.
+        Unwritten, its task would run for as long as this worker lives.
         """
+        decision = settlement.decision
+        if decision.result is not None and not isinstance(decision.result, Mapping):
+            log.error("a result is no mapping and is not kept")  # of all others the store can make sense
+            decision = replace(decision, result=None)
         self.under_way += 1
         try:
-            await self._write_surely(claim, _storable(decision), recorded)
+            while True:
+                try:
+                    await self._group.submit(settlement._replace(decision=decision))
+                    break
+                except StoreError as error:
+                    log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
+                    if isinstance(error, RefusedData):
+                        decision = replace(decision, delay=0.0, result=None, reason="what it said cannot be stored")
+                await asyncio.sleep(AGAIN)
         finally:
             self.under_way -= 1
         self._tell(claim, decision)
 
-    async def _write_surely(self, claim: Claim, decision: Decision, recorded: str | None) -> None:
-        while True:
-            try:
-                await self._group.submit(Settlement(claim.id, claim.version, decision, recorded))
-                return
-            except StoreError as error:
-                log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
-                if isinstance(error, RefusedData):
-                    decision = replace(decision, delay=0.0, result=None, reason="what it said cannot be stored")
-            await asyncio.sleep(AGAIN)
-
-    async def _write_batch(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        with message_spans.settling(self._source, (each.span for each in settlements)):
-            settled = await self._claims.settle(settlements)
-        self._counted.settled(zip(settlements, settled, strict=True))
+    async def _settle(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
+        with message_spans.settling(self.source, (each.span for each in batch)):
+            settled = await self._claims.settle(batch)
+        self._count(batch, settled)
         return settled
+
+    def _count(self, batch: Sequence[Settlement], settled: Sequence[Settled]) -> None:
+        """One statement has written these: they are counted together, as far as they have no span to point to."""
+        took: list[float] = []
+        ages: list[float] = []
+        others: Counter[Event] = Counter()
+        for (_, _, decision, span, seconds), (written, late, age) in zip(batch, settled, strict=True):
+            if seconds is not None:
+                if span is None:
+                    took.append(seconds)
+                else:
+                    self._processing.observe(seconds, tracing.exemplar(span))
+            if decision.event is not _SUCCEEDED:
+                others[decision.event] += 1
+                if decision.event is Event.RETRY and decision.error_class == "Ambiguous":
+                    self._repeats.inc()
+            elif written and span is None:
+                ages.append(age)
+            elif written:
+                self._end_to_end.observe(age, tracing.exemplar(span))
+            if late or not written:
+                self._late[written].inc()
+        self._processing.observe_all(took)
+        self._end_to_end.observe_all(ages)
+        self._attempts[_SUCCEEDED].inc(len(batch) - others.total())
+        for event, count in others.items():
+            self._attempts[event].inc(count)
 
     def _tell(self, claim: Claim, decision: Decision) -> None:
         level, event = logging.WARNING, decision.event.value
@@ -82,11 +115,3 @@ class Outcomes:
             if omitted:
                 extra["omitted"] = omitted
         log.log(level, event, extra=extra)
-
-
-def _storable(decision: Decision) -> Decision:
-    """`decision`, without a result (or progress) that is no mapping at all: the store can make sense of all others."""
-    if decision.result is None or isinstance(decision.result, Mapping):
-        return decision
-    log.error("a result is no mapping and is not kept")
-    return replace(decision, result=None)

@@ -36,6 +36,7 @@ from taskflux.worker.executor import Executor
 from taskflux.worker.foreign import Adoption, PoisonOutlet
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
+from taskflux.worker.outcomes import Outcomes
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import load_provider
 
@@ -53,34 +54,32 @@ class LeaseEnded(Exception):
 
 
 class Worker:
-    """Takes, claims and runs the tasks of one handler."""
+    """Takes, claims and runs the tasks of one handler, under one lease."""
 
     def __init__(
-        self,
-        handler: Handler[Any],
-        process: Process,
-        claims: Claims,
-        consumer: Consumer,
-        executor: Executor,
-        lease: Lease,
-        poison: PoisonOutlet,
-        adoption: Adoption,
-        source: message_spans.Destination,
+        self, process: Process, consumer: Consumer, executor: Executor, adoption: Adoption, poison: PoisonOutlet
     ) -> None:
-        self._handler = handler
         self._process = process
-        self._claims = claims
         self._consumer = consumer
         self._executor = executor
-        self._lease = lease
-        self._poison = poison
+        self._lease = executor.lease
         self._adoption = adoption
-        self._source = source
-        self._budget = {handler.type: handler.policy.retry.max_attempts}
-        self._claimed = metrics.CLAIMED.labels(handler.type)
-        self._skipped = metrics.SKIPPED.labels(handler.type)
+        self._poison = poison
+        self._type = executor.handler.type
+        self._budget = {self._type: executor.handler.policy.retry.max_attempts}
+        self._claimed = metrics.CLAIMED.labels(self._type)
+        self._skipped = metrics.SKIPPED.labels(self._type)
         self._batch = metrics.BATCH.labels("claim")
-        self._waited = metrics.WAITED.labels(handler.type)
+        self._waited = metrics.WAITED.labels(self._type)
+
+    async def keep_lease(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            await asyncio.sleep(self._process.settings.worker.beat_seconds)
+            try:
+                await self._lease.renew(self._executor.in_flight)
+            except StoreError as error:
+                log.warning("the lease could not be renewed", extra={"error": str(error)})
 
     async def run(self) -> None:
         """Work until the process is told to drain, then end what is under way."""
@@ -112,9 +111,9 @@ class Worker:
             ours |= adopted.tasks
             poison += adopted.poison
         # Poison first: who is told to drain in between holds no claims that never begin.
-        if not await self._poison.put_aside(poison):
+        if poison and not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
-        with message_spans.receiving(self._source, (each.traceparent for each in ours.values())) as span:
+        with message_spans.receiving(self._executor.source, (each.traceparent for each in ours.values())) as span:
             claimed = await self._claim({each.task_id: each.version for each in ours.values()})
         if claimed is None:
             return
@@ -139,7 +138,7 @@ class Worker:
         poison: list[tuple[Record, Poison]] = []
         limit = self._process.settings.kafka.max_record_bytes
         for record in records:
-            match decode(record, max_bytes=limit, types=(self._handler.type,)):
+            match decode(record, max_bytes=limit, types=(self._type,)):
                 case Envelope() as envelope:
                     known = ours.get(envelope.task_id)
                     if known is None or envelope.version >= known.version:
@@ -158,17 +157,17 @@ class Worker:
         async def claim() -> tuple[int, Sequence[Claim]]:
             nonlocal tried, versions
             if not self._lease.valid:
-                await self._lease.renew()
+                await self._lease.renew(self._executor.in_flight)
             if self._lease.ended:
                 raise LeaseEnded
             term = self._lease.term
             if tried:
                 # The lost answer may have been a yes.
                 unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
-                claimed.extend(await self._claims.reclaim(unknown))
+                claimed.extend(await self._lease.claims.reclaim(unknown))
                 versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
             tried = True
-            return term, [*claimed, *await self._claims.claim(self._handler.type, versions)]
+            return term, [*claimed, *await self._lease.claims.claim(self._type, versions)]
 
         try:
             return await until_available(
@@ -218,19 +217,20 @@ async def serve(handler: Handler[Any], process: Process) -> None:
         accelerator = Accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
-        name = provider.name if provider else handler.type
         if provider:
-            metrics.show_provider(name if section is not None else "notify")
+            metrics.show_provider(provider.name if section is not None else "notify")
         metrics.ADOPTED.zeros(handler.type)
-        limiter = Limiter(name, getattr(section, "rate", None), accelerator)
+        metrics.RATE_WAIT.zeros(provider.name if provider else handler.type)
         watch = CircuitWatch(Circuits(database))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         poison = PoisonOutlet(process, DeadLetters(database))
         stack.push_async_callback(poison.close)
+        limiter = _limiter(provider, section, accelerator)
         while not process.draining.is_set():
             # A lease that somebody ended is replaced: the same process under a new identity.
             with suppress(LeaseEnded):
-                await _work(handler, process, database, Gate(handler.policy.provider, watch), limiter, client, poison)
+                gate = Gate(watch, handler.policy.provider, client, limiter)
+                await _work(handler, process, database, gate, poison)
 
 
 def _provider(
@@ -248,36 +248,38 @@ def _provider(
     return section, provider.connect(section)
 
 
-async def _work(
-    handler: Handler[Any],
-    process: Process,
-    database: Database,
-    gate: Gate,
-    limiter: Limiter,
-    client: object | None,
-    poison: PoisonOutlet,
-) -> None:
+def _limiter(provider: Provider[Any] | None, section: BaseModel | None, accelerator: Accelerator) -> Limiter | None:
+    """The turns of a provider whose settings name a rate."""
+    rate = getattr(section, "rate", None)
+    if provider is None or rate is None:
+        return None
+    return Limiter(provider.name, rate, accelerator)
+
+
+async def _work(handler: Handler[Any], process: Process, database: Database, gate: Gate, poison: PoisonOutlet) -> None:
     """One identity of this worker, from its first beat to the end of its lease."""
     settings = process.settings
     row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin, handler.type)
     claims = Claims(database, row)
-    lease = Lease(claims, settings.worker.lease_seconds, lambda: executor.in_flight)
-    concurrency = settings.worker.concurrency or handler.concurrency
     prefix = settings.kafka.topic_prefix
     source = Destination(task_topic(prefix, handler.type), task_group(prefix, handler.type))
-    executor = Executor(handler, client, claims, lease, gate, limiter, concurrency, source)
+    executor = Executor(
+        handler,
+        gate,
+        Lease(claims, settings.worker.lease_seconds),
+        Outcomes(handler.type, claims, source),
+        settings.worker.concurrency or handler.concurrency,
+    )
     consumer = Consumer(settings.kafka, source.group, [source.topic])
-    async with (
-        process.background(lease.keep(settings.worker.beat_seconds)),
-        process.background(_topic(handler, process)),
-    ):
+    adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
+    worker = Worker(process, consumer, executor, adoption, poison)
+    async with process.background(worker.keep_lease()), process.background(_topic(handler, process)):
         await consumer.start()
         process.started()
         try:
-            adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
-            await Worker(handler, process, claims, consumer, executor, lease, poison, adoption, source).run()
+            await worker.run()
         finally:
-            with suppress(StoreError):  # it runs out by itself then
+            with suppress(StoreError):  # it expires by itself then
                 await claims.end()
 
 

@@ -144,7 +144,9 @@ def test_imports_run_one_way(name: str) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert set(circle(SOURCES)) <= {"taskflux.worker.executor", "taskflux.worker.attempt_metrics"}
+    # What telemetry still has to give up.
+    tracing = {f"taskflux.telemetry.{name}" for name in ("tracing", "trace_export", "span_encoding")}
+    assert set(circle(SOURCES)) <= tracing
 
 
 def test_what_a_task_is_and_what_may_happen_to_it_is_decided_without_io_clock_or_chance() -> None:

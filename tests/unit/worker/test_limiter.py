@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from prometheus_client import REGISTRY
 
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.settings import RedisSettings
@@ -13,14 +12,7 @@ from taskflux.worker.circuits import Limiter
 async def told(rate: float, turns: int) -> list[float]:
     """The waits that this many turns at one moment are told."""
     limiter = Limiter("billing", rate, Accelerator(RedisSettings()))
-    return await asyncio.gather(*[limiter.take(rate) for _ in range(turns)])
-
-
-async def test_without_a_rate_nobody_waits_or_is_told_to() -> None:
-    limiter = Limiter("without-a-rate", None, Accelerator(RedisSettings()))
-    for _ in range(1000):
-        await limiter.turn()
-    assert REGISTRY.get_sample_value("taskflux_rate_limit_wait_seconds_count", {"provider": "without-a-rate"}) == 0
+    return await asyncio.gather(*[limiter.take() for _ in range(turns)])
 
 
 async def test_a_slow_limit_gives_one_turn_at_a_time() -> None:
