@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from taskflux.http.problems import NOT_STARTED, Problem
-from taskflux.telemetry.instruments import SWITCHED_OFF, VARY, compressed, shown, switched_off
+from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 
 Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
 """From an Accept header to the text of `/metrics`, and its content type."""
@@ -40,10 +40,8 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
         if switched_off():
             return PlainTextResponse(SWITCHED_OFF, status_code=404)
         body, content_type = await metrics(request.headers.get("accept", ""))
-        headers = {"content-type": content_type, "vary": VARY}
-        smaller = await asyncio.to_thread(compressed, body, request.headers.get("accept-encoding", ""))
-        if smaller is not None:
-            headers["content-encoding"] = "gzip"
-        return Response(body if smaller is None else smaller, headers=headers)
+        encoding = request.headers.get("accept-encoding", "")
+        body, headers = await asyncio.to_thread(packed, body, content_type, encoding)
+        return Response(body, headers=headers)
 
     return [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", exposed)]

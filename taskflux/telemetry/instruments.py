@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
@@ -143,10 +143,14 @@ class HistogramSeries:
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Count many observations for the price of a few."""
-        bounds, counts = self._bounds, self._counts
-        for amount in amounts:
-            counts[bisect_left(bounds, amount)] += 1
-        self._sum += sum(amounts)
+        ordered, counted = sorted(amounts), 0
+        for place, bound in enumerate(self._bounds):
+            if counted == len(ordered):
+                break
+            up_to = bisect_right(ordered, bound, counted)
+            self._counts[place] += up_to - counted
+            counted = up_to
+        self._sum += sum(ordered)
 
     def shown(self) -> tuple[list[Any], float]:
         """As a family of prometheus_client takes it: name, observations up to here and exemplar of each bucket."""
@@ -310,7 +314,6 @@ def _family(kind: Any, declared: Declared) -> Any:
 
 OPEN_METRICS: Final = "application/openmetrics-text"
 SWITCHED_OFF: Final = b"metrics are switched off: TASKFLUX_METRICS__ENABLED"
-VARY: Final = "Accept, Accept-Encoding"
 _LEVEL: Final = 4
 """Of compression: the last tenth of the size would cost as much time as all the rest."""
 
@@ -352,10 +355,12 @@ def shown(accept: str) -> tuple[bytes, str]:
     return encode(REGISTRY), content_type
 
 
-def compressed(body: bytes, accept_encoding: str) -> bytes | None:
-    """`body` with gzip, for who takes that; else None."""
-    takes = any(each.strip().lower() in ("gzip", "*") for each in _by_weight(accept_encoding))
-    return gzip.compress(body, _LEVEL) if takes else None
+def packed(body: bytes, content_type: str, accept_encoding: str) -> tuple[bytes, Mapping[str, str]]:
+    """`body` as it is sent, compressed for whoever takes that, and its headers."""
+    headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+    if any(each.strip().lower() in ("gzip", "*") for each in _by_weight(accept_encoding)):
+        return gzip.compress(body, _LEVEL), {**headers, "Content-Encoding": "gzip"}
+    return body, headers
 
 
 def _by_weight(header: str) -> Iterator[str]:

@@ -87,11 +87,6 @@ def configure(settings: LogSettings, process: str) -> None:
     _catch_the_rest()
 
 
-def watch(loop: asyncio.AbstractEventLoop) -> None:
-    """Have errors that nobody waited for logged as ours are: asyncio's own lines quote them."""
-    loop.set_exception_handler(_left_over)
-
-
 def frames(error: BaseException) -> str:
     """A traceback without values: what an error says may name a person."""
     parts = ["".join(traceback.format_tb(each.__traceback__)) + type(each).__name__ for each in _chain(error)]
@@ -196,7 +191,8 @@ def _catch_the_rest() -> None:
     warnings.showwarning = warned
 
 
-def _left_over(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+def left_over(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Log an error that nobody waited for as ours are: asyncio's own lines quote them. A loop's exception handler."""
     error = context.get("exception")
     log.error(
         "an error that nobody waited for",

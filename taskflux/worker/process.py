@@ -24,10 +24,11 @@ from typing import Any, Final
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import instruments, logs, metrics, provider_metrics, tracing
-from taskflux.telemetry.instruments import SWITCHED_OFF, VARY, compressed, shown, switched_off
+from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 from taskflux.version import VERSION
 from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load
 
+PLAIN_TEXT: Final = MappingProxyType({"Content-Type": "text/plain; charset=utf-8"})
 HANGS_AFTER: Final = 10.0
 """Seconds without a heartbeat of the loop after which livez fails."""
 
@@ -101,22 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
         if switched_off():
             self._answer(404, SWITCHED_OFF)
             return
-        body, content_type = shown(self.headers.get("Accept", ""))
-        smaller = compressed(body, self.headers.get("Accept-Encoding", ""))
-        if smaller is None:
-            self._answer(200, body, content_type, {"Vary": VARY})
-        else:
-            self._answer(200, smaller, content_type, {"Vary": VARY, "Content-Encoding": "gzip"})
+        self._answer(200, *packed(*shown(self.headers.get("Accept", "")), self.headers.get("Accept-Encoding", "")))
 
-    def _answer(
-        self,
-        status: int,
-        body: bytes,
-        content_type: str = "text/plain; charset=utf-8",
-        headers: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str] = PLAIN_TEXT) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name, value)
@@ -247,7 +236,7 @@ async def _serve(target: Service, settings: Settings) -> None:
     # What is there by then stays: a full collection that looked at it would stop the loop for 30 ms, time and again.
     process = Process(target.name, settings, on_started=gc.freeze)
     loop = asyncio.get_running_loop()
-    logs.watch(loop)
+    loop.set_exception_handler(logs.left_over)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.drain)
     async with _heartbeat(process), _probes(target, process):

@@ -15,6 +15,7 @@ import pytest
 
 from taskflux.telemetry import logs
 from taskflux.telemetry.calls import TRACE
+from taskflux.telemetry.logs import Sampler
 from taskflux.telemetry.settings import LogSettings
 
 TASK_ID, TRACE_ID = "0197b3c0-0000-7000-8000-000000000001", "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -164,7 +165,7 @@ def test_what_python_would_write_by_itself_is_a_line_like_all_others(capsys: pyt
 async def test_an_error_that_nobody_waits_for_is_told_without_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "relay")
     loop = asyncio.get_running_loop()
-    logs.watch(loop)
+    loop.set_exception_handler(logs.left_over)
     try:
         loop.call_soon(fail)
         await asyncio.sleep(0)
@@ -205,3 +206,26 @@ async def test_what_is_written_in_a_batch_belongs_to_no_task_that_happened_to_be
 class Item:
     def __init__(self, name: UUID) -> None:
         self.id = name
+
+
+def test_below_its_rate_every_line_is_written() -> None:
+    sampler = Sampler(3)
+    assert [sampler.take("succeeded", second) for second in (0.0, 0.4, 0.8, 1.0, 1.1, 5.0)] == [0] * 6
+
+
+def test_above_its_rate_lines_are_left_out_until_the_next_second_and_then_told() -> None:
+    sampler = Sampler(2)
+    assert [sampler.take("succeeded", 10.0 + n / 10) for n in range(5)] == [0, 0, None, None, None]
+    assert sampler.take("succeeded", 11.0) == 3
+    assert sampler.take("succeeded", 11.1) == 0
+
+
+def test_what_was_left_out_is_told_by_the_next_line_of_its_kind() -> None:
+    sampler = Sampler(1)
+    assert [sampler.take(kind, 0.0) for kind in ("succeeded", "retry", "retry")] == [0, None, None]
+    assert sampler.take("succeeded", 1.0) == 0
+    assert sampler.take("retry", 2.0) == 2
+
+
+def test_a_rate_of_nothing_leaves_all_of_them_out() -> None:
+    assert Sampler(0).take("succeeded", 0.0) is None
