@@ -23,7 +23,7 @@ from taskflux.local.servers import Broker, PostgresServer, Server
 from taskflux.store.database import Database
 from taskflux.store.migrate import migrate
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from taskflux.worker.handler import Handler

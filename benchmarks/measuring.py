@@ -10,7 +10,7 @@ import asyncpg
 from benchmarks.lab import Lab
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Effort
-from taskflux.store.queries import query
+from taskflux.store.upkeep import SQL
 
 STATEMENTS: Final = ("measure_tasks", "measure_parked", "measure_letters", "measure_workers", "measure_circuits")
 ROWS: Final = 1_000_000
@@ -69,6 +69,6 @@ async def _blocks(connection: Any, name: str) -> int:
 
 async def _explained(connection: Any, name: str) -> dict[str, Any]:
     arguments = [30.0] if name == "measure_workers" else []
-    statement = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query(name)}"
+    statement = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SQL[name].text}"
     explained: dict[str, Any] = json.loads(await connection.fetchval(statement, *arguments))[0]
     return explained

@@ -14,12 +14,10 @@ from taskflux.http.server import CannotListen, serve
 from taskflux.http.services import DeadLetterDesk, Limits, Services, TaskDesk
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.circuits import Circuits
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf
-from taskflux.store.publishing import Publishing
-from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import Decisions, Listing, Receipts, Tasks
+from taskflux.store.publishing import Circuits, Publishing
+from taskflux.store.tasks import Decisions, Listing, Receipts, Tasks, TaskTypes
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch

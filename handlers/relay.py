@@ -9,11 +9,10 @@ import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from taskflux.store.circuits import Circuits
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
-from taskflux.store.publishing import Publishing
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.publishing import Circuits, Publishing
+from taskflux.store.tasks import TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
-from taskflux.store.circuits import Circuits
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.errors import Stopped, StoreError, until_available
-from taskflux.store.foreign import ForeignTasks
-from taskflux.store.publishing import Due, Publishing
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.publishing import Circuits, Due, Publishing
+from taskflux.store.tasks import ForeignTasks, TaskTypes
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Record, decode
 from taskflux.stream.producer import Producer

@@ -18,7 +18,7 @@ from taskflux.cli.values import Duration
 from taskflux.store import migrate as steps
 from taskflux.store.database import Database
 from taskflux.store.errors import SchemaTooOld, StoreBusy, StoreError, StoreUnavailable, until_available
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream import provision
 from taskflux.stream.client import KafkaUnavailable

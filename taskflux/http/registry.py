@@ -104,7 +104,7 @@ ASK_AGAIN_AFTER: Final = 1.0
 
 
 class TaskTypeSource(Protocol):
-    """Where types are registered; `taskflux.store.task_types.TaskTypes` is one."""
+    """Where types are registered; `taskflux.store.tasks.TaskTypes` is one."""
 
     async def all(self) -> Mapping[str, TaskType]:
         """Every registered type by name; raises StoreError."""

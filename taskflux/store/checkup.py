@@ -6,12 +6,16 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import asyncpg
 
 from taskflux.store.database import Database, Row, translated
 from taskflux.store.migrate import migrations
 from taskflux.store.settings import PostgresSettings
+from taskflux.store.statements import statements
+
+SQL: Final = statements("checkup")
 
 _TRIES = 5
 
@@ -32,60 +36,60 @@ class Checkup:
 
     async def server(self) -> Row:
         """Version, settings that matter, and limits."""
-        return await self.database.fetchrow("checkup_server")
+        return await self.database.fetchrow(SQL["checkup_server"])
 
     async def clock_difference(self) -> tuple[float, float]:
         """Seconds that PostgreSQL's clock is ahead of ours, and by how much that may be wrong."""
-        await self.database.fetchrow("checkup_clock")  # the connection is open from here on
+        await self.database.fetchrow(SQL["checkup_clock"])  # the connection is open from here on
         before = time.time()
-        row = await self.database.fetchrow("checkup_clock")
+        row = await self.database.fetchrow(SQL["checkup_clock"])
         after = time.time()
         assert row is not None
         return row["now"] - (before + after) / 2, (after - before) / 2
 
     async def missing_migrations(self) -> Sequence[str]:
         """Steps of this program that the database has not got. SchemaTooOld where it has none at all."""
-        done = {row["version"] for row in await self.database.fetch("checkup_schema")}
+        done = {row["version"] for row in await self.database.fetch(SQL["checkup_schema"])}
         return [f"{each.version:04} {each.name}" for each in migrations() if each.version not in done]
 
     async def connections(self) -> tuple[Mapping[str, int], int]:
         """Connections of each of our processes by its label, and those of everybody else."""
-        rows = await self.database.fetch("checkup_connections")
+        rows = await self.database.fetch(SQL["checkup_connections"])
         ours = {row["label"]: row["connections"] for row in rows if row["label"] is not None}
         return ours, sum(row["connections"] for row in rows if row["label"] is None)
 
     async def oldest_transaction(self) -> float:
         """Seconds that the oldest open transaction of anybody has lasted."""
-        row = await self.database.fetchrow("checkup_oldest_transaction")
+        row = await self.database.fetchrow(SQL["checkup_oldest_transaction"])
         return float(row["seconds"]) if row else 0.0
 
     async def missing_partitions(self, weeks_ahead: int) -> Sequence[str]:
         """Weeks from this one on that have no partition."""
-        rows = await self.database.fetch("checkup_partitions", weeks_ahead)
+        rows = await self.database.fetch(SQL["checkup_partitions"], weeks_ahead=weeks_ahead)
         return [row["week"] for row in rows if not row["exists"]]
 
     async def strays(self) -> bool:
         """Whether a task stands in the default partition."""
-        row = await self.database.fetchrow("checkup_strays")
+        row = await self.database.fetchrow(SQL["checkup_strays"])
         return bool(row and row["strays"])
 
     async def leader(self) -> float | None:
         """Seconds until the relays' leader has to renew (negative: it did not); None: none was ever elected."""
-        row = await self.database.fetchrow("checkup_leader")
+        row = await self.database.fetchrow(SQL["checkup_leader"])
         return float(row["left"]) if row else None
 
     async def workers(self, lease: float) -> Mapping[str, tuple[int, int]]:
         """Handler → workers alive, and workers that are silent for three leases and still hold tasks."""
-        rows = await self.database.fetch("checkup_workers", lease)
+        rows = await self.database.fetch(SQL["checkup_workers"], lease=lease)
         return {row["handler"]: (row["alive"], row["lost"]) for row in rows}
 
     async def open_circuits(self) -> Sequence[Row]:
         """provider, error_class, reason, seconds."""
-        return await self.database.fetch("checkup_circuits")
+        return await self.database.fetch(SQL["checkup_circuits"])
 
     async def overdue(self) -> Mapping[bool, tuple[float, int]]:
         """Dead letters (True) and tasks (False) that are due and not published: longest wait in seconds, how many."""
-        rows = await self.database.fetch("checkup_due")
+        rows = await self.database.fetch(SQL["checkup_due"])
         return {row["dead"]: (row["seconds"], row["tasks"]) for row in rows}
 
 

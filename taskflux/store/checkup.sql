@@ -28,9 +28,9 @@ SELECT COALESCE(max(extract(epoch FROM now() - xact_start)), 0)::float8 AS secon
 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle';
 
 -- name: checkup_partitions
--- For this week and the $1 following ones: whether their partition is there.
+-- For this week and the :weeks_ahead following ones: whether their partition is there.
 SELECT to_char(first, 'IYYY"w"IW') AS week, to_regclass('tasks_' || to_char(first, 'IYYY"w"IW')) IS NOT NULL AS exists
-FROM generate_series(0, $1::integer) AS ahead
+FROM generate_series(0, :weeks_ahead::integer) AS ahead
 CROSS JOIN LATERAL (SELECT date_trunc('week', now() AT TIME ZONE 'UTC') + ahead * interval '7 days' AS first) AS w;
 
 -- name: checkup_strays
@@ -41,9 +41,9 @@ SELECT EXISTS (SELECT FROM tasks_default) AS strays;
 SELECT extract(epoch FROM expires_at - now())::float8 AS left FROM leaders WHERE name = 'relay';
 
 -- name: checkup_workers
--- How many workers beat lately, how many are silent for longer than a lease ($1 seconds) and still hold tasks.
-SELECT handler, count(*) FILTER (WHERE NOT ended AND beat_at > now() - make_interval(secs => $1))::integer AS alive,
-       count(*) FILTER (WHERE beat_at <= now() - make_interval(secs => 3 * $1)
+-- How many workers beat lately, how many are silent for longer than a lease (:lease seconds) and still hold tasks.
+SELECT handler, count(*) FILTER (WHERE NOT ended AND beat_at > now() - make_interval(secs => :lease))::integer AS alive,
+       count(*) FILTER (WHERE beat_at <= now() - make_interval(secs => 3 * :lease)
                         AND EXISTS (SELECT FROM claims c WHERE c.worker = w.id))::integer AS lost
 FROM workers w GROUP BY handler ORDER BY handler;
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row, json_text, storable
+from taskflux.store.database import Database, json_text, note, storable
+from taskflux.store.statements import statements
 from taskflux.tasks.decision import Decision
 
-NOTE_LENGTH = 160
-"""Characters of a reason that stand in the timeline; the whole of the last one is on the task."""
+SQL: Final = statements("claims")
 
 
 class Claim(NamedTuple):
@@ -88,23 +88,37 @@ class Claims:
         """Renew the lease; false when somebody has ended it."""
         worker = self.worker
         row = await self.database.fetchrow(
-            "beat", worker.id, worker.handler, worker.label, worker.origin, worker.pid, in_flight, worker.type
+            SQL["beat"],
+            id=worker.id,
+            handler=worker.handler,
+            label=worker.label,
+            origin=worker.origin,
+            pid=worker.pid,
+            in_flight=in_flight,
+            type=worker.type,
         )
         return row is not None
 
     async def end(self) -> None:
         """Give the lease up: what is not settled is free at once."""
-        await self.database.execute("end_lease", self.worker.id)
+        await self.database.execute(SQL["end_lease"], id=self.worker.id)
 
     async def claim(self, task_type: str, versions: Mapping[UUID, int]) -> Sequence[Claim]:
         """Claim these tasks (id → version of the record); those not claimable at their version are left out."""
         ids = sorted(versions)
         if not ids:
             return []
-        at = [versions[task] for task in ids]
-        worker = self.worker
-        rows = await self.database.fetch("claim", ids, at, ids[0], ids[-1], task_type, worker.id, worker.label)
-        return [_claim(row) for row in rows]
+        rows = await self.database.fetch(
+            SQL["claim"],
+            ids=ids,
+            versions=[versions[task] for task in ids],
+            least=ids[0],
+            greatest=ids[-1],
+            type=task_type,
+            worker=self.worker.id,
+            label=self.worker.label,
+        )
+        return [Claim(**row) for row in rows]
 
     async def reclaim(self, versions: Mapping[UUID, int]) -> Sequence[Claim]:
         """Those of these tasks that an earlier `claim` made ours though its answer was lost.
@@ -114,9 +128,15 @@ class Claims:
         ids = sorted(versions)
         if not ids:
             return []
-        at = [versions[task] for task in ids]
-        rows = await self.database.fetch("reclaim", ids, at, ids[0], ids[-1], self.worker.id)
-        return [_claim(row) for row in rows]
+        rows = await self.database.fetch(
+            SQL["reclaim"],
+            ids=ids,
+            versions=[versions[task] for task in ids],
+            least=ids[0],
+            greatest=ids[-1],
+            worker=self.worker.id,
+        )
+        return [Claim(**row) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """Write these outcomes in one statement; one answer for each."""
@@ -126,47 +146,21 @@ class Claims:
         decisions = [settlement.decision for settlement in batch]
         ids = [settlement.id for settlement in batch]
         rows = await self.database.fetch(
-            "settle",
-            ids,
-            [settlement.version for settlement in batch],
-            [decision.state for decision in decisions],
-            [decision.event for decision in decisions],
-            [decision.delay for decision in decisions],
-            [int(decision.give_back) for decision in decisions],
-            [decision.handbacks for decision in decisions],
-            [None if decision.result is None else json_text(decision.result) for decision in decisions],
-            [decision.error_class for decision in decisions],
-            [None if decision.reason is None else storable(decision.reason) for decision in decisions],
-            [_note(decision) for decision in decisions],
-            [settlement.span for settlement in batch],
-            ids[0],
-            ids[-1],
+            SQL["settle"],
+            ids=ids,
+            versions=[settlement.version for settlement in batch],
+            states=[decision.state for decision in decisions],
+            events=[decision.event for decision in decisions],
+            delays=[decision.delay for decision in decisions],
+            given_back=[int(decision.give_back) for decision in decisions],
+            handbacks=[decision.handbacks for decision in decisions],
+            results=[None if decision.result is None else json_text(decision.result) for decision in decisions],
+            error_classes=[decision.error_class for decision in decisions],
+            reasons=[None if decision.reason is None else storable(decision.reason) for decision in decisions],
+            notes=[note(": ".join(filter(None, (each.error_class, each.reason)))) for each in decisions],
+            spans=[settlement.span for settlement in batch],
+            least=ids[0],
+            greatest=ids[-1],
         )
         written = {row["id"]: Settled(True, row["late"], row["age"]) for row in rows}
         return [written.get(settlement.id, Settled(False)) for settlement in settlements]
-
-
-def _claim(row: Row) -> Claim:
-    return Claim(
-        row["id"],
-        row["version"],
-        row["attempts"],
-        row["max_attempts"],
-        row["handbacks"],
-        row["replays"],
-        row["tenant"],
-        row["key"],
-        row["payload"],
-        row["metadata"],
-        row["result"],
-        row["traceparent"],
-        row["attempt_span"],
-        row["created_at"],
-        bool(row["expired"]),
-        row["waited"],
-    )
-
-
-def _note(decision: Decision) -> str:
-    parts = [part for part in (decision.error_class, decision.reason) if part]
-    return storable(": ".join(parts)).replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]

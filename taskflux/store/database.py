@@ -1,4 +1,4 @@
-"""What other people's code says, as PostgreSQL takes it: an outcome is written, whatever stands in it."""
+"""Connections to PostgreSQL, statements run over them, and texts as PostgreSQL takes them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
-from taskflux.store.queries import query
 from taskflux.store.settings import PostgresSettings
+from taskflux.store.statements import Statement
 from taskflux.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+NOTE_LENGTH: Final = 160
+"""Characters of a reason that stand in the timeline."""
 
 
 def storable(text: str) -> str:
@@ -34,6 +38,11 @@ def json_text(document: Mapping[str, object]) -> str:
         return json.dumps(dict(document), default=_describe, skipkeys=True, allow_nan=False)
     except (ValueError, RecursionError):  # a float that is no number; a circle; nested too deeply
         return json.dumps({"unreadable": storable(repr(document))[:1000]})
+
+
+def note(text: str | None) -> str:
+    """`text` as an entry of a timeline takes it; the whole reason of the last one is on the task."""
+    return storable(text or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
 
 
 def _describe(value: object) -> object:
@@ -129,24 +138,24 @@ class Database:
         except TimeoutError:
             pool.terminate()
 
-    async def fetch(self, name: str, *args: Any) -> Sequence[Row]:
-        """Run the named statement and return its rows.
+    async def fetch(self, statement: Statement, /, **arguments: object) -> Sequence[Row]:
+        """Run `statement` and return its rows.
 
         Raises:
             StoreError: one of its kinds.
         """
-        async with self._connection(name) as connection:
-            return await connection.fetch(query(name), *args)  # type: ignore[no-any-return]
+        async with self._connection(statement.name) as connection:
+            return await connection.fetch(statement.text, *statement.arguments(arguments))  # type: ignore[no-any-return]
 
-    async def fetchrow(self, name: str, *args: Any) -> Row | None:
-        """The first row of the named statement, if there is one."""
-        rows = await self.fetch(name, *args)
+    async def fetchrow(self, statement: Statement, /, **arguments: object) -> Row | None:
+        """The first row of `statement`, if there is one."""
+        rows = await self.fetch(statement, **arguments)
         return rows[0] if rows else None
 
-    async def execute(self, name: str, *args: Any) -> int:
-        """Run the named statement and return how many rows it changed."""
-        async with self._connection(name) as connection:
-            status = str(await connection.execute(query(name), *args))
+    async def execute(self, statement: Statement, /, **arguments: object) -> int:
+        """Run `statement` and return how many rows it changed."""
+        async with self._connection(statement.name) as connection:
+            status = str(await connection.execute(statement.text, *statement.arguments(arguments)))
         return int(status.rsplit(" ", 1)[-1])
 
     async def _connected(self, connection: Any) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database, Row
+from taskflux.store.statements import statements
 from taskflux.tasks.submission import Submission
+
+SQL: Final = statements("dead_letters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +51,22 @@ class DeadLetters:
             return {}
         tasks = [letter.task_id for letter in letters if letter.task_id is not None]
         rows = await self.database.fetch(
-            "add_dead_letters",
-            [letter.id for letter in letters],
-            [letter.identity for letter in letters],
-            [letter.task_id for letter in letters],
-            [letter.task_version for letter in letters],
-            [letter.type for letter in letters],
-            [letter.error_class for letter in letters],
-            [letter.reason for letter in letters],
-            [letter.attempts for letter in letters],
-            [letter.traceparent for letter in letters],
-            [json.dumps(letter.origin) for letter in letters],
-            [letter.record_key for letter in letters],
-            [letter.record_value for letter in letters],
-            [_headers(letter.record_headers) for letter in letters],
-            min(tasks, default=None),
-            max(tasks, default=None),
+            SQL["add_dead_letters"],
+            ids=[letter.id for letter in letters],
+            identities=[letter.identity for letter in letters],
+            task_ids=[letter.task_id for letter in letters],
+            task_versions=[letter.task_version for letter in letters],
+            types=[letter.type for letter in letters],
+            error_classes=[letter.error_class for letter in letters],
+            reasons=[letter.reason for letter in letters],
+            attempts=[letter.attempts for letter in letters],
+            traceparents=[letter.traceparent for letter in letters],
+            origins=[json.dumps(letter.origin) for letter in letters],
+            record_keys=[letter.record_key for letter in letters],
+            record_values=[letter.record_value for letter in letters],
+            record_headers=[_headers(letter.record_headers) for letter in letters],
+            least=min(tasks, default=None),
+            greatest=max(tasks, default=None),
         )
         return {row["id"]: row["error_class"] for row in rows}
 
@@ -93,11 +96,7 @@ class LetterFilter:
     @property
     def empty(self) -> bool:
         """Whether every letter passes."""
-        return not any(self.parameters())
-
-    def parameters(self) -> tuple[str | datetime | None, ...]:
-        """In the order of the statements."""
-        return self.type, self.error_class, self.created_after, self.created_before, self.origin_topic
+        return not any(asdict(self).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +118,34 @@ class DeadLetterShelf:
     ) -> Sequence[Row]:
         """At most `limit` letters, newest first (columns of `page_of_dead_letters`); `state` None takes every state."""
         at, letter = (behind.created_at, behind.id) if behind else (None, None)
-        return await self.database.fetch("page_of_dead_letters", tenant, *wanted.parameters(), state, at, letter, limit)
+        return await self.database.fetch(
+            SQL["page_of_dead_letters"],
+            tenant=tenant,
+            **asdict(wanted),
+            state=state,
+            behind_at=at,
+            behind_id=letter,
+            limit=limit,
+        )
 
     async def groups(self, tenant: str, wanted: LetterFilter, state: str | None) -> Sequence[Row]:
         """How many letters there are by type and error class, the `MOST_GROUPS` largest."""
-        return await self.database.fetch("groups_of_dead_letters", tenant, *wanted.parameters(), state, MOST_GROUPS)
+        return await self.database.fetch(
+            SQL["groups_of_dead_letters"], tenant=tenant, **asdict(wanted), state=state, limit=MOST_GROUPS
+        )
 
     async def count(self, tenant: str, wanted: LetterFilter, state: str | None) -> int:
         """How many letters there are."""
-        row = await self.database.fetchrow("count_dead_letters", tenant, *wanted.parameters(), state)
+        row = await self.database.fetchrow(SQL["count_dead_letters"], tenant=tenant, **asdict(wanted), state=state)
         return int(row["letters"]) if row else 0
 
     async def get(self, tenant: str, letter: UUID) -> Row | None:
         """Everything about one (columns of `get_dead_letter`), or None."""
-        return await self.database.fetchrow("get_dead_letter", letter, tenant)
+        return await self.database.fetchrow(SQL["get_dead_letter"], id=letter, tenant=tenant)
 
     async def discard(self, tenant: str, letter: UUID, reason: str) -> bool:
         """Say that an open letter needs no replay; whether it was open."""
-        return await self.database.execute("discard_dead_letter", letter, tenant, reason) > 0
+        return await self.database.execute(SQL["discard_dead_letter"], id=letter, tenant=tenant, reason=reason) > 0
 
 
 MOST_BULK_REPLAYS: Final = 100
@@ -181,11 +190,19 @@ class DeadLetterReplays:
 
         None: the letter is not open, or its task does not stand dead as the letter tells.
         """
-        note = "" if payload is None else EDITED
-        rows = await self.database.fetch(
-            "replay_dead_letters", [letter], tenant, payload, None, None, None, None, False, note
+        row = await self.database.fetchrow(
+            SQL["replay_dead_letters"],
+            letters=[letter],
+            tenant=tenant,
+            payload=payload,
+            bulk=None,
+            batch=None,
+            cursor_at=None,
+            cursor_id=None,
+            last=False,
+            note="" if payload is None else EDITED,
         )
-        return _replayed(rows[0]) if rows else None
+        return Replayed(**row) if row else None
 
     async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
         """Make a letter that has no task (any more) into the new task `mended`.
@@ -193,66 +210,72 @@ class DeadLetterReplays:
         None: the letter is not open, or it has a task.
         """
         row = await self.database.fetchrow(
-            "replay_as_new_task",
-            letter,
-            tenant,
-            mended.id,
-            mended.type,
-            mended.payload,
-            mended.max_attempts,
-            mended.traceparent,
-            edited,
+            SQL["replay_as_new_task"],
+            letter=letter,
+            tenant=tenant,
+            id=mended.id,
+            type=mended.type,
+            payload=mended.payload,
+            max_attempts=mended.max_attempts,
+            traceparent=mended.traceparent,
+            edited=edited,
         )
-        return _replayed(row) if row else None
+        return Replayed(**row) if row else None
 
     async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
         """Ask for a bulk replay of the open letters that are `wanted`, at `rate` a second: id, matched, status."""
         row = await self.database.fetchrow(
-            "start_bulk_replay", replay, tenant, *wanted.parameters(), to_text(wanted), rate
+            SQL["start_bulk_replay"], id=replay, tenant=tenant, **asdict(wanted), filter=to_text(wanted), rate=rate
         )
         assert row is not None
         return row
 
     async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
         """A bulk replay (columns of `get_bulk_replay`), or None."""
-        return await self.database.fetchrow("get_bulk_replay", replay, tenant)
+        return await self.database.fetchrow(SQL["get_bulk_replay"], id=replay, tenant=tenant)
 
     async def outcomes(self, replay: UUID) -> Mapping[str, int]:
         """How many tasks that it replayed have ended in which state, or are in which."""
-        rows = await self.database.fetch("bulk_replay_outcomes", replay)
+        rows = await self.database.fetch(SQL["bulk_replay_outcomes"], id=replay)
         return {row["outcome"]: row["letters"] for row in rows}
 
     async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
         """Stop a bulk replay at once; whether it was running."""
-        return await self.database.execute("stop_bulk_replay", replay, tenant) > 0
+        return await self.database.execute(SQL["stop_bulk_replay"], id=replay, tenant=tenant) > 0
 
     async def running(self) -> Sequence[BulkReplay]:
         """Bulk replays that are under way, the oldest first."""
-        return [_bulk(row) for row in await self.database.fetch("running_bulk_replays", MOST_BULK_REPLAYS)]
+        rows = await self.database.fetch(SQL["running_bulk_replays"], limit=MOST_BULK_REPLAYS)
+        return [BulkReplay(**{**row, "filter": from_text(row["filter"])}) for row in rows]
 
     async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
         """Replay the next letters of `bulk`, at most `limit`: how many were looked at, and which were sent.
 
         Whoever carries the same batch at the same time changes nothing. Less than `limit` looked at: that was all.
         """
-        wanted = bulk.filter.parameters()
         letters = await self.database.fetch(
-            "next_of_bulk_replay", bulk.tenant, *wanted, bulk.created_at, bulk.cursor_at, bulk.cursor_id, limit
+            SQL["next_of_bulk_replay"],
+            tenant=bulk.tenant,
+            **asdict(bulk.filter),
+            asked_at=bulk.created_at,
+            cursor_at=bulk.cursor_at,
+            cursor_id=bulk.cursor_id,
+            limit=limit,
         )
         last = letters[-1] if letters else None
         rows = await self.database.fetch(
-            "replay_dead_letters",
-            [row["id"] for row in letters],
-            bulk.tenant,
-            None,
-            bulk.id,
-            bulk.batch,
-            last["created_at"] if last else None,
-            last["id"] if last else None,
-            len(letters) < limit,
-            f"bulk replay: {bulk.id}",
+            SQL["replay_dead_letters"],
+            letters=[row["id"] for row in letters],
+            tenant=bulk.tenant,
+            payload=None,
+            bulk=bulk.id,
+            batch=bulk.batch,
+            cursor_at=last["created_at"] if last else None,
+            cursor_id=last["id"] if last else None,
+            last=len(letters) < limit,
+            note=f"bulk replay: {bulk.id}",
         )
-        return len(letters), [_replayed(row) for row in rows]
+        return len(letters), [Replayed(**row) for row in rows]
 
 
 _NAMES: Final = {
@@ -287,20 +310,3 @@ def from_text(text: str) -> LetterFilter:
         if field in given:
             given[field] = datetime.fromisoformat(given[field])
     return LetterFilter(**given)
-
-
-def _replayed(row: Row) -> Replayed:
-    return Replayed(row["letter"], row["task_id"], row["type"], row["error_class"], row["traceparent"])
-
-
-def _bulk(row: Row) -> BulkReplay:
-    return BulkReplay(
-        row["id"],
-        row["tenant"],
-        from_text(row["filter"]),
-        row["batches"],
-        row["cursor_at"],
-        row["cursor_id"],
-        row["created_at"],
-        row["allowance"],
-    )

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from taskflux.store.database import Database
+from taskflux.store.statements import statements
+
+SQL: Final = statements("notifications")
 
 
 class NotificationState(StrEnum):
@@ -49,10 +52,10 @@ class Notifications:
             StoreError: it is not (surely) begun.
         """
         while True:
-            row = await self.database.fetchrow("begin_notification", name, attempt)
+            row = await self.database.fetchrow(SQL["begin_notification"], id=name, attempt=attempt)
             if row is not None:
                 return Begun(row["version"], row["created_at"], _object(row["progress"]))
-            row = await self.database.fetchrow("get_notification", name)
+            row = await self.database.fetchrow(SQL["get_notification"], id=name)
             if row is not None and row["state"] != NotificationState.FAILED:  # else it has ended in between
                 sent = row["state"] == NotificationState.SENT
                 return Repeated(_object(row["outcome"]) if sent else None, _object(row["progress"]))
@@ -68,7 +71,12 @@ class Notifications:
     ) -> bool:
         """Note what became of the one begun at `version`; false when another attempt has begun since."""
         row = await self.database.fetchrow(
-            "end_notification", name, version, state.value, _text(outcome), _text(progress)
+            SQL["end_notification"],
+            id=name,
+            version=version,
+            state=state.value,
+            outcome=_text(outcome),
+            progress=_text(progress),
         )
         return row is not None
 

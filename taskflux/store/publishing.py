@@ -1,13 +1,17 @@
-"""What is due, who publishes it, and what Kafka has confirmed."""
+"""Pending publishes: what is due, who publishes it, what Kafka has confirmed; and the circuits that hold it back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, storable
+from taskflux.store.statements import statements
+from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE
+
+SQL: Final = statements("publishing")
 
 
 class Due(NamedTuple):
@@ -51,34 +55,31 @@ class Publishing:
 
     async def next_due(self) -> Mapping[str | None, float]:
         """Seconds until each type's next row is due, negative when overdue. Dead letters stand under None."""
-        return {row["type"]: row["wait"] for row in await self.database.fetch("next_due")}
+        return {row["type"]: row["wait"] for row in await self.database.fetch(SQL["next_due"])}
 
     async def take(self, task_type: str, limit: int) -> Sequence[Due]:
         """Promise to publish up to `limit` tasks that are due now."""
-        found = _versions(await self.database.fetch("due_now", task_type, limit))
+        found = _versions(await self.database.fetch(SQL["due_now"], type=task_type, limit=limit))
         if not found:
             return []
         ids = list(found)
-        rows = await self.database.fetch("take_due", ids, list(found.values()), ids[0], ids[-1], self.grace)
+        rows = await self.database.fetch(
+            SQL["take_due"],
+            ids=ids,
+            versions=list(found.values()),
+            least=ids[0],
+            greatest=ids[-1],
+            grace=self.grace,
+        )
         return [Due(row["id"], task_type, row["version"], row["key"], row["traceparent"]) for row in rows]
 
     async def take_dead(self, limit: int) -> Sequence[DeadDue]:
         """Promise to publish up to `limit` dead letters."""
-        ids = sorted(row["task_id"] for row in await self.database.fetch("dead_now", limit))
+        ids = sorted(row["task_id"] for row in await self.database.fetch(SQL["dead_now"], limit=limit))
         if not ids:
             return []
-        rows = await self.database.fetch("take_dead", ids, ids[0], ids[-1], self.grace)
-        return [
-            DeadDue(
-                row["id"],
-                row["type"],
-                row["version"],
-                row["error_class"] or "Unknown",
-                row["attempts"],
-                row["traceparent"],
-            )
-            for row in rows
-        ]
+        rows = await self.database.fetch(SQL["take_dead"], ids=ids, least=ids[0], greatest=ids[-1], grace=self.grace)
+        return [DeadDue(**row) for row in rows]
 
     async def confirm(self, confirmations: Sequence[Confirmation]) -> Sequence[None]:
         """The records are in Kafka. An answer for each, so that it can be group-committed."""
@@ -89,33 +90,80 @@ class Publishing:
         ids = sorted(newest)
         batch = [newest[task] for task in ids]
         await self.database.execute(
-            "confirm",
-            ids,
-            [each.version for each in batch],
-            [each.log for each in batch],
-            [each.partition for each in batch],
-            [each.offset for each in batch],
-            ids[0],
-            ids[-1],
+            SQL["confirm"],
+            ids=ids,
+            versions=[each.version for each in batch],
+            logs=[each.log for each in batch],
+            partitions=[each.partition for each in batch],
+            offsets=[each.offset for each in batch],
+            least=ids[0],
+            greatest=ids[-1],
         )
         return [None] * len(confirmations)
 
     async def confirm_dead(self, letters: Sequence[DeadDue]) -> None:
         """The dead letters are in their topic."""
         await self.database.execute(
-            "confirm_dead", [letter.id for letter in letters], [letter.version for letter in letters]
+            SQL["confirm_dead"],
+            ids=[letter.id for letter in letters],
+            versions=[letter.version for letter in letters],
         )
 
     async def expire(self, limit: int) -> Sequence[str]:
         """End waiting tasks whose expiresAt has passed; their types."""
-        found = _versions(await self.database.fetch("expired_now", limit))
+        found = _versions(await self.database.fetch(SQL["expired_now"], limit=limit))
         if not found:
             return []
         ids = list(found)
-        rows = await self.database.fetch("expire_waiting", ids, list(found.values()), ids[0], ids[-1])
+        rows = await self.database.fetch(
+            SQL["expire_waiting"], ids=ids, versions=list(found.values()), least=ids[0], greatest=ids[-1]
+        )
         return [row["type"] for row in rows]
 
 
 def _versions(rows: Sequence[Row]) -> dict[UUID, int]:
     """Id → version, in the order of the ids."""
     return dict(sorted((row["task_id"], row["version"]) for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """A provider's circuit; `closed_for` is seconds since it last closed, None if it never opened."""
+
+    provider: str
+    open: bool
+    reason: str | None
+    closed_for: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Circuits:
+    """The circuits of all providers."""
+
+    database: Database
+
+    async def all(self) -> Mapping[str, Circuit]:
+        """Every circuit that ever opened, by provider."""
+        return {row["provider"]: Circuit(**row) for row in await self.database.fetch(SQL["list_circuits"])}
+
+    async def open(self, provider: str, error_class: str, reason: str) -> bool:
+        """Stop publishing for `provider`; whether it was us who opened it."""
+        row = await self.database.fetchrow(
+            SQL["open_circuit"],
+            provider=provider,
+            error_class=error_class,
+            reason=storable(reason),
+            first_probe=FIRST_PROBE,
+        )
+        return row is not None
+
+    async def close(self, provider: str) -> bool:
+        """The provider serves again; whether it was us who closed it."""
+        return await self.database.fetchrow(SQL["close_circuit"], provider=provider) is not None
+
+    async def take_probe(self, provider: str) -> bool:
+        """The right to send the one probe whose time has come."""
+        row = await self.database.fetchrow(
+            SQL["take_probe"], provider=provider, first_probe=FIRST_PROBE, last_probe=LAST_PROBE
+        )
+        return row is not None

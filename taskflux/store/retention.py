@@ -7,17 +7,18 @@ task goes when the whole week that it was accepted in is past, up to seven days 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database
-from taskflux.store.tasks import uuid_floor
+from taskflux.store.statements import statements
+from taskflux.store.tasks import FIRST_ID, uuid_floor
 from taskflux.tasks.states import State
 
-FIRST_ID: Final = UUID(int=0)
+SQL: Final = statements("retention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,24 @@ class Retention:
 
     async def cuts(self, ages: Ages) -> tuple[Cuts, datetime]:
         """The moments of these ages, and the store's now."""
-        row = await self.database.fetchrow("store_now")
+        row = await self.database.fetchrow(SQL["store_now"])
         assert row is not None
         now: datetime = row[0]
         return Cuts(*(None if age is None else now - age for age in ages.of_tasks)), now
 
     async def partitions(self) -> Sequence[Range]:
         """All but tasks_default, oldest first."""
-        rows = await self.database.fetch("task_partitions")
-        return [Range(row["name"], row["from"], row["below"]) for row in rows]
+        return [Range(*row) for row in await self.database.fetch(SQL["task_partitions"])]
 
     async def look(self, after: UUID, below: UUID, limit: int, cuts: Cuts) -> Seen:
         """What may go among the next `limit` tasks behind `after`, and which ones stay."""
-        row = await self.database.fetchrow("look_for_old", after, below, limit, *_moments(cuts))
+        row = await self.database.fetchrow(SQL["look_for_old"], after=after, below=below, limit=limit, **asdict(cuts))
         return _seen(row, row["staying"] if row else ())
 
     async def delete(self, after: UUID, below: UUID, limit: int, cuts: Cuts) -> Seen:
         """Delete what may go among the next `limit` tasks behind `after`."""
-        return _seen(await self.database.fetchrow("delete_old", after, below, limit, *_moments(cuts)))
+        row = await self.database.fetchrow(SQL["delete_old"], after=after, below=below, limit=limit, **asdict(cuts))
+        return _seen(row)
 
     async def guard(self, partition: str) -> str:
         """Have it noted from now on which rows come or change in `partition`; what it is noted under.
@@ -117,13 +118,13 @@ class Retention:
         Raises:
             StoreBusy: it could not be locked in time.
         """
-        row = await self.database.fetchrow("guard_partition", partition)
+        row = await self.database.fetchrow(SQL["guard_partition"], partition=partition)
         assert row is not None
         return str(row[0])
 
     async def unguard(self, partition: str) -> None:
         """Note no longer."""
-        await self.database.fetchrow("unguard_partition", partition)
+        await self.database.fetchrow(SQL["unguard_partition"], partition=partition)
 
     async def drop(self, partition: str, guard: str, staying: Sequence[UUID]) -> int:
         """Let `partition` go but for `staying` and what `guard` has noted, which move to tasks_default; how many.
@@ -131,34 +132,30 @@ class Retention:
         Raises:
             StoreBusy: it could not be locked in time.
         """
-        row = await self.database.fetchrow("drop_partition", partition, guard, staying)
+        row = await self.database.fetchrow(SQL["drop_partition"], partition=partition, guard=guard, staying=staying)
         assert row is not None
         return int(row[0])
 
     async def forget_parked(self, after: UUID, below: UUID, limit: int) -> UUID | None:
         """Delete what stands in `parked` of tasks that are gone; where to look next."""
-        row = await self.database.fetchrow("forget_parked", after, below, limit)
+        row = await self.database.fetchrow(SQL["forget_parked"], after=after, below=below, limit=limit)
         return row["last"] if row else None
 
     async def old_letters(self, before: datetime) -> int:
         """How many dead letters were stored before that."""
-        row = await self.database.fetchrow("count_old_letters", before)
+        row = await self.database.fetchrow(SQL["count_old_letters"], before=before)
         return int(row[0]) if row else 0
 
     async def delete_letters(self, before: datetime, limit: int) -> int:
         """Delete up to `limit` dead letters that were stored before that; how many."""
-        return await self.database.execute("delete_old_letters", before, limit)
+        return await self.database.execute(SQL["delete_old_letters"], before=before, limit=limit)
 
     async def delete_notes(self, before: datetime, limit: int) -> int:
         """Delete up to `limit` of each: ended bulk replays, foreign identities, notifications by name; how many."""
         deleted = 0
         for name in ("delete_old_replays", "delete_old_foreign", "delete_old_notifications"):
-            deleted += await self.database.execute(name, before, limit)
+            deleted += await self.database.execute(SQL[name], before=before, limit=limit)
         return deleted
-
-
-def _moments(cuts: Cuts) -> tuple[datetime | None, ...]:
-    return cuts.succeeded, cuts.dead, cuts.cancelled
 
 
 def _seen(row: Any, staying: Sequence[UUID] = ()) -> Seen:

@@ -1,4 +1,4 @@
--- Letting go of what is past its age. $succeeded, $dead and $cancelled are the moments before which a task of that state
+-- Deleting what is past its age. :succeeded, :dead and :cancelled are the moments before which a task of that state
 -- must have come to rest to go; NULL keeps them all. A dead task stays while its dead letter is owed to the topic.
 
 -- name: store_now
@@ -16,12 +16,12 @@ FROM (
 WHERE bounds IS NOT NULL ORDER BY 2;
 
 -- name: look_for_old
--- The next $3 tasks behind id $1, below $2: how many of each state may go, and which ones stay. `last` is where to look
--- next, NULL at the end.
+-- The next :limit tasks behind id :after, below :below: how many of each state may go, and which ones stay. `last` is
+-- where to look next, NULL at the end.
 WITH page AS MATERIALIZED (
-    SELECT id, state, updated_at FROM tasks WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
+    SELECT id, state, updated_at FROM tasks WHERE id > :after AND id < :below ORDER BY id LIMIT :limit
 ), judged AS MATERIALIZED (
-    SELECT id, state, past_age(state, updated_at, $4, $5, $6)
+    SELECT id, state, past_age(state, updated_at, :succeeded, :dead, :cancelled)
            AND NOT (state = 'dead' AND EXISTS (SELECT FROM due d WHERE d.task_id = id AND d.dead)) AS goes
     FROM page
 )
@@ -35,19 +35,19 @@ FROM judged;
 -- name: delete_old
 -- The same, and what may go is gone.
 WITH page AS MATERIALIZED (
-    SELECT id, state, updated_at FROM tasks WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
+    SELECT id, state, updated_at FROM tasks WHERE id > :after AND id < :below ORDER BY id LIMIT :limit
 ), batch AS MATERIALIZED (
     SELECT array_agg(id ORDER BY id) AS ids FROM page
-    WHERE past_age(state, updated_at, $4, $5, $6)
+    WHERE past_age(state, updated_at, :succeeded, :dead, :cancelled)
       AND NOT (state = 'dead' AND EXISTS (SELECT FROM due d WHERE d.task_id = id AND d.dead))
 ), locked AS MATERIALIZED (
     SELECT id FROM tasks
-    WHERE id = ANY((SELECT ids FROM batch)::uuid[]) AND id > $1 AND id < $2
-      AND past_age(state, updated_at, $4, $5, $6)
+    WHERE id = ANY((SELECT ids FROM batch)::uuid[]) AND id > :after AND id < :below
+      AND past_age(state, updated_at, :succeeded, :dead, :cancelled)
     ORDER BY id FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM tasks
-    WHERE id = ANY(ARRAY(SELECT id FROM locked)) AND id > $1 AND id < $2
+    WHERE id = ANY(ARRAY(SELECT id FROM locked)) AND id > :after AND id < :below
     RETURNING id, state
 ), unparked AS (
     DELETE FROM parked WHERE task_id = ANY(ARRAY(SELECT id FROM gone))
@@ -59,19 +59,19 @@ SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last,
 FROM gone;
 
 -- name: guard_partition
-SELECT guard_task_partition($1);
+SELECT guard_task_partition(:partition);
 
 -- name: unguard_partition
-SELECT unguard_task_partition($1);
+SELECT unguard_task_partition(:partition);
 
 -- name: drop_partition
-SELECT drop_task_partition($1, $2, $3);
+SELECT drop_task_partition(:partition, :guard, :staying);
 
 -- name: forget_parked
--- Rows of tasks that went with their partition, among the next $3 behind id $1, below $2. A task that is gone never
--- comes back, so nothing has to be locked.
+-- Rows of tasks that went with their partition, among the next :limit behind id :after, below :below. A task that is
+-- gone never comes back, so nothing has to be locked.
 WITH page AS MATERIALIZED (
-    SELECT task_id FROM parked WHERE task_id > $1 AND task_id < $2 ORDER BY task_id LIMIT $3
+    SELECT task_id FROM parked WHERE task_id > :after AND task_id < :below ORDER BY task_id LIMIT :limit
 ), gone AS (
     DELETE FROM parked WHERE task_id = ANY(ARRAY(
         SELECT p.task_id FROM page p WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.id = p.task_id)
@@ -80,26 +80,26 @@ WITH page AS MATERIALIZED (
 SELECT task_id AS last FROM page ORDER BY task_id DESC LIMIT 1;
 
 -- name: count_old_letters
-SELECT count(*)::integer FROM dead_letters WHERE created_at < $1;
+SELECT count(*)::integer FROM dead_letters WHERE created_at < :before;
 
 -- name: delete_old_letters
--- Up to $2 of them; what is noted of their replays goes with them.
+-- Up to :limit of them; what is noted of their replays goes with them.
 DELETE FROM dead_letters WHERE id = ANY(ARRAY(
-    SELECT id FROM dead_letters WHERE created_at < $1 ORDER BY created_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT id FROM dead_letters WHERE created_at < :before ORDER BY created_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
 ));
 
 -- name: delete_old_replays
 DELETE FROM bulk_replays WHERE id = ANY(ARRAY(
-    SELECT id FROM bulk_replays WHERE updated_at < $1 AND status <> 'running' LIMIT $2
+    SELECT id FROM bulk_replays WHERE updated_at < :before AND status <> 'running' LIMIT :limit
 ));
 
 -- name: delete_old_foreign
 -- What other producers' records have become, once no topic holds the record any more and the task may be gone.
 DELETE FROM foreign_tasks WHERE identity = ANY(ARRAY(
-    SELECT identity FROM foreign_tasks WHERE created_at < $1 ORDER BY created_at LIMIT $2
+    SELECT identity FROM foreign_tasks WHERE created_at < :before ORDER BY created_at LIMIT :limit
 ));
 
 -- name: delete_old_notifications
 DELETE FROM notifications WHERE id = ANY(ARRAY(
-    SELECT id FROM notifications WHERE created_at < $1 AND updated_at < $1 ORDER BY created_at LIMIT $2
+    SELECT id FROM notifications WHERE created_at < :before AND updated_at < :before ORDER BY created_at LIMIT :limit
 ));

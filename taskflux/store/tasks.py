@@ -1,4 +1,4 @@
-"""Accepting tasks and reading them."""
+"""Tasks: accepting, adopting, reading and listing them, deciding about one, delivery reports, and registered types."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, note, storable
 from taskflux.store.errors import StoreBusy
+from taskflux.store.statements import Statement, statements
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import Event, State
-from taskflux.tasks.submission import Accepted, KeyReused, Submission
+from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+
+SQL: Final = statements("tasks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Tasks:
         Raises:
             StoreError: nothing is known to be written.
         """
-        rows = await self.database.fetch("insert_tasks", *_columns(submissions), grace)
+        rows = await self.database.fetch(SQL["insert_tasks"], **_columns(submissions), grace=grace)
         accepted = {row["id"]: row for row in rows}
         missing = [submission for submission in submissions if submission.id not in accepted]
         others = await self._answer_missing(missing) if missing else {}
@@ -66,20 +69,22 @@ class Tasks:
         keyed = {(s.tenant, s.idempotency.key): s for s in missing if s.idempotency}
         if keyed:
             tenants, keys = zip(*keyed, strict=True)
-            for row in await self.database.fetch("find_keys", tenants, keys):
+            for row in await self.database.fetch(SQL["find_keys"], tenants=tenants, keys=keys):
                 submission = keyed[row["tenant"], row["key"]]
                 answers[submission.id] = _repeat(submission, row)
         unkeyed = sorted(s.id for s in missing if not s.idempotency)
         if unkeyed:
             types = {s.id: s.type for s in missing}
-            for row in await self.database.fetch("find_created", unkeyed, unkeyed[0], unkeyed[-1]):
+            for row in await self.database.fetch(
+                SQL["find_created"], ids=unkeyed, least=unkeyed[0], greatest=unkeyed[-1]
+            ):
                 # The promise to publish was made by the former try; the relay keeps it if nobody else does.
                 answers[row["id"]] = Accepted(row["id"], types[row["id"]], row["created_at"])
         return answers
 
     async def get(self, task: UUID, tenant: str) -> Row | None:
         """The row of a task, or None."""
-        return await self.database.fetchrow("get_task", task, tenant)
+        return await self.database.fetchrow(SQL["get_task"], id=task, tenant=tenant)
 
 
 def _repeat(submission: Submission, row: Row) -> Accepted | KeyReused:
@@ -90,24 +95,81 @@ def _repeat(submission: Submission, row: Row) -> Accepted | KeyReused:
     return Accepted(row["task_id"], row["type"], row["created_at"], repeated=row["task_id"] != submission.id)
 
 
-def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
+def _columns(submissions: Sequence[Submission]) -> dict[str, list[Any]]:
     keys = [submission.idempotency for submission in submissions]
-    return [
-        [s.id for s in submissions],
-        [s.tenant for s in submissions],
-        [s.type for s in submissions],
-        [s.payload for s in submissions],
-        [s.max_attempts for s in submissions],
-        [s.key for s in submissions],
-        [s.schedule_at for s in submissions],
-        [s.delay for s in submissions],
-        [s.expires_at for s in submissions],
-        [s.metadata for s in submissions],
-        [s.traceparent for s in submissions],
-        [key.key if key else None for key in keys],
-        [key.digest if key else None for key in keys],
-        [key.ttl if key else None for key in keys],
-    ]
+    return {
+        "ids": [s.id for s in submissions],
+        "tenants": [s.tenant for s in submissions],
+        "types": [s.type for s in submissions],
+        "payloads": [s.payload for s in submissions],
+        "max_attempts": [s.max_attempts for s in submissions],
+        "keys": [s.key for s in submissions],
+        "schedule_at": [s.schedule_at for s in submissions],
+        "delays": [s.delay for s in submissions],
+        "expires_at": [s.expires_at for s in submissions],
+        "metadata": [s.metadata for s in submissions],
+        "traceparents": [s.traceparent for s in submissions],
+        "idempotency_keys": [key.key if key else None for key in keys],
+        "digests": [key.digest if key else None for key in keys],
+        "ttls": [key.ttl if key else None for key in keys],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Adoptee:
+    """A task that another producer wrote. `identity` says when two of them are the same, `id` is its name if not."""
+
+    identity: str
+    digest: bytes
+    id: UUID
+    type: str
+    payload: str
+    max_attempts: int
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What stands under an identity: the task, the digest of its payload, and whether it was made just now."""
+
+    task: UUID
+    digest: bytes
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignTasks:
+    """The table of what was adopted."""
+
+    database: Database
+
+    async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+        """Make a row for each that has none yet; what stands under each identity then.
+
+        New ones are due after `grace` seconds, at version 1. Each identity stands once in a batch. It may be called
+        again with the same batch after an error: what was written then is found.
+
+        Raises:
+            StoreError: nothing is known to be written.
+        """
+        rows = await self.database.fetch(
+            SQL["adopt"],
+            identities=[each.identity for each in batch],
+            digests=[each.digest for each in batch],
+            ids=[each.id for each in batch],
+            types=[each.type for each in batch],
+            payloads=[each.payload for each in batch],
+            max_attempts=[each.max_attempts for each in batch],
+            traceparents=[each.traceparent for each in batch],
+            grace=grace,
+        )
+        made = {row["task_id"] for row in rows}
+        known = {each.identity: Known(each.id, each.digest, fresh=True) for each in batch if each.id in made}
+        others = [each.identity for each in batch if each.identity not in known]
+        if others:
+            for row in await self.database.fetch(SQL["find_foreign"], identities=others):
+                known[row["identity"]] = Known(row["task_id"], row["digest"])
+        return known
 
 
 LOOK: Final = 20_000
@@ -118,8 +180,9 @@ APART: Final = 10.0
 """Seconds that an id's time (its maker's clock) may lie from `created_at` (PostgreSQL's) for a list to be exact."""
 
 _NARROW: Final = frozenset({State.SCHEDULED, State.RUNNING, State.DEAD, State.UNCERTAIN, State.CANCELLED})
+FIRST_ID: Final = UUID(int=0)
+
 _LAST_ID: Final = UUID(int=(1 << 128) - 1)
-_FIRST_ID: Final = UUID(int=0)
 _LITERAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null")
 
 
@@ -158,11 +221,24 @@ class Listing:
         Raises:
             StoreError: as every statement.
         """
-        name, further = _statement(wanted, limit)
+        statement, further = _statement(wanted, limit)
+        below, start = _bounds(wanted, after)
+        quoted, bare = _needles(wanted.metadata)
         rows = await self.database.fetch(
-            name, tenant, *_bounds(wanted, after), LOOK, limit, wanted.state, wanted.type, wanted.created_from,
-            wanted.created_before, *_needles(wanted.metadata), *further,
-        )  # fmt: skip
+            statement,
+            tenant=tenant,
+            below=below,
+            start=start,
+            look=LOOK,
+            limit=limit,
+            state=wanted.state,
+            type=wanted.type,
+            created_from=wanted.created_from,
+            created_before=wanted.created_before,
+            quoted=quoted,
+            bare=bare,
+            **further,
+        )
         found = [row for row in rows if row["id"] is not None]
         following = found[-1]["id"] if len(found) == limit else rows[0]["ended"]
         return Page([row for row in found if _has(row["metadata"], wanted.metadata)], following)
@@ -173,19 +249,19 @@ def uuid_floor(moment: datetime, seconds: float = 0.0) -> UUID:
     return UUID(int=max(0, int((moment.timestamp() + seconds) * 1000)) << 80)
 
 
-def _statement(wanted: TaskFilter, limit: int) -> tuple[str, Sequence[object]]:
+def _statement(wanted: TaskFilter, limit: int) -> tuple[Statement, Mapping[str, object]]:
     """The statement that answers a filter, and the parameters that it alone has."""
     if wanted.key is not None:
-        return "list_by_key", [wanted.key]
+        return SQL["list_by_key"], {"key": wanted.key}
     if wanted.state in _NARROW:
         alone = not wanted.metadata and wanted.created_from is None and wanted.created_before is None
-        return "list_narrow", [limit if alone else max(limit, LOOK_CLOSELY)]
-    return "list_recent", []
+        return SQL["list_narrow"], {"look_closely": limit if alone else max(limit, LOOK_CLOSELY)}
+    return SQL["list_recent"], {}
 
 
 def _bounds(wanted: TaskFilter, after: UUID | None) -> tuple[UUID, UUID]:
     """Below and from which id: what was created in time, as far as an id can tell."""
-    below, start = after or _LAST_ID, _FIRST_ID
+    below, start = after or _LAST_ID, FIRST_ID
     if wanted.created_before is not None:
         below = min(below, uuid_floor(wanted.created_before, APART))
     if wanted.created_from is not None:
@@ -217,10 +293,6 @@ def _written(value: Any) -> str | None:
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else None
 
 
-NOTE_LENGTH: Final = 160
-"""Characters of a reason that stand in the timeline."""
-
-
 class Resolution(StrEnum):
     """What is decided about an uncertain task."""
 
@@ -244,7 +316,7 @@ class Decisions:
 
     async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:
         """Keep a task that waits from running; false when it does not wait (any more)."""
-        return await self.database.fetchrow("cancel", task, tenant, note(reason)) is not None
+        return await self.database.fetchrow(SQL["cancel"], id=task, tenant=tenant, note=note(reason)) is not None
 
     async def resolve(self, task: UUID, tenant: str | None, resolution: Resolution, reason: str | None = None) -> bool:
         """End the uncertainty about a task of `tenant` (None: of whomever); false when it is not uncertain (any more).
@@ -254,18 +326,16 @@ class Decisions:
         """
         event, state = _FOLLOWS[resolution]
         kept = None if reason is None else storable(reason)
-        row = await self.database.fetchrow("resolve", task, tenant, state.value, event.value, kept, note(reason))
+        row = await self.database.fetchrow(
+            SQL["resolve"],
+            id=task,
+            tenant=tenant,
+            state=state.value,
+            event=event.value,
+            reason=kept,
+            note=note(reason),
+        )
         return row is not None
-
-
-def note(text: str | None) -> str:
-    """`text` as an entry of a timeline takes it."""
-    return storable(text or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
-
-
-def storable(text: str) -> str:
-    """PostgreSQL's text takes neither NUL nor lone surrogates."""
-    return text.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,16 +370,16 @@ class Receipts:
         if not batch:
             return []
         rows = await self.database.fetch(
-            "record_reports",
-            [each.task for each in batch],
-            [each.replay for each in batch],
-            [each.status.value for each in batch],
-            [each.code or None for each in batch],
-            [each.description or None for each in batch],
-            [each.request_id or None for each in batch],
-            [each.reported_at or None for each in batch],
-            batch[0].task,
-            batch[-1].task,
+            SQL["record_reports"],
+            ids=[each.task for each in batch],
+            replays=[each.replay for each in batch],
+            statuses=[each.status.value for each in batch],
+            codes=[each.code or None for each in batch],
+            descriptions=[each.description or None for each in batch],
+            request_ids=[each.request_id or None for each in batch],
+            reported_at=[each.reported_at or None for each in batch],
+            least=batch[0].task,
+            greatest=batch[-1].task,
         )
         return [
             Recorded(row["id"], row["tenant"], row["type"], State(row["before"]), row["heavier"], row["first"])
@@ -318,4 +388,33 @@ class Receipts:
 
     async def resolve_early(self, limit: int) -> int:
         """Resolve held tasks whose report had come before they were held; how many."""
-        return len(await self.database.fetch("resolve_early", limit))
+        return len(await self.database.fetch(SQL["resolve_early"], limit=limit))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTypes:
+    """A type is unknown only if nobody has registered it."""
+
+    database: Database
+
+    async def register(self, task_type: TaskType) -> None:
+        """Write a type's schema and policy; nothing happens when they stand there already."""
+        await self.database.execute(
+            SQL["register_type"],
+            type=task_type.name,
+            schema=task_type.schema,
+            max_attempts=task_type.max_attempts,
+            ambiguous=task_type.ambiguous,
+            provider=task_type.provider,
+        )
+
+    async def all(self) -> Mapping[str, TaskType]:
+        """Every registered type by name."""
+        return {
+            row["type"]: TaskType(row["type"], row["schema"], row["max_attempts"], row["ambiguous"], row["provider"])
+            for row in await self.database.fetch(SQL["list_types"])
+        }
+
+    async def names(self) -> Sequence[str]:
+        """The names alone of every registered type."""
+        return [row["type"] for row in await self.database.fetch(SQL["type_names"])]

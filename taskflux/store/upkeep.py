@@ -8,8 +8,9 @@ from typing import Final
 from uuid import UUID
 
 from taskflux.store.database import Database
+from taskflux.store.statements import statements
 
-FIRST_ID: Final = UUID(int=0)
+SQL: Final = statements("upkeep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,16 @@ class Upkeep:
 
     async def lead(self, name: str, holder: UUID, seconds: float, origin: str | None) -> bool:
         """Take or keep the leadership for `seconds`; whether we have it."""
-        return await self.database.fetchrow("lead", name, holder, seconds, origin) is not None
+        row = await self.database.fetchrow(SQL["lead"], name=name, holder=holder, seconds=seconds, origin=origin)
+        return row is not None
 
     async def resign(self, name: str, holder: UUID) -> None:
         """Let another take over at once."""
-        await self.database.execute("resign", name, holder)
+        await self.database.execute(SQL["resign"], name=name, holder=holder)
 
     async def server_uptime(self) -> float:
         """Seconds since PostgreSQL started."""
-        row = await self.database.fetchrow("server_uptime")
+        row = await self.database.fetchrow(SQL["server_uptime"])
         return float(row[0]) if row else 0.0
 
     async def sweep(self, lease: float | None, limit: int, rate: float, start: float = 0.0) -> Swept:
@@ -56,24 +58,34 @@ class Upkeep:
 
         They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says.
         """
-        lapsed = sorted(await self.database.fetch("lapsed", lease, limit), key=lambda claim: claim["task_id"])
+        lapsed = await self.database.fetch(SQL["lapsed"], lease=lease, limit=limit)
         if not lapsed:
             return Swept(0, {})
-        ids, versions, workers = zip(*lapsed, strict=True)
-        rows = await self.database.fetch("sweep", ids, versions, workers, ids[0], ids[-1], lease, rate, start)
+        ids, versions, workers = zip(*sorted(lapsed, key=lambda claim: claim["task_id"]), strict=True)
+        rows = await self.database.fetch(
+            SQL["sweep"],
+            ids=ids,
+            versions=versions,
+            workers=workers,
+            least=ids[0],
+            greatest=ids[-1],
+            lease=lease,
+            rate=rate,
+            start=start,
+        )
         return Swept(len(lapsed), {(row["type"], row["state"]): row["tasks"] for row in rows})
 
     async def end_leases_of(self, origin: str, pid: int | None = None) -> int:
         """End the leases of a supervisor's former run, or of one child that died; how many."""
-        return await self.database.execute("end_leases_of", origin, pid)
+        return await self.database.execute(SQL["end_leases_of"], origin=origin, pid=pid)
 
     async def forget_workers(self) -> int:
         """Delete workers that are gone and hold nothing."""
-        return await self.database.execute("forget_workers")
+        return await self.database.execute(SQL["forget_workers"])
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
         """The queued ones among the next `limit` tasks, and where the next page begins (None: that was all)."""
-        rows = await self.database.fetch("audit_page", after, limit)
+        rows = await self.database.fetch(SQL["audit_page"], after=after, limit=limit)
         if not rows:
             return None, []
         found = [
@@ -100,17 +112,19 @@ class Upkeep:
         batch = sorted(tasks, key=lambda task: task.id)
         ids = [task.id for task in batch]
         versions = [task.version for task in batch]
-        rows = await self.database.fetch("requeue", ids, versions, ids[0], ids[-1], rate, start)
+        rows = await self.database.fetch(
+            SQL["requeue"], ids=ids, versions=versions, least=ids[0], greatest=ids[-1], rate=rate, start=start
+        )
         return {row["type"]: row["tasks"] for row in rows}
 
     async def make_partitions(self, weeks_ahead: int) -> int:
         """Make the partitions of this week and the next ones; how many were missing."""
-        row = await self.database.fetchrow("make_partitions", weeks_ahead)
+        row = await self.database.fetchrow(SQL["make_partitions"], weeks=weeks_ahead)
         return int(row[0]) if row else 0
 
     async def forget_keys(self, limit: int) -> int:
         """Delete idempotency keys that have expired."""
-        return await self.database.execute("forget_keys", limit)
+        return await self.database.execute(SQL["forget_keys"], limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +168,10 @@ class Measures:
     async def read(self, lease: float) -> Measured:
         """Measure once; a worker counts while it has beaten within `lease` seconds. Raises StoreError."""
         fetch = self.database.fetch
-        depths = [Depth(*row) for row in await fetch("measure_tasks")]
-        parked = {(row["type"], row["state"]): row["tasks"] for row in await fetch("measure_parked")}
-        workers = {row["type"]: row["workers"] for row in await fetch("measure_workers", lease)}
-        letters = {row["error_class"]: row["letters"] for row in await fetch("measure_letters")}
-        circuits = [CircuitState(*row) for row in await fetch("measure_circuits")]
-        types = {row["type"]: row["provider"] for row in await fetch("measure_types")}
+        depths = [Depth(*row) for row in await fetch(SQL["measure_tasks"])]
+        parked = {(row["type"], row["state"]): row["tasks"] for row in await fetch(SQL["measure_parked"])}
+        workers = {row["type"]: row["workers"] for row in await fetch(SQL["measure_workers"], lease=lease)}
+        letters = {row["error_class"]: row["letters"] for row in await fetch(SQL["measure_letters"])}
+        circuits = [CircuitState(*row) for row in await fetch(SQL["measure_circuits"])]
+        types = {row["type"]: row["provider"] for row in await fetch(SQL["measure_types"])}
         return Measured(depths, parked, workers, letters, circuits, types)

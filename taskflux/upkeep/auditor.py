@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from taskflux.store.upkeep import FIRST_ID, Published, Upkeep
+from taskflux.store.tasks import FIRST_ID
+from taskflux.store.upkeep import Published, Upkeep
 from taskflux.stream.positions import Positions, TopicPositions
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.telemetry import metrics

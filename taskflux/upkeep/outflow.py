@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from taskflux.store.circuits import Circuit, Circuits
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.publishing import Circuit, Circuits
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.stream.topics import task_group, task_topic

@@ -19,7 +19,8 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.errors import StoreBusy
-from taskflux.store.retention import FIRST_ID, Ages, Cuts, Range, Retention, old_ranges
+from taskflux.store.retention import Ages, Cuts, Range, Retention, old_ranges
+from taskflux.store.tasks import FIRST_ID
 from taskflux.store.upkeep import Upkeep
 
 T = TypeVar("T")

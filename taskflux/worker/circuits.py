@@ -11,8 +11,8 @@ from uuid import UUID
 
 from taskflux.providers.provider import Checkable
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.circuits import Circuit, Circuits
 from taskflux.store.errors import StoreError
+from taskflux.store.publishing import Circuit, Circuits
 from taskflux.tasks.circuit import RAMP_SECONDS, Health
 from taskflux.tasks.errors import ProviderError
 from taskflux.telemetry import metrics

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
 from taskflux.store.errors import RefusedData, Stopped, StoreBusy, StoreUnavailable, until_available
-from taskflux.store.foreign import Adoptee, ForeignTasks, Known
+from taskflux.store.tasks import Adoptee, ForeignTasks, Known
 from taskflux.stream.envelope import (
     DeadPoison,
     DeadTask,

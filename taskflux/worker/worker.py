@@ -16,14 +16,13 @@ from uuid_utils.compat import uuid7
 
 from taskflux.providers.provider import NotifySettings, Provider
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.circuits import Circuits
 from taskflux.store.claims import Claim, Claims
 from taskflux.store.claims import Worker as WorkerRow
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.errors import Stopped, StoreError, until_available
-from taskflux.store.foreign import ForeignTasks
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.publishing import Circuits
+from taskflux.store.tasks import ForeignTasks, TaskTypes
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, Record, decode

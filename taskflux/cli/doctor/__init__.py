@@ -22,7 +22,7 @@ from taskflux.cli.shown import json_option, print_json
 from taskflux.store.checkup import Checkup
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.topics import is_task_type
 from taskflux.worker.settings import Settings, WrongSettings, load, load_provider
 

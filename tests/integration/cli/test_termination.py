@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from taskflux.handlers.process_simulated import process_simulated
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.provision import ensure_topics
 from tests.integration.system.stack import Stack, eventually
 

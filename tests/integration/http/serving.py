@@ -17,8 +17,7 @@ from taskflux.http.server import serve
 from taskflux.http.services import Limits, Services
 from taskflux.store.database import Database
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import Tasks
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 
 SIMULATED = TaskType("simulated", "{}", 8, "resend", None)

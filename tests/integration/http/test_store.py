@@ -15,7 +15,7 @@ from taskflux.local.servers import PostgresServer
 from taskflux.store.database import Database
 from taskflux.store.migrate import migrate
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.tasks.submission import TaskType
 from tests.integration.http.serving import Served, application, served
 

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database
+from taskflux.store.statements import Statement
 from taskflux.store.tasks import Tasks, uuid_floor
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
@@ -23,8 +24,8 @@ DONE = Decision(Event.SUCCEEDED, State.SUCCEEDED)
 
 async def sql(database: Database, statement: str, *args: object) -> Sequence[Any]:
     """Rows of a statement that only tests need."""
-    async with database._connection("of a test") as connection:
-        return await connection.fetch(statement, *args)  # type: ignore[no-any-return]
+    arguments = {f"_{place}": value for place, value in enumerate(args, 1)}
+    return await database.fetch(Statement("of a test", statement, tuple(arguments)), **arguments)
 
 
 def submission(**changes: Any) -> Submission:

@@ -12,14 +12,12 @@ from uuid import UUID
 import asyncpg
 from uuid_utils.compat import uuid7
 
-from taskflux.store.circuits import Circuits
 from taskflux.store.claims import Claim, Claims, Settled, Settlement, Worker
 from taskflux.store.database import Database, Row
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.publishing import Confirmation, Publishing
+from taskflux.store.publishing import Circuits, Confirmation, Publishing
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import Tasks
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State, allowed

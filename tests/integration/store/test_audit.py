@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.store.upkeep import FIRST_ID, Published
+from taskflux.store.tasks import FIRST_ID
+from taskflux.store.upkeep import Published
 from taskflux.tasks.decision import succeeded
 from tests.integration.store.scene import LOG, TYPE, Scene
 

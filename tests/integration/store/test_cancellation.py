@@ -10,7 +10,7 @@ from taskflux.local.servers import PostgresServer
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 
 
 class Freezer:

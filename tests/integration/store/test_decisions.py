@@ -9,10 +9,9 @@ from uuid import UUID
 import pytest
 
 from taskflux.store.claims import Settlement
-from taskflux.store.database import Database
+from taskflux.store.database import NOTE_LENGTH, Database
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import NOTE_LENGTH, Decisions, Resolution
+from taskflux.store.tasks import Decisions, Resolution, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.submission import TaskType
 from taskflux.tasks.timeline import parse_timeline

@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
+from taskflux.store.upkeep import SQL
 from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene
@@ -128,9 +129,10 @@ async def test_a_worker_that_beats_again_before_the_sweep_keeps_its_claims(scene
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
-    ((task, version, owner),) = await scene.database.fetch("lapsed", LEASE, 10)
+    ((task, version, owner),) = await scene.database.fetch(SQL["lapsed"], lease=LEASE, limit=10)
     assert await worker.beat(1)
-    swept = await scene.database.fetch("sweep", [task], [version], [owner], task, task, LEASE, RATE, 0.0)
+    batch = {"ids": [task], "versions": [version], "workers": [owner], "least": task, "greatest": task}
+    swept = await scene.database.fetch(SQL["sweep"], **batch, lease=LEASE, rate=RATE, start=0.0)
     assert swept == []
     assert await scene.state(claim.id) == ("running", claim.version)
     assert await scene.claims() == {(claim.id, claim.version)}

@@ -13,8 +13,7 @@ from taskflux.store import tasks as listing
 from taskflux.store.claims import Settlement
 from taskflux.store.database import Database
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import Decisions, Listing, Resolution, TaskFilter
+from taskflux.store.tasks import Decisions, Listing, Resolution, TaskFilter, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import TaskType

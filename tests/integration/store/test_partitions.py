@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.store.queries import query
+from taskflux.store.claims import SQL
 from taskflux.tasks.decision import succeeded
 from tests.integration.store.scene import TYPE, Scene
 
@@ -95,10 +95,10 @@ async def relations(scene: Scene, plan: str, tasks: list[UUID]) -> set[str]:
     worker = await scene.worker()
     async with scene.direct.transaction():
         await scene.direct.execute(f"SET LOCAL plan_cache_mode = {plan}")
-        (row,) = await scene.sql(
-            "EXPLAIN (ANALYZE, FORMAT JSON) " + query("claim"),
-            tasks, [1] * len(tasks), min(tasks), max(tasks), TYPE, worker.worker.id, "x",
-        )  # fmt: skip
+        batch = {"ids": tasks, "versions": [1] * len(tasks), "least": min(tasks), "greatest": max(tasks)}
+        claim = SQL["claim"]
+        arguments = claim.arguments({**batch, "type": TYPE, "worker": worker.worker.id, "label": "x"})
+        (row,) = await scene.sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {claim.text}", *arguments)
     found: set[str] = set()
     nodes = [json.loads(row[0])[0]["Plan"]]
     while nodes:

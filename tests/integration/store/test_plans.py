@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskflux.store.claims import Settlement
-from taskflux.store.queries import names, query
+from taskflux.store.statements import every_statement
 from taskflux.tasks.decision import succeeded
 from tests.integration.store.scene import TYPE, Scene
 
@@ -47,7 +47,10 @@ async def test_no_statement_of_the_daily_work_scans_a_table(size: int, own_scene
     assert scans == {}
 
 
-LOCKING = [name for name in names() if re.search(r"FOR UPDATE|UPDATE tasks|DELETE FROM tasks", query(name))]
+STATEMENTS = every_statement()
+LOCKING = [
+    name for name, each in STATEMENTS.items() if re.search(r"FOR UPDATE|UPDATE tasks|DELETE FROM tasks", each.text)
+]
 AT_START = re.compile(r"= ANY|(=|>=|<=|>|<) \$\d+")
 """Conditions on an id that prune partitions before a statement begins, or not at all."""
 
@@ -85,7 +88,7 @@ END $$
 async def plan(scene: Scene, name: str) -> list[Any]:
     """The nodes of the statement's generic plan."""
     await scene.direct.execute(GENERIC_PLAN)
-    (row,) = await scene.sql("SELECT pg_temp.generic_plan($1)", query(name).rstrip(";"))
+    (row,) = await scene.sql("SELECT pg_temp.generic_plan($1)", STATEMENTS[name].text)
     found, nodes = [], [json.loads(row[0])[0]["Plan"]]
     while nodes:
         found.append(nodes.pop())

@@ -14,8 +14,8 @@ from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
 from taskflux.store.errors import StoreError
 from taskflux.store.retention import Ages, Range, Retention, old_ranges
-from taskflux.store.tasks import Tasks
-from taskflux.store.upkeep import FIRST_ID, Upkeep
+from taskflux.store.tasks import FIRST_ID, Tasks
+from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.submission import IdempotencyKey
 from taskflux.upkeep import pruner
 from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages

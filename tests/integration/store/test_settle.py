@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from taskflux.store.claims import NOTE_LENGTH, Settled, Settlement
+from taskflux.store.claims import Settled, Settlement
+from taskflux.store.database import NOTE_LENGTH
 from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
 from taskflux.tasks.decision import Decision, hand_back, succeeded

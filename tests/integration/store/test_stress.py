@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.store.publishing import Confirmation, Due, Publishing
-from taskflux.store.upkeep import FIRST_ID
+from taskflux.store.tasks import FIRST_ID
 from taskflux.tasks.decision import Decision, hand_back, succeeded
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import LOG, TYPE, Scene, submission

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from uuid_utils.compat import uuid7
@@ -11,6 +10,7 @@ from uuid_utils.compat import uuid7
 from taskflux.store.database import Database, Row
 from taskflux.store.errors import RefusedData, StoreBusy
 from taskflux.store.group_commit import GroupCommit
+from taskflux.store.statements import Statement
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from tests.integration.store.scene import GRACE, Scene, submission
@@ -86,10 +86,10 @@ async def test_a_key_that_expires_between_two_looks_at_it_is_tried_again(scene: 
     await insert(scene, submission(idempotency=KEY))
 
     class Late(Database):
-        async def fetch(self, name: str, *args: Any) -> Sequence[Row]:
-            if name == "find_keys":
+        async def fetch(self, statement: Statement, /, **arguments: object) -> Sequence[Row]:
+            if statement.name == "find_keys":
                 await scene.sql("DELETE FROM idempotency_keys")
-            return await scene.database.fetch(name, *args)
+            return await scene.database.fetch(statement, **arguments)
 
     tasks = Tasks(Late(scene.settings))
     with pytest.raises(StoreBusy):

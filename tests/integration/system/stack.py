@@ -25,7 +25,7 @@ from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings, RedisSettings
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published

@@ -16,8 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from taskflux import Receipt, Task, handler
 from taskflux.cli.deployments import load
 from taskflux.store.dead_letters import DeadLetterShelf, LetterFilter
-from taskflux.store.foreign import Adoptee, ForeignTasks
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import SQL, Adoptee, ForeignTasks, TaskTypes
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
@@ -57,7 +56,7 @@ class Elsewhere:
         identity = f"id:{task_type}:{name}"
 
         async def adopted() -> UUID | None:
-            rows = await self.stack.database.fetch("find_foreign", [identity])
+            rows = await self.stack.database.fetch(SQL["find_foreign"], identities=[identity])
             return rows[0]["task_id"] if rows else None
 
         task: UUID = await eventually(adopted, f"{name} is adopted")

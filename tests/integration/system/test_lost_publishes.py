@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
-from taskflux.store.queries import query
+from taskflux.store.publishing import SQL
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.submission import Submission
 from tests.integration.system.scripted import World
@@ -28,7 +28,9 @@ async def test_what_was_to_be_published_by_one_that_is_gone_is_published_after_i
     await Tasks(stack.database).insert([by_relay], 60.0)
     async with stack.sql.acquire() as connection, connection.transaction():
         await connection.execute("UPDATE due SET publish_at = now() WHERE task_id = $1", by_relay.id)
-        (taken,) = await connection.fetch(query("take_due"), [by_relay.id], [1], by_relay.id, by_relay.id, 1.0)
+        batch = {"ids": [by_relay.id], "versions": [1], "least": by_relay.id, "greatest": by_relay.id, "grace": 1.0}
+        take = SQL["take_due"]
+        (taken,) = await connection.fetch(take.text, *take.arguments(batch))
         assert taken["id"] == by_relay.id
     for row in await stack.until_all([by_ingest.id, by_relay.id], "succeeded"):
         assert row["attempts"] == world.effects(row["id"]) == 1

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from taskflux.http.problems import KINDS
-from taskflux.store.queries import names as statements
+from taskflux.store.statements import every_statement as statements
 from taskflux.stream.envelope import DeadTask, OutRecord, encode_dead
 from taskflux.stream.topics import dead_letter_topic, task_group, task_topic
 from taskflux.telemetry.instruments import OTHER

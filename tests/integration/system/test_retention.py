@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from taskflux.cli import main
 from taskflux.store.database import Database
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from taskflux.tasks.submission import TaskType

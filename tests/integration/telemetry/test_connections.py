@@ -23,6 +23,7 @@ from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.settings import RedisSettings
+from taskflux.store.upkeep import SQL
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.stream.settings import KafkaSettings
@@ -58,7 +59,7 @@ async def test_a_connection_to_postgresql_that_was_lost_is_counted_anew(new_data
     await database.open()
     before = opened("postgresql")
     for _ in range(3):
-        await database.fetch("measure_types")
+        await database.fetch(SQL["measure_types"])
     assert opened("postgresql") == before + 1
     other = await asyncpg.connect(settings.dsn.get_secret_value())
     await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'counted'")
@@ -66,7 +67,7 @@ async def test_a_connection_to_postgresql_that_was_lost_is_counted_anew(new_data
     async with asyncio.timeout(20):
         while opened("postgresql") == before + 1:
             try:
-                await database.fetch("measure_types")
+                await database.fetch(SQL["measure_types"])
             except StoreUnavailable:
                 continue
     assert opened("postgresql") == before + 2

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,8 +16,8 @@ from uuid_utils.compat import uuid7
 from taskflux.local.ports import free_port
 from taskflux.store.database import Database, Row
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.task_types import TaskTypes
-from taskflux.store.tasks import Tasks
+from taskflux.store.statements import Statement
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.positions import Positions
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
@@ -40,9 +39,9 @@ class Remembering(Database):
         super().__init__(settings)
         self.ran: list[str] = []
 
-    async def fetch(self, name: str, *args: Any) -> Sequence[Row]:
-        self.ran.append(name)
-        return await super().fetch(name, *args)
+    async def fetch(self, statement: Statement, /, **arguments: object) -> Sequence[Row]:
+        self.ran.append(statement.name)
+        return await super().fetch(statement, **arguments)
 
 
 def shown(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:

@@ -14,7 +14,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["ingest.py", "store/queries.sql", "http/docs.html", "new/module.py"])
+@pytest.mark.parametrize("name", ["ingest.py", "store/tasks.sql", "http/docs.html", "new/module.py"])
 def test_a_source_counts_wherever_its_package_stands(name: str, root: Path) -> None:
     assert Sources([root]).has(root / name)
 

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from taskflux.store.circuits import Circuit, Circuits
-from taskflux.store.task_types import TaskTypes
+from taskflux.store.publishing import Circuit, Circuits
+from taskflux.store.tasks import TaskTypes
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.tasks.circuit import RAMP_SECONDS, RAMP_START

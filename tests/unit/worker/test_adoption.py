@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.store.foreign import Adoptee
+from taskflux.store.tasks import Adoptee
 from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decode
 from taskflux.worker.foreign import adoptee
 

@@ -1,0 +1,96 @@
+-- Leases and claims: from record to running, and from running to what follows.
+
+-- name: beat
+-- One row renews all claims of a worker. No row comes back once somebody has ended the lease.
+INSERT INTO workers (id, handler, label, origin, pid, in_flight, type)
+VALUES (:id, :handler, :label, :origin, :pid, :in_flight, :type)
+ON CONFLICT (id) DO UPDATE SET beat_at = now(), in_flight = EXCLUDED.in_flight WHERE NOT workers.ended
+RETURNING id;
+
+-- name: end_lease
+-- A worker that leaves: what it could not settle is free at once.
+UPDATE workers SET ended = true WHERE id = :id;
+
+-- name: claim
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim.
+WITH locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
+      AND t.state IN ('scheduled', 'queued') AND t.type = :type
+    ORDER BY t.id FOR UPDATE
+), claimed AS (
+    UPDATE tasks t
+    SET state = 'running', version = t.version + 1, claim_version = t.version + 1, attempts = t.attempts + 1,
+        worker = :worker, updated_at = now(),
+        timeline = timeline_add(
+            t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || :label)
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload,
+              t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+              COALESCE(t.expires_at <= now(), false) AS expired,
+              extract(epoch FROM now() - t.due_at)::float8 AS waited
+), leased AS (
+    INSERT INTO claims (task_id, worker, type, version)
+    SELECT id, :worker, :type, version FROM claimed ORDER BY id
+    ON CONFLICT (task_id) DO UPDATE SET worker = EXCLUDED.worker, version = EXCLUDED.version
+)
+SELECT * FROM claimed;
+
+-- name: reclaim
+-- Tasks that a claim of ours took though its answer was lost.
+SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload,
+       t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+       COALESCE(t.expires_at <= now(), false) AS expired,
+       extract(epoch FROM now() - t.due_at)::float8 AS waited
+FROM tasks t
+WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running' AND t.worker = :worker
+  AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1;
+
+-- name: settle
+-- A batch of outcomes. A claim whose lease ran out still wins with `succeeded` or `dead` while nobody has claimed the
+-- task again.
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest(
+        :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
+        :handbacks::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
+        :spans::text[]
+    ) WITH ORDINALITY AS i (
+        version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
+    )
+), locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.claim_version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
+      AND (t.state = 'running' AND t.version = t.claim_version
+           OR t.state IN ('scheduled', 'queued', 'uncertain')
+              AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead'))
+    ORDER BY t.id FOR UPDATE
+), settled AS (
+    UPDATE tasks t
+    SET state = i.state, version = t.version + (t.state <> 'running')::integer, claim_version = NULL, worker = NULL,
+        attempts = t.attempts - i.given_back, handbacks = i.handbacks, updated_at = now(),
+        due_at = CASE WHEN i.state = 'scheduled' THEN now() + make_interval(secs => i.delay) ELSE t.due_at END,
+        result = COALESCE(i.result, t.result), error_class = i.error_class, error_reason = i.reason,
+        attempt_span = COALESCE(i.span, t.attempt_span),
+        timeline = timeline_add(
+            t.timeline,
+            (SELECT timeline_now()) || '|'
+            || CASE WHEN t.state = 'running' THEN i.event WHEN i.state = 'succeeded' THEN 'late-success'
+                    ELSE 'late-death' END
+            || '|' || i.state || '|' || (t.attempts - i.given_back) || '|1|' || i.note)
+    FROM input i
+    WHERE i.place = width_bucket(t.id, :ids::uuid[])
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, t.version <> i.version AS late,
+              extract(epoch FROM now() - t.created_at)::float8 AS age
+), released AS (
+    DELETE FROM claims c
+    WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
+), waiting AS (
+    INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
+    SELECT id, state = 'dead', type, version, CASE WHEN state = 'dead' THEN now() ELSE due_at END, expires_at
+    FROM settled WHERE state IN ('scheduled', 'dead') ORDER BY id
+    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+)
+SELECT id, late, age FROM settled;

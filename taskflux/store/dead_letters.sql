@@ -1,0 +1,235 @@
+-- Dead letters: storing, browsing and replaying them. A filter is five parameters, each NULL where it does not matter.
+
+-- name: add_dead_letters
+-- Stored once for each identity. For a task the reason and the payload come from its row, which no replay can have
+-- changed: replays start from here.
+INSERT INTO dead_letters (id, identity, tenant, task_id, task_version, type, error_class, reason, attempts, payload,
+                          traceparent, origin, record_key, record_value, record_headers)
+SELECT i.id, i.identity, COALESCE(t.tenant, 'default'), i.task_id, i.task_version, COALESCE(t.type, i.type),
+       COALESCE(t.error_class, i.error_class), COALESCE(t.error_reason, i.reason), COALESCE(t.attempts, i.attempts),
+       t.payload, COALESCE(t.traceparent, i.traceparent), i.origin, i.record_key, i.record_value, i.record_headers
+FROM unnest(
+    :ids::uuid[], :identities::text[], :task_ids::uuid[], :task_versions::integer[], :types::text[],
+    :error_classes::text[], :reasons::text[], :attempts::integer[], :traceparents::text[],
+    :origins::text[], :record_keys::bytea[], :record_values::bytea[], :record_headers::text[]
+) AS i (id, identity, task_id, task_version, type, error_class, reason, attempts, traceparent, origin, record_key,
+        record_value, record_headers)
+LEFT JOIN tasks t
+    ON t.id = i.task_id AND t.id = ANY(:task_ids) AND t.id BETWEEN :least AND :greatest
+       AND t.version = i.task_version AND t.state = 'dead'
+ORDER BY i.identity
+ON CONFLICT (identity) DO NOTHING
+RETURNING id, error_class;
+
+-- name: page_of_dead_letters
+-- Newest first, behind the place (:behind_at, :behind_id) of the letter that ended the page before; at most :limit.
+WITH page AS MATERIALIZED (
+    SELECT id, task_id, type, error_class, reason, attempts, origin, created_at, state, discarded_at, discard_reason
+    FROM dead_letters
+    WHERE tenant = :tenant
+      AND (:type::text IS NULL OR type = :type)
+      AND (:error_class::text IS NULL OR error_class = :error_class)
+      AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
+      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+      AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+      AND (:state::text IS NULL OR state = :state)
+      AND (created_at, id)
+          < (COALESCE(:behind_at::timestamptz, 'infinity'),
+             COALESCE(:behind_id::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+    ORDER BY created_at DESC, id DESC LIMIT :limit
+)
+SELECT page.*, r.replays
+FROM page
+CROSS JOIN LATERAL (
+    SELECT array_agg(ARRAY[to_char(r.replayed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), r.task_id::text,
+                           replay_outcome(t.state, t.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at) AS replays
+    FROM dead_letter_replays r LEFT JOIN tasks t ON t.id = r.task_id
+    WHERE r.letter_id = page.id
+) AS r
+ORDER BY page.created_at DESC, page.id DESC;
+
+-- name: groups_of_dead_letters
+-- How many there are by type and error class, the largest groups first; at most :limit.
+SELECT type, error_class, count(*)::integer AS letters, min(created_at) AS oldest, max(created_at) AS newest
+FROM dead_letters
+WHERE tenant = :tenant
+  AND (:type::text IS NULL OR type = :type)
+  AND (:error_class::text IS NULL OR error_class = :error_class)
+  AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
+  AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+  AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+  AND (:state::text IS NULL OR state = :state)
+GROUP BY type, error_class
+ORDER BY letters DESC, type, error_class LIMIT :limit;
+
+-- name: count_dead_letters
+SELECT count(*)::integer AS letters
+FROM dead_letters
+WHERE tenant = :tenant
+  AND (:type::text IS NULL OR type = :type)
+  AND (:error_class::text IS NULL OR error_class = :error_class)
+  AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
+  AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+  AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+  AND (:state::text IS NULL OR state = :state);
+
+-- name: get_dead_letter
+-- Everything about one. `task_state` is NULL where its task is gone.
+SELECT d.id, d.tenant, d.task_id, d.task_version, d.type, d.error_class, d.reason, d.attempts, d.payload, d.traceparent,
+       d.origin, d.record_key, d.record_value, d.record_headers, d.created_at, d.state, d.discarded_at, d.discard_reason,
+       t.state AS task_state, t.timeline, r.replays
+FROM dead_letters d LEFT JOIN tasks t ON t.id = d.task_id
+CROSS JOIN LATERAL (
+    SELECT array_agg(ARRAY[to_char(r.replayed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), r.task_id::text,
+                           replay_outcome(n.state, n.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at) AS replays
+    FROM dead_letter_replays r LEFT JOIN tasks n ON n.id = r.task_id
+    WHERE r.letter_id = d.id
+) AS r
+WHERE d.id = :id AND d.tenant = :tenant;
+
+-- name: discard_dead_letter
+UPDATE dead_letters SET state = 'discarded', discarded_at = now(), discard_reason = :reason
+WHERE id = :id AND tenant = :tenant AND state = 'open';
+
+-- Replays. The letter's state is compared and set with its task's, so that no letter is sent twice, whoever asks and
+-- however often. Locks are taken in this order: the bulk replay, tasks in id order, letters.
+
+-- name: replay_dead_letters
+-- Those of :letters whose tasks stand dead at the version that they tell of; :payload replaces the payload of an edited
+-- one. As :batch of the bulk replay :bulk (both NULL for a single one) they are due at its rate, and it moves on to the
+-- cursor (:cursor_at, :cursor_id), the last of its letters where :last says so.
+WITH job AS MATERIALIZED (
+    SELECT id, rate FROM bulk_replays
+    WHERE id = :bulk AND tenant = :tenant AND status = 'running' AND batches = :batch FOR UPDATE
+), candidates AS MATERIALIZED (
+    SELECT id, task_id, task_version FROM dead_letters
+    WHERE id = ANY(:letters::uuid[]) AND tenant = :tenant AND state = 'open' AND task_id IS NOT NULL
+      AND (:bulk::uuid IS NULL OR EXISTS (SELECT FROM job))
+), batch AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids, array_agg(task_version ORDER BY task_id) AS versions,
+           array_agg(id ORDER BY task_id) AS letters
+    FROM (SELECT DISTINCT ON (task_id) id, task_id, task_version FROM candidates ORDER BY task_id, task_version DESC) AS c
+), locked AS (
+    SELECT t.id, (SELECT letters FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))] AS letter FROM tasks t
+    WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
+      AND t.version = (SELECT versions FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))] AND t.state = 'dead'
+    ORDER BY t.id FOR UPDATE
+), opened AS MATERIALIZED (
+    SELECT letter, task_id, error_class, row_number() OVER () AS place
+    FROM (
+        SELECT d.id AS letter, l.id AS task_id, d.error_class FROM dead_letters d JOIN locked l ON l.letter = d.id
+        WHERE d.id = ANY(ARRAY(SELECT letter FROM locked)) AND d.state = 'open' ORDER BY d.id FOR UPDATE OF d
+    ) AS d
+), replayed AS (
+    UPDATE tasks t
+    SET state = 'scheduled', version = t.version + 1, claim_version = NULL, worker = NULL, attempts = 0, handbacks = 0,
+        replays = t.replays + 1, payload = COALESCE(:payload::text, t.payload), updated_at = now(), due_at = now(),
+        expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END,  -- a person wants it to run all the same
+        error_class = NULL, error_reason = NULL,
+        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|replayed|scheduled|0|1|' || :note::text)
+    FROM opened
+    WHERE opened.letter = (SELECT letters FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))]
+      AND t.id = ANY(ARRAY(SELECT task_id FROM opened))
+    RETURNING t.id, t.type, t.version, t.replays, t.expires_at, t.traceparent, opened.letter, opened.error_class,
+              opened.place
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at)
+    SELECT id, type, version, now() + make_interval(secs => COALESCE((place - 1) / (SELECT rate FROM job), 0)), expires_at
+    FROM replayed ORDER BY id
+    ON CONFLICT (task_id, dead) DO UPDATE
+    SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
+), closed AS (
+    UPDATE dead_letters SET state = 'replayed' WHERE id = ANY(ARRAY(SELECT letter FROM replayed))
+), noted AS (
+    INSERT INTO dead_letter_replays (letter_id, task_id, replay, edited, bulk_id)
+    SELECT letter, id, replays, :payload IS NOT NULL, :bulk::uuid FROM replayed
+), counted AS (
+    UPDATE bulk_replays b
+    SET replayed = b.replayed + (SELECT count(*) FROM replayed)::integer,
+        skipped = CASE WHEN :last::boolean
+                       THEN GREATEST(b.matched - b.replayed - (SELECT count(*) FROM replayed)::integer, 0)
+                       ELSE b.skipped + cardinality(:letters) - (SELECT count(*) FROM replayed)::integer END,
+        paced_at = GREATEST(b.paced_at, now() - make_interval(secs => GREATEST(2, 1 / b.rate)))
+                   + make_interval(secs => cardinality(:letters) / b.rate),
+        cursor_at = COALESCE(:cursor_at::timestamptz, b.cursor_at), cursor_id = COALESCE(:cursor_id::uuid, b.cursor_id),
+        status = CASE WHEN :last THEN 'finished' ELSE b.status END, batches = b.batches + 1, updated_at = now()
+    FROM job WHERE b.id = job.id
+)
+SELECT letter, id AS task_id, type, error_class, traceparent FROM replayed;
+
+-- name: replay_as_new_task
+-- A letter that has no task, or none any more, becomes the new task :id: a record that was repaired. The relay
+-- publishes it to its type's topic.
+WITH opened AS MATERIALIZED (
+    SELECT id, tenant, error_class FROM dead_letters d
+    WHERE id = :letter AND tenant = :tenant AND state = 'open'
+      AND NOT EXISTS (SELECT FROM tasks WHERE id = ANY(ARRAY(SELECT task_id FROM dead_letters WHERE id = :letter)))
+    FOR UPDATE
+), accepted AS (
+    INSERT INTO tasks (id, tenant, type, payload, max_attempts, traceparent, timeline)
+    SELECT :id, tenant, :type, :payload, :max_attempts, :traceparent,
+           ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|from dead letter ' || id]
+    FROM opened
+    RETURNING id, type, traceparent
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at) SELECT id, type, 1, now() FROM accepted
+), closed AS (
+    UPDATE dead_letters d SET state = 'replayed' FROM opened WHERE d.id = opened.id
+), noted AS (
+    INSERT INTO dead_letter_replays (letter_id, task_id, replay, edited) SELECT id, :id, 0, :edited FROM opened
+)
+SELECT o.id AS letter, a.id AS task_id, a.type, o.error_class, a.traceparent FROM opened o CROSS JOIN accepted a;
+
+-- Bulk replays: asked for once, carried on batch by batch by whoever leads.
+
+-- name: start_bulk_replay
+-- :filter is the filter as JSON.
+WITH found AS (
+    SELECT count(*)::integer AS letters
+    FROM dead_letters
+    WHERE tenant = :tenant AND state = 'open'
+      AND (:type::text IS NULL OR type = :type)
+      AND (:error_class::text IS NULL OR error_class = :error_class)
+      AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
+      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+      AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+)
+INSERT INTO bulk_replays (id, tenant, filter, rate, status, matched)
+SELECT :id, :tenant, :filter, :rate, CASE WHEN letters = 0 THEN 'finished' ELSE 'running' END, letters FROM found
+RETURNING id, matched, status;
+
+-- name: get_bulk_replay
+SELECT id, filter, rate, status, matched, replayed, skipped, created_at, updated_at
+FROM bulk_replays WHERE id = :id AND tenant = :tenant;
+
+-- name: bulk_replay_outcomes
+SELECT replay_outcome(t.state, t.replays, r.replay) AS outcome, count(*)::integer AS letters
+FROM dead_letter_replays r LEFT JOIN tasks t ON t.id = r.task_id
+WHERE r.bulk_id = :id GROUP BY 1;
+
+-- name: stop_bulk_replay
+-- What it has replayed stays replayed; every other letter stays open.
+UPDATE bulk_replays SET status = 'stopped', updated_at = now()
+WHERE id = :id AND tenant = :tenant AND status = 'running';
+
+-- name: running_bulk_replays
+-- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost.
+SELECT id, tenant, filter, batches AS batch, cursor_at, cursor_id, created_at,
+       floor(LEAST(extract(epoch FROM now() - paced_at)::float8, GREATEST(2, 1 / rate)) * rate + 1e-6)::integer
+           AS allowance
+FROM bulk_replays WHERE status = 'running' ORDER BY created_at LIMIT :limit;
+
+-- name: next_of_bulk_replay
+-- The next :limit letters behind the cursor (:cursor_at, :cursor_id), oldest first, of those that were there when it
+-- was asked for (:asked_at).
+SELECT id, created_at FROM dead_letters
+WHERE tenant = :tenant AND state = 'open'
+  AND (:type::text IS NULL OR type = :type)
+  AND (:error_class::text IS NULL OR error_class = :error_class)
+  AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
+  AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+  AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+  AND created_at <= :asked_at AND (created_at, id)
+      > (COALESCE(:cursor_at::timestamptz, '-infinity'),
+         COALESCE(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000'))
+ORDER BY created_at, id LIMIT :limit;

@@ -1,0 +1,166 @@
+-- Pending publishes: what is due, who publishes it, what Kafka has confirmed; and the circuits that hold it back.
+
+-- name: next_due
+-- Seconds until the next row of each type is due (negative: overdue). Dead letters stand under the type NULL.
+SELECT tt.type, extract(epoch FROM d.publish_at - now())::float8 AS wait
+FROM task_types tt
+CROSS JOIN LATERAL (
+    SELECT publish_at FROM due WHERE type = tt.type AND NOT dead ORDER BY publish_at LIMIT 1
+) AS d
+UNION ALL
+(SELECT NULL, extract(epoch FROM publish_at - now())::float8 FROM due WHERE dead ORDER BY publish_at LIMIT 1);
+
+-- name: due_now
+SELECT task_id, version FROM due
+WHERE type = :type AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT :limit;
+
+-- name: take_due
+-- Whoever publishes first says so: publish_at moves by the grace and the version rises. Rows whose task has moved on
+-- (its record overtook the confirmation, or it was cancelled) are dropped.
+WITH waiting AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
+), locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE SKIP LOCKED
+), bumped AS (
+    UPDATE tasks t SET version = t.version + 1
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.version, t.key, t.traceparent
+), moved AS (
+    UPDATE due d SET publish_at = now() + make_interval(secs => :grace), version = d.version + 1
+    WHERE d.task_id = ANY(ARRAY(SELECT id FROM bumped)) AND NOT d.dead
+), stale AS MATERIALIZED (
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+      AND d.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE SKIP LOCKED
+), dropped AS (
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
+)
+SELECT id, version, key, traceparent FROM bumped;
+
+-- name: dead_now
+SELECT task_id FROM due WHERE dead AND publish_at <= now() ORDER BY publish_at LIMIT :limit;
+
+-- name: take_dead
+-- Dead letters that are owed to their topic. They are told apart by (task id, version), so a repeat does no harm.
+WITH candidates AS MATERIALIZED (
+    SELECT task_id, version FROM due
+    WHERE task_id = ANY(:ids) AND dead AND publish_at <= now() ORDER BY task_id FOR UPDATE SKIP LOCKED
+), known AS MATERIALIZED (
+    SELECT t.id, t.type, t.error_class, t.attempts, t.traceparent FROM tasks t
+    WHERE t.id = ANY(ARRAY(SELECT task_id FROM candidates)) AND t.id BETWEEN :least AND :greatest
+), moved AS (
+    UPDATE due d SET publish_at = now() + make_interval(secs => :grace)
+    WHERE d.task_id = ANY(ARRAY(SELECT id FROM known)) AND d.dead
+), stale AS (
+    DELETE FROM due d
+    WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM candidates EXCEPT SELECT id FROM known)) AND d.dead
+)
+SELECT k.id, c.version, k.type, COALESCE(NULLIF(k.error_class, ''), 'Unknown') AS error_class, k.attempts,
+       k.traceparent
+FROM known k JOIN candidates c ON c.task_id = k.id;
+
+-- name: confirm
+-- Kafka has the records: what is due is done with, unless the record was taken (or published again) meanwhile.
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest(:logs::uuid[], :partitions::integer[], :offsets::bigint[])
+        WITH ORDINALITY AS i (log, "partition", "offset", place)
+), locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE
+), queued AS (
+    UPDATE tasks t
+    SET state = 'queued', updated_at = now(), published_log = i.log, published_partition = i."partition",
+        published_offset = i."offset",
+        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|published|queued|' || t.attempts || '|1|')
+    FROM input i
+    WHERE i.place = width_bucket(t.id, :ids::uuid[])
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id
+), done AS MATERIALIZED (
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+      AND (SELECT count(*) FROM queued) >= 0  -- after the tasks are locked: PostgreSQL leaves what nobody reads for last
+    ORDER BY d.task_id FOR UPDATE SKIP LOCKED
+)
+DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND NOT d.dead;
+
+-- name: confirm_dead
+WITH done AS MATERIALIZED (
+    SELECT d.task_id FROM due d JOIN unnest(:ids::uuid[], :versions::integer[]) AS i (id, version) ON i.id = d.task_id
+    WHERE d.task_id = ANY(:ids) AND d.dead AND d.version = i.version ORDER BY d.task_id FOR UPDATE OF d
+)
+DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND d.dead;
+
+-- name: expired_now
+SELECT task_id, version FROM due WHERE NOT dead AND expires_at <= now() ORDER BY expires_at LIMIT :limit;
+
+-- name: expire_waiting
+-- Tasks that waited beyond their expiresAt.
+WITH waiting AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
+), locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
+    ORDER BY t.id FOR UPDATE SKIP LOCKED
+), expired AS (
+    UPDATE tasks t
+    SET state = 'dead', version = t.version + 1, updated_at = now(), error_class = 'Expired',
+        error_reason = 'it was still waiting when its expiresAt passed',
+        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|died|dead|' || t.attempts || '|1|Expired')
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.version
+), stale AS MATERIALIZED (
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+      AND d.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM due d
+    WHERE d.task_id = ANY(ARRAY(SELECT id FROM expired UNION ALL SELECT task_id FROM stale)) AND NOT d.dead
+), owed AS (
+    INSERT INTO due (task_id, dead, type, version, publish_at)
+    SELECT id, true, type, version, now() FROM expired ORDER BY id
+    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+)
+SELECT id, type FROM expired;
+
+-- Circuits
+
+-- name: list_circuits
+SELECT provider, open, reason, extract(epoch FROM now() - closed_at)::float8 AS closed_for FROM circuits;
+
+-- name: open_circuit
+-- True to whoever opened it.
+INSERT INTO circuits (provider, open, error_class, reason, opened_at, probes, probe_at)
+VALUES (:provider, true, :error_class, :reason, now(), 0, now() + make_interval(secs => :first_probe))
+ON CONFLICT (provider) DO UPDATE
+SET open = true, error_class = EXCLUDED.error_class, reason = EXCLUDED.reason, opened_at = now(), probes = 0,
+    probe_at = EXCLUDED.probe_at
+WHERE NOT circuits.open
+RETURNING provider;
+
+-- name: close_circuit
+UPDATE circuits SET open = false, closed_at = now() WHERE provider = :provider AND open RETURNING provider;
+
+-- name: take_probe
+-- The right to send the next probe. The wait doubles from :first_probe seconds up to :last_probe.
+UPDATE circuits
+SET probes = probes + 1,
+    probe_at = now() + make_interval(
+        secs => LEAST(:last_probe::float8, :first_probe::float8 * 2 ^ LEAST(probes + 1, 30)))
+WHERE provider = :provider AND open AND probe_at <= now()
+RETURNING probes;

@@ -1,0 +1,328 @@
+-- Tasks: accepting, reading and listing them, what a person or a delivery report decides about one, and their types.
+
+-- Accepting
+
+-- name: insert_tasks
+-- A group commit of submissions. A repeated idempotency key inserts nothing and is answered by find_keys.
+WITH input AS (
+    SELECT * FROM unnest(
+        :ids::uuid[], :tenants::text[], :types::text[], :payloads::text[], :max_attempts::integer[], :keys::text[],
+        :schedule_at::timestamptz[], :delays::float8[], :expires_at::timestamptz[], :metadata::text[],
+        :traceparents::text[], :idempotency_keys::text[], :digests::bytea[], :ttls::float8[]
+    ) AS i (id, tenant, type, payload, max_attempts, key, schedule_at, delay, expires_at, metadata, traceparent,
+            idempotency_key, digest, ttl)
+), keyed AS (
+    INSERT INTO idempotency_keys (tenant, key, task_id, type, digest, expires_at)
+    SELECT tenant, idempotency_key, id, type, digest, now() + make_interval(secs => ttl)
+    FROM input WHERE idempotency_key IS NOT NULL ORDER BY tenant, idempotency_key
+    ON CONFLICT (tenant, key) DO UPDATE
+    SET task_id = EXCLUDED.task_id, type = EXCLUDED.type, digest = EXCLUDED.digest,
+        created_at = now(), expires_at = EXCLUDED.expires_at
+    WHERE idempotency_keys.expires_at <= now()
+    RETURNING task_id
+), accepted AS (
+    INSERT INTO tasks (id, tenant, type, payload, max_attempts, key, due_at, expires_at, metadata, traceparent, timeline)
+    SELECT id, tenant, type, payload, max_attempts, key,
+           GREATEST(now(), COALESCE(schedule_at, now() + make_interval(secs => delay))),
+           expires_at, metadata, traceparent, ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|']
+    FROM input WHERE idempotency_key IS NULL OR id IN (SELECT task_id FROM keyed) ORDER BY id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, type, created_at, due_at, expires_at
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at)
+    SELECT id, type, 1, CASE WHEN due_at <= now() THEN now() + make_interval(secs => :grace) ELSE due_at END,
+           expires_at
+    FROM accepted
+)
+SELECT id, created_at, due_at <= now() AS due_now FROM accepted;
+
+-- name: find_keys
+-- What idempotency keys stand for.
+SELECT tenant, key, task_id, type, digest, created_at
+FROM idempotency_keys
+WHERE tenant = ANY(:tenants) AND key = ANY(:keys)
+  AND (tenant, key) IN (SELECT * FROM unnest(:tenants::text[], :keys::text[]));
+
+-- name: find_created
+-- Which of these ids are there already (an insert whose answer was lost).
+SELECT id, created_at FROM tasks WHERE id = ANY(:ids::uuid[]) AND id BETWEEN :least AND :greatest;
+
+-- name: adopt
+-- Rows for records that were never seen before. They are due after :grace seconds: whoever adopts them claims or
+-- publishes them first.
+WITH input AS (
+    SELECT * FROM unnest(
+        :identities::text[], :digests::bytea[], :ids::uuid[], :types::text[], :payloads::text[],
+        :max_attempts::integer[], :traceparents::text[]
+    ) AS i (identity, digest, id, type, payload, max_attempts, traceparent)
+), fresh AS (
+    INSERT INTO foreign_tasks (identity, task_id, digest)
+    SELECT identity, id, digest FROM input ORDER BY identity
+    ON CONFLICT (identity) DO NOTHING
+    RETURNING task_id
+), accepted AS (
+    INSERT INTO tasks (id, type, payload, max_attempts, traceparent, timeline)
+    SELECT id, type, payload, max_attempts, traceparent,
+           ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|from another producer']
+    FROM input WHERE id IN (SELECT task_id FROM fresh) ORDER BY id
+    RETURNING id, type
+)
+INSERT INTO due (task_id, type, version, publish_at)
+SELECT id, type, 1, now() + make_interval(secs => :grace) FROM accepted
+RETURNING task_id;
+
+-- name: find_foreign
+-- Which tasks these have become before.
+SELECT identity, task_id, digest FROM foreign_tasks WHERE identity = ANY(:identities::text[]);
+
+-- Reading
+
+-- name: get_task
+SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, payload, metadata, traceparent, created_at,
+       updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
+FROM tasks WHERE id = :id AND tenant = :tenant;
+
+-- Lists, newest first, which is the order of their ids. Each call looks at :look rows at most, whatever the filters:
+-- `ended` is the id that it has come to, where it has not come to the end. Up to :limit tasks are returned, of the ids
+-- from :start on and below :below. Each of :state, :type, :created_from and :created_before is NULL where it does not
+-- matter; :quoted and :bare are what must stand in the metadata, one of each pair.
+
+-- name: list_recent
+-- All tasks, by the primary key.
+WITH found AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent, created_at,
+               updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+        FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC LIMIT :look
+    ) AS looked_at
+    WHERE tenant = :tenant
+      AND (:state::text IS NULL OR state = :state)
+      AND (:type::text IS NULL OR type = :type)
+      AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
+      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+      AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
+          SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
+          WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
+      ))
+    ORDER BY id DESC LIMIT :limit
+)
+SELECT e.id AS ended, f.*
+FROM (
+    -- Asked for only where the page is short: counting the rows again costs half as much as looking at them.
+    SELECT CASE WHEN (SELECT count(*) FROM found) < :limit THEN (
+        SELECT id FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC OFFSET :look - 1 LIMIT 1
+    ) END AS id
+) AS e LEFT JOIN found f ON true
+ORDER BY f.id DESC;
+
+-- name: list_by_key
+-- Those of one key (:key), by the index on it.
+WITH found AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent, created_at,
+               updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+        FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start ORDER BY id DESC LIMIT :look
+    ) AS looked_at
+    WHERE (:state::text IS NULL OR state = :state)
+      AND (:type::text IS NULL OR type = :type)
+      AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
+      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+      AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
+          SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
+          WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
+      ))
+    ORDER BY id DESC LIMIT :limit
+)
+SELECT e.id AS ended, f.*
+FROM (
+    SELECT CASE WHEN (SELECT count(*) FROM found) < :limit THEN (
+        SELECT id FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start
+        ORDER BY id DESC OFFSET :look - 1 LIMIT 1
+    ) END AS id
+) AS e LEFT JOIN found f ON true
+ORDER BY f.id DESC;
+
+-- name: list_narrow
+-- Those of a state that a narrow table knows: :look of its rows are looked at, and the tasks of :look_closely at most.
+WITH looked_at AS MATERIALIZED (
+    (SELECT task_id AS id, type FROM due
+     WHERE :state::text = 'scheduled' AND NOT dead AND task_id < :below AND task_id >= :start
+     ORDER BY task_id DESC LIMIT :look)
+    UNION ALL
+    (SELECT task_id, type FROM claims
+     WHERE :state::text = 'running' AND task_id < :below AND task_id >= :start ORDER BY task_id DESC LIMIT :look)
+    UNION ALL
+    (SELECT task_id, type FROM parked
+     WHERE tenant = :tenant AND state = :state::text AND task_id < :below AND task_id >= :start
+     ORDER BY task_id DESC LIMIT :look)
+), candidates AS MATERIALIZED (
+    SELECT id FROM looked_at WHERE :type::text IS NULL OR type = :type ORDER BY id DESC LIMIT :look_closely
+), batch AS MATERIALIZED (
+    SELECT array_agg(id ORDER BY id) AS ids FROM candidates
+), found AS MATERIALIZED (
+    SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent, created_at,
+           updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+    FROM tasks
+    WHERE id = ANY((SELECT ids FROM batch)::uuid[])
+      AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
+      AND tenant = :tenant AND state = :state
+      AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
+      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+      AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
+          SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
+          WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
+      ))
+    ORDER BY id DESC LIMIT :limit
+)
+SELECT e.id AS ended, f.*
+FROM (
+    SELECT CASE
+        WHEN (SELECT count(*) FROM found) = :limit THEN NULL
+        WHEN (SELECT count(*) FROM candidates) = :look_closely THEN (SELECT ids[1] FROM batch)
+        WHEN (SELECT count(*) FROM looked_at) = :look THEN (SELECT id FROM looked_at ORDER BY id LIMIT 1)
+    END AS id
+) AS e LEFT JOIN found f ON true
+ORDER BY f.id DESC;
+
+-- Decisions. As everywhere: the task's row is locked first, then compared and set.
+
+-- name: cancel
+-- A waiting task will not run. Its record in Kafka, if there is one, meets a state that nobody claims.
+WITH locked AS (
+    SELECT id FROM tasks WHERE id = :id AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR UPDATE
+), cancelled AS (
+    UPDATE tasks t
+    SET state = 'cancelled', version = t.version + 1, claim_version = NULL, worker = NULL, updated_at = now(),
+        timeline = timeline_add(
+            t.timeline, (SELECT timeline_now()) || '|cancelled|cancelled|' || t.attempts || '|1|' || :note)
+    FROM locked WHERE t.id = locked.id AND t.id = :id
+    RETURNING t.id
+), gone AS (
+    DELETE FROM due d USING cancelled c WHERE d.task_id = c.id AND d.task_id = :id AND NOT d.dead
+)
+SELECT id FROM cancelled;
+
+-- name: resolve
+-- An uncertain task has succeeded, is due again, or is dead and owed to the dead-letter topic. One that is to be sent
+-- again has an attempt left, whatever its budget was, and no expiry that has passed: whoever says so wants it to run.
+-- The claim that was lost may still report while its task waits to run again.
+WITH locked AS (
+    SELECT id FROM tasks
+    WHERE id = :id AND (:tenant::text IS NULL OR tenant = :tenant) AND state = 'uncertain' FOR UPDATE
+), resolved AS (
+    UPDATE tasks t
+    SET state = :state::text, version = t.version + 1, worker = NULL, updated_at = now(),
+        claim_version = CASE WHEN :state = 'scheduled' THEN t.claim_version END,
+        attempts = CASE WHEN :state = 'scheduled' THEN LEAST(t.attempts, t.max_attempts - 1) ELSE t.attempts END,
+        due_at = CASE WHEN :state = 'scheduled' THEN now() ELSE t.due_at END,
+        expires_at = CASE WHEN :state = 'scheduled' AND t.expires_at <= now() THEN NULL ELSE t.expires_at END,
+        error_class = CASE WHEN :state <> 'succeeded' THEN t.error_class END,
+        error_reason = CASE WHEN :state = 'dead' THEN COALESCE(:reason, t.error_reason)
+                            WHEN :state = 'scheduled' THEN t.error_reason END,
+        timeline = timeline_add(
+            t.timeline,
+            (SELECT timeline_now()) || '|' || :event::text || '|' || :state || '|'
+            || CASE WHEN :state = 'scheduled' THEN LEAST(t.attempts, t.max_attempts - 1) ELSE t.attempts END
+            || '|1|' || :note)
+    FROM locked WHERE t.id = locked.id AND t.id = :id
+    RETURNING t.id, t.type, t.state, t.version, t.expires_at
+), waiting AS (
+    INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
+    SELECT id, state = 'dead', type, version, now(), expires_at FROM resolved WHERE state IN ('scheduled', 'dead')
+    ON CONFLICT (task_id, dead) DO UPDATE
+    SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
+)
+SELECT id, type FROM resolved;
+
+-- Delivery reports
+
+-- name: record_reports
+-- The heavier of what stands on the task and what is reported now. Any report says that the message was sent: an
+-- `uncertain` task has succeeded.
+WITH input AS (
+    SELECT * FROM unnest(
+        :ids::uuid[], :replays::integer[], :statuses::text[], :codes::text[], :descriptions::text[],
+        :request_ids::text[], :reported_at::text[]
+    ) WITH ORDINALITY AS i (id, replay, status, code, description, request_id, reported_at, place)
+), told AS (
+    SELECT place, replay, status, request_id, COALESCE(reported_at, '') AS reported_at, json_strip_nulls(json_build_object(
+        'status', status, 'at', (SELECT timeline_now()), 'code', code, 'desc', description, 'requestId', request_id,
+        'reportedAt', reported_at, 'replay', NULLIF(replay, 0)))::text AS delivery
+    FROM input
+), locked AS (
+    SELECT t.id, i.place, t.tenant, t.type, t.state AS before, i.status, i.request_id, i.delivery,
+           delivery_rank(t.delivery, t.replays) < 0 AS first,
+           (delivery_rank(i.delivery, t.replays), i.reported_at)
+               > (delivery_rank(t.delivery, t.replays), COALESCE(t.delivery::json ->> 'reportedAt', '')) AS heavier
+    FROM tasks t JOIN told i ON i.place = width_bucket(t.id, :ids::uuid[])
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.replays = i.replay
+    ORDER BY t.id FOR UPDATE OF t
+), reported AS (
+    UPDATE tasks t
+    SET delivery = l.delivery, updated_at = now(),
+        state = CASE WHEN l.before = 'uncertain' THEN 'succeeded' ELSE t.state END,
+        version = t.version + (l.before = 'uncertain')::integer,
+        claim_version = CASE WHEN l.before = 'uncertain' THEN NULL ELSE t.claim_version END,
+        error_class = CASE WHEN l.before = 'uncertain' THEN NULL ELSE t.error_class END,
+        error_reason = CASE WHEN l.before = 'uncertain' THEN NULL ELSE t.error_reason END,
+        result = CASE WHEN l.before = 'uncertain' AND t.result IS NULL
+            THEN json_strip_nulls(json_build_object('requestId', l.request_id, 'status', 'accepted'))::text
+            ELSE t.result END,
+        timeline = timeline_add(
+            t.timeline,
+            (SELECT timeline_now())
+            || CASE WHEN l.before = 'uncertain' THEN '|resolved-succeeded|succeeded|' ELSE '|reported|' || l.before || '|' END
+            || t.attempts || '|1|' || l.status)
+    FROM locked l
+    WHERE l.place = width_bucket(t.id, :ids::uuid[]) AND l.heavier
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id
+), early AS (
+    INSERT INTO early_reports (task_id)
+    SELECT id FROM locked WHERE heavier AND before IN ('scheduled', 'queued', 'running') ORDER BY id
+    ON CONFLICT (task_id) DO NOTHING
+)
+SELECT id, tenant, type, before, heavier, first FROM locked;
+
+-- name: resolve_early
+-- Tasks that were reported before their outcome was settled, and then held: up to :limit. Those that still run are
+-- looked at again, all others are done with.
+WITH candidates AS MATERIALIZED (
+    SELECT task_id FROM early_reports LIMIT :limit
+), batch AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids FROM candidates
+), locked AS (
+    SELECT t.id, t.state FROM tasks t WHERE t.id = ANY((SELECT ids FROM batch)::uuid[]) ORDER BY t.id FOR UPDATE
+), resolved AS (
+    UPDATE tasks t
+    SET state = 'succeeded', version = t.version + 1, claim_version = NULL, updated_at = now(), error_class = NULL,
+        error_reason = NULL,
+        timeline = timeline_add(
+            t.timeline,
+            (SELECT timeline_now()) || '|resolved-succeeded|succeeded|' || t.attempts || '|1|reported before')
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked WHERE state = 'uncertain'))
+      AND delivery_rank(t.delivery, t.replays) >= 0
+    RETURNING t.id
+), done AS (
+    DELETE FROM early_reports e
+    WHERE e.task_id = ANY((SELECT ids FROM batch)::uuid[])
+      AND e.task_id NOT IN (SELECT id FROM locked WHERE state IN ('scheduled', 'queued', 'running'))
+)
+SELECT id FROM resolved;
+
+-- Types
+
+-- name: register_type
+INSERT INTO task_types (type, schema, max_attempts, ambiguous, provider)
+VALUES (:type, :schema, :max_attempts, :ambiguous, :provider)
+ON CONFLICT (type) DO UPDATE
+SET schema = EXCLUDED.schema, max_attempts = EXCLUDED.max_attempts, ambiguous = EXCLUDED.ambiguous,
+    provider = EXCLUDED.provider, updated_at = now()
+WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_types.provider)
+      IS DISTINCT FROM (EXCLUDED.schema, EXCLUDED.max_attempts, EXCLUDED.ambiguous, EXCLUDED.provider);
+
+-- name: list_types
+SELECT type, schema, max_attempts, ambiguous, provider FROM task_types ORDER BY type;
+
+-- name: type_names
+SELECT type FROM task_types ORDER BY type;

@@ -1,0 +1,154 @@
+-- What the elected leader does: lapsed leases, records that Kafka lost, partitions, old keys; and what it measures for
+-- all, from the narrow tables: no measurement looks at `tasks`.
+
+-- name: lead
+-- Take or renew the leadership :name for :holder, for :seconds. A row comes back to the leader alone.
+INSERT INTO leaders (name, holder, expires_at, origin)
+VALUES (:name, :holder, now() + make_interval(secs => :seconds), :origin)
+ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, origin = EXCLUDED.origin
+WHERE leaders.holder = EXCLUDED.holder OR leaders.expires_at <= now()
+RETURNING holder;
+
+-- name: resign
+DELETE FROM leaders WHERE name = :name AND holder = :holder;
+
+-- name: server_uptime
+-- Seconds since PostgreSQL started: workers could not renew while it was away.
+SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8;
+
+-- name: lapsed
+-- Claims whose lease expired. :lease is in seconds, or NULL to look only at leases that were ended.
+SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
+WHERE w.ended OR :lease::float8 IS NOT NULL AND (w.id IS NULL OR w.beat_at < now() - make_interval(secs => :lease))
+LIMIT :limit;
+
+-- name: sweep
+-- Resend or hold lapsed claims, as the type's policy says, unless their worker has beaten again. :lease is in seconds,
+-- or NULL; :rate is rows a second that may be published again, the first in :start seconds.
+WITH alive AS MATERIALIZED (
+    SELECT id FROM workers WHERE NOT ended AND (:lease::float8 IS NULL OR beat_at >= now() - make_interval(secs => :lease))
+), held AS MATERIALIZED (
+    SELECT array_agg(type) AS types FROM task_types WHERE ambiguous = 'hold'
+), locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running'
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
+      AND t.worker = (:workers::uuid[])[width_bucket(t.id, :ids::uuid[])] AND t.worker NOT IN (SELECT id FROM alive)
+    ORDER BY t.id FOR UPDATE
+), swept AS (
+    UPDATE tasks t
+    SET state = CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN 'uncertain' ELSE 'scheduled' END,
+        version = t.version + 1, updated_at = now(),
+        due_at = CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN t.due_at ELSE now() END,
+        error_class = 'Ambiguous', error_reason = 'the worker that ran it was lost',
+        timeline = timeline_add(
+            t.timeline,
+            (SELECT timeline_now()) || '|lease-ran-out|'
+            || CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN 'uncertain' ELSE 'scheduled' END
+            || '|' || t.attempts || '|1|')
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.state, t.version, t.expires_at
+), released AS (
+    DELETE FROM claims c
+    WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
+      AND c.worker = (:workers::uuid[])[width_bucket(c.task_id, :ids::uuid[])] AND c.worker NOT IN (SELECT id FROM alive)
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at)
+    SELECT id, type, version, now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
+           expires_at
+    FROM swept WHERE state = 'scheduled' ORDER BY id
+    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+)
+SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
+
+-- name: end_leases_of
+-- A supervisor ends the leases of its own former run, or of one child (:pid) that it saw die.
+WITH deposed AS (
+    DELETE FROM leaders WHERE origin = :origin AND :pid::integer IS NULL
+)
+UPDATE workers SET ended = true WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid);
+
+-- name: forget_workers
+-- Workers that are gone and hold nothing.
+DELETE FROM workers w
+WHERE (w.ended OR w.beat_at < now() - interval '1 hour') AND NOT EXISTS (SELECT FROM claims c WHERE c.worker = w.id);
+
+-- name: audit_page
+-- The queued ones among the next :limit tasks behind id :after. `last` is where the next page begins, NULL at the end.
+WITH page AS MATERIALIZED (
+    SELECT id, type, state, version, published_log, published_partition, published_offset
+    FROM tasks WHERE id > :after ORDER BY id LIMIT :limit
+), last AS (
+    SELECT id FROM page ORDER BY id DESC LIMIT 1
+)
+SELECT last.id AS last, p.id, p.type, p.version, p.published_log, p.published_partition, p.published_offset
+FROM last LEFT JOIN page p ON p.state = 'queued';
+
+-- name: requeue
+-- Kafka no longer owes these queued tasks: compared and set first, published after, at :rate rows a second, the first
+-- in :start seconds.
+WITH locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'queued'
+    ORDER BY t.id FOR UPDATE
+), requeued AS (
+    UPDATE tasks t
+    SET state = 'scheduled', version = t.version + 1, updated_at = now(),
+        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|not-owed|scheduled|' || t.attempts || '|1|')
+    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.version, t.expires_at
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at)
+    SELECT id, type, version, now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
+           expires_at
+    FROM requeued ORDER BY id
+    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+)
+SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
+
+-- name: make_partitions
+-- Partitions for this week and :weeks further ones.
+SELECT count(*) FILTER (WHERE create_task_partition(now() + week * interval '7 days'))::integer
+FROM generate_series(0, :weeks::integer) AS week;
+
+-- name: forget_keys
+WITH expired AS MATERIALIZED (
+    SELECT tenant, key FROM idempotency_keys WHERE expires_at <= now() LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.key = e.key;
+
+-- Measurements
+
+-- name: measure_tasks
+-- What is due comes from its index alone.
+SELECT waits.type, each.state, each.tasks, each.oldest
+FROM (
+    SELECT type, count(*) FILTER (WHERE publish_at <= now())::integer AS due,
+           count(*) FILTER (WHERE publish_at > now())::integer AS scheduled,
+           extract(epoch FROM now() - min(publish_at))::float8 AS oldest
+    FROM due WHERE NOT dead GROUP BY type
+) AS waits
+CROSS JOIN LATERAL (VALUES ('due', due, oldest), ('scheduled', scheduled, NULL)) AS each (state, tasks, oldest)
+UNION ALL
+SELECT type, 'running', count(*)::integer, NULL FROM claims GROUP BY type
+UNION ALL
+SELECT type, 'dead-due', count(*)::integer, NULL FROM due WHERE dead GROUP BY type;
+
+-- name: measure_parked
+SELECT type, state, count(*)::integer AS tasks FROM parked GROUP BY type, state;
+
+-- name: measure_workers
+-- A worker that has not beaten for a lease (:lease, seconds) is no worker.
+SELECT COALESCE(type, regexp_replace(handler, '^process-', '')) AS type, count(*)::integer AS workers
+FROM workers WHERE NOT ended AND beat_at > now() - make_interval(secs => :lease) GROUP BY 1;
+
+-- name: measure_letters
+SELECT error_class, count(*)::integer AS letters FROM dead_letters WHERE state = 'open' GROUP BY error_class;
+
+-- name: measure_circuits
+SELECT provider, open, COALESCE(error_class, '') AS error_class, extract(epoch FROM now() - opened_at)::float8 AS seconds
+FROM circuits;
+
+-- name: measure_types
+SELECT type, provider FROM task_types;
