@@ -55,7 +55,7 @@ async def notify(process: Process) -> None:
             {"email": _checker(mails)},
             [
                 *probe_routes(lambda: process.health.started),
-                *documentation_routes(lambda: notify_json(("email", "sms"), ("email",))),
+                *documentation_routes(notify_json),
             ],
         )
         try:

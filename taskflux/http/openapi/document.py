@@ -1,4 +1,7 @@
-"""The whole document."""
+"""The description as a whole: `/openapi.json`, `/docs` and `/problems/…`.
+
+The pages load nothing from another host: their policy forbids it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
@@ -17,20 +20,16 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from taskflux.http.answers import to_json
-from taskflux.http.openapi import dead_letters, notifications, tasks
-from taskflux.http.openapi.model import Json, Operation, example
-from taskflux.http.openapi.notifications import notification_name, notification_schema
-from taskflux.http.openapi.schemas import dead_letter_schemas, problem_schema, task_schemas
+from taskflux.http.openapi.operations import API, NOTIFY, Operation, example
+from taskflux.http.openapi.schemas import (
+    Json,
+    dead_letter_schemas,
+    notification_schemas,
+    problem_schema,
+    task_schemas,
+)
 from taskflux.http.problems import KINDS, NOT_FOUND, Kind, Problem, explanation
 from taskflux.version import VERSION
-
-API: Final[Sequence[Operation]] = (
-    *tasks.OPERATIONS,
-    *dead_letters.OPERATIONS,
-    *notifications.WEBHOOKS,
-    *tasks.PROBES,
-)
-"""What ingest serves."""
 
 _DESCRIPTION: Final = """\
 Work outside the request: a task is taken over HTTP, kept in PostgreSQL, handed through Kafka to a small handler, \
@@ -46,11 +45,11 @@ def api_document(types: Mapping[str, str]) -> Json:
     return build("TaskFlux", _DESCRIPTION, API, schemas)
 
 
-def notify_document(channels: Sequence[str], checks: Sequence[str]) -> Json:
-    """The document of the notification service; `checks` are those of its channels that can be checked."""
-    operations = [*notifications.notification_operations(channels, checks), *tasks.PROBES]
-    schemas = {notification_name(channel): notification_schema(channel) for channel in channels}
-    return build("TaskFlux notify", "Mail and SMS, delivered now, answered with the outcome.", operations, schemas)
+def notify_document() -> Json:
+    """The document of the notification service."""
+    return build(
+        "TaskFlux notify", "Mail and SMS, delivered now, answered with the outcome.", NOTIFY, notification_schemas()
+    )
 
 
 @lru_cache(maxsize=2)
@@ -59,10 +58,10 @@ def api_json(types: tuple[tuple[str, str], ...]) -> bytes:
     return to_json(api_document(dict(types)))
 
 
-@lru_cache(maxsize=1)
-def notify_json(channels: tuple[str, ...], checks: tuple[str, ...]) -> bytes:
+@cache
+def notify_json() -> bytes:
     """The document of the notification service on the wire."""
-    return to_json(notify_document(channels, checks))
+    return to_json(notify_document())
 
 
 def build(title: str, description: str, operations: Iterable[Operation], schemas: Mapping[str, Json]) -> Json:

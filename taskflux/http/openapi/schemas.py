@@ -1,4 +1,4 @@
-"""What the API speaks of, as JSON schemas (draft 2020-12), with the limits that the code itself checks by."""
+"""What the API speaks of: JSON schemas (draft 2020-12) with the limits that the code itself checks by, and examples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from taskflux.http.dead_letters.letter import LEAST_RATE, MOST_RATE
-from taskflux.http.openapi.model import Json, ref
 from taskflux.http.queries import LONGEST_TEXT, STATES
 from taskflux.http.submissions import (
     LARGEST_METADATA,
@@ -16,7 +17,11 @@ from taskflux.http.submissions import (
     LONGEST_KEY,
     MOST_ATTEMPTS,
 )
+from taskflux.providers.email import Email
+from taskflux.providers.sms import Sms
 from taskflux.tasks.states import Event, State
+
+Json = dict[str, Any]
 
 MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
 ID: Final[Json] = {"type": "string", "format": "uuid"}
@@ -31,6 +36,11 @@ IDEMPOTENCY_KEY: Final[Json] = {
 }
 
 
+def ref(name: str) -> Json:
+    """A reference to a schema of the document."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 def optional(schema: Json) -> Json:
     """The same, or null: null is as good as absent."""
     return {**schema, "type": [schema["type"], "null"]}
@@ -41,23 +51,21 @@ def nullable(schema: Json) -> Json:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def fields() -> Json:
-    """The fields of a new task by name; the same names as `submissions.FIELDS` (a test compares them)."""
-    return {
-        "taskType": optional(TEXT) | {"description": "What is to be done. May be left out where payload is a text."},
-        "payload": {"description": "What the type's handler declares."},
-        "scheduleAt": optional(MOMENT)
-        | {"description": "When to run it, at most ten years ahead; not with delaySeconds."},
-        "delaySeconds": optional({"type": "number", "minimum": 0, "maximum": LONGEST_DELAY.total_seconds()})
-        | {"description": "How much later to run it; not with scheduleAt."},
-        "expiresAt": optional(MOMENT) | {"description": "Past this time the task is dead (Expired) instead of late."},
-        "key": optional({"type": "string", "minLength": 1, "maxLength": LONGEST_KEY})
-        | {"description": "Picks the Kafka partition; promises no order."},
-        "maxAttempts": optional({"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS})
-        | {"description": "Attempts in all, instead of what the type's handler declares."},
-        "metadata": optional({"type": "object"})
-        | {"description": f"Kept with the task and shown with it; at most {LARGEST_METADATA:,} bytes of JSON."},
-    }
+NEW_TASK: Final[Json] = {
+    "taskType": optional(TEXT) | {"description": "What is to be done. May be left out where payload is a text."},
+    "payload": {"description": "What the type's handler declares."},
+    "scheduleAt": optional(MOMENT) | {"description": "When to run it, at most ten years ahead; not with delaySeconds."},
+    "delaySeconds": optional({"type": "number", "minimum": 0, "maximum": LONGEST_DELAY.total_seconds()})
+    | {"description": "How much later to run it; not with scheduleAt."},
+    "expiresAt": optional(MOMENT) | {"description": "Past this time the task is dead (Expired) instead of late."},
+    "key": optional({"type": "string", "minLength": 1, "maxLength": LONGEST_KEY})
+    | {"description": "Picks the Kafka partition; promises no order."},
+    "maxAttempts": optional({"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS})
+    | {"description": "Attempts in all, instead of what the type's handler declares."},
+    "metadata": optional({"type": "object"})
+    | {"description": f"Kept with the task and shown with it; at most {LARGEST_METADATA:,} bytes of JSON."},
+}
+"""The fields of a new task; the same names as `submissions.FIELDS` (a test compares them)."""
 
 
 def new_task(types: Mapping[str, str]) -> Json:
@@ -79,7 +87,7 @@ def new_task(types: Mapping[str, str]) -> Json:
     both = {"scheduleAt": {"type": "string"}, "delaySeconds": {"type": "number"}}
     return {
         "type": "object",
-        "properties": fields(),
+        "properties": NEW_TASK,
         "required": ["payload"],
         "additionalProperties": False,
         "not": {"properties": both, "required": list(both)},
@@ -259,32 +267,28 @@ def dead_letter_schemas() -> dict[str, Json]:
     }
 
 
-def mending() -> Json:
-    """What may be sent instead of what a dead letter holds."""
-    return {
-        "type": ["object"],
-        "properties": {
-            "payload": {"description": "Another payload; it must be what the type's handler declares."},
-            "taskType": optional(TEXT) | {"description": "The type of a record that named none."},
-            "value": optional(TEXT) | {"description": "A poison record's whole value, mended; alone."},
-        },
-        "additionalProperties": False,
-    }
+MENDING: Final[Json] = {
+    "type": ["object"],
+    "properties": {
+        "payload": {"description": "Another payload; it must be what the type's handler declares."},
+        "taskType": optional(TEXT) | {"description": "The type of a record that named none."},
+        "value": optional(TEXT) | {"description": "A poison record's whole value, mended; alone."},
+    },
+    "additionalProperties": False,
+}
+"""What may be sent instead of what a dead letter holds."""
 
-
-def bulk_request() -> Json:
-    """A bulk replay as it is asked for."""
-    return {
-        "type": "object",
-        "properties": {
-            "filter": ref("DeadLetterFilter"),
-            "dryRun": optional({"type": "boolean"}) | {"description": "Only count.", "default": False},
-            "rate": optional({"type": "number", "minimum": LEAST_RATE, "maximum": MOST_RATE})
-            | {"description": "Dead letters a second."},
-        },
-        "required": ["filter"],
-        "additionalProperties": False,
-    }
+BULK_REQUEST: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "filter": ref("DeadLetterFilter"),
+        "dryRun": optional({"type": "boolean"}) | {"description": "Only count.", "default": False},
+        "rate": optional({"type": "number", "minimum": LEAST_RATE, "maximum": MOST_RATE})
+        | {"description": "Dead letters a second."},
+    },
+    "required": ["filter"],
+    "additionalProperties": False,
+}
 
 
 def _letter() -> dict[str, Json]:
@@ -308,3 +312,125 @@ def _letter() -> dict[str, Json]:
         "replays": {"type": "array", "items": replay},
         "discarded": nullable(obj({"at": MOMENT, "reason": TEXT})),
     }
+
+
+def notification_schemas() -> dict[str, Json]:
+    """What notify takes: the payloads of the task types, which may have `progress` beside."""
+    progress = {"type": ["object", "null"], "description": "What an earlier try noted."}
+    schemas = {}
+    for channel, payload in (("email", Email), ("sms", Sms)):
+        schema = payload_schema(channel, json.dumps(TypeAdapter(payload).json_schema(by_alias=True)))
+        schemas[payload_name(channel)] = schema | {"properties": schema["properties"] | {"progress": progress}}
+    return schemas
+
+
+# Examples; a test sends the requests among them. ---------------------------------------------------------------------
+
+TASK_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
+DEAD_LETTER_ID: Final = "01890a5e-13f2-7d10-8a44-5d6f3c1b2a90"
+REPLAY_ID: Final = "01890a60-77aa-7c3e-9f51-0b1c2d3e4f50"
+_AT: Final = "2030-01-31T09:00:00.000000Z"
+_THEN: Final = "2030-01-31T09:00:00.250000Z"
+
+EMAIL: Final = {
+    "taskType": "email",
+    "payload": {"to": "ann@example.org", "subject": "Welcome", "body": "Hello Ann"},
+}
+SMS: Final = {"taskType": "sms", "payload": {"mobile": "+919876543210", "name": "Ann"}}
+LATER: Final = {
+    "taskType": "simulated",
+    "payload": {"delayMs": 200},
+    "delaySeconds": 3600,
+    "maxAttempts": 3,
+    "metadata": {"order": "A-17"},
+}
+TEXT_TASK: Final = {"payload": "a simulated task"}
+
+ACCEPTED: Final = {"taskId": TASK_ID, "taskType": "email", "status": "scheduled", "createdAt": _AT}
+BATCH_RESULTS: Final = [
+    {"index": 0, "taskId": TASK_ID, "taskType": "email", "status": 202, "createdAt": _AT},
+    {
+        "index": 1,
+        "status": 422,
+        "problem": {
+            "type": "/problems/invalid-task",
+            "title": "The task is not valid",
+            "status": 422,
+            "detail": "not valid: payload.name",
+            "errors": [{"field": "payload.name", "message": "is required"}],
+        },
+    },
+]
+
+_SUMMARY: Final[dict[str, Any]] = {
+    "taskId": TASK_ID,
+    "taskType": "email",
+    "status": "succeeded",
+    "attempts": 1,
+    "maxAttempts": 6,
+    "retryCount": 0,
+    "createdAt": _AT,
+    "updatedAt": _THEN,
+    "dueAt": _AT,
+    "result": {"messageId": f"<{TASK_ID}@example.org>", "delivered": {"ann@example.org": "250 OK"}},
+    "error": None,
+    "traceId": "4bf92f3577b34da6a3ce929d0e0e4736",
+}
+TASK: Final = {
+    **_SUMMARY,
+    "payload": EMAIL["payload"],
+    "timeline": [
+        {"at": _AT, "event": "accepted", "state": "scheduled", "attempt": 0},
+        {"at": _AT, "event": "published", "state": "queued", "attempt": 0},
+        {"at": _AT, "event": "claimed", "state": "running", "attempt": 1, "note": "process-email@pod:1"},
+        {"at": _THEN, "event": "succeeded", "state": "succeeded", "attempt": 1},
+    ],
+}
+TASK_PAGE: Final = {"items": [_SUMMARY], "nextCursor": None}
+CANCELLED: Final = {**TASK, "status": "cancelled", "attempts": 0, "result": None}
+
+DEAD_LETTER: Final[dict[str, Any]] = {
+    "deadLetterId": DEAD_LETTER_ID,
+    "taskId": TASK_ID,
+    "taskType": "email",
+    "errorClass": "Permanent",
+    "reason": "550 5.1.1 no such user",
+    "attempts": 1,
+    "origin": {"topic": "tasks.dlq", "partition": 3, "offset": 17, "timestamp": _AT},
+    "createdAt": _THEN,
+    "state": "open",
+    "replays": [],
+    "discarded": None,
+}
+DEAD_LETTER_IN_FULL: Final = {
+    **DEAD_LETTER,
+    "payload": EMAIL["payload"],
+    "traceId": "4bf92f3577b34da6a3ce929d0e0e4736",
+    "timeline": [{"at": _THEN, "event": "died", "state": "dead", "attempt": 1, "note": "Permanent"}],
+    "record": None,
+}
+DISCARDED: Final = {**DEAD_LETTER_IN_FULL, "state": "discarded", "discarded": {"at": _THEN, "reason": "a test"}}
+DEAD_LETTER_PAGE: Final = {"items": [DEAD_LETTER], "nextCursor": None}
+_GROUPS: Final = [{"taskType": "email", "errorClass": "Permanent", "count": 12, "oldest": _AT, "newest": _THEN}]
+GROUPS: Final = {"groups": _GROUPS}
+DRY_RUN: Final = {"matched": 12, "groups": _GROUPS}
+REPLAYED: Final = {"deadLetterId": DEAD_LETTER_ID, "taskId": TASK_ID, "status": "scheduled"}
+BULK_STARTED: Final = {"replayId": REPLAY_ID, "matched": 12, "status": "running"}
+BULK: Final = {
+    **BULK_STARTED,
+    "status": "finished",
+    "filter": {"taskType": "email", "errorClass": "Permanent"},
+    "rate": 50.0,
+    "replayed": 11,
+    "skipped": 1,
+    "outcomes": {"succeeded": 10, "dead": 1},
+    "createdAt": _AT,
+    "updatedAt": _THEN,
+}
+
+DELIVERIES: Final[Mapping[str, tuple[Mapping[str, object], Json]]] = {
+    "email": (EMAIL, {"messageId": f"<{TASK_ID}@example.org>", "delivered": {"ann@example.org": "250 OK"}}),
+    "sms": (SMS, {"requestId": "3763646c3058373530393938", "status": "accepted"}),
+}
+"""Channel → a task, and what its provider answers."""
+REPORT: Final = {"CRQID": TASK_ID, "requestId": "3763", "number": "919876543210", "status": "1"}

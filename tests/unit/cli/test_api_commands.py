@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskflux.cli import dead_letters, tasks
-from taskflux.http.openapi import examples as e
+from taskflux.http.openapi import schemas as e
 from taskflux.local.ports import free_port
 from tests.unit.cli.scripted import Server, calls, problem
 
