@@ -24,7 +24,7 @@ from benchmarks.observability import observability
 from benchmarks.report import Table
 from benchmarks.rounds import FULL, QUICK, Effort
 from benchmarks.submit import submit, submit_batch
-from taskflux.local.servers import Trouble
+from taskflux.local.console import Trouble
 
 Measure = Callable[[Lab, Effort], Awaitable[Table]]
 

@@ -1,4 +1,7 @@
-"""`taskflux dead-letters`: what could not be done. Look, mend, replay, discard."""
+"""`taskflux dead-letters`: what could not be done. Look, replay (changed if need be, or many by a filter), discard.
+
+A bulk replay is a job of the server: it goes on when this command ends. The command only starts it and looks on.
+"""
 
 from __future__ import annotations
 
@@ -162,17 +165,17 @@ def replay(
     taskflux dead-letters replay --type email --error-class Permanent --after 2d --rate 50
     """
     by_filter = {name: value for name, value in query_of(given).items() if value is not None}
-    mended = payload is not None or file is not None or value is not None
+    changed = payload is not None or file is not None or value is not None
     chosen = [name for name, there in (("--follow", followed), ("--stop", stopped), ("ID", dead_letter_id)) if there]
-    if len(chosen) > 1 or (chosen and chosen[0] != "ID" and (by_filter or mended)):
+    if len(chosen) > 1 or (chosen and chosen[0] != "ID" and (by_filter or changed)):
         raise click.UsageError(f"{' and '.join(chosen)} stands alone: say one thing to do")
     if stopped is not None:
         _show(api.call("DELETE", f"/dead-letters/replays/{stopped}").document, as_json)
     elif followed is not None:
         _finish(_look_on(api, api.get(f"/dead-letters/replays/{followed}")), as_json)
     elif dead_letter_id is not None:
-        _one(api, dead_letter_id, _mending(payload, file, value, given), as_json)
-    elif mended:
+        _one(api, dead_letter_id, _replacement(payload, file, value, given), as_json)
+    elif changed:
         raise click.UsageError("--payload, --file and --value mend one dead letter: name its ID")
     else:
         _many(api, by_filter, given, as_json)
@@ -183,7 +186,7 @@ def on_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _mending(payload: str | None, file: BinaryIO | None, value: str | None, given: dict[str, Any]) -> Document:
+def _replacement(payload: str | None, file: BinaryIO | None, value: str | None, given: dict[str, Any]) -> Document:
     """What is to be sent instead of what the dead letter holds."""
     wrong = [
         f"--{name.replace('_', '-')}" for name in ("error_class", "after", "before", "origin_topic") if given[name]

@@ -1,7 +1,4 @@
-"""The deployments: how one is named and loaded, and what it is to whoever writes manifests for it.
-
-The chart's tests hold the chart to what is told here by the code.
-"""
+"""The deployments: how one is named and loaded, and what the services among them read that scale by lag."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
+from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group
 from taskflux.worker.handler import Handler
-from taskflux.worker.process import EVERYTHING, Service
-from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings
+from taskflux.worker.process import Service
+from taskflux.worker.settings import Settings
 
 PACKAGE: Final = "taskflux.handlers"
 """What `handlers/` is installed as. Its modules are loaded by name only: no other module imports one."""
@@ -24,14 +21,6 @@ BUILT_IN: Final[Sequence[str]] = sorted(
     module.name.replace("_", "-") for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
 )
 """Every module of `handlers/` is one deployment."""
-
-LIVENESS: Final = "/livez"
-READINESS: Final = "/readyz"
-METRICS: Final = "/metrics"
-PORT: Final[int] = HttpSettings().port
-"""Where every deployment answers these three, and ingest and notify their API, unless told otherwise."""
-DRAIN_SECONDS: Final[float] = WorkerSettings().drain_seconds
-"""What running attempts may take after SIGTERM, unless told otherwise."""
 
 
 def deployments_folder() -> Path:
@@ -91,49 +80,8 @@ class Reads:
     topic: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """One part: `taskflux run <name>`.
-
-    `needs` are the servers that it does not start without. `task_type`, `provider` (by its section of settings),
-    `timeout` (seconds) and `concurrency` are a task handler's.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    serves_api: bool
-    reads: Reads | None = None
-    task_type: str | None = None
-    provider: str | None = None
-    timeout: float | None = None
-    concurrency: int | None = None
-
-
-def deployments(settings: Settings) -> Sequence[Deployment]:
-    """Every built-in part, under the topic prefix and the router's topic of `settings`."""
-    return [deployment(load(name), settings) for name in BUILT_IN]
-
-
-def deployment(target: Handler[Any] | Service, settings: Settings) -> Deployment:
-    """What `target`, built in or one's own, is under these settings."""
-    if isinstance(target, Service):
-        reads = services_that_read(settings).get(target.name)
-        return Deployment(target.name, target.needs, target.own_http, reads)
-    prefix, policy = settings.kafka.topic_prefix, target.policy
-    return Deployment(
-        target.name,
-        EVERYTHING,
-        False,
-        Reads(task_group(prefix, target.type), task_topic(prefix, target.type)),
-        target.type,
-        policy.provider,
-        policy.timeout,
-        target.concurrency,
-    )
-
-
 def services_that_read(settings: Settings) -> dict[str, Reads]:
-    """The deployments besides the task handlers that scale by lag."""
+    """By name, the deployments besides the task handlers that scale by lag."""
     prefix = settings.kafka.topic_prefix
     return {
         "dlq-sink": Reads(dead_letter_group(prefix), dead_letter_topic(prefix)),

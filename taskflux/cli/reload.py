@@ -1,7 +1,7 @@
 """`taskflux run --reload`: the process is drained and started again when its sources change.
 
-This process imports none of the watched sources beyond what the command itself is made of, so that a slip of the pen
-in one ends nothing here. A source that is no Python leaves the running process alone until it is mended.
+This process imports none of the watched sources beyond what the command itself is made of, so that an error
+in one ends nothing here. A syntax error keeps the old process running until it is fixed.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Sources:
 
 
 def syntax_error(path: Path) -> str | None:
-    """Where and why a file is no Python; None where it is, is none, or is gone."""
+    """Where and why a file is not valid Python; None where it is valid, not Python at all, or missing."""
     if path.suffix != ".py":
         return None
     try:

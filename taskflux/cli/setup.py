@@ -207,7 +207,7 @@ def end_leases(pid: int | None) -> None:
 
 
 class Patience:
-    """A time, counted from here on, in which work is tried again while a server is away.
+    """A time, counted from here on, in which work is tried again while a server is unreachable.
 
     What is waited for is told on stderr: at first, when it is something else, and now and then.
     """
@@ -233,7 +233,7 @@ class Patience:
 
 
 def finish(work: Coroutine[Any, Any, T], *, waited: float = 0.0) -> T:
-    """The result of `work`; the command ends where a server is away, `waited` seconds long, or refuses."""
+    """The result of `work`; the command ends where a server was unreachable for `waited` seconds, or refuses."""
     try:
         return asyncio.run(work)
     except (StoreError, KafkaUnavailable) as error:

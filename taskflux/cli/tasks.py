@@ -120,7 +120,7 @@ def _submit(api: Api, body: object, idempotency_key: str | None) -> Answer:
 def _wait_for(api: Api, task_id: str, timeout: float | None) -> Document:
     """The task once it has ended, or as it stands when `timeout` seconds have passed.
 
-    A server that is away for a moment (its pod is replaced) is asked again.
+    A server that is unreachable for a moment (its pod is replaced) is asked again.
 
     Raises:
         ApiError: it was refused, or the server was away for too long.

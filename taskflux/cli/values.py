@@ -110,7 +110,7 @@ class Pair(click.ParamType[tuple[str, str]]):
 def payload_of(argument: str | None, file: BinaryIO | None, stdin: BinaryIO) -> Any:
     """The payload that an argument, `-` (stdin) or a file holds: JSON, or else a plain text.
 
-    What begins like a JSON object, array or string must be one: a slip of the pen would otherwise be sent as text.
+    What begins like a JSON object, array or string must be one: a typing error would otherwise be sent as text.
 
     Raises:
         click.UsageError: there is none, or more than one, or it is broken.

@@ -1,4 +1,4 @@
-"""What `taskflux dev` says on the terminal: few lines, one for each thing that a person wants to know."""
+"""What `taskflux dev` says on the terminal: few lines, and for what goes wrong a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """A line as it is."""
-        with contextlib.suppress(OSError, ValueError):  # the terminal went away: the log files have it all
+        with contextlib.suppress(OSError, ValueError):  # the terminal was closed: the log files have it all
             self._output.write(text + "\n")
             self._output.flush()
 

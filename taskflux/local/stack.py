@@ -1,21 +1,20 @@
-"""Which servers are embedded, and the environment that every handler gets. Pure: environments in, environments out."""
+"""What `taskflux dev` runs: the servers, what prepares them, and the handlers with the environment that they get."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from taskflux.local import supervisor as programs
 from taskflux.local.console import Console
 from taskflux.local.echo import rotate
 from taskflux.local.ports import LOOPBACK, PEERS, Ports
 from taskflux.local.processes import Process, run
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
-from taskflux.local.supervisor import Part, Supervisor
+from taskflux.local.supervisor import CLI, DRAIN_SECONDS, Inbox, Part, Supervisor, handler
 
 # What a person may have set for a server of theirs, and what would contradict the embedded one.
 _NOT_WITH_EMBEDDED: Final = {
@@ -135,8 +134,7 @@ class Stack:
         console: Console,
         supervisor: Supervisor,
         own_environment: Mapping[str, str],
-        handlers: tuple[str, ...] = HANDLERS,
-        cli: tuple[str, ...] = programs.CLI,
+        cli: tuple[str, ...] = CLI,
     ) -> None:
         """`port` is wished for ingest; `cli` is what `run <handler>`, `migrate`, `topics`, `end-leases` are told to."""
         self._data_dir = data_dir
@@ -145,7 +143,6 @@ class Stack:
         self._supervisor = supervisor
         self._own_environment = own_environment
         self._own_servers = own_servers(own_environment)
-        self._handlers = handlers
         self._cli = cli
         self._choose_ports(port)
         self._environment: dict[str, str] = dict(own_environment)
@@ -158,7 +155,7 @@ class Stack:
         self._kafka_port = ports.choose("kafka", 9092)
         self._smtp_port = ports.choose("smtp", 1025)
         self._inbox_port = ports.choose("inbox", 8025)
-        self._handler_ports = {name: ports.choose(name, 8081) for name in self._handlers if name != "ingest"}
+        self._handler_ports = {name: ports.choose(name, 8081) for name in HANDLERS if name != "ingest"}
         ports.save()
         if wished and self.port != wished:
             self._console.note(f"port {wished} is taken: {self.port} is used")
@@ -175,7 +172,7 @@ class Stack:
 
     def logs(self) -> dict[str, Path]:
         """Every part's log file."""
-        names = ("postgres", "valkey", "kafka", "inbox", *_COMMANDS, *self._handlers)
+        names = ("postgres", "valkey", "kafka", "inbox", *_COMMANDS, *HANDLERS)
         return {name: self._logs / f"{name}.log" for name in names}
 
     async def start(self) -> None:
@@ -189,7 +186,7 @@ class Stack:
             rotate(file)
         await self._start_servers()
         await self._command("migrate")
-        await asyncio.gather(self._command("topics"), self._command("end-leases"))
+        await asyncio.gather(self._make_topics(), self._command("end-leases"))
         self._console.started("schema and topics")
         await self._start_handlers()
 
@@ -205,7 +202,7 @@ class Stack:
             parts.append(Part(valkey, valkey.url))
         if "KAFKA" not in own:
             broker = Broker(self._kafka_port, log=logs["kafka"])
-            parts.append(Part(broker, broker.bootstrap_servers, on_return=self._on_return("topics")))
+            parts.append(Part(broker, broker.bootstrap_servers, on_return=self._make_topics))
         if self.inbox_url is not None:
             parts.append(self._inbox())
         await self._supervisor.start_together(*parts)
@@ -222,10 +219,10 @@ class Stack:
             smtp_port=self._smtp_port if "SMTP" not in own else None,
             msg91=self.inbox_url if "MSG91" not in own else None,
         )
-        self._environment = for_handlers(self._own_environment, where, self._data_dir, programs.DRAIN_SECONDS)
+        self._environment = for_handlers(self._own_environment, where, self._data_dir, DRAIN_SECONDS)
 
     def _inbox(self) -> Part:
-        inbox = programs.Inbox(
+        inbox = Inbox(
             smtp_port=self._smtp_port,
             http_port=self._inbox_port,
             file=self._data_dir / "inbox.sqlite",
@@ -238,20 +235,17 @@ class Stack:
         peers = {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in self._handler_ports.items()}
         environment = {**self._environment, PEERS: json.dumps(peers)}
         parts = []
-        for name in self._handlers:
+        for name in HANDLERS:
             port = self.port if name == "ingest" else self._handler_ports[name]
-            program = programs.handler(name, port=port, log=self.logs()[name], environment=environment, cli=self._cli)
+            program = handler(name, port=port, log=self.logs()[name], environment=environment, cli=self._cli)
             parts.append(Part(program, program.url, on_death=self._end_leases_of))
         await self._supervisor.start_together(*parts)
 
     async def _end_leases_of(self, pid: int) -> None:
         await self._command("end-leases", "--pid", str(pid))
 
-    def _on_return(self, command: str) -> Callable[[], Awaitable[None]]:
-        async def again() -> None:
-            await self._command(command)
-
-        return again
+    async def _make_topics(self) -> None:
+        await self._command("topics")
 
     async def _command(self, *words: str) -> None:
         """One of our own commands, run to its end.

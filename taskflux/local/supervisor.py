@@ -1,4 +1,8 @@
-"""Our own programs as servers: the inbox, and each handler. They serve once they say so over HTTP."""
+"""Our own programs as servers, and what keeps servers running.
+
+The inbox and each handler serve once they say so over HTTP. A server that dies is started again after a pause that
+grows, and takes no other with it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ class Program(Server):
         environment: Mapping[str, str],
         ready_path: str = "/readyz",
     ) -> None:
-        super().__init__(port=port, log=log)
+        super().__init__(port, log=log)
         self.name = name
         self._argv = argv
         self._environment = environment

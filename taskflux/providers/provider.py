@@ -45,7 +45,7 @@ class Checkable(Protocol):
         """Connect, authenticate, and do nothing else.
 
         Raises:
-            ProviderError: the provider is still away, or still refuses us.
+            ProviderError: the provider is still unavailable, or still refuses us.
         """
 
 

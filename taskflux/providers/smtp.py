@@ -213,7 +213,7 @@ async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply
 @provider("smtp", settings=SmtpSettings, through=notify.mails)
 @asynccontextmanager
 async def connect(settings: SmtpSettings) -> AsyncIterator[Mailer]:
-    """A `Mailer`. It opens its first connection with its first mail: a server that is away stops no start.
+    """A `Mailer`. It opens its first connection with its first mail: an unreachable server stops no start.
 
     Raises:
         Misconfigured: no server is named, or `ca_file` cannot be read.

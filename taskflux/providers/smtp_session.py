@@ -157,10 +157,10 @@ async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | 
     return client
 
 
-async def hang_up(client: SMTP, timeout: float = 2.0) -> None:
+async def hang_up(client: SMTP) -> None:
     """QUIT, and close. Whatever was accepted stays accepted when the server fails at this."""
     try:
-        await client.quit(timeout=timeout)
+        await client.quit(timeout=2.0)
     except (SMTPException, OSError):
         pass
     finally:
@@ -229,7 +229,6 @@ def _raise_for_certificate(error: BaseException, where: str) -> None:
 
 
 Dial = Callable[[], Awaitable[SMTP]]
-Clock = Callable[[], float]
 
 CALM: Final = 20
 """Mails that must go well before one more connection is tried."""
@@ -285,11 +284,10 @@ class Connection:
 class Pool:
     """At most `most` connections, each used again until it is `max_age` seconds old."""
 
-    def __init__(self, dial: Dial, *, most: int, max_age: float, clock: Clock = time.monotonic) -> None:
+    def __init__(self, dial: Dial, *, most: int, max_age: float) -> None:
         self.slots = Slots(most)
         self._dial = dial
         self._max_age = max_age
-        self._clock = clock
         self._idle: list[Connection] = []
 
     @property
@@ -310,7 +308,7 @@ class Pool:
             ProviderError: no session could be opened.
         """
         async with self.slots.slot():
-            connection = await self._idle_connection() or Connection(await self._dial(), self._clock())
+            connection = await self._idle_connection() or Connection(await self._dial(), time.monotonic())
             healthy = False
             try:
                 yield connection
@@ -329,7 +327,7 @@ class Pool:
             ProviderError: no session could be opened.
         """
         connection.client.close()
-        connection.client, connection.born, connection.reused = await self._dial(), self._clock(), False
+        connection.client, connection.born, connection.reused = await self._dial(), time.monotonic(), False
 
     async def close(self) -> None:
         """Hang up what is idle."""
@@ -341,7 +339,7 @@ class Pool:
             connection = self._idle.pop()  # the youngest use: the others may age and go
             if not connection.client.is_connected:
                 continue
-            if self._clock() - connection.born < self._max_age:
+            if time.monotonic() - connection.born < self._max_age:
                 return connection
             await hang_up(connection.client)
         return None

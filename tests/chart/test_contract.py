@@ -11,12 +11,12 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from taskflux.cli import deployments
 from taskflux.cli.deployments import BUILT_IN, built_in_handlers, load
 from taskflux.cli.reference import variables
 from taskflux.version import VERSION
 from taskflux.worker.process import Service
 from taskflux.worker.settings import Settings
+from tests.chart import deployments
 from tests.chart.cases import full, handler_container
 from tests.chart.rendering import CHART, Rendering, defaults
 

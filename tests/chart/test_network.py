@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taskflux.cli import deployments
 from taskflux.cli.deployments import BUILT_IN, load
 from taskflux.worker.settings import Settings
+from tests.chart import deployments
 from tests.chart.cases import EACH_CI_FILE, full, least, stand_ins
 from tests.chart.containers import Container, containers
 from tests.chart.objects import Object, PodTemplate, pods, selects

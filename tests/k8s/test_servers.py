@@ -14,9 +14,10 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from taskflux.local.console import Trouble
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.local.processes import Process
-from taskflux.local.servers import PostgresServer, Trouble, valkey_binary
+from taskflux.local.servers import PostgresServer, valkey_binary
 from tests.chart.crds import Module
 from tests.k8s.conftest import Modules
 from tests.k8s.files import command_settings, compose_services, dependencies, environment, kafka_properties

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from taskflux.local.servers import Trouble
+from taskflux.local.console import Trouble
 from tests.kafka.classpath import java, server_classpath
 
 

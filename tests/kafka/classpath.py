@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from taskflux.local.servers import Trouble
+from taskflux.local.console import Trouble
 
 POM = Path(__file__).with_name("pom.xml")
 CACHE = Path(__file__).parents[2] / ".cache" / "kafka"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from taskflux.local.servers import Trouble
+from taskflux.local.console import Trouble
 from tests.pgbouncer.pooler import pgbouncer_binary
 
 

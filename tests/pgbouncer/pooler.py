@@ -10,9 +10,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import asyncpg
 
+from taskflux.local.console import Trouble
 from taskflux.local.ports import LOOPBACK
 from taskflux.local.processes import Process, identity_for, make_reachable
-from taskflux.local.servers import Server, Trouble
+from taskflux.local.servers import Server
 
 INSTALL = "on Debian: apt-get install pgbouncer"
 

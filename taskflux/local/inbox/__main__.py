@@ -1,4 +1,9 @@
-"""The inbox's SMTP side: plain, no AUTH, every recipient welcome, nothing sent on."""
+"""`python -m taskflux.local.inbox --smtp-port 1025 --http-port 8025 --file inbox.sqlite`: the inbox as a process.
+
+Over SMTP: plain, no AUTH, every recipient welcome, nothing sent on. Without `--smtp-port` it is MSG91's stand-in alone,
+which needs nothing that TaskFlux itself does not: so it runs from TaskFlux's image too, with `--host 0.0.0.0 --name
+msg91` where others ask it under that name.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +15,16 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
-from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from taskflux.local.inbox import mailbox as reading
 from taskflux.local.inbox import web
-from taskflux.local.inbox.mailbox import Mailbox
+from taskflux.local.inbox.mailbox import Mailbox, headers_of
 from taskflux.local.ports import LOOPBACK
+
+if TYPE_CHECKING:
+    from aiosmtpd.smtp import SMTP, Envelope, Session
 
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -30,7 +37,7 @@ class _Receiver:
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         content = envelope.content if isinstance(envelope.content, bytes) else b""
-        headers = reading.headers(content)
+        headers = headers_of(content)
         try:
             number = self._mailbox.add(
                 "email",
@@ -45,12 +52,10 @@ class _Receiver:
         return f"250 2.0.0 kept as {number}"
 
 
-async def listen(mailbox: Mailbox, port: int) -> asyncio.Server:
-    """Listen on 127.0.0.1.
+async def _listen(mailbox: Mailbox, port: int) -> asyncio.Server:
+    """Take mails on 127.0.0.1. Raises OSError where the port is taken."""
+    from aiosmtpd.smtp import SMTP  # a part of the embedded stack alone
 
-    Raises:
-        OSError: the port is taken.
-    """
     loop = asyncio.get_running_loop()
     receiver = _Receiver(mailbox)
 
@@ -103,12 +108,6 @@ async def serve(
         finally:
             if listener is not None:
                 listener.close()
-
-
-async def _listen(mailbox: Mailbox, port: int) -> asyncio.Server:
-    # aiosmtpd is part of the embedded stack alone
-
-    return await listen(mailbox, port)
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""A mail's bytes as a person reads them: text, html, attachments. Malformed mails read as well as they can."""
+"""What was received, in one SQLite file, written before the sender hears that it was; and mails as a person reads them.
+
+Malformed mails read as well as they can.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,175 @@ from email.parser import BytesHeaderParser, BytesParser
 from pathlib import Path
 from typing import Any, Final, Literal
 
+Kind = Literal["email", "sms"]
+KINDS: Final[tuple[Kind, ...]] = ("email", "sms")
+
+KEEP_BYTES: Final = 512 * 1024 * 1024
+"""Above it the contents of the oldest messages are removed."""
+_NAMED: Final = 100
+"""Repeated references that are named."""
+_PREVIEW: Final = 160
 _SHOWN_HEADERS = ("From", "To", "Cc", "Bcc", "Reply-To", "Subject", "Date", "Message-ID", "List-Unsubscribe")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS messages (
+    id          INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL,
+    reference   TEXT NOT NULL,      -- Message-ID without its brackets, or CRQID
+    received_at REAL NOT NULL,      -- seconds since 1970
+    sender      TEXT NOT NULL,
+    recipients  TEXT NOT NULL,      -- JSON array
+    subject     TEXT NOT NULL,
+    size        INTEGER NOT NULL,
+    content     BLOB                -- as it came; NULL once removed to keep the file small
+);
+CREATE INDEX IF NOT EXISTS messages_reference ON messages (kind, reference);
+"""
+_COLUMNS = "id, kind, reference, received_at, sender, recipients, subject, size"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One mail or SMS as it was received, without its content."""
+
+    id: int
+    kind: Kind
+    reference: str
+    received_at: float
+    sender: str
+    recipients: list[str]
+    subject: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many were received, how many of them differ, and which references came more than once."""
+
+    received: int
+    distinct: int
+    repeated: dict[str, int]
+
+
+class Mailbox:
+    """Mails and SMS, oldest contents removed above `KEEP_BYTES`. Calls block for some 50 µs; one thread only.
+
+    Every `add` is one transaction without fsync: it survives `kill -9` of the process, which is what matters here.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Open the file, made if missing.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(file, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = OFF")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise OSError(f"{file}: {error}") from error
+        self._bytes = int(self._one("SELECT coalesce(sum(size), 0) FROM messages WHERE content IS NOT NULL"))
+
+    def add(
+        self, kind: Kind, *, reference: str, sender: str, recipients: Sequence[str], subject: str, content: bytes
+    ) -> int:
+        """Keep one; answers its id here.
+
+        Raises:
+            sqlite3.Error: it was not kept (the disk is full, for example).
+        """
+        row = (kind, reference, time.time(), sender, json.dumps(list(recipients)), subject, len(content), content)
+        insert = (
+            "INSERT INTO messages (kind, reference, received_at, sender, recipients, subject, size, content)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        number = self._db.execute(insert, row).lastrowid
+        self._bytes += len(content)
+        if self._bytes > KEEP_BYTES:
+            self._remove_contents()
+        return number or 0
+
+    def list(
+        self,
+        *,
+        kind: Kind | None = None,
+        reference: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 50,
+    ) -> list[Message]:
+        """Newest first; `before` and `after` are ids, both exclusive."""
+        query = (
+            f"SELECT {_COLUMNS} FROM messages WHERE (:kind IS NULL OR kind = :kind)"
+            " AND (:reference IS NULL OR reference = :reference)"
+            " AND id < coalesce(:before, 9e15) AND id > coalesce(:after, 0) ORDER BY id DESC LIMIT :limit"
+        )
+        values = {"kind": kind, "reference": reference, "before": before, "after": after, "limit": limit}
+        return [_message(row) for row in self._db.execute(query, values)]
+
+    def get(self, number: int) -> tuple[Message, bytes | None] | None:
+        """One message and its content (None: removed); None when there is no such message."""
+        row = self._db.execute(f"SELECT {_COLUMNS}, content FROM messages WHERE id = ?", (number,)).fetchone()
+        return None if row is None else (_message(row[:-1]), row[-1])
+
+    def beginning(self, number: int, limit: int) -> bytes:
+        """The first bytes of a message's content; empty when it was removed."""
+        row = self._db.execute("SELECT substr(content, 1, ?) FROM messages WHERE id = ?", (limit, number)).fetchone()
+        return row[0] or b"" if row else b""
+
+    def copies(self, message: Message) -> int:
+        """How many messages of its kind carry its reference."""
+        query = "SELECT count(*) FROM messages WHERE kind = ? AND reference = ?"
+        return int(self._one(query, message.kind, message.reference))
+
+    def totals(self) -> dict[str, int]:
+        """How many of each kind were received."""
+        rows = dict(self._db.execute("SELECT kind, count(*) FROM messages GROUP BY kind"))
+        return {kind: int(rows.get(kind, 0)) for kind in KINDS}
+
+    def count(self, kind: Kind) -> Count:
+        """Count one kind."""
+        received, distinct = self._db.execute(
+            "SELECT count(*), count(DISTINCT reference) FROM messages WHERE kind = ?", (kind,)
+        ).fetchone()
+        repeated = self._db.execute(
+            "SELECT reference, count(*) FROM messages WHERE kind = ? GROUP BY reference HAVING count(*) > 1 LIMIT ?",
+            (kind, _NAMED),
+        )
+        return Count(received, distinct, dict(repeated))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._db.execute("DELETE FROM messages")
+        self._bytes = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _remove_contents(self) -> None:
+        """Drop the contents of the oldest messages until a tenth of the room is free; their lines stay."""
+        while self._bytes > KEEP_BYTES * 0.9:
+            oldest = self._db.execute(
+                "SELECT id, size FROM messages WHERE content IS NOT NULL ORDER BY id LIMIT 100"
+            ).fetchall()
+            if not oldest:
+                return
+            self._db.execute(
+                "UPDATE messages SET content = NULL WHERE id BETWEEN ? AND ?", (oldest[0][0], oldest[-1][0])
+            )
+            self._bytes -= sum(size for _, size in oldest)
+
+    def _one(self, query: str, *values: object) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
+
+def _message(row: tuple[int, Kind, str, float, str, str, str, int]) -> Message:
+    number, kind, reference, received_at, sender, recipients, subject, size = row
+    return Message(number, kind, reference, received_at, sender, json.loads(recipients), subject, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +209,23 @@ class Mail:
     attachments: tuple[Attachment, ...]
 
 
-def read(content: bytes) -> Mail:
+def read_mail(content: bytes) -> Mail:
     """Decode a whole mail."""
     message = _parse(content)
-    found = headers(content)
+    found = headers_of(content)
     shown = {name: found[name.lower()] for name in _SHOWN_HEADERS if name.lower() in found}
     return Mail(shown, _part(message, "plain") or "", _part(message, "html"), tuple(_attachments(message)))
 
 
-def headers(content: bytes) -> Mapping[str, str]:
+def headers_of(content: bytes) -> Mapping[str, str]:
     """The headers by lower-case name, decoded; of those that stand several times the last."""
     parsed = BytesHeaderParser().parsebytes(content)
     return {name.lower(): _readable(value) for name, value in parsed.raw_items()}
 
 
-def preview(beginning: bytes, limit: int = 160) -> str:
+def preview(beginning: bytes) -> str:
     """The first words of a mail, from its first kilobytes."""
-    return " ".join((_part(_parse(beginning), "plain") or "").split())[:limit]
+    return " ".join((_part(_parse(beginning), "plain") or "").split())[:_PREVIEW]
 
 
 def _readable(raw: str) -> str:
@@ -93,168 +264,3 @@ def _attachments(message: EmailMessage) -> Iterator[Attachment]:
         payload = part.get_payload(decode=True)
         content = payload if isinstance(payload, bytes) else part.as_bytes()
         yield Attachment(part.get_filename() or f"attachment-{number}", part.get_content_type(), content)
-
-
-Kind = Literal["email", "sms"]
-KINDS: Final[tuple[Kind, ...]] = ("email", "sms")
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS messages (
-    id          INTEGER PRIMARY KEY,
-    kind        TEXT NOT NULL,
-    reference   TEXT NOT NULL,      -- Message-ID without its brackets, or CRQID
-    received_at REAL NOT NULL,      -- seconds since 1970
-    sender      TEXT NOT NULL,
-    recipients  TEXT NOT NULL,      -- JSON array
-    subject     TEXT NOT NULL,
-    size        INTEGER NOT NULL,
-    content     BLOB                -- as it came; NULL once let go to keep the file small
-);
-CREATE INDEX IF NOT EXISTS messages_reference ON messages (kind, reference);
-"""
-_COLUMNS = "id, kind, reference, received_at, sender, recipients, subject, size"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One mail or SMS as it was received, without its content."""
-
-    id: int
-    kind: Kind
-    reference: str
-    received_at: float
-    sender: str
-    recipients: list[str]
-    subject: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How many were received, how many of them differ, and which references came more than once."""
-
-    received: int
-    distinct: int
-    repeated: dict[str, int]
-
-
-class Mailbox:
-    """Mails and SMS, oldest contents let go above `keep_bytes`. Calls block for some 50 µs; one thread only.
-
-    Every `add` is one transaction without fsync: it survives `kill -9` of the process, which is what matters here.
-    """
-
-    def __init__(self, file: Path, keep_bytes: int = 512 * 1024 * 1024) -> None:
-        """Open the file, made if missing.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        self._keep_bytes = keep_bytes
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(file, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = OFF")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise OSError(f"{file}: {error}") from error
-        self._bytes = int(self._one("SELECT coalesce(sum(size), 0) FROM messages WHERE content IS NOT NULL"))
-
-    def add(
-        self, kind: Kind, *, reference: str, sender: str, recipients: Sequence[str], subject: str, content: bytes
-    ) -> int:
-        """Keep one; answers its id here.
-
-        Raises:
-            sqlite3.Error: it was not kept (the disk is full, for example).
-        """
-        row = (kind, reference, time.time(), sender, json.dumps(list(recipients)), subject, len(content), content)
-        insert = (
-            "INSERT INTO messages (kind, reference, received_at, sender, recipients, subject, size, content)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        )
-        number = self._db.execute(insert, row).lastrowid
-        self._bytes += len(content)
-        if self._bytes > self._keep_bytes:
-            self._let_go()
-        return number or 0
-
-    def list(
-        self,
-        *,
-        kind: Kind | None = None,
-        reference: str | None = None,
-        before: int | None = None,
-        after: int | None = None,
-        limit: int = 50,
-    ) -> list[Message]:
-        """Newest first; `before` and `after` are ids, both exclusive."""
-        query = (
-            f"SELECT {_COLUMNS} FROM messages WHERE (:kind IS NULL OR kind = :kind)"
-            " AND (:reference IS NULL OR reference = :reference)"
-            " AND id < coalesce(:before, 9e15) AND id > coalesce(:after, 0) ORDER BY id DESC LIMIT :limit"
-        )
-        values = {"kind": kind, "reference": reference, "before": before, "after": after, "limit": limit}
-        return [_message(row) for row in self._db.execute(query, values)]
-
-    def get(self, number: int) -> tuple[Message, bytes | None] | None:
-        """One message and its content (None: let go); None when there is no such message."""
-        row = self._db.execute(f"SELECT {_COLUMNS}, content FROM messages WHERE id = ?", (number,)).fetchone()
-        return None if row is None else (_message(row[:-1]), row[-1])
-
-    def beginning(self, number: int, limit: int) -> bytes:
-        """The first bytes of a message's content; empty when it was let go."""
-        row = self._db.execute("SELECT substr(content, 1, ?) FROM messages WHERE id = ?", (limit, number)).fetchone()
-        return row[0] or b"" if row else b""
-
-    def copies(self, message: Message) -> int:
-        """How many messages of its kind carry its reference."""
-        query = "SELECT count(*) FROM messages WHERE kind = ? AND reference = ?"
-        return int(self._one(query, message.kind, message.reference))
-
-    def totals(self) -> dict[str, int]:
-        """How many of each kind were received."""
-        rows = dict(self._db.execute("SELECT kind, count(*) FROM messages GROUP BY kind"))
-        return {kind: int(rows.get(kind, 0)) for kind in KINDS}
-
-    def count(self, kind: Kind, name_at_most: int = 100) -> Count:
-        """Count one kind; at most `name_at_most` of the repeated references are named."""
-        received, distinct = self._db.execute(
-            "SELECT count(*), count(DISTINCT reference) FROM messages WHERE kind = ?", (kind,)
-        ).fetchone()
-        repeated = self._db.execute(
-            "SELECT reference, count(*) FROM messages WHERE kind = ? GROUP BY reference HAVING count(*) > 1 LIMIT ?",
-            (kind, name_at_most),
-        )
-        return Count(received, distinct, dict(repeated))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._db.execute("DELETE FROM messages")
-        self._bytes = 0
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def _let_go(self) -> None:
-        """Drop the contents of the oldest messages until a tenth of the room is free; their lines stay."""
-        while self._bytes > self._keep_bytes * 0.9:
-            oldest = self._db.execute(
-                "SELECT id, size FROM messages WHERE content IS NOT NULL ORDER BY id LIMIT 100"
-            ).fetchall()
-            if not oldest:
-                return
-            self._db.execute(
-                "UPDATE messages SET content = NULL WHERE id BETWEEN ? AND ?", (oldest[0][0], oldest[-1][0])
-            )
-            self._bytes -= sum(size for _, size in oldest)
-
-    def _one(self, query: str, *values: object) -> int:
-        return int(self._db.execute(query, values).fetchone()[0])
-
-
-def _message(row: tuple[int, Kind, str, float, str, str, str, int]) -> Message:
-    number, kind, reference, received_at, sender, recipients, subject, size = row
-    return Message(number, kind, reference, received_at, sender, json.loads(recipients), subject, size)

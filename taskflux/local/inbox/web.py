@@ -1,6 +1,17 @@
-"""A stand-in for MSG91's Flow API (`POST /api/v5/flow/`), refusing what the real one refuses, in its words.
+"""The inbox's HTTP side: the page, its JSON, and a stand-in for MSG91's Flow API.
 
-Errors come with HTTP 200 and `"type": "error"`, as the real ones can; only a missing key is a 401.
+| call | answer |
+|---|---|
+| `GET /` | the page |
+| `GET /api/messages?kind=&id=&before=&after=&limit=` | newest first; `id` is a Message-ID or CRQID |
+| `GET /api/messages/{n}` | one message with its text, headers and attachments |
+| `GET /api/messages/{n}/html` `…/source` `…/attachments/{k}` | its html part, its bytes, one attachment |
+| `GET /api/counts` | for each kind: received, distinct, and what came more than once |
+| `DELETE /api/messages` | forgets all |
+| `POST /api/v5/flow/` | as MSG91 |
+
+The stand-in refuses what the real one refuses, in its words: errors come with HTTP 200 and `"type": "error"`, as the
+real ones can; only a missing key is a 401.
 """
 
 from __future__ import annotations
@@ -23,8 +34,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from taskflux.local.inbox import mailbox as reading
-from taskflux.local.inbox.mailbox import KINDS, Kind, Mailbox, Message
+from taskflux.local.inbox.mailbox import KINDS, Kind, Mailbox, Message, preview, read_mail
 
 _TEMPLATE = re.compile(r"[0-9a-fA-F]{24}")
 _MOBILE = re.compile(r"[1-9][0-9]{7,14}")  # international, without + or leading zeros
@@ -148,7 +158,7 @@ class _Views:
         message, content = self._find(request)
         answer = self._line(message) | {"kept": content is not None}
         if content is not None and message.kind == "email":
-            mail = reading.read(content)
+            mail = read_mail(content)
             answer |= {"headers": mail.headers, "text": mail.text, "html": mail.html is not None}
             answer["attachments"] = [
                 {"name": each.name, "type": each.type, "size": len(each.content)} for each in mail.attachments
@@ -158,7 +168,7 @@ class _Views:
         return JSONResponse(answer)
 
     async def html(self, request: Request) -> Response:
-        mail = reading.read(self._content(request))
+        mail = read_mail(self._content(request))
         headers = {"content-security-policy": _MAIL_POLICY, "x-content-type-options": "nosniff"}
         return HTMLResponse(mail.html or "", headers=headers)
 
@@ -166,7 +176,7 @@ class _Views:
         return Response(self._content(request), media_type="text/plain", headers={"x-content-type-options": "nosniff"})
 
     async def attachment(self, request: Request) -> Response:
-        attachments = reading.read(self._content(request)).attachments
+        attachments = read_mail(self._content(request)).attachments
         index = int(request.path_params["index"])
         if index >= len(attachments):
             raise HTTPException(404, "no such attachment")
@@ -209,7 +219,7 @@ class _Views:
             "from": message.sender,
             "to": message.recipients,
             "subject": message.subject,
-            "preview": reading.preview(begin) if begin else "",
+            "preview": preview(begin) if begin else "",
             "size": message.size,
             "copies": self._mailbox.copies(message),
         }

@@ -17,7 +17,8 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
-from taskflux.local.servers import Broker, PostgresServer, Trouble, ValkeyServer
+from taskflux.local.console import Trouble
+from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 
 QUICK = {"fsync": "off", "max_connections": "23"}
 

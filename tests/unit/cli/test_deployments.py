@@ -5,25 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.cli.deployments import (
-    BUILT_IN,
+from taskflux.cli.deployments import BUILT_IN, Reads, UnknownHandler, built_in_handlers, load
+from taskflux.handlers.process_email import process_email
+from taskflux.http.probes import probe_routes
+from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.settings import RouterSettings, Settings
+from tests.chart.deployments import (
     DRAIN_SECONDS,
     LIVENESS,
     METRICS,
     PORT,
     READINESS,
     Deployment,
-    Reads,
-    UnknownHandler,
-    built_in_handlers,
     deployment,
     deployments,
-    load,
 )
-from taskflux.handlers.process_email import process_email
-from taskflux.http.probes import probe_routes
-from taskflux.stream.settings import KafkaSettings
-from taskflux.worker.settings import RouterSettings, Settings
 
 APP = """
 from taskflux import Receipt, Task, handler

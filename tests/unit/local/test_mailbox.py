@@ -1,6 +1,6 @@
 from email.message import EmailMessage
 
-from taskflux.local.inbox import mailbox as reading
+from taskflux.local.inbox.mailbox import headers_of, preview, read_mail
 
 
 def mail() -> EmailMessage:
@@ -14,7 +14,7 @@ def mail() -> EmailMessage:
 
 
 def test_text_html_and_attachments_are_decoded() -> None:
-    read = reading.read(mail().as_bytes())
+    read = read_mail(mail().as_bytes())
     assert read.text == "Guten Tag,\n\nalles gut.\n"
     assert read.html == "<p>Guten Tag</p>\n"
     assert [(each.name, each.type, each.content) for each in read.attachments] == [
@@ -23,15 +23,15 @@ def test_text_html_and_attachments_are_decoded() -> None:
 
 
 def test_an_encoded_and_folded_subject_reads_as_it_was_written() -> None:
-    assert reading.read(mail().as_bytes()).headers["Subject"] == ("Grüße aus Köln, " * 6).strip()
+    assert read_mail(mail().as_bytes()).headers["Subject"] == ("Grüße aus Köln, " * 6).strip()
 
 
 def test_a_subject_in_bare_utf8_reads_as_it_was_written() -> None:
-    assert reading.headers("Subject: Köln ✓\r\n\r\n".encode())["subject"] == "Köln ✓"
+    assert headers_of("Subject: Köln ✓\r\n\r\n".encode())["subject"] == "Köln ✓"
 
 
 def test_a_preview_is_the_text_in_one_line() -> None:
-    assert reading.preview(mail().as_bytes()) == "Guten Tag, alles gut."
+    assert preview(mail().as_bytes()) == "Guten Tag, alles gut."
 
 
 def test_a_mail_that_is_none_still_reads() -> None:
@@ -41,4 +41,4 @@ def test_a_mail_that_is_none_still_reads() -> None:
         b"Subject: =?x?b?!!?=\r\n\r\nx",
         b"Content-Type: text/plain; charset=no\r\n\r\nx",
     ):
-        assert reading.read(content).attachments == ()
+        assert read_mail(content).attachments == ()

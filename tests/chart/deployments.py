@@ -1,0 +1,62 @@
+"""What a deployment is to whoever writes manifests for it, told by the code: the tests hold the chart to this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from taskflux.cli.deployments import BUILT_IN, Reads, load, services_that_read
+from taskflux.stream.topics import task_group, task_topic
+from taskflux.worker.handler import Handler
+from taskflux.worker.process import EVERYTHING, Service
+from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings
+
+LIVENESS: Final = "/livez"
+READINESS: Final = "/readyz"
+METRICS: Final = "/metrics"
+PORT: Final[int] = HttpSettings().port
+"""Where every deployment answers these three, and ingest and notify their API, unless told otherwise."""
+DRAIN_SECONDS: Final[float] = WorkerSettings().drain_seconds
+"""What running attempts may take after SIGTERM, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One part: `taskflux run <name>`.
+
+    `needs` are the servers that it does not start without. `task_type`, `provider` (by its section of settings),
+    `timeout` (seconds) and `concurrency` are a task handler's.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    serves_api: bool
+    reads: Reads | None = None
+    task_type: str | None = None
+    provider: str | None = None
+    timeout: float | None = None
+    concurrency: int | None = None
+
+
+def deployments(settings: Settings) -> Sequence[Deployment]:
+    """Every built-in part, under the topic prefix and the router's topic of `settings`."""
+    return [deployment(load(name), settings) for name in BUILT_IN]
+
+
+def deployment(target: Handler[Any] | Service, settings: Settings) -> Deployment:
+    """What `target`, built in or one's own, is under these settings."""
+    if isinstance(target, Service):
+        reads = services_that_read(settings).get(target.name)
+        return Deployment(target.name, target.needs, target.own_http, reads)
+    prefix, policy = settings.kafka.topic_prefix, target.policy
+    return Deployment(
+        target.name,
+        EVERYTHING,
+        False,
+        Reads(task_group(prefix, target.type), task_topic(prefix, target.type)),
+        target.type,
+        policy.provider,
+        policy.timeout,
+        target.concurrency,
+    )
