@@ -2,7 +2,11 @@
 
 What an application imports to write a handler of its own::
 
-    pass
+    from taskflux import Receipt, Task, handler
+
+
+    @handler("resize-image", payload=Resize)
+    async def resize_image(task: Task[Resize]) -> Receipt: ...
 """
 
 from taskflux.providers.provider import Provider, provider
