@@ -57,7 +57,7 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         counters = (metrics.SUBMITTED, metrics.FIRST_REPORTS) if webhook else (metrics.SUBMITTED,)
         registry = TypeRegistry(TaskTypes(database), counters=counters)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
-        intake = Intake(tasks, publisher, watch, lambda name: provider_of(registry, name), settings.relay.grace)
+        intake = Intake(tasks, publisher, watch, settings.relay.grace)
         stack.push_async_callback(intake.drain)
         await stack.enter_async_context(process.background(registry.run()))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
@@ -92,12 +92,6 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
             )
         except CannotListen as error:
             raise WrongSettings(str(error)) from error
-
-
-def provider_of(registry: TypeRegistry, name: str) -> str | None:
-    """The provider whose circuit governs a type, if it has one."""
-    registered = registry.get(name)
-    return registered.type.provider if registered else None
 
 
 def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook | None:

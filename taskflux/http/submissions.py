@@ -142,6 +142,7 @@ def read_submission(document: dict[str, Any], registered: Registered, circumstan
         metadata=None if metadata is None else _encode(metadata),
         traceparent=circumstances.traceparent,
         idempotency=None if key is None else IdempotencyKey(key, digest(task_type.name, payload, given)),
+        provider=task_type.provider,
     )
 
 

@@ -20,7 +20,11 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A validated request. `payload` and `metadata` are JSON texts; `delay` is in seconds from the store's now."""
+    """A validated request.
+
+    `payload` and `metadata` are JSON texts; `delay` is in seconds from the store's now; `provider` has the circuit that
+    governs the type, if one has.
+    """
 
     id: UUID
     type: str
@@ -34,6 +38,7 @@ class Submission:
     metadata: str | None = None
     traceparent: str | None = None
     idempotency: IdempotencyKey | None = None
+    provider: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
+from functools import partial
 from typing import Final
 
 from taskflux.store.errors import StoreError
@@ -38,30 +39,18 @@ class Intake:
     While Kafka is away, a circuit is open or ramping up, or too much is pending, the relay publishes instead.
     """
 
-    def __init__(
-        self,
-        tasks: Tasks,
-        publisher: Publisher,
-        circuits: CircuitWatch,
-        provider_of: Callable[[str], str | None],
-        grace: float,
-    ) -> None:
+    def __init__(self, tasks: Tasks, publisher: Publisher, circuits: CircuitWatch, grace: float) -> None:
         self._tasks = tasks
-        self._provider_of = provider_of
         self._publisher = publisher
         self._circuits = circuits
-        self._grace = grace
         self._pending: list[Due] = []
         self._publishing: asyncio.Task[None] | None = None
-        self._now: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
-            lambda batch: self._insert(batch, self._grace),
-            identity=Tasks.identity,
-            max_items=INSERT_BATCH,
-            patience=PATIENCE,
-            statement="insert",
-        )
-        self._later: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
-            lambda batch: self._insert(batch, 0.0),
+        self._now = self._inserts(grace)
+        self._later = self._inserts(0.0)
+
+    def _inserts(self, grace: float) -> GroupCommit[Submission, Accepted | KeyReused]:
+        return GroupCommit(
+            partial(self._insert, grace=grace),
             identity=Tasks.identity,
             max_items=INSERT_BATCH,
             patience=PATIENCE,
@@ -76,9 +65,7 @@ class Intake:
             RefusedData: a value cannot be stored.
         """
         ours = (
-            self._publisher.healthy
-            and len(self._pending) < MAX_PENDING
-            and self._circuits.flowing(self._provider_of(submission.type))
+            self._publisher.healthy and len(self._pending) < MAX_PENDING and self._circuits.flowing(submission.provider)
         )
         answer = await (self._now if ours else self._later).submit(submission)
         if isinstance(answer, Accepted) and answer.publish_now:
