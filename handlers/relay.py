@@ -13,12 +13,12 @@ from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Circuits, Publishing
 from taskflux.store.tasks import TaskTypes
-from taskflux.store.upkeep import Upkeep
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import metrics
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import Leader
+from taskflux.upkeep.measuring import Measuring
 from taskflux.upkeep.outflow import Outflow
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
@@ -40,14 +40,13 @@ async def relay(process: Process) -> None:
         positions = Positions(settings.kafka)
         stack.push_async_callback(positions.close)
         publishing = Publishing(database, settings.relay.grace)
-        prefix = settings.kafka.topic_prefix
-        outflow = Outflow(settings.relay, positions, Circuits(database), TaskTypes(database), prefix)
-        upkeep = Upkeep(database)
-        auditor = Auditor(upkeep, positions, prefix, settings.relay.audit_seconds, settings.relay.requeue_rate)
-        leader = Leader(process, upkeep, publishing, positions, auditor)
+        publisher = Publisher(producer, publishing, settings.kafka.topic_prefix)
+        outflow = Outflow(settings, positions, Circuits(database), TaskTypes(database))
+        auditor = Auditor(settings, database, positions)
+        leader = Leader(process, publishing, auditor, Measuring(settings, database, positions))
         async with process.background(leader.run()):
             process.started()
-            await Relay(process, publishing, Publisher(producer, publishing, prefix), outflow).run()
+            await Relay(process, publishing, publisher, outflow).run()
             await leader.ended.wait()
 
 

@@ -89,11 +89,7 @@ async def _audit(settings: Settings) -> Mapping[str, int]:
         database = await _open(settings, stack)
         positions = Positions(settings.kafka)
         stack.push_async_callback(positions.close)
-        relay = settings.relay
-        auditor = Auditor(
-            Upkeep(database), positions, settings.kafka.topic_prefix, relay.audit_seconds, relay.requeue_rate
-        )
-        return dict(await auditor.audit())
+        return dict(await Auditor(settings, database, positions).audit())
 
 
 async def _open(settings: Settings, stack: AsyncExitStack) -> Database:

@@ -1,4 +1,4 @@
-"""How many of a flood may go a second, in whatever batches they come."""
+"""Looks for records that Kafka lost, and has their tasks published again, at a rate that floods nobody."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from taskflux.store.database import Database
 from taskflux.store.tasks import FIRST_ID
 from taskflux.store.upkeep import Published, Upkeep
 from taskflux.stream.positions import Positions, TopicPositions
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.telemetry import metrics
+from taskflux.worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PAGE: Final = 20_000
+"""Tasks that one statement looks at."""
+SHARE: Final = 0.05
+"""Of its time, at most, that the auditor has PostgreSQL at work: a large table is looked through less often."""
 
 
 class Pace:
@@ -34,14 +43,6 @@ class Pace:
         self._free = max(self._free, now) + count / self.rate
 
 
-log = logging.getLogger(__name__)
-
-PAGE: Final = 20_000
-"""Tasks that one statement looks at."""
-SHARE: Final = 0.05
-"""Of its time, at most, that the auditor has PostgreSQL at work: a large table is looked through less often."""
-
-
 class Auditor:
     """Compares what PostgreSQL says is queued with what Kafka holds.
 
@@ -50,12 +51,12 @@ class Auditor:
     commit, so that comparing and setting it finds nothing.
     """
 
-    def __init__(self, upkeep: Upkeep, positions: Positions, prefix: str, interval: float, rate: float) -> None:
-        self._upkeep = upkeep
+    def __init__(self, settings: Settings, database: Database, positions: Positions) -> None:
+        self._upkeep = Upkeep(database)
         self._positions = positions
-        self._prefix = prefix
-        self._interval = interval
-        self._pace = Pace(rate)
+        self._prefix = settings.kafka.topic_prefix
+        self._interval = settings.relay.audit_seconds
+        self._pace = Pace(settings.relay.requeue_rate)
         self._looked = 0.0
 
     async def keep_auditing(self) -> None:

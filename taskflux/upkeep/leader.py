@@ -1,110 +1,85 @@
-"""Bulk replays of dead letters, carried on batch by batch by the leader.
-
-All that has to be remembered stands in the store, so it does not matter who carries the next batch: a replay goes on
-where it was when its carrier is lost.
-"""
+"""What has to be done once for all processes, by the one relay that leads."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.dead_letters import BulkReplay, DeadLetterReplays
-from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError
+from taskflux.store.dead_letters import DeadLetterReplays
+from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
-from taskflux.stream.positions import Positions
-from taskflux.telemetry import metrics, tracing
-from taskflux.upkeep.auditor import Auditor, Pace
+from taskflux.telemetry import metrics
+from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.measuring import Measuring
+from taskflux.upkeep.replays import BulkReplays
+from taskflux.upkeep.sweep import LeaseSweep
 from taskflux.worker.process import Process
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 500
-SIZE: Final = "db.operation.batch.size"
-REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES)
-ROUNDS: Final = 10
-"""Batches of each bulk replay in one tick, at most: the leader has other things to do as well."""
-
-
-class BulkReplays:
-    """Sends as many letters as the rates of the running bulk replays allow."""
-
-    def __init__(self, replays: DeadLetterReplays) -> None:
-        self._replays = replays
-
-    async def tick(self) -> None:
-        """Carry every running bulk replay on by what its rate allows now.
-
-        Raises:
-            StoreUnavailable: PostgreSQL is away; what was sent is recorded, the rest follows with the next tick.
-        """
-        try:
-            for _ in range(ROUNDS):
-                allowed = [bulk for bulk in await self._replays.running() if bulk.allowance > 0]
-                if not allowed:
-                    return
-                for bulk in allowed:
-                    await self._carry_on(bulk)
-        except SchemaTooOld as error:
-            # Nobody can have asked for one yet.
-            log.debug("no bulk replays before the next migration", extra={"error": str(error)})
-        except (StoreBusy, RefusedData) as error:
-            log.warning("a bulk replay waits for the next tick", extra={"error": type(error).__name__})
-
-    async def _carry_on(self, bulk: BulkReplay) -> None:
-        limit = min(bulk.allowance, BATCH)
-        began = time.time_ns()
-        looked_at, replayed = await self._replays.carry_on(bulk, limit)
-        # Only now it is known whose traces it is about.
-        traceparents = (letter.traceparent for letter in replayed)
-        with tracing.batch(REPLAY, traceparents, size=SIZE, began=began):
-            pass
-        for letter in replayed:
-            metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
-        if looked_at < limit:
-            log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})
-
-
 NAME: Final = "relay"
 TICK: Final = 1.0
-SWEEP: Final = 500
-WEEKS_AHEAD: Final = 4
+"""Seconds between two looks at who leads, and at all that is done in every tick."""
+EVERY_TICK: Final = 0.0
 HOURLY: Final = 3600.0
+BATCH: Final = 500
+WEEKS_AHEAD: Final = 4
+
+
+@dataclass(slots=True)
+class _Duty:
+    """Something short that is done every so many seconds."""
+
+    every: float
+    work: Callable[[], Awaitable[None]]
+    done: float = float("-inf")
 
 
 class Leader:
-    """Leads, or stands by to.
+    """Leads, or stands by to. Its duties are listed in the constructor, with their periods.
 
-    A lease counts as run out only when its worker had every chance to renew it: we have led, and PostgreSQL has been
-    up, without interruption for one whole lease.
+    `clock` says monotonic seconds.
     """
 
     def __init__(
-        self, process: Process, upkeep: Upkeep, publishing: Publishing, positions: Positions, auditor: Auditor
+        self,
+        process: Process,
+        publishing: Publishing,
+        auditor: Auditor,
+        measuring: Measuring,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        settings, database = process.settings, publishing.database
         self._process = process
-        self._settings = process.settings
-        self._upkeep = upkeep
+        self._seconds = settings.relay.leader_seconds
+        self._upkeep = Upkeep(database)
         self._publishing = publishing
-        self._measuring = Measuring(process.settings, upkeep.database, positions)
-        self._auditor = auditor
-        self._pace = Pace(self._settings.relay.requeue_rate)
-        self._receipts = Receipts(upkeep.database)
-        self._bulk_replays = BulkReplays(DeadLetterReplays(upkeep.database))
+        self._receipts = Receipts(database)
+        self._sweep = LeaseSweep(self._upkeep, settings.worker.lease_seconds, settings.relay.requeue_rate, clock)
+        self._duties = (
+            _Duty(EVERY_TICK, self._sweep_leases),
+            _Duty(EVERY_TICK, self._expire_tasks),
+            _Duty(EVERY_TICK, self._resolve_early_reports),
+            _Duty(EVERY_TICK, BulkReplays(DeadLetterReplays(database)).tick),
+            _Duty(HOURLY, self._keep_house),
+        )
+        # Whatever takes long goes on beside the ticks, at a period of its own: leases are swept meanwhile.
+        self._beside = {"audit": auditor.keep_auditing, "measuring": measuring.keep_measuring}
+        self._going_on: dict[str, asyncio.Task[None]] = {}
+        self._clock = clock
         self._id = uuid7()
         self._led_since: float | None = None
-        self._last_tick = 0.0
-        self._housekept = float("-inf")
-        self._beside: dict[str, asyncio.Task[None]] = {}
+        self._last_tick = float("-inf")
         self.ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -112,7 +87,7 @@ class Leader:
         try:
             while not self._process.draining.is_set():
                 try:
-                    await self._tick()
+                    await self.tick()
                 except StoreError as error:
                     log.warning("the leader waits for PostgreSQL", extra={"error": str(error)})
                     self._led_since = None
@@ -125,31 +100,50 @@ class Leader:
                 await self._upkeep.resign(NAME, self._id)
             self.ended.set()
 
-    async def _tick(self) -> None:
-        now = asyncio.get_running_loop().time()
-        seconds = self._settings.relay.leader_seconds
-        leads = await self._upkeep.lead(NAME, self._id, seconds, self._settings.worker.origin)
+    async def tick(self) -> None:
+        """Ask for the leadership; with it, do the duties whose time has come.
+
+        Raises:
+            StoreError: PostgreSQL cannot be reached; what was left out follows with the next tick.
+        """
+        now = self._clock()
+        leads = await self._upkeep.lead(NAME, self._id, self._seconds, self._process.settings.worker.origin)
         metrics.LEADER.labels().set(leads)
         if not leads:
             self._led_since = None
             await self._stop_beside()
             return
-        if self._led_since is None or now - self._last_tick > seconds:
+        if self._led_since is None or now - self._last_tick > self._seconds:
             self._led_since = now
         self._last_tick = now
         self._keep_beside()
-        await self._sweep(now - self._led_since)
-        while types := await self._publishing.expire(SWEEP):
+        for duty in self._duties:
+            if now - duty.done >= duty.every:
+                duty.done = now
+                await duty.work()
+
+    # Duties --------------------------------------------------------------------------------------------------------
+
+    async def _sweep_leases(self) -> None:
+        await self._sweep.tick(self._last_tick - (self._led_since or 0.0))
+
+    async def _expire_tasks(self) -> None:
+        while types := await self._publishing.expire(BATCH):
             for task_type in types:
                 metrics.ATTEMPTS.labels(task_type, "expired").inc()
-        await self._receipts.resolve_early(SWEEP)
-        await self._bulk_replays.tick()
-        await self._keep_house(now)
+
+    async def _resolve_early_reports(self) -> None:
+        await self._receipts.resolve_early(BATCH)
+
+    async def _keep_house(self) -> None:
+        await self._upkeep.make_partitions(WEEKS_AHEAD)
+        while await self._upkeep.forget_keys(1000):
+            pass
+        await self._upkeep.forget_workers()
 
     def _keep_beside(self) -> None:
-        """Whatever takes long goes on beside the ticks: leases are swept meanwhile."""
-        for name, work in {"audit": self._auditor.keep_auditing, "measuring": self._measuring.keep_measuring}.items():
-            task = self._beside.get(name)
+        for name, work in self._beside.items():
+            task = self._going_on.get(name)
             if task is not None and task.done():
                 error = task.exception()
                 if not isinstance(error, StoreError | KafkaUnavailable):
@@ -157,34 +151,12 @@ class Leader:
                 log.warning("the %s was broken off and begins again", name, extra={"error": str(error)})
                 task = None
             if task is None:
-                self._beside[name] = asyncio.create_task(work())
+                self._going_on[name] = asyncio.create_task(work())
 
     async def _stop_beside(self) -> None:
-        tasks, self._beside = list(self._beside.values()), {}
+        tasks = list(self._going_on.values())
+        self._going_on.clear()
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    async def _sweep(self, led_for: float) -> None:
-        lease = self._settings.worker.lease_seconds
-        patient = led_for >= lease and await self._upkeep.server_uptime() >= lease
-        while True:
-            now = asyncio.get_running_loop().time()
-            swept = await self._upkeep.sweep(lease if patient else None, SWEEP, self._pace.rate, self._pace.start(now))
-            self._pace.took(sum(swept.tasks.values()), now)
-            for (task_type, state), tasks in swept.tasks.items():
-                metrics.LEASES_SWEPT.labels(task_type, state).inc(tasks)
-                if state == "scheduled":
-                    metrics.REPEATS.labels(task_type).inc(tasks)
-                log.warning("tasks of a lost worker", extra={"type": task_type, "state": state, "tasks": tasks})
-            if swept.looked_at < SWEEP:
-                return
-
-    async def _keep_house(self, now: float) -> None:
-        if now - self._housekept >= HOURLY:
-            self._housekept = now
-            await self._upkeep.make_partitions(WEEKS_AHEAD)
-            while await self._upkeep.forget_keys(1000):
-                pass
-            await self._upkeep.forget_workers()

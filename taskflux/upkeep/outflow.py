@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from taskflux.store.publishing import Circuit, Circuits
@@ -15,7 +15,7 @@ from taskflux.stream.positions import Positions
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.tasks.circuit import release_rate
 from taskflux.tasks.submission import TaskType
-from taskflux.worker.settings import RelaySettings
+from taskflux.worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +46,27 @@ class _Flow:
     ramped_at: float | None = None
 
 
-@dataclass(slots=True)
 class Outflow:
-    """Holds back what must not flow."""
+    """Holds back what must not flow. `clock` says monotonic seconds."""
 
-    settings: RelaySettings
-    positions: Positions
-    circuits: Circuits
-    task_types: TaskTypes
-    prefix: str
-    _circuits: Mapping[str, Circuit] = field(default_factory=dict)
-    _types: Mapping[str, TaskType] = field(default_factory=dict)
-    _types_read_at: float = float("-inf")
-    _flows: dict[str, _Flow] = field(default_factory=dict)
+    def __init__(
+        self,
+        settings: Settings,
+        positions: Positions,
+        circuits: Circuits,
+        task_types: TaskTypes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings.relay
+        self._prefix = settings.kafka.topic_prefix
+        self._positions = positions
+        self._circuits = circuits
+        self._task_types = task_types
+        self._clock = clock
+        self._known_circuits: Mapping[str, Circuit] = {}
+        self._types: Mapping[str, TaskType] = {}
+        self._types_read_at = float("-inf")
+        self._flows: dict[str, _Flow] = {}
 
     async def refresh(self) -> None:
         """Look at the circuits again, and now and then at the types.
@@ -66,11 +74,11 @@ class Outflow:
         Raises:
             StoreError: they could not be read.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if now - self._types_read_at >= TYPES_HOLD:
-            self._types = await self.task_types.all()
+            self._types = await self._task_types.all()
             self._types_read_at = now
-        self._circuits = await self.circuits.all()
+        self._known_circuits = await self._circuits.all()
 
     async def allowance(self, task_type: str) -> Allowance:
         """What may be published of `task_type` now.
@@ -79,9 +87,9 @@ class Outflow:
             StoreError: the right to a probe could not be asked for.
         """
         known = self._types.get(task_type)
-        circuit = self._circuits.get(known.provider) if known and known.provider else None
+        circuit = self._known_circuits.get(known.provider) if known and known.provider else None
         if circuit is not None and circuit.open:
-            return Allowance(1, probe=True) if await self.circuits.take_probe(circuit.provider) else NOTHING
+            return Allowance(1, probe=True) if await self._circuits.take_probe(circuit.provider) else NOTHING
         flow = self._flows.setdefault(task_type, _Flow())
         room = await self._room(task_type, flow)
         ramp = self._ramp(flow, circuit)
@@ -93,17 +101,17 @@ class Outflow:
 
     async def _room(self, task_type: str, flow: _Flow) -> int:
         """How many more unclaimed records of the type Kafka may hold."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if now - flow.lag_read_at >= LAG_HOLDS:
             lag = await self._lag(task_type)
             if lag is None and not flow.stuck:
                 log.warning("nothing is published: its topic is missing or Kafka is away", extra={"type": task_type})
             flow.lag, flow.lag_read_at, flow.released, flow.stuck = lag, now, 0, lag is None
-        return 0 if flow.lag is None else self.settings.max_unclaimed - flow.lag - flow.released
+        return 0 if flow.lag is None else self._settings.max_unclaimed - flow.lag - flow.released
 
     async def _lag(self, task_type: str) -> int | None:
         try:
-            return await self.positions.lag(task_group(self.prefix, task_type), task_topic(self.prefix, task_type))
+            return await self._positions.lag(task_group(self._prefix, task_type), task_topic(self._prefix, task_type))
         except KafkaUnavailable:
             return None
 
@@ -113,8 +121,8 @@ class Outflow:
         if rate is None:
             flow.ramped_at = None
             return None
-        now = asyncio.get_running_loop().time()
-        since = now - flow.ramped_at if flow.ramped_at is not None else self.settings.max_wait
+        now = self._clock()
+        since = now - flow.ramped_at if flow.ramped_at is not None else self._settings.max_wait
         if rate * since < 1:
             return 0
         flow.ramped_at = now

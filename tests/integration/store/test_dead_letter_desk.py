@@ -20,7 +20,7 @@ from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission
-from taskflux.upkeep.leader import BulkReplays
+from taskflux.upkeep.replays import BulkReplays
 from tests.integration.system.stack import eventually
 
 T = "default"
