@@ -21,7 +21,7 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 UNKNOWN: Final = "unknown"
 
 # What labels may hold is bounded: no series names a task or a person.
-SETTLES: Final = (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD)
+SETTLES: Final = tuple(each.value for each in (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD))
 TASK_ERRORS: Final = (
     "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "InvalidPayload", "Expired", "WorkerLost",
     "Crash",
@@ -136,7 +136,7 @@ ATTEMPTS: Final = Counter(
     "Attempts by outcome (the event that settled them; handed-back ones spent no attempt); `expired`: ended by the"
     " relay's leader while they waited.",
     _TYPE,
-    Label("outcome", (*(each.value for each in SETTLES), "expired")),
+    Label("outcome", (*SETTLES, "expired")),
     by="process-*, relay",
 )
 ERRORS: Final = Counter("taskflux_errors_total", "Failed attempts by error class.", _TYPE, _ERROR, by="process-*")

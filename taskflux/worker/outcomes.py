@@ -39,14 +39,11 @@ class Outcomes:
             max_items=BATCH,
             statement="settle",
         )
-        # All series are there from the start, and looked up once.
-        self._processing = metrics.PROCESSING.labels(task_type)
-        self._end_to_end = metrics.END_TO_END.labels(task_type)
-        self._attempts = {event: metrics.ATTEMPTS.labels(task_type, event.value) for event in metrics.SETTLES}
-        self._repeats = metrics.REPEATS.labels(task_type)
-        self._late = {
-            counted: metrics.LATE_SETTLES.labels(task_type, str(counted).lower()) for counted in (True, False)
-        }
+        metrics.ATTEMPTS.zeros(task_type, metrics.SETTLES)
+        metrics.PROCESSING.zeros(task_type)
+        metrics.END_TO_END.zeros(task_type)
+        metrics.REPEATS.zeros(task_type)
+        metrics.LATE_SETTLES.zeros(task_type)
 
     async def write(self, claim: Claim, settlement: Settlement) -> None:
         """Write how a claim ended, however long that takes, and tell it.
@@ -80,6 +77,7 @@ class Outcomes:
 
     def _count(self, batch: Sequence[Settlement], settled: Sequence[Settled]) -> None:
         """One statement has written these: they are counted together, as far as they have no span to point to."""
+        processing, end_to_end = metrics.PROCESSING.labels(self._type), metrics.END_TO_END.labels(self._type)
         took: list[float] = []
         ages: list[float] = []
         others: Counter[Event] = Counter()
@@ -88,22 +86,22 @@ class Outcomes:
                 if span is None:
                     took.append(seconds)
                 else:
-                    self._processing.observe(seconds, tracing.exemplar(span))
+                    processing.observe(seconds, tracing.exemplar(span))
             if decision.event is not _SUCCEEDED:
                 others[decision.event] += 1
                 if decision.event is Event.RETRY and decision.error_class == "Ambiguous":
-                    self._repeats.inc()
+                    metrics.REPEATS.labels(self._type).inc()
             elif written and span is None:
                 ages.append(age)
             elif written:
-                self._end_to_end.observe(age, tracing.exemplar(span))
+                end_to_end.observe(age, tracing.exemplar(span))
             if late or not written:
-                self._late[written].inc()
-        self._processing.observe_all(took)
-        self._end_to_end.observe_all(ages)
-        self._attempts[_SUCCEEDED].inc(len(batch) - others.total())
+                metrics.LATE_SETTLES.labels(self._type, str(written).lower()).inc()
+        processing.observe_all(took)
+        end_to_end.observe_all(ages)
+        metrics.ATTEMPTS.labels(self._type, _SUCCEEDED.value).inc(len(batch) - others.total())
         for event, count in others.items():
-            self._attempts[event].inc(count)
+            metrics.ATTEMPTS.labels(self._type, event.value).inc(count)
 
     def _tell(self, claim: Claim, decision: Decision) -> None:
         level, event = logging.WARNING, decision.event.value
