@@ -65,7 +65,7 @@ async def _keep(records: Sequence[Record], letters: DeadLetters, process: Proces
         return [None] * len(batch)
 
     # A record that PostgreSQL refuses is halved out of its batch.
-    commit: GroupCommit[DeadLetter, None] = GroupCommit(add, identity=lambda letter: letter.identity)
+    commit: GroupCommit[DeadLetter, None] = GroupCommit(add)
     storing = asyncio.create_task(_store(commit, [dead_letter(record) for record in records]))
     draining = asyncio.create_task(process.draining.wait())
     await asyncio.wait([storing, draining], return_when=asyncio.FIRST_COMPLETED)
@@ -79,7 +79,7 @@ async def _keep(records: Sequence[Record], letters: DeadLetters, process: Proces
 
 async def _store(commit: GroupCommit[DeadLetter, None], letters: Sequence[DeadLetter]) -> None:
     try:
-        await commit.submit_all(letters)
+        await asyncio.gather(*[commit.submit(letter, letter.identity) for letter in letters])
     except RefusedData as error:
         # Bytes that no column takes cannot occur: bytea takes all of them, and texts were made storable.
         log.error("a dead letter cannot be stored and stays in its topic", extra={"error_class": type(error).__name__})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping
+from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import asyncpg
 
@@ -52,6 +52,10 @@ def _describe(value: object) -> object:
 Row = Any
 """An asyncpg.Record: its values are had by column name."""
 
+RAISED = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""Whatever goes wrong with a statement or its connection; a TimeoutError is an OSError."""
+
+_TOO_OLD = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)
 _BUSY = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -70,6 +74,7 @@ _AWAY = (
     asyncpg.ProtocolViolationError,  # what a pooler answers when its server is away
 )
 _REFUSED = (
+    asyncpg.DataError,
     asyncpg.PostgresSyntaxError,  # never by our statements: a type that cannot be cast
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
@@ -144,8 +149,8 @@ class Database:
         Raises:
             StoreError: one of its kinds.
         """
-        async with self._connection(statement.name) as connection:
-            return await connection.fetch(statement.text, *statement.arguments(arguments))  # type: ignore[no-any-return]
+        rows: Sequence[Row] = await self._run("fetch", statement, arguments)
+        return rows
 
     async def fetchrow(self, statement: Statement, /, **arguments: object) -> Row | None:
         """The first row of `statement`, if there is one."""
@@ -154,37 +159,36 @@ class Database:
 
     async def execute(self, statement: Statement, /, **arguments: object) -> int:
         """Run `statement` and return how many rows it changed."""
-        async with self._connection(statement.name) as connection:
-            status = str(await connection.execute(statement.text, *statement.arguments(arguments)))
+        status: str = await self._run("execute", statement, arguments)
         return int(status.rsplit(" ", 1)[-1])
 
-    async def _connected(self, connection: Any) -> None:
-        metrics.OPENED.labels("postgresql").inc()
-
-    @asynccontextmanager
-    async def _connection(self, statement: str | None = None) -> AsyncIterator[Any]:
+    async def _run(self, method: Literal["fetch", "execute"], statement: Statement, given: Mapping[str, object]) -> Any:
+        arguments = statement.arguments(given)
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
         cancelled = None
+        asked = monotonic()
         try:
-            with translated():
-                asked = monotonic()
-                async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
-                    given = monotonic()
-                    metrics.POOL_WAIT.labels().observe(given - asked)
-                    try:
-                        yield connection
-                    except asyncio.CancelledError as error:
-                        cancelled = error
-                        raise
-                    if statement is not None:
-                        metrics.STATEMENT_SECONDS.labels(statement).observe(monotonic() - given)
-        except StoreError as error:
+            async with self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
+                began = monotonic()
+                metrics.POOL_WAIT.labels().observe(began - asked)
+                try:
+                    answer = await getattr(connection, method)(statement.text, *arguments)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                    raise
+                metrics.STATEMENT_SECONDS.labels(statement.name).observe(monotonic() - began)
+                return answer
+        except RAISED as error:
             # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
             if cancelled is not None:
                 raise cancelled from None
-            metrics.STATEMENT_ERRORS.labels(type(error).__name__).inc()
-            raise
+            failure = store_error(error)
+            metrics.STATEMENT_ERRORS.labels(type(failure).__name__).inc()
+            raise failure from error
+
+    async def _connected(self, connection: Any) -> None:
+        metrics.OPENED.labels("postgresql").inc()
 
 
 async def _nothing_to_reset(connection: Any) -> None:
@@ -196,22 +200,25 @@ def translated() -> Iterator[None]:
     """Turn what asyncpg raises into what the caller does next."""
     try:
         yield
-    except asyncpg.UndefinedTableError as error:
-        raise SchemaTooOld(f"{error}: run `taskflux migrate`") from error
-    except (asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
-        raise SchemaTooOld(f"{error}: run `taskflux migrate`") from error
-    except _BUSY as error:
-        raise StoreBusy(str(error)) from error
-    except _AWAY as error:
-        raise StoreUnavailable(str(error)) from error
-    except (asyncpg.DataError, *_REFUSED) as error:
+    except RAISED as error:
+        raise store_error(error) from error
+
+
+def store_error(error: Exception) -> StoreError:
+    """What the caller does next about `error`, which is one of RAISED."""
+    if isinstance(error, _TOO_OLD):
+        return SchemaTooOld(f"{error}: run `taskflux migrate`")
+    if isinstance(error, _BUSY):
+        return StoreBusy(str(error))
+    if isinstance(error, _AWAY):
+        return StoreUnavailable(str(error))
+    if isinstance(error, _REFUSED):
         # What it says quotes the value, or the whole row.
-        raise RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})") from error
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise StoreUnavailable(f"PostgreSQL refuses us ({error}): check TASKFLUX_POSTGRES__DSN") from error
-    except TimeoutError as error:
-        raise StoreUnavailable("PostgreSQL did not answer in time") from error
-    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise StoreUnavailable(str(error) or type(error).__name__) from error
-    except asyncpg.PostgresError as error:
-        raise StoreError(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from error
+        return RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})")
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
+        return StoreUnavailable(f"PostgreSQL refuses us ({error}): check TASKFLUX_POSTGRES__DSN")
+    if isinstance(error, asyncpg.PostgresError):
+        return StoreError(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable("PostgreSQL did not answer in time")
+    return StoreUnavailable(str(error) or type(error).__name__)

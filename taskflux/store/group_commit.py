@@ -11,7 +11,8 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context
-from typing import Final, Generic, TypeVar
+from functools import partial
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from taskflux.store.errors import (
     RefusedData,
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 I = TypeVar("I")  # noqa: E741 - the item, as O is its outcome
 O = TypeVar("O")  # noqa: E741
 
+Batch: TypeAlias = list[tuple[I, asyncio.Future[O]]]
+
 _RETRY: Final = (StoreBusy, StoreUnavailable, SchemaTooOld)
 
 
@@ -36,111 +39,81 @@ class GroupCommit(Generic[I, O]):
 
     Args:
         run: writes a batch and returns an outcome for each item, in their order.
-        identity: what may stand only once in a batch; the second of two alike waits for the next.
         max_items: the largest batch.
-        writers: statements under way at once.
-        patience: seconds that a batch is tried again while PostgreSQL is away; None: until it is back.
-        statement: the name under which its batches are counted; None counts them not.
+        patience: seconds that a batch is tried again while PostgreSQL is unavailable; None: until it is available.
+        statement: the name under which the sizes of batches are observed; None: they are not.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[I]], Awaitable[Sequence[O]]],
         *,
-        identity: Callable[[I], Hashable],
         max_items: int = 500,
-        writers: int = 1,
         patience: float | None = None,
         statement: str | None = None,
     ) -> None:
         self._run = run
-        self._identity = identity
         self._max_items = max_items
         self._patience = patience
         self._sizes = None if statement is None else metrics.BATCH.labels(statement)
-        self._idle_writers = writers
-        self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
-        self._writing: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[I, Hashable, asyncio.Future[O]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
 
-    @property
-    def depth(self) -> int:
-        """Items that wait for a statement to take them."""
-        return len(self._waiting)
+    def submit(self, item: I, unique: Hashable) -> asyncio.Future[O]:
+        """Have `item` written; its outcome.
 
-    async def submit(self, item: I) -> O:
-        """Have `item` written and return its outcome.
+        `unique` stands only once in a batch: of two items with the same, the second waits for the next batch.
 
         Raises:
             RefusedData: this very item cannot be stored.
-            StoreUnavailable: PostgreSQL was away for longer than the patience; the item may still have been written.
+            StoreUnavailable: PostgreSQL was unavailable for longer than the patience; the item may have been written.
         """
-        return await self._enqueue(item)
-
-    async def submit_all(self, items: Sequence[I]) -> Sequence[O]:
-        """Have all of `items` written, in as few statements as their number allows.
-
-        Raises:
-            StoreError: one of them was not; the others may have been.
-        """
-        return await asyncio.gather(*[self._enqueue(item) for item in items])
-
-    def _enqueue(self, item: I) -> asyncio.Future[O]:
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._idle_writers:
-            self._start_writer()
+        self._waiting.append((item, unique, future))
+        if self._writer is None:
+            # In a context of its own: a batch is no part of the request or attempt that happened to begin it.
+            self._writer = asyncio.create_task(self._write(), context=Context())
         return future
 
-    def _start_writer(self) -> None:
-        self._idle_writers -= 1
-        # In a context of its own: a batch is no part of the request or attempt that happened to begin it.
-        task = asyncio.create_task(self._write(), context=Context())
-        self._writing.add(task)
-        task.add_done_callback(self._writer_ended)
-
-    def _writer_ended(self, task: asyncio.Task[None]) -> None:
-        self._writing.discard(task)
-        self._idle_writers += 1
-        if not task.cancelled():
-            task.exception()  # it was told
-        if self._waiting and not task.cancelled():
-            self._start_writer()  # what broke off this one is not the fault of those who wait
-
     async def _write(self) -> None:
-        while self._waiting:
-            batch = self._take()
-            if not batch:
-                return  # nobody waits for them any more
-            if self._sizes is not None:
-                self._sizes.observe(len(batch))
-            try:
-                await self._settle(batch)
-            except BaseException as error:
-                if isinstance(error, Exception):
+        try:
+            while self._waiting:
+                batch = self._take()
+                try:
+                    await self._settle(batch)
+                except BaseException as error:
+                    _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}"))
+                    if not isinstance(error, Exception):
+                        raise
+                    # Those who wait for the next batch are not to blame.
                     first = [str(getattr(item, "id", "")) for item, _ in batch[:3]]
                     log.error("a batch broke off", exc_info=error, extra={"items": len(batch), "task_ids": first})
-                _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}"))
-                raise
+        finally:
+            self._writer = None
 
-    def _take(self) -> list[tuple[I, asyncio.Future[O]]]:
-        batch: list[tuple[I, asyncio.Future[O]]] = []
-        again: list[tuple[I, asyncio.Future[O]]] = []
-        seen: set[Hashable] = set()
+    def _take(self) -> Batch[I, O]:
+        """The next batch, without those whom nobody waits for any more."""
+        batch: Batch[I, O] = []
+        alike: list[tuple[I, Hashable, asyncio.Future[O]]] = []
+        taken: set[Hashable] = set()
         while self._waiting and len(batch) < self._max_items:
-            item, future = self._waiting.popleft()
-            identity = self._identity(item)
-            if identity in seen:
-                again.append((item, future))
+            item, unique, future = self._waiting.popleft()
+            if unique in taken:
+                alike.append((item, unique, future))
             elif not future.cancelled():
-                seen.add(identity)
+                taken.add(unique)
                 batch.append((item, future))
-        self._waiting.extendleft(reversed(again))
+        self._waiting.extendleft(reversed(alike))
+        if self._sizes is not None and batch:
+            self._sizes.observe(len(batch))
         return batch
 
-    async def _settle(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
+    async def _settle(self, batch: Batch[I, O]) -> None:
+        if not batch:
+            return
+        run = partial(self._run, [item for item, _ in batch])
         try:
-            items = [item for item, _ in batch]
-            outcomes = await until_available(lambda: self._run(items), retry=_RETRY, seconds=self._patience)
+            outcomes = await until_available(run, retry=_RETRY, seconds=self._patience)
         except RefusedData as error:
             if len(batch) == 1:
                 _fail(batch, error)
@@ -157,7 +130,7 @@ class GroupCommit(Generic[I, O]):
                     future.set_result(outcome)
 
 
-def _fail(batch: list[tuple[I, asyncio.Future[O]]], error: StoreError) -> None:
+def _fail(batch: Batch[I, O], error: StoreError) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

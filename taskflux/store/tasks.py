@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -31,15 +31,10 @@ class Tasks:
 
     database: Database
 
-    @staticmethod
-    def identity(submission: Submission) -> Hashable:
-        """What may stand only once in a batch: an idempotency key, else the task itself."""
-        key = submission.idempotency
-        return (submission.tenant, key.key) if key else submission.id
-
     async def insert(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         """Make all of them durable in one statement; one outcome for each.
 
+        What is `unique` about a submission stands once among them.
         It may be called again with the same submissions after an error: what was written then is recognised.
 
         Raises:

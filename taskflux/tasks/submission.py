@@ -40,6 +40,11 @@ class Submission:
     idempotency: IdempotencyKey | None = None
     provider: str | None = None
 
+    @property
+    def unique(self) -> tuple[str, str] | UUID:
+        """What stands once among submissions that are accepted together: an idempotency key, else the task itself."""
+        return (self.tenant, self.idempotency.key) if self.idempotency else self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:

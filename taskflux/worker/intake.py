@@ -51,7 +51,6 @@ class Intake:
     def _inserts(self, grace: float) -> GroupCommit[Submission, Accepted | KeyReused]:
         return GroupCommit(
             partial(self._insert, grace=grace),
-            identity=Tasks.identity,
             max_items=INSERT_BATCH,
             patience=PATIENCE,
             statement="insert",
@@ -67,7 +66,7 @@ class Intake:
         ours = (
             self._publisher.healthy and len(self._pending) < MAX_PENDING and self._circuits.flowing(submission.provider)
         )
-        answer = await (self._now if ours else self._later).submit(submission)
+        answer = await (self._now if ours else self._later).submit(submission, submission.unique)
         if isinstance(answer, Accepted) and answer.publish_now:
             self._pending.append(Due(submission.id, submission.type, 1, submission.key, submission.traceparent))
             if self._publishing is None:

@@ -35,7 +35,6 @@ class Outcomes:
         self._claims = claims
         self._group: GroupCommit[Settlement, Settled] = GroupCommit(
             self._settle,
-            identity=lambda settlement: settlement.id,
             max_items=BATCH,
             statement="settle",
         )
@@ -58,7 +57,7 @@ class Outcomes:
         try:
             while True:
                 try:
-                    await self._group.submit(settlement._replace(decision=decision))
+                    await self._group.submit(settlement._replace(decision=decision), claim.id)
                     break
                 except StoreError as error:
                     log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,7 +30,6 @@ class Publisher:
         metrics.PRODUCE_SECONDS.zeros()
         self._confirm: GroupCommit[Confirmation, None] = GroupCommit(
             publishing.confirm,
-            identity=lambda confirmation: confirmation.id,
             max_items=CONFIRM_BATCH,
             # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
             patience=publishing.grace,
@@ -65,7 +65,7 @@ class Publisher:
             if isinstance(outcome, Published)
         ]
         _count(outcomes)
-        await self._confirm.submit_all(confirmed)
+        await asyncio.gather(*[self._confirm.submit(each, each.id) for each in confirmed])
         return len(confirmed)
 
     async def publish_dead(self, letters: Sequence[DeadDue]) -> int:

@@ -37,12 +37,10 @@ class StoreIntake:
         async def insert(batch: Sequence[Submission]) -> Sequence[Accepted | KeyReused]:
             return await tasks.insert(batch, 0.0)
 
-        self._inserts: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(
-            insert, identity=Tasks.identity, patience=patience
-        )
+        self._inserts: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(insert, patience=patience)
 
     async def accept(self, submission: Submission) -> Accepted | KeyReused:
-        return await self._inserts.submit(submission)
+        return await self._inserts.submit(submission, submission.unique)
 
 
 async def application(database: Database, limits: Limits = Limits(), patience: float = 0.5) -> ASGIApp:  # noqa: B008

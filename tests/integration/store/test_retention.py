@@ -20,6 +20,7 @@ from taskflux.tasks.submission import IdempotencyKey
 from taskflux.upkeep import pruner
 from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages
 from tests.integration.store.rows import DONE, end, old_tasks, sql, state_of, submission, submit, worker
+from tests.integration.store.scene import Scene
 
 DAY = timedelta(days=1)
 MONTH = Ages(30 * DAY, 90 * DAY, 30 * DAY, 90 * DAY)
@@ -235,12 +236,13 @@ async def test_what_changes_while_a_partition_is_looked_through_is_not_lost(data
 
 
 async def test_a_partition_that_is_in_use_is_left_for_the_next_time(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    own_scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    database, reader = own_scene.database, own_scene.direct
     monkeypatch.setattr(pruner, "PAUSE", 0.0)
     monkeypatch.setattr(pruner, "TRIES", 2)
     await old_tasks(database, "succeeded", 60 * DAY, 2)
-    async with database._connection("of a test") as reader, reader.transaction():
+    async with reader.transaction():
         await reader.fetch("SELECT FROM tasks")  # a backup holds such a lock for hours
         pruned = await prune(database)
         [trouble] = pruned.trouble

@@ -228,10 +228,10 @@ async def test_a_result_that_json_cannot_bear_at_all_is_kept_as_text(scene: Scen
 async def test_one_row_that_cannot_be_stored_does_not_hurt_the_199_others(scene: Scene) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker, 200)
-    commit: GroupCommit[Settlement, Settled] = GroupCommit(worker.settle, identity=lambda each: each.id)
+    commit: GroupCommit[Settlement, Settled] = GroupCommit(worker.settle)
     bad = Decision(Event.RETRY, State.SCHEDULED, 1e300)  # no interval is that long
     waiting = [
-        commit.submit(Settlement(claim.id, claim.version, bad if place == 137 else succeeded(None)))
+        commit.submit(Settlement(claim.id, claim.version, bad if place == 137 else succeeded(None)), claim.id)
         for place, claim in enumerate(claims)
     ]
     answers = await asyncio.gather(*waiting, return_exceptions=True)

@@ -20,7 +20,11 @@ KEY = IdempotencyKey("order-17", b"digest")
 
 
 def commit(scene: Scene) -> Commit:
-    return GroupCommit(lambda batch: scene.tasks.insert(batch, GRACE), identity=Tasks.identity)
+    return GroupCommit(lambda batch: scene.tasks.insert(batch, GRACE))
+
+
+async def submit(commit: Commit, *submissions: Submission) -> list[Accepted | KeyReused]:
+    return await asyncio.gather(*[commit.submit(each, each.unique) for each in submissions])
 
 
 async def count(scene: Scene) -> int:
@@ -33,8 +37,8 @@ async def insert(scene: Scene, *submissions: Submission) -> list[Accepted | KeyR
 
 async def test_a_hundred_simultaneous_submits_of_one_key_make_one_task(scene: Scene) -> None:
     commits = [commit(scene) for _ in range(4)]  # four processes would have one each
-    answers = await asyncio.gather(*(commits[n % 4].submit(submission(idempotency=KEY)) for n in range(100)))
-    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
+    answers = await asyncio.gather(*(submit(commits[n % 4], submission(idempotency=KEY)) for n in range(100)))
+    accepted = [answer for [answer] in answers if isinstance(answer, Accepted)]
     assert len(accepted) == 100
     assert len({(answer.id, answer.created_at) for answer in accepted}) == 1
     assert sum(not answer.repeated for answer in accepted) == 1
@@ -49,8 +53,7 @@ async def test_the_same_key_for_another_request_is_refused(scene: Scene) -> None
 
 
 async def test_a_key_twice_at_once_is_one_task_and_one_repeat(scene: Scene) -> None:
-    both = commit(scene)
-    first, second = await both.submit_all([submission(idempotency=KEY), submission(idempotency=KEY)])
+    first, second = await submit(commit(scene), submission(idempotency=KEY), submission(idempotency=KEY))
     assert isinstance(first, Accepted)
     assert isinstance(second, Accepted)
     assert (first.id, first.repeated, second.repeated) == (second.id, False, True)
@@ -58,7 +61,7 @@ async def test_a_key_twice_at_once_is_one_task_and_one_repeat(scene: Scene) -> N
 
 async def test_a_key_twice_at_once_for_two_requests_is_one_task_and_one_refusal(scene: Scene) -> None:
     other = replace(KEY, digest=b"another")
-    answers = await commit(scene).submit_all([submission(idempotency=KEY), submission(idempotency=other)])
+    answers = await submit(commit(scene), submission(idempotency=KEY), submission(idempotency=other))
     assert [type(answer) for answer in answers] == [Accepted, KeyReused]
 
 
@@ -143,7 +146,7 @@ async def test_many_writers_of_many_keys_in_any_order_block_nobody_for_good(scen
     commits = [commit(scene) for _ in range(6)]
     answers = await asyncio.gather(
         *(
-            each.submit_all([submission(idempotency=key) for key in (keys if n % 2 else reversed(keys))])
+            submit(each, *[submission(idempotency=key) for key in (keys if n % 2 else reversed(keys))])
             for n, each in enumerate(commits)
         )
     )
@@ -164,7 +167,7 @@ async def test_many_writers_of_many_keys_in_any_order_block_nobody_for_good(scen
 )
 async def test_what_postgresql_refuses_alone_fails(bad: dict[str, object], scene: Scene) -> None:
     batch = commit(scene)
-    waiting = [batch.submit(submission(**(bad if n == 33 else {}))) for n in range(64)]
+    waiting = [batch.submit(submission(**(bad if n == 33 else {})), n) for n in range(64)]
     answers = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(answers[33], RefusedData)
     assert sum(isinstance(answer, Accepted) for answer in answers) == 63

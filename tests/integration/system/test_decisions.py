@@ -105,8 +105,7 @@ async def test_a_person_decides_on_uncertain_tasks(stack: Stack, world: World) -
     assert (await stack.get(given_up))["error"] == {"class": "Ambiguous", "reason": "nobody wants it"}
 
     async def dead_letter() -> Any:
-        async with stack.database._connection("of a test") as connection:
-            return await connection.fetchrow("SELECT * FROM dead_letters WHERE task_id = $1", given_up)
+        return await stack.sql.fetchrow("SELECT * FROM dead_letters WHERE task_id = $1", given_up)
 
     letter = await eventually(dead_letter, "its dead letter is stored")
     assert (letter["error_class"], letter["reason"]) == ("Ambiguous", "nobody wants it")

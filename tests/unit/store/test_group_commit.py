@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from prometheus_client import REGISTRY
@@ -51,28 +52,32 @@ def _no_patience_for_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commits(table: Table, **options: object) -> GroupCommit[str, str]:
-    return GroupCommit(table.write, identity=lambda item: item[0], **options)  # type: ignore[arg-type]
+    return GroupCommit(table.write, **options)  # type: ignore[arg-type]
+
+
+async def submit(commit: GroupCommit[str, str], item: str) -> str:
+    """Items that begin alike do not stand in the same batch."""
+    return await commit.submit(item, item[0])
 
 
 async def begun(table: Table, commit: GroupCommit[str, str], *items: str) -> list[asyncio.Task[str]]:
     """One statement under way with the first item, the others waiting for the next."""
     table.open.clear()
-    tasks = [asyncio.create_task(commit.submit(items[0]))]
+    tasks = [asyncio.create_task(submit(commit, items[0]))]
     await table.entered.acquire()
-    tasks += [asyncio.create_task(commit.submit(item)) for item in items[1:]]
+    tasks += [asyncio.create_task(submit(commit, item)) for item in items[1:]]
     await asyncio.sleep(0)
     return tasks
 
 
 async def test_alone_a_request_waits_for_nobody(table: Table) -> None:
-    assert await commits(table).submit("a") == "A"
+    assert await submit(commits(table), "a") == "A"
     assert table.batches == [["a"]]
 
 
 async def test_what_is_asked_for_meanwhile_shares_the_next_statement(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "a", "b", "c", "d")
-    assert commit.depth == 3
     table.open.set()
     assert await asyncio.gather(*tasks) == ["A", "B", "C", "D"]
     assert table.batches == [["a"], ["b", "c", "d"]]
@@ -95,9 +100,9 @@ async def test_the_second_of_two_alike_waits_for_the_next_statement(table: Table
 
 
 async def test_what_is_submitted_together_is_answered_in_its_order(table: Table) -> None:
-    assert await commits(table).submit_all(["c", "a", "b"]) == ["C", "A", "B"]
+    commit = commits(table)
+    assert await asyncio.gather(*[commit.submit(item, item) for item in "cab"]) == ["C", "A", "B"]
     assert table.batches == [["c", "a", "b"]]
-    assert await commits(table).submit_all([]) == []
 
 
 async def test_who_gives_up_before_the_statement_is_not_written(table: Table) -> None:
@@ -113,13 +118,13 @@ async def test_who_gives_up_before_the_statement_is_not_written(table: Table) ->
 async def test_who_gives_up_during_the_statement_takes_nobody_with_him(table: Table) -> None:
     commit = commits(table)
     first = await begun(table, commit, "a")
-    rest = [asyncio.create_task(commit.submit(item)) for item in "bc"]
+    rest = [asyncio.create_task(submit(commit, item)) for item in "bc"]
     await asyncio.sleep(0)
     table.open.set()
     await first[0]
     await table.entered.acquire()
     table.open.clear()
-    third = asyncio.create_task(commit.submit("d"))
+    third = asyncio.create_task(submit(commit, "d"))
     await asyncio.sleep(0)
     for task in (rest[0], first[0]):
         task.cancel()
@@ -136,28 +141,28 @@ async def test_where_all_have_given_up_no_statement_is_run(table: Table) -> None
     await asyncio.sleep(0)
     table.open.set()
     assert await tasks[0] == "A"
-    assert await commit.submit("d") == "D"
+    assert await submit(commit, "d") == "D"
     assert table.batches == [["a"], ["d"]]
 
 
 @pytest.mark.parametrize("trouble", [StoreBusy("deadlock"), StoreUnavailable("away"), SchemaTooOld("migrate first")])
 async def test_a_statement_that_may_be_run_again_is(trouble: StoreError, table: Table) -> None:
     table.troubles = [trouble] * 5
-    assert await commits(table).submit("a") == "A"
+    assert await submit(commits(table), "a") == "A"
     assert len(table.batches) == 6
 
 
 async def test_patience_ends_and_says_why(table: Table) -> None:
     table.troubles = [StoreUnavailable("away")] * 10_000
     with pytest.raises(StoreUnavailable, match="away"):
-        await commits(table, patience=0.02).submit("a")
+        await submit(commits(table, patience=0.02), "a")
     assert len(table.batches) > 1
 
 
 async def test_without_patience_the_first_failure_is_the_last(table: Table) -> None:
     table.troubles = [StoreUnavailable("away")]
     with pytest.raises(StoreUnavailable):
-        await commits(table, patience=0.0).submit("a")
+        await submit(commits(table, patience=0.0), "a")
 
 
 async def test_an_error_that_no_second_try_mends_is_told_to_all_of_the_batch(table: Table) -> None:
@@ -167,21 +172,21 @@ async def test_an_error_that_no_second_try_mends_is_told_to_all_of_the_batch(tab
     table.open.set()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(answer) for answer in answers] == ["no permission"] * 3
-    assert await commit.submit("c") == "C"
+    assert await submit(commit, "c") == "C"
 
 
 @pytest.mark.parametrize("place", [0, 1, 17, 98, 99])
 async def test_a_bad_row_is_halved_out_of_its_batch(place: int, table: Table) -> None:
     items = [chr(0x4E00 + n) for n in range(100)]
     table.bad = {items[place]}
-    answers = await asyncio.gather(*map(commits(table).submit, items), return_exceptions=True)
+    answers = await asyncio.gather(*map(partial(submit, commits(table)), items), return_exceptions=True)
     assert [n for n, answer in enumerate(answers) if isinstance(answer, RefusedData)] == [place]
     assert len(table.batches) <= 15
 
 
 async def test_a_batch_of_bad_rows_alone_fails_each_of_them(table: Table) -> None:
     table.bad = set("abcd")
-    answers = await asyncio.gather(*map(commits(table).submit, "abcd"), return_exceptions=True)
+    answers = await asyncio.gather(*map(partial(submit, commits(table)), "abcd"), return_exceptions=True)
     assert all(isinstance(answer, RefusedData) for answer in answers)
 
 
@@ -205,23 +210,10 @@ async def test_a_fault_while_halving_leaves_nobody_waiting(table: Table) -> None
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
     try:
         async with asyncio.timeout(5):
-            answers = await asyncio.gather(*map(commits(table).submit, "abcd"), return_exceptions=True)
+            answers = await asyncio.gather(*map(partial(submit, commits(table)), "abcd"), return_exceptions=True)
     finally:
         asyncio.get_running_loop().set_exception_handler(None)
     assert all(isinstance(answer, StoreUnavailable) for answer in answers)
-
-
-async def test_several_writers_have_several_statements_under_way(table: Table) -> None:
-    commit = commits(table, writers=2)
-    table.open.clear()
-    tasks = []
-    for item in "ab":
-        tasks.append(asyncio.create_task(commit.submit(item)))
-        await table.entered.acquire()
-    tasks += [asyncio.create_task(commit.submit(item)) for item in "cd"]
-    table.open.set()
-    assert await asyncio.gather(*tasks) == ["A", "B", "C", "D"]
-    assert table.batches[:2] == [["a"], ["b"]]
 
 
 async def test_the_size_of_each_batch_is_observed(table: Table) -> None:

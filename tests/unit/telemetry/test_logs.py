@@ -187,10 +187,10 @@ async def test_what_is_written_in_a_batch_belongs_to_no_task_that_happened_to_be
         raise RuntimeError(f"a fault, at {SECRET}")
 
     logs.configure(LogSettings(), "ingest")
-    commit: GroupCommit[Item, None] = GroupCommit(write, identity=lambda item: item.id)
+    commit: GroupCommit[Item, None] = GroupCommit(write)
     with attempt():
         answers = await asyncio.gather(
-            *(commit.submit(Item(UUID(int=number))) for number in range(5)), return_exceptions=True
+            *(commit.submit(Item(UUID(int=number)), number) for number in range(5)), return_exceptions=True
         )
     assert all(isinstance(answer, StoreUnavailable) for answer in answers)
     found = lines(capsys)
