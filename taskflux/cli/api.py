@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -69,20 +68,18 @@ class Api:
         """The document at `path`; query parameters that are None are left out. Raises ApiError."""
         return self.call("GET", path, query=query).document
 
-    def pages(self, path: str, limit: int, **query: Any) -> Iterator[tuple[list[Document], str | None]]:
-        """(items, next cursor) page by page, at most `limit` items together. Raises ApiError.
+    def list(self, path: str, limit: int, *, cursor: str | None, **query: Any) -> tuple[Sequence[Document], str | None]:
+        """At most `limit` items from `cursor` on, and the cursor that goes on behind them. Raises ApiError.
 
         A page may be short or even empty and still not be the last one.
         """
-        left = limit
+        items: list[Document] = []
         while True:
-            page = self.get(path, **{**query, "limit": min(left, 200)})
-            items, cursor = page["items"][:left], page.get("nextCursor")
-            left -= len(items)
-            yield items, cursor
-            if cursor is None or left <= 0:
-                return
-            query["cursor"] = cursor
+            page = self.get(path, cursor=cursor, **query, limit=min(limit - len(items), 200))
+            items += page["items"][: limit - len(items)]
+            cursor = page.get("nextCursor")
+            if cursor is None or len(items) >= limit:
+                return items, cursor
 
     def call(
         self,
@@ -181,8 +178,3 @@ class ApiCommand(click.Command):
             return super().invoke(ctx)
         except ApiError as error:
             leave(str(error), error.status)
-
-
-def sleep(seconds: float) -> None:
-    """Wait between two looks at the server."""
-    time.sleep(seconds)

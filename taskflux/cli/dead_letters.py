@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from time import sleep
 from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from taskflux.cli.api import Api, ApiCommand, ApiError, Document, api_option, sleep
+from taskflux.cli.api import Api, ApiCommand, ApiError, Document, api_option
 from taskflux.cli.program import INTERRUPTED, UNREACHABLE, leave
-from taskflux.cli.shown import counted, json_option, print_json, show_dead_letter, show_dead_letters, show_groups
-from taskflux.cli.tasks import gathered, tell_more
+from taskflux.cli.shown import (
+    counted,
+    json_option,
+    print_json,
+    show_dead_letter,
+    show_dead_letters,
+    show_groups,
+    tell_more,
+)
 from taskflux.cli.values import Id, Moment, payload_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +73,7 @@ def query_of(given: dict[str, Any]) -> dict[str, Any]:
 @api_option
 def list_dead_letters(limit: int, cursor: str | None, as_json: bool, api: Api, **given: Any) -> None:
     """List dead letters, newest first."""
-    items, following = gathered(api.pages("/dead-letters", limit, cursor=cursor, **query_of(given)))
+    items, following = api.list("/dead-letters", limit, cursor=cursor, **query_of(given))
     if as_json:
         print_json({"items": items, "nextCursor": following})
     elif items:

@@ -28,6 +28,7 @@ COLOURS: Final[Mapping[str, str]] = {
     "problem": "red",
 }
 """Words that stand for a state, by the colour they have on a terminal (click leaves it out everywhere else)."""
+_LONGEST_REASON: Final = 60
 
 
 def json_option(function: F) -> F:
@@ -46,7 +47,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     widths = [max([len(name), *(len(row[place]) for row in cells)]) for place, name in enumerate(columns)]
     click.secho(_line([name.upper() for name in columns], widths), bold=True)
     for row in cells:
-        click.echo(_line(row, widths, painted=True))
+        click.echo(_line(row, widths, painted))
 
 
 def print_fields(pairs: Mapping[str, object]) -> None:
@@ -86,16 +87,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _line(row: Sequence[str], widths: Sequence[int], *, painted: bool = False) -> str:
+def _line(row: Sequence[str], widths: Sequence[int], paint: Callable[[str], str] = str) -> str:
     padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
     padded[-1] = row[-1]
-    return "  ".join(_painted(text) if painted else text for text in padded).rstrip()
-
-
-_painted = painted
-
-
-_LONGEST_REASON = 60
+    return "  ".join(map(paint, padded)).rstrip()
 
 
 def show_task(task: Document) -> None:
@@ -178,6 +173,12 @@ def explain_end(task: Document) -> str:
             )
         case status:
             return f"the task is still {status}; it goes on. Look again: taskflux tasks get {task_id}"
+
+
+def tell_more(cursor: str | None) -> None:
+    """Say how a list that has not ended goes on."""
+    if cursor is not None:
+        click.secho(f"there may be more: --cursor {cursor}, or a higher --limit", dim=True, err=True)
 
 
 def show_dead_letters(letters: Sequence[Document]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from time import sleep
 from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 import click
 
-from taskflux.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_option, sleep
+from taskflux.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_option
 from taskflux.cli.program import FAILED, OK, STILL_OPEN, UNREACHABLE, leave
-from taskflux.cli.shown import explain_end, json_option, print_json, show_task, show_tasks
+from taskflux.cli.shown import explain_end, json_option, print_json, show_task, show_tasks, tell_more
 from taskflux.cli.values import Duration, Id, Moment, Pair, payload_of
 
 STATES = ("scheduled", "queued", "running", "succeeded", "dead", "uncertain", "cancelled")
@@ -185,7 +186,7 @@ def list_tasks(
     """List tasks, newest first."""
     query = {"status": status, "taskType": task_type, "createdAfter": after, "createdBefore": before, "key": key}
     query |= {f"metadata.{name}": value for name, value in metadata}
-    items, following = gathered(api.pages("/tasks", limit, cursor=cursor, **query))
+    items, following = api.list("/tasks", limit, cursor=cursor, **query)
     if as_json:
         print_json({"items": items, "nextCursor": following})
     elif items:
@@ -236,19 +237,3 @@ def resolve(task_id: str, outcome: str, reason: str | None, as_json: bool, api: 
         print_json(task)
     else:
         click.echo(f"{task['taskId']} {task['status']}")
-
-
-def gathered(pages: Iterator[tuple[list[Document], str | None]]) -> tuple[list[Document], str | None]:
-    """All items of the pages, and the cursor that goes on behind them."""
-    items: list[Document] = []
-    last = None
-    for page, cursor in pages:
-        items += page
-        last = cursor
-    return items, last
-
-
-def tell_more(cursor: str | None) -> None:
-    """Say how a list that has not ended goes on."""
-    if cursor is not None:
-        click.secho(f"there may be more: --cursor {cursor}, or a higher --limit", dim=True, err=True)

@@ -4,9 +4,7 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from taskflux.providers.msg91 import Msg91Settings, connect
 from taskflux.providers.sms import Sms
-from taskflux.tasks.errors import Misconfigured
 
 SMS: dict[str, Any] = {"mobile": "+919876543210", "name": "Ann"}
 SCHEMA = jsonschema_rs.validator_for(TypeAdapter(Sms).json_schema(by_alias=True))
@@ -44,21 +42,3 @@ def test_variables_may_be_texts_and_numbers() -> None:
     fields = SMS | {"templateId": "a" * 24, "variables": {"VAR1": "x", "amount": 12, "rate": 1.5}}
     assert SCHEMA.is_valid(fields)
     assert Sms.model_validate(fields).variables == {"VAR1": "x", "amount": 12, "rate": 1.5}
-
-
-def test_every_setting_is_described() -> None:
-    assert all(field.description for field in Msg91Settings.model_fields.values())
-
-
-@pytest.mark.parametrize(
-    "fields", [{"base_url": "control.msg91.com"}, {"auth_key": "a\r\nb"}, {"short_url": "2"}, {"rate": 0}]
-)
-def test_settings_that_cannot_work_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(fields))):
-        Msg91Settings.model_validate(fields)
-
-
-async def test_no_auth_key_stops_the_start() -> None:
-    with pytest.raises(Misconfigured, match="TASKFLUX_MSG91__AUTH_KEY"):
-        async with connect.connect(Msg91Settings()):
-            pass
