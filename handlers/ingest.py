@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from taskflux.http.app import create_app
-from taskflux.http.probes import Exposition, own_metrics
+from taskflux.http.app import Exposition, create_app, own_metrics
+from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.problems import COMMON
 from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.requests import of_request
-from taskflux.http.server import CannotListen, serve
-from taskflux.http.services import DeadLetterDesk, Limits, Services, TaskDesk
+from taskflux.http.server import serve_process
+from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.tasks import TaskRoutes
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
@@ -24,7 +24,7 @@ from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.intake import Intake
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
-from taskflux.worker.settings import WrongSettings, load_provider
+from taskflux.worker.settings import load_provider
 
 GRACE = 10.0
 """Seconds that requests in flight may take after the order to drain."""
@@ -62,36 +62,17 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         await stack.enter_async_context(process.background(registry.run()))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         limit = settings.http.max_body_bytes
-        services = Services(
-            intake=intake,
-            reader=tasks,
-            cache=accelerator,
-            registry=registry,
-            metrics=exposition,
+        submissions = Submissions(intake, registry, Limits(max_body_bytes=limit, max_item_bytes=limit))
+        prefix = settings.kafka.topic_prefix
+        app = create_app(
+            submissions,
+            TaskRoutes(tasks, Listing(database), Decisions(database), accelerator),
+            DeadLetterRoutes(DeadLetterShelf(database), DeadLetterReplays(database), submissions, prefix),
+            webhook,
             started=lambda: process.health.started,
-            limits=Limits(max_body_bytes=limit, max_item_bytes=limit),
-            traceparent=of_request,
-            tasks=TaskDesk(Listing(database), Decisions(database)),
-            msg91_webhook=webhook,
-            dead_letters=DeadLetterDesk(
-                DeadLetterShelf(database),
-                DeadLetterReplays(database),
-                settings.kafka.topic_prefix,
-            ),
+            exposition=exposition,
         )
-        try:
-            await serve(
-                create_app(services),
-                settings.http.host,
-                settings.http.port,
-                draining=process.draining,
-                grace=GRACE,
-                linger=settings.http.linger_seconds,
-                hurry=process.hurry,
-                listening=lambda port: process.started(),
-            )
-        except CannotListen as error:
-            raise WrongSettings(str(error)) from error
+        await serve_process(app, process, GRACE)
 
 
 def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook | None:

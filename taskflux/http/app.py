@@ -1,75 +1,178 @@
-"""The HTTP application: routes, and one way for every error to be told."""
+"""The HTTP application of ingest: every route of it, the probes, and one way for every error to be told."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Match, Route
 
-from taskflux.http.answers import to_json
 from taskflux.http.batch import SubmitBatch
-from taskflux.http.bodies import task_id, unknown_task
-from taskflux.http.dead_letters.routes import dead_letter_routes
+from taskflux.http.bodies import to_json
+from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.openapi.document import api_json, documentation_routes
-from taskflux.http.probes import probe_routes
-from taskflux.http.problems import EXCEPTION_HANDLERS
-from taskflux.http.receipts import webhook_routes
-from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import Services, TaskDesk
-from taskflux.http.submissions import SubmitTask
-from taskflux.http.tasks import ListTasks, TaskDecisions, task_document
-from taskflux.tasks.states import State
-from taskflux.tasks.submission import DEFAULT_TENANT
+from taskflux.http.problems import (
+    INTERNAL,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    NOT_STARTED,
+    PROBLEM,
+    Kind,
+    Problem,
+    store_problem,
+)
+from taskflux.http.receipts import Msg91Webhook
+from taskflux.http.submissions import Submissions
+from taskflux.http.tasks import TaskRoutes
+from taskflux.store.errors import StoreError
+from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
+from taskflux.telemetry.logs import frames
+
+log = logging.getLogger(__name__)
+
+Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""From an Accept header to the text of `/metrics`, and its content type."""
 
 
-def create_app(services: Services) -> Starlette:
-    """The API of ingest."""
-
-    async def get_task(request: Request) -> Response:
-        task = task_id(request.path_params["task_id"])
-        document = await services.cache.cached(DEFAULT_TENANT, task)
-        if document is None:
-            row = await services.reader.get(task, DEFAULT_TENANT)
-            if row is None:
-                raise unknown_task(str(task))
-            document = to_json(task_document(row))
-            if row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
-                await services.cache.cache(DEFAULT_TENANT, task, document)
-        return Response(document, media_type="application/json")
-
-    return application(
-        [
-            Route("/tasks", SubmitTask(services), methods=["POST"], name="submit_task"),
-            Route("/tasks/batch", SubmitBatch(services), methods=["POST"], name="submit_batch"),
-            Route("/tasks/{task_id}", get_task, methods=["GET"]),
-            *(task_routes(services, services.tasks) if services.tasks else ()),
-            *(dead_letter_routes(services, services.dead_letters) if services.dead_letters else ()),
-            *webhook_routes(services.msg91_webhook),
-            *probe_routes(services.started, services.metrics),
-            *documentation_routes(lambda: api_json(_schemas(services.registry))),
-        ]
-    )
+async def own_metrics(accept: str) -> tuple[bytes, str]:
+    """This process's metrics."""
+    return await asyncio.to_thread(shown, accept)
 
 
-def task_routes(services: Services, desk: TaskDesk) -> list[Route]:
-    """The routes of lists and decisions."""
-    decisions = TaskDecisions(services.reader, desk.decisions)
+def create_app(
+    submissions: Submissions,
+    tasks: TaskRoutes,
+    letters: DeadLetterRoutes,
+    webhook: Msg91Webhook | None,
+    started: Callable[[], bool],
+    exposition: Exposition = own_metrics,
+) -> Starlette:
+    """The API of ingest; each route has the id of its operation in `taskflux.http.openapi.operations`.
+
+    Without a `webhook` no delivery reports are taken. `started` is what `/readyz` says.
+    """
+    routes = [
+        _route("POST", "/tasks", submissions, "submitTask"),
+        _route("POST", "/tasks/batch", SubmitBatch(submissions), "submitBatch"),
+        _route("GET", "/tasks", tasks.page, "listTasks"),
+        _route("GET", "/tasks/{task_id}", tasks.show, "getTask"),
+        _route("DELETE", "/tasks/{task_id}", tasks.cancel, "cancelTask"),
+        _route("POST", "/tasks/{task_id}/resolve", tasks.resolve, "resolveTask"),
+        _route("GET", "/dead-letters", letters.page, "listDeadLetters"),
+        _route("GET", "/dead-letters/groups", letters.groups, "groupDeadLetters"),
+        _route("POST", "/dead-letters/replay", letters.start_bulk, "replayDeadLetters"),
+        _route("GET", "/dead-letters/replays/{replay_id}", letters.show_bulk, "getReplay"),
+        _route("DELETE", "/dead-letters/replays/{replay_id}", letters.stop_bulk, "stopReplay"),
+        _route("GET", "/dead-letters/{letter_id}", letters.show, "getDeadLetter"),
+        _route("POST", "/dead-letters/{letter_id}/replay", letters.replay, "replayDeadLetter"),
+        _route("POST", "/dead-letters/{letter_id}/discard", letters.discard, "discardDeadLetter"),
+    ]
+    if webhook is not None:
+        routes.append(_route("POST", "/webhooks/msg91/{secret}", webhook.record, "msg91Reports"))
+    routes += probe_routes(started, exposition)
+    routes += documentation_routes(lambda: api_json(submissions.registry.schemas))
+    return application(routes)
+
+
+def _route(method: str, path: str, endpoint: Callable[..., Any], operation: str) -> Route:
+    return Route(path, endpoint, methods=[method], name=operation)
+
+
+def application(routes: Sequence[Route]) -> Starlette:
+    """An application of these routes whose every error is a problem document."""
+    app = Starlette(routes=list(routes), exception_handlers=EXCEPTION_HANDLERS)
+    app.router.redirect_slashes = False  # a redirected POST is lost on clients that repeat it as a GET
+    return app
+
+
+def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics) -> list[Route]:
+    """The routes of the probes.
+
+    livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once
+    `started`, whatever the stores do later: were they a reason, all replicas would leave their service together.
+    """
+
+    async def livez(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        if not started():
+            raise Problem(NOT_STARTED, "it is not ready yet", headers={"Retry-After": "1"})
+        return PlainTextResponse("ok\n")
+
+    async def exposed(request: Request) -> Response:
+        if switched_off():
+            return PlainTextResponse(SWITCHED_OFF, status_code=404)
+        body, content_type = await metrics(request.headers.get("accept", ""))
+        encoding = request.headers.get("accept-encoding", "")
+        body, headers = await asyncio.to_thread(packed, body, content_type, encoding)
+        return Response(body, headers=headers)
+
     return [
-        Route("/tasks", ListTasks(desk.listing).page, methods=["GET"]),
-        Route("/tasks/{task_id}", decisions.cancel, methods=["DELETE"]),
-        Route("/tasks/{task_id}/resolve", decisions.resolve, methods=["POST"]),
+        _route("GET", "/livez", livez, "livez"),
+        _route("GET", "/readyz", readyz, "readyz"),
+        _route("GET", "/metrics", exposed, "metrics"),
     ]
 
 
-def _schemas(registry: TypeRegistry) -> tuple[tuple[str, str], ...]:
-    """The known types with the JSON schemas of their payloads, sorted."""
-    found = ((name, registry.get(name)) for name in registry.names)
-    return tuple((name, registered.schema.text) for name, registered in found if registered is not None)
+def problem_answer(problem: Problem) -> Response:
+    """A problem as an answer."""
+    return Response(to_json(problem.document()), problem.status, problem.headers, PROBLEM)
 
 
-def application(routes: list[Route]) -> Starlette:
-    """An application of these routes whose every error is a problem document."""
-    app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
-    app.router.redirect_slashes = False  # a redirected POST is lost on clients that repeat it as a GET
-    return app
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return problem_answer(error)
+
+
+async def _on_store_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StoreError)
+    return problem_answer(store_problem(error))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return problem_answer(Problem(NOT_FOUND, f"nothing is served at {request.url.path[:200]}", headers=headers))
+    if error.status_code == 405:
+        allowed = headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+        detail = f"{request.method} is not possible here; possible is {allowed}"
+        return problem_answer(Problem(METHOD_NOT_ALLOWED, detail, headers=headers))
+    kind = Kind("bad-request", error.status_code, error.detail)
+    return problem_answer(Problem(kind, error.detail, headers=headers))
+
+
+def _methods_at(request: Request) -> set[str]:
+    """What the address knows, over all of its routes: each names only its own."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return methods
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody is there to read it
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Told without the exception's text and without values: they may hold somebody's address."""
+    log.error("%s while answering %s\n%s", type(error).__name__, request.method, frames(error))
+    return problem_answer(Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened"))
+
+
+EXCEPTION_HANDLERS: Final[dict[Any, Callable[[Request, Exception], Any]]] = {
+    Problem: _on_problem,
+    StoreError: _on_store_error,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+    Exception: _on_bug,
+}
+"""For `Starlette(exception_handlers=…)`."""

@@ -14,8 +14,17 @@ from typing import Any, Final, Protocol
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from taskflux.http.answers import JSON, to_json
-from taskflux.http.bodies import JSON_TYPES, NDJSON_TYPES, headers_of, media_type, parse_json, stream_body, too_large
+from taskflux.http.bodies import (
+    JSON,
+    JSON_TYPES,
+    NDJSON_TYPES,
+    headers_of,
+    media_type,
+    parse_json,
+    stream_body,
+    to_json,
+    too_large,
+)
 from taskflux.http.problems import (
     BAD_REQUEST,
     INVALID_TASK,
@@ -24,19 +33,9 @@ from taskflux.http.problems import (
     FieldError,
     Problem,
     not_valid,
-    store_problem,
 )
-from taskflux.http.services import Services
-from taskflux.http.submissions import (
-    Circumstances,
-    accepted_members,
-    is_idempotency_key,
-    key_reused,
-    read_submission,
-    registered_type,
-)
-from taskflux.store.errors import StoreError
-from taskflux.tasks.submission import Accepted, KeyReused, Submission
+from taskflux.http.submissions import Submissions, accepted_members, is_idempotency_key
+from taskflux.tasks.submission import Accepted, Submission
 from taskflux.telemetry import metrics
 
 Item = bytes | None
@@ -270,21 +269,20 @@ CHUNK: Final = 250
 """Items that are parsed in one go, before other requests get their turn."""
 
 
+@dataclass(frozen=True, slots=True)
 class SubmitBatch:
     """The endpoint."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    submissions: Submissions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limits = self._services.limits
+        limits = self.submissions.limits
         headers = headers_of(scope)
         form = NDJSON if media_type(headers, JSON_TYPES | NDJSON_TYPES) in NDJSON_TYPES else ARRAY
         if b"idempotency-key" in headers:
             raise Problem(BAD_REQUEST, "Idempotency-Key names one task: give each item an idempotencyKey of its own")
         splitter: Splitter = (LineSplitter if form is NDJSON else ArraySplitter)(limits.max_item_bytes)
-        results = Results(send, form, limits.batch_hold_bytes)
-        batch = Batch(self._services, headers.get(b"traceparent"), results)
+        batch = Batch(self.submissions, Results(send, form, limits.batch_hold_bytes))
         try:
             await batch.run(stream_body(receive), splitter)
         finally:
@@ -303,9 +301,8 @@ class _Chunk:
 class Batch:
     """One request on its way: at most so much in flight, answers in the order of the items."""
 
-    def __init__(self, services: Services, traceparent: bytes | None, results: Results) -> None:
-        self._services = services
-        self._traceparent = traceparent
+    def __init__(self, submissions: Submissions, results: Results) -> None:
+        self._submissions = submissions
         self._results = results
         self._chunks: deque[_Chunk] = deque()
         self._count = 0
@@ -358,7 +355,7 @@ class Batch:
             await self._answer_oldest()
 
     async def _begin(self, items: Sequence[Item]) -> None:
-        limits = self._services.limits
+        limits = self._submissions.limits
         size = sum(len(item or b"") for item in items)
         while self._chunks and (
             sum(chunk.items for chunk in self._chunks) + len(items) > limits.batch_items_in_flight
@@ -387,17 +384,11 @@ class Batch:
         return [self._answer(index, outcome) for index, outcome in enumerate(decided, first)]
 
     async def _prepare(self, item: Item) -> Submission | Problem:
-        services = self._services
         try:
             if item is None:
-                raise too_large("the item", services.limits.max_item_bytes)
+                raise too_large("the item", self._submissions.limits.max_item_bytes)
             document = parse_json(item)
-            key = _take_key(document)
-            registered = await registered_type(document, services.registry)
-            circumstances = Circumstances(services.traceparent(self._traceparent), services.now(), key)
-            return read_submission(document, registered, circumstances)
-        except StoreError as error:
-            return store_problem(error)
+            return await self._submissions.read(document, _take_key(document))
         except Problem as problem:
             return problem
 
@@ -405,18 +396,15 @@ class Batch:
         if self._trouble is not None:
             return self._trouble
         try:
-            outcome = await self._services.intake.accept(submission)
-        except StoreError as error:
-            problem = store_problem(error)
+            return await self._submissions.accept(submission, "idempotencyKey")
+        except Problem as problem:
             if problem.kind is STORE_UNAVAILABLE:
                 self._trouble = problem  # every further item would wait as long for the same answer
             return problem
-        return key_reused("idempotencyKey") if isinstance(outcome, KeyReused) else outcome
 
     def _answer(self, index: int, outcome: Accepted | Problem) -> bytes:
         if isinstance(outcome, Problem):
             return self._refusal(index, outcome)
-        metrics.SUBMITTED.labels(outcome.type, "repeated" if outcome.repeated else "accepted").inc()
         replay = ',"idempotentReplay":true' if outcome.repeated else ""
         return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
 

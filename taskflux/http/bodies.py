@@ -1,9 +1,11 @@
-"""Reading request bodies: what they may be, and how much of them is taken."""
+"""JSON over HTTP: request bodies, what they may be and how much of them is taken; and answers."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,9 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from taskflux.http.answers import to_json
-from taskflux.http.problems import BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNKNOWN_TASK, UNSUPPORTED_MEDIA_TYPE, Problem
-from taskflux.telemetry.logs import TASK
+from taskflux.http.problems import BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
 
 Headers = Mapping[bytes, bytes]
 
@@ -22,9 +22,7 @@ NDJSON_TYPES: Final = frozenset(
     {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonl"}
 )
 
-_USUAL: Final = b"application/json"
-
-
+JSON: Final = b"application/json"
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -78,7 +76,7 @@ def media_type(headers: Headers, accepted: frozenset[str]) -> str:
     given = headers.get(b"content-type", b"")
     if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
         raise Problem(UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not taken: send it without Content-Encoding")
-    if given == _USUAL and "application/json" in accepted:
+    if given == JSON and "application/json" in accepted:
         return "application/json"
     essence, _, parameters = given.decode("latin-1").lower().partition(";")
     essence = essence.strip()
@@ -147,36 +145,39 @@ def too_large(what: str, limit: int) -> Problem:
     return Problem(TOO_LARGE, f"{what} is larger than {limit:,} bytes, the most that is taken here")
 
 
-_UUID_LENGTH: Final = 36
+_RFC3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})?"
+)
 
 
-def task_id(text: str) -> UUID:
-    """The task id that stands in a path: the request is about this task, in the log, too.
+def moment(value: object) -> datetime:
+    """The time that a text says, in UTC.
 
     Raises:
-        Problem: 404, no task can have this id.
+        ValueError: with a sentence; it is none as RFC 3339 writes it.
+        OverflowError: it is beyond the years that can be reckoned with.
     """
+    match = _RFC3339.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("must be a time as RFC 3339 writes it, for example 2030-01-31T09:00:00Z")
+    if match["offset"] is None:
+        raise ValueError("has no offset from UTC: end it with Z or, for example, +02:00")
     try:
-        if len(text) == _UUID_LENGTH:
-            task = UUID(text)
-            TASK.set(task)
-            return task
-    except ValueError:
-        pass
-    raise unknown_task(text[:100])
+        return datetime.fromisoformat(match[0].upper()).astimezone(UTC)
+    except ValueError as error:
+        raise ValueError(f"is no time that exists: {error}") from None
 
 
-def unknown_task(text: str) -> Problem:
-    """The problem of an id that no task of the caller has."""
-    return Problem(UNKNOWN_TASK, f"no task has the id {text!r}; it may have been deleted after its retention")
+async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers, Any]:
+    """The request's headers, and the JSON document that it brings in at most `limit` bytes.
 
-
-def identifier(text: str) -> UUID | None:
-    """The id that stands in a path, if it can be one."""
-    try:
-        return UUID(text) if len(text) == 36 else None
-    except ValueError:
-        return None
+    Raises:
+        Problem: 400, 413 or 415.
+        ClientDisconnect: the client went away.
+    """
+    headers = headers_of(scope)
+    media_type(headers, JSON_TYPES)
+    return headers, parse_json(await read_body(headers, receive, limit))
 
 
 async def json_object(request: Request, limit: int) -> dict[str, Any]:
@@ -196,6 +197,33 @@ async def json_object(request: Request, limit: int) -> dict[str, Any]:
     return document
 
 
+def identifier(text: str) -> UUID | None:
+    """The id that stands in a path, if it can be one."""
+    try:
+        return UUID(text) if len(text) == 36 else None
+    except ValueError:
+        return None
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def to_json(document: object) -> bytes:
+    """A document on the wire: ASCII, so that text which UTF-8 cannot carry (lone surrogates) passes as it came.
+
+    Raises:
+        ValueError: it holds a number that JSON does not know.
+    """
+    return _encode(document).encode("ascii")
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment in UTC with microseconds and a Z."""
+    if moment.tzinfo is not UTC:  # what the store returns is
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+
+
 def json_answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON document as an answer."""
-    return Response(to_json(document), status, headers, "application/json")
+    return Response(to_json(document), status, headers, JSON.decode())

@@ -28,7 +28,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,9 +37,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from taskflux.http.answers import to_json
-from taskflux.http.app import application
-from taskflux.http.bodies import JSON_TYPES, Headers, headers_of, media_type, parse_json, read_body
+from taskflux.http.app import application, probe_routes
+from taskflux.http.bodies import Headers, json_answer, moment, read_json, to_json
+from taskflux.http.openapi.document import documentation_routes, notify_json
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
     DELIVERY_REFUSED,
@@ -56,12 +56,13 @@ from taskflux.http.problems import (
     shortened,
 )
 from taskflux.http.registry import MOST_ERRORS, field_name
-from taskflux.http.submissions import moment
+from taskflux.providers.email import Email
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
+from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
 from taskflux.telemetry.logs import TASK
-from taskflux.worker.notifier import Delivered, Notification
+from taskflux.worker.notifier import Notification, Notifier
 
 P = TypeVar("P")
 
@@ -77,38 +78,27 @@ _KINDS: Final[Mapping[type[TaskError], Kind]] = {
 }
 
 
-class Delivers(Protocol[P]):
-    """Delivers notifications; `taskflux.worker.notifier.Notifier` is one."""
-
-    async def deliver(self, notification: Notification[P]) -> Delivered:
-        """See `Notifier.deliver`."""
-        ...
-
-
 class Notify(Generic[P]):
     """The endpoint of one channel."""
 
-    def __init__(self, payload: type[P], notifier: Delivers[P], max_body_bytes: int) -> None:
+    def __init__(self, payload: type[P], notifier: Notifier[P], max_body_bytes: int) -> None:
         self._adapter = TypeAdapter(payload)
         self._notifier = notifier
         self._limit = max_body_bytes
 
-    async def __call__(self, request: Request) -> Response:
-        headers = headers_of(request.scope)
-        media_type(headers, JSON_TYPES)
-        notification = self._read(headers, await read_body(headers, request.receive, self._limit))
+    async def deliver(self, request: Request) -> Response:
+        """Deliver now, and answer with the outcome."""
+        headers, document = await read_json(request.scope, request.receive, self._limit)
         try:
-            delivered = await self._notifier.deliver(notification)
+            delivered = await self._notifier.deliver(self._read(headers, document))
         except TaskError as error:
             raise delivery_problem(error) from error
         except StoreError as error:
             raise _not_begun() from error
-        body = to_json({"status": "accepted", "result": delivered.result})
         replay = {"Idempotent-Replay": "true"} if delivered.repeated else {}
-        return Response(body, headers=replay, media_type="application/json")
+        return json_answer({"status": "accepted", "result": delivered.result}, headers=replay)
 
-    def _read(self, headers: Headers, body: bytes) -> Notification[P]:
-        document = parse_json(body)
+    def _read(self, headers: Headers, document: Any) -> Notification[P]:
         errors: list[FieldError] = []
         progress = document.pop("progress", None) if isinstance(document, dict) else None
         if progress is not None and not isinstance(progress, dict):
@@ -126,21 +116,31 @@ class Notify(Generic[P]):
 
 
 def create_notify_app(
-    channels: Mapping[str, Notify[Any]],
-    checks: Mapping[str, Callable[[], Awaitable[None]]],
-    probes: list[Route],
+    mail: Notify[Email], text: Notify[Sms], check_mail: Callable[[], Awaitable[None]], started: Callable[[], bool]
 ) -> Starlette:
-    """The API of the notification service; `checks` are of the channels whose provider has one."""
-    deliveries = [
-        Route(path, endpoint.__call__, methods=["POST"])
-        for channel, endpoint in channels.items()
-        for path in (f"/notifications/{channel}", f"/api/{channel}/send")
-    ]
-    checkings = [
-        Route(f"/notifications/{channel}/check", _checking(check), methods=["POST"])
-        for channel, check in checks.items()
-    ]
-    return application([*deliveries, *checkings, *probes])
+    """The API of the notification service; each route has the id of its operation.
+
+    `check_mail` asks whether the provider of mails serves us, and raises ProviderError where it does not.
+    """
+
+    async def check(request: Request) -> Response:
+        try:
+            await check_mail()
+        except ProviderError as error:
+            raise delivery_problem(error) from error
+        return Response(status_code=204)
+
+    return application(
+        [
+            Route("/notifications/email", mail.deliver, methods=["POST"], name="notifyEmail"),
+            Route("/api/email/send", mail.deliver, methods=["POST"], name="sendEmail"),
+            Route("/notifications/sms", text.deliver, methods=["POST"], name="notifySms"),
+            Route("/api/sms/send", text.deliver, methods=["POST"], name="sendSms"),
+            Route("/notifications/email/check", check, methods=["POST"], name="checkEmail"),
+            *probe_routes(started),
+            *documentation_routes(notify_json),
+        ]
+    )
 
 
 def delivery_problem(error: TaskError) -> Problem:
@@ -154,17 +154,6 @@ def delivery_problem(error: TaskError) -> Problem:
     if error.progress is not None:
         extra["progress"] = dict(error.progress)
     return Problem(kind, error.reason, headers=headers, extra=extra)
-
-
-def _checking(check: Callable[[], Awaitable[None]]) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        try:
-            await check()
-        except ProviderError as error:
-            raise delivery_problem(error) from error
-        return Response(status_code=204)
-
-    return endpoint
 
 
 def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | None, int, datetime | None]:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Match, Route
-
-from taskflux.http.answers import PROBLEM, to_json
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreError
-from taskflux.telemetry.logs import frames
 
-log = logging.getLogger(__name__)
-
+PROBLEM: Final = "application/problem+json"
 RETRY_AFTER: Final = 5
 """Seconds that a submitter is asked to wait while PostgreSQL is away."""
 
@@ -132,10 +123,6 @@ class Problem(Exception):
             document["errors"] = [{"field": error.field, "message": error.message} for error in self.errors]
         return document | self.extra
 
-    def response(self) -> Response:
-        """The problem as an answer."""
-        return Response(to_json(self.document()), self.status, self.headers, PROBLEM.decode())
-
 
 def not_valid(kind: Kind, errors: Sequence[FieldError]) -> Problem:
     """The problem of these fields."""
@@ -170,58 +157,6 @@ def store_problem(error: StoreError) -> Problem:
         )
     headers = {"Retry-After": str(RETRY_AFTER)}
     return Problem(STORE_UNAVAILABLE, detail, headers=headers, extra={"retryAfter": RETRY_AFTER})
-
-
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return error.response()
-
-
-async def _on_store_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StoreError)
-    return store_problem(error).response()
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    if error.status_code == 404:
-        return Problem(NOT_FOUND, f"nothing is served at {request.url.path[:200]}", headers=headers).response()
-    if error.status_code == 405:
-        allowed = headers["Allow"] = ", ".join(sorted(_methods_at(request)))
-        detail = f"{request.method} is not possible here; possible is {allowed}"
-        return Problem(METHOD_NOT_ALLOWED, detail, headers=headers).response()
-    kind = Kind("bad-request", error.status_code, error.detail)
-    return Problem(kind, error.detail, headers=headers).response()
-
-
-def _methods_at(request: Request) -> set[str]:
-    """What the address knows, over all of its routes: each names only its own."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods or set()
-    return methods
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    """Told without the exception's text and without values: they may hold somebody's address."""
-    log.error("%s while answering %s\n%s", type(error).__name__, request.method, frames(error))
-    return Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened").response()
-
-
-EXCEPTION_HANDLERS: Final[dict[Any, Callable[[Request, Exception], Any]]] = {
-    Problem: _on_problem,
-    StoreError: _on_store_error,
-    HTTPException: _on_http_exception,
-    ClientDisconnect: _on_disconnect,
-    Exception: _on_bug,
-}
-"""For `Starlette(exception_handlers=…)`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,17 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from taskflux.http.answers import to_json
-from taskflux.http.bodies import headers_of, read_body
+from taskflux.http.bodies import headers_of, json_answer, read_body
 from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
 from taskflux.providers.msg91 import MalformedReports, read_reports
-from taskflux.store.tasks import Recorded
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.tasks import Receipts, Recorded
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import State
 from taskflux.telemetry import metrics
@@ -35,32 +34,16 @@ FORM: Final = "application/x-www-form-urlencoded"
 JSON_TYPE: Final = "application/json"
 
 
-class ReceiptStore(Protocol):
-    """Keeps reports; `taskflux.store.tasks.Receipts` is one."""
-
-    async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
-        """See `Receipts.record`."""
-        ...
-
-
-class Forgets(Protocol):
-    """Drops what was kept of a task; `taskflux.store.accelerator.Accelerator` is one."""
-
-    async def forget(self, tenant: str, task: UUID) -> None:
-        """Never raises for the cache's own trouble."""
-        ...
-
-
 class Msg91Webhook:
     """The endpoint."""
 
-    def __init__(self, secret: str, store: ReceiptStore, cache: Forgets) -> None:
+    def __init__(self, secret: str, receipts: Receipts, cache: Accelerator) -> None:
         self._secret = secret.encode()
-        self._store = store
+        self._receipts = receipts
         self._cache = cache
         metrics.REPORTS.zeros()
 
-    async def __call__(self, request: Request) -> Response:
+    async def record(self, request: Request) -> Response:
         """Answer 200 with how many reports found their task."""
         if not hmac.compare_digest(request.path_params["secret"].encode("utf-8", "replace"), self._secret):
             raise Problem(NOT_FOUND, "nothing is served here")
@@ -77,14 +60,14 @@ class Msg91Webhook:
             raise Problem(MALFORMED_JSON, f"these are no delivery reports: {error}") from None
         matched = await self._keep(reports)
         metrics.REPORTS.labels("unmatched").inc(foreign)
-        return Response(to_json({"reports": len(reports) + foreign, "matched": matched}), media_type=JSON_TYPE)
+        return json_answer({"reports": len(reports) + foreign, "matched": matched})
 
     async def _keep(self, reports: Sequence[DeliveryReport]) -> int:
         matched = 0
         for group in _one_of_each_task(reports):
             for start in range(0, len(group), BATCH):
                 batch = group[start : start + BATCH]
-                recorded = {each.task: each for each in await self._store.record(batch)}
+                recorded = {each.task: each for each in await self._receipts.record(batch)}
                 matched += len(recorded)
                 for report in batch:
                     await self._note(report, recorded.get(report.task))
@@ -101,11 +84,6 @@ class Msg91Webhook:
             await self._cache.forget(recorded.tenant, recorded.task)
         if recorded.kept and recorded.before is State.UNCERTAIN:
             log.info("a delivery report has resolved a task", extra={"task_id": str(recorded.task)})
-
-
-def webhook_routes(webhook: Msg91Webhook | None) -> list[Route]:
-    """The address of `webhook`; without one there is none."""
-    return [Route("/webhooks/msg91/{secret}", webhook.__call__, methods=["POST"])] if webhook else []
 
 
 def _one_of_each_task(reports: Sequence[DeliveryReport]) -> list[list[DeliveryReport]]:

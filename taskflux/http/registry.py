@@ -6,16 +6,17 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import jsonschema_rs
 
 from taskflux.http.problems import FieldError, shortened
 from taskflux.store.errors import StoreError, StoreUnavailable
+from taskflux.store.tasks import TaskTypes
 from taskflux.tasks.submission import TaskType
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Counter
@@ -103,14 +104,6 @@ ASK_AGAIN_AFTER: Final = 1.0
 """Seconds between two looks for unknown types; who asks in between waits for the next one."""
 
 
-class TaskTypeSource(Protocol):
-    """Where types are registered; `taskflux.store.tasks.TaskTypes` is one."""
-
-    async def all(self) -> Mapping[str, TaskType]:
-        """Every registered type by name; raises StoreError."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Registered:
     """A type and its compiled schema."""
@@ -127,7 +120,7 @@ class TypeRegistry:
 
     def __init__(
         self,
-        task_types: TaskTypeSource,
+        task_types: TaskTypes,
         *,
         counters: Sequence[Counter] = (metrics.SUBMITTED,),
         clock: Callable[[], float] = time.monotonic,
@@ -147,9 +140,10 @@ class TypeRegistry:
         """The known types, sorted."""
         return sorted(self._types)
 
-    def get(self, name: str) -> Registered | None:
-        """The type, if it is known now."""
-        return self._types.get(name)
+    @property
+    def schemas(self) -> tuple[tuple[str, str], ...]:
+        """The known types with the JSON schemas of their payloads, as text, sorted."""
+        return tuple((name, registered.schema.text) for name, registered in sorted(self._types.items()))
 
     async def find(self, name: str) -> Registered | None:
         """The type, looked for in the store when it is unknown; None only if nobody has registered it.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
-from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,19 +29,6 @@ def incoming(header: bytes | None) -> str | None:
         return None
     known = int(flags, 16) & (_SAMPLED | _RANDOM)
     return f"00-{trace.decode()}-{parent.decode()}-{known:02x}"
-
-
-def fresh(bits: Callable[[int], int] = random.getrandbits) -> str:
-    """A traceparent of our own, so that every task has a trace id.
-
-    It is not sampled: nobody recorded a span of this id, and the flag would claim that somebody did.
-    """
-    return f"00-{bits(128) or 1:032x}-{bits(64) or 1:016x}-{_RANDOM:02x}"
-
-
-def incoming_or_fresh(header: bytes | None) -> str:
-    """The caller's traceparent, or a new one."""
-    return incoming(header) or fresh()
 
 
 log = logging.getLogger(__name__)
@@ -140,9 +125,9 @@ def route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", UNMATCHED)
 
 
-def of_request(header: bytes | None) -> str:
-    """The traceparent that the tasks of the request under way get; see `Services.traceparent`."""
-    return TRACE.get() or incoming(header) or tracing.new_traceparent()
+def request_traceparent() -> str:
+    """The trace that the request under way stands in, and the tasks that it makes."""
+    return TRACE.get() or tracing.new_traceparent()
 
 
 def _count(scope: Scope, status: int, began: float, exemplar: dict[str, str] | None) -> None:

@@ -16,16 +16,14 @@ from starlette.types import ASGIApp
 
 from taskflux.http.requests import Requests
 from taskflux.telemetry.logs import frames
+from taskflux.worker.process import Process
+from taskflux.worker.settings import WrongSettings
 
 KEEP_ALIVE: Final = 75
 """Seconds that an idle connection is kept: longer than load balancers keep theirs (60 s), or they would send
 requests into connections that we are closing."""
 
 BACKLOG: Final = 2048
-
-
-class CannotListen(Exception):
-    """The address cannot be served on; the text is the whole message a person sees."""
 
 
 class _Server(uvicorn.Server):
@@ -40,12 +38,12 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-        CannotListen: naming the setting to change.
+        WrongSettings: naming the setting to change.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
     if not 0 <= port <= 65535:
-        raise CannotListen(f"{port} is no port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535")
+        raise WrongSettings(f"{port} is no port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535")
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
@@ -60,7 +58,22 @@ def listen(host: str, port: int) -> socket.socket:
                 why = (
                     f"cannot listen on {host}, port {port} (TASKFLUX_HTTP__HOST, TASKFLUX_HTTP__PORT): {error.strerror}"
                 )
-        raise CannotListen(why) from error
+        raise WrongSettings(why) from error
+
+
+async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
+    """Serve `app` as a process's settings say, until it drains; see `serve`."""
+    http = process.settings.http
+    await serve(
+        app,
+        http.host,
+        http.port,
+        draining=process.draining,
+        grace=grace,
+        linger=http.linger_seconds,
+        hurry=process.hurry,
+        listening=lambda port: process.started(),
+    )
 
 
 async def serve(
@@ -84,7 +97,7 @@ async def serve(
         listening: told the port once connections are taken.
 
     Raises:
-        CannotListen: before anything is served.
+        WrongSettings: before anything is served.
     """
     sock = listen(host, port)
     config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""From a request to a submission: pure, and the one place that says what a task may look like.
+"""`POST /tasks`: from a request to a submission, and the one place that says what a task may look like.
 
 Names that stand twice in a JSON object are taken as most parsers do: the last one counts. What is validated is what
 is stored and what the handler gets, so nobody sees the other one.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,8 +18,7 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from taskflux.http.answers import answer, rfc3339
-from taskflux.http.bodies import JSON_TYPES, Headers, headers_of, media_type, parse_json, read_body
+from taskflux.http.bodies import JSON, moment, read_json, rfc3339
 from taskflux.http.problems import (
     INVALID_TASK,
     KEY_REUSED,
@@ -32,12 +30,13 @@ from taskflux.http.problems import (
     store_problem,
 )
 from taskflux.http.registry import Registered, TypeRegistry
-from taskflux.http.services import Services
+from taskflux.http.requests import request_traceparent
 from taskflux.store.errors import StoreError
 from taskflux.tasks.states import State
-from taskflux.tasks.submission import DEFAULT_TENANT, Accepted, IdempotencyKey, KeyReused, Submission
+from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import TASK
+from taskflux.worker.intake import Intake
 
 LONGEST_DELAY: Final = timedelta(days=3653)
 LONGEST_KEY: Final = 200
@@ -47,21 +46,6 @@ MOST_ATTEMPTS: Final = 1000
 
 PLAIN_TYPE: Final = "simulated"
 """The type of a task that gives none and whose payload is a text, FluxTask's only shape."""
-
-_RFC3339: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})?"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What belongs to a submission and does not stand in its body."""
-
-    traceparent: str
-    now: datetime
-    idempotency_key: str | None = None
-    tenant: str = DEFAULT_TENANT
-
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
@@ -101,8 +85,10 @@ def unknown_type(name: str, known: Sequence[str]) -> Problem:
     return Problem(UNKNOWN_TASK_TYPE, detail, errors, extra={"knownTypes": list(known[:50])})
 
 
-def read_submission(document: dict[str, Any], registered: Registered, circumstances: Circumstances) -> Submission:
-    """The submission of a document whose type is `registered`.
+def read_submission(
+    document: dict[str, Any], registered: Registered, traceparent: str, now: datetime, key: str | None = None
+) -> Submission:
+    """The submission of a document whose type is `registered`; `key` is its idempotency key.
 
     Raises:
         Problem: 422, with every bad field.
@@ -110,7 +96,7 @@ def read_submission(document: dict[str, Any], registered: Registered, circumstan
     given: dict[str, Any] = {}
     errors: list[FieldError] = []
     if len(document) != 2 or "taskType" not in document or "payload" not in document:
-        given, errors = _read_fields(document, circumstances)
+        given, errors = _read_fields(document, now, repeatable=key is not None)
     payload = document.get("payload")
     text = ""
     try:
@@ -120,7 +106,6 @@ def read_submission(document: dict[str, Any], registered: Registered, circumstan
         errors.append(FieldError("payload", "is nested too deeply"))
     except ValueError:
         errors.append(FieldError("payload", "holds a number beyond the range of a double"))
-    key = circumstances.idempotency_key
     if key is not None and not is_idempotency_key(key):
         errors.append(
             FieldError("Idempotency-Key", f"must be 1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters")
@@ -134,13 +119,12 @@ def read_submission(document: dict[str, Any], registered: Registered, circumstan
         type=task_type.name,
         payload=text,
         max_attempts=given.get("maxAttempts", task_type.max_attempts),
-        tenant=circumstances.tenant,
         key=given.get("key"),
         schedule_at=given.get("scheduleAt"),
         delay=given.get("delaySeconds", 0.0),
         expires_at=given.get("expiresAt"),
         metadata=None if metadata is None else _encode(metadata),
-        traceparent=circumstances.traceparent,
+        traceparent=traceparent,
         idempotency=None if key is None else IdempotencyKey(key, digest(task_type.name, payload, given)),
         provider=task_type.provider,
     )
@@ -157,7 +141,9 @@ def is_idempotency_key(key: object) -> bool:
     return isinstance(key, str) and 1 <= len(key) <= LONGEST_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()
 
 
-def _read_fields(document: dict[str, Any], circumstances: Circumstances) -> tuple[dict[str, Any], list[FieldError]]:
+def _read_fields(
+    document: dict[str, Any], now: datetime, *, repeatable: bool
+) -> tuple[dict[str, Any], list[FieldError]]:
     """The optional fields that are given (null is as good as absent), and what is wrong with the document's fields."""
     errors = _unknown_fields(document)
     if "payload" not in document:
@@ -171,7 +157,7 @@ def _read_fields(document: dict[str, Any], circumstances: Circumstances) -> tupl
             given[name] = read(value)
         except (ValueError, OverflowError, RecursionError) as error:
             errors.append(FieldError(name, str(error) if type(error) is ValueError else "is out of range"))
-    return given, errors + _check_times(given, circumstances)
+    return given, errors + _check_times(given, now, repeatable=repeatable)
 
 
 def _unknown_fields(document: dict[str, Any]) -> list[FieldError]:
@@ -183,40 +169,22 @@ def _unknown_fields(document: dict[str, Any]) -> list[FieldError]:
     return errors
 
 
-def _check_times(given: dict[str, Any], circumstances: Circumstances) -> list[FieldError]:
+def _check_times(given: dict[str, Any], now: datetime, *, repeatable: bool) -> list[FieldError]:
     schedule_at, delay, expires_at = (given.get(name) for name in ("scheduleAt", "delaySeconds", "expiresAt"))
     errors = []
     if schedule_at is not None and delay is not None:
         errors.append(FieldError("delaySeconds", "contradicts scheduleAt: give one of the two"))
-    if schedule_at is not None and schedule_at - circumstances.now > LONGEST_DELAY:
+    if schedule_at is not None and schedule_at - now > LONGEST_DELAY:
         errors.append(FieldError("scheduleAt", "is more than ten years ahead"))
     if expires_at is None:
         return errors
     if schedule_at is not None and expires_at <= schedule_at:
         errors.append(FieldError("expiresAt", "is not after scheduleAt: the task could never run"))
     # With an idempotency key this may be the repeat of a request that was in time, and must be answered like it.
-    elif circumstances.idempotency_key is None and expires_at <= circumstances.now + timedelta(seconds=delay or 0):
+    elif not repeatable and expires_at <= now + timedelta(seconds=delay or 0):
         when = "before delaySeconds have passed" if delay else "in the past"
         errors.append(FieldError("expiresAt", f"is {when}: the task could never run"))
     return errors
-
-
-def moment(value: object) -> datetime:
-    """The time that a text says, in UTC.
-
-    Raises:
-        ValueError: with a sentence; it is none as RFC 3339 writes it.
-        OverflowError: it is beyond the years that can be reckoned with.
-    """
-    match = _RFC3339.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("must be a time as RFC 3339 writes it, for example 2030-01-31T09:00:00Z")
-    if match["offset"] is None:
-        raise ValueError("has no offset from UTC: end it with Z or, for example, +02:00")
-    try:
-        return datetime.fromisoformat(match[0].upper()).astimezone(UTC)
-    except ValueError as error:
-        raise ValueError(f"is no time that exists: {error}") from None
 
 
 def _delay(value: object) -> float:
@@ -265,69 +233,94 @@ _FOREIGN: Final = {
 }
 
 
-_SCHEDULED: Final = f'"{State.SCHEDULED}"'
-REPLAY: Final = (b"idempotent-replay", b"true")
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one request may hold, in bytes. A mail with attachments travels in its task's payload.
 
-
-class SubmitTask:
-    """Answers 202 once the task is in PostgreSQL.
-
-    A repeat of an idempotency key is answered with the body of the first time, byte for byte: it holds nothing that
-    changes later.
+    `batch_hold_bytes` is how many bytes of a batch's answer wait for the end of its request: a client that reads
+    nothing until it has sent everything would otherwise wait for us as we wait for it.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_item_bytes: int = 16 * 1024 * 1024
+    batch_items_in_flight: int = 1000
+    batch_bytes_in_flight: int = 32 * 1024 * 1024
+    batch_hold_bytes: int = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Submissions:
+    """What every way of submitting a task has in common; called, `POST /tasks`.
+
+    Args:
+        now: this process's clock; only to refuse times that make no sense.
+    """
+
+    intake: Intake
+    registry: TypeRegistry
+    limits: Limits = Limits()
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 202 once the task is in PostgreSQL.
+
+        A repeat of an idempotency key is answered with the body of the first time, byte for byte: it holds nothing
+        that changes later. The answer is plain ASGI: the way is too short to build response objects on it.
+        """
         try:
-            headers = headers_of(scope)
-            media_type(headers, JSON_TYPES)
-            body = await read_body(headers, receive, self._services.limits.max_body_bytes)
-            accepted = await self._accept(headers, body)
+            headers, document = await read_json(scope, receive, self.limits.max_body_bytes)
+            key = headers.get(b"idempotency-key")
+            submission = await self.read(document, None if key is None else key.decode("latin-1"))
+            TASK.set(submission.id)
+            accepted = await self.accept(submission, "Idempotency-Key")
+            TASK.set(accepted.id)
         except Problem as problem:
             metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
             raise
-        metrics.SUBMITTED.labels(accepted.type, "repeated" if accepted.repeated else "accepted").inc()
-        location = (b"location", f"/tasks/{accepted.id}".encode("ascii"))
-        extra = (location, REPLAY) if accepted.repeated else (location,)
-        told = f"{{{accepted_members(accepted, _SCHEDULED)}}}"
-        await answer(send, 202, told.encode("ascii"), headers=extra)
+        body = f"{{{accepted_members(accepted, _SCHEDULED)}}}".encode("ascii")
+        answer_headers = [
+            (b"content-type", JSON),
+            (b"content-length", b"%d" % len(body)),
+            (b"location", f"/tasks/{accepted.id}".encode("ascii")),
+        ]
+        if accepted.repeated:
+            answer_headers.append((b"idempotent-replay", b"true"))
+        await send({"type": "http.response.start", "status": 202, "headers": answer_headers})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _accept(self, headers: Headers, body: bytes) -> Accepted:
-        services = self._services
-        key = headers.get(b"idempotency-key")
-        circumstances = Circumstances(
-            services.traceparent(headers.get(b"traceparent")),
-            services.now(),
-            None if key is None else key.decode("latin-1"),
-        )
-        document = parse_json(body)
+    async def read(self, document: Any, key: str | None = None, traceparent: str | None = None) -> Submission:
+        """The submission that a document asks for; without a `traceparent` it stands in the request's own trace.
+
+        Raises:
+            Problem: 422, with every bad field; 503, its type is not known here, and the store cannot be asked.
+        """
+        name = task_type_of(document)
         try:
-            registered = await registered_type(document, services.registry)
-            submission = read_submission(document, registered, circumstances)
-            TASK.set(submission.id)
-            outcome = await services.intake.accept(submission)
+            registered = await self.registry.find(name)
+        except StoreError as error:
+            raise store_problem(error) from error
+        if registered is None:
+            raise unknown_type(name, self.registry.names)
+        return read_submission(document, registered, traceparent or request_traceparent(), self.now(), key)
+
+    async def accept(self, submission: Submission, key_field: str) -> Accepted:
+        """Return once the task is durable; `key_field` is where its idempotency key was given.
+
+        Raises:
+            Problem: 422, its key came with another request before; 503, it is not (surely) accepted.
+        """
+        try:
+            outcome = await self.intake.accept(submission)
         except StoreError as error:
             raise store_problem(error) from error
         if isinstance(outcome, KeyReused):
-            raise key_reused("Idempotency-Key")
-        TASK.set(outcome.id)
+            detail = "this idempotency key came with another request before: use a new key for a new task"
+            raise Problem(KEY_REUSED, detail, [FieldError(key_field, "stands for another request")])
+        metrics.SUBMITTED.labels(outcome.type, "repeated" if outcome.repeated else "accepted").inc()
         return outcome
 
 
-async def registered_type(document: Any, registry: TypeRegistry) -> Registered:
-    """The type that a document asks for.
-
-    Raises:
-        Problem: 422, it asks for none, or for one that nobody has registered.
-        StoreError: it is not known here, and the store cannot be asked.
-    """
-    name = task_type_of(document)
-    registered = registry.get(name) or await registry.find(name)
-    if registered is None:
-        raise unknown_type(name, registry.names)
-    return registered
+_SCHEDULED: Final = f'"{State.SCHEDULED}"'
 
 
 def accepted_members(accepted: Accepted, status: str) -> str:
@@ -335,9 +328,3 @@ def accepted_members(accepted: Accepted, status: str) -> str:
     name = encode_basestring_ascii(accepted.type)
     created_at = rfc3339(accepted.created_at)
     return f'"taskId":"{accepted.id}","taskType":{name},"status":{status},"createdAt":"{created_at}"'
-
-
-def key_reused(field: str) -> Problem:
-    """The problem of an idempotency key that came with another request before."""
-    detail = "this idempotency key came with another request before: use a new key for a new task"
-    return Problem(KEY_REUSED, detail, [FieldError(field, "stands for another request")])

@@ -1,4 +1,4 @@
-"""A task as the API shows it."""
+"""Tasks over HTTP: one as it is shown, the list of them, and what a person decides about one."""
 
 from __future__ import annotations
 
@@ -6,55 +6,61 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from taskflux.http.answers import rfc3339, to_json
-from taskflux.http.bodies import (
-    JSON_TYPES,
-    headers_of,
-    json_answer,
-    media_type,
-    parse_json,
-    read_body,
-    task_id,
-    unknown_task,
+from taskflux.http.bodies import identifier, json_answer, read_json, rfc3339, to_json
+from taskflux.http.problems import (
+    INVALID_RESOLUTION,
+    UNKNOWN_TASK,
+    WRONG_STATE,
+    FieldError,
+    Problem,
+    not_valid,
+    unknown_fields,
 )
-from taskflux.http.problems import INVALID_RESOLUTION, WRONG_STATE, FieldError, Problem, not_valid, unknown_fields
 from taskflux.http.queries import read_task_query, task_cursor
-from taskflux.http.services import Decisions, Listing, Reader
-from taskflux.store.tasks import Resolution
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.tasks import Decisions, Listing, Resolution, Tasks
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.tasks.timeline import parse_timeline
+from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.request_spans import link_request
+from taskflux.telemetry.tracing import trace_id
 
 
 def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object of a task's row (columns of the query `get_task`)."""
-    whole = {"payload": stored_json(row["payload"]), "timeline": timeline(row)}
-    return task_summary(row) | whole
+    return task_summary(row) | {"payload": stored_json(row["payload"]), "timeline": timeline(row)}
 
 
 def timeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The timeline of a row, each entry with the trace that it stands in."""
-    entries: list[dict[str, Any]] = [*map(dict, parse_timeline(row["timeline"] or ()))]
-    trace = trace_id(row["traceparent"])
-    return [entry | {"traceId": trace} for entry in entries] if trace else entries
-
-
-def trace_id(traceparent: str | None) -> str | None:
-    """The trace id in a traceparent."""
-    return traceparent[3:35] if traceparent else None
+    trace = {"traceId": trace_id(row["traceparent"])} if row["traceparent"] else {}
+    return [{**entry, **trace} for entry in parse_timeline(row["timeline"] or ())]
 
 
 def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
     """The same without payload and timeline, as lists show it (columns of the queries `list_…`)."""
-    document = {
+    error_class, expires_at = row["error_class"], row["expires_at"]
+    # What the provider has reported of this replay's message. It is no outcome of the task.
+    delivery = stored_json(row.get("delivery"))
+    if not isinstance(delivery, dict) or delivery.pop("replay", 0) != row["replays"]:
+        delivery = None
+    only_when_set = {
+        "key": row["key"],
+        "metadata": stored_json(row["metadata"]),
+        "expiresAt": rfc3339(expires_at) if expires_at else None,
+        "replays": row["replays"] or None,
+        "delivery": delivery,
+        "traceId": trace_id(row["traceparent"]) or None,
+    }
+    return {
         "taskId": str(row["id"]),
         "taskType": row["type"],
         "status": row["state"],
@@ -65,35 +71,9 @@ def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "updatedAt": rfc3339(row["updated_at"]),
         "dueAt": rfc3339(row["due_at"]),
         "result": stored_json(row["result"]),
-        "error": _error(row),
+        "error": None if error_class is None else {"class": error_class, "reason": row["error_reason"]},
+        **{name: value for name, value in only_when_set.items() if value is not None},
     }
-    return document | {name: value for name, value in _only_when_set(row).items() if value is not None}
-
-
-def _error(row: Mapping[str, Any]) -> dict[str, str | None] | None:
-    if row["error_class"] is None:
-        return None
-    return {"class": row["error_class"], "reason": row["error_reason"]}
-
-
-def _only_when_set(row: Mapping[str, Any]) -> dict[str, Any]:
-    expires_at: datetime | None = row["expires_at"]
-    return {
-        "key": row["key"],
-        "metadata": stored_json(row["metadata"]),
-        "expiresAt": rfc3339(expires_at) if expires_at else None,
-        "replays": row["replays"] or None,
-        "delivery": _delivery(row),
-        "traceId": trace_id(row["traceparent"]),
-    }
-
-
-def _delivery(row: Mapping[str, Any]) -> Any:
-    """What the provider has reported of this replay's message, if anything. It is no outcome of the task."""
-    delivery = stored_json(row.get("delivery"))
-    if not isinstance(delivery, dict) or delivery.pop("replay", 0) != row["replays"]:
-        return None
-    return delivery
 
 
 def stored_json(text: str | None) -> Any:
@@ -111,21 +91,6 @@ def _float(digits: str) -> float | str:
     return value if math.isfinite(value) else digits
 
 
-class ListTasks:
-    """The endpoint."""
-
-    def __init__(self, listing: Listing) -> None:
-        self._listing = listing
-
-    async def page(self, request: Request) -> Response:
-        """A page of what the query asks for."""
-        asked = read_task_query(request.query_params.multi_items())
-        page = await self._listing.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
-        following = task_cursor(page.after, asked) if page.after else None
-        items = [task_summary(row) for row in page.rows]
-        return json_answer({"items": items, "nextCursor": following})
-
-
 log = logging.getLogger(__name__)
 
 LARGEST_BODY: Final = 64 * 1024
@@ -139,44 +104,88 @@ _NOT_CANCELLED: Final = {
 }
 
 
-class TaskDecisions:
-    """The endpoints. Repeating a decision is harmless: nothing is done twice."""
+@dataclass(frozen=True, slots=True)
+class TaskRoutes:
+    """What can be asked of tasks. Repeating a decision is harmless: nothing is done twice."""
 
-    def __init__(self, reader: Reader, decisions: Decisions) -> None:
-        self._reader = reader
-        self._decisions = decisions
+    tasks: Tasks
+    listing: Listing
+    decisions: Decisions
+    cache: Accelerator
+
+    async def show(self, request: Request) -> Response:
+        """A task as it stands."""
+        task = task_id(request)
+        document = await self.cache.cached(DEFAULT_TENANT, task)
+        if document is None:
+            row = await self.tasks.get(task, DEFAULT_TENANT)
+            if row is None:
+                raise _unknown(str(task))
+            document = to_json(task_document(row))
+            if row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
+                await self.cache.cache(DEFAULT_TENANT, task, document)
+        return Response(document, media_type="application/json")
+
+    async def page(self, request: Request) -> Response:
+        """A page of what the query asks for.
+
+        It may be short, or empty, and still have a `nextCursor`: a call looks at a bounded number of rows. The list
+        has ended when `nextCursor` is null.
+        """
+        asked = read_task_query(request.query_params.multi_items())
+        page = await self.listing.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
+        following = task_cursor(page.after, asked) if page.after else None
+        items = [task_summary(row) for row in page.rows]
+        return json_answer({"items": items, "nextCursor": following})
 
     async def cancel(self, request: Request) -> Response:
         """The cancelled task, also where it was cancelled before; 409 where it waits no more."""
-        task = task_id(request.path_params["task_id"])
-        if await self._decisions.cancel(task, DEFAULT_TENANT):
+        task = task_id(request)
+        if await self.decisions.cancel(task, DEFAULT_TENANT):
             log.info("a task was cancelled", extra={"task_id": str(task)})
-        row = await self._read(task)
+        row = await self._decided(task)
         if row["state"] != State.CANCELLED:
-            # It may have been handed back since, and wait again: then the same request finds it.
+            # It may have been released since, and wait again: then the same request finds it.
             why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: ask again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
-        return _shown(row)
+        return json_answer(task_document(row))
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
-        task = task_id(request.path_params["task_id"])
-        headers = headers_of(request.scope)
-        media_type(headers, JSON_TYPES)
-        resolution, reason = read_resolution(parse_json(await read_body(headers, request.receive, LARGEST_BODY)))
-        resolved = await self._decisions.resolve(task, DEFAULT_TENANT, resolution, reason)
-        row = await self._read(task)
+        task = task_id(request)
+        _, document = await read_json(request.scope, request.receive, LARGEST_BODY)
+        resolution, reason = read_resolution(document)
+        resolved = await self.decisions.resolve(task, DEFAULT_TENANT, resolution, reason)
+        row = await self._decided(task)
         if not resolved:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")
         log.info("a task was resolved", extra={"task_id": str(task), "outcome": resolution.value})
-        return _shown(row)
+        return json_answer(task_document(row))
 
-    async def _read(self, task: UUID) -> Mapping[str, Any]:
-        row = await self._reader.get(task, DEFAULT_TENANT)
+    async def _decided(self, task: UUID) -> Mapping[str, Any]:
+        row: Mapping[str, Any] | None = await self.tasks.get(task, DEFAULT_TENANT)
         if row is None:
-            raise unknown_task(str(task))
+            raise _unknown(str(task))
         link_request(row["traceparent"])
         return row
+
+
+def task_id(request: Request) -> UUID:
+    """The task id in a request's path: the request is about this task, in the log, too.
+
+    Raises:
+        Problem: 404, no task can have this id.
+    """
+    text = request.path_params["task_id"]
+    task = identifier(text)
+    if task is None:
+        raise _unknown(text[:100])
+    TASK.set(task)
+    return task
+
+
+def _unknown(text: str) -> Problem:
+    return Problem(UNKNOWN_TASK, f"no task has the id {text!r}; it may have been deleted after its retention")
 
 
 def read_resolution(document: object) -> tuple[Resolution, str | None]:
@@ -200,7 +209,3 @@ def read_resolution(document: object) -> tuple[Resolution, str | None]:
 
 def _wrong_state(row: Mapping[str, Any], detail: str) -> Problem:
     return Problem(WRONG_STATE, detail, extra={"taskId": str(row["id"]), "taskStatus": row["state"]})
-
-
-def _shown(row: Mapping[str, Any]) -> Response:
-    return Response(to_json(task_document(row)), media_type="application/json")

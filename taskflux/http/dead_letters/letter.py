@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from taskflux.http.answers import rfc3339
-from taskflux.http.bodies import parse_json
+from taskflux.http.bodies import moment, parse_json, rfc3339
 from taskflux.http.problems import EMPTY_FILTER, INVALID_REPLAY, FieldError, Problem, not_valid, unknown_fields
 from taskflux.http.queries import LETTER_FILTERS, read_fields
-from taskflux.http.registry import TypeRegistry
-from taskflux.http.submissions import Circumstances, moment, read_submission, registered_type
-from taskflux.http.tasks import stored_json, timeline, trace_id
+from taskflux.http.submissions import Submissions
+from taskflux.http.tasks import stored_json, timeline
 from taskflux.store.dead_letters import LetterFilter
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Submission
+from taskflux.telemetry.tracing import trace_id
 
 _UNDER_WAY: Final = frozenset({State.SCHEDULED, State.QUEUED, State.RUNNING})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,7 +49,7 @@ def letter_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """A letter with everything about it (columns of the query `get_dead_letter`)."""
     return letter_item(row) | {
         "payload": stored_json(row["payload"]),
-        "traceId": trace_id(row["traceparent"]),
+        "traceId": trace_id(row["traceparent"]) or None,
         "timeline": timeline(row),
         "record": None if row["task_id"] else _record(row),
     }
@@ -191,39 +190,32 @@ def read_mending(document: Mapping[str, Any]) -> Mending:
     return Mending((document["payload"],) if "payload" in document else (), task_type, value)
 
 
-async def edited_payload(
-    letter: Mapping[str, Any], mending: Mending, registry: TypeRegistry, circumstances: Circumstances
-) -> str | None:
+async def edited_payload(letter: Mapping[str, Any], mending: Mending, submissions: Submissions) -> str | None:
     """The JSON text that replaces the payload of a letter's task; None keeps it.
 
     Raises:
-        Problem: 422, it is not what the type takes, or the fields are those of a broken record.
-        StoreError: the type is not known here, and the store cannot be asked.
+        Problem: 422, it is not what the type takes, or the fields are those of a broken record; 503, the type is not
+            known here, and the store cannot be asked.
     """
     wrong = [name for name, given in (("taskType", mending.task_type), ("value", mending.value)) if given is not None]
     if wrong:
-        raise not_valid(
-            INVALID_REPLAY, [FieldError(name, "mends a record that was no task; this one was") for name in wrong]
-        )
+        said = "mends a record that was no task; this one was"
+        raise not_valid(INVALID_REPLAY, [FieldError(name, said) for name in wrong])
     if not mending.payload:
         return None
-    document = {"taskType": letter["type"], "payload": mending.payload[0]}
-    registered = await registered_type(document, registry)
-    return read_submission(document, registered, circumstances).payload
+    return (await submissions.read({"taskType": letter["type"], "payload": mending.payload[0]})).payload
 
 
-async def new_task(
-    letter: Mapping[str, Any], mending: Mending, registry: TypeRegistry, prefix: str, circumstances: Circumstances
-) -> Submission:
+async def new_task(letter: Mapping[str, Any], mending: Mending, submissions: Submissions, prefix: str) -> Submission:
     """The task that a letter without one becomes: a mended record, or a task that was pruned.
 
+    The letter's own trace goes on; a record that had none stands in the request's.
+
     Raises:
-        Problem: 422, something is still missing or wrong.
-        StoreError: the type is not known here, and the store cannot be asked.
+        Problem: 422, something is still missing or wrong; 503, the type is not known here, and the store cannot be
+            asked.
     """
-    document = _document(letter, mending, prefix)
-    registered = await registered_type(document, registry)
-    return read_submission(document, registered, circumstances)
+    return await submissions.read(_document(letter, mending, prefix), traceparent=letter["traceparent"])
 
 
 def _document(letter: Mapping[str, Any], mending: Mending, prefix: str) -> dict[str, Any]:

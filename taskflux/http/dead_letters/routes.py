@@ -1,15 +1,14 @@
-"""`/dead-letters/replay`: many dead letters by a filter, carried on by the relay's leader at a rate."""
+"""`/dead-letters`: look at what could not be done, send it again, one by one or many by a filter, or discard it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
-from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import identifier, json_answer, json_object
@@ -35,9 +34,8 @@ from taskflux.http.problems import (
     unknown_fields,
 )
 from taskflux.http.queries import letter_cursor, read_letter_query
-from taskflux.http.services import DeadLetterDesk, Services
-from taskflux.http.submissions import Circumstances
-from taskflux.store.dead_letters import MOST_GROUPS, OPEN, Replayed
+from taskflux.http.submissions import Submissions
+from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetterReplays, DeadLetterShelf
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry import metrics
@@ -46,91 +44,27 @@ from taskflux.telemetry.request_spans import link_request
 log = logging.getLogger(__name__)
 
 
-class BulkReplayRoutes:
-    """Start, look at and stop bulk replays."""
-
-    def __init__(self, services: Services, desk: DeadLetterDesk) -> None:
-        self._services = services
-        self._desk = desk
-
-    async def start(self, request: Request) -> Response:
-        """Ask for a bulk replay of the open letters that a filter finds; a dry run only says how many there are.
-
-        Two at once over the same letters send each letter once.
-        """
-        wanted, rate, dry_run = read_bulk(await json_object(request, self._services.limits.max_body_bytes))
-        if dry_run:
-            groups = await self._desk.shelf.groups(DEFAULT_TENANT, wanted, OPEN)
-            # Of one look, so that the two figures agree while further letters come.
-            matched = sum(group["letters"] for group in groups)
-            if len(groups) >= MOST_GROUPS:
-                matched = await self._desk.shelf.count(DEFAULT_TENANT, wanted, OPEN)
-            return json_answer({"matched": matched, "groups": groups_document(groups)})
-        row = await self._desk.replays.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
-        log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
-        told = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}
-        return json_answer(told, 202, {"Location": f"/dead-letters/replays/{row['id']}"})
-
-    async def show(self, request: Request) -> Response:
-        """How far it is, and what has become of its tasks."""
-        return await self._shown(self._id(request))
-
-    async def stop(self, request: Request) -> Response:
-        """Stop it: no further letter is sent once this is answered. One that has ended stays as it is."""
-        replay = self._id(request)
-        if await self._desk.replays.stop_bulk(DEFAULT_TENANT, replay):
-            log.info("a bulk replay was stopped", extra={"replay": str(replay)})
-        return await self._shown(replay)
-
-    async def _shown(self, replay: UUID) -> Response:
-        row = await self._desk.replays.get_bulk(DEFAULT_TENANT, replay)
-        if row is None:
-            raise _unknown(str(replay))
-        return json_answer(bulk_document(row, await self._desk.replays.outcomes(replay)))
-
-    def _id(self, request: Request) -> UUID:
-        text: Any = request.path_params["replay_id"]
-        replay = identifier(text)
-        if replay is None:
-            raise _unknown(text[:100])
-        return replay
-
-
-def _unknown(text: str) -> Problem:
-    return Problem(UNKNOWN_REPLAY, f"no bulk replay has the id {text!r}")
-
-
 LONGEST_REASON: Final = 1000
 _DISCARDED: Final = "discarded"
 
 
-def dead_letter_routes(services: Services, desk: DeadLetterDesk) -> list[Route]:
-    """The routes of the dead letters."""
-    letters = DeadLetterRoutes(services, desk)
-    bulk = BulkReplayRoutes(services, desk)
-    return [
-        Route("/dead-letters", letters.page, methods=["GET"]),
-        Route("/dead-letters/groups", letters.groups, methods=["GET"]),
-        Route("/dead-letters/replay", bulk.start, methods=["POST"]),
-        Route("/dead-letters/replays/{replay_id}", bulk.show, methods=["GET"]),
-        Route("/dead-letters/replays/{replay_id}", bulk.stop, methods=["DELETE"]),
-        Route("/dead-letters/{letter_id}", letters.show, methods=["GET"]),
-        Route("/dead-letters/{letter_id}/replay", letters.replay, methods=["POST"]),
-        Route("/dead-letters/{letter_id}/discard", letters.discard, methods=["POST"]),
-    ]
-
-
+@dataclass(frozen=True, slots=True)
 class DeadLetterRoutes:
-    """What can be asked of one dead letter, and of all."""
+    """What can be asked of one dead letter, and of all.
 
-    def __init__(self, services: Services, desk: DeadLetterDesk) -> None:
-        self._services = services
-        self._desk = desk
+    Args:
+        topic_prefix: what stands before the topics' names; the topic of a broken record tells its type.
+    """
+
+    shelf: DeadLetterShelf
+    replays: DeadLetterReplays
+    submissions: Submissions
+    topic_prefix: str = ""
 
     async def page(self, request: Request) -> Response:
         """A page of letters, newest first."""
         asked = read_letter_query(request.query_params.multi_items())
-        rows = await self._desk.shelf.page(DEFAULT_TENANT, asked.wanted, asked.state, asked.after, asked.limit + 1)
+        rows = await self.shelf.page(DEFAULT_TENANT, asked.wanted, asked.state, asked.after, asked.limit + 1)
         shown = rows[: asked.limit]
         following = letter_cursor(shown[-1], asked) if len(rows) > asked.limit else None
         return json_answer({"items": [letter_item(row) for row in shown], "nextCursor": following})
@@ -138,7 +72,7 @@ class DeadLetterRoutes:
     async def groups(self, request: Request) -> Response:
         """How many letters there are by type and error class."""
         asked = read_letter_query(request.query_params.multi_items(), paged=False)
-        groups = await self._desk.shelf.groups(DEFAULT_TENANT, asked.wanted, asked.state)
+        groups = await self.shelf.groups(DEFAULT_TENANT, asked.wanted, asked.state)
         return json_answer({"groups": groups_document(groups)})
 
     async def show(self, request: Request) -> Response:
@@ -149,20 +83,17 @@ class DeadLetterRoutes:
         """Send one letter again, as it was or mended. It is sent once: asked again, the answer is a 409 that names
         the task it became.
         """
-        mending = read_mending(await json_object(request, self._services.limits.max_body_bytes))
+        mending = read_mending(await self._body(request))
         letter = await self._get(request)
         if letter["state"] != OPEN:
             raise _not_open(letter)
         link_request(letter["traceparent"])
-        registry, replays = self._services.registry, self._desk.replays
-        replayed: Replayed | None
-        circumstances = Circumstances(self._traceparent(request, letter), self._services.now())
         if letter["task_state"] is not None:
-            payload = await edited_payload(letter, mending, registry, circumstances)
-            replayed = await replays.replay(DEFAULT_TENANT, letter["id"], payload)
+            payload = await edited_payload(letter, mending, self.submissions)
+            replayed = await self.replays.replay(DEFAULT_TENANT, letter["id"], payload)
         else:
-            mended = await new_task(letter, mending, registry, self._desk.topic_prefix, circumstances)
-            replayed = await replays.replay_as(DEFAULT_TENANT, letter["id"], mended, edited=mending.edited)
+            mended = await new_task(letter, mending, self.submissions, self.topic_prefix)
+            replayed = await self.replays.replay_as(DEFAULT_TENANT, letter["id"], mended, edited=mending.edited)
         if replayed is None:
             raise _not_open(await self._get(request))
         how = "single" if letter["task_state"] is not None else "mended"
@@ -177,27 +108,59 @@ class DeadLetterRoutes:
 
     async def discard(self, request: Request) -> Response:
         """Say that a letter needs no replay, and why. Asked again, the first reason stays."""
-        reason = _reason(await json_object(request, self._services.limits.max_body_bytes))
+        reason = _reason(await self._body(request))
         letter = await self._get(request)
-        if await self._desk.shelf.discard(DEFAULT_TENANT, letter["id"], reason):
+        if await self.shelf.discard(DEFAULT_TENANT, letter["id"], reason):
             log.info("a dead letter was discarded", extra={"letter": str(letter["id"])})
         letter = await self._get(request)
         if letter["state"] != _DISCARDED:
             raise _not_open(letter)
         return json_answer(letter_document(letter))
 
+    async def start_bulk(self, request: Request) -> Response:
+        """Ask for a bulk replay of the open letters that a filter finds; a dry run only says how many there are.
+
+        Two at once over the same letters send each letter once. The relay's leader carries it on, at a rate.
+        """
+        wanted, rate, dry_run = read_bulk(await self._body(request))
+        if dry_run:
+            groups = await self.shelf.groups(DEFAULT_TENANT, wanted, OPEN)
+            # Of one look, so that the two figures agree while further letters come.
+            matched = sum(group["letters"] for group in groups)
+            if len(groups) >= MOST_GROUPS:
+                matched = await self.shelf.count(DEFAULT_TENANT, wanted, OPEN)
+            return json_answer({"matched": matched, "groups": groups_document(groups)})
+        row = await self.replays.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
+        log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
+        told = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}
+        return json_answer(told, 202, {"Location": f"/dead-letters/replays/{row['id']}"})
+
+    async def show_bulk(self, request: Request) -> Response:
+        """How far a bulk replay is, and what has become of its tasks."""
+        text = request.path_params["replay_id"]
+        replay = identifier(text)
+        row = await self.replays.get_bulk(DEFAULT_TENANT, replay) if replay else None
+        if row is None:
+            raise Problem(UNKNOWN_REPLAY, f"no bulk replay has the id {text[:100]!r}")
+        return json_answer(bulk_document(row, await self.replays.outcomes(row["id"])))
+
+    async def stop_bulk(self, request: Request) -> Response:
+        """Stop a bulk replay: no further letter is sent once this is answered. One that has ended stays as it is."""
+        replay = identifier(request.path_params["replay_id"])
+        if replay and await self.replays.stop_bulk(DEFAULT_TENANT, replay):
+            log.info("a bulk replay was stopped", extra={"replay": str(replay)})
+        return await self.show_bulk(request)
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        return await json_object(request, self.submissions.limits.max_body_bytes)
+
     async def _get(self, request: Request) -> Mapping[str, Any]:
         text = request.path_params["letter_id"]
         letter = identifier(text)
-        row = await self._desk.shelf.get(DEFAULT_TENANT, letter) if letter else None
+        row: Mapping[str, Any] | None = await self.shelf.get(DEFAULT_TENANT, letter) if letter else None
         if row is None:
             raise Problem(UNKNOWN_DEAD_LETTER, f"no dead letter has the id {text[:100]!r}")
         return row
-
-    def _traceparent(self, request: Request, letter: Mapping[str, Any]) -> str:
-        """The letter's own trace goes on; a record that had none begins one."""
-        header = request.headers.get("traceparent")
-        return letter["traceparent"] or self._services.traceparent(header.encode("latin-1") if header else None)
 
 
 def _reason(document: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from taskflux.http.answers import to_json
+from taskflux.http.bodies import json_answer, to_json
 from taskflux.http.openapi.operations import API, NOTIFY, Operation, example
 from taskflux.http.openapi.schemas import (
     Json,
@@ -112,7 +112,7 @@ def documentation_routes(document: Callable[[], bytes]) -> list[Route]:
         if "application/json" in request.headers.get("accept", ""):
             told = explanation(kind)
             about = {"type": kind.type, "title": kind.title, "status": kind.status, "means": told.means, "do": told.do}
-            return Response(to_json(about), media_type="application/json")
+            return json_answer(about)
         return page(_filled(kind.title, _explained(kind)))
 
     return [

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from taskflux.http import problems as p
-from taskflux.http.answers import JSON, PROBLEM
 from taskflux.http.dead_letters.routes import LONGEST_REASON as LONGEST_DISCARD
 from taskflux.http.openapi import schemas as s
 from taskflux.http.openapi.schemas import Json, optional, ref
@@ -86,10 +85,10 @@ def _problem(status: int, kinds: Sequence[p.Kind]) -> Json:
     examples = {kind.slug: (kind.title, example(kind)) for kind in kinds}
     headers = {"Retry-After": ({"type": "string"}, "Seconds after which to try again.")} if status == 503 else {}
     described = "; ".join(kind.title for kind in kinds)
-    return _answer(described, _content(schema, examples, PROBLEM.decode()), headers)
+    return _answer(described, _content(schema, examples, p.PROBLEM), headers)
 
 
-def _content(schema: Json, examples: Examples | None = None, media_type: str = JSON.decode()) -> Json:
+def _content(schema: Json, examples: Examples | None = None, media_type: str = "application/json") -> Json:
     """A map of media types with this one."""
     shown = {name: {"summary": summary, "value": value} for name, (summary, value) in (examples or {}).items()}
     return {media_type: {"schema": schema} | ({"examples": shown} if shown else {})}

@@ -12,13 +12,19 @@ import httpx
 from starlette.types import ASGIApp
 
 from taskflux.http.app import create_app
+from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.server import serve
-from taskflux.http.services import Limits, Services
+from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.tasks import TaskRoutes
+from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
+from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.tasks import Tasks, TaskTypes
+from taskflux.store.settings import RedisSettings
+from taskflux.store.tasks import Decisions, Listing, Tasks, TaskTypes
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.worker.intake import Intake
 
 SIMULATED = TaskType("simulated", "{}", 8, "resend", None)
 EMAIL = TaskType(
@@ -30,17 +36,17 @@ EMAIL = TaskType(
 )
 
 
-class StoreIntake:
+class StoreIntake(Intake):
     """Accepts into PostgreSQL and leaves publishing to the relay."""
 
     def __init__(self, tasks: Tasks, patience: float) -> None:
         async def insert(batch: Sequence[Submission]) -> Sequence[Accepted | KeyReused]:
             return await tasks.insert(batch, 0.0)
 
-        self._inserts: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(insert, patience=patience)
+        self._group: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(insert, patience=patience)
 
     async def accept(self, submission: Submission) -> Accepted | KeyReused:
-        return await self._inserts.submit(submission, submission.unique)
+        return await self._group.submit(submission, submission.unique)
 
 
 async def application(database: Database, limits: Limits = Limits(), patience: float = 0.5) -> ASGIApp:  # noqa: B008
@@ -50,7 +56,10 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
         await types.register(task_type)
     tasks = Tasks(database)
     intake = StoreIntake(tasks, patience)
-    return create_app(Services(intake, tasks, TypeRegistry(types), lambda: True, limits=limits))
+    submissions = Submissions(intake, TypeRegistry(types), limits)
+    letters = DeadLetterRoutes(DeadLetterShelf(database), DeadLetterReplays(database), submissions)
+    routes = TaskRoutes(tasks, Listing(database), Decisions(database), Accelerator(RedisSettings()))
+    return create_app(submissions, routes, letters, None, started=lambda: True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from taskflux.http.answers import answer
-from taskflux.http.server import CannotListen, listen, serve
-from taskflux.http.services import Limits
+from taskflux.http.server import listen, serve
+from taskflux.http.submissions import Limits
+from taskflux.worker.settings import WrongSettings
 from tests.integration.http.serving import served
 from tests.unit.http.memory import Fixture
 
@@ -34,7 +35,7 @@ class Slow:
         except asyncio.CancelledError:
             self.cut_off.set()
             raise
-        await answer(send, 200, b"{}")
+        await Response(b"{}")(scope, receive, send)
 
 
 async def ended(task: asyncio.Task[Any]) -> None:
@@ -44,7 +45,7 @@ async def ended(task: asyncio.Task[Any]) -> None:
 def test_a_taken_port_is_said_in_a_sentence_that_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CannotListen, match=rf"port {port} on 127.0.0.1 is taken: set TASKFLUX_HTTP__PORT"):
+        with pytest.raises(WrongSettings, match=rf"port {port} on 127.0.0.1 is taken: set TASKFLUX_HTTP__PORT"):
             listen("127.0.0.1", port)
 
 
@@ -53,7 +54,7 @@ def test_a_taken_port_is_said_in_a_sentence_that_names_the_setting() -> None:
     [("127.0.0.1", 70_000, "TASKFLUX_HTTP__PORT"), ("203.0.113.1", 0, "TASKFLUX_HTTP__HOST")],
 )
 def test_an_address_that_cannot_be_is_said_too(host: str, port: int, setting: str) -> None:
-    with pytest.raises(CannotListen, match=setting):
+    with pytest.raises(WrongSettings, match=setting):
         listen(host, port)
 
 

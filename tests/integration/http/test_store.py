@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.http.services import Limits
+from taskflux.http.submissions import Limits
 from taskflux.local.servers import PostgresServer
 from taskflux.store.database import Database
 from taskflux.store.migrate import migrate

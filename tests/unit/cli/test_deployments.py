@@ -7,7 +7,7 @@ import pytest
 
 from taskflux.cli.deployments import BUILT_IN, Reads, UnknownHandler, built_in_handlers, load
 from taskflux.handlers.process_email import process_email
-from taskflux.http.probes import probe_routes
+from taskflux.http.app import probe_routes
 from taskflux.stream.settings import KafkaSettings
 from taskflux.worker.settings import RouterSettings, Settings
 from tests.chart.deployments import (

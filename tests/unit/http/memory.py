@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections import Counter
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,98 +10,23 @@ import httpx
 from starlette.applications import Starlette
 
 from taskflux.http.app import create_app
+from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import Limits, Services
-from taskflux.store.errors import StoreError
-from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.http.requests import Requests
+from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.tasks import TaskRoutes
+from taskflux.store.accelerator import Accelerator
+from taskflux.store.settings import RedisSettings
 from taskflux.telemetry import instruments, metrics
-
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-
-EMAIL_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "to": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
-        "subject": {"type": "string", "maxLength": 100},
-        "headers": {"type": "object", "additionalProperties": {"type": "string"}},
-        "attachments": {
-            "type": "array",
-            "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
-        },
-    },
-    "required": ["to", "subject"],
-    "additionalProperties": False,
-}
-TYPES = {
-    "email": TaskType("email", json.dumps(EMAIL_SCHEMA), 6, "resend", "smtp"),
-    "simulated": TaskType("simulated", "{}", 8, "resend", None),
-}
-
-
-class Source:
-    """Registered types; `trouble` is raised instead while it is set, `gate` holds the answer back."""
-
-    def __init__(self, types: Mapping[str, TaskType] = TYPES) -> None:
-        self.types = dict(types)
-        self.trouble: StoreError | None = None
-        self.asked = 0
-        self.looks = asyncio.Semaphore(0)
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def all(self) -> Mapping[str, TaskType]:
-        self.asked += 1
-        self.looks.release()
-        await self.gate.wait()
-        if self.trouble is not None:
-            raise self.trouble
-        return dict(self.types)
-
-
-class MemoryIntake:
-    """Keeps what it accepts; `trouble` is raised instead while it is set, `gate` holds acceptance back."""
-
-    def __init__(self) -> None:
-        self.accepted: list[Submission] = []
-        self.arrived = asyncio.Event()
-        self.keys: dict[str, tuple[bytes, Accepted]] = {}
-        self.trouble: BaseException | None = None
-        self.fail_from: int | None = None
-        self.in_flight = 0
-        self.most_in_flight = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def accept(self, submission: Submission) -> Accepted | KeyReused:
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            await self.gate.wait()
-            await asyncio.sleep(0)
-        finally:
-            self.in_flight -= 1
-        if self.trouble is not None and len(self.accepted) >= (self.fail_from or 0):
-            raise self.trouble
-        key = submission.idempotency
-        if key is not None and key.key in self.keys:
-            digest, first = self.keys[key.key]
-            if digest != key.digest:
-                return KeyReused(key.key)
-            return Accepted(first.id, first.type, first.created_at, repeated=True)
-        accepted = Accepted(submission.id, submission.type, NOW)
-        if key is not None:
-            self.keys[key.key] = (key.digest, accepted)
-        self.accepted.append(submission)
-        self.arrived.set()
-        return accepted
-
-
-class MemoryReader:
-    def __init__(self) -> None:
-        self.rows: dict[UUID, Mapping[str, Any]] = {}
-
-    async def get(self, task: UUID, tenant: str) -> Mapping[str, Any] | None:
-        return self.rows.get(task)
+from tests.unit.http.stores import (
+    NOW,
+    MemoryDecisions,
+    MemoryIntake,
+    MemoryLetters,
+    MemoryListing,
+    MemoryReader,
+    Source,
+)
 
 
 def counted(counter: instruments.Counter) -> Counter[tuple[str, ...]]:
@@ -121,22 +42,23 @@ class Fixture:
         self.source = Source()
         self.intake = MemoryIntake()
         self.reader = MemoryReader()
-        self._before = counted(metrics.SUBMITTED)
+        self._before = counted(metrics.SUBMITTED), counted(metrics.REPLAYED)
         self.ready = True
         self.registry = TypeRegistry(self.source)
+        self.listing = MemoryListing()
+        self.decisions = MemoryDecisions(self.reader.rows)
+        self.letters = MemoryLetters()
         self.limits = limits or Limits(max_body_bytes=10_000, max_item_bytes=1_000)
+        submissions = Submissions(self.intake, self.registry, self.limits, now=lambda: NOW)
         self.app: Starlette = create_app(
-            Services(
-                intake=self.intake,
-                reader=self.reader,
-                registry=self.registry,
-                metrics=self._metrics,
-                started=lambda: self.ready,
-                limits=self.limits,
-                now=lambda: NOW,
-            )
+            submissions,
+            TaskRoutes(self.reader, self.listing, self.decisions, Accelerator(RedisSettings())),
+            DeadLetterRoutes(self.letters, self.letters.replays, submissions, "shop-"),
+            None,
+            started=lambda: self.ready,
+            exposition=self._metrics,
         )
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(Requests(self.app), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://taskflux")
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
@@ -145,7 +67,15 @@ class Fixture:
     @property
     def submitted(self) -> dict[tuple[str, ...], int]:
         """Type and outcome → submissions that were counted since this was made."""
-        return dict(counted(metrics.SUBMITTED) - self._before)
+        return dict(counted(metrics.SUBMITTED) - self._before[0])
+
+    @property
+    def replayed(self) -> dict[tuple[str, ...], int]:
+        """Error class and how → letters that were counted as sent again since this was made."""
+        return dict(counted(metrics.REPLAYED) - self._before[1])
+
+    async def replay(self, letter: UUID, **body: Any) -> httpx.Response:
+        return await self.client.post(f"/dead-letters/{letter}/replay", json=body)
 
     async def submit(self, document: object, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.http.requests import fresh, incoming
+from taskflux.http.requests import incoming
 from taskflux.store.errors import StoreUnavailable
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.test_views import ID, row
@@ -23,11 +23,8 @@ async def test_an_unknown_id_is_a_404(name: str, http: Fixture) -> None:
     assert (response.status_code, problem(response)["type"]) == (404, "/problems/unknown-task")
 
 
-async def test_a_store_that_is_away_is_a_503_to_readers_too(http: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(*args: object) -> None:
-        raise StoreUnavailable("away")
-
-    monkeypatch.setattr(http.reader, "get", away)
+async def test_a_store_that_is_away_is_a_503_to_readers_too(http: Fixture) -> None:
+    http.reader.trouble = StoreUnavailable("away")
     response = await http.client.get(f"/tasks/{ID}")
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     problem(response)
@@ -88,8 +85,3 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 )
 def test_a_traceparent_is_taken_as_the_standard_says(header: str, expected: str | None) -> None:
     assert incoming(header.encode()) == expected
-
-
-def test_a_fresh_traceparent_is_valid_and_not_sampled() -> None:
-    assert incoming(fresh().encode()) is not None
-    assert fresh(lambda bits: 0) == f"00-{'0' * 31}1-{'0' * 15}1-02"

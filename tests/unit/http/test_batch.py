@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from taskflux.http.services import Limits
+from taskflux.http.submissions import Limits
 from taskflux.store.errors import StoreUnavailable
 from tests.unit.http.memory import Fixture, problem
 
@@ -183,10 +183,11 @@ async def test_a_store_that_goes_away_midway_is_told_item_by_item(http: Fixture)
     assert found[-1]["problem"]["retryAfter"] == 5
 
 
-async def test_every_item_of_a_batch_has_a_trace_of_its_own_unless_the_caller_gave_one(http: Fixture) -> None:
-    await send(http, "ndjson", [{"payload": "a"}, {"payload": "b"}])
-    first, second = (task.traceparent for task in http.intake.accepted)
-    assert first != second
+async def test_the_items_of_a_batch_stand_in_the_trace_of_their_request(http: Fixture) -> None:
+    for _ in range(2):
+        await asyncio.create_task(send(http, "ndjson", [{"payload": "a"}, {"payload": "b"}]))
+    first, second, third, fourth = (task.traceparent for task in http.intake.accepted)
+    assert first == second != third == fourth
 
 
 async def test_when_the_client_goes_away_what_had_arrived_whole_is_accepted(http: Fixture) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -17,20 +16,14 @@ from taskflux.http.dead_letters.letter import shown_bytes
 from taskflux.http.problems import FieldError, Problem
 from taskflux.http.queries import read_letter_query
 from taskflux.store.dead_letters import LetterFilter
-from tests.unit.http.letters import AT, LettersFixture, letter, poison
-from tests.unit.http.memory import NOW, bad_fields, problem
+from tests.unit.http.letters import letter, poison
+from tests.unit.http.memory import Fixture, bad_fields, problem
+from tests.unit.http.stores import AT, NOW
 
 MENDED = {"to": "bob@example.org", "subject": "hi"}
 
 
-@pytest.fixture
-async def http() -> AsyncIterator[LettersFixture]:
-    fixture = LettersFixture()
-    yield fixture
-    await fixture.client.aclose()
-
-
-async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_it(http: LettersFixture) -> None:
+async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_it(http: Fixture) -> None:
     row = letter(replays=[[AT, "a-task", "succeeded", "a-bulk"], [AT, "a-task", "running", None]], state="replayed")
     http.letters.add(row)
     response = await http.client.get("/dead-letters")
@@ -63,7 +56,7 @@ async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_i
     }
 
 
-async def test_pages_follow_each_other_by_their_cursor(http: LettersFixture) -> None:
+async def test_pages_follow_each_other_by_their_cursor(http: Fixture) -> None:
     for n in range(5):
         http.letters.add(letter(created_at=NOW + timedelta(microseconds=n // 2)))
     seen: list[str] = []
@@ -78,7 +71,7 @@ async def test_pages_follow_each_other_by_their_cursor(http: LettersFixture) -> 
 
 
 @pytest.mark.parametrize("other", [{"state": "all"}, {"taskType": "sms"}, {}])
-async def test_a_cursor_is_refused_with_other_filters_than_its_own(http: LettersFixture, other: dict[str, str]) -> None:
+async def test_a_cursor_is_refused_with_other_filters_than_its_own(http: Fixture, other: dict[str, str]) -> None:
     for _ in range(2):
         http.letters.add(letter())
     query = {"limit": "1", "taskType": "email"}
@@ -89,7 +82,7 @@ async def test_a_cursor_is_refused_with_other_filters_than_its_own(http: Letters
     assert "other filters" in bad_fields(response)["cursor"]
 
 
-async def test_everything_that_is_wrong_with_a_query_is_named_at_once(http: LettersFixture) -> None:
+async def test_everything_that_is_wrong_with_a_query_is_named_at_once(http: Fixture) -> None:
     response = await http.client.get("/dead-letters?limit=0&cursor=x&state=a&state=all&order=up&taskType=")
     assert bad_fields(response).keys() == {"limit", "cursor", "state", "order", "taskType"}
 
@@ -101,14 +94,14 @@ def test_a_time_that_cannot_be_reckoned_with_makes_no_cursor() -> None:
     assert caught.value.errors == (FieldError("cursor", "is not a cursor: give a nextCursor as it came"),)
 
 
-async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: LettersFixture) -> None:
+async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> None:
     assert (await http.client.get("/dead-letters?createdAfter=2030-01-01T02:00:00+02:00")).is_success
     wanted, *_ = http.letters.last_asked()
     assert wanted is not None
     assert wanted.created_after == NOW
 
 
-async def test_a_query_becomes_a_filter_and_asks_for_open_letters(http: LettersFixture) -> None:
+async def test_a_query_becomes_a_filter_and_asks_for_open_letters(http: Fixture) -> None:
     query = {
         "taskType": "email",
         "errorClass": "Permanent",
@@ -141,16 +134,14 @@ async def test_a_query_becomes_a_filter_and_asks_for_open_letters(http: LettersF
         ("cursor=MjAzMC0wMS0wMQ", "cursor", "nextCursor"),
     ],
 )
-async def test_a_query_that_cannot_be_taken_is_named(
-    http: LettersFixture, query: str, field: str, message: str
-) -> None:
+async def test_a_query_that_cannot_be_taken_is_named(http: Fixture, query: str, field: str, message: str) -> None:
     response = await http.client.get(f"/dead-letters?{query}")
     assert response.status_code == 422
     assert message in bad_fields(response)[field]
     assert list(bad_fields(response)) == [field]
 
 
-async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline(http: LettersFixture) -> None:
+async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline(http: Fixture) -> None:
     name = http.letters.add(letter())
     document = (await http.client.get(f"/dead-letters/{name}")).json()
     assert document["payload"] == {"to": "ada@example.org", "subject": "hi"}
@@ -159,7 +150,7 @@ async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline
     assert document["record"] is None
 
 
-async def test_the_bytes_of_a_record_are_shown_so_that_they_do_no_harm(http: LettersFixture) -> None:
+async def test_the_bytes_of_a_record_are_shown_so_that_they_do_no_harm(http: Fixture) -> None:
     headers = json.dumps([["a", "aGk="], ["b", None], ["a", "/w=="]])
     name = http.letters.add(poison(record_key=b"\xff\x00", record_value=b'{"x": "\xc3\xa4"\n', record_headers=headers))
     document = (await http.client.get(f"/dead-letters/{name}")).json()
@@ -182,7 +173,7 @@ def test_bytes_that_would_move_a_terminal_are_base64(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-id", "01890a5d-ac96-774b-bcce-b302099a8057", "x" * 36, "groups2"])
-async def test_a_letter_that_nobody_knows_is_a_404(http: LettersFixture, name: str) -> None:
+async def test_a_letter_that_nobody_knows_is_a_404(http: Fixture, name: str) -> None:
     for response in (
         await http.client.get(f"/dead-letters/{name}"),
         await http.client.post(f"/dead-letters/{name}/replay"),
@@ -191,7 +182,7 @@ async def test_a_letter_that_nobody_knows_is_a_404(http: LettersFixture, name: s
         assert problem(response)["type"] == "/problems/unknown-dead-letter"
 
 
-async def test_a_letter_is_sent_again_as_it_was(http: LettersFixture) -> None:
+async def test_a_letter_is_sent_again_as_it_was(http: Fixture) -> None:
     row = letter()
     name = http.letters.add(row)
     response = await http.client.post(f"/dead-letters/{name}/replay")
@@ -202,7 +193,7 @@ async def test_a_letter_is_sent_again_as_it_was(http: LettersFixture) -> None:
     assert http.replayed == {("Permanent", "single"): 1}
 
 
-async def test_a_second_replay_is_told_what_the_first_became(http: LettersFixture) -> None:
+async def test_a_second_replay_is_told_what_the_first_became(http: Fixture) -> None:
     row = letter()
     name = http.letters.add(row)
     await http.replay(name)
@@ -213,7 +204,7 @@ async def test_a_second_replay_is_told_what_the_first_became(http: LettersFixtur
     assert len(http.letters.sent) == 1
 
 
-async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: LettersFixture) -> None:
+async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: Fixture) -> None:
     name = http.letters.add(letter())
     refused = await http.replay(name, payload={"to": 7, "colour": "red"})
     assert refused.status_code == 422
@@ -225,13 +216,13 @@ async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: Lett
     assert json.loads(payload or "") == MENDED
 
 
-async def test_a_payload_of_a_type_that_nobody_registered_cannot_be_checked(http: LettersFixture) -> None:
+async def test_a_payload_of_a_type_that_nobody_registered_cannot_be_checked(http: Fixture) -> None:
     name = http.letters.add(letter(type="gone"))
     assert problem(await http.replay(name, payload={}))["type"] == "/problems/unknown-task-type"
     assert (await http.replay(name)).status_code == 202
 
 
-async def test_a_letter_whose_task_moved_on_is_told_so(http: LettersFixture) -> None:
+async def test_a_letter_whose_task_moved_on_is_told_so(http: Fixture) -> None:
     name = http.letters.add(letter(task_state="succeeded"))
     http.letters.moved_on = True
     document = problem(await http.replay(name))
@@ -250,9 +241,7 @@ async def test_a_letter_whose_task_moved_on_is_told_so(http: LettersFixture) -> 
         ({"value": "{}"}, {"value"}),
     ],
 )
-async def test_a_mending_that_makes_no_sense_is_refused(
-    http: LettersFixture, body: dict[str, Any], fields: set[str]
-) -> None:
+async def test_a_mending_that_makes_no_sense_is_refused(http: Fixture, body: dict[str, Any], fields: set[str]) -> None:
     name = http.letters.add(letter())
     response = await http.replay(name, **body)
     assert response.status_code == 422
@@ -260,7 +249,7 @@ async def test_a_mending_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'"x"'])
-async def test_a_body_that_is_no_object_is_a_400(http: LettersFixture, body: bytes) -> None:
+async def test_a_body_that_is_no_object_is_a_400(http: Fixture, body: bytes) -> None:
     name = http.letters.add(letter())
     headers = {"content-type": "application/json"}
     for path in (f"{name}/replay", f"{name}/discard", "replay"):
@@ -269,7 +258,7 @@ async def test_a_body_that_is_no_object_is_a_400(http: LettersFixture, body: byt
     assert problem(await http.client.post(f"/dead-letters/{name}/replay", content=b"{}"))["status"] == 415
 
 
-async def test_a_broken_record_needs_a_mending(http: LettersFixture) -> None:
+async def test_a_broken_record_needs_a_mending(http: Fixture) -> None:
     name = http.letters.add(poison())
     assert "payload" in bad_fields(await http.replay(name))
     elsewhere = http.letters.add(poison(origin=json.dumps({"topic": "task-topic"})))
@@ -277,7 +266,7 @@ async def test_a_broken_record_needs_a_mending(http: LettersFixture) -> None:
     assert http.letters.made == []
 
 
-async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(http: LettersFixture) -> None:
+async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(http: Fixture) -> None:
     name = http.letters.add(poison())
     response = await http.replay(name, payload=MENDED)
     [(made, edited)] = http.letters.made
@@ -291,7 +280,7 @@ async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(
     assert http.letters.made[1][0].type == "simulated"
 
 
-async def test_a_mended_value_is_read_as_a_record_is_read(http: LettersFixture) -> None:
+async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None:
     name = http.letters.add(poison())
     for value, message in (
         ("{", "still no task"),
@@ -312,7 +301,7 @@ async def test_a_mended_value_is_read_as_a_record_is_read(http: LettersFixture) 
     assert json.loads(http.letters.made[0][0].payload) == MENDED
 
 
-async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: LettersFixture) -> None:
+async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: Fixture) -> None:
     name = http.letters.add(letter(task_state=None, timeline=None))
     assert (await http.client.get(f"/dead-letters/{name}")).json()["timeline"] == []
     assert (await http.replay(name)).status_code == 202
@@ -321,7 +310,7 @@ async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: LettersFi
     assert made.traceparent == http.letters.rows[name]["traceparent"]
 
 
-async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: LettersFixture) -> None:
+async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: Fixture) -> None:
     name = http.letters.add(letter())
     first = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": " a test account "})
     assert first.status_code == 200
@@ -335,7 +324,7 @@ async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: LettersFix
     assert (document["status"], document["type"]) == (409, "/problems/already-discarded")
 
 
-async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: LettersFixture) -> None:
+async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: Fixture) -> None:
     name = http.letters.add(letter())
     await http.replay(name)
     response = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": "x"})
@@ -343,7 +332,7 @@ async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: LettersFix
 
 
 @pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " "}, {"reason": 7}, {"reason": "x" * 1001}])
-async def test_a_discard_without_a_reason_is_refused(http: LettersFixture, body: dict[str, Any]) -> None:
+async def test_a_discard_without_a_reason_is_refused(http: Fixture, body: dict[str, Any]) -> None:
     name = http.letters.add(letter())
     response = await http.client.post(f"/dead-letters/{name}/discard", json=body)
     assert response.status_code == 422
@@ -351,7 +340,7 @@ async def test_a_discard_without_a_reason_is_refused(http: LettersFixture, body:
 
 
 @pytest.mark.parametrize("body", [{}, {"filter": {}}, {"filter": {"taskType": None}}, {"dryRun": True}])
-async def test_an_empty_filter_is_refused(http: LettersFixture, body: dict[str, Any]) -> None:
+async def test_an_empty_filter_is_refused(http: Fixture, body: dict[str, Any]) -> None:
     document = problem(await http.client.post("/dead-letters/replay", json=body))
     assert (document["status"], document["type"]) == (422, "/problems/empty-filter")
     assert http.letters.bulk == {}
@@ -371,16 +360,14 @@ async def test_an_empty_filter_is_refused(http: LettersFixture, body: dict[str, 
         ({"filter": {"taskType": "a"}, "limit": 7}, "limit"),
     ],
 )
-async def test_a_bulk_replay_that_cannot_be_taken_is_named(
-    http: LettersFixture, body: dict[str, Any], field: str
-) -> None:
+async def test_a_bulk_replay_that_cannot_be_taken_is_named(http: Fixture, body: dict[str, Any], field: str) -> None:
     response = await http.client.post("/dead-letters/replay", json=body)
     assert response.status_code == 422
     assert list(bad_fields(response)) == [field]
     assert http.letters.bulk == {}
 
 
-async def test_a_dry_run_counts_and_sends_nothing(http: LettersFixture) -> None:
+async def test_a_dry_run_counts_and_sends_nothing(http: Fixture) -> None:
     http.letters.add(letter())
     response = await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}, "dryRun": True})
     group = {"taskType": "email", "errorClass": "Permanent", "count": 1, "oldest": AT, "newest": AT}
@@ -388,7 +375,7 @@ async def test_a_dry_run_counts_and_sends_nothing(http: LettersFixture) -> None:
     assert http.letters.bulk == {}
 
 
-async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: LettersFixture) -> None:
+async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: Fixture) -> None:
     http.letters.add(letter())
     body = {"filter": {"taskType": "email", "createdBefore": "2030-01-02T00:00:00Z"}, "rate": 5}
     started = await http.client.post("/dead-letters/replay", json=body)
@@ -418,7 +405,7 @@ async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: LettersFixtu
 
 
 @pytest.mark.parametrize("name", ["x", "01890a5d-ac96-774b-bcce-b302099a8057"])
-async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: LettersFixture, name: str) -> None:
+async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: Fixture, name: str) -> None:
     for response in (
         await http.client.get(f"/dead-letters/replays/{name}"),
         await http.client.delete(f"/dead-letters/replays/{name}"),
@@ -426,12 +413,12 @@ async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: LettersFixture, na
         assert problem(response)["type"] == "/problems/unknown-replay"
 
 
-async def test_no_log_line_holds_what_a_letter_holds(http: LettersFixture, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_line_holds_what_a_letter_holds(http: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "taskflux"):
         await http.replay(http.letters.add(letter()), payload=MENDED)
         await http.client.post(f"/dead-letters/{http.letters.add(letter())}/discard", json={"reason": "ada left"})
         await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}})
-    assert [record.message for record in caplog.records if record.name.startswith("taskflux")] == [
+    assert [record.message for record in caplog.records if record.name.startswith("taskflux.http.dead_letters")] == [
         "a dead letter was sent again",
         "a dead letter was discarded",
         "a bulk replay begins",

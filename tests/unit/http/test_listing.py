@@ -3,94 +3,32 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
-from uuid import UUID
 
-import httpx
 import pytest
 
-from taskflux.http.app import create_app
 from taskflux.http.problems import Problem
 from taskflux.http.queries import Query, read_task_query, task_cursor
-from taskflux.http.services import Services, TaskDesk
-from taskflux.store.tasks import Page, Resolution, TaskFilter
+from taskflux.store.tasks import Page, TaskFilter
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.test_views import ID, row
 
 
-@dataclass
-class MemoryListing:
-    """Answers with what the test has put here, and remembers what it was asked."""
-
-    page_: Page = field(default_factory=lambda: Page([], None))
-    asked: list[tuple[TaskFilter, int, UUID | None]] = field(default_factory=list)
-
-    async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
-        self.asked.append((wanted, limit, after))
-        return self.page_
-
-
-@dataclass
-class MemoryDecisions:
-    """Does what the states allow, on the fixture's rows."""
-
-    rows: dict[UUID, Any]
-    reasons: list[str | None] = field(default_factory=list)
-
-    async def cancel(self, task: UUID, tenant: str) -> bool:
-        return self._move(task, ("scheduled", "queued"), "cancelled")
-
-    async def resolve(self, task: UUID, tenant: str, resolution: Resolution, reason: str | None = None) -> bool:
-        self.reasons.append(reason)
-        follows = {Resolution.SUCCEEDED: "succeeded", Resolution.RESEND: "scheduled", Resolution.DEAD: "dead"}
-        return self._move(task, ("uncertain",), follows[resolution])
-
-    def _move(self, task: UUID, sources: Sequence[str], state: str) -> bool:
-        if task not in self.rows or self.rows[task]["state"] not in sources:
-            return False
-        self.rows[task] = self.rows[task] | {"state": state}
-        return True
-
-
-@dataclass
-class Desk:
-    """An application with lists and decisions, and what it stands on."""
-
-    client: httpx.AsyncClient
-    listing: MemoryListing
-    decisions: MemoryDecisions
-    rows: dict[UUID, Any]
-
-
-@pytest.fixture
-async def desk(http: Fixture) -> AsyncIterator[Desk]:
-    rows: dict[UUID, Any] = {}
-    http.reader.rows = rows
-    listing, decisions = MemoryListing(), MemoryDecisions(rows)
-    services = Services(http.intake, http.reader, http.registry, lambda: True, tasks=TaskDesk(listing, decisions))
-    transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://taskflux") as client:
-        yield Desk(client, listing, decisions, rows)
-
-
-async def test_a_page_shows_tasks_without_payload_and_timeline(desk: Desk) -> None:
-    desk.listing.page_ = Page([row(state="dead", error_class="Permanent", error_reason="never", key="k")], None)
-    response = await desk.client.get("/tasks")
+async def test_a_page_shows_tasks_without_payload_and_timeline(http: Fixture) -> None:
+    http.listing.page_ = Page([row(state="dead", error_class="Permanent", error_reason="never", key="k")], None)
+    response = await http.client.get("/tasks")
     assert response.status_code == 200
     [item] = response.json()["items"]
     assert response.json()["nextCursor"] is None
     assert (item["taskId"], item["status"], item["key"]) == (str(ID), "dead", "k")
     assert item["error"] == {"class": "Permanent", "reason": "never"}
     assert not {"payload", "timeline"} & item.keys()
-    assert desk.listing.asked == [(TaskFilter(), 50, None)]
+    assert http.listing.asked == [(TaskFilter(), 50, None)]
 
 
-async def test_filters_limit_and_cursor_reach_the_store(desk: Desk) -> None:
-    desk.listing.page_ = Page([], ID)
+async def test_filters_limit_and_cursor_reach_the_store(http: Fixture) -> None:
+    http.listing.page_ = Page([], ID)
     query = {
         "status": "uncertain",
         "taskType": "sms",
@@ -101,9 +39,9 @@ async def test_filters_limit_and_cursor_reach_the_store(desk: Desk) -> None:
         "metadata.": "",
         "limit": "200",
     }
-    response = await desk.client.get("/tasks", params=query)
+    response = await http.client.get("/tasks", params=query)
     assert response.json()["items"] == []
-    again = await desk.client.get("/tasks", params=query | {"cursor": response.json()["nextCursor"], "limit": "7"})
+    again = await http.client.get("/tasks", params=query | {"cursor": response.json()["nextCursor"], "limit": "7"})
     assert again.status_code == 200
     wanted = TaskFilter(
         State.UNCERTAIN,
@@ -113,12 +51,12 @@ async def test_filters_limit_and_cursor_reach_the_store(desk: Desk) -> None:
         "customer 7",
         {"order": "17", "": ""},
     )
-    assert desk.listing.asked == [(wanted, 200, None), (wanted, 7, ID)]
+    assert http.listing.asked == [(wanted, 200, None), (wanted, 7, ID)]
 
 
-async def test_the_plus_of_an_offset_may_arrive_as_a_space(desk: Desk) -> None:
-    assert (await desk.client.get("/tasks?createdAfter=2030-01-01T02:00:00+02:00")).status_code == 200
-    [(wanted, _, _)] = desk.listing.asked
+async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> None:
+    assert (await http.client.get("/tasks?createdAfter=2030-01-01T02:00:00+02:00")).status_code == 200
+    [(wanted, _, _)] = http.listing.asked
     assert wanted.created_from == datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -144,31 +82,31 @@ async def test_the_plus_of_an_offset_may_arrive_as_a_space(desk: Desk) -> None:
         ("metadata.a=" + "x" * 1001, "metadata.a", "longer than"),
     ],
 )
-async def test_a_parameter_that_cannot_be_taken_is_named(query: str, field: str, message: str, desk: Desk) -> None:
-    response = await desk.client.get(f"/tasks?{query}")
+async def test_a_parameter_that_cannot_be_taken_is_named(query: str, field: str, message: str, http: Fixture) -> None:
+    response = await http.client.get(f"/tasks?{query}")
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert message in bad_fields(response)[field]
-    assert desk.listing.asked == []
+    assert http.listing.asked == []
 
 
 @pytest.mark.parametrize("query", ["createdAfter=0001-01-01T00:00:00Z", "createdBefore=9999-12-31T23:59:59Z"])
-async def test_the_first_and_the_last_year_can_be_asked_for(query: str, desk: Desk) -> None:
-    assert (await desk.client.get(f"/tasks?{query}")).status_code == 200
+async def test_the_first_and_the_last_year_can_be_asked_for(query: str, http: Fixture) -> None:
+    assert (await http.client.get(f"/tasks?{query}")).status_code == 200
 
 
 @pytest.mark.parametrize(
     "cursor", ["", "x", "ä", "AQ==", base64.urlsafe_b64encode(b"\x02" + bytes(20)).decode(), "A" * 5000]
 )
-async def test_a_text_that_is_no_cursor_is_named(cursor: str, desk: Desk) -> None:
-    response = await desk.client.get("/tasks", params={"cursor": cursor})
+async def test_a_text_that_is_no_cursor_is_named(cursor: str, http: Fixture) -> None:
+    response = await http.client.get("/tasks", params={"cursor": cursor})
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert bad_fields(response) == {"cursor": "is not a cursor: give a nextCursor as it came"}
 
 
-async def test_a_cursor_is_refused_with_other_filters_than_its_own(desk: Desk) -> None:
+async def test_a_cursor_is_refused_with_other_filters_than_its_own(http: Fixture) -> None:
     cursor = task_cursor(ID, Query(TaskFilter(State.DEAD), 50, None))
-    assert (await desk.client.get("/tasks", params={"cursor": cursor, "status": "dead"})).status_code == 200
-    response = await desk.client.get("/tasks", params={"cursor": cursor, "status": "queued"})
+    assert (await http.client.get("/tasks", params={"cursor": cursor, "status": "dead"})).status_code == 200
+    response = await http.client.get("/tasks", params={"cursor": cursor, "status": "queued"})
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert "other filters" in bad_fields(response)["cursor"]
 
@@ -182,16 +120,16 @@ def test_a_cursor_says_where_the_next_page_begins() -> None:
         read_task_query([("cursor", cursor)])
 
 
-async def test_everything_that_is_wrong_with_a_query_is_named_at_once(desk: Desk) -> None:
-    response = await desk.client.get("/tasks?limit=0&cursor=x&key=a&key=b&order=up&metadata.a=" + "x" * 1001)
+async def test_everything_that_is_wrong_with_a_query_is_named_at_once(http: Fixture) -> None:
+    response = await http.client.get("/tasks?limit=0&cursor=x&key=a&key=b&order=up&metadata.a=" + "x" * 1001)
     assert bad_fields(response).keys() == {"limit", "cursor", "key", "order", "metadata.a"}
 
 
 @pytest.mark.parametrize("state", ["scheduled", "queued", "cancelled"])
-async def test_a_waiting_task_is_cancelled_however_often_that_is_asked(state: str, desk: Desk) -> None:
-    desk.rows[ID] = row(state=state)
+async def test_a_waiting_task_is_cancelled_however_often_that_is_asked(state: str, http: Fixture) -> None:
+    http.reader.rows[ID] = row(state=state)
     for _ in range(2):
-        response = await desk.client.delete(f"/tasks/{ID}")
+        response = await http.client.delete(f"/tasks/{ID}")
         assert (response.status_code, response.json()["status"]) == (200, "cancelled")
         assert response.json()["payload"] == {"to": "a"}
 
@@ -200,22 +138,22 @@ async def test_a_waiting_task_is_cancelled_however_often_that_is_asked(state: st
     ("state", "hint"),
     [("running", "worker"), ("succeeded", "already"), ("dead", "dead letter"), ("uncertain", "resolve it")],
 )
-async def test_a_task_that_runs_or_has_ended_is_not_cancelled(state: str, hint: str, desk: Desk) -> None:
-    desk.rows[ID] = row(state=state)
-    response = await desk.client.delete(f"/tasks/{ID}")
+async def test_a_task_that_runs_or_has_ended_is_not_cancelled(state: str, hint: str, http: Fixture) -> None:
+    http.reader.rows[ID] = row(state=state)
+    response = await http.client.delete(f"/tasks/{ID}")
     document = problem(response)
     assert (response.status_code, document["type"], document["taskStatus"]) == (409, "/problems/wrong-state", state)
     assert hint in document["detail"]
-    assert desk.rows[ID]["state"] == state
+    assert http.reader.rows[ID]["state"] == state
 
 
 @pytest.mark.parametrize(("outcome", "state"), [("succeeded", "succeeded"), ("resend", "scheduled"), ("dead", "dead")])
-async def test_an_uncertain_task_is_resolved(outcome: str, state: str, desk: Desk) -> None:
-    desk.rows[ID] = row(state="uncertain")
-    response = await desk.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome, "reason": " he said so "})
+async def test_an_uncertain_task_is_resolved(outcome: str, state: str, http: Fixture) -> None:
+    http.reader.rows[ID] = row(state="uncertain")
+    response = await http.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome, "reason": " he said so "})
     assert (response.status_code, response.json()["status"]) == (200, state)
-    assert desk.decisions.reasons == ["he said so"]
-    response = await desk.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome})
+    assert http.decisions.reasons == ["he said so"]
+    response = await http.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome})
     assert (response.status_code, problem(response)["taskStatus"]) == (409, state)
 
 
@@ -230,28 +168,28 @@ async def test_an_uncertain_task_is_resolved(outcome: str, state: str, desk: Des
         ({"outcome": "dead", "reason": "x" * 1001}, {"reason"}),
     ],
 )
-async def test_a_decision_that_is_none_is_refused_by_its_fields(body: object, fields: set[str], desk: Desk) -> None:
-    desk.rows[ID] = row(state="uncertain")
-    response = await desk.client.post(f"/tasks/{ID}/resolve", json=body)
+async def test_a_decision_that_is_none_is_refused_by_its_fields(body: object, fields: set[str], http: Fixture) -> None:
+    http.reader.rows[ID] = row(state="uncertain")
+    response = await http.client.post(f"/tasks/{ID}/resolve", json=body)
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-resolution")
     assert bad_fields(response).keys() == fields
-    assert desk.rows[ID]["state"] == "uncertain"
+    assert http.reader.rows[ID]["state"] == "uncertain"
 
 
-async def test_a_decision_comes_as_a_json_object(desk: Desk) -> None:
+async def test_a_decision_comes_as_a_json_object(http: Fixture) -> None:
     path = f"/tasks/{ID}/resolve"
-    assert (await desk.client.post(path, json=["dead"])).status_code == 422
-    assert (await desk.client.post(path, content="outcome=dead")).status_code == 415
+    assert (await http.client.post(path, json=["dead"])).status_code == 422
+    assert (await http.client.post(path, content="outcome=dead")).status_code == 415
     json_type = {"content-type": "application/json"}
-    assert (await desk.client.post(path, content="{", headers=json_type)).status_code == 400
-    assert (await desk.client.post(path, content=" " * 70_000, headers=json_type)).status_code == 413
+    assert (await http.client.post(path, content="{", headers=json_type)).status_code == 400
+    assert (await http.client.post(path, content=" " * 70_000, headers=json_type)).status_code == 413
 
 
 @pytest.mark.parametrize("task", [str(ID), "x"])
-async def test_nothing_is_decided_about_an_unknown_task(task: str, desk: Desk) -> None:
+async def test_nothing_is_decided_about_an_unknown_task(task: str, http: Fixture) -> None:
     for response in (
-        await desk.client.delete(f"/tasks/{task}"),
-        await desk.client.post(f"/tasks/{task}/resolve", json={"outcome": "dead"}),
+        await http.client.delete(f"/tasks/{task}"),
+        await http.client.post(f"/tasks/{task}/resolve", json={"outcome": "dead"}),
     ):
         assert (response.status_code, problem(response)["type"]) == (404, "/problems/unknown-task")
 
@@ -264,6 +202,6 @@ async def test_nothing_is_decided_about_an_unknown_task(task: str, desk: Desk) -
         ("GET", f"/tasks/{ID}/resolve", "POST"),
     ],
 )
-async def test_a_405_names_every_method_of_its_address(method: str, path: str, allowed: str, desk: Desk) -> None:
-    response = await desk.client.request(method, path)
+async def test_a_405_names_every_method_of_its_address(method: str, path: str, allowed: str, http: Fixture) -> None:
+    response = await http.client.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, allowed)

@@ -12,24 +12,26 @@ import pytest
 from taskflux.http.notifications import Notify, create_notify_app
 from taskflux.providers.email import Email
 from taskflux.providers.notify import ERROR_CLASSES, classify
+from taskflux.providers.sms import Sms
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.store.errors import StoreUnavailable
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from taskflux.worker.notifier import Delivered, Notification
+from taskflux.worker.notifier import Delivered, Notification, Notifier
 from tests.unit.http.memory import problem
 
 MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}
 
 
-class Service:
+class Service(Notifier[Email]):
     """A channel that does as it is told, and its HTTP side."""
 
     def __init__(self) -> None:
         self.asked: list[Notification[Email]] = []
         self.trouble: Exception | None = None
         self.repeated = False
-        endpoint = Notify(Email, self, 100_000)
-        app = create_notify_app({"email": endpoint}, {"email": self.check}, [])
+        nobody: Any = None
+        mail, text = Notify(Email, self, 100_000), Notify(Sms, nobody, 100_000)
+        app = create_notify_app(mail, text, self.check, started=bool)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://notify")
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jsonschema_rs
 import pytest
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from taskflux.cli.deployments import built_in_handlers
 from taskflux.cli.reference import static_document
 from taskflux.http.app import create_app
+from taskflux.http.dead_letters.routes import DeadLetterRoutes
+from taskflux.http.notifications import Notify, create_notify_app
 from taskflux.http.openapi.document import api_document, documentation_routes, notify_document, policy
 from taskflux.http.openapi.operations import API, Operation
+from taskflux.http.openapi.operations import NOTIFY as NOTIFY_API
 from taskflux.http.openapi.schemas import NEW_TASK
 from taskflux.http.problems import EXPLANATIONS, KINDS
 from taskflux.http.receipts import Msg91Webhook
-from taskflux.http.registry import TypeRegistry
-from taskflux.http.services import DeadLetterDesk, Services, TaskDesk
-from taskflux.http.submissions import FIELDS
+from taskflux.http.submissions import FIELDS, Submissions
+from taskflux.http.tasks import TaskRoutes
+from taskflux.providers.email import Email
+from taskflux.providers.sms import Sms
 from taskflux.tasks.submission import TaskType
 from tests.unit.http.memory import Fixture
 
@@ -149,19 +153,14 @@ def _slugs(operation: Operation) -> set[str]:
     return {kind.slug for kind in operation.problems}
 
 
-def served() -> set[str]:
-    """Every call that ingest answers, apart from the pages of the description; nothing is called here."""
-    nobody: Any = None
-    services = Services(nobody, nobody, TypeRegistry(nobody), nobody, nobody, tasks=TaskDesk(nobody, nobody))
-    webhook = Msg91Webhook("secret", nobody, nobody)
-    app = create_app(replace(services, dead_letters=cast("DeadLetterDesk", object()), msg91_webhook=webhook))
-    pages = {route.path for route in documentation_routes(nobody)}
-    routes = [route for route in app.routes if isinstance(route, Route) and route.path not in pages]
+def served(app: Starlette) -> set[tuple[str, str, str]]:
+    """Every call that an application answers (method, path, id), apart from the pages of the description."""
+    pages = {route.path for route in documentation_routes(bytes)}
     return {
-        f"{method} {_unnamed(route.path)}"
-        for route in routes
-        for method in route.methods or {"POST"}  # an endpoint that is no function
-        if method != "HEAD"
+        (method, _unnamed(route.path), route.name)
+        for route in app.routes
+        if isinstance(route, Route) and route.path not in pages
+        for method in (route.methods or set()) - {"HEAD"}
     }
 
 
@@ -169,8 +168,22 @@ def _unnamed(path: str) -> str:
     return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
 
 
-def test_what_is_described_is_what_is_served() -> None:
-    assert {_unnamed(name) for name, _ in operations(DOCUMENT)} == served()
+def _described(operations: Sequence[Operation]) -> set[tuple[str, str, str]]:
+    return {(each.method, _unnamed(each.path), each.id) for each in operations}
+
+
+def test_every_route_of_ingest_is_described_and_every_call_that_is_described_is_served() -> None:
+    nobody: Any = None  # nothing is called here
+    submissions = Submissions(nobody, nobody)
+    tasks, letters = TaskRoutes(nobody, nobody, nobody, nobody), DeadLetterRoutes(nobody, nobody, submissions)
+    app = create_app(submissions, tasks, letters, Msg91Webhook("secret", nobody, nobody), nobody)
+    assert served(app) == _described(API)
+
+
+def test_every_route_of_notify_is_described_and_every_call_that_is_described_is_served() -> None:
+    nobody: Any = None
+    mail, text = Notify(Email, nobody, 0), Notify(Sms, nobody, 0)
+    assert served(create_notify_app(mail, text, nobody, nobody)) == _described(NOTIFY_API)
 
 
 async def test_a_running_system_describes_the_types_that_it_knows(http: Fixture) -> None:

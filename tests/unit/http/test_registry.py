@@ -9,7 +9,7 @@ import pytest
 from taskflux.http.registry import TypeRegistry
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.tasks.submission import TaskType
-from tests.unit.http.memory import Source
+from tests.unit.http.stores import Source
 
 
 class Clock:
@@ -86,19 +86,19 @@ async def test_a_schema_stays_compiled_until_its_text_changes() -> None:
     source = Source()
     registry = TypeRegistry(source)
     await registry.refresh()
-    first = registry.get("email")
+    first = await registry.find("email")
     assert first is not None
     await registry.refresh()
-    assert registry.get("email") is first
+    assert await registry.find("email") is first
     old = source.types["email"]
     source.types["email"] = TaskType("email", old.schema, 99, "hold", None)
     await registry.refresh()
-    second = registry.get("email")
+    second = await registry.find("email")
     assert second is not None
     assert (second.type.max_attempts, second.schema is first.schema) == (99, True)
     source.types["email"] = TaskType("email", '{"type": "string"}', 99, "hold", None)
     await registry.refresh()
-    third = registry.get("email")
+    third = await registry.find("email")
     assert third is not None
     assert third.schema.errors(5) != []
 

@@ -9,9 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from taskflux.http.app import application
-from taskflux.http.probes import probe_routes
-from taskflux.http.requests import Requests, of_request
+from taskflux.http.app import application, probe_routes
+from taskflux.http.requests import Requests, request_traceparent
 from taskflux.telemetry import logs
 from taskflux.telemetry.calls import TRACE
 
@@ -30,7 +29,7 @@ def _no_floods() -> Iterator[None]:
 @pytest.fixture
 async def client() -> httpx.AsyncClient:
     async def shown(request: Request) -> Response:
-        return Response(of_request(None))
+        return Response(request_traceparent())
 
     async def broken(request: Request) -> Response:
         raise ValueError(SECRET)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskflux.http.registry import PayloadSchema
-from tests.unit.http.memory import EMAIL_SCHEMA
+from tests.unit.http.stores import EMAIL_SCHEMA
 
 EMAIL = PayloadSchema("email", json.dumps(EMAIL_SCHEMA))
 

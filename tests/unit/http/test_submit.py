@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from taskflux.http.services import Limits
+from taskflux.http.submissions import Limits
 from taskflux.store.errors import RefusedData, StoreBusy, StoreUnavailable
 from taskflux.tasks.submission import TaskType
-from tests.unit.http.memory import NOW, Fixture, bad_fields, problem
+from tests.unit.http.memory import Fixture, bad_fields, problem
+from tests.unit.http.stores import NOW
 
 EMAIL = {"taskType": "email", "payload": {"to": "ada@example.org", "subject": "hello"}}
 
@@ -361,7 +362,7 @@ async def test_a_fault_of_ours_is_a_500_that_quotes_nobody(http: Fixture, caplog
         response = await http.submit(EMAIL)
     assert (response.status_code, problem(response)["type"]) == (500, "/problems/internal")
     assert "KeyError" in caplog.text
-    assert "memory.py" in caplog.text
+    assert "stores.py" in caplog.text
     assert "ada@example.org" not in caplog.text + response.text
 
 

@@ -9,10 +9,10 @@ from uuid import UUID
 
 import pytest
 
-from taskflux.http.answers import to_json
+from taskflux.http.bodies import to_json
 from taskflux.http.tasks import task_document
 from taskflux.tasks.timeline import parse_entry, parse_timeline
-from tests.unit.http.memory import NOW
+from tests.unit.http.stores import NOW
 
 ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 

@@ -1,0 +1,240 @@
+"""What stands behind the application, in memory: for everything that is decided before the store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf, LetterFilter, Place, Replayed, to_text
+from taskflux.store.errors import StoreError
+from taskflux.store.tasks import Decisions, Listing, Page, Resolution, TaskFilter, Tasks, TaskTypes
+from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.worker.intake import Intake
+
+Row = dict[str, Any]
+AT = "2030-01-01T00:00:00.000000Z"
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+EMAIL_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "to": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "subject": {"type": "string", "maxLength": 100},
+        "headers": {"type": "object", "additionalProperties": {"type": "string"}},
+        "attachments": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+        },
+    },
+    "required": ["to", "subject"],
+    "additionalProperties": False,
+}
+TYPES = {
+    "email": TaskType("email", json.dumps(EMAIL_SCHEMA), 6, "resend", "smtp"),
+    "simulated": TaskType("simulated", "{}", 8, "resend", None),
+}
+
+
+class Source(TaskTypes):
+    """Registered types; `trouble` is raised instead while it is set, `gate` holds the answer back."""
+
+    __setattr__ = object.__setattr__  # the real one is frozen
+
+    def __init__(self, types: Mapping[str, TaskType] = TYPES) -> None:
+        self.types = dict(types)
+        self.trouble: StoreError | None = None
+        self.asked = 0
+        self.looks = asyncio.Semaphore(0)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def all(self) -> Mapping[str, TaskType]:
+        self.asked += 1
+        self.looks.release()
+        await self.gate.wait()
+        if self.trouble is not None:
+            raise self.trouble
+        return dict(self.types)
+
+
+class MemoryIntake(Intake):
+    """Keeps what it accepts; `trouble` is raised instead while it is set, `gate` holds acceptance back."""
+
+    def __init__(self) -> None:
+        self.accepted: list[Submission] = []
+        self.arrived = asyncio.Event()
+        self.keys: dict[str, tuple[bytes, Accepted]] = {}
+        self.trouble: BaseException | None = None
+        self.fail_from: int | None = None
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def accept(self, submission: Submission) -> Accepted | KeyReused:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await self.gate.wait()
+            await asyncio.sleep(0)
+        finally:
+            self.in_flight -= 1
+        if self.trouble is not None and len(self.accepted) >= (self.fail_from or 0):
+            raise self.trouble
+        key = submission.idempotency
+        if key is not None and key.key in self.keys:
+            digest, first = self.keys[key.key]
+            if digest != key.digest:
+                return KeyReused(key.key)
+            return Accepted(first.id, first.type, first.created_at, repeated=True)
+        accepted = Accepted(submission.id, submission.type, NOW)
+        if key is not None:
+            self.keys[key.key] = (key.digest, accepted)
+        self.accepted.append(submission)
+        self.arrived.set()
+        return accepted
+
+
+class MemoryReader(Tasks):
+    __setattr__ = object.__setattr__  # the real one is frozen
+
+    def __init__(self) -> None:
+        self.rows: dict[UUID, Mapping[str, Any]] = {}
+        self.trouble: StoreError | None = None
+
+    async def get(self, task: UUID, tenant: str) -> Mapping[str, Any] | None:
+        if self.trouble is not None:
+            raise self.trouble
+        return self.rows.get(task)
+
+
+class MemoryListing(Listing):
+    """Answers with what the test has put here, and remembers what it was asked."""
+
+    __setattr__ = object.__setattr__  # the real one is frozen
+
+    def __init__(self) -> None:
+        self.page_ = Page([], None)
+        self.asked: list[tuple[TaskFilter, int, UUID | None]] = []
+
+    async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
+        self.asked.append((wanted, limit, after))
+        return self.page_
+
+
+class MemoryDecisions(Decisions):
+    """Does what the states allow, on the fixture's rows."""
+
+    __setattr__ = object.__setattr__  # the real one is frozen
+
+    def __init__(self, rows: dict[UUID, Any]) -> None:
+        self.rows = rows
+        self.reasons: list[str | None] = []
+
+    async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:
+        return self._move(task, ("scheduled", "queued"), "cancelled")
+
+    async def resolve(self, task: UUID, tenant: str | None, resolution: Resolution, reason: str | None = None) -> bool:
+        self.reasons.append(reason)
+        follows = {Resolution.SUCCEEDED: "succeeded", Resolution.RESEND: "scheduled", Resolution.DEAD: "dead"}
+        return self._move(task, ("uncertain",), follows[resolution])
+
+    def _move(self, task: UUID, sources: Sequence[str], state: str) -> bool:
+        if task not in self.rows or self.rows[task]["state"] not in sources:
+            return False
+        self.rows[task] = self.rows[task] | {"state": state}
+        return True
+
+
+class MemoryLetters(DeadLetterShelf):
+    """A shelf and its replays; `last_asked` is what the last page or groups were asked for."""
+
+    __setattr__ = object.__setattr__  # the real one is frozen
+
+    def __init__(self) -> None:
+        self.rows: dict[UUID, Row] = {}
+        self._asked: tuple[LetterFilter | None, str | None, Place | None, int | None] = None, None, None, None
+        self.sent: list[tuple[UUID, str | None]] = []
+        self.made: list[tuple[Submission, bool]] = []
+        self.bulk: dict[UUID, Row] = {}
+        self.moved_on = False
+        self.replays = MemoryReplays(self)
+
+    def add(self, row: Row) -> UUID:
+        identifier: UUID = row["id"]
+        self.rows[identifier] = row
+        return identifier
+
+    def last_asked(self) -> tuple[LetterFilter | None, str | None, Place | None, int | None]:
+        return self._asked
+
+    async def page(
+        self, tenant: str, wanted: LetterFilter, state: str | None, behind: Place | None, limit: int
+    ) -> Sequence[Row]:
+        self._asked = wanted, state, behind, limit
+        newest = sorted(self.rows.values(), key=lambda row: (row["created_at"], row["id"]), reverse=True)
+        return [
+            row for row in newest if behind is None or (row["created_at"], row["id"]) < (behind.created_at, behind.id)
+        ][:limit]
+
+    async def groups(self, tenant: str, wanted: LetterFilter, state: str | None) -> Sequence[Row]:
+        self._asked = wanted, state, None, None
+        group = {"type": "email", "error_class": "Permanent", "letters": len(self.rows), "oldest": NOW, "newest": NOW}
+        return [group] if self.rows else []
+
+    async def count(self, tenant: str, wanted: LetterFilter, state: str | None) -> int:
+        return len(self.rows)
+
+    async def get(self, tenant: str, letter: UUID) -> Row | None:
+        return self.rows.get(letter)
+
+    async def discard(self, tenant: str, letter: UUID, reason: str) -> bool:
+        row = self.rows[letter]
+        if row["state"] != "open":
+            return False
+        row.update(state="discarded", discarded_at=NOW, discard_reason=reason)
+        return True
+
+
+class MemoryReplays(DeadLetterReplays):
+    __setattr__ = object.__setattr__  # the real one is frozen
+
+    def __init__(self, letters: MemoryLetters) -> None:
+        self.letters = letters
+
+    async def replay(self, tenant: str, letter: UUID, payload: str | None) -> Replayed | None:
+        if self.letters.moved_on:
+            return None
+        row = self.letters.rows[letter]
+        self.letters.sent.append((letter, payload))
+        return self._replayed(row, row["task_id"], row["type"])
+
+    async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
+        self.letters.made.append((mended, edited))
+        return self._replayed(self.letters.rows[letter], mended.id, mended.type)
+
+    async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
+        counts = {"matched": len(self.letters.rows), "replayed": 0, "skipped": 0, "status": "running"}
+        times = {"created_at": NOW, "updated_at": NOW + timedelta(seconds=1)}
+        self.letters.bulk[replay] = {"id": replay, "filter": to_text(wanted), "rate": rate, **counts, **times}
+        return self.letters.bulk[replay]
+
+    async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
+        return self.letters.bulk.get(replay)
+
+    async def outcomes(self, replay: UUID) -> Mapping[str, int]:
+        return {"succeeded": 2, "dead": 1}
+
+    async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
+        if replay not in self.letters.bulk or self.letters.bulk[replay]["status"] != "running":
+            return False
+        self.letters.bulk[replay]["status"] = "stopped"
+        return True
+
+    def _replayed(self, row: Row, task: UUID, task_type: str) -> Replayed:
+        row.update(state="replayed", replays=[[AT, str(task), "scheduled", None]])
+        return Replayed(row["id"], task, task_type, row["error_class"])
