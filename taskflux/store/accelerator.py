@@ -1,7 +1,7 @@
 """Redis (or Valkey), when there is one: everything works without it.
 
 It caches succeeded tasks, which do not change, and counts a provider's rate for all processes together. A Redis that
-is away or slow is left alone for a few seconds; nobody waits for it longer than its timeout.
+is unreachable or slow is left alone for a few seconds; nobody waits for it longer than its timeout.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ return string.format('%.0f', math.max(0, arrival - burst - now))
 class Accelerator:
     """What Redis does for us; with no URL it does nothing, at no cost."""
 
-    def __init__(self, settings: RedisSettings, *, prefix: str = "taskflux:") -> None:
+    def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
-        self._prefix = prefix
         self._client: Redis | None = None
         self._rests_until = 0.0
 
@@ -69,19 +68,17 @@ class Accelerator:
 
     async def cached(self, tenant: str, task: UUID) -> bytes | None:
         """The cached document of a succeeded task."""
-        key = self._task(tenant, task)
-        return await self._try(lambda client: client.get(key)) or None
+        return await self._try(lambda client: client.get(f"taskflux:task:{tenant}:{task}")) or None
 
     async def cache(self, tenant: str, task: UUID, document: bytes) -> None:
         """Keep the document of a succeeded task for a while."""
         if self._settings.cache_seconds:
-            key = self._task(tenant, task)
+            key = f"taskflux:task:{tenant}:{task}"
             await self._try(lambda client: client.set(key, document, ex=self._settings.cache_seconds, nx=True))
 
     async def forget(self, tenant: str, task: UUID) -> None:
         """Drop the document of a task that has changed all the same."""
-        key = self._task(tenant, task)
-        await self._try(lambda client: client.set(key, b"", ex=FORGOTTEN))
+        await self._try(lambda client: client.set(f"taskflux:task:{tenant}:{task}", b"", ex=FORGOTTEN))
 
     async def turn(self, name: str, rate: float, burst: float) -> float | None:
         """Take the next turn of the limit `name` (`rate` a second) and return the seconds to wait for it.
@@ -90,7 +87,7 @@ class Accelerator:
         """
         interval = 1e6 / rate
         wait: Any = await self._try(
-            lambda client: client.eval(_TURN, 1, f"{self._prefix}rate:{name}", repr(interval), repr(interval * burst))
+            lambda client: client.eval(_TURN, 1, f"taskflux:rate:{name}", repr(interval), repr(interval * burst))
         )
         return None if wait is None else float(wait) / 1e6
 
@@ -98,9 +95,6 @@ class Accelerator:
         """Greet Redis on a new connection."""
         await connection.on_connect()
         metrics.OPENED.labels("redis").inc()
-
-    def _task(self, tenant: str, task: UUID) -> str:
-        return f"{self._prefix}task:{tenant}:{task}"
 
     async def _try(self, call: Callable[[Any], Awaitable[T]]) -> T | None:
         now = asyncio.get_running_loop().time()

@@ -26,8 +26,8 @@ WITH locked AS (
         timeline = timeline_add(
             t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || :label)
     WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload,
-              t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+    RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
+              t.payload, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
               COALESCE(t.expires_at <= now(), false) AS expired,
               extract(epoch FROM now() - t.due_at)::float8 AS waited
 ), leased AS (
@@ -48,8 +48,8 @@ WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'runn
   AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1;
 
 -- name: settle
--- A batch of outcomes. A claim whose lease ran out still wins with `succeeded` or `dead` while nobody has claimed the
--- task again.
+-- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed
+-- the task again.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],

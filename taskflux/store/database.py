@@ -71,7 +71,7 @@ _AWAY = (
     asyncpg.DiskFullError,
     asyncpg.OutOfMemoryError,
     asyncpg.ReadOnlySQLTransactionError,  # a primary that has become a standby
-    asyncpg.ProtocolViolationError,  # what a pooler answers when its server is away
+    asyncpg.ProtocolViolationError,  # what a pooler answers when its server is unreachable
 )
 _REFUSED = (
     asyncpg.DataError,
@@ -82,9 +82,10 @@ _REFUSED = (
 
 
 class Database:
-    """Connections to PostgreSQL, opened when first needed.
+    """A small pool of connections to PostgreSQL, opened when first needed.
 
-    Every statement has a time limit. Errors come out as `StoreError`s, told apart by what the caller does next.
+    One statement is one transaction and one round trip, with a time limit. Errors come out as `StoreError`s, told apart
+    by what the caller does next.
     """
 
     def __init__(self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux") -> None:
@@ -104,7 +105,7 @@ class Database:
         return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
 
     async def open(self) -> None:
-        """Get ready; nothing is connected yet, so PostgreSQL may still be away.
+        """Get ready; nothing is connected yet, so PostgreSQL may still be unreachable.
 
         Raises:
             StoreError: the DSN cannot be read.

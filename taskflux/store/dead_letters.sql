@@ -42,7 +42,8 @@ SELECT page.*, r.replays
 FROM page
 CROSS JOIN LATERAL (
     SELECT array_agg(ARRAY[to_char(r.replayed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), r.task_id::text,
-                           replay_outcome(t.state, t.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at) AS replays
+                           replay_outcome(t.state, t.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at)
+               AS replays
     FROM dead_letter_replays r LEFT JOIN tasks t ON t.id = r.task_id
     WHERE r.letter_id = page.id
 ) AS r
@@ -76,12 +77,14 @@ WHERE tenant = :tenant
 -- name: get_dead_letter
 -- Everything about one. `task_state` is NULL where its task is gone.
 SELECT d.id, d.tenant, d.task_id, d.task_version, d.type, d.error_class, d.reason, d.attempts, d.payload, d.traceparent,
-       d.origin, d.record_key, d.record_value, d.record_headers, d.created_at, d.state, d.discarded_at, d.discard_reason,
+       d.origin, d.record_key, d.record_value, d.record_headers, d.created_at, d.state, d.discarded_at,
+       d.discard_reason,
        t.state AS task_state, t.timeline, r.replays
 FROM dead_letters d LEFT JOIN tasks t ON t.id = d.task_id
 CROSS JOIN LATERAL (
     SELECT array_agg(ARRAY[to_char(r.replayed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), r.task_id::text,
-                           replay_outcome(n.state, n.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at) AS replays
+                           replay_outcome(n.state, n.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at)
+               AS replays
     FROM dead_letter_replays r LEFT JOIN tasks n ON n.id = r.task_id
     WHERE r.letter_id = d.id
 ) AS r
@@ -108,7 +111,9 @@ WITH job AS MATERIALIZED (
 ), batch AS MATERIALIZED (
     SELECT array_agg(task_id ORDER BY task_id) AS ids, array_agg(task_version ORDER BY task_id) AS versions,
            array_agg(id ORDER BY task_id) AS letters
-    FROM (SELECT DISTINCT ON (task_id) id, task_id, task_version FROM candidates ORDER BY task_id, task_version DESC) AS c
+    FROM (
+        SELECT DISTINCT ON (task_id) id, task_id, task_version FROM candidates ORDER BY task_id, task_version DESC
+    ) AS c
 ), locked AS (
     SELECT t.id, (SELECT letters FROM batch)[width_bucket(t.id, (SELECT ids FROM batch))] AS letter FROM tasks t
     WHERE t.id = ANY((SELECT ids FROM batch)::uuid[])
@@ -134,7 +139,8 @@ WITH job AS MATERIALIZED (
               opened.place
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version, now() + make_interval(secs => COALESCE((place - 1) / (SELECT rate FROM job), 0)), expires_at
+    SELECT id, type, version, now() + make_interval(secs => COALESCE((place - 1) / (SELECT rate FROM job), 0)),
+           expires_at
     FROM replayed ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE
     SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at

@@ -89,7 +89,8 @@ WITH input AS MATERIALIZED (
     SELECT d.task_id FROM due d
     WHERE d.task_id = ANY(:ids) AND NOT d.dead
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
-      AND (SELECT count(*) FROM queued) >= 0  -- after the tasks are locked: PostgreSQL leaves what nobody reads for last
+      -- After the tasks are locked: PostgreSQL leaves what nobody reads for last.
+      AND (SELECT count(*) FROM queued) >= 0
     ORDER BY d.task_id FOR UPDATE SKIP LOCKED
 )
 DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND NOT d.dead;

@@ -206,7 +206,27 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The table of tasks, as its readers browse it."""
+    """The table of tasks, as its readers browse it: newest first, fast at any depth and among any number of others.
+
+    `tasks` carries no index on its state: every transition would have to write to it, and no update would be HOT. So
+    each filter is answered from where it is known anyway:
+
+    =========================== =====================================================================================
+    `scheduled`                 `due`, where what waits stands until Kafka has it
+    `running`                   `claims`
+    `dead` `uncertain`          `parked`, which a trigger fills; only a transition from or to one of the three writes
+    `cancelled`                 to it
+    a key                       a partial index on `key`, which never changes (so updates stay HOT); no key, no entry
+    anything else               the primary key, whose order is time: `succeeded` is most of the table
+    =========================== =====================================================================================
+
+    Other filters are applied to the rows that are found so. A call looks at `LOOK` rows at most and answers what it has
+    found; where a filter is rare, the caller goes on with the cursor of a short (or empty) page.
+
+    Measured on PostgreSQL 18, two busy cores, 1.3 million tasks in 11 partitions, 0.1 % of them dead: a page of 50
+    takes 1 to 8 ms at the top, in the middle and at the end of the list, by state, key, day or without a filter; where
+    none of 20,000 rows fits, 10 to 45 ms. Claiming and settling costs the same with the trigger and the index.
+    """
 
     database: Database
 

@@ -21,7 +21,9 @@ WITH input AS (
     WHERE idempotency_keys.expires_at <= now()
     RETURNING task_id
 ), accepted AS (
-    INSERT INTO tasks (id, tenant, type, payload, max_attempts, key, due_at, expires_at, metadata, traceparent, timeline)
+    INSERT INTO tasks (
+        id, tenant, type, payload, max_attempts, key, due_at, expires_at, metadata, traceparent, timeline
+    )
     SELECT id, tenant, type, payload, max_attempts, key,
            GREATEST(now(), COALESCE(schedule_at, now() + make_interval(secs => delay))),
            expires_at, metadata, traceparent, ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|']
@@ -78,8 +80,8 @@ SELECT identity, task_id, digest FROM foreign_tasks WHERE identity = ANY(:identi
 -- Reading
 
 -- name: get_task
-SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, payload, metadata, traceparent, created_at,
-       updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
+SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, payload, metadata, traceparent,
+       created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
 FROM tasks WHERE id = :id AND tenant = :tenant;
 
 -- Lists, newest first, which is the order of their ids. Each call looks at :look rows at most, whatever the filters:
@@ -91,8 +93,8 @@ FROM tasks WHERE id = :id AND tenant = :tenant;
 -- All tasks, by the primary key.
 WITH found AS MATERIALIZED (
     SELECT * FROM (
-        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent, created_at,
-               updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent,
+               created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
         FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC LIMIT :look
     ) AS looked_at
     WHERE tenant = :tenant
@@ -119,8 +121,8 @@ ORDER BY f.id DESC;
 -- Those of one key (:key), by the index on it.
 WITH found AS MATERIALIZED (
     SELECT * FROM (
-        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent, created_at,
-               updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent,
+               created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
         FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start ORDER BY id DESC LIMIT :look
     ) AS looked_at
     WHERE (:state::text IS NULL OR state = :state)
@@ -245,9 +247,10 @@ WITH input AS (
         :request_ids::text[], :reported_at::text[]
     ) WITH ORDINALITY AS i (id, replay, status, code, description, request_id, reported_at, place)
 ), told AS (
-    SELECT place, replay, status, request_id, COALESCE(reported_at, '') AS reported_at, json_strip_nulls(json_build_object(
-        'status', status, 'at', (SELECT timeline_now()), 'code', code, 'desc', description, 'requestId', request_id,
-        'reportedAt', reported_at, 'replay', NULLIF(replay, 0)))::text AS delivery
+    SELECT place, replay, status, request_id, COALESCE(reported_at, '') AS reported_at,
+           json_strip_nulls(json_build_object(
+               'status', status, 'at', (SELECT timeline_now()), 'code', code, 'desc', description,
+               'requestId', request_id, 'reportedAt', reported_at, 'replay', NULLIF(replay, 0)))::text AS delivery
     FROM input
 ), locked AS (
     SELECT t.id, i.place, t.tenant, t.type, t.state AS before, i.status, i.request_id, i.delivery,
@@ -271,7 +274,8 @@ WITH input AS (
         timeline = timeline_add(
             t.timeline,
             (SELECT timeline_now())
-            || CASE WHEN l.before = 'uncertain' THEN '|resolved-succeeded|succeeded|' ELSE '|reported|' || l.before || '|' END
+            || CASE WHEN l.before = 'uncertain' THEN '|resolved-succeeded|succeeded|'
+                    ELSE '|reported|' || l.before || '|' END
             || t.attempts || '|1|' || l.status)
     FROM locked l
     WHERE l.place = width_bucket(t.id, :ids::uuid[]) AND l.heavier

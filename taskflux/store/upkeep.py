@@ -1,4 +1,4 @@
-"""What one elected leader looks after: leases that ran out, records that Kafka lost, partitions, old keys."""
+"""What one elected leader looks after: expired leases, records that Kafka lost, partitions, old keys."""
 
 from __future__ import annotations
 
@@ -161,7 +161,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Reads the narrow tables. What it costs grows with what waits, not with what was ever done."""
+    """Reads the narrow tables, since handlers at zero show nothing.
+
+    What it costs grows with what waits, not with what was ever done.
+    """
 
     database: Database
 

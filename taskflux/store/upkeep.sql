@@ -13,7 +13,7 @@ RETURNING holder;
 DELETE FROM leaders WHERE name = :name AND holder = :holder;
 
 -- name: server_uptime
--- Seconds since PostgreSQL started: workers could not renew while it was away.
+-- Seconds since PostgreSQL started: workers could not renew while it was unreachable.
 SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8;
 
 -- name: lapsed
@@ -26,7 +26,8 @@ LIMIT :limit;
 -- Resend or hold lapsed claims, as the type's policy says, unless their worker has beaten again. :lease is in seconds,
 -- or NULL; :rate is rows a second that may be published again, the first in :start seconds.
 WITH alive AS MATERIALIZED (
-    SELECT id FROM workers WHERE NOT ended AND (:lease::float8 IS NULL OR beat_at >= now() - make_interval(secs => :lease))
+    SELECT id FROM workers
+    WHERE NOT ended AND (:lease::float8 IS NULL OR beat_at >= now() - make_interval(secs => :lease))
 ), held AS MATERIALIZED (
     SELECT array_agg(type) AS types FROM task_types WHERE ambiguous = 'hold'
 ), locked AS (
@@ -51,10 +52,12 @@ WITH alive AS MATERIALIZED (
 ), released AS (
     DELETE FROM claims c
     WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
-      AND c.worker = (:workers::uuid[])[width_bucket(c.task_id, :ids::uuid[])] AND c.worker NOT IN (SELECT id FROM alive)
+      AND c.worker = (:workers::uuid[])[width_bucket(c.task_id, :ids::uuid[])]
+      AND c.worker NOT IN (SELECT id FROM alive)
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version, now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
+    SELECT id, type, version,
+           now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
            expires_at
     FROM swept WHERE state = 'scheduled' ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
@@ -100,7 +103,8 @@ WITH locked AS (
     RETURNING t.id, t.type, t.version, t.expires_at
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version, now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
+    SELECT id, type, version,
+           now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
            expires_at
     FROM requeued ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
@@ -147,7 +151,8 @@ FROM workers WHERE NOT ended AND beat_at > now() - make_interval(secs => :lease)
 SELECT error_class, count(*)::integer AS letters FROM dead_letters WHERE state = 'open' GROUP BY error_class;
 
 -- name: measure_circuits
-SELECT provider, open, COALESCE(error_class, '') AS error_class, extract(epoch FROM now() - opened_at)::float8 AS seconds
+SELECT provider, open, COALESCE(error_class, '') AS error_class,
+       extract(epoch FROM now() - opened_at)::float8 AS seconds
 FROM circuits;
 
 -- name: measure_types
