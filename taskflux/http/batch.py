@@ -1,4 +1,22 @@
-"""Cutting a batch into its items while it arrives, without holding more than one unfinished item."""
+"""`POST /tasks/batch`: a JSON array or NDJSON of tasks, taken while it arrives.
+
+One answer for each item, in their order: a JSON array for an array, NDJSON for NDJSON::
+
+    {"index": 0, "status": 202, "taskId": "…", "taskType": "email", "createdAt": "…"}
+    {"index": 1, "status": 422, "problem": {…as POST /tasks would answer…}}
+
+* An item stands for itself: a bad one is named, the others are accepted. An item is what `POST /tasks` takes, and
+  may have `idempotencyKey` besides (the header, which could only mean all of them, is refused). A repeat of a key is
+  answered like its first time, with `"idempotentReplay": true`.
+* The answer is 202 as soon as one item was read. Where the array itself is broken (or ends too early) a last answer
+  with status 400 says so, and what stood before is accepted. An array that does not even begin is a 400 as a whole.
+* When PostgreSQL becomes unavailable midway, what was not surely accepted by then, and all that follows, is answered
+  503 item by item: send those again, with keys if none may be made twice.
+* When the client disconnects, what had arrived whole is accepted; nobody is told. Send the batch again with keys.
+* Memory is bounded: so many items and bytes are in flight, then reading waits. Answers are held until the request has
+  ended (many clients read only then), up to `Limits.batch_hold_bytes`, some 50,000 items; the client of a longer
+  batch must read while it sends.
+"""
 
 from __future__ import annotations
 

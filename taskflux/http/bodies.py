@@ -95,7 +95,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
 
     Raises:
         Problem: 413, as soon as it is known.
-        ClientDisconnect: the client went away.
+        ClientDisconnect: the client disconnected.
     """
     announced = headers.get(b"content-length", b"")
     if len(announced) > 18 or (announced.isdigit() and int(announced) > limit):
@@ -128,7 +128,7 @@ async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
     """The parts of a body as they arrive.
 
     Raises:
-        ClientDisconnect: the client went away before the end.
+        ClientDisconnect: the client disconnected before the end.
     """
     more = True
     while more:
@@ -173,7 +173,7 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers
 
     Raises:
         Problem: 400, 413 or 415.
-        ClientDisconnect: the client went away.
+        ClientDisconnect: the client disconnected.
     """
     headers = headers_of(scope)
     media_type(headers, JSON_TYPES)

@@ -10,7 +10,7 @@ taken                 200     ``{"status": "accepted", "result": {…}}``; with 
                               answer to an earlier request with the same id
 ``Permanent``         422     it can never be delivered
 ``Transient``         503     try again later, after ``retryAfter`` seconds where it says so
-``Unavailable``       502     the provider is away, for everybody
+``Unavailable``       502     the provider is unavailable, for everybody
 ``Misconfigured``     502     the provider refuses this deployment: a person has to act
 ``Ambiguous``         504     it may have been sent
 ====================  ======  ===============================================================================

@@ -10,7 +10,7 @@ from taskflux.store.errors import RefusedData, SchemaTooOld, StoreError
 
 PROBLEM: Final = "application/problem+json"
 RETRY_AFTER: Final = 5
-"""Seconds that a submitter is asked to wait while PostgreSQL is away."""
+"""Seconds that a submitter is asked to wait while PostgreSQL is unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +275,8 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         {"limit": "must be a whole number from 1 to 200"},
     ),
     "invalid-replay": Explanation(
-        "The dead letter cannot be sent again like this: a mended payload does not fit its type, a poison record is"
-        " sent without being mended, or the request has a field that is not known.",
+        "The dead letter cannot be sent again like this: a repaired payload does not fit its type, a poison record is"
+        " sent without being repaired, or the request has a field that is not known.",
         _AGAIN,
         "not valid: payload.to",
         {"payload.to": "is required"},
@@ -312,7 +312,7 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     "provider-misconfigured": Explanation(
         "The provider refuses this deployment: wrong credentials, an empty balance, a template that is not approved."
         " `errorClass` is Misconfigured. Nothing was sent.",
-        "A person has to mend it: `taskflux doctor` looks at the credentials.",
+        "A person has to fix it: `taskflux doctor` looks at the credentials.",
         "535 5.7.8 authentication failed",
     ),
     "delivery-deferred": Explanation(

@@ -1,4 +1,4 @@
-"""A task type's JSON schema, compiled once, and what is wrong with a payload in words that name its fields."""
+"""The task types that ingest knows: read from the store, kept while it is unreachable, their schemas compiled once."""
 
 from __future__ import annotations
 

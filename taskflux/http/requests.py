@@ -1,4 +1,8 @@
-"""W3C trace context of a request (https://www.w3.org/TR/trace-context/)."""
+"""Around every request: its trace, its metrics, and one line in the log when it is answered.
+
+The line and the span name the method and the route's template, never what was asked for by it: a path may hold a
+secret, a query somebody's address. Clients' addresses are not noted. Probes are neither logged nor traced.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,10 @@ _RANDOM: Final = 0x02
 
 
 def incoming(header: bytes | None) -> str | None:
-    """The caller's traceparent in version 00, or None when it has none or one that the standard says to ignore."""
+    """The caller's traceparent in version 00, or None when it has none or one that the standard says to ignore.
+
+    The standard: https://www.w3.org/TR/trace-context/
+    """
     match = _TRACEPARENT.fullmatch(header.strip()) if header else None
     if match is None:
         return None

@@ -1,4 +1,7 @@
-"""A dead letter as the API shows it. Bytes that nobody vouches for are shown so that they can do no harm."""
+"""A dead letter as the API shows it, and what it is sent again as.
+
+Bytes that nobody vouches for are shown so that they can do no harm.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +155,7 @@ FIELDS: Final = ("payload", "taskType", "value")
 
 
 @dataclass(frozen=True, slots=True)
-class Mending:
+class Repair:
     """What a person gives in place of what the letter holds.
 
     Args:
@@ -171,8 +174,8 @@ class Mending:
         return bool(self.payload) or self.value is not None
 
 
-def read_mending(document: Mapping[str, Any]) -> Mending:
-    """The mending that a body asks for; an empty object asks for none.
+def read_repair(document: Mapping[str, Any]) -> Repair:
+    """The repair that a body asks for; an empty object asks for none.
 
     Raises:
         Problem: 422, naming each field that cannot be taken.
@@ -187,27 +190,27 @@ def read_mending(document: Mapping[str, Any]) -> Mending:
         errors.append(FieldError("value", "is the whole record: give it, or payload and taskType"))
     if errors:
         raise not_valid(INVALID_REPLAY, errors)
-    return Mending((document["payload"],) if "payload" in document else (), task_type, value)
+    return Repair((document["payload"],) if "payload" in document else (), task_type, value)
 
 
-async def edited_payload(letter: Mapping[str, Any], mending: Mending, submissions: Submissions) -> str | None:
+async def edited_payload(letter: Mapping[str, Any], repair: Repair, submissions: Submissions) -> str | None:
     """The JSON text that replaces the payload of a letter's task; None keeps it.
 
     Raises:
         Problem: 422, it is not what the type takes, or the fields are those of a broken record; 503, the type is not
             known here, and the store cannot be asked.
     """
-    wrong = [name for name, given in (("taskType", mending.task_type), ("value", mending.value)) if given is not None]
+    wrong = [name for name, given in (("taskType", repair.task_type), ("value", repair.value)) if given is not None]
     if wrong:
         said = "mends a record that was no task; this one was"
         raise not_valid(INVALID_REPLAY, [FieldError(name, said) for name in wrong])
-    if not mending.payload:
+    if not repair.payload:
         return None
-    return (await submissions.read({"taskType": letter["type"], "payload": mending.payload[0]})).payload
+    return (await submissions.read({"taskType": letter["type"], "payload": repair.payload[0]})).payload
 
 
-async def new_task(letter: Mapping[str, Any], mending: Mending, submissions: Submissions, prefix: str) -> Submission:
-    """The task that a letter without one becomes: a mended record, or a task that was pruned.
+async def new_task(letter: Mapping[str, Any], repair: Repair, submissions: Submissions, prefix: str) -> Submission:
+    """The task that a letter without one becomes: a repaired record, or a task that was pruned.
 
     The letter's own trace goes on; a record that had none stands in the request's.
 
@@ -215,17 +218,17 @@ async def new_task(letter: Mapping[str, Any], mending: Mending, submissions: Sub
         Problem: 422, something is still missing or wrong; 503, the type is not known here, and the store cannot be
             asked.
     """
-    return await submissions.read(_document(letter, mending, prefix), traceparent=letter["traceparent"])
+    return await submissions.read(_document(letter, repair, prefix), traceparent=letter["traceparent"])
 
 
-def _document(letter: Mapping[str, Any], mending: Mending, prefix: str) -> dict[str, Any]:
-    if mending.value is not None:
-        return _of_value(mending.value, json.loads(letter["origin"]))
-    task_type = mending.task_type or letter["type"] or _type_of_origin(letter, prefix)
+def _document(letter: Mapping[str, Any], repair: Repair, prefix: str) -> dict[str, Any]:
+    if repair.value is not None:
+        return _of_value(repair.value, json.loads(letter["origin"]))
+    task_type = repair.task_type or letter["type"] or _type_of_origin(letter, prefix)
     if task_type is None:
         raise not_valid(INVALID_REPLAY, [FieldError("taskType", "is required: the record's topic does not tell it")])
-    if mending.payload:
-        return {"taskType": task_type, "payload": mending.payload[0]}
+    if repair.payload:
+        return {"taskType": task_type, "payload": repair.payload[0]}
     if letter["payload"] is None:
         raise not_valid(INVALID_REPLAY, [FieldError("payload", "is required: what is there is no task; or give value")])
     return {"taskType": task_type, "payload": parse_json(letter["payload"].encode("utf-8"))}

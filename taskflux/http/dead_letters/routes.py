@@ -20,7 +20,7 @@ from taskflux.http.dead_letters.letter import (
     letter_item,
     new_task,
     read_bulk,
-    read_mending,
+    read_repair,
 )
 from taskflux.http.problems import (
     ALREADY_DISCARDED,
@@ -35,6 +35,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.queries import letter_cursor, read_letter_query
 from taskflux.http.submissions import Submissions
+from taskflux.http.tasks import LONGEST_REASON
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetterReplays, DeadLetterShelf
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
@@ -44,7 +45,6 @@ from taskflux.telemetry.request_spans import link_request
 log = logging.getLogger(__name__)
 
 
-LONGEST_REASON: Final = 1000
 _DISCARDED: Final = "discarded"
 
 
@@ -80,20 +80,20 @@ class DeadLetterRoutes:
         return json_answer(letter_document(await self._get(request)))
 
     async def replay(self, request: Request) -> Response:
-        """Send one letter again, as it was or mended. It is sent once: asked again, the answer is a 409 that names
+        """Send one letter again, as it was or repaired. It is sent once: asked again, the answer is a 409 that names
         the task it became.
         """
-        mending = read_mending(await self._body(request))
+        repair = read_repair(await self._body(request))
         letter = await self._get(request)
         if letter["state"] != OPEN:
             raise _not_open(letter)
         link_request(letter["traceparent"])
         if letter["task_state"] is not None:
-            payload = await edited_payload(letter, mending, self.submissions)
+            payload = await edited_payload(letter, repair, self.submissions)
             replayed = await self.replays.replay(DEFAULT_TENANT, letter["id"], payload)
         else:
-            mended = await new_task(letter, mending, self.submissions, self.topic_prefix)
-            replayed = await self.replays.replay_as(DEFAULT_TENANT, letter["id"], mended, edited=mending.edited)
+            repaired = await new_task(letter, repair, self.submissions, self.topic_prefix)
+            replayed = await self.replays.replay_as(DEFAULT_TENANT, letter["id"], repaired, edited=repair.edited)
         if replayed is None:
             raise _not_open(await self._get(request))
         how = "single" if letter["task_state"] is not None else "mended"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from taskflux.http import problems as p
-from taskflux.http.dead_letters.routes import LONGEST_REASON as LONGEST_DISCARD
 from taskflux.http.openapi import schemas as s
 from taskflux.http.openapi.schemas import Json, optional, ref
 from taskflux.http.queries import (
@@ -355,9 +354,9 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "replayDeadLetter",
         "Dead letters",
         "Send one again",
-        "As it was (no body, or `{}`), or with a mended `payload`, which its type's schema must take. A record that was"
-        " no task is mended by `payload` and `taskType`, or as a whole by `value`. It is sent once: asked again, the"
-        " answer is 409 and names the task it became.",
+        "As it was (no body, or `{}`), or with a repaired `payload`, which its type's schema must take. A record that"
+        " was no task is repaired by `payload` and `taskType`, or as a whole by `value`. It is sent once: asked again,"
+        " the answer is 409 and names the task it became.",
         {202: _answer("It is sent again.", _content(ref("Replayed"), {"replayed": ("Sent", s.REPLAYED)}), _LOCATION)},
         (
             *_BODY,
@@ -374,11 +373,11 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         (_LETTER_ID,),
         _request(
             _content(
-                s.MENDING,
+                s.REPAIR,
                 {
                     "asItWas": ("As it was", {}),
-                    "mended": ("With another payload", {"payload": s.EMAIL["payload"]}),
-                    "record": ("A mended record", {"value": '{"taskType": "simulated", "payload": "x"}'}),
+                    "repaired": ("With another payload", {"payload": s.EMAIL["payload"]}),
+                    "record": ("A repaired record", {"value": '{"taskType": "simulated", "payload": "x"}'}),
                 },
             ),
             required=False,
@@ -406,7 +405,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             _content(
                 {
                     "type": "object",
-                    "properties": {"reason": _text(LONGEST_DISCARD)},
+                    "properties": {"reason": _text(LONGEST_REASON)},
                     "required": ["reason"],
                     "additionalProperties": False,
                 },

@@ -267,12 +267,12 @@ def dead_letter_schemas() -> dict[str, Json]:
     }
 
 
-MENDING: Final[Json] = {
+REPAIR: Final[Json] = {
     "type": ["object"],
     "properties": {
         "payload": {"description": "Another payload; it must be what the type's handler declares."},
         "taskType": optional(TEXT) | {"description": "The type of a record that named none."},
-        "value": optional(TEXT) | {"description": "A poison record's whole value, mended; alone."},
+        "value": optional(TEXT) | {"description": "A poison record's whole value, repaired; alone."},
     },
     "additionalProperties": False,
 }

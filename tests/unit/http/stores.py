@@ -17,6 +17,7 @@ from taskflux.worker.intake import Intake
 
 Row = dict[str, Any]
 AT = "2030-01-01T00:00:00.000000Z"
+ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 EMAIL_SCHEMA = {
@@ -37,6 +38,17 @@ TYPES = {
     "email": TaskType("email", json.dumps(EMAIL_SCHEMA), 6, "resend", "smtp"),
     "simulated": TaskType("simulated", "{}", 8, "resend", None),
 }
+
+
+def row(**columns: Any) -> Row:
+    """The row of a task."""
+    plain = {
+        "id": ID, "tenant": "default", "type": "email", "state": "scheduled", "version": 1, "attempts": 0,
+        "max_attempts": 8, "replays": 0, "key": None, "payload": '{"to":"a"}', "metadata": None, "traceparent": None,
+        "created_at": NOW, "updated_at": NOW, "due_at": NOW, "expires_at": None, "result": None, "error_class": None,
+        "error_reason": None, "timeline": ["2030-01-01T00:00:00.000000Z|accepted|scheduled|0|1|"],
+    }  # fmt: skip
+    return plain | columns
 
 
 class Source(TaskTypes):

@@ -7,7 +7,7 @@ import pytest
 from taskflux.http.requests import incoming
 from taskflux.store.errors import StoreUnavailable
 from tests.unit.http.memory import Fixture, problem
-from tests.unit.http.test_views import ID, row
+from tests.unit.http.stores import ID, row
 
 
 async def test_a_task_is_read_by_its_id(http: Fixture) -> None:

@@ -1,18 +1,73 @@
-"""Lists and decisions: everything that is decided before the store, and how its answers are told."""
+"""Tasks as they are shown, lists of them, and decisions: everything that is decided before the store."""
 
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
+import json
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from taskflux.http.bodies import to_json
 from taskflux.http.problems import Problem
 from taskflux.http.queries import Query, read_task_query, task_cursor
+from taskflux.http.tasks import task_document
 from taskflux.store.tasks import Page, TaskFilter
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
-from tests.unit.http.test_views import ID, row
+from tests.unit.http.stores import ID, row
+
+
+def test_a_fresh_task_shows_what_every_task_has() -> None:
+    assert task_document(row()) == {
+        "taskId": str(ID),
+        "taskType": "email",
+        "status": "scheduled",
+        "payload": {"to": "a"},
+        "attempts": 0,
+        "maxAttempts": 8,
+        "retryCount": 0,
+        "createdAt": "2030-01-01T00:00:00.000000Z",
+        "updatedAt": "2030-01-01T00:00:00.000000Z",
+        "dueAt": "2030-01-01T00:00:00.000000Z",
+        "result": None,
+        "error": None,
+        "timeline": [
+            {"at": "2030-01-01T00:00:00.000000Z", "event": "accepted", "state": "scheduled", "attempt": 0},
+        ],
+    }
+
+
+def test_what_only_some_tasks_have_is_shown_when_it_is_there() -> None:
+    east = timezone(timedelta(hours=2))
+    document = task_document(
+        row(
+            attempts=3,
+            replays=1,
+            key="k",
+            metadata='{"order":1}',
+            traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            expires_at=datetime(2030, 1, 1, 2, tzinfo=east),
+            result='{"messageId":"x"}',
+            error_class="Transient",
+            error_reason="451 try later",
+        )
+    )
+    assert document["retryCount"] == 2
+    assert document["error"] == {"class": "Transient", "reason": "451 try later"}
+    assert document["result"] == {"messageId": "x"}
+    assert document["replays"] == 1
+    assert document["key"] == "k"
+    assert document["metadata"] == {"order": 1}
+    assert document["traceId"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert document["expiresAt"] == "2030-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    "payload", ["NaN", '{"x": 1e999, "y": -Infinity}', "not json", "[" * 5000, '"\\ud800\\u0000"', "9" * 5000]
+)
+def test_any_stored_text_can_be_shown(payload: str) -> None:
+    json.loads(to_json(task_document(row(payload=payload))), parse_constant=pytest.fail)
 
 
 async def test_a_page_shows_tasks_without_payload_and_timeline(http: Fixture) -> None:
