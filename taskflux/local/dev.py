@@ -17,7 +17,8 @@ import httpx
 from taskflux.local import observe
 from taskflux.local.console import Console, Trouble, from_os_error
 from taskflux.local.echo import Echo
-from taskflux.local.processes import Notes, end_noted, locked
+from taskflux.local.leftovers import Notes, end_noted
+from taskflux.local.processes import locked
 from taskflux.local.stack import Stack
 from taskflux.local.supervisor import CLI, Supervisor
 

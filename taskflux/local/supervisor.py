@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskflux.local.console import Console, Trouble
+from taskflux.local.leftovers import Notes
 from taskflux.local.ports import LOOPBACK
-from taskflux.local.processes import Notes, Process
+from taskflux.local.processes import Process
 from taskflux.local.servers import Server
 
 CLI = (sys.executable, "-m", "taskflux")

