@@ -12,7 +12,7 @@ from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.errors import Stopped, StoreError, until_available
 from taskflux.store.publishing import Circuits, Due, Publishing
-from taskflux.store.tasks import ForeignTasks, TaskTypes
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Record, decode
 from taskflux.stream.producer import Producer
@@ -58,7 +58,7 @@ async def router(process: Process) -> None:
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), prefix)
-        adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
+        adoption = Adoption(process, Tasks(database), settings.relay.grace)
         types = Types(process, TaskTypes(database))
         await stack.enter_async_context(process.background(types.begin()))
         route = Router(process, types, adoption, publisher, watch, poison)

@@ -22,6 +22,28 @@ SQL: Final = statements("tasks")
 
 
 @dataclass(frozen=True, slots=True)
+class Adoptee:
+    """A task that another producer wrote. `identity` says when two of them are the same, `id` is its name if not."""
+
+    identity: str
+    digest: bytes
+    id: UUID
+    type: str
+    payload: str
+    max_attempts: int
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What stands under an identity: the task, the digest of its payload, and whether it was made just now."""
+
+    task: UUID
+    digest: bytes
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tasks:
     """The table of tasks, as its submitters use it.
 
@@ -34,8 +56,8 @@ class Tasks:
     async def insert(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         """Make all of them durable in one statement; one outcome for each.
 
-        What is `unique` about a submission stands once among them.
-        It may be called again with the same submissions after an error: what was written then is recognised.
+        Each `unique` of a submission stands once among them. It may be called again with the same submissions after an
+        error: what was written then is recognised.
 
         Raises:
             StoreError: nothing is known to be written.
@@ -77,6 +99,34 @@ class Tasks:
                 answers[row["id"]] = Accepted(row["id"], types[row["id"]], row["created_at"])
         return answers
 
+    async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+        """Make a row for each that has none yet; what stands under each identity then.
+
+        New ones are due after `grace` seconds, at version 1. Each identity stands once in a batch. It may be called
+        again with the same batch after an error: what was written then is found.
+
+        Raises:
+            StoreError: nothing is known to be written.
+        """
+        rows = await self.database.fetch(
+            SQL["adopt"],
+            identities=[each.identity for each in batch],
+            digests=[each.digest for each in batch],
+            ids=[each.id for each in batch],
+            types=[each.type for each in batch],
+            payloads=[each.payload for each in batch],
+            max_attempts=[each.max_attempts for each in batch],
+            traceparents=[each.traceparent for each in batch],
+            grace=grace,
+        )
+        made = {row["task_id"] for row in rows}
+        known = {each.identity: Known(each.id, each.digest, fresh=True) for each in batch if each.id in made}
+        others = [each.identity for each in batch if each.identity not in known]
+        if others:
+            for row in await self.database.fetch(SQL["find_foreign"], identities=others):
+                known[row["identity"]] = Known(row["task_id"], row["digest"])
+        return known
+
     async def get(self, task: UUID, tenant: str) -> Row | None:
         """The row of a task, or None."""
         return await self.database.fetchrow(SQL["get_task"], id=task, tenant=tenant)
@@ -108,63 +158,6 @@ def _columns(submissions: Sequence[Submission]) -> dict[str, list[Any]]:
         "digests": [key.digest if key else None for key in keys],
         "ttls": [key.ttl if key else None for key in keys],
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Adoptee:
-    """A task that another producer wrote. `identity` says when two of them are the same, `id` is its name if not."""
-
-    identity: str
-    digest: bytes
-    id: UUID
-    type: str
-    payload: str
-    max_attempts: int
-    traceparent: str
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What stands under an identity: the task, the digest of its payload, and whether it was made just now."""
-
-    task: UUID
-    digest: bytes
-    fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignTasks:
-    """The table of what was adopted."""
-
-    database: Database
-
-    async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
-        """Make a row for each that has none yet; what stands under each identity then.
-
-        New ones are due after `grace` seconds, at version 1. Each identity stands once in a batch. It may be called
-        again with the same batch after an error: what was written then is found.
-
-        Raises:
-            StoreError: nothing is known to be written.
-        """
-        rows = await self.database.fetch(
-            SQL["adopt"],
-            identities=[each.identity for each in batch],
-            digests=[each.digest for each in batch],
-            ids=[each.id for each in batch],
-            types=[each.type for each in batch],
-            payloads=[each.payload for each in batch],
-            max_attempts=[each.max_attempts for each in batch],
-            traceparents=[each.traceparent for each in batch],
-            grace=grace,
-        )
-        made = {row["task_id"] for row in rows}
-        known = {each.identity: Known(each.id, each.digest, fresh=True) for each in batch if each.id in made}
-        others = [each.identity for each in batch if each.identity not in known]
-        if others:
-            for row in await self.database.fetch(SQL["find_foreign"], identities=others):
-                known[row["identity"]] = Known(row["task_id"], row["digest"])
-        return known
 
 
 LOOK: Final = 20_000

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
 from taskflux.store.errors import RefusedData, Stopped, StoreBusy, StoreUnavailable, until_available
-from taskflux.store.tasks import Adoptee, ForeignTasks, Known
+from taskflux.store.tasks import Adoptee, Known, Tasks
 from taskflux.stream.envelope import (
     DeadPoison,
     DeadTask,
@@ -53,7 +53,7 @@ class Adopted:
 class Adoption:
     """Makes rows of foreign records; `grace` (seconds) is how long a new one is left to whoever adopts it."""
 
-    def __init__(self, process: Process, store: ForeignTasks, grace: float) -> None:
+    def __init__(self, process: Process, store: Tasks, grace: float) -> None:
         self._process = process
         self._store = store
         self._grace = grace

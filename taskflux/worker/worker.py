@@ -22,7 +22,7 @@ from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.errors import Stopped, StoreError, until_available
 from taskflux.store.publishing import Circuits
-from taskflux.store.tasks import ForeignTasks, TaskTypes
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, Record, decode
@@ -270,7 +270,7 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
         settings.worker.concurrency or handler.concurrency,
     )
     consumer = Consumer(settings.kafka, source.group, [source.topic])
-    adoption = Adoption(process, ForeignTasks(database), settings.relay.grace)
+    adoption = Adoption(process, Tasks(database), settings.relay.grace)
     worker = Worker(process, consumer, executor, adoption, poison)
     async with process.background(worker.keep_lease()), process.background(_topic(handler, process)):
         await consumer.start()

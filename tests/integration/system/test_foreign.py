@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from taskflux import Receipt, Task, handler
 from taskflux.cli.deployments import load
 from taskflux.store.dead_letters import DeadLetterShelf, LetterFilter
-from taskflux.store.tasks import SQL, Adoptee, ForeignTasks, TaskTypes
+from taskflux.store.tasks import SQL, Adoptee, Tasks, TaskTypes
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
@@ -153,11 +153,11 @@ async def test_a_task_adopted_by_a_worker_that_was_lost_is_published_by_the_rela
 ) -> None:
     stack, name = elsewhere.stack, str(uuid4())
     adoptee = Adoptee(f"id:foreign:{name}", b"", uuid4(), "foreign", "{}", 4, "00-" + "1" * 32 + "-" + "2" * 16 + "-00")
-    known = await ForeignTasks(stack.database).adopt([adoptee], 0.0)
+    known = await Tasks(stack.database).adopt([adoptee], 0.0)
     assert known[adoptee.identity].fresh
     await stack.until(adoptee.id, "succeeded")
     assert world.effects(adoptee.id) == 1
-    assert not (await ForeignTasks(stack.database).adopt([adoptee], 0.0))[adoptee.identity].fresh
+    assert not (await Tasks(stack.database).adopt([adoptee], 0.0))[adoptee.identity].fresh
 
 
 async def test_a_payload_that_its_type_refuses_is_a_dead_task(elsewhere: Elsewhere) -> None:
