@@ -18,6 +18,13 @@ from taskflux.telemetry.calls import TRACE
 from taskflux.telemetry.instruments import OTHER
 from taskflux.telemetry.request_spans import RequestSpan, request
 
+log = logging.getLogger(__name__)
+
+SILENT: Final = frozenset({"/livez", "/readyz", "/metrics"})
+UNMATCHED: Final = "(no route)"
+ABORTED: Final = "aborted"
+"""The status of a request that nobody answered."""
+
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED: Final = 0x01
 _RANDOM: Final = 0x02
@@ -38,12 +45,9 @@ def incoming(header: bytes | None) -> str | None:
     return f"00-{trace.decode()}-{parent.decode()}-{known:02x}"
 
 
-log = logging.getLogger(__name__)
-
-SILENT: Final = frozenset({"/livez", "/readyz", "/metrics"})
-UNMATCHED: Final = "(no route)"
-ABORTED: Final = "aborted"
-"""The status of a request that nobody answered."""
+def request_traceparent() -> str:
+    """The trace that the request under way stands in, and the tasks that it makes."""
+    return TRACE.get() or tracing.new_traceparent()
 
 
 class Requests:
@@ -75,8 +79,7 @@ class Requests:
             # Whoever answered has told the fault, too.
         finally:
             in_progress.dec()
-            _count(scope, answer.status, began, tracing.exemplar(traceparent))
-            _tell(scope, answer, began)
+            _note(scope, answer, began, tracing.exemplar(traceparent))
 
     async def _traced(
         self, scope: Scope, receive: Receive, answer: _Answer, given: str | None, traceparent: str
@@ -132,24 +135,17 @@ def route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", UNMATCHED)
 
 
-def request_traceparent() -> str:
-    """The trace that the request under way stands in, and the tasks that it makes."""
-    return TRACE.get() or tracing.new_traceparent()
-
-
-def _count(scope: Scope, status: int, began: float, exemplar: dict[str, str] | None) -> None:
-    method, route = method_of(scope), route_of(scope)
+def _note(scope: Scope, answer: _Answer, began: float, exemplar: dict[str, str] | None) -> None:
+    """Count a request that has ended, and log it."""
+    now = asyncio.get_running_loop().time()
+    method, route, status = method_of(scope), route_of(scope), answer.status
     metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
-    metrics.HTTP_SECONDS.labels(method, route).observe(asyncio.get_running_loop().time() - began, exemplar)
-
-
-def _tell(scope: Scope, answer: _Answer, began: float) -> None:
-    status, failed = answer.status, answer.broke or answer.status >= 500  # without a status, the client has gone
+    metrics.HTTP_SECONDS.labels(method, route).observe(now - began, exemplar)
+    failed = answer.broke or status >= 500  # without a status, the client has disconnected
     level = logging.WARNING if failed else logging.INFO
     if not log.isEnabledFor(level):
         return
-    now = asyncio.get_running_loop().time()
-    asked = f"{method_of(scope)} {route_of(scope)}"
+    asked = f"{method} {route}"
     omitted = (logs.failed_requests if failed else logs.requests).take(f"{asked} {status}", now)
     if omitted is None:
         return
