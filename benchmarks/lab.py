@@ -159,7 +159,8 @@ def _broker(directory: Path, apache: bool) -> tuple[Server, dict[str, Any]]:
 
         return KafkaBroker(directory / "kafka"), {}
     # As `taskflux dev` has it: this broker answers an empty fetch late, and has no idempotent producer.
-    return Broker(log=directory / "broker.log"), {"partitions": 2, "idempotent": False, "fetch_max_wait_ms": 20}
+    settings = {"partitions": 2, "tansu": True, "idempotent": False, "fetch_max_wait_ms": 20}
+    return Broker(log=directory / "broker.log"), settings
 
 
 def _environment(postgres: PostgresSettings, kafka: KafkaSettings) -> dict[str, str]:
@@ -170,6 +171,7 @@ def _environment(postgres: PostgresSettings, kafka: KafkaSettings) -> dict[str, 
         "TASKFLUX_KAFKA__PARTITIONS": str(kafka.partitions),
         "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1",
         "TASKFLUX_KAFKA__IDEMPOTENT": str(kafka.idempotent),
+        "TASKFLUX_KAFKA__TANSU": str(kafka.tansu),
         "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": str(kafka.fetch_max_wait_ms),
         "TASKFLUX_HTTP__HOST": LOOPBACK,
     }

@@ -37,7 +37,7 @@ async def dlq_sink(process: Process) -> None:
         database = Database(settings.postgres, pool_size=1, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        consumer = Consumer(settings.kafka, dead_letter_group(prefix), [dead_letter_topic(prefix)])
+        consumer = Consumer(settings.kafka, dead_letter_group(prefix), dead_letter_topic(prefix))
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         metrics.CONCURRENCY.labels(DLQ).set(1)

@@ -54,7 +54,7 @@ async def router(process: Process) -> None:
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         poison = PoisonOutlet(process, DeadLetters(database))
         stack.push_async_callback(poison.close)
-        consumer = Consumer(settings.kafka, router_group(prefix), [topic])
+        consumer = Consumer(settings.kafka, router_group(prefix), topic)
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), prefix)

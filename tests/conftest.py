@@ -114,6 +114,7 @@ def kafka_settings(broker: Broker | KafkaBroker) -> KafkaSettings:
     return KafkaSettings(
         bootstrap_servers=broker.bootstrap_servers,
         idempotent=getattr(broker, "idempotent", False),
+        tansu=isinstance(broker, Broker),
         partitions=2,
         replication_factor=1,
         fetch_max_wait_ms=100,  # each fetch costs; a record ends it earlier

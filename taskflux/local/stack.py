@@ -81,12 +81,13 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
         dropped |= _unfit("POSTGRES")
     if embedded.kafka is not None:
         forced["TASKFLUX_KAFKA__BOOTSTRAP_SERVERS"] = embedded.kafka
-        forced |= {"TASKFLUX_KAFKA__IDEMPOTENT": "false", "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1"}
-        usual |= {
-            "TASKFLUX_KAFKA__PARTITIONS": "2",
-            "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": "20",
-            "TASKFLUX_KAFKA__FETCH_IDLE_WAIT_MS": "100",
+        forced |= {
+            "TASKFLUX_KAFKA__TANSU": "true",
+            "TASKFLUX_KAFKA__IDEMPOTENT": "false",
+            "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1",
         }
+        # The embedded broker answers an empty fetch late.
+        usual |= {"TASKFLUX_KAFKA__PARTITIONS": "2", "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": "50"}
         dropped |= _unfit("KAFKA")
     if embedded.redis is not None:
         forced["TASKFLUX_REDIS__URL"] = embedded.redis

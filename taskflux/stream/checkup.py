@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable, for_code
-from aiokafka.protocol.admin import DescribeConfigsRequest
-from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import BrokerResponseError, IncompatibleBrokerVersion
 
-from taskflux.stream.client import Cluster, KafkaUnavailable, error_name
-
-_TOPIC: Final = 2
-_BROKER: Final = 4
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.cluster import Clients, Cluster
+from taskflux.stream.settings import KafkaSettings
 
 Config = Mapping[str, str]
 
@@ -28,86 +27,86 @@ class TopicReplicas:
     in_sync: int
 
 
-@dataclass(frozen=True, slots=True)
 class KafkaCheckup:
     """Questions that change nothing; every one may raise KafkaUnavailable."""
 
-    cluster: Cluster
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._cluster = Cluster(settings)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._cluster.close()
 
     async def brokers(self) -> int:
         """How many brokers the cluster has."""
-
-        async def ask(client: AIOKafkaClient) -> int:
-            return len((await client.fetch_all_metadata()).brokers())
-
-        return await self.cluster.ask(ask)
+        return len(await self._cluster.ask(_brokers))
 
     async def replicas(self, topics: Iterable[str]) -> Mapping[str, TopicReplicas]:
         """Those of `topics` that exist."""
         wanted = set(topics)
 
-        async def ask(client: AIOKafkaClient) -> Mapping[str, TopicReplicas]:
-            metadata = await client.fetch_all_metadata()
-            found = {topic: metadata._partitions[topic].values() for topic in wanted & set(metadata._partitions)}
-            return {topic: _replicas(list(partitions)) for topic, partitions in found.items() if partitions}
+        async def ask(clients: Clients) -> Mapping[str, TopicReplicas]:
+            every: list[Any] = await (await clients.admin()).describe_topics()  # of topics that it names it makes some
+            return {
+                each["topic"]: _replicas(each["partitions"])
+                for each in every
+                if each["topic"] in wanted and each["partitions"]
+            }
 
-        return await self.cluster.ask(ask)
+        return await self._cluster.ask(ask)
 
     async def broker_config(self) -> Config | None:
         """The configuration of one broker; None where it does not tell us."""
 
-        async def ask(client: AIOKafkaClient) -> Config | None:
-            node = _node(client)
-            found = await _configs(client, node, [(_BROKER, str(node), None)])
+        async def ask(clients: Clients) -> Config | None:
+            node = next(iter(await _brokers(clients)))
+            found = await _configs(clients, [ConfigResource(ConfigResourceType.BROKER, str(node))])
             return next(iter(found.values()), None)
 
-        return await self.cluster.ask(ask)
+        return await self._cluster.ask(ask)
 
     async def topic_configs(self, topics: Iterable[str]) -> Mapping[str, Config]:
         """The configuration of those of `topics` that the broker tells us of."""
-        wanted: list[tuple[int, str, None]] = [(_TOPIC, topic, None) for topic in topics]
-
-        async def ask(client: AIOKafkaClient) -> Mapping[str, Config]:
-            return await _configs(client, _node(client), wanted)
-
-        return await self.cluster.ask(ask)
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+        return await self._cluster.ask(lambda clients: _configs(clients, wanted))
 
     async def idempotence_refused(self) -> str | None:
         """Why no idempotent producer is had from this cluster; None where it is."""
-
-        async def ask(client: AIOKafkaClient) -> str | None:
-            try:
-                answer: Any = await client.send(_node(client), InitProducerIdRequest(None, 60_000))
-            except (NotImplementedError, IncompatibleBrokerVersion):
-                return "the broker knows none"
-            return error_name(for_code(answer.error_code)()) if answer.error_code else None
-
-        return await self.cluster.ask(ask)
-
-
-def _node(client: AIOKafkaClient) -> int:
-    node: int | None = client.get_random_node()
-    if node is None:
-        raise NoBrokersAvailable
-    return node
+        producer = AIOKafkaProducer(**connection_options(self._settings), enable_idempotence=True)
+        try:
+            async with asyncio.timeout(self._settings.request_timeout):
+                await producer.start()
+        except (NotImplementedError, IncompatibleBrokerVersion):
+            return "the broker knows none"
+        except BrokerResponseError as error:
+            return error_name(error)
+        except TROUBLE as error:
+            raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+        finally:
+            await producer.stop()
+        return None
 
 
-def _replicas(partitions: list[Any]) -> TopicReplicas:
+async def _brokers(clients: Clients) -> list[int]:
+    found: dict[str, Any] = await (await clients.admin()).describe_cluster()
+    return [each["node_id"] for each in found["brokers"]]
+
+
+def _replicas(partitions: list[dict[str, Any]]) -> TopicReplicas:
     return TopicReplicas(
-        len(partitions), min(len(each.replicas) for each in partitions), min(len(each.isr) for each in partitions)
+        len(partitions), min(len(each["replicas"]) for each in partitions), min(len(each["isr"]) for each in partitions)
     )
 
 
-async def _configs(client: AIOKafkaClient, node: int, wanted: list[tuple[int, str, None]]) -> dict[str, Config]:
+async def _configs(clients: Clients, wanted: list[ConfigResource]) -> dict[str, Config]:
     try:
-        answer: Any = await client.send(node, DescribeConfigsRequest(wanted))
+        answers: list[Any] = await (await clients.admin()).describe_configs(wanted)
     except (NotImplementedError, IncompatibleBrokerVersion):
         return {}
     found: dict[str, Config] = {}
-    for code, _, _, name, entries in answer.resources:
-        if not code:  # mostly: we are not allowed to ask
-            found[name] = {entry[0]: entry[1] for entry in entries if entry[1] is not None}
+    for answer in answers:
+        for code, _, _, name, entries in answer.resources:
+            if not code:  # mostly: we are not allowed to ask
+                found[name] = {entry[0]: entry[1] for entry in entries if entry[1] is not None}
     return found
-
-
-__all__ = ["Config", "KafkaCheckup", "KafkaUnavailable", "TopicReplicas"]

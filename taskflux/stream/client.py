@@ -1,23 +1,17 @@
-"""What Kafka's absence looks like to the rest of the program."""
+"""How clients connect to Kafka, and what its absence looks like to the rest of the program."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any
 
-import aiokafka.client
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, LeaderNotAvailableError, NotLeaderForPartitionError
-from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.errors import KafkaError
 
 from taskflux.stream.settings import KafkaSettings
-from taskflux.telemetry import metrics
 
 TROUBLE = (KafkaError, OSError, asyncio.TimeoutError)
-"""What aiokafka raises when a broker is away, slow, refuses, or answers with an error."""
+"""What aiokafka raises when a broker is unreachable, slow, refuses, or answers with an error."""
 
 
 class KafkaUnavailable(Exception):
@@ -32,13 +26,14 @@ def error_name(error: BaseException) -> str:
 METADATA_MAX_AGE_MS = 30_000
 """New partitions and moved leaders are seen within this time even where nothing fails."""
 
-# aiokafka asks for metadata in a way that has Kafka create what it asks for (auto.create.topics.enable, on by default),
-# with the broker's number of partitions: a topic that was deleted came back with one. It has no option for this.
-aiokafka.client.MetadataRequest = functools.partial(MetadataRequest, allow_auto_topic_creation=False)
-
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     """Keyword arguments that aiokafka's producer, consumer and clients share.
+
+    None of them may name a topic that could be missing (`subscribe` with names, `add_topic`, `partitions_for` …):
+    aiokafka then asks for its metadata in a way that makes Kafka create it, where auto.create.topics.enable is on (its
+    default), with the broker's number of partitions; a topic that was deleted came back with one. Metadata of all
+    topics, which is asked for where none is named, creates none.
 
     Reads the PEM files: raises OSError or ssl.SSLError where one is missing or broken.
     """
@@ -63,67 +58,3 @@ def _tls(settings: KafkaSettings) -> ssl.SSLContext:
     if settings.tls_cert_file:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
     return context
-
-
-T = TypeVar("T")
-
-LEADERLESS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds before a question is put again where a partition's leader does not know that it leads: a new topic's learns
-of it a moment after the cluster says so, another one's after an election.
-"""
-_NO_LEADER: Final = (NotLeaderForPartitionError, LeaderNotAvailableError)
-
-
-class Cluster:
-    """An AIOKafkaClient that connects at the first question, and afresh after one that failed."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._options = connection_options(settings)
-        self._timeout = settings.request_timeout
-        self._client: AIOKafkaClient | None = None
-        self._connecting = asyncio.Lock()
-
-    async def ask(self, question: Callable[[AIOKafkaClient], Awaitable[T]]) -> T:
-        """The answer to `question`, put again where a connection that stood idle has died or a leader is not there yet.
-
-        `question` must bear that. Raises KafkaUnavailable, after `request_timeout` seconds for each try at most.
-        """
-        died, unled = iter((0.0,)), iter(LEADERLESS)
-        while True:
-            try:
-                return await self._try(question)
-            except TROUBLE as error:
-                pause = next(unled if isinstance(error, _NO_LEADER) else died, None)
-                if pause is None:
-                    raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
-            await asyncio.sleep(pause)
-
-    async def close(self) -> None:
-        """Close the connection; a later question opens another."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
-
-    async def _try(self, question: Callable[[AIOKafkaClient], Awaitable[T]]) -> T:
-        client = None
-        try:
-            async with asyncio.timeout(self._timeout):
-                client = await self._connected()
-                return await question(client)
-        except TROUBLE:
-            if client is not None and client is self._client:
-                await self.close()
-            raise
-
-    async def _connected(self) -> AIOKafkaClient:
-        async with self._connecting:
-            if self._client is None:
-                client = AIOKafkaClient(**self._options)
-                try:
-                    await client.bootstrap()
-                except BaseException:
-                    await client.close()
-                    raise
-                self._client = client
-                metrics.OPENED.labels("kafka").inc()
-            return self._client

@@ -1,59 +1,73 @@
-"""Taking records: one group, its topics, and offsets that are committed once the caller is done with them."""
+"""Taking records: one group, its topic, and offsets that are committed once the caller is done with them.
+
+A group that begins commits its partitions' starts when a member is given them, since KEDA takes a partition without a
+commit for one whose lag is the end offset (keda#5274). A topic that was recreated is read from its start.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+import re
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, Final
 from uuid import UUID
 
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import ConsumerStoppedError, UnsupportedCodecError
 
-from taskflux.stream.client import TROUBLE, Cluster, KafkaUnavailable, connection_options, error_name
+from taskflux.stream import internals
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.envelope import Record
-from taskflux.stream.member import UNREADABLE, Member, rewind, step_over
-from taskflux.stream.protocol import topic_metadata
+from taskflux.stream.internals import topic_metadata
+from taskflux.stream.progress import Progress
 from taskflux.stream.settings import KafkaSettings
+from taskflux.stream.topics import Place
 from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-_WATCH_INTERVAL = 2.0
-_JOIN_TIMEOUT = 60.0
-_MAX_BACKOFF = 5.0
-_IDLE_AFTER = 5.0
-_GRACE = 0.1
+_UNREADABLE: Final = (UnicodeDecodeError, UnsupportedCodecError)
+"""What `getmany` raises for a header whose name is not UTF-8, or for a batch in a codec that is not installed; it
+would raise it for ever."""
+_WATCH_INTERVAL: Final = 2.0
+_JOIN_TIMEOUT: Final = 60.0
+_MAX_BACKOFF: Final = 5.0
+_COMMIT_INTERVAL: Final = 0.1
+_COMMIT_TIMEOUT: Final = 5.0
+_REVOKE_TIMEOUT: Final = 2.0
+_LEAVE_TIMEOUT: Final = 4.0
+_STALLED_AFTER: Final = 30.0
+_RECORD_WAIT_MS: Final = 500
+_GRACE: Final = 0.1
 """Seconds that a fetch may outlast its own timeout; longer than that a rebalance would hold it."""
-_DAY_MS = 86_400_000
-_PARTITION_FETCH_BYTES = 1_048_576
+_DAY_MS: Final = 86_400_000
+_PARTITION_FETCH_BYTES: Final = 1_048_576
 
 
 class Consumer:
-    """Takes records for `group` from `topics`.
+    """Takes records for `group` from `topic`.
 
     `start` returns at once, Kafka up or down: joining, and joining again after a broker has lost its log, go on in the
     background. One caller fetches; `note_done` may come from anywhere on the loop, in any order, and every record
     that was fetched has to be noted sooner or later: one that is not holds back its partition's commits.
     """
 
-    def __init__(self, settings: KafkaSettings, group: str, topics: Sequence[str]) -> None:
-        self._topics = tuple(topics)
-        metrics.REBALANCES.zeros()
-        self._options = _options(settings, group)
-        self._busy_wait = settings.fetch_max_wait_ms
-        self._idle_wait = settings.fetch_idle_wait_ms or settings.fetch_max_wait_ms
+    def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
+        self._settings = settings
+        self._group = group
+        self._topic = topic
         self._cluster = Cluster(settings)
-        self._member: Member | None = None
+        metrics.REBALANCES.zeros()
+        self._member: _Member | None = None
         self._joined = asyncio.Event()
         self._broken = asyncio.Event()
         self._fetching = asyncio.Lock()
         self._epoch = 0
-        self._last_record = time.monotonic()
-        self._unreadable = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -68,7 +82,7 @@ class Consumer:
         await self._cluster.close()
 
     @property
-    def assigned(self) -> frozenset[tuple[str, int]]:
+    def assigned(self) -> frozenset[Place]:
         """(topic, partition) held now; empty while not a member."""
         return self._member.assigned if self._member is not None else frozenset()
 
@@ -89,113 +103,62 @@ class Consumer:
                 await self._joined.wait()
             async with self._fetching:
                 member = self._member
-                if member is None or not self._joined.is_set():
-                    return []
-                return await self._fetch(member, max_records, timeout)
+                return await member.take(max_records, timeout) if member is not None and self._joined.is_set() else []
         except TimeoutError:
             return []
         except (*TROUBLE, ConsumerStoppedError) as error:
-            self._replace(member, error)
+            if member is not None and member is self._member:
+                log.debug("the membership is over", extra={"error": error_name(error)})
+                self._joined.clear()
+                self._broken.set()
             return []
 
     def note_done(self, records: Iterable[Record]) -> None:
         """These need no redelivery: commit soon, in the background."""
         member = self._member
         if member is not None:
-            member.note_done((record[0], record[1], record[2]) for record in records if record.epoch == member.epoch)
+            for record in records:
+                if record.epoch == member.epoch:
+                    member.progress.done((record.topic, record.partition), record.offset)
+            member.noted.set()
 
     async def commit(self) -> None:
         """Commit what has been noted now. What Kafka refuses (a rebalance) is dropped: versions fence the repeats."""
         if self._member is not None:
             await self._member.commit()
 
-    async def _fetch(self, member: Member, max_records: int, timeout: float) -> list[Record]:
-        if not self._unreadable:
-            async with asyncio.timeout(timeout + _GRACE):
-                found = await self._take(member, max_records, timeout)
-        if self._unreadable:  # not to be cut short
-            found = await self._step_over(member, max_records)
-        self._adapt(member, bool(found))
-        for record in found:
-            member.progress.handed((record.topic, record.partition), record.offset)
-        return found
-
-    async def _take(self, member: Member, max_records: int, timeout: float) -> list[Record]:
-        try:
-            found = await member.consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)
-        except UNREADABLE as error:
-            log.debug("a record cannot be read", extra={"error": error_name(error)})
-            self._unreadable = True
-            return []
-        return [_record(record, member.epoch) for records in found.values() for record in records]
-
-    async def _step_over(self, member: Member, max_records: int) -> list[Record]:
-        try:
-            await rewind(member.consumer, member.progress)
-            records, skipped = await step_over(member.consumer, max_records)
-        except BaseException as error:
-            self._replace(member, error)
-            raise
-        self._unreadable = not skipped and bool(records)
-        now = int(time.time() * 1000)
-        return [_record(record, member.epoch) for record in records] + [
-            Record(topic, partition, offset, now, None, None, epoch=member.epoch, unreadable=reason)
-            for topic, partition, offset, reason in skipped
-        ]
-
-    def _adapt(self, member: Member, found: bool) -> None:
-        """Ask a broker that answers an empty fetch late more often while there is work, and less when there is none."""
-        now = time.monotonic()
-        if found:
-            self._last_record = now
-        idle = now - self._last_record > _IDLE_AFTER
-        member.consumer._fetcher._fetch_max_wait_ms = self._idle_wait if idle else self._busy_wait
-
-    def _replace(self, member: Member | None, error: BaseException) -> None:
-        if member is not None and member is self._member:
-            log.debug("the membership is over", extra={"error": error_name(error)})
-            self._joined.clear()
-            self._broken.set()
-
     async def _run(self) -> None:
         failures = 0
         try:
             while True:
-                log_ids = await self._join()
-                if log_ids is None:
+                log_id = await self._join()
+                if log_id is not None and self._member is not None:
+                    failures = 0
+                    await self._watch(self._member, log_id)
+                await self._leave()
+                if log_id is None:
                     failures += 1
                     await asyncio.sleep(min(0.2 * 2.0 ** min(failures, 8), _MAX_BACKOFF) * random.uniform(0.5, 1.0))
-                    continue
-                failures = 0
-                if self._member is not None:
-                    await self._watch(self._member, log_ids)
-                await self._leave()
         finally:
             await self._leave()
 
-    async def _join(self) -> dict[str, UUID] | None:
-        """Become a member; the ids of the logs that are read from here on, or None."""
+    async def _join(self) -> UUID | None:
+        """Become a member; the id of the log that is read from here on, or None."""
         try:
-            log_ids = await self._log_ids()
-        except KafkaUnavailable as error:
-            log.debug("the group cannot be joined", extra={"error": error_name(error)})
-            return None
-        if len(log_ids) < len(set(self._topics)):
-            log.debug("a topic does not exist", extra={"topics": self._topics})
-            return None
-        self._epoch += 1
-        self._member = member = Member(self._options, self._topics, self._epoch)
-        self._unreadable = False
-        self._broken.clear()
-        try:
+            log_id = await self._log_id()
+            if log_id is None:
+                log.debug("a topic does not exist", extra={"topic": self._topic})
+                return None
+            self._epoch += 1
+            self._member = _Member(self._settings, self._group, self._topic, self._epoch)
+            self._broken.clear()
             async with asyncio.timeout(_JOIN_TIMEOUT):
-                await member.join()
-        except TROUBLE as error:
+                await self._member.join()
+        except (*TROUBLE, KafkaUnavailable) as error:
             log.debug("the group cannot be joined", extra={"error": error_name(error)})
-            await self._leave()
             return None
         self._joined.set()
-        return log_ids
+        return log_id
 
     async def _leave(self) -> None:
         self._joined.clear()
@@ -203,42 +166,246 @@ class Consumer:
         if member is not None:
             await member.leave()
 
-    async def _watch(self, member: Member, log_ids: dict[str, UUID]) -> None:
+    async def _watch(self, member: _Member, log_id: UUID) -> None:
         """Returns when the membership has to begin anew."""
-        while not await self._broke(member):
+        while True:
             try:
-                found = await self._log_ids()
+                async with asyncio.timeout(_WATCH_INTERVAL):
+                    await self._broken.wait()
+                return
+            except TimeoutError:
+                pass
+            try:
+                found = await self._log_id()
             except KafkaUnavailable:
                 continue  # the client comes back by itself once the broker does
-            lost = {topic for topic, log_id in found.items() if log_id != log_ids[topic]}
-            if lost:
-                log.warning("topics were recreated, reading them from their start", extra={"topics": sorted(lost)})
+            if member.stalled(time.monotonic()):
+                log.warning("the Kafka client fetches no longer, joining again", extra={"topic": self._topic})
+                return
+            if found is not None and found != log_id:
+                log.warning("a topic was recreated, reading it from its start", extra={"topic": self._topic})
                 self._joined.clear()
                 self._epoch += 1
                 async with self._fetching:  # a fetch under way would take records from behind the new positions
-                    if not await member.start_over(lost, self._epoch):
+                    if not await member.start_over(self._epoch):
                         continue
-                log_ids |= found
+                log_id = found
             self._joined.set()
 
-    async def _broke(self, member: Member) -> bool:
-        """Waits for the next look at the topics, or less if the membership breaks."""
+    async def _log_id(self) -> UUID | None:
+        async def ask(clients: Clients) -> UUID | None:
+            found = (await topic_metadata(await clients.plain(), [self._topic])).get(self._topic)
+            return None if found is None else found.log_id
+
+        return await self._cluster.ask(ask)
+
+
+class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no type marker
+    """A membership from `join` to `leave`, not used again."""
+
+    def __init__(self, settings: KafkaSettings, group: str, topic: str, epoch: int) -> None:
+        self.epoch = epoch
+        self.progress = Progress()
+        self.noted = asyncio.Event()
+        self._tansu = settings.tansu
+        self._consumer = AIOKafkaConsumer(**_options(settings, group))
+        self._pattern = f"^{re.escape(topic)}$"
+        self._unreadable = False
+        self._empty = False
+        self._polled: tuple[int | None, float] = (None, 0.0)
+        self._starts_wanted = False
+        self._committing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._refresh_metadata()
+
+    async def join(self) -> None:
+        """Returns with partitions assigned. Raises KafkaError, OSError; `leave` in any case."""
+        await self._consumer.start()
+        self._task = asyncio.create_task(self._commit_in_background(), name="kafka-commit")
+
+    async def leave(self) -> None:
+        """Commit what is noted and leave the group; bounded, never raises for Kafka's trouble."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+            await self.commit(_REVOKE_TIMEOUT)
+        await internals.stop(self._consumer, _LEAVE_TIMEOUT, tansu=self._tansu)
+
+    @property
+    def assigned(self) -> frozenset[Place]:
+        """(topic, partition) held now."""
+        return frozenset(self._consumer.assignment())
+
+    def stalled(self, now: float) -> bool:
+        """Whether the client's fetching has ended, which nothing tells: there is nothing to hand out, and no broker
+        has answered a fetch for a while. `now` is monotonic.
+        """
+        polls = [self._consumer.last_poll_timestamp(place) for place in self._consumer.assignment()]
+        newest = max((poll for poll in polls if poll is not None), default=None)
+        if not polls or not self._empty or newest != self._polled[0]:
+            self._polled = (newest, now)
+        return now - self._polled[1] > _STALLED_AFTER
+
+    async def take(self, max_records: int, timeout: float) -> list[Record]:
+        """Up to `max_records`.
+
+        Raises TimeoutError while a rebalance holds it, and KafkaError: then the membership has to begin anew.
+        """
+        records: list[Record] = []
+        if not self._unreadable:
+            try:
+                async with asyncio.timeout(timeout + _GRACE):
+                    found = await self._consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)
+            except _UNREADABLE as error:
+                log.debug("a record cannot be read", extra={"error": error_name(error)})
+                self._unreadable = True
+            else:
+                self._empty = not found
+                records = [self._record(each) for partition in found.values() for each in partition]
+        if self._unreadable:  # not to be cut short
+            await self._rewind()
+            records = await self._step_over(max_records)
+        for record in records:
+            self.progress.handed((record.topic, record.partition), record.offset)
+        return records
+
+    async def commit(self, timeout: float = _COMMIT_TIMEOUT) -> bool:
+        """Commit what has moved; False where Kafka refused or was late."""
         try:
-            async with asyncio.timeout(_WATCH_INTERVAL):
-                await self._broken.wait()
-        except TimeoutError:
-            return member.dead
+            async with asyncio.timeout(timeout), self._committing:
+                offsets = self.progress.to_commit()
+                if offsets:
+                    await self._consumer.commit({TopicPartition(*place): at for place, at in offsets.items()})
+                    self.progress.committed(offsets)
+        except TROUBLE as error:
+            # A rebalance, mostly; whoever gets the records again finds their versions used up.
+            metrics.COMMITS_FAILED.labels(error_name(error)).inc()
+            return False
         return True
 
-    async def _log_ids(self) -> dict[str, UUID]:
-        metadata = await self._cluster.ask(lambda client: topic_metadata(client, self._topics))
-        return {topic: found.log_id for topic, found in metadata.items()}
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """A rebalance begins: commit, so that the next holder starts where this one stands."""
+        if revoked:
+            await self.commit(_REVOKE_TIMEOUT)
+            self.progress.assign(())
 
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """A rebalance has given these to this member."""
+        self.progress.assign(assigned)
+        self._starts_wanted = True
+        self.noted.set()
+        metrics.REBALANCES.labels().inc()
 
-def _record(found: Any, epoch: int) -> Record:
-    return Record(
-        found.topic, found.partition, found.offset, found.timestamp, found.key, found.value, found.headers, epoch
-    )
+    async def start_over(self, epoch: int) -> bool:
+        """Read a recreated topic from its start; nothing may be fetched meanwhile, and what was fetched before is of
+        another epoch. False: ask again.
+        """
+        self.epoch = epoch
+        held = self.assigned
+        self.progress.assign(held)
+        self._refresh_metadata()  # the new topic may have other partitions and leaders
+        try:
+            async with asyncio.timeout(_COMMIT_TIMEOUT):
+                starts = await self._starts(held)
+        except TROUBLE as error:
+            log.debug("the positions could not be read", extra={"error": error_name(error)})
+            return False
+        if held != self.assigned:
+            return False
+        for place, start in starts.items():
+            self._consumer.seek(place, start)
+            self.progress.begin_at(place, start)
+        self.noted.set()
+        return True
+
+    def _record(self, found: Any) -> Record:
+        content = found.timestamp, found.key, found.value, found.headers
+        return Record(found.topic, found.partition, found.offset, *content, self.epoch)
+
+    async def _rewind(self) -> None:
+        """Back to behind what has been handed out: a `getmany` that raises forgets what it took from other
+        partitions."""
+        for place in self._consumer.assignment():
+            position = self.progress.position(place)
+            if position is None:
+                position = await self._consumer.committed(place)
+            if position is None:
+                await self._consumer.seek_to_beginning(place)
+            else:
+                self._consumer.seek(place, position)
+
+    async def _step_over(self, max_records: int) -> list[Record]:
+        """Take records one by one up to the one that cannot be parsed, in every partition, and go on behind it."""
+        taken: list[Record] = []
+        stepped = False
+        for place in self._consumer.assignment():
+            while len(taken) < max_records:
+                try:
+                    found = await self._consumer.getmany(place, timeout_ms=_RECORD_WAIT_MS, max_records=1)
+                except _UNREADABLE as error:
+                    offset = await self._consumer.position(place)
+                    self._consumer.seek(place, offset + 1)
+                    reason, now = f"the client cannot parse the record: {error}", int(time.time() * 1000)
+                    at = place.topic, place.partition, offset, now
+                    taken.append(Record(*at, None, None, epoch=self.epoch, unreadable=reason))
+                    stepped = True
+                    break
+                if not found:
+                    break
+                taken += [self._record(each) for each in found[place]]
+        self._unreadable = bool(taken) and not stepped
+        return taken
+
+    async def _commit_in_background(self) -> None:
+        while True:
+            await self.noted.wait()
+            self.noted.clear()
+            settled = await self._note_starts() if self._starts_wanted else True
+            committed = await self.commit()
+            if not (settled and committed):
+                self.noted.set()
+            await asyncio.sleep(_COMMIT_INTERVAL if settled and committed else 1.0)
+
+    async def _note_starts(self) -> bool:
+        """Have the log's start committed where the group has no commit, or one beyond the log's end. False: ask again.
+
+        A commit beyond the end is of a log that is gone, and not every broker (Tansu) answers a fetch there with
+        OffsetOutOfRange.
+        """
+        held = self.assigned
+        try:
+            async with asyncio.timeout(_COMMIT_TIMEOUT):
+                commits = {place: await self._consumer.committed(TopicPartition(*place)) for place in held}
+                starts = await self._starts(held)
+        except TROUBLE as error:
+            log.debug("the positions could not be read", extra={"error": error_name(error)})
+            return False
+        if held != self.assigned:
+            return False
+        known = True
+        for place, commit in commits.items():
+            end = self._consumer.highwater(TopicPartition(*place))
+            if commit is None:
+                self.progress.begin_at(place, starts[place])
+            elif end is None:
+                known = False  # no broker has answered a fetch yet
+            elif commit > end and self.progress.position(place) is None:
+                self._consumer.seek(TopicPartition(*place), starts[place])
+                self.progress.begin_at(place, starts[place])
+        self._starts_wanted = not known
+        return known
+
+    async def _starts(self, held: Iterable[Place]) -> dict[TopicPartition, int]:
+        """Where the logs of these partitions begin. Raises KafkaError."""
+        starts: dict[TopicPartition, int] = await self._consumer.beginning_offsets([TopicPartition(*at) for at in held])
+        return starts
+
+    def _refresh_metadata(self) -> None:
+        """Subscribe, and have the client look again at what the cluster has.
+
+        By a pattern, since a topic that is subscribed to by its name is created by that, also after it was deleted.
+        """
+        self._consumer.subscribe(pattern=self._pattern, listener=self)
 
 
 def _options(settings: KafkaSettings, group: str) -> dict[str, Any]:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from aiokafka.client import AIOKafkaClient
-
-from taskflux.stream.client import Cluster
-from taskflux.stream.protocol import (
-    EARLIEST,
-    TopicPartition,
-    committed_offsets,
-    end_offsets,
-    list_offsets,
-    topic_metadata,
-    written_at,
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupLoadInProgressError,
+    LeaderNotAvailableError,
+    RecordTooLargeError,
+    UnsupportedCodecError,
 )
+
+from taskflux.stream.cluster import Clients, Cluster
+from taskflux.stream.internals import TopicMetadata, topic_metadata
 from taskflux.stream.settings import KafkaSettings
+from taskflux.stream.topics import Place
+
+_UNREADABLE: Final = (UnicodeDecodeError, UnsupportedCodecError, RecordTooLargeError)
+_NO_COMMIT: Final = -1
+_METADATA_WAIT: Final = 0.02
+_FETCH_LOOK: Final = 0.005
+_HEADS_FETCH_MS: Final = 200
+"""Milliseconds: Tansu gives up within a shorter time while it still looks through a long log."""
+_HEADS_WAIT: Final = 2.0
+"""Seconds that looking for the records at some offsets takes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,68 +82,66 @@ class Positions:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._cluster = Cluster(settings)
+        self._tansu = settings.tansu
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         await self._cluster.close()
 
     async def read_all(self, topics: Mapping[str, str]) -> dict[str, TopicPositions]:
         """Topic → positions for every pair topic → group whose topic exists, in as few requests as there can be."""
-        return await self._cluster.ask(lambda client: read_positions(client, topics))
+        return await self._cluster.ask(lambda clients: read_positions(clients, topics, tansu=self._tansu))
 
     async def read(self, group: str, topic: str) -> TopicPositions | None:
         """Everything about one topic in one go; None where it does not exist."""
         return (await self.read_all({topic: group})).get(topic)
 
-    async def log_ids(self, topics: Iterable[str]) -> dict[str, UUID]:
-        """The ids of those of `topics` that exist."""
-        metadata = await self._cluster.ask(lambda client: topic_metadata(client, topics))
-        return {topic: found.log_id for topic, found in metadata.items()}
-
     async def log_id(self, topic: str) -> UUID | None:
         """The topic's id; None where it does not exist."""
-        return (await self.log_ids([topic])).get(topic)
 
-    async def start_offsets(self, topic: str) -> dict[int, int]:
-        """Partition → offset of its first record; empty where the topic does not exist."""
-        return await self._cluster.ask(lambda client: _starts(client, topic))
+        async def ask(clients: Clients) -> UUID | None:
+            found = (await topic_metadata(await clients.plain(), [topic])).get(topic)
+            return None if found is None else found.log_id
 
-    async def end_offsets(self, topic: str) -> dict[int, int]:
-        """Partition → offset after its last record; empty where the topic does not exist."""
-        return await self._cluster.ask(lambda client: _ends(client, topic))
-
-    async def committed(self, group: str, topic: str) -> dict[int, int | None]:
-        """Partition → the group's commit, None for none; empty where the topic does not exist."""
-        found = await self.read(group, topic)
-        return {} if found is None else {number: at.committed for number, at in found.partitions.items()}
-
-    async def written_at(self, heads: Mapping[TopicPartition, int]) -> dict[TopicPartition, float]:
-        """Partition → when its record at that offset was written (seconds since 1970), as whoever wrote it says.
-
-        Left out where there is none, or none that can be read.
-        """
-        return await self._cluster.ask(lambda client: written_at(client, heads)) if heads else {}
+        return await self._cluster.ask(ask)
 
     async def lag(self, group: str, topic: str) -> int | None:
         """Records that nobody has taken; None where the topic does not exist."""
         found = await self.read(group, topic)
         return None if found is None else found.lag
 
+    async def written_at(self, heads: Mapping[Place, int]) -> dict[Place, float]:
+        """Partition → when its record at that offset was written (seconds since 1970), as whoever wrote it says.
 
-async def read_positions(client: AIOKafkaClient, topics: Mapping[str, str]) -> dict[str, TopicPositions]:
-    """`Positions.read_all` over a started client. Raises KafkaError, KafkaUnavailable."""
-    metadata = await topic_metadata(client, topics)
-    commits: dict[tuple[str, int], int | None] = {}
+        Left out where there is none, or none that can be read.
+        """
+        return await self._cluster.ask(lambda clients: _written_at(clients, heads)) if heads else {}
+
+
+async def read_positions(clients: Clients, topics: Mapping[str, str], *, tansu: bool) -> dict[str, TopicPositions]:
+    """`Positions.read_all`. Raises KafkaError, KafkaUnavailable."""
+    metadata = await topic_metadata(await clients.plain(), topics)
+    if not metadata:
+        return {}
+    for topic, found in metadata.items():
+        if min(found.leaders.values()) < 0:
+            raise LeaderNotAvailableError(topic)
+    commits: dict[Place, int | None] = {}
     for group in sorted({topics[topic] for topic in metadata}):
-        wanted = [(topic, number) for topic in metadata if topics[topic] == group for number in metadata[topic].leaders]
-        commits |= await committed_offsets(client, group, wanted)
-    starts = await list_offsets(client, metadata, EARLIEST)
-    ends = await end_offsets(client, metadata)
+        mine = {topic: found for topic, found in metadata.items() if topics[topic] == group}
+        commits |= await _commits(await clients.admin(), group, _places(mine))
+    reader, places = await clients.reader(), _places(metadata)
+    async with clients.reading:
+        await _know(reader, places)
+    starts = await reader.beginning_offsets(places)
+    ends = await reader.end_offsets(places)
+    if tansu:
+        ends = await _tansu_ends(clients, ends)
     return {
         topic: TopicPositions(
             found.log_id,
             {
-                number: PartitionPositions(starts[topic, number], ends[topic, number], commits.get((topic, number)))
+                number: PartitionPositions(starts[topic, number], ends[topic, number], commits[topic, number])
                 for number in sorted(found.leaders)
             },
         )
@@ -140,14 +149,69 @@ async def read_positions(client: AIOKafkaClient, topics: Mapping[str, str]) -> d
     }
 
 
-async def _starts(client: AIOKafkaClient, topic: str) -> dict[int, int]:
-    offsets = await list_offsets(client, await topic_metadata(client, [topic]), EARLIEST)
-    return {partition: offset for (_, partition), offset in offsets.items()}
+def _places(topics: Mapping[str, TopicMetadata]) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for topic, found in topics.items() for number in found.leaders]
 
 
-async def _ends(client: AIOKafkaClient, topic: str) -> dict[int, int]:
-    offsets = await end_offsets(client, await topic_metadata(client, [topic]))
-    return {partition: offset for (_, partition), offset in offsets.items()}
+async def _know(reader: AIOKafkaConsumer, places: Iterable[TopicPartition]) -> None:
+    """Wait until the reader's metadata has these partitions, which exist: about others it asks by name."""
+    while any(place.partition not in (reader.partitions_for_topic(place.topic) or ()) for place in places):
+        reader.unsubscribe()  # which has it ask for the metadata of all topics
+        await asyncio.sleep(_METADATA_WAIT)
+
+
+async def _commits(admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]) -> dict[Place, int | None]:
+    """The group's commits, None where it has none.
+
+    The partitions are named: Tansu answers no question for all of them.
+    """
+    found = await admin.list_consumer_group_offsets(group, partitions=places)
+    if len(found) < len(places):  # aiokafka does not look at the error of an answer as a whole
+        raise GroupLoadInProgressError(group)
+    return {place: None if at.offset == _NO_COMMIT else at.offset for place, at in found.items()}
+
+
+async def _tansu_ends(clients: Clients, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Tansu 0.6 lists the offset after the first record of the last batch; with a fetch it tells the right one."""
+    reader = await clients.reader()
+    async with clients.reading:
+        with _assigned(reader, listed):
+            while any(reader.highwater(place) is None for place in listed):  # noqa: ASYNC110  # aiokafka sets no event
+                await asyncio.sleep(_FETCH_LOOK)
+            return {place: max(offset, reader.highwater(place)) for place, offset in listed.items()}
+
+
+async def _written_at(clients: Clients, heads: Mapping[Place, int]) -> dict[Place, float]:
+    metadata = await topic_metadata(await clients.plain(), {topic for topic, _ in heads})
+    offsets = {place: heads[place] for place in _places(metadata) if place in heads}
+    reader = await clients.reader(_HEADS_FETCH_MS)
+    written: dict[Place, float] = {}
+    async with clients.reading:
+        await _know(reader, offsets)
+        with _assigned(reader, offsets):
+            give_up_at = asyncio.get_running_loop().time() + _HEADS_WAIT
+            for place in offsets:
+                left = max(0.0, give_up_at - asyncio.get_running_loop().time())
+                try:
+                    found = await reader.getmany(place, timeout_ms=int(left * 1000), max_records=1)
+                except _UNREADABLE:
+                    continue
+                for record in found.get(place, ()):
+                    if record.timestamp >= 0:
+                        written[place] = record.timestamp / 1000
+    return written
+
+
+@contextmanager
+def _assigned(reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> Iterator[None]:
+    """These partitions are read from these offsets on."""
+    reader.assign(list(offsets))
+    try:
+        for place, offset in offsets.items():
+            reader.seek(place, offset)
+        yield
+    finally:
+        reader.unsubscribe()
 
 
 MOST: Final = 512
@@ -163,10 +227,10 @@ class Waiting:
     """
 
     def __init__(self) -> None:
-        self._marks: dict[TopicPartition, deque[tuple[float, int]]] = {}
-        self._written: dict[TopicPartition, tuple[int, float]] = {}
+        self._marks: dict[Place, deque[tuple[float, int]]] = {}
+        self._written: dict[Place, tuple[int, float]] = {}
 
-    def unknown(self, topics: Mapping[str, TopicPositions]) -> dict[TopicPartition, int]:
+    def unknown(self, topics: Mapping[str, TopicPositions]) -> dict[Place, int]:
         """Where something waits and nobody has read yet since when: partition → offset."""
         return {
             place: at.next
@@ -175,7 +239,7 @@ class Waiting:
         }
 
     def look(
-        self, topics: Mapping[str, TopicPositions], now: float, ages: Mapping[TopicPartition, float] | None = None
+        self, topics: Mapping[str, TopicPositions], now: float, ages: Mapping[Place, float] | None = None
     ) -> Mapping[str, float]:
         """Topic → seconds that its oldest record has waited, 0 where none does.
 
@@ -190,7 +254,7 @@ class Waiting:
             oldest[place[0]] = max(oldest[place[0]], self._age(place, at, now))
         return oldest
 
-    def _age(self, place: TopicPartition, at: PartitionPositions, now: float) -> float:
+    def _age(self, place: Place, at: PartitionPositions, now: float) -> float:
         marks = self._marks.setdefault(place, deque())
         if marks and at.end < marks[-1][1]:
             marks.clear()  # a log that was made anew
@@ -207,9 +271,7 @@ class Waiting:
             self._marks[place] = deque(mark for number, mark in enumerate(marks) if number % 2 == 0)
         return age
 
-    def _bounded(
-        self, place: TopicPartition, at: PartitionPositions, mark: tuple[float, int] | None, now: float
-    ) -> float:
+    def _bounded(self, place: Place, at: PartitionPositions, mark: tuple[float, int] | None, now: float) -> float:
         offset, written = self._written.get(place, (None, 0.0))
         known = max(0.0, now - written) if offset == at.next else None
         if mark is None:
@@ -220,7 +282,7 @@ class Waiting:
         return min(known, bound) if mark[1] <= at.next else max(known, bound)
 
 
-def _partitions(topics: Mapping[str, TopicPositions]) -> Iterator[tuple[TopicPartition, PartitionPositions]]:
+def _partitions(topics: Mapping[str, TopicPositions]) -> Iterator[tuple[Place, PartitionPositions]]:
     for topic, positions in topics.items():
         for number, at in positions.partitions.items():
             yield (topic, number), at

@@ -1,237 +1,37 @@
-"""Records sorted into batches, one queue of them per partition."""
+"""Sending records: a connection that is replaced when it fails, and batches for each partition."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, UnknownTopicOrPartitionError
 
+from taskflux.stream import internals
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.envelope import OutRecord
-from taskflux.stream.protocol import topic_metadata
+from taskflux.stream.internals import topic_metadata
 from taskflux.stream.settings import KafkaSettings
+from taskflux.stream.topics import Place
 from taskflux.telemetry import metrics
 
-
-@dataclass(slots=True)
-class Batch:
-    """A filled builder, and for each of its records the caller's place."""
-
-    builder: Any
-    places: list[int] = field(default_factory=list)
-
-
-def partition_of(key: bytes | None, partitions: list[int]) -> int:
-    """The partition of a key, spread evenly (a CRC: ours promise no order, and a murmur2 in Python is slow)."""
-    return random.choice(partitions) if key is None else partitions[zlib.crc32(key) % len(partitions)]
-
-
-def fill(
-    create_builder: Callable[[], Any], records: Iterable[tuple[int, OutRecord]], partitions: dict[str, list[int]]
-) -> dict[tuple[str, int], list[Batch]]:
-    """(topic, partition) → batches in the order of `records`, which are given as (place, record).
-
-    A record that is larger than a builder's limit is alone in its batch, so that a refusal hits no other.
-    """
-    queues: dict[tuple[str, int], list[Batch]] = {}
-    for place, record in records:
-        queue = queues.setdefault((record.topic, partition_of(record.key, partitions[record.topic])), [])
-        if not queue or not _append(queue[-1], place, record):
-            queue.append(Batch(create_builder()))
-            _append(queue[-1], place, record)
-    return queues
-
-
-def _append(batch: Batch, place: int, record: OutRecord) -> bool:
-    added = batch.builder.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers))
-    if added is None:
-        return False
-    batch.places.append(place)
-    return True
-
-
-MAX_AGE = 1.0
-"""Seconds. An id that is older than the log it is noted for is harmless: the auditor sends the task again."""
-
-
-class LogIds:
-    """The ids of the topics that a producer sends to, asked over its own connection.
-
-    Take an id before sending, never after: then a record that lands in a recreated topic is never noted as part of
-    a log that came later still.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[UUID, float]] = {}
-
-    async def get(self, client: AIOKafkaClient, topics: Iterable[str]) -> dict[str, UUID]:
-        """The ids of those of `topics` that exist. Raises KafkaError, KafkaUnavailable."""
-        wanted = set(topics)
-        oldest = time.monotonic() - MAX_AGE
-        stale = {topic for topic in wanted if self._known.get(topic, (None, 0.0))[1] < oldest}
-        if stale:
-            await self._refresh(client, stale)
-        return {topic: self._known[topic][0] for topic in wanted if topic in self._known}
-
-    def forget(self) -> None:
-        """Ask again next time: something has failed."""
-        self._known.clear()
-
-    async def _refresh(self, client: AIOKafkaClient, topics: set[str]) -> None:
-        found = await topic_metadata(client, topics)
-        now = time.monotonic()
-        for topic in topics:
-            before = self._known.pop(topic, None)
-            if topic in found:
-                self._known[topic] = (found[topic].log_id, now)
-                if before is not None and before[0] != found[topic].log_id:
-                    client.force_metadata_update()  # the new topic may have other partitions and leaders
-
-
-log = logging.getLogger(__name__)
-
-_FIRST_DELAY = 0.1
-_MAX_DELAY = 5.0
-
-
-class ProducerConnection:
-    """One started AIOKafkaProducer at a time, made from `options`; `connect_timeout` in seconds.
-
-    A batch that failed is retried by an idempotent producer for ever, and one that was refused leaves a gap in its
-    sequence numbers: after any failure the producer is thrown away and a fresh one takes its place.
-    """
-
-    def __init__(self, options: dict[str, Any], connect_timeout: float) -> None:
-        self._options = options
-        self._connect_timeout = connect_timeout
-        self._producer: AIOKafkaProducer | None = None
-        self._reason = "Kafka has not been asked yet"
-        self._attempted = asyncio.Event()
-        self._wanted = asyncio.Event()
-        self._failures = 0
-        self._task: asyncio.Task[None] | None = None
-        self._abandoned: set[asyncio.Task[None]] = set()
-
-    @property
-    def up(self) -> bool:
-        """Connected, and nothing has failed on this connection."""
-        return self._producer is not None
-
-    def start(self) -> None:
-        """Begin to connect."""
-        self._wanted.set()
-        self._task = asyncio.create_task(self._keep_connected(), name="kafka-producer-connect")
-
-    async def stop(self, timeout: float) -> None:
-        """Flush and close within about `timeout` seconds."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            try:
-                async with asyncio.timeout(timeout):
-                    await producer.flush()
-            except TimeoutError:
-                self._abandon(producer)
-            else:
-                await producer.stop()
-        if self._abandoned:
-            _, late = await asyncio.wait(self._abandoned, timeout=timeout)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-
-    async def current(self) -> AIOKafkaProducer:
-        """The producer; waits for an attempt to connect that is under way.
-
-        Raises KafkaUnavailable at once while the last attempt has failed and the next is not yet due.
-        """
-        if self._producer is None:
-            await self._attempted.wait()
-        if self._producer is None:
-            raise KafkaUnavailable(self._reason)
-        return self._producer
-
-    def succeeded(self) -> None:
-        """A send was confirmed: the next failure is met without delay."""
-        self._failures = 0
-
-    def failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
-        """`producer` is not to be used any more; idempotent."""
-        if producer is not self._producer:
-            return
-        self._producer = None
-        self._reason = f"Kafka did not take a record ({error_name(error)})"
-        self._attempted.clear()
-        self._abandon(producer)
-        self._wanted.set()
-
-    async def _keep_connected(self) -> None:
-        while True:
-            await self._wanted.wait()
-            if self._failures:
-                self._attempted.set()  # whoever asks meanwhile is told at once
-                await asyncio.sleep(_backoff(self._failures))
-                self._attempted.clear()
-            self._failures += 1
-            self._producer = await self._connect()
-            self._attempted.set()
-            if self._producer is not None:
-                self._wanted.clear()
-
-    async def _connect(self) -> AIOKafkaProducer | None:
-        producer = AIOKafkaProducer(**self._options)
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                await producer.start()
-        except TROUBLE as error:
-            self._reason = f"Kafka cannot be reached ({error_name(error)})"
-            await producer.stop()
-            return None
-        except asyncio.CancelledError:
-            await producer.stop()
-            raise
-        metrics.OPENED.labels("kafka").inc()
-        return producer
-
-    def _abandon(self, producer: AIOKafkaProducer) -> None:
-        task = asyncio.create_task(_close(producer), name="kafka-producer-close")
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
-
-
-async def _close(producer: AIOKafkaProducer) -> None:
-    """Close without a flush: `producer.stop()` waits for batches that may never be confirmed."""
-    producer._closed = True
-    try:
-        await producer._sender.close()
-    except TROUBLE as error:
-        log.debug("the sender of an abandoned producer ended with %s", error_name(error))
-    finally:
-        await producer.client.close()
-
-
-def _backoff(failures: int) -> float:
-    """Seconds before the next attempt: exponential, with jitter."""
-    return min(_FIRST_DELAY * 2.0 ** min(failures - 1, 10), _MAX_DELAY) * random.uniform(0.5, 1.0)
-
-
-TOO_LARGE = "TooLarge"
-UNKNOWN_TOPIC = "UnknownTopic"
-_MAX_IN_FLIGHT = 4
-_FRAME = 1024
+TOO_LARGE: Final = "TooLarge"
+UNKNOWN_TOPIC: Final = "UnknownTopic"
+_FIRST_DELAY: Final = 0.1
+_MAX_DELAY: Final = 5.0
+_MAX_IN_FLIGHT: Final = 4
+_FRAME: Final = 1024
 """Bytes that a record's frame may take beside its key, value and headers."""
+_ASK_AGAIN: Final = 1.0
+_TOO_OLD: Final = 30.0
+"""Seconds after which topic ids are asked for in the background, and after which nothing is sent before they are: an
+id that is older than the log it is noted for is harmless, since the auditor sends the task again."""
 
 
 class Published(NamedTuple):
@@ -260,8 +60,7 @@ class Producer:
     """Sends records; Kafka's trouble is an answer, never an exception.
 
     `start` returns at once, Kafka up or down: connecting goes on in the background. Safe for concurrent callers, whose
-    records share batches. Raises OSError or ssl.SSLError at
-    construction where a PEM file is missing or broken.
+    records share batches. Raises OSError or ssl.SSLError at construction where a PEM file is missing or broken.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -274,8 +73,7 @@ class Producer:
             "max_batch_size": settings.batch_bytes,
             "max_request_size": self._max_bytes + _FRAME,
         }
-        self._connection = ProducerConnection(options, connect_timeout=settings.request_timeout)
-        self._log_ids = LogIds()
+        self._connection = _Connection(options, connect_timeout=settings.request_timeout)
         self._waiting: list[_Call] = []
         self._flushes: set[asyncio.Task[None]] = set()
 
@@ -291,136 +89,294 @@ class Producer:
 
     @property
     def healthy(self) -> bool:
-        """Whether publishing is worth a try: connected, and no send has failed since; mends itself."""
-        return self._connection.up
+        """Whether publishing is worth a try: connected, and no send has failed since; recovers by itself."""
+        return self._connection.producer is not None
 
     async def publish(self, records: Sequence[OutRecord]) -> list[Outcome]:
-        """One outcome per record, in order, within `produce_timeout` seconds; at once while Kafka is known away."""
+        """One outcome per record, in order, within `produce_timeout` seconds; at once while Kafka is known to be
+        unreachable.
+        """
         if not records:
             return []
-        call = _Call(records)
+        call = _Call(records, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
-        self._pump()
+        if len(self._flushes) < _MAX_IN_FLIGHT:  # else it gathers, and goes out together
+            task = asyncio.create_task(self._flush(), name="kafka-flush")
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
         try:
-            await asyncio.wait((call.done,), timeout=self._timeout)
-        finally:
-            expired = not call.done.done()
-            call.done.cancel()
-        if not expired:
-            call.done.result()
-        late = NotPublished("Timeout", f"Kafka did not confirm the record within {self._timeout:g} s")
-        return [outcome or late for outcome in call.outcomes]
+            async with asyncio.timeout(self._timeout):
+                return await call.outcomes
+        except TimeoutError:
+            late = NotPublished("Timeout", f"Kafka did not confirm the record within {self._timeout:g} s")
+            return [late] * len(records)
 
-    def _pump(self) -> None:
-        """Send what waits, unless enough is in the air: then it gathers, and goes out together."""
-        if not self._waiting or len(self._flushes) >= _MAX_IN_FLIGHT:
-            return
-        calls, self._waiting = [call for call in self._waiting if not call.done.done()], []
-        task = asyncio.create_task(self._flush(calls), name="kafka-flush")
-        self._flushes.add(task)
-        task.add_done_callback(lambda done: self._flushed(done, calls))
+    async def _flush(self) -> None:
+        """Send what waits, until nothing does."""
+        while self._waiting:
+            calls = [call for call in self._waiting if not call.outcomes.done()]
+            self._waiting = []
+            if not calls:
+                continue
+            began = asyncio.get_running_loop().time()
+            try:
+                outcomes = iter(await self._send([record for call in calls for record in call.records]))
+            except BaseException as error:  # a bug: whoever waits shall see it
+                for call in calls:
+                    if not call.outcomes.done():
+                        call.outcomes.set_exception(error)
+                raise
+            metrics.PRODUCE_SECONDS.labels().observe(asyncio.get_running_loop().time() - began)
+            for call in calls:
+                own = [next(outcomes) for _ in call.records]
+                if not call.outcomes.done():
+                    call.outcomes.set_result(own)
 
-    def _flushed(self, task: asyncio.Task[None], calls: list[_Call]) -> None:
-        self._flushes.discard(task)
-        error = None if task.cancelled() else task.exception()
-        for call in calls:
-            if not call.done.done():
-                if error is not None:
-                    call.done.set_exception(error)
-                else:
-                    call.done.set_result(None)
-        self._pump()
-
-    async def _flush(self, calls: list[_Call]) -> None:
-        places = [(call, index) for call in calls for index in range(len(call.records))]
-        records = [call.records[index] for call, index in places]
-        began = asyncio.get_running_loop().time()
-        outcomes = await self._send(records)
-        metrics.PRODUCE_SECONDS.labels().observe(asyncio.get_running_loop().time() - began)
-        for (call, index), outcome in zip(places, outcomes, strict=True):
-            call.outcomes[index] = outcome
-
-    async def _send(self, records: list[OutRecord]) -> list[Outcome | None]:
-        outcomes: list[Outcome | None] = [None] * len(records)
+    async def _send(self, records: list[OutRecord]) -> list[Outcome]:
         # Before the callers' own: when they hear of a failure, `healthy` has heard of it too.
         deadline = asyncio.get_running_loop().time() + 0.95 * self._timeout
         try:
             async with asyncio.timeout_at(deadline):
-                producer = await self._connection.current()
+                producer = self._connection.producer or await self._connection.wait()
         except (KafkaUnavailable, TimeoutError) as error:
             return [NotPublished("KafkaUnavailable", str(error) or "Kafka cannot be reached")] * len(records)
         try:
             async with asyncio.timeout_at(deadline):
-                log_ids = await self._log_ids.get(producer.client, {record.topic for record in records})
-                partitions = {topic: await _partitions(producer, topic) for topic in log_ids}
+                topics = await self._connection.topics(producer, {record.topic for record in records})
         except (*TROUBLE, KafkaUnavailable) as error:
-            self._failed(producer, error)
+            self._connection.failed(producer, error)
             return [_not_published(error)] * len(records)
+        outcomes: dict[int, Outcome] = {}
+        accepted: list[tuple[int, OutRecord]] = []
         for index, record in enumerate(records):
-            outcomes[index] = self._refusal(record, log_ids)
-        accepted = [(index, record) for index, record in enumerate(records) if outcomes[index] is None]
-        batches = fill(producer.create_batch, accepted, partitions)
+            if record.topic not in topics:
+                outcomes[index] = NotPublished(UNKNOWN_TOPIC, f"the topic {record.topic} does not exist: create it")
+            elif record.size > self._max_bytes:
+                reason = f"the record has {record.size} bytes, the limit is {self._max_bytes}"
+                outcomes[index] = NotPublished(TOO_LARGE, reason)
+            else:
+                accepted.append((index, record))
+        batches = fill(producer.create_batch, accepted, {name: topic.partitions for name, topic in topics.items()})
         await asyncio.gather(
             *(
-                self._send_partition(producer, place, queue, outcomes, log_ids, deadline)
+                self._send_partition(producer, place, queue, topics[place[0]].log_id, deadline, outcomes)
                 for place, queue in batches.items()
             )
         )
-        return outcomes
+        return [outcomes[index] for index in range(len(records))]
 
     async def _send_partition(
         self,
         producer: AIOKafkaProducer,
-        place: tuple[str, int],
+        place: Place,
         batches: list[Batch],
-        outcomes: list[Outcome | None],
-        log_ids: dict[str, UUID],
+        log_id: UUID,
         deadline: float,
+        outcomes: dict[int, Outcome],
     ) -> None:
         topic, partition = place
         for batch in batches:
             try:
+                if producer.client.cluster.partitions_for_topic(topic) is None:
+                    raise UnknownTopicOrPartitionError(topic)  # it was deleted, and `send_batch` would create it
                 async with asyncio.timeout_at(deadline):
                     sent = await (await producer.send_batch(batch.builder, topic, partition=partition))
             except TROUBLE as error:
-                self._failed(producer, error)
-                for index in batch.places:
-                    outcomes[index] = _not_published(error)
+                self._connection.failed(producer, error)
+                outcomes.update(dict.fromkeys(batch.places, _not_published(error)))
             else:
-                self._connection.succeeded()
+                self._connection.failures = 0
                 for offset, index in enumerate(batch.places, sent.offset):
-                    outcomes[index] = Published(partition, offset, log_ids[topic])
-
-    def _refusal(self, record: OutRecord, log_ids: dict[str, UUID]) -> NotPublished | None:
-        if record.topic not in log_ids:
-            return NotPublished(UNKNOWN_TOPIC, f"the topic {record.topic} does not exist: create it")
-        if record.size > self._max_bytes:
-            return NotPublished(TOO_LARGE, f"the record has {record.size} bytes, the limit is {self._max_bytes}")
-        return None
-
-    def _failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
-        self._log_ids.forget()
-        self._connection.failed(producer, error)
+                    outcomes[index] = Published(partition, offset, log_id)
 
 
-class _Call:
+class _Call(NamedTuple):
     """One caller's records, and where their outcomes go."""
 
-    __slots__ = ("done", "outcomes", "records")
-
-    def __init__(self, records: Sequence[OutRecord]) -> None:
-        self.records = records
-        self.outcomes: list[Outcome | None] = [None] * len(records)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    records: Sequence[OutRecord]
+    outcomes: asyncio.Future[list[Outcome]]
 
 
-async def _partitions(producer: AIOKafkaProducer, topic: str) -> list[int]:
-    """The partitions that have a leader; all of them where none has."""
-    everyone = await producer.partitions_for(topic)
-    return sorted(producer.client.cluster.available_partitions_for_topic(topic) or everyone)
+@dataclass(slots=True)
+class Batch:
+    """A filled builder, and for each of its records the caller's place."""
+
+    builder: Any
+    places: list[int] = field(default_factory=list)
+
+
+def fill(
+    create_builder: Callable[[], Any], records: Iterable[tuple[int, OutRecord]], partitions: Mapping[str, Sequence[int]]
+) -> dict[Place, list[Batch]]:
+    """(topic, partition) → batches in the order of `records`, which are given as (place, record).
+
+    Keys are spread over the partitions by a CRC (ours promise no order, and a murmur2 in Python is slow). A record
+    that is larger than a builder's limit is alone in its batch, so that a refusal hits no other.
+    """
+    queues: dict[Place, list[Batch]] = {}
+    for place, (topic, key, value, headers) in records:
+        among = partitions[topic]
+        partition = random.choice(among) if key is None else among[zlib.crc32(key) % len(among)]
+        queue = queues.setdefault((topic, partition), [])
+        content = {"timestamp": None, "key": key, "value": value, "headers": list(headers)}
+        if not queue or queue[-1].builder.append(**content) is None:
+            queue.append(Batch(create_builder()))
+            queue[-1].builder.append(**content)
+        queue[-1].places.append(place)
+    return queues
 
 
 def _not_published(error: BaseException) -> NotPublished:
     if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
         return NotPublished(TOO_LARGE, "the topic takes no record of this size: raise its max.message.bytes")
     return NotPublished(error_name(error), f"Kafka did not confirm the record ({error_name(error)})")
+
+
+class _Topic(NamedTuple):
+    """A topic's id, and the partitions that have a leader; all of them where none has."""
+
+    log_id: UUID
+    partitions: Sequence[int]
+
+
+class _Connection:
+    """One started AIOKafkaProducer at a time, made from `options`; `connect_timeout` in seconds.
+
+    A batch that failed is retried by an idempotent producer for ever, and one that was refused leaves a gap in its
+    sequence numbers: after any failure the producer is thrown away and a fresh one takes its place.
+    """
+
+    def __init__(self, options: dict[str, Any], connect_timeout: float) -> None:
+        self.producer: AIOKafkaProducer | None = None
+        """Set while connected, and nothing has failed on this connection."""
+        self.failures = 0
+        """In a row; set it to 0 when a send was confirmed, so that the next failure is met without delay."""
+        self._options = options
+        self._connect_timeout = connect_timeout
+        self._reason = "Kafka has not been asked yet"
+        self._attempted = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._log_ids: dict[str, UUID] = {}
+        self._asked = 0.0
+        self._asking: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._wanted.set()
+        self._task = asyncio.create_task(self._keep_connected(), name="kafka-producer-connect")
+
+    async def stop(self, timeout: float) -> None:
+        """Flush and close within about `timeout` seconds."""
+        ending = [task for task in (self._task, self._asking) if task is not None]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await producer.flush()
+            except TimeoutError:
+                self._abandon(producer)
+            else:
+                await producer.stop()
+        if self._abandoned:
+            _, late = await asyncio.wait(self._abandoned, timeout=timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def wait(self) -> AIOKafkaProducer:
+        """The producer, after an attempt to connect that is under way.
+
+        Raises KafkaUnavailable at once while the last attempt has failed and the next is not yet due.
+        """
+        await self._attempted.wait()
+        if self.producer is None:
+            raise KafkaUnavailable(self._reason)
+        return self.producer
+
+    async def topics(self, producer: AIOKafkaProducer, wanted: set[str]) -> dict[str, _Topic]:
+        """Those of `wanted` that exist. Raises KafkaError, KafkaUnavailable.
+
+        Take an id before sending, never after: then a record that lands in a recreated topic is never noted as part
+        of a log that came later still.
+        """
+        age = asyncio.get_running_loop().time() - self._asked
+        if age > _TOO_OLD or not wanted <= self._log_ids.keys():
+            await self._ask(producer, wanted)
+        elif age > _ASK_AGAIN and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._ask_again(producer), name="kafka-topic-ids")
+        found = {topic: self._log_ids[topic] for topic in wanted if topic in self._log_ids}
+        cluster = producer.client.cluster
+        while any(cluster.partitions_for_topic(topic) is None for topic in found):
+            await producer.client.force_metadata_update()
+        return {
+            topic: _Topic(
+                log_id,
+                sorted(cluster.available_partitions_for_topic(topic) or cluster.partitions_for_topic(topic)),
+            )
+            for topic, log_id in found.items()
+        }
+
+    async def _ask(self, producer: AIOKafkaProducer, wanted: set[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        before = self._log_ids
+        metadata = await topic_metadata(producer.client, wanted | before.keys())
+        self._log_ids, self._asked = {topic: found.log_id for topic, found in metadata.items()}, now
+        if any(before.get(topic, log_id) != log_id for topic, log_id in self._log_ids.items()):
+            producer.client.force_metadata_update()  # the new topic may have other partitions and leaders
+
+    async def _ask_again(self, producer: AIOKafkaProducer) -> None:
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._ask(producer, set())
+        except (*TROUBLE, KafkaUnavailable) as error:
+            self.failed(producer, error)
+
+    def failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
+        """`producer` is not to be used any more; idempotent."""
+        self._log_ids = {}
+        if producer is not self.producer:
+            return
+        self.producer = None
+        self._reason = f"Kafka did not take a record ({error_name(error)})"
+        self._attempted.clear()
+        self._abandon(producer)
+        self._wanted.set()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._wanted.wait()
+            if self.failures:
+                self._attempted.set()  # whoever asks meanwhile is told at once
+                delay = min(_FIRST_DELAY * 2.0 ** min(self.failures - 1, 10), _MAX_DELAY)
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                self._attempted.clear()
+            self.failures += 1
+            self.producer = await self._connect()
+            self._attempted.set()
+            if self.producer is not None:
+                self._wanted.clear()
+
+    async def _connect(self) -> AIOKafkaProducer | None:
+        producer = AIOKafkaProducer(**self._options)
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await producer.start()
+        except TROUBLE as error:
+            self._reason = f"Kafka cannot be reached ({error_name(error)})"
+            await producer.stop()
+            return None
+        except asyncio.CancelledError:
+            await producer.stop()
+            raise
+        metrics.OPENED.labels("kafka").inc()
+        return producer
+
+    def _abandon(self, producer: AIOKafkaProducer) -> None:
+        task = asyncio.create_task(internals.abandon(producer), name="kafka-producer-close")
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)

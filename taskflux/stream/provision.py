@@ -1,34 +1,36 @@
-"""Creating the topics that are missing."""
+"""Creating the topics that are missing, and the commits that groups begin with."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiokafka.client import AIOKafkaClient
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import NewTopic
 from aiokafka.errors import (
     BrokerResponseError,
+    CommitFailedError,
     GroupAuthorizationFailedError,
-    IllegalGenerationError,
     NotControllerError,
-    RebalanceInProgressError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
-    UnknownMemberIdError,
     for_code,
 )
-from aiokafka.protocol.admin import CreateTopicsRequest
-from aiokafka.protocol.commit import OffsetCommitRequest
 
-from taskflux.stream.client import Cluster, KafkaUnavailable, error_name
-from taskflux.stream.positions import TopicPositions, read_positions
-from taskflux.stream.protocol import TopicMetadata, TopicPartition, group_coordinator, topic_metadata
+from taskflux.stream import internals
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.cluster import Clients, Cluster
+from taskflux.stream.internals import TopicMetadata, topic_metadata
+from taskflux.stream.positions import PartitionPositions, read_positions
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import dead_letter_topic, task_topic
 
-_POLL = 0.1
+_POLL: Final = 0.1
+_LOOK: Final = 0.2
+_STOP_TIMEOUT: Final = 4.0
+_FORBIDDEN: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,10 @@ async def ensure_topics(settings: KafkaSettings, task_types: Iterable[str]) -> T
     report = TopicReport()
     cluster = Cluster(settings)
     try:
-        found = await cluster.ask(lambda client: topic_metadata(client, wanted))
+        found = await _metadata(cluster, wanted)
         missing = [topic for topic in wanted if topic not in found]
         if missing:
-            await cluster.ask(lambda client: _create(client, settings, missing, report))
+            await cluster.ask(lambda clients: _create(clients, settings, missing, report))
         for topic, metadata in found.items():
             report.existing.append(topic)
             if len(metadata.leaders) < settings.partitions:
@@ -79,18 +81,14 @@ def topic_config(settings: KafkaSettings, topic: str) -> dict[str, str]:
     return config
 
 
-async def _create(client: AIOKafkaClient, settings: KafkaSettings, topics: list[str], report: TopicReport) -> None:
-    # aiokafka's own NewTopic refuses -1 replicas, the broker's default.
-    request = CreateTopicsRequest(
-        [
-            (topic, settings.partitions, settings.replication_factor, [], list(topic_config(settings, topic).items()))
-            for topic in topics
-        ],
-        int(settings.request_timeout * 1000),
-        False,
-    )
-    controller = client.cluster.controller
-    answer: Any = await client.send(client.get_random_node() if controller is None else controller.nodeId, request)
+async def _create(clients: Clients, settings: KafkaSettings, topics: list[str], report: TopicReport) -> None:
+    # NewTopic takes -1, the broker's default, only together with an assignment of replicas, which may be empty.
+    assignment: dict[int, list[int]] | None = {} if settings.replication_factor == -1 else None
+    new = [
+        NewTopic(topic, settings.partitions, settings.replication_factor, assignment, topic_config(settings, topic))
+        for topic in topics
+    ]
+    answer: Any = await (await clients.admin()).create_topics(new)
     for topic, code, message in answer.topic_errors:
         if code == TopicAlreadyExistsError.errno:
             report.existing.append(topic)
@@ -109,15 +107,16 @@ async def _wait_for_leaders(cluster: Cluster, topics: list[str], timeout: float)
         async with asyncio.timeout(timeout):
             while not all(topic in found and min(found[topic].leaders.values(), default=-1) >= 0 for topic in topics):
                 await asyncio.sleep(_POLL if found else 0)
-                found = await cluster.ask(lambda client: topic_metadata(client, topics))
+                found = await _metadata(cluster, topics)
     except TimeoutError as error:
         raise KafkaUnavailable("a topic has partitions without a leader") from error
 
 
-_NOBODY: Final = ""
-_LOOK: Final = 0.2
-_HAS_MEMBERS: Final = (UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError)
-_FORBIDDEN: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
+async def _metadata(cluster: Cluster, topics: list[str]) -> dict[str, TopicMetadata]:
+    async def ask(clients: Clients) -> dict[str, TopicMetadata]:
+        return await topic_metadata(await clients.plain(), topics)
+
+    return await cluster.ask(ask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,74 +152,65 @@ async def prime(settings: KafkaSettings, readers: Iterable[tuple[str, str]]) -> 
     cluster = Cluster(settings)
     try:
         for group, topic in readers:
-            await _prime(cluster, settings.request_timeout, group, topic, report)
+            await _prime(cluster, settings, group, topic, report)
     finally:
         await cluster.close()
     return report
 
 
-async def _prime(cluster: Cluster, timeout: float, group: str, topic: str, report: PrimingReport) -> None:
-    """Ask for `timeout` seconds while a broker answers that it cannot say yet.
+async def _prime(cluster: Cluster, settings: KafkaSettings, group: str, topic: str, report: PrimingReport) -> None:
+    """Ask for `request_timeout` seconds while a broker answers that it cannot say yet.
 
     A topic that was just made has leaders that do not know it for a moment, and a cluster that has never kept an
     offset makes the topic for them when it is first asked for a coordinator.
     """
-    give_up_at = asyncio.get_running_loop().time() + timeout
+    give_up_at = asyncio.get_running_loop().time() + settings.request_timeout
     while True:
         try:
-            return await cluster.ask(lambda client: _ask(client, group, topic, report))
+            bare = await cluster.ask(lambda clients: _without_commit(clients, settings, group, topic, report))
+            if bare:
+                await _commit(settings, group, bare, report)
         except KafkaUnavailable as error:
             cause = error.__cause__
             if isinstance(cause, _FORBIDDEN):
                 report.refused[group] = error_name(cause)
-                return None
+                return
             soon = isinstance(cause, BrokerResponseError) and cause.retriable
             if not soon or asyncio.get_running_loop().time() > give_up_at:
                 raise
-        await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_LOOK)
+        else:
+            return
 
 
-async def _ask(client: AIOKafkaClient, group: str, topic: str, report: PrimingReport) -> None:
-    found = (await read_positions(client, {topic: group})).get(topic)
+async def _without_commit(
+    clients: Clients, settings: KafkaSettings, group: str, topic: str, report: PrimingReport
+) -> dict[TopicPartition, PartitionPositions]:
+    found = (await read_positions(clients, {topic: group}, tansu=settings.tansu)).get(topic)
     if found is None:
         report.missing[group] = topic
-        return
-    starts = {number: at.start for number, at in found.partitions.items() if at.committed is None}
-    if not starts:
-        return
-    errors = await _commit(client, group, {(topic, number): start for number, start in starts.items()})
-    wrong = next((error for error in errors.values() if error is not None), None)
-    if wrong is None:
-        report.primed[group] = Primed(topic, len(starts), _waiting(found, starts))
-    elif issubclass(wrong, _HAS_MEMBERS):
-        report.left_to_members.append(group)
-    elif wrong.retriable:
-        raise wrong(group)
-    else:
-        report.refused[group] = error_name(wrong())
-
-
-def _waiting(positions: TopicPositions, numbers: Iterable[int]) -> int:
-    return sum(positions.partitions[number].lag for number in numbers)
+        return {}
+    return {TopicPartition(topic, number): at for number, at in found.partitions.items() if at.committed is None}
 
 
 async def _commit(
-    client: AIOKafkaClient, group: str, offsets: Mapping[TopicPartition, int]
-) -> dict[TopicPartition, type[Any] | None]:
-    """Commit as nobody's member, which only a group without members takes; Kafka's error for each, None for none."""
-    wanted: dict[str, list[tuple[int, int, str]]] = {}
-    for (topic, partition), offset in offsets.items():
-        wanted.setdefault(topic, []).append((partition, offset, ""))
-    request = OffsetCommitRequest(
-        group,
-        OffsetCommitRequest.DEFAULT_GENERATION_ID,
-        _NOBODY,
-        OffsetCommitRequest.DEFAULT_RETENTION_TIME,
-        list(wanted.items()),
-    )
-    answer: Any = await client.send(await group_coordinator(client, group), request)
-    return {
-        (topic, partition): for_code(code) if code else None
-        for topic, partitions in answer.topics
-        for partition, code in partitions
-    }
+    settings: KafkaSettings, group: str, bare: dict[TopicPartition, PartitionPositions], report: PrimingReport
+) -> None:
+    """Commit as nobody's member, which only a group without members takes. Raises KafkaUnavailable."""
+    consumer = AIOKafkaConsumer(**connection_options(settings), group_id=group, enable_auto_commit=False)
+    consumer.assign(list(bare))
+    try:
+        async with asyncio.timeout(settings.request_timeout):
+            await consumer.start()
+            await consumer.commit({place: at.start for place, at in bare.items()})
+        topic = next(iter(bare)).topic
+        report.primed[group] = Primed(topic, len(bare), sum(at.lag for at in bare.values()))
+    except CommitFailedError:
+        report.left_to_members.append(group)
+    except TROUBLE as error:
+        if isinstance(error, BrokerResponseError) and not error.retriable:
+            report.refused[group] = error_name(error)
+        else:
+            raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+    finally:
+        await internals.stop(consumer, _STOP_TIMEOUT)

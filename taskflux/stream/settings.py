@@ -37,6 +37,9 @@ class KafkaSettings(BaseModel):
     idempotent: Annotated[
         bool, Field(description="idempotent producer; false for brokers without one (the embedded one)")
     ] = True
+    tansu: Annotated[
+        bool, Field(description="work around the errors of Tansu, the embedded broker of `taskflux dev`")
+    ] = False
     produce_timeout: Annotated[
         float, Field(gt=0, description="seconds until a record that Kafka has not confirmed counts as not sent")
     ] = 5.0
@@ -45,14 +48,6 @@ class KafkaSettings(BaseModel):
         float, Field(ge=1, description="seconds without a heartbeat after which a consumer is evicted")
     ] = 10.0
     fetch_max_wait_ms: Annotated[int, Field(ge=1, description="how long a broker may hold an empty fetch")] = 500
-    fetch_idle_wait_ms: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="the same while nothing has arrived for some seconds, for brokers that answer an empty fetch"
-            " late (the embedded one); unset: no difference",
-        ),
-    ] = None
     batch_bytes: Annotated[
         int, Field(ge=1024, le=900_000, description="records are sent in batches of at most this size")
     ] = 262_144

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+Place = tuple[str, int]
+"""A topic, and the number of one of its partitions."""
+
 _TYPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _RESERVED = frozenset({"dlq", "dlq-sink", "router"})
 _TOPIC = "tasks."

@@ -19,8 +19,14 @@ from taskflux.store.errors import StoreError
 from taskflux.store.upkeep import Measured, Measures
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions, TopicPositions, Waiting
-from taskflux.stream.protocol import TopicPartition
-from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group, task_group, task_topic
+from taskflux.stream.topics import (
+    Place,
+    dead_letter_group,
+    dead_letter_topic,
+    router_group,
+    task_group,
+    task_topic,
+)
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Snapshot
 from taskflux.worker.settings import Settings
@@ -126,7 +132,7 @@ class Measuring:
     async def _ages(self, queues: list[Queue]) -> Mapping[str, float]:
         """Type → seconds that its oldest record waits."""
         topics = {each.topic: each.positions for each in queues}
-        written: Mapping[TopicPartition, float] = {}
+        written: Mapping[Place, float] = {}
         try:
             written = await self._positions.written_at(self._waiting.unknown(topics))
         except KafkaUnavailable as error:

@@ -269,7 +269,7 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
         Outcomes(handler.type, claims, source),
         settings.worker.concurrency or handler.concurrency,
     )
-    consumer = Consumer(settings.kafka, source.group, [source.topic])
+    consumer = Consumer(settings.kafka, source.group, source.topic)
     adoption = Adoption(process, Tasks(database), settings.relay.grace)
     worker = Worker(process, consumer, executor, adoption, poison)
     async with process.background(worker.keep_lease()), process.background(_topic(handler, process)):

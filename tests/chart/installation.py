@@ -71,6 +71,7 @@ async def servers_for(
         await connection.execute(f"CREATE DATABASE {database}")
         idempotent = bool(getattr(broker, "idempotent", False))
         demands = {"partitions": 2, "replicationFactor": 1, "fetchMaxWaitMs": 20, "idempotent": idempotent}
+        demands["tansu"] = isinstance(broker, Broker)
         head, _, _ = postgres.dsn.rpartition("/")
         yield Servers(f"{head}/{database}", broker.bootstrap_servers, valkey.url, inbox.smtp_port, inbox.url, demands)
         await connection.execute(f"DROP DATABASE {database} WITH (FORCE)")

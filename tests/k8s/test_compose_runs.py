@@ -29,7 +29,11 @@ PATIENCE: Final = 60.0
 POLL: Final = 0.1
 SETTLED: Final = {"succeeded", "dead", "uncertain", "cancelled"}
 # What the embedded broker asks for; Apache Kafka needs none of it.
-OF_THE_BROKER: Final = {"TASKFLUX_KAFKA__IDEMPOTENT": "false", "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1"}
+OF_THE_BROKER: Final = {
+    "TASKFLUX_KAFKA__TANSU": "true",
+    "TASKFLUX_KAFKA__IDEMPOTENT": "false",
+    "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1",
+}
 MIXED: Final = "task-topic"
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from taskflux.cli.doctor.findings import Finding, Subject
 from taskflux.stream.checkup import Config, KafkaCheckup, TopicReplicas
-from taskflux.stream.client import Cluster, KafkaUnavailable
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions, TopicPositions
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, task_group, task_topic
@@ -25,13 +25,13 @@ async def examine(settings: Settings, types: Sequence[str] | None) -> list[Findi
     """All that can be asked; `types` are the registered ones, None where they are not known."""
     kafka = settings.kafka
     try:
-        cluster = Cluster(kafka)
+        checkup = KafkaCheckup(kafka)
     except OSError as error:  # ssl.SSLError is one
         do = "check TASKFLUX_KAFKA__TLS_CA_FILE, _CERT_FILE and _KEY_FILE"
         return [KAFKA.problem("TLS files", f"they cannot be read: {error}", do)]
     positions = Positions(kafka)
     try:
-        return await _examine(KafkaCheckup(cluster), positions, kafka, types)
+        return await _examine(checkup, positions, kafka, types)
     except KafkaUnavailable as error:
         return [
             KAFKA.problem(
@@ -43,7 +43,7 @@ async def examine(settings: Settings, types: Sequence[str] | None) -> list[Findi
         ]
     finally:
         await positions.close()
-        await cluster.close()
+        await checkup.close()
 
 
 async def _examine(

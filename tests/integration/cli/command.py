@@ -52,6 +52,7 @@ class Command:
                 "TASKFLUX_KAFKA__MAX_RECORD_BYTES": str(kafka.max_record_bytes),
                 "TASKFLUX_KAFKA__DEAD_LETTER_MAX_BYTES": str(kafka.dead_letter_max_bytes),
                 "TASKFLUX_KAFKA__IDEMPOTENT": str(kafka.idempotent).lower(),
+                "TASKFLUX_KAFKA__TANSU": str(kafka.tansu).lower(),
                 "TASKFLUX_REDIS__URL": settings.redis.url.get_secret_value() if settings.redis.url else "",
                 "TASKFLUX_WORKER__LEASE_SECONDS": str(settings.worker.lease_seconds),
                 "TASKFLUX_WORKER__BEAT_SECONDS": str(settings.worker.beat_seconds),

@@ -24,6 +24,7 @@ from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.integration.cli.command import Command
+from tests.integration.stream.patience import committed
 
 APP = """
 from taskflux import Receipt, Task, handler
@@ -94,7 +95,7 @@ async def test_all_built_in_types_are_registered_have_their_topics_and_begin_at_
     groups = {f"{prefix}tasks.{name}": f"{prefix}taskflux.{name}" for name in BUILT_IN}
     groups[f"{prefix}tasks.dlq"] = f"{prefix}taskflux.dlq-sink"
     for topic, group in groups.items():
-        assert await positions.committed(group, topic) == {0: 0, 1: 0}, topic
+        assert await committed(positions, group, topic) == {0: 0, 1: 0}, topic
         assert f"created {topic}\n" in first.out
         assert f"primed {group}: it begins at the start of {topic} (2 partitions, 0 records wait)\n" in first.out
     second = await taskflux("topics")
@@ -111,7 +112,7 @@ async def test_handlers_that_are_named_are_registered_alone(
     registered = {row["type"]: row["max_attempts"] for row in await sql.fetch("SELECT * FROM task_types")}
     assert registered == {**dict.fromkeys(BUILT_IN, 77), "image": 8}
     prefix = kafka.topic_prefix
-    assert await positions.committed(f"{prefix}taskflux.image", f"{prefix}tasks.image") == {0: 0, 1: 0}
+    assert await committed(positions, f"{prefix}taskflux.image", f"{prefix}tasks.image") == {0: 0, 1: 0}
     # Without names again: its topic is looked after with the others, its registration is not touched.
     await sql.execute("UPDATE task_types SET max_attempts = 78 WHERE type = 'image'")
     assert (await taskflux("topics")).status == 0
@@ -176,7 +177,7 @@ async def test_the_routers_group_is_primed_where_its_topic_is_named(
     await ensure_topics(kafka.model_copy(update={"topic_prefix": f"{topic}-"}), ["email"])
     after = await taskflux("topics", TASKFLUX_ROUTER__TOPIC=f"{topic}-tasks.email")
     assert f"primed {group}: it begins at the start of {topic}-tasks.email" in after.out
-    assert await positions.committed(group, f"{topic}-tasks.email") == {0: 0, 1: 0}
+    assert await committed(positions, group, f"{topic}-tasks.email") == {0: 0, 1: 0}
 
 
 async def test_nothing_is_primed_where_it_is_not_wanted(
@@ -186,7 +187,7 @@ async def test_nothing_is_primed_where_it_is_not_wanted(
     assert outcome.status == 0
     assert "primed" not in outcome.out
     prefix = kafka.topic_prefix
-    assert await positions.committed(f"{prefix}taskflux.email", f"{prefix}tasks.email") == {0: None, 1: None}
+    assert await committed(positions, f"{prefix}taskflux.email", f"{prefix}tasks.email") == {0: None, 1: None}
 
 
 async def test_a_schema_of_a_newer_release_is_accepted_and_named(taskflux: Command, sql: Any) -> None:

@@ -41,6 +41,7 @@ def mortal_settings(mortal: Broker) -> KafkaSettings:
         bootstrap_servers=mortal.bootstrap_servers,
         partitions=2,
         idempotent=False,
+        tansu=True,
         produce_timeout=2.0,
         fetch_max_wait_ms=20,
     )

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Record
+from taskflux.stream.positions import Positions
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], timeout: float = 10.0) -> None:
@@ -23,3 +24,21 @@ async def take(consumer: Consumer, count: int, timeout: float = 20.0) -> list[Re
         while len(records) < count:
             records += await consumer.fetch(count - len(records), 1.0)
     return records
+
+
+async def committed(positions: Positions, group: str, topic: str) -> dict[int, int | None]:
+    """Partition → the group's commit, None for none; empty where the topic does not exist."""
+    found = await positions.read(group, topic)
+    return {} if found is None else {number: at.committed for number, at in found.partitions.items()}
+
+
+async def log_starts(positions: Positions, topic: str) -> dict[int, int]:
+    """Partition → offset of its first record; empty where the topic does not exist."""
+    found = await positions.read("nobody", topic)
+    return {} if found is None else {number: at.start for number, at in found.partitions.items()}
+
+
+async def log_ends(positions: Positions, topic: str) -> dict[int, int]:
+    """Partition → offset after its last record; empty where the topic does not exist."""
+    found = await positions.read("nobody", topic)
+    return {} if found is None else {number: at.end for number, at in found.partitions.items()}

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, NotLeaderForPartitionError, RequestTimedOutError
 
-from taskflux.stream.client import LEADERLESS, Cluster, KafkaUnavailable
+from taskflux.stream.client import KafkaUnavailable
+from taskflux.stream.cluster import LEADERLESS, Clients, Cluster
 from taskflux.stream.settings import KafkaSettings
 
 
@@ -16,7 +16,7 @@ class Refusing:
         self.times = times
         self.put = 0
 
-    async def __call__(self, client: AIOKafkaClient) -> str:
+    async def __call__(self, clients: Clients) -> str:
         self.put += 1
         if self.put <= self.times:
             raise self.error

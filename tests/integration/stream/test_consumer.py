@@ -16,11 +16,11 @@ from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
-from tests.integration.stream.patience import eventually, take
+from tests.integration.stream.patience import committed, eventually, take
 
 
 async def joined(settings: KafkaSettings, topic: str) -> Consumer:
-    consumer = Consumer(settings, f"{settings.topic_prefix}group", [topic])
+    consumer = Consumer(settings, f"{settings.topic_prefix}group", topic)
     await consumer.start()
     async with asyncio.timeout(30):
         await consumer.wait_joined()
@@ -49,7 +49,7 @@ async def test_offsets_are_committed_from_the_logs_start_on_and_only_up_to_what_
     assert consumer.assigned == {(topic, 0), (topic, 1), (topic, 2)}
 
     async def starts_are_committed() -> bool:
-        return await positions.committed(group, topic) == {0: 0, 1: 0, 2: 0}
+        return await committed(positions, group, topic) == {0: 0, 1: 0, 2: 0}
 
     await eventually(starts_are_committed)
     records = await take(consumer, 6)
@@ -58,7 +58,7 @@ async def test_offsets_are_committed_from_the_logs_start_on_and_only_up_to_what_
     assert [record.offset for record in row] == list(range(len(row)))
     consumer.note_done(reversed(row[1:]))
     await consumer.commit()
-    assert (await positions.committed(group, topic))[row[0].partition] == 0
+    assert (await committed(positions, group, topic))[row[0].partition] == 0
     consumer.note_done(records)
 
     async def all_is_committed() -> bool:
@@ -138,7 +138,7 @@ async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, 
     await send(producer, topic, *(b"a%d" % number for number in range(20)))
     records = await take(first, 20)
     first.note_done(records)
-    second = Consumer(settings, f"{settings.topic_prefix}group", [topic])
+    second = Consumer(settings, f"{settings.topic_prefix}group", topic)
     await second.start()
 
     async def shared() -> bool:
@@ -207,7 +207,7 @@ async def test_a_consumer_outlives_a_broker_that_forgets_its_log_and_its_groups(
     mortal: Broker, mortal_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "taskflux.stream")
-    consumer = Consumer(mortal_settings, "group", ["tasks.email"])
+    consumer = Consumer(mortal_settings, "group", "tasks.email")
     await consumer.start()
     assert await consumer.fetch(10, 0.2) == []
     assert "the group cannot be joined" in caplog.messages

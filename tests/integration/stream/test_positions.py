@@ -11,7 +11,7 @@ from taskflux.stream.positions import PartitionPositions, Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
-from tests.integration.stream.patience import eventually
+from tests.integration.stream.patience import committed, eventually, log_ends, log_starts
 
 
 async def test_positions_tell_what_was_sent_and_what_was_committed(settings: KafkaSettings, producer: Producer) -> None:
@@ -33,9 +33,9 @@ async def test_positions_tell_what_was_sent_and_what_was_committed(settings: Kaf
     assert found.partitions == {
         number: PartitionPositions(0, ends[number], 2 if number == 1 else None) for number in range(3)
     }
-    assert await positions.end_offsets(topic) == ends
-    assert await positions.start_offsets(topic) == {0: 0, 1: 0, 2: 0}
-    assert await positions.committed(group, topic) == {0: None, 1: 2, 2: None}
+    assert await log_ends(positions, topic) == ends
+    assert await log_starts(positions, topic) == {0: 0, 1: 0, 2: 0}
+    assert await committed(positions, group, topic) == {0: None, 1: 2, 2: None}
     assert await positions.lag(group, topic) == 28
     several = await positions.read_all({topic: group, f"{settings.topic_prefix}tasks.sms": "other", "none": "other"})
     assert {name: at.lag for name, at in several.items()} == {topic: 28, f"{settings.topic_prefix}tasks.sms": 0}
@@ -84,8 +84,8 @@ async def test_a_missing_topic_is_no_error(settings: KafkaSettings) -> None:
     assert await positions.read("group", topic) is None
     assert await positions.lag("group", topic) is None
     assert await positions.log_id(topic) is None
-    assert await positions.end_offsets(topic) == {}
-    assert await positions.committed("group", topic) == {}
+    assert await log_ends(positions, topic) == {}
+    assert await committed(positions, "group", topic) == {}
     await positions.close()
 
 

@@ -20,7 +20,7 @@ from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import Primed, PrimingReport, ensure_topics, prime
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import task_group, task_topic
-from tests.integration.stream.patience import eventually, take
+from tests.integration.stream.patience import committed, eventually, log_starts, take
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ async def test_a_group_that_has_never_run_begins_at_the_logs_start_and_its_lag_i
 ) -> None:
     await ensure_topics(settings, ["email"])
     await send(producer, topic, 20)
-    assert await positions.committed(group, topic) == {0: None, 1: None, 2: None}
+    assert await committed(positions, group, topic) == {0: None, 1: None, 2: None}
     report = await prime(settings, [(group, topic)])
     assert report == PrimingReport(primed={group: Primed(topic, partitions=3, waiting=20)})
-    assert await positions.committed(group, topic) == {0: 0, 1: 0, 2: 0}
+    assert await committed(positions, group, topic) == {0: 0, 1: 0, 2: 0}
     assert await prime(settings, [(group, topic)]) == PrimingReport()
     # No record is skipped: whoever wakes takes all of them.
-    consumer = Consumer(settings, group, [topic])
+    consumer = Consumer(settings, group, topic)
     await consumer.start()
     assert len(await take(consumer, 20)) == 20
     await consumer.stop()
@@ -83,7 +83,7 @@ async def test_a_partition_with_a_commit_is_left_as_it_is(
     await commit(settings, group, topic, {0: ends[0], 2: 1})
     report = await prime(settings, [(group, topic)])
     assert report.primed == {group: Primed(topic, partitions=1, waiting=ends[1])}
-    assert await positions.committed(group, topic) == {0: ends[0], 1: 0, 2: 1}
+    assert await committed(positions, group, topic) == {0: ends[0], 1: 0, 2: 1}
 
 
 async def test_a_group_with_members_is_left_to_them(
@@ -100,7 +100,7 @@ async def test_a_group_with_members_is_left_to_them(
     await member.start()
     assert member.assignment()
     assert await prime(settings, [(group, topic)]) == PrimingReport(left_to_members=[group])
-    assert await positions.committed(group, topic) == {0: None, 1: None, 2: None}
+    assert await committed(positions, group, topic) == {0: None, 1: None, 2: None}
     await member.stop()
 
 
@@ -109,7 +109,7 @@ async def test_a_consumer_that_joins_meanwhile_is_never_set_back(
 ) -> None:
     await ensure_topics(settings, ["email"])
     await send(producer, topic, 30)
-    consumer = Consumer(settings, group, [topic])
+    consumer = Consumer(settings, group, topic)
     all_is_done = asyncio.Event()
 
     async def keep_priming() -> int:
@@ -144,12 +144,12 @@ async def test_where_the_log_no_longer_begins_at_zero_the_commit_does_not_either
     await admin.close()
 
     async def gone() -> bool:
-        return await positions.start_offsets(topic) == {0: 3}
+        return await log_starts(positions, topic) == {0: 3}
 
     await eventually(gone)
     report = await prime(settings, [(group, topic)])
     assert report.primed == {group: Primed(topic, partitions=1, waiting=2)}
-    assert await positions.committed(group, topic) == {0: 3}
+    assert await committed(positions, group, topic) == {0: 3}
 
 
 async def test_several_groups_are_primed_at_once_by_several_processes(
@@ -161,7 +161,7 @@ async def test_several_groups_are_primed_at_once_by_several_processes(
     reports = await asyncio.gather(*(prime(settings, readers) for _ in range(4)))
     assert all(not report.refused and not report.left_to_members for report in reports)
     for group, topic in readers:
-        assert await positions.committed(group, topic) == {0: 0, 1: 0, 2: 0}
+        assert await committed(positions, group, topic) == {0: 0, 1: 0, 2: 0}
 
 
 async def test_a_topic_that_is_missing_is_told_and_not_created(

@@ -19,7 +19,7 @@ async def test_every_record_stands_where_its_outcome_says(settings: KafkaSetting
     records += [OutRecord(sms, None, None, (("a", None), ("b", b"")))]
     outcomes = await producer.publish(records)
     positions = Positions(settings)
-    log_ids = await positions.log_ids([email, sms])
+    log_ids = {topic: await positions.log_id(topic) for topic in (email, sms)}
     await positions.close()
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers, fetch_max_wait_ms=20)
     await consumer.start()

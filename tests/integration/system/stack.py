@@ -36,6 +36,7 @@ from taskflux.worker.handler import Handler
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import HttpSettings, RelaySettings, Settings, WorkerSettings
 from taskflux.worker.worker import service_of
+from tests.integration.stream.patience import log_ends
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 
@@ -282,7 +283,7 @@ class Stack:
 
     async def published(self, task_type: str) -> int:
         """Records that the topic of a type has ever taken."""
-        ends = await self.positions.end_offsets(task_topic(self.settings.kafka.topic_prefix, task_type))
+        ends = await log_ends(self.positions, task_topic(self.settings.kafka.topic_prefix, task_type))
         return sum(ends.values())
 
     async def produce(self, *records: OutRecord) -> list[Published]:

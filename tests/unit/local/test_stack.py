@@ -30,6 +30,7 @@ def test_handlers_are_told_of_the_embedded_servers() -> None:
     assert told["PATH"] == "/bin"
     assert told["TASKFLUX_POSTGRES__DSN"] == EVERYTHING.postgres
     assert told["TASKFLUX_KAFKA__IDEMPOTENT"] == "false"
+    assert told["TASKFLUX_KAFKA__TANSU"] == "true"
     assert told["TASKFLUX_SMTP__TLS"] == "none"
     assert told["TASKFLUX_MSG91__BASE_URL"] == "http://127.0.0.1:8025"
     assert told["TASKFLUX_WORKER__ORIGIN"] == "/data"
@@ -45,6 +46,7 @@ def test_the_persons_own_server_keeps_all_of_its_settings() -> None:
     told = for_handlers(own, Embedded(), Path("/data"), 5.0)
     assert own.items() <= told.items()
     assert "TASKFLUX_KAFKA__IDEMPOTENT" not in told
+    assert "TASKFLUX_KAFKA__TANSU" not in told
 
 
 def test_settings_that_an_embedded_server_could_not_honour_are_dropped() -> None:

@@ -2,7 +2,7 @@ from collections import Counter
 from typing import Any
 
 from taskflux.stream.envelope import OutRecord
-from taskflux.stream.producer import fill, partition_of
+from taskflux.stream.producer import fill
 
 
 class Builder:
@@ -20,11 +20,14 @@ class Builder:
 
 
 def test_a_key_keeps_its_partition_and_keys_spread_evenly() -> None:
-    partitions = list(range(12))
-    assert partition_of(b"a", partitions) == partition_of(b"a", partitions)
-    counts = Counter(partition_of(b"key-%d" % number, partitions) for number in range(12_000))
-    assert min(counts.values()) > 800
-    assert {partition_of(None, partitions) for _ in range(500)} == set(partitions)
+    def spread(*keys: bytes | None) -> Counter[int]:
+        queues = fill(Builder, [(0, OutRecord("t", key, b"")) for key in keys], {"t": range(12)})
+        return Counter({number: sum(len(batch.places) for batch in queue) for (_, number), queue in queues.items()})
+
+    assert len(spread(b"a", b"a", b"a")) == 1
+    assert spread(b"a") == spread(b"a")
+    assert min(spread(*(b"key-%d" % number for number in range(12_000))).values()) > 800
+    assert set(spread(*[None] * 500)) == set(range(12))
 
 
 def test_records_keep_their_order_and_their_places_over_batches() -> None:

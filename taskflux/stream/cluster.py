@@ -1,0 +1,132 @@
+"""Questions to Kafka: connecting, asking again, and the same answer however it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from aiokafka import AIOKafkaClient, AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError, LeaderNotAvailableError, NotLeaderForPartitionError
+
+from taskflux.stream import internals
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry import metrics
+
+T = TypeVar("T")
+
+LEADERLESS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds before a question is put again where a partition's leader does not know that it leads: a new topic's learns
+of it a moment after the cluster says so, another one's after an election.
+"""
+_NO_LEADER: Final = (NotLeaderForPartitionError, LeaderNotAvailableError)
+_STOP_TIMEOUT: Final = 2.0
+_READER: Final = {
+    # What a batch exceeds comes alone, what fits comes with others in one answer.
+    "max_partition_fetch_bytes": 4096,
+    "auto_offset_reset": "earliest",
+}
+
+
+class Clients:
+    """The clients that questions are put to, each connected when it is first asked for."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._clients: dict[tuple[type, int], Any] = {}
+        self._connecting = asyncio.Lock()
+        self._closing = AsyncExitStack()
+        self._closed = False
+        self.reading = asyncio.Lock()
+        """Is held by whoever changes what a reader reads."""
+
+    async def plain(self) -> AIOKafkaClient:
+        """For `internals.topic_metadata`."""
+        return await self._connected(AIOKafkaClient, AIOKafkaClient.bootstrap, AIOKafkaClient.close)
+
+    async def admin(self) -> AIOKafkaAdminClient:
+        """For topics, their configuration, and the commits of groups."""
+        return await self._connected(AIOKafkaAdminClient, AIOKafkaAdminClient.start, AIOKafkaAdminClient.close)
+
+    async def reader(self, fetch_wait: int = 1) -> AIOKafkaConsumer:
+        """For offsets (aiokafka's admin client has none: aio-libs/aiokafka#1045): a consumer without a group.
+
+        A broker may hold a fetch of its for `fetch_wait` milliseconds.
+        """
+
+        async def stop(reader: AIOKafkaConsumer) -> None:
+            await internals.stop(reader, _STOP_TIMEOUT)
+
+        options = _READER | {"fetch_max_wait_ms": fetch_wait}
+        return await self._connected(AIOKafkaConsumer, AIOKafkaConsumer.start, stop, options)
+
+    async def close(self) -> None:
+        """Close all of them."""
+        self._closed = True
+        async with self._connecting:
+            await self._closing.aclose()
+
+    async def _connected(
+        self,
+        kind: type,
+        start: Callable[[Any], Awaitable[None]],
+        stop: Callable[[Any], Awaitable[None]],
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
+        async with self._connecting:
+            if self._closed:
+                raise KafkaConnectionError("closed, since another question failed")
+            known = kind, options.get("fetch_max_wait_ms", 0)
+            if known not in self._clients:
+                client = kind(**self._options, **options)
+                self._closing.push_async_callback(stop, client)
+                await start(client)
+                self._clients[known] = client
+                metrics.OPENED.labels("kafka").inc()
+            return self._clients[known]
+
+
+class Cluster:
+    """Connects at the first question, and afresh after one that failed."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._options = connection_options(settings)
+        self._timeout = settings.request_timeout
+        self._clients: Clients | None = None
+
+    async def ask(self, question: Callable[[Clients], Awaitable[T]]) -> T:
+        """The answer to `question`, put again where a connection that stood idle has died or a leader is not there yet.
+
+        `question` must bear that. Raises KafkaUnavailable, after `request_timeout` seconds for each try at most.
+        """
+        died, unled = iter((0.0,)), iter(LEADERLESS)
+        while True:
+            try:
+                return await self._try(question)
+            except TROUBLE as error:
+                pause = next(unled if isinstance(error, _NO_LEADER) else died, None)
+                if pause is None:
+                    raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Close the connections; a later question opens others."""
+        clients, self._clients = self._clients, None
+        if clients is not None:
+            await clients.close()
+
+    async def _try(self, question: Callable[[Clients], Awaitable[T]]) -> T:
+        if self._clients is None:
+            self._clients = Clients(self._options)
+        clients = self._clients
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await question(clients)
+        except TROUBLE:
+            if clients is self._clients:
+                await self.close()
+            raise

@@ -1,0 +1,179 @@
+"""What aiokafka has no public API for. No other module uses private names of it, or defines parts of Kafka's protocol.
+
+- Topic ids (KIP-516, Kafka 2.8): aiokafka asks for metadata up to version 5, ids came with version 10. No issue.
+- Closing an idempotent producer while Kafka is unreachable: `stop` never returns (aio-libs/aiokafka#1101).
+- Closing a consumer while Kafka is unreachable: `stop` may end half-way and leave tasks running. No issue; #659, which
+  is closed, is about a `stop` that never returns.
+- Leaving a group of Tansu, the embedded broker, whose first generation is 0: a bug of the broker's
+  (`KafkaSettings.tansu`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+from uuid import UUID
+
+from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import NoBrokersAvailable, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
+
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, error_name
+
+log = logging.getLogger(__name__)
+
+_NO_ID = UUID(int=0)
+_TEXT = CompactString("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMetadata:
+    """A topic that exists: its id, and partition → leading broker (-1: none at the moment).
+
+    The id tells a recreated topic from the one of the same name before.
+    """
+
+    log_id: UUID
+    leaders: dict[int, int]
+
+
+async def topic_metadata(client: AIOKafkaClient, topics: Iterable[str]) -> dict[str, TopicMetadata]:
+    """Those of `topics` that exist, asked over a started client; creates none.
+
+    Raises aiokafka's KafkaError, and KafkaUnavailable where the broker knows no topic ids.
+    """
+    node = client.get_random_node()
+    if node is None:
+        raise NoBrokersAvailable
+    try:
+        response: Any = await client.send(node, _TopicsRequest(topics))
+    except NotImplementedError as error:
+        raise KafkaUnavailable("the broker knows no topic ids: Kafka 2.8 or newer is needed") from error
+    found = {}
+    for code, name, log_id, _, partitions, *_ in response.topics:
+        if code == UnknownTopicOrPartitionError.errno:
+            continue
+        if code:
+            raise for_code(code)(name)
+        found[name] = TopicMetadata(log_id, {number: leader for _, number, leader, *_ in partitions})
+    return found
+
+
+class _Uuid(AbstractType[UUID]):  # type: ignore[misc]  # aiokafka ships no type marker
+    @classmethod
+    def encode(cls, value: UUID) -> bytes:
+        return value.bytes
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> UUID:
+        return UUID(bytes=data.read(16))
+
+    @classmethod
+    def repr(cls, value: UUID) -> str:
+        return repr(value)
+
+
+class _Response10(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(("node_id", Int32), ("host", _TEXT), ("port", Int32), ("rack", _TEXT), ("tags", TaggedFields)),
+        ),
+        ("cluster_id", _TEXT),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", _TEXT),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+class _Request10(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 10
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _Response10
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", _TEXT), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicsRequest(Request[_Request10]):  # type: ignore[misc]
+    API_KEY = 3
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self._topics: list[tuple[UUID, str, dict[int, bytes]]] = [(_NO_ID, topic, {}) for topic in topics]
+
+    def build(self, request_struct_class: type[_Request10]) -> _Request10:
+        return request_struct_class(self._topics, False, False, False, {})
+
+
+async def abandon(producer: AIOKafkaProducer) -> None:
+    """Close without a flush, since batches may never be confirmed. Raises nothing for Kafka's trouble."""
+    producer._closed = True
+    try:
+        await producer._sender.close()
+    except TROUBLE as error:
+        log.debug("the sender of an abandoned producer ended", extra={"error": error_name(error)})
+    finally:
+        await producer.client.close()
+
+
+async def stop(consumer: AIOKafkaConsumer, timeout: float, *, tansu: bool = False) -> None:
+    """Leave the group and close, within about `timeout` seconds. Raises nothing for Kafka's trouble."""
+    coordinator = consumer._coordinator
+    if tansu and getattr(coordinator, "generation", None) == 0:
+        # aiokafka takes this for no member and would not leave; the request to leave names no generation.
+        coordinator.generation = 1
+    # In a task of its own: a task that it has cancelled itself may end it with a CancelledError.
+    stopping = asyncio.create_task(consumer.stop(), name="kafka-consumer-stop")
+    try:
+        await asyncio.wait((stopping,), timeout=timeout)
+    finally:
+        stopping.cancel()
+        coordinator, fetcher = consumer._coordinator, consumer._fetcher  # they may have been made meanwhile
+        names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
+        tasks = [getattr(coordinator, name, None) for name in names]
+        tasks += [fetcher._fetch_task, *fetcher._pending_tasks] if fetcher is not None else []
+        running = [task for task in tasks if task is not None]
+        for task in running:
+            task.cancel()
+        for ended in await asyncio.gather(stopping, *running, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                log.debug("a consumer did not stop by itself", extra={"error": error_name(ended)})
+        await consumer._client.close()
