@@ -51,7 +51,9 @@ def servers_dir() -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="session")
 async def postgres(servers_dir: Path) -> AsyncIterator[PostgresServer]:
-    async with PostgresServer(servers_dir / "postgres") as server:
+    # Its files outlive no test: a commit and a new database need not wait for the disk.
+    settings = {"fsync": "off", "full_page_writes": "off"}
+    async with PostgresServer(servers_dir / "postgres", settings=settings) as server:
         yield server
 
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 BATCH: Final = 500
 AGAIN: Final = 1.0
 """Seconds before an outcome that could not be written is written again."""
+NOT_STORABLE: Final = "what it said cannot be stored"
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 
 
@@ -61,8 +62,9 @@ class Outcomes:
                     break
                 except StoreError as error:
                     log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
-                    if isinstance(error, RefusedData):
-                        decision = replace(decision, delay=0.0, result=None, reason="what it said cannot be stored")
+                    if isinstance(error, RefusedData) and decision.reason != NOT_STORABLE:
+                        decision = replace(decision, delay=0.0, result=None, reason=NOT_STORABLE)
+                        continue
                 await asyncio.sleep(AGAIN)
         finally:
             self.under_way -= 1

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transient, Unavailable
+from taskflux.tasks.decision import FREE_HANDBACKS
+from taskflux.tasks.errors import ProviderError, TaskError
+from tests.integration.store.scene import Scene
+from tests.unit.worker.workplace import LEASE, Payload, Work, Workplace
+
+
+def raising(error: BaseException) -> Work:
+    """A handler that raises this."""
+
+    async def work(task: Task[Payload]) -> Receipt:
+        raise error
+
+    return work
+
+
+def returning(value: Any) -> Work:
+    """A handler that returns this."""
+
+    async def work(task: Task[Payload]) -> Receipt:
+        return value  # type: ignore[no-any-return]
+
+    return work
+
+
+class Calls:
+    """A handler that remembers the tasks it was called with, and waits for `go` if it is told to."""
+
+    def __init__(self, *, waits: bool = False) -> None:
+        self.tasks: list[Task[Payload]] = []
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+        if not waits:
+            self.go.set()
+
+    async def __call__(self, task: Task[Payload]) -> Receipt:
+        self.tasks.append(task)
+        self.entered.set()
+        await self.go.wait()
+        return Receipt({"attempt": task.attempt})
+
+
+# How an attempt ends -------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_whose_handler_returns_has_succeeded_with_its_result(scene: Scene) -> None:
+    place = await Workplace.of(scene, returning(Receipt({"sent": True})))
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], row["result"]) == ("succeeded", 1, '{"sent": true}')
+
+
+async def test_a_handler_is_given_the_task_as_it_was_accepted(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    task = await place.run_one(payload='{"to": "ada"}', metadata='{"order": 7}', key="customer-1", max_attempts=5)
+    (given,) = calls.tasks
+    assert (given.id, given.type, given.payload) == (task, "email", Payload(to="ada"))
+    assert (given.attempt, given.max_attempts, given.replay) == (1, 5, 0)
+    assert (given.key, given.metadata, given.progress) == ("customer-1", {"order": 7}, {})
+
+
+async def test_a_transient_error_is_retried_after_the_backoff_with_its_progress(scene: Scene) -> None:
+    place = await Workplace.of(scene, raising(Transient("busy", progress={"reached": 2})))
+    task = await place.run_one()
+    row, due = await scene.row(task), await scene.due(task)
+    assert (row["state"], row["attempts"], row["error_class"]) == ("scheduled", 1, "Transient")
+    assert row["result"] == '{"reached": 2}'
+    assert due is not None
+    assert due["wait"] == pytest.approx(50.0, abs=5.0)  # half of first_delay, as the draw says
+
+
+async def test_the_last_attempt_s_transient_error_is_a_dead_letter(scene: Scene) -> None:
+    place = await Workplace.of(scene, raising(Transient("busy")))
+    task = await place.run_one(max_attempts=1)
+    assert (await scene.row(task))["state"] == "dead"
+    assert await scene.due(task, dead=True) is not None
+
+
+async def test_a_permanent_error_is_a_dead_letter_at_once(scene: Scene) -> None:
+    place = await Workplace.of(scene, raising(Permanent("no such mailbox")))
+    task = await place.run_one()
+    row = await scene.row(task)
+    assert (row["state"], row["error_class"], row["error_reason"]) == ("dead", "Permanent", "no such mailbox")
+    assert await scene.due(task, dead=True) is not None
+
+
+@pytest.mark.parametrize("error", [Unavailable("down"), Misconfigured("wrong password")])
+async def test_a_failing_provider_costs_its_task_no_attempt(scene: Scene, error: ProviderError) -> None:
+    place = await Workplace.of(scene, raising(error), client=object())
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], row["error_class"]) == ("scheduled", 0, type(error).__name__)
+
+
+@pytest.mark.parametrize(("others_succeed", "attempts"), [(True, 1), (False, 0)])
+async def test_a_task_that_fails_while_its_provider_serves_others_pays_with_an_attempt_at_last(
+    scene: Scene, others_succeed: bool, attempts: int
+) -> None:
+    async def work(task: Task[Payload]) -> Receipt:
+        place.clock.now += 1
+        if others_succeed:
+            await place.gate.served()
+        raise Unavailable("down")
+
+    place = await Workplace.of(scene, work, client=object())
+    (claim,) = await place.claim()
+    place.begin(claim._replace(handbacks=FREE_HANDBACKS))
+    await place.settled()
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"]) == ("scheduled", attempts)
+
+
+@pytest.mark.parametrize(("policy", "state"), [("resend", "scheduled"), ("hold", "uncertain")])
+async def test_an_ambiguous_error_is_sent_again_or_held_as_the_policy_says(
+    scene: Scene, policy: Any, state: str
+) -> None:
+    place = await Workplace.of(scene, raising(Ambiguous("no answer")), ambiguous=policy)
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, "Ambiguous")
+
+
+@pytest.mark.parametrize(("policy", "state"), [("resend", "scheduled"), ("hold", "uncertain")])
+async def test_an_attempt_that_takes_too_long_is_cut_off_and_ambiguous(scene: Scene, policy: Any, state: str) -> None:
+    place = await Workplace.of(scene, Calls(waits=True), ambiguous=policy, timeout=0.01)
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["error_class"]) == (state, "Ambiguous")
+    assert row["error_reason"] == "it was cut off after 0.01 s"
+
+
+async def test_a_timeout_of_the_handler_s_own_is_a_crash(scene: Scene) -> None:
+    place = await Workplace.of(scene, raising(TimeoutError("mine")))
+    assert (await scene.row(await place.run_one()))["error_class"] == "Crash"
+
+
+async def test_what_a_handler_did_not_foresee_is_a_crash_whose_text_no_log_shows(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = await Workplace.of(scene, raising(RuntimeError("ada@example.org")))
+    with caplog.at_level(logging.DEBUG):
+        row = await scene.row(await place.run_one())
+    assert (row["state"], row["error_class"]) == ("scheduled", "Crash")
+    assert row["error_reason"] == "RuntimeError: ada@example.org"
+    assert "a handler crashed" in caplog.text
+    assert "ada@example.org" not in caplog.text
+
+
+async def test_an_error_that_nobody_knows_is_a_crash(scene: Scene) -> None:
+    class Own(TaskError):
+        """None of the kinds that a decision knows."""
+
+    place = await Workplace.of(scene, raising(Own("odd")))
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["error_class"]) == ("scheduled", "Crash")
+
+
+@pytest.mark.parametrize("value", ["done", 7, {"sent": True}])
+async def test_what_is_no_receipt_is_a_success_all_the_same(scene: Scene, value: object) -> None:
+    place = await Workplace.of(scene, returning(value))
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["result"]) == ("succeeded", None)
+
+
+# What is not run at all ----------------------------------------------------------------------------------------------
+
+
+async def test_a_payload_that_was_not_declared_is_dead_without_a_call(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    row = await scene.row(await place.run_one(payload='{"too": "x"}'))
+    assert (row["state"], row["error_class"], calls.tasks) == ("dead", "InvalidPayload", [])
+
+
+async def test_a_task_past_its_expiry_is_dead_without_a_call(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    row = await scene.row(await place.run_one(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    assert (row["state"], row["error_class"], row["attempts"], calls.tasks) == ("dead", "Expired", 0, [])
+
+
+async def test_a_task_whose_every_worker_was_lost_is_dead_without_a_call(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    (claim,) = await place.claim()
+    place.begin(claim._replace(attempt=claim.max_attempts + 1))
+    await place.settled()
+    assert ((await scene.row(claim.id))["error_class"], calls.tasks) == ("WorkerLost", [])
+
+
+async def test_a_worker_that_could_not_renew_its_lease_starts_no_side_effect(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    place.clock.now += LEASE
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], calls.tasks) == ("scheduled", 0, [])
+    assert row["error_reason"] == "the worker could not renew its lease"
+
+
+async def test_a_claim_of_a_lease_before_the_present_one_starts_no_side_effect(scene: Scene) -> None:
+    """After a gap somebody else may hold the task, though this worker has beaten again."""
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    (claim,) = await place.claim()
+    term = place.lease.term
+    place.clock.now += LEASE
+    await place.lease.renew(1)
+    place.begin(claim, term=term)
+    await place.settled()
+    assert ((await scene.row(claim.id))["state"], calls.tasks) == ("scheduled", [])
+
+
+async def test_a_lease_that_expires_during_the_wait_for_a_turn_starts_no_side_effect(scene: Scene) -> None:
+    calls = Calls()
+
+    class Slow:
+        async def check(self) -> None:
+            place.clock.now += LEASE
+
+    place = await Workplace.of(scene, calls, client=Slow())
+    await scene.circuits.open("outside", "Unavailable", "down")
+    await place.watch.refresh()
+    row = await scene.row(await place.run_one(probe=True))
+    assert (row["state"], row["error_reason"], calls.tasks) == (
+        "scheduled",
+        "the worker could not renew its lease",
+        [],
+    )
+
+
+async def test_while_the_circuit_is_open_tasks_are_released_uncalled(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls, client=object())
+    await scene.circuits.open("outside", "Unavailable", "down")
+    await place.watch.refresh()
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], calls.tasks) == ("scheduled", 0, [])
+
+
+# Many at once, and the end -------------------------------------------------------------------------------------------
+
+
+async def test_no_more_run_at_once_than_the_concurrency_allows(scene: Scene) -> None:
+    running, most = 0, 0
+    full, go = asyncio.Event(), asyncio.Event()
+
+    async def work(task: Task[Payload]) -> Receipt:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 2:
+            full.set()
+        await go.wait()
+        running -= 1
+        return Receipt()
+
+    place = await Workplace.of(scene, work, concurrency=2)
+    claims = await place.claim(4)
+    place.begin(*claims)
+    assert (place.executor.room, place.executor.in_flight) == (0, 4)
+    room = asyncio.create_task(place.executor.wait_for_room())
+    await full.wait()
+    assert not room.done()
+    go.set()
+    await place.settled()
+    await room
+    assert (most, place.executor.room) == (2, 4)
+
+
+async def test_a_drain_releases_what_has_not_begun_and_lets_the_rest_end(scene: Scene) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls, concurrency=1)
+    first, second = await place.claim(2)
+    place.begin(first, second)
+    await calls.entered.wait()
+    drained = asyncio.create_task(place.executor.drain(60.0, asyncio.Event()))
+    await asyncio.sleep(0)
+    calls.go.set()
+    await drained
+    rows = {row["id"]: row for row in [await scene.row(first.id), await scene.row(second.id)]}
+    begun = calls.tasks[0].id
+    (waiting,) = {first.id, second.id} - {begun}
+    assert (len(calls.tasks), rows[begun]["state"]) == (1, "succeeded")
+    assert (rows[waiting]["state"], rows[waiting]["attempts"]) == ("scheduled", 0)
+    assert rows[waiting]["error_reason"] == "the worker ended before it began"
+
+
+@pytest.mark.parametrize(("policy", "state"), [("resend", "scheduled"), ("hold", "uncertain")])
+@pytest.mark.parametrize("how", ["its time is up", "asked twice"])
+async def test_what_outlasts_the_drain_is_cut_off_and_ambiguous(
+    scene: Scene, policy: Any, state: str, how: str
+) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls, ambiguous=policy)
+    (claim,) = await place.claim()
+    place.begin(claim)
+    await calls.entered.wait()
+    hurry = asyncio.Event()
+    if how == "asked twice":
+        hurry.set()
+    await place.executor.drain(60.0 if hurry.is_set() else 0.0, hurry)
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, "Ambiguous")
+    assert row["error_reason"] == "it was cut off when its worker ended"
+
+
+# After the lease -----------------------------------------------------------------------------------------------------
+
+
+async def lost_while_it_runs(place: Workplace, calls: Calls) -> Any:
+    """A claim that runs while its worker's lease expires and the sweep frees it."""
+    (claim,) = await place.claim()
+    place.begin(claim)
+    await calls.entered.wait()
+    await place.scene.lose(place.claims)
+    await place.scene.upkeep.sweep(30.0, 10, 1000.0)
+    assert (await place.scene.state(claim.id))[0] == "scheduled"
+    return claim
+
+
+async def test_a_late_outcome_wins_while_nobody_has_claimed_the_task_again(scene: Scene) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls)
+    claim = await lost_while_it_runs(place, calls)
+    calls.go.set()
+    await place.settled()
+    assert (await scene.row(claim.id))["state"] == "succeeded"
+
+
+async def test_a_late_outcome_changes_nothing_once_somebody_has_claimed_the_task_again(scene: Scene) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls)
+    claim = await lost_while_it_runs(place, calls)
+    other = await scene.worker()
+    _, version = await scene.state(claim.id)
+    (again,) = await other.claim("email", {claim.id: version})
+    calls.go.set()
+    await place.settled()
+    row = await scene.row(claim.id)
+    assert (row["state"], row["version"], row["worker"]) == ("running", again.version, other.worker.id)
+
+
+async def test_one_task_may_run_here_twice_once_its_lease_was_lost(scene: Scene) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls)
+    claim = await lost_while_it_runs(place, calls)
+    await place.lease.renew(1)
+    _, version = await scene.state(claim.id)
+    (again,) = await place.claims.claim("email", {claim.id: version})
+    place.begin(again)
+    assert place.executor.in_flight == 2
+    assert place.executor.holds(claim.id, claim.version)
+    assert place.executor.holds(claim.id, again.version)
+    calls.go.set()
+    await place.settled()
+    assert [task.attempt for task in calls.tasks] == [1, 2]
+    assert (await scene.row(claim.id))["state"] == "succeeded"

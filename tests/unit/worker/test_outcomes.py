@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from taskflux.store.claims import Claim, Claims, Settlement
+from taskflux.tasks.decision import Decision, hand_back, succeeded
+from taskflux.tasks.states import Event, State
+from taskflux.telemetry.message_spans import Destination
+from taskflux.worker.outcomes import Outcomes
+from tests.integration.store.scene import TYPE, Scene
+from tests.unit.world import WatchedDatabase
+
+DONE = succeeded({"sent": True})
+
+
+def an_outcomes(claims: Claims) -> Outcomes:
+    return Outcomes(TYPE, claims, Destination("tasks.email", "taskflux.email"))
+
+
+def watched(scene: Scene) -> WatchedDatabase:
+    return cast("WatchedDatabase", scene.database)
+
+
+async def write(outcomes: Outcomes, claims: list[Claim], decision: Decision = DONE) -> None:
+    async with asyncio.timeout(20):
+        await asyncio.gather(
+            *(outcomes.write(claim, Settlement(claim.id, claim.version, decision)) for claim in claims)
+        )
+
+
+async def states(scene: Scene, claims: list[Claim]) -> set[str]:
+    return {(await scene.row(claim.id))["state"] for claim in claims}
+
+
+async def test_outcomes_that_come_together_are_written_together(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 50)
+    await write(an_outcomes(worker), claims)
+    assert await states(scene, claims) == {"succeeded"}
+    assert watched(scene).ran["settle"] == 1
+
+
+async def test_outcomes_that_come_while_others_are_written_are_the_next_group(scene: Scene) -> None:
+    worker = await scene.worker()
+    first, *others = await scene.running(worker, 50)
+    outcomes, go, asked = an_outcomes(worker), asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        asked.set()
+        await go.wait()
+
+    watched(scene).when["settle"] = slow
+    writing = [asyncio.create_task(write(outcomes, [first]))]
+    await asked.wait()
+    writing.append(asyncio.create_task(write(outcomes, others)))
+    go.set()
+    await asyncio.gather(*writing)
+    assert (watched(scene).ran["settle"], outcomes.under_way) == (2, 0)
+    assert await states(scene, [first, *others]) == {"succeeded"}
+
+
+async def test_outcomes_wait_for_a_postgresql_that_cannot_be_reached(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 3)
+    outcomes, database = an_outcomes(worker), watched(scene)
+    database.unreachable.add("settle")
+    writing = asyncio.create_task(write(outcomes, claims))
+    await database.failed.wait()
+    assert (outcomes.under_way, await states(scene, claims)) == (3, {"running"})
+    database.unreachable.clear()
+    await writing
+    assert (outcomes.under_way, await states(scene, claims)) == (0, {"succeeded"})
+
+
+async def test_an_outcome_whose_answer_was_lost_is_written_once(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker)
+    watched(scene).mute.add("settle")
+    await write(an_outcomes(worker), claims)
+    assert (await scene.events(claims[0].id)).count("succeeded") == 1
+
+
+async def test_an_outcome_that_postgresql_refuses_is_written_reduced_and_holds_up_no_other(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 4)
+    outcomes = an_outcomes(worker)
+    refused = Decision(Event.RETRY, State.SCHEDULED, delay=1e300, error_class="Transient", reason="x")
+    await asyncio.gather(write(outcomes, claims[:1], refused), write(outcomes, claims[1:]))
+    row = await scene.row(claims[0].id)
+    assert (row["state"], row["error_class"], row["error_reason"]) == (
+        "scheduled",
+        "Transient",
+        "what it said cannot be stored",
+    )
+    assert await states(scene, claims[1:]) == {"succeeded"}
+
+
+@pytest.mark.parametrize("result", [5, "text", [1], object()])
+async def test_a_result_that_is_no_mapping_is_not_kept(scene: Scene, result: Any) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker)
+    await write(an_outcomes(worker), claims, replace(DONE, result=result))
+    row = await scene.row(claims[0].id)
+    assert (row["state"], row["result"]) == ("succeeded", None)
+
+
+async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker)
+    died = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="ada@example.org refused")
+    with caplog.at_level(logging.INFO):
+        await write(an_outcomes(worker), claims, died)
+    (told,) = [record for record in caplog.records if record.name == "taskflux.worker.outcomes"]
+    assert (told.levelno, told.getMessage()) == (logging.WARNING, "died")
+    assert vars(told)["error_class"] == "Permanent"
+    assert "ada@example.org" not in str(vars(told))
+
+
+async def test_a_task_that_is_released_may_be_claimed_by_another(scene: Scene) -> None:
+    worker, other = await scene.worker(), await scene.worker()
+    claims = await scene.running(worker)
+    await write(an_outcomes(worker), claims, hand_back("the worker ended before it began"))
+    _, version = await scene.state(claims[0].id)
+    (again,) = await other.claim(TYPE, {claims[0].id: version})
+    assert again.attempt == 1
