@@ -18,7 +18,8 @@ from taskflux.store.group_commit import GroupCommit
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Record
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic
-from taskflux.telemetry import message_spans, metrics
+from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry.tracing import UNTRACED, Destination
 from taskflux.upkeep.measuring import DLQ
 from taskflux.worker.foreign import dead_letter
 from taskflux.worker.process import Process, service
@@ -56,10 +57,10 @@ async def _keep(records: Sequence[Record], letters: DeadLetters, process: Proces
     """Store these, however long PostgreSQL is away; false when told to drain meanwhile."""
 
     prefix = process.settings.kafka.topic_prefix
-    source = message_spans.Destination(dead_letter_topic(prefix), dead_letter_group(prefix))
+    source = Destination(dead_letter_topic(prefix), dead_letter_group(prefix))
 
     async def add(batch: Sequence[DeadLetter]) -> Sequence[None]:
-        with message_spans.storing(source, (letter.traceparent for letter in batch)):
+        with tracing.batch(source.store, [letter.traceparent for letter in batch]) if tracing.on else UNTRACED:
             stored = await letters.add(batch)
         _count(stored)
         return [None] * len(batch)

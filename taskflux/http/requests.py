@@ -14,9 +14,8 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskflux.telemetry import logs, metrics, tracing
-from taskflux.telemetry.calls import TRACE
 from taskflux.telemetry.instruments import OTHER
-from taskflux.telemetry.request_spans import RequestSpan, request
+from taskflux.telemetry.tracing import TRACE, Span
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +59,26 @@ class Requests:
         if scope["type"] != "http" or scope["path"] in SILENT:
             await self._app(scope, receive, send)
             return
-        given = incoming(next((value for name, value in scope["headers"] if name == b"traceparent"), None))
-        traceparent = given or tracing.new_traceparent()
+        span = None
+        if tracing.on:
+            method = "_OTHER" if method_of(scope) == OTHER else method_of(scope)
+            span = tracing.request(scope["headers"], {"http.request.method": method, "url.scheme": scope["scheme"]})
+            traceparent = span.traceparent
+        else:
+            header = next((value for name, value in scope["headers"] if name == b"traceparent"), None)
+            traceparent = incoming(header) or tracing.new_traceparent()
         TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
         answer = _Answer(send)
         began = asyncio.get_running_loop().time()
         in_progress = metrics.HTTP_IN_PROGRESS.labels()
         in_progress.inc()
         try:
-            if tracing.sampled(traceparent):
-                await self._traced(scope, receive, answer, given, traceparent)
+            if span is not None and tracing.sampled(traceparent):
+                with span:
+                    try:
+                        await self._app(scope, receive, answer.send)
+                    finally:
+                        _describe(span, scope, answer.status)
             else:
                 await self._app(scope, receive, answer.send)
         except Exception:
@@ -79,22 +88,7 @@ class Requests:
             # Whoever answered has told the fault, too.
         finally:
             in_progress.dec()
-            _note(scope, answer, began, tracing.exemplar(traceparent))
-
-    async def _traced(
-        self, scope: Scope, receive: Receive, answer: _Answer, given: str | None, traceparent: str
-    ) -> None:
-        method = method_of(scope)
-        about = {"http.request.method": "_OTHER" if method == OTHER else method, "url.scheme": scope["scheme"]}
-        span = request(given, traceparent, about)
-        try:
-            with span:
-                try:
-                    await self._app(scope, receive, answer.send)
-                finally:
-                    _describe(span, scope, answer.status)
-        finally:
-            TRACE.set(span.traceparent)  # what is told of the request stands in its span
+            _note(scope, answer, began, tracing.exemplar(traceparent) if tracing.on else None)
 
 
 class _Answer:
@@ -114,7 +108,7 @@ class _Answer:
         await self._send(message)
 
 
-def _describe(span: RequestSpan, scope: Scope, status: int) -> None:
+def _describe(span: Span, scope: Scope, status: int) -> None:
     route = route_of(scope)
     span.named(f"{method_of(scope)} {route}")
     span.note("http.route", route)

@@ -30,8 +30,7 @@ from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.tasks.timeline import parse_timeline
 from taskflux.telemetry.logs import TASK
-from taskflux.telemetry.request_spans import link_request
-from taskflux.telemetry.tracing import trace_id
+from taskflux.telemetry.tracing import link_request, trace_id
 
 
 def task_document(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,11 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from taskflux.providers import notify
-from taskflux.providers.provider import counting_connections, provider
+from taskflux.providers.provider import Call, counting_connections, provider
 from taskflux.providers.sms import Sms
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from taskflux.telemetry.calls import call, http_attributes
+from taskflux.telemetry.tracing import http_attributes
 
 PATH: Final = "/api/v5/flow/"
 
@@ -139,7 +139,7 @@ class Msg91:
             "POST", PATH.lstrip("/"), json=self._flow(sms, crqid), extensions=self._extensions
         )
         # Its trace ends here: what ours is called is nothing to MSG91.
-        with call("msg91", f"POST {PATH}", self._about) as span:
+        with Call("msg91", f"POST {PATH}", self._about) as span:
             response = await self._answer(request)
             span.note("http.response.status_code", response.status_code)
             outcome = classify(response.status_code, response.content, retry_after=response.headers.get("retry-after"))

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from taskflux.providers.email import Email
-from taskflux.providers.provider import NotifySettings, counting_connections
+from taskflux.providers.provider import Call, NotifySettings, counting_connections
 from taskflux.providers.sms import Sms
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from taskflux.telemetry.calls import TRACE, call, http_attributes
+from taskflux.telemetry import tracing
+from taskflux.telemetry.tracing import http_attributes
 
 if TYPE_CHECKING:
     import httpx
@@ -54,7 +55,7 @@ class NotifyClient:
         if created_at is not None:
             headers[CREATED_AT] = created_at.astimezone(UTC).isoformat()
         path = f"notifications/{channel}"
-        with call("notify", f"POST /{path}", http_attributes("POST", self._base_url, path)) as span:
+        with Call("notify", f"POST /{path}", http_attributes("POST", self._base_url, path)) as span:
             response = await self._post(path, json.dumps(document).encode("ascii"), headers)
             span.note("http.response.status_code", response.status_code)
             outcome = classify(response.status_code, response.content)
@@ -78,8 +79,7 @@ class NotifyClient:
     async def _post(self, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         import httpx
 
-        if traceparent := TRACE.get():  # the service is ours, and goes on with the trace
-            headers = {**headers, "traceparent": traceparent}
+        headers = {**headers, **tracing.outgoing()}  # the service is ours, and goes on with the trace
         lost = ""
         # A request whose connection broke is asked once more: by its id it is answered what became of it.
         for _ in range(2):

@@ -1,16 +1,20 @@
-"""How a provider is declared: a name for its circuit and rate limit, its settings, and how to connect."""
+"""How a provider is declared: a name for its circuit and rate limit, its settings, and how to connect; calls to it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Protocol, TypeVar, runtime_checkable
+from time import monotonic
+from types import TracebackType
+from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from taskflux.telemetry import metrics
-from taskflux.telemetry.calls import Call, Value, call
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, Transient, Unavailable
+from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry.tracing import TRACE, Attributes, Value
 
 
 class NotifySettings(BaseModel):
@@ -35,6 +39,65 @@ class NotifySettings(BaseModel):
 
 C = TypeVar("C")
 S = TypeVar("S", bound=BaseModel)
+
+
+SUCCEEDED: Final = "succeeded"
+CRASHED: Final = "crashed"
+OUTCOMES: Final = (Unavailable, Misconfigured, Transient, Permanent, Ambiguous)
+
+
+class Call:
+    """A call to a provider, for a `with` block: counted, timed, and a span where the trace around it is recorded.
+
+    An error that leaves the block is the call's. It is described by what never names a person: an address of a server,
+    a protocol, a code, a count.
+    """
+
+    __slots__ = ("_attributes", "_began", "_name", "_outcome", "_provider", "_span")
+
+    def __init__(self, provider: str, name: str, attributes: Attributes) -> None:
+        self._provider = provider
+        self._name = name
+        self._attributes = attributes
+        self._outcome: str | None = None
+        self._span: tracing.Span | None = None
+        self._began = 0.0
+
+    def __enter__(self) -> Self:
+        self._began = monotonic()
+        if tracing.on and tracing.sampled(TRACE.get()):
+            self._span = tracing.call(self._name, self._attributes)
+            self._span.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds, exemplar = monotonic() - self._began, None
+        if self._span is not None:
+            exemplar = tracing.exemplar(self._span.traceparent)
+            self._span.__exit__(kind, error, trace)
+        outcome = self._outcome or (SUCCEEDED if error is None else _outcome(error))
+        metrics.PROVIDER_REQUESTS.labels(self._provider, outcome).inc()
+        metrics.PROVIDER_SECONDS.labels(self._provider).observe(seconds, exemplar)
+
+    def note(self, name: str, value: Value) -> None:
+        """Say something about the call, by an attribute's name."""
+        if self._span is not None:
+            self._span.note(name, value)
+
+    def failed(self, error_type: str, error_class: str = "") -> None:
+        """The call brought an error that is returned, not raised: what it is, and the class of errors that it is of."""
+        self._outcome = error_class if error_class in {each.__name__ for each in OUTCOMES} else CRASHED
+        if self._span is not None:
+            self._span.failed(error_type)
+
+
+def _outcome(error: BaseException) -> str:
+    """What a call that raised this counts as: one of a few words."""
+    if isinstance(error, asyncio.CancelledError | TimeoutError):
+        return Ambiguous.__name__  # cut off in the middle: it may have happened
+    return next((kind.__name__ for kind in OUTCOMES if isinstance(error, kind)), CRASHED)
 
 
 @runtime_checkable
@@ -75,7 +138,7 @@ class Provider(Generic[C]):
                 answer = await self._http.post("/charges", json=charge)
                 span.note("http.response.status_code", answer.status_code)
         """
-        return call(self.name, name, attributes or {})
+        return Call(self.name, name, attributes or {})
 
 
 def counting_connections(server: str) -> Mapping[str, Callable[[str, Mapping[str, Any]], Awaitable[None]]]:

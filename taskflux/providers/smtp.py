@@ -13,12 +13,12 @@ from aiosmtplib import SMTP, SMTPResponseException, SMTPServerDisconnected
 
 from taskflux.providers import notify
 from taskflux.providers.email import Address, Email, Message, compose
-from taskflux.providers.provider import provider
+from taskflux.providers.provider import Call, provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge
 from taskflux.providers.smtp_session import LOST, Connection, Pool, SmtpSettings, answer, dial, hang_up, tls_context
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Unavailable
 from taskflux.telemetry import metrics
-from taskflux.telemetry.calls import Value, call
+from taskflux.telemetry.tracing import Value
 
 _LIGHT: Final = 256 * 1024
 """Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread."""
@@ -118,7 +118,7 @@ class Mailer:
 
     async def _transact(self, message: Message, to: Sequence[str]) -> Mapping[str, Reply]:
         """Have the server take `message` for every address of `to`: one call, over a connection of the pool."""
-        with call("smtp", "SMTP send", self._where) as span:
+        with Call("smtp", "SMTP send", self._where) as span:
             async with self._pool.connection() as connection:
                 replies = await self._dialogue(connection, message, to)
             worst = max(replies.values(), key=lambda reply: reply.code)

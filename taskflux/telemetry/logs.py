@@ -24,13 +24,13 @@ from uuid import UUID
 from pythonjsonlogger.json import JsonFormatter
 
 from taskflux.telemetry import tracing
-from taskflux.telemetry.calls import TRACE
 from taskflux.telemetry.settings import LogSettings
+from taskflux.telemetry.tracing import TRACE
 
 log = logging.getLogger(__name__)
 
 TASK: ContextVar[UUID | None] = ContextVar("task", default=None)
-"""The task that is under way here; its trace is `calls.TRACE`."""
+"""The task that is under way here; its trace is `tracing.TRACE`."""
 
 _PLACES: Final = 6
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -61,7 +65,7 @@ class MetricsSettings(BaseModel):
 
 
 class OtelSettings(BaseModel):
-    """Traces. `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME` and `OTEL_EXPORTER_OTLP_CERTIFICATE` count, too."""
+    """Traces. OpenTelemetry's own variables work, too (docs/observability.md); where both are set, these count."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -100,8 +104,21 @@ class OtelSettings(BaseModel):
     @property
     def traces_url(self) -> str:
         """Where spans go."""
-        base = (self.endpoint or "").rstrip("/")
+        whole = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        if self.endpoint is None and whole:
+            return whole
+        base = self.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+        base = base.rstrip("/")
         return base if base.endswith("/v1/traces") else f"{base}/v1/traces"
+
+    @property
+    def wanted(self) -> bool:
+        """Whether spans are recorded: a receiver is named, and nothing switches them off."""
+        exporter = _said("OTEL_TRACES_EXPORTER")
+        if _said("OTEL_SDK_DISABLED") == "true" or exporter == "none":
+            return False
+        named = any(_said(f"{prefix}ENDPOINT") for prefix in _OTLP)
+        return self.endpoint is not None or exporter == "otlp" or named
 
 
 def _is_module(name: str) -> bool:
@@ -109,3 +126,143 @@ def _is_module(name: str) -> bool:
         return find_spec(name) is not None
     except ModuleNotFoundError:  # a module on the way to it
         return False
+
+
+# OpenTelemetry's own variables ----------------------------------------------------------------------------------------
+
+_OTLP: Final = ("OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_")
+_SAMPLERS: Final = (
+    "always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off",
+    "parentbased_traceidratio",
+)  # fmt: skip
+_KUBERNETES: Final = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_|$)")
+"""Ends of variables that Kubernetes makes for a service of that name, such as `otel-collector`."""
+
+
+def _said(name: str) -> str:
+    """What one of OpenTelemetry's variables says; empty is unset."""
+    return os.environ.get(name, "").strip().lower()
+
+
+def wrong_otel_variables() -> list[str]:
+    """What is wrong with OpenTelemetry's own variables, one sentence each."""
+    if _said("OTEL_SDK_DISABLED") == "true":
+        return []
+    complaints = []
+    for name, value in sorted(os.environ.items()):
+        if not name.startswith("OTEL_") or not value.strip():
+            continue
+        if _KUBERNETES.search(name) or value.startswith(("tcp://", "udp://", "sctp://")):
+            continue
+        check = _CHECKS.get(name)
+        if check is None:
+            complaints.append(f"{name} is not supported: unset it; docs/observability.md lists the variables that are")
+        elif complaint := check(value.strip()):
+            complaints.append(f"{name}: {complaint}")
+    return complaints + ([] if complaints else _wrong_together())
+
+
+def _wrong_together() -> list[str]:
+    found = []
+    queue, batch = (_said(f"OTEL_BSP_MAX_{what}") for what in ("QUEUE_SIZE", "EXPORT_BATCH_SIZE"))
+    if queue and batch and int(batch) > int(queue):
+        found.append("OTEL_BSP_MAX_EXPORT_BATCH_SIZE must not be more than OTEL_BSP_MAX_QUEUE_SIZE")
+    files = [
+        next(filter(None, (os.environ.get(f"{prefix}{name}") for prefix in reversed(_OTLP))), None)
+        for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+    ]
+    authority, certificate, key = files
+    if authority is None and certificate is None:
+        return found
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except OSError as error:  # an SSLError is one, too
+        paths = ", ".join(path for path in files if path is not None)
+        found.append(f"OTEL_EXPORTER_OTLP_CERTIFICATE and its like ({paths}) cannot be used: {error}")
+    return found
+
+
+def _one_of(*values: str, instead: str = "") -> Callable[[str], str]:
+    return lambda value: "" if value.lower() in values else f"{instead}give it {' or '.join(values)}"
+
+
+def _number(least: float, most: float = float("inf"), kind: type[int] | type[float] = int) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        try:
+            good = least <= kind(value) <= most
+        except ValueError:
+            good = False
+        limits = f"from {least:g} to {most:g}" if most < float("inf") else f"of {least:g} or more"
+        return "" if good else f"must be {'a whole number' if kind is int else 'a number'} {limits}"
+
+    return check
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    return (
+        "" if parts.scheme in ("http", "https") and parts.hostname else "must be a URL, such as http://collector:4318"
+    )
+
+
+def _propagators(value: str) -> str:
+    known = {"none", *(each.name for each in entry_points(group="opentelemetry_propagator"))}
+    unknown = [name for each in value.split(",") if (name := each.strip()) not in known]
+    if not unknown:
+        return ""
+    return f"{unknown[0]!r} is not installed: install its package, or give it some of {', '.join(sorted(known))}"
+
+
+def _anything(value: str) -> str:
+    return ""
+
+
+_NO_GRPC: Final = "only OTLP over HTTP is supported (the receiver's port 4318 by convention, not 4317): "
+_CHECKS: Final[Mapping[str, Callable[[str], str]]] = {
+    "OTEL_SDK_DISABLED": _one_of("true", "false"),
+    "OTEL_SERVICE_NAME": _anything,
+    "OTEL_RESOURCE_ATTRIBUTES": _anything,
+    "OTEL_TRACES_SAMPLER": _one_of(*_SAMPLERS),
+    "OTEL_TRACES_SAMPLER_ARG": _number(0, 1, float),
+    "OTEL_TRACES_EXPORTER": _one_of("otlp", "none"),
+    # Said of everything that runs in a cluster; metrics are scraped and logs are written whatever they say.
+    "OTEL_METRICS_EXPORTER": _one_of("none", instead="metrics are at /metrics for Prometheus: unset it, or "),
+    "OTEL_LOGS_EXPORTER": _one_of("none", instead="logs are written to standard error: unset it, or "),
+    "OTEL_PROPAGATORS": _propagators,
+    **dict.fromkeys(
+        (
+            f"OTEL_BSP_{each}"
+            for each in ("SCHEDULE_DELAY", "EXPORT_TIMEOUT", "MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE")
+        ),
+        _number(1),
+    ),
+    **dict.fromkeys(
+        (
+            "OTEL_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_SPAN_EVENT_COUNT_LIMIT",
+            "OTEL_SPAN_LINK_COUNT_LIMIT",
+        ),
+        _number(0),
+    ),
+    **{
+        f"{prefix}{name}": check
+        for prefix in _OTLP
+        for name, check in {
+            "ENDPOINT": _url,
+            "HEADERS": _anything,
+            "TIMEOUT": _number(0.001, kind=float),
+            "COMPRESSION": _one_of("none", "gzip", "deflate"),
+            "PROTOCOL": _one_of("http/protobuf", instead=_NO_GRPC),
+            "CERTIFICATE": _anything,
+            "CLIENT_CERTIFICATE": _anything,
+            "CLIENT_KEY": _anything,
+        }.items()
+    },
+}

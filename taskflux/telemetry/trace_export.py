@@ -1,7 +1,7 @@
-"""From spans to an OTLP receiver: bounded in memory and time, and never in the way of the work.
+"""OpenTelemetry's SDK as this process uses it: how spans are sampled, limited, and exported to an OTLP receiver.
 
-Spans that have ended wait, encoded, in a bounded queue and leave from a thread of their own. While the receiver is away
-they are dropped, and one line a minute says how many.
+Imported only where spans are recorded. Spans that have ended wait in a bounded queue and leave from a thread of their
+own; what a receiver does not take is dropped, and one line a minute says how many.
 """
 
 from __future__ import annotations
@@ -9,176 +9,166 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
-from collections import deque
-from typing import Final, Protocol
+from collections.abc import Sequence
+from threading import Thread
+from typing import Any, Final
 
-from opentelemetry import context, trace
-from opentelemetry.context import Context
+import requests
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
+from requests.adapters import HTTPAdapter
 
 from taskflux.telemetry import tracing
-from taskflux.telemetry.otlp import OtlpClient
 from taskflux.telemetry.settings import OtelSettings
-from taskflux.telemetry.span_encoding import Encoded, Encoder
 from taskflux.version import VERSION
 
 log = logging.getLogger(__name__)
 
+# Where OpenTelemetry's own variables do not say otherwise:
 QUEUE: Final = 8192
 """Spans that wait at most; beyond, the newest push the oldest out."""
 EXPORT_BATCH: Final = 2048
 EXPORT_DELAY: Final = 1.0
 """Seconds that a span waits for others to leave with."""
+EXPORT_SECONDS: Final = 5.0
+"""Seconds that one export may take, all its tries together."""
+MOST_LINKS: Final = 1024
+
 LAST_EXPORT: Final = 3.0
 """Seconds that a process which ends waits for its last spans to leave."""
 TELL_AGAIN: Final = 60.0
 
+_provider: TracerProvider | None = None
+
 
 def configure(settings: OtelSettings, process: str) -> None:
-    """Record spans where an endpoint is set, and export them there.
+    """Record spans from now on, and export them."""
+    global _provider  # one process has one
+    # What it says of every export, we say once in a while, and its words may quote what was sent.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    logging.getLogger("opentelemetry.sdk").setLevel(logging.WARNING)
+    resource, limits = (
+        _resource(settings, process),
+        SpanLimits(max_links=_unless("OTEL_SPAN_LINK_COUNT_LIMIT", MOST_LINKS)),
+    )
+    queue = int(os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or QUEUE)
+    processor = BatchSpanProcessor(
+        _Exporter(settings),
+        queue,
+        _unless("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY * 1000),
+        _unless("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(EXPORT_BATCH, queue)),
+    )
+    ratio = ParentBased(TraceIdRatioBased(settings.sample_ratio))
+    by_variable = os.environ.get("OTEL_TRACES_SAMPLER") and "sample_ratio" not in settings.model_fields_set
+    _provider = TracerProvider(None if by_variable else ratio, resource, False, span_limits=limits)
+    _provider.add_span_processor(processor)
+    tracing.switch_on(_provider.get_tracer("taskflux", VERSION))
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        # A handler's own spans stand in recorded attempts, and begin no trace by themselves.
+        handlers = TracerProvider(ParentBased(ALWAYS_OFF), resource, False, span_limits=limits)
+        handlers.add_span_processor(processor)
+        trace.set_tracer_provider(handlers)
+    log.info(
+        "traces are exported", extra={"endpoint": settings.traces_url, "sampler": _provider.sampler.get_description()}
+    )
 
-    Raises:
-        Misconfigured: a certificate cannot be read.
-    """
-    if settings.endpoint is None:
-        tracing.install(None)
-        return
-    tracing.install(Pipeline(settings, process, OtlpClient(settings)))
-    log.info("traces are exported", extra={"endpoint": settings.endpoint, "sample_ratio": settings.sample_ratio})
+
+def close(seconds: float = LAST_EXPORT) -> None:
+    """Record no more, and export what waits within a bounded time."""
+    global _provider
+    tracing.switch_off()
+    provider, _provider = _provider, None
+    if provider is not None:
+        # A thread, since the SDK waits for half a minute, and nothing can tell it not to.
+        last = Thread(target=provider.shutdown, name="last spans", daemon=True)
+        last.start()
+        last.join(seconds)
 
 
-class Client(Protocol):
-    """Where encoded requests go."""
+class _Exporter(SpanExporter):
+    """OpenTelemetry's exporter, with its losses counted and told."""
 
-    def send(self, request: bytes) -> bool:
-        """Whether the receiver took it."""
-        ...
-
-    def close(self) -> None:
-        """Try nothing again."""
-        ...
-
-
-class Pipeline:
-    """Takes spans that have ended, and exports them."""
-
-    def __init__(self, settings: OtelSettings, process: str, client: Client) -> None:
-        self.ratio = settings.sample_ratio
-        resource = _resource(settings, process)
-        self._encoder = Encoder(resource.attributes, VERSION)
-        self._client = client
-        self._queue: deque[Encoded] = deque(maxlen=QUEUE)  # only an export takes from it
-        self._exporting = threading.Lock()
-        self._enough = threading.Event()
-        self._closing = False
-        self._losing = threading.Lock()
+    def __init__(self, settings: OtelSettings) -> None:
+        session = requests.Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _Transport())
+        seconds = float(_variable("TIMEOUT") or EXPORT_SECONDS)
+        if limit := os.environ.get("OTEL_BSP_EXPORT_TIMEOUT"):  # which the SDK itself does not keep
+            seconds = min(seconds, int(limit) / 1000)
+        self._otlp = OTLPSpanExporter(
+            endpoint=settings.traces_url,
+            headers={name: value.get_secret_value() for name, value in settings.headers.items()},
+            timeout=seconds,
+            session=session,
+        )
         self._lost = 0
         self._told = float("-inf")
-        self._thread = threading.Thread(target=self._keep_exporting, name="spans", daemon=True)
-        self._thread.start()
-        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-            # A handler's own instrumentation: its spans stand in recorded attempts, and begin no trace by themselves.
-            others = TracerProvider(ParentBased(ALWAYS_OFF), resource, shutdown_on_exit=False)
-            others.add_span_processor(Foreign(self))
-            trace.set_tracer_provider(others)
 
-    def record(self, span: tracing.Span, ended: int) -> None:
-        """Export a span that has ended; never waits, and never fails."""
-        try:
-            self._put(self._encoder.ours(span, ended))
-        except (TypeError, ValueError):  # a handler's own attribute that is none: the work is worth more than its span
-            self._lose(1)
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._otlp.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            good = [span for span in spans if _can_be_encoded(span)]
+            if len(good) == len(spans) or self._otlp.export(good) is not SpanExportResult.SUCCESS:
+                good = []
+            self._lost += len(spans) - len(good)
+        self._tell()
+        return result
 
-    def record_foreign(self, span: ReadableSpan) -> None:
-        """The same for one of OpenTelemetry's own."""
-        if span.context is None or not span.context.trace_flags.sampled:
-            return
-        try:
-            self._put(self._encoder.foreign(span))
-        except (TypeError, ValueError):  # what it raised would leave the handler's own block
-            self._lose(1)
+    def shutdown(self) -> None:
+        self._otlp.shutdown()  # type: ignore[no-untyped-call]
 
-    def _put(self, span: Encoded) -> None:
-        if len(self._queue) == QUEUE:
-            self._lose(1)
-        self._queue.append(span)
-        if len(self._queue) >= EXPORT_BATCH and not self._enough.is_set():
-            self._enough.set()
-
-    def attach(self, traceparent: str) -> None:
-        """Let spans of a handler's own instrumentation stand in this one, for the rest of the asyncio task."""
-        context.attach(trace.set_span_in_context(Here(traceparent), Context()))
-
-    def _keep_exporting(self) -> None:
-        while not self._closing:
-            self._enough.wait(EXPORT_DELAY)
-            self._enough.clear()
-            self.flush()
-        self._client.close()
-
-    def flush(self) -> None:
-        """Export what waits now."""
-        with self._exporting:
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(EXPORT_BATCH, len(self._queue)))]
-                if not self._client.send(self._encoder.request(batch)):
-                    self._lose(len(batch))
-                self._tell_losses()
-
-    def _lose(self, spans: int) -> None:
-        with self._losing:
-            self._lost += spans
-
-    def _tell_losses(self) -> None:
-        if not self._lost or time.monotonic() - self._told < TELL_AGAIN:
-            return
-        with self._losing:
-            lost, self._lost = self._lost, 0
-        self._told = time.monotonic()
-        log.warning("spans could not be exported", extra={"spans": lost})
-
-    def close(self, seconds: float = LAST_EXPORT) -> None:
-        """Export what waits, within a bounded time."""
-        self._closing = True
-        self._enough.set()
-        self._thread.join(seconds)
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._lost and now - self._told >= TELL_AGAIN:
+            log.warning("spans could not be exported", extra={"spans": self._lost})
+            self._lost, self._told = 0, now
 
 
-class Here(NonRecordingSpan):
-    """One of our spans, as OpenTelemetry's own know it; read only where there are such."""
+class _Transport(HTTPAdapter):
+    """HTTP as the exporter needs it, and does not ask for it."""
 
-    def __init__(self, traceparent: str) -> None:
-        self._traceparent = traceparent
+    def send(self, request: requests.PreparedRequest, *arguments: Any, **named: Any) -> requests.Response:
+        authority = _variable("CERTIFICATE")
+        if authority is not None:
+            named["verify"] = authority  # REQUESTS_CA_BUNDLE, where it is set, would come before it
+        response = super().send(request, *arguments, **named)
+        if 300 <= response.status_code < 400:
+            response.close()
+            raise requests.HTTPError("redirected")  # it is not followed, and would count as a success
+        return response
 
-    def get_span_context(self) -> SpanContext:
-        trace_id, span_id, flags = (int(part, 16) for part in self._traceparent.split("-")[1:4])
-        return SpanContext(trace_id, span_id, False, TraceFlags(flags))
 
-    def __repr__(self) -> str:
-        return f"Here({self._traceparent!r})"
+def _can_be_encoded(span: ReadableSpan) -> bool:
+    """One that cannot (its name is a handler's own) must not take all others of its batch with it."""
+    try:
+        encode_spans([span])
+    except ValueError:
+        return False
+    return True
 
 
-class Foreign(SpanProcessor):
-    """Hands on what others record in this process."""
+def _variable(name: str) -> str | None:
+    return os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") or None
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
 
-    def on_end(self, span: ReadableSpan) -> None:
-        self._pipeline.record_foreign(span)
+def _unless(variable: str, value: Any) -> Any:
+    """`value`, unless a variable is set, which the SDK reads."""
+    return None if os.environ.get(variable) else value
 
 
 def _resource(settings: OtelSettings, process: str) -> Resource:
-    """Who we are. `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` know better, where they are set."""
+    """Who we are; OpenTelemetry's own variables come before what nobody has set."""
     ours = {
-        "service.name": settings.service_name or f"taskflux-{process}",
+        "service.name": f"taskflux-{process}",
         "service.namespace": "taskflux",
         "service.version": VERSION,
         "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
     }
-    return Resource.create(ours).merge(OTELResourceDetector().detect())
+    named = {"service.name": settings.service_name} if settings.service_name else {}
+    return Resource.create(ours).merge(OTELResourceDetector().detect()).merge(Resource(named))

@@ -1,9 +1,8 @@
-"""Traces, after OpenTelemetry's conventions for messaging, HTTP and databases; without an endpoint this costs nothing.
+"""Traces, after OpenTelemetry's conventions for messaging, HTTP and databases.
 
 A task belongs to one trace from the request that made it to its end. Its context (`traceparent`, W3C) stands on its
 row and in every record about it, and its flag says whether spans are recorded: it is decided once, where the task
-comes in (the caller's flag counts, else a draw by `sample_ratio`); every process follows it, and unsampled tasks pay
-a comparison. A mail that is tried twice::
+comes in (by the caller's flag, else by the sampler); every process follows it. A mail that is tried twice::
 
     POST /tasks                         SERVER    ingest
     ├── insert tasks                    CLIENT    one for a batch of requests
@@ -17,8 +16,8 @@ a comparison. A mail that is tried twice::
         └── process tasks.email         CONSUMER  attempt 2, linked to attempt 1
             └── …
 
-* A batch's span links to every recorded message in it and stands in the trace of the first; what is still under way
-  there links back.
+* A batch's span links to every recorded message in it and stands in the trace of the first; requests under way whose
+  tasks are in the batch link back to it.
 * An attempt links to its claim and to the last attempt before it whose outcome was written: the row keeps that one's
   span.
 * A dead task goes on: `send tasks.dlq`, then `process tasks.dlq` in the dlq-sink. A replay stays in the task's trace,
@@ -26,54 +25,71 @@ a comparison. A mail that is tried twice::
   trace of its own, which links to the task's.
 * All tasks of one batch request belong to its trace.
 * Errors are recorded by class and place, never by their text: that may quote an address.
+
+`on` says whether this process records spans at all. Whoever would open one asks that first: while it is false,
+OpenTelemetry is not even imported, and no function here that opens a span may be called.
 """
 
 from __future__ import annotations
 
 import random
-import time
 import traceback
-from collections.abc import Iterable, Mapping
-from contextvars import Token
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from contextvars import ContextVar, Token
+from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from urllib.parse import urlsplit
+from uuid import UUID
 
-from taskflux.telemetry import calls
-from taskflux.telemetry.calls import TRACE, Value
+if TYPE_CHECKING:  # at run time `switch_on` imports them
+    from opentelemetry import context as _context  # noqa: TC004
+    from opentelemetry import propagate as _propagate  # noqa: TC004
+    from opentelemetry import trace as _trace  # noqa: TC004
 
-if TYPE_CHECKING:
-    from taskflux.telemetry.trace_export import Pipeline
-
+Value = str | int | float | bool
 Attributes = Mapping[str, Value]
 
-RANDOM: Final = 0x02
-SAMPLED: Final = 0x01
-NOTHING: Final[Attributes] = {}
+TRACE: Final[ContextVar[str | None]] = ContextVar("trace", default=None)
+"""The traceparent (W3C) of what is under way here: a request, an attempt, or a call within one of them."""
+
+UNTRACED: Final = nullcontext()
+"""In place of a span that is not recorded."""
 POSTGRES: Final[Attributes] = {"db.system.name": "postgresql"}
 
-_SAMPLED_ENDS: Final = "13579bdf"
-_pipeline: Pipeline | None = None
-OPEN: Final[dict[str, Span]] = {}
+on = False
+_tracer: _trace.Tracer | None = None
+_requests: Final[dict[str, Span]] = {}
 """Spans of requests under way, by their traceparent: what serves several of them is linked from each."""
 
-
-def install(pipeline: Pipeline | None) -> None:
-    """Record spans through `pipeline` from now on; None: record none."""
-    global _pipeline  # one process has one
-    _pipeline = pipeline
-    calls.record = None if pipeline is None else _call
-    OPEN.clear()
+_NOTHING: Final[Attributes] = {}
+_SAMPLED_ENDS: Final = "13579bdf"
 
 
-def enabled() -> bool:
-    """Whether this process records spans at all."""
-    return _pipeline is not None
+def switch_on(tracer: _trace.Tracer) -> None:
+    """Record spans by `tracer` from now on."""
+    global on, _tracer, _context, _propagate, _trace  # one process has one; the API is imported here, once it is used
+    from opentelemetry import context as _context
+    from opentelemetry import propagate as _propagate
+    from opentelemetry import trace as _trace
+
+    on, _tracer = True, tracer
+
+
+def switch_off() -> None:
+    """Record no more."""
+    global on
+    on = False
+    _requests.clear()
+
+
+# Contexts -------------------------------------------------------------------------------------------------------------
 
 
 def sampled(traceparent: str | None) -> bool:
     """Whether spans of this trace are recorded here."""
-    return _pipeline is not None and bool(traceparent) and traceparent[-1] in _SAMPLED_ENDS  # type: ignore[index]
+    return on and bool(traceparent) and traceparent[-1] in _SAMPLED_ENDS  # type: ignore[index]
 
 
 def exemplar(traceparent: str | None) -> dict[str, str] | None:
@@ -81,124 +97,133 @@ def exemplar(traceparent: str | None) -> dict[str, str] | None:
     return {"trace_id": trace_id(traceparent)} if sampled(traceparent) else None
 
 
-def new_traceparent() -> str:
-    """A trace of our own: every task has a trace id, recorded or not.
-
-    Sampled only where this process records, by its ratio: who says so must record its first span (`created`).
-    """
-    flags = RANDOM
-    if _pipeline is not None and random.random() < _pipeline.ratio:
-        flags |= SAMPLED
-    return f"00-{random.getrandbits(128) or 1:032x}-{_new_id()}-{flags:02x}"
-
-
-def _new_id() -> str:
-    return f"{random.getrandbits(64) or 1:016x}"
-
-
 def trace_id(traceparent: str | None) -> str:
     """The trace id in a traceparent, or nothing."""
     return traceparent[3:35] if traceparent else ""
 
 
-class Operation:
-    """What all spans of one sort have in common. Make it once: it is encoded once."""
-
-    __slots__ = ("attributes", "encoded", "kind", "name")
-
-    def __init__(self, name: str, kind: str, attributes: Attributes = NOTHING) -> None:
-        """`kind` is the name of one of OpenTelemetry's kinds of span."""
-        self.name = name
-        self.kind = kind
-        self.attributes = attributes
-        self.encoded = b""
+def new_traceparent() -> str:
+    """A trace of which nothing is recorded: every task has a trace id."""
+    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-02"
 
 
-@lru_cache(maxsize=256)  # routes, and what providers are asked for: few, unless a handler names each of its calls
-def named(name: str, kind: str) -> Operation:
-    """An operation of which nothing else is known beforehand."""
-    return Operation(name, kind)
+def outgoing() -> Mapping[str, str]:
+    """The headers that carry the trace under way to a service of ours."""
+    traceparent = TRACE.get()
+    if traceparent is None:
+        return {}
+    if not on:
+        return {"traceparent": traceparent}
+    headers: dict[str, str] = {}
+    _propagate.inject(headers, _within(traceparent))
+    return headers
+
+
+def _place(traceparent: str) -> _trace.SpanContext:
+    """A span of another process, or of another time."""
+    _, trace, span, flags = traceparent.split("-")
+    return _trace.SpanContext(int(trace, 16), int(span, 16), True, _trace.TraceFlags(int(flags, 16)))
+
+
+def _within(traceparent: str) -> _context.Context:
+    return _trace.set_span_in_context(_trace.NonRecordingSpan(_place(traceparent)), _context.Context())
+
+
+# Spans ----------------------------------------------------------------------------------------------------------------
+
+
+class Operation(NamedTuple):
+    """What all spans of one sort have in common; `kind` is the name of one of OpenTelemetry's kinds of span."""
+
+    name: str
+    kind: str
+    attributes: Attributes = _NOTHING
+    size: str = "messaging.batch.message_count"
+    """The attribute that says how many a batch has."""
+
+
+@cache
+def messaging(name: str, topic: str, kind: str, group: str | None = None, *, stored: bool = False) -> Operation:
+    """What is done with messages of a topic: create, send, receive, process or settle.
+
+    `group` is that of the consumers; `stored`: it is done in PostgreSQL.
+    """
+    about: dict[str, Value] = {
+        "messaging.system": "kafka",
+        "messaging.operation.name": name,
+        "messaging.operation.type": name,
+        "messaging.destination.name": topic,
+    }
+    if group is not None:
+        about["messaging.consumer.group.name"] = group
+    return Operation(f"{name} {topic}", kind, {**about, **POSTGRES} if stored else about)
+
+
+class Destination:
+    """A topic and the group that reads it, with what is done there."""
+
+    __slots__ = ("group", "process", "receive", "settle", "store", "topic")
+
+    def __init__(self, topic: str, group: str) -> None:
+        self.topic = topic
+        self.group = group
+        self.receive = messaging("receive", topic, "CLIENT", group, stored=True)
+        self.process = messaging("process", topic, "CONSUMER", group)
+        self.settle = messaging("settle", topic, "CLIENT", group, stored=True)
+        self.store = messaging("process", topic, "CONSUMER", group, stored=True)
 
 
 class Span:
-    """A span that is recorded. As a block it is what is under way there, and what leaves the block is its error."""
+    """A span for a `with` block: what the block does is done within it, and an error that leaves the block is its."""
 
-    __slots__ = (
-        "_around",
-        "attributes",
-        "began",
-        "events",
-        "failure",
-        "links",
-        "operation",
-        "parent",
-        "traceparent",
-    )
+    __slots__ = ("_around", "_outside", "_span", "traceparent")
 
-    def __init__(
-        self,
-        operation: Operation,
-        attributes: Attributes = NOTHING,
-        *,
-        parent: str | None = None,
-        links: tuple[str, ...] = (),
-        own: str | None = None,
-        began: int | None = None,
-    ) -> None:
-        """Begin it, or say when it began (nanoseconds since 1970).
+    def __init__(self, span: _trace.Span) -> None:
+        self._span = span
+        place = span.get_span_context()
+        self.traceparent = f"00-{place.trace_id:032x}-{place.span_id:016x}-{place.trace_flags:02x}"
 
-        `attributes` are those beyond its operation's. A child stands in its parent's trace; a root has no `parent` but
-        its `own` traceparent.
-        """
-        self.operation = operation
-        self.attributes = dict(attributes)
-        self.parent = parent
-        self.links = links
-        self.events: tuple[tuple[str, int, Attributes], ...] = ()
-        self.failure: str | None = None
-        self.began = began or time.time_ns()
-        if own is None:
-            assert parent is not None
-            own = f"{parent[:36]}{_new_id()}{parent[52:]}"
-        self.traceparent = own
-        self._around: Token[str | None] | None = None
-
-    def __enter__(self) -> Span:
-        self._around = TRACE.set(self.traceparent)
+    def __enter__(self) -> Self:
+        self._around: Token[str | None] = TRACE.set(self.traceparent)
+        self._outside = _context.attach(_trace.set_span_in_context(self._span))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._around is not None:
-            TRACE.reset(self._around)
+        _context.detach(self._outside)
+        TRACE.reset(self._around)
         if error is not None:
             self.raised(error)
             self.failed(error_class(error))
         self.end()
 
+    def named(self, name: str) -> None:
+        """Say what it is about, once that is known."""
+        self._span.update_name(name)
+
     def note(self, name: str, value: Value) -> None:
         """Set an attribute."""
-        self.attributes[name] = value
+        self._span.set_attribute(name, value)
 
     def link(self, traceparent: str) -> None:
         """Link to another span."""
-        self.links += (traceparent,)
+        self._span.add_link(_place(traceparent))
 
     def raised(self, error: BaseException) -> None:
         """Record an exception: its class and where it was raised."""
         frames = "".join(traceback.format_tb(error.__traceback__))
-        about = {"exception.type": error_class(error), "exception.stacktrace": frames}
-        self.events += (("exception", time.time_ns(), about),)
+        self._span.add_event("exception", {"exception.type": error_class(error), "exception.stacktrace": frames})
 
-    def failed(self, error_type: str, error_class: str = "") -> None:
-        """What it stands for has failed; `error_type` is as close as it can be told, the class of it is for metrics."""
-        self.failure = self.attributes["error.type"] = error_type
+    def failed(self, error_type: str) -> None:
+        """What it stands for has failed; `error_type` is as close as it can be told."""
+        self._span.set_attribute("error.type", error_type)
+        self._span.set_status(_trace.StatusCode.ERROR)
 
     def end(self) -> None:
-        """End it."""
-        if _pipeline is not None:
-            _pipeline.record(self, time.time_ns())
+        """End it, where it is in no block."""
+        _requests.pop(self.traceparent, None)
+        self._span.end()
 
 
 def error_class(error: BaseException) -> str:
@@ -206,60 +231,86 @@ def error_class(error: BaseException) -> str:
     return getattr(error, "error_class", None) or type(error).__name__
 
 
-class Unrecorded:
-    """In place of a span that is not recorded."""
+def start(
+    operation: Operation,
+    attributes: Attributes = _NOTHING,
+    *,
+    parent: str | None,
+    links: Sequence[str] = (),
+    began: int | None = None,
+) -> Span:
+    """Begin a span, or say when it began (nanoseconds since 1970).
 
-    def __enter__(self) -> None:
-        return None
+    `parent` and `links` are traceparents. Without a parent it is the first of a new trace, which the sampler may leave
+    unrecorded.
+    """
+    assert _tracer is not None
+    span = _tracer.start_span(
+        operation.name,
+        _context.Context() if parent is None else _within(parent),
+        _trace.SpanKind[operation.kind],
+        {**operation.attributes, **attributes},
+        [_trace.Link(_place(each)) for each in links],
+        began,
+    )
+    return Span(span)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
-
-UNRECORDED: Final = Unrecorded()
+def message(operation: Operation, task: UUID, parent: str | None) -> Span:
+    """Begin the span of what is done with one task's message."""
+    return start(operation, {"messaging.message.id": str(task)}, parent=parent)
 
 
 def batch(
-    operation: Operation, traceparents: Iterable[str | None], *, size: str, began: int | None = None
-) -> Span | Unrecorded:
-    """One span, for a `with` block, of what is done for several at once; none where none of them is recorded.
-
-    `size` is the attribute that tells how many there are, `began` when it began, where that is past.
-    """
-    if _pipeline is None:
-        return UNRECORDED
+    operation: Operation, traceparents: Iterable[str | None], *, began: int | None = None
+) -> Span | nullcontext[None]:
+    """One span, for a `with` block, of what is done for several at once; none where none of them is recorded."""
     everybody = list(traceparents)
-    recorded = [each for each in everybody if each and each[-1] in _SAMPLED_ENDS]
-    if not recorded:
-        return UNRECORDED
-    links = tuple(dict.fromkeys(recorded))
-    about = {size: len(everybody)} if len(everybody) > 1 else NOTHING
-    span = Span(operation, about, parent=links[0], links=links, began=began)
-    for each in links[1:] if OPEN else ():
-        if (other := OPEN.get(each)) is not None:
+    links = list(dict.fromkeys(each for each in everybody if each and each[-1] in _SAMPLED_ENDS))
+    if not links:
+        return UNTRACED
+    about = {operation.size: len(everybody)} if len(everybody) > 1 else _NOTHING
+    span = start(operation, about, parent=links[0], links=links, began=began)
+    for each in links[1:] if _requests else ():
+        if (other := _requests.get(each)) is not None:
             other.link(span.traceparent)
     return span
 
 
-def attach(traceparent: str) -> None:
-    """Let spans of a handler's own instrumentation stand in this one, for the rest of the asyncio task."""
-    if _pipeline is not None:
-        _pipeline.attach(traceparent)
+def call(name: str, attributes: Attributes) -> Span:
+    """Begin the span of a call to a provider, within what is under way here (a handler's own span, too)."""
+    assert _tracer is not None
+    return Span(_tracer.start_span(name, None, _trace.SpanKind.CLIENT, attributes))
 
 
-def close() -> None:
-    """Export what waits, within a bounded time, and record no more."""
-    global _pipeline
-    pipeline, _pipeline = _pipeline, None
-    calls.record = None
-    if pipeline is not None:
-        pipeline.close()
+def http_attributes(method: str, base_url: str, path: str) -> Attributes:
+    """An HTTP call in a trace (OpenTelemetry's stable conventions); `path` holds no value of anybody's."""
+    base = urlsplit(base_url)
+    return {
+        "http.request.method": method,
+        "server.address": base.hostname or "",
+        "server.port": base.port or (443 if base.scheme == "https" else 80),
+        "url.full": f"{base.scheme}://{base.netloc.rpartition('@')[2]}{base.path.rstrip('/')}/{path.lstrip('/')}",
+    }
 
 
-def _call(name: str, attributes: Attributes) -> Span | None:
-    around = TRACE.get()
-    if not sampled(around):
-        return None
-    return Span(named(name, "CLIENT"), attributes, parent=around)
+def request(headers: Iterable[tuple[bytes, bytes]], attributes: Attributes) -> Span:
+    """Begin the span of an HTTP request, in its caller's trace or in a new one; the sampler may leave it unrecorded.
+
+    Recorded, it has to be ended.
+    """
+    assert _tracer is not None
+    carrier: dict[str, str] = {}
+    for name, value in headers:
+        carrier.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    caller = _propagate.extract(carrier, _context.Context())
+    span = Span(_tracer.start_span("HTTP", caller, _trace.SpanKind.SERVER, attributes))
+    if sampled(span.traceparent):
+        _requests[span.traceparent] = span
+    return span
+
+
+def link_request(traceparent: str | None) -> None:
+    """Link the request that is under way here to another trace, where both are recorded."""
+    if traceparent and sampled(traceparent) and (span := _requests.get(TRACE.get() or "")) is not None:
+        span.link(traceparent)

@@ -17,8 +17,7 @@ from taskflux.telemetry import metrics, tracing
 log = logging.getLogger(__name__)
 
 BATCH: Final = 500
-SIZE: Final = "db.operation.batch.size"
-REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES)
+REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES, "db.operation.batch.size")
 ROUNDS: Final = 10
 """Batches of each bulk replay in one tick, at most: the leader has other things to do as well."""
 
@@ -52,10 +51,9 @@ class BulkReplays:
         limit = min(bulk.allowance, BATCH)
         began = time.time_ns()
         looked_at, replayed = await self._replays.carry_on(bulk, limit)
-        # Only now it is known whose traces it is about.
-        traceparents = (letter.traceparent for letter in replayed)
-        with tracing.batch(REPLAY, traceparents, size=SIZE, began=began):
-            pass
+        if tracing.on:  # only now it is known whose traces it is about
+            with tracing.batch(REPLAY, [letter.traceparent for letter in replayed], began=began):
+                pass
         for letter in replayed:
             metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
         if looked_at < limit:

@@ -17,8 +17,9 @@ from taskflux.store.claims import Claim, Settlement
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
 from taskflux.tasks.model import Receipt, Task
-from taskflux.telemetry import logs, message_spans, metrics
-from taskflux.telemetry.calls import TRACE
+from taskflux.tasks.states import Event
+from taskflux.telemetry import logs, metrics, tracing
+from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
@@ -30,6 +31,9 @@ LEASE_LOST: Final = "the worker could not renew its lease"
 WORKER_ENDED: Final = "the worker ended before it began"
 LAST_SETTLES: Final = 5.0
 """Seconds that a process which ends waits for its outcomes to be written."""
+
+
+_FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
 
 
 class _Stage(Enum):
@@ -48,8 +52,7 @@ class _Running:
     since: float
     stage: _Stage = _Stage.WAITING
     seconds: float | None = None  # that its handler took
-    span: message_spans.Attempt | None = None
-    recorded: str | None = None  # the traceparent of its span
+    span: tracing.Span | None = None  # where its trace is recorded
 
 
 class Executor:
@@ -158,15 +161,21 @@ class Executor:
         logs.TASK.set(claim.id)  # this asyncio task is the attempt's own: nothing has to be set back
         TRACE.set(claim.traceparent)
         try:
-            with message_spans.processing(self.source, claim, sent, received) as span:
-                if span is not None:
-                    running.span, running.recorded = span, span.traceparent
+            recorded = None
+            if tracing.on and tracing.sampled(claim.traceparent):
+                span = running.span = attempt_span(self.source, claim, sent, received)
+                recorded = span.traceparent
+                TRACE.set(recorded)  # what is told of the attempt once it has ended stands in its span, too
+                with span:
+                    decision = await self._attempt(running)
+                    span.note("taskflux.outcome", decision.event)
+                    if decision.event in _FAILED and decision.error_class is not None:
+                        span.failed(decision.error_class)
+            else:
                 decision = await self._attempt(running)
-                if span is not None:
-                    span.decided(decision)
             running.stage = _Stage.SETTLING
             self._room.set()  # who waits for it looks again once this is under way
-            settlement = Settlement(claim.id, claim.version, decision, running.recorded, running.seconds)
+            settlement = Settlement(claim.id, claim.version, decision, recorded, running.seconds)
             await self._outcomes.write(claim, settlement)
         finally:
             del self._running[claim.id, claim.version]
@@ -272,3 +281,21 @@ class Executor:
             return decide(self.handler.policy, attempt, error, self._jitter())
         except TypeError as fault:  # a kind of TaskError that is none of ours, or a retry_after that is no number
             return decide(self.handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())
+
+
+def attempt_span(source: tracing.Destination, claim: Claim, sent: str | None, received: str | None) -> tracing.Span:
+    """The span of one attempt, linked to its claim and to the attempt before it.
+
+    Args:
+        source: where its record stood.
+        claim: the claim.
+        sent: the traceparent of its record, which the span stands below; of another trace, it is below the task's own.
+        received: that of the claim's span.
+    """
+    own = claim.traceparent or ""
+    about: dict[str, tracing.Value] = {"messaging.message.id": str(claim.id), "taskflux.attempt": claim.attempt}
+    if claim.replays:
+        about["taskflux.replay"] = claim.replays
+    parent = sent if sent and tracing.trace_id(sent) == tracing.trace_id(own) else own
+    links = [each for each in (received, claim.attempt_span) if each is not None]
+    return tracing.start(source.process, about, parent=parent, links=links)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID
 
@@ -31,8 +31,8 @@ from taskflux.stream.envelope import (
 )
 from taskflux.stream.producer import TOO_LARGE, NotPublished, Producer
 from taskflux.stream.topics import dead_letter_topic
-from taskflux.telemetry import message_spans, metrics
-from taskflux.telemetry.tracing import new_traceparent
+from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry.tracing import UNTRACED
 from taskflux.worker.process import Process
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,16 @@ class Adoption:
         """
         adopted = Adopted()
         batch: dict[str, tuple[Foreign, Adoptee]] = {}
+        created: dict[UUID, tracing.Span] = {}
         for each in records:
             found = adoptee(each, max_attempts[each.task_type])
             if isinstance(found, Poison):
                 adopted.poison.append((each.record, found))
                 continue
+            if tracing.on and each.traceparent is None:
+                create = tracing.messaging("create", each.record.topic, "PRODUCER")
+                created[found.id] = tracing.message(create, found.id, None)
+                found = replace(found, traceparent=created[found.id].traceparent)
             _, first = batch.setdefault(found.identity, (each, found))
             if first is not found:
                 _note(adopted, each, found, Known(first.id, first.digest))
@@ -83,6 +88,8 @@ class Adoption:
             return None
         for each, found in batch.values():
             _note(adopted, each, found, known.get(found.identity))
+        for task in created.keys() & adopted.fresh:  # the others were there: nothing was created, and nothing is told
+            created[task].end()
         return adopted
 
     async def _store_surely(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
@@ -125,7 +132,7 @@ def adoptee(foreign: Foreign, max_attempts: int) -> Adoptee | Poison:
     else:
         place = (record.topic, record.partition, record.offset, record.timestamp)
         identity = record_identity(*place, record.key, record.value)
-    traceparent = foreign.traceparent or new_traceparent()
+    traceparent = foreign.traceparent or tracing.new_traceparent()
     return Adoptee(identity, digest, uuid7(), foreign.task_type, payload, max_attempts, traceparent)
 
 
@@ -141,8 +148,6 @@ def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | No
         adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
         if known.fresh:
             adopted.fresh.add(known.task)
-            if foreign.traceparent is None:
-                message_spans.created(foreign.record.topic, known.task, wanted.traceparent)
         return
     metrics.ADOPTED.labels(foreign.task_type, "poison").inc()
     adopted.poison.append((foreign.record, poison))
@@ -185,7 +190,8 @@ class PoisonOutlet:
             self._producer = Producer(self._process.settings.kafka)
             await self._producer.start()
         topic = dead_letter_topic(self._process.settings.kafka.topic_prefix)
-        with message_spans.putting_aside(topic, (trace_of(record.headers) for record, _ in poison)):
+        send = tracing.messaging("send", topic, "PRODUCER")
+        with tracing.batch(send, [trace_of(each.headers) for each, _ in poison]) if tracing.on else UNTRACED:
             outcomes = await self._producer.publish([OutRecord(topic, *encode_poison(*each)) for each in poison])
         refused = [
             (each, outcome) for each, outcome in zip(poison, outcomes, strict=True) if isinstance(outcome, NotPublished)

@@ -15,6 +15,7 @@ from taskflux.store.publishing import Due
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.submission import Accepted, KeyReused, Submission
 from taskflux.telemetry import tracing
+from taskflux.telemetry.tracing import UNTRACED
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.publisher import Publisher
 
@@ -26,6 +27,7 @@ INSERT: Final = tracing.Operation(
     "insert tasks",
     "CLIENT",
     {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"},
+    "db.operation.batch.size",
 )
 INSERT_BATCH: Final = 500
 PUBLISH_BATCH: Final = 1000
@@ -79,8 +81,7 @@ class Intake:
             await self._publishing
 
     async def _insert(self, batch: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
-        traceparents = (each.traceparent for each in batch)
-        with tracing.batch(INSERT, traceparents, size="db.operation.batch.size"):
+        with tracing.batch(INSERT, [each.traceparent for each in batch]) if tracing.on else UNTRACED:
             return await self._tasks.insert(batch, grace)
 
     async def _publish_pending(self) -> None:

@@ -14,7 +14,8 @@ from taskflux.store.errors import RefusedData, StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event
-from taskflux.telemetry import logs, message_spans, metrics, tracing
+from taskflux.telemetry import logs, metrics, tracing
+from taskflux.telemetry.tracing import UNTRACED, Destination
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every
 class Outcomes:
     """Those of one worker's attempts, whose records stood in `source`."""
 
-    def __init__(self, task_type: str, claims: Claims, source: message_spans.Destination) -> None:
+    def __init__(self, task_type: str, claims: Claims, source: Destination) -> None:
         self.source = source
         self.under_way = 0
         """Outcomes that are not written yet."""
@@ -71,7 +72,7 @@ class Outcomes:
         self._tell(claim, decision)
 
     async def _settle(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
-        with message_spans.settling(self.source, (each.span for each in batch)):
+        with tracing.batch(self.source.settle, [each.span for each in batch]) if tracing.on else UNTRACED:
             settled = await self._claims.settle(batch)
         self._count(batch, settled)
         return settled

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
-from taskflux.telemetry import instruments, logs, metrics, provider_metrics, tracing
+from taskflux.telemetry import instruments, logs, metrics
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 from taskflux.version import VERSION
 from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load
@@ -204,18 +204,19 @@ class Process:
 
 def run(target: Service) -> int:
     """Run `target` until SIGTERM or Ctrl-C; the exit status."""
+    close_traces: Callable[[], None] | None = None
     try:
         settings = load(*target.needs)
         logs.configure(settings.log, target.name)
-        if settings.otel.endpoint is not None:
+        if settings.otel.wanted:
             from taskflux.telemetry import trace_export  # lazily: untraced, OpenTelemetry is not even loaded
 
             trace_export.configure(settings.otel, target.name)
+            close_traces = trace_export.close
         if not settings.metrics.enabled:
             instruments.switch_off()
         metrics.BUILD.labels(VERSION).set(1)
         metrics.OPENED.zeros("kafka")
-        provider_metrics.install()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(target, settings))
     except WrongSettings as error:
@@ -228,7 +229,8 @@ def run(target: Service) -> int:
         print(f"taskflux run {target.name}: {error}", file=sys.stderr)
         return 1
     finally:
-        tracing.close()
+        if close_traces is not None:
+            close_traces()
     return 0
 
 

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
-from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings
+from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings, wrong_otel_variables
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -151,7 +151,7 @@ def load(*needs: str) -> Settings:
         raise WrongSettings(_sentences(error)) from None
     sections = [(name, type(getattr(settings, name))) for name in Settings.model_fields]
     complaints = [complaint for section in sections for complaint in _one_underscore(*section)]
-    complaints += [*_missing(settings, needs), *_contradictions(settings)]
+    complaints += [*_missing(settings, needs), *_contradictions(settings), *wrong_otel_variables()]
     if complaints:
         raise WrongSettings("\n".join(complaints))
     return settings

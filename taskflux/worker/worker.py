@@ -28,8 +28,8 @@ from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, Record, decode
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.topics import task_group, task_topic
-from taskflux.telemetry import message_spans, metrics
-from taskflux.telemetry.message_spans import Destination
+from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry.tracing import UNTRACED, Destination
 from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
 from taskflux.worker.executor import Executor
 from taskflux.worker.foreign import Adoption, PoisonOutlet
@@ -112,7 +112,8 @@ class Worker:
         # Poison first: who is told to drain in between holds no claims that never begin.
         if poison and not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
-        with message_spans.receiving(self._executor.source, (each.traceparent for each in ours.values())) as span:
+        traces = [each.traceparent for each in ours.values()] if tracing.on else []
+        with tracing.batch(self._executor.source.receive, traces) if tracing.on else UNTRACED as span:
             claimed = await self._claim({each.task_id: each.version for each in ours.values()})
         if claimed is None:
             return
@@ -123,9 +124,9 @@ class Worker:
         if claims:
             self._batch.observe(len(claims))
             self._waited.observe_all([max(0.0, claim.waited) for claim in claims])
+        received = None if span is None else span.traceparent
         for claim in claims:
             record = ours[claim.id]
-            received = span.traceparent if span is not None else None
             self._executor.start(claim, term, probe=record.probe, sent=record.traceparent, received=received)
 
     def _sort(

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import pytest
 import pytest_asyncio
 
 from taskflux.store.settings import PostgresSettings
 from tests.conftest import NewDatabase
 from tests.integration.store.conftest import EMPTY
 from tests.integration.store.scene import Scene
+from tests.unit.spans import Spans, recorded
 from tests.unit.world import WatchedDatabase
 
 
@@ -35,3 +37,10 @@ async def scene(watched: tuple[PostgresSettings, WatchedDatabase]) -> AsyncItera
         yield scene
         await scene.check_transitions()
         await scene.check_whereabouts()
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    """What is recorded meanwhile, of one half of the traces that nobody has decided about."""
+    with recorded(ratio=0.5) as spans:
+        yield spans

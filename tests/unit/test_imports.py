@@ -128,25 +128,19 @@ def circle(sources: Sources) -> list[str]:
 
 
 SOURCES = Sources(ROOT)
-# What telemetry and ingest still have to give up; the list only gets shorter.
-NOT_YET = {
-    "taskflux.telemetry.message_spans",
-}
 
 
 def test_every_package_has_its_place_in_the_order() -> None:
     assert {layer(name) for name in SOURCES.files} == set(BELOW)
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES.files) - NOT_YET))
+@pytest.mark.parametrize("name", sorted(SOURCES.files))
 def test_imports_run_one_way(name: str) -> None:
     assert [str(found) for found in against_the_order(SOURCES, name)] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    # What telemetry still has to give up.
-    tracing = {f"taskflux.telemetry.{name}" for name in ("tracing", "trace_export", "span_encoding")}
-    assert set(circle(SOURCES)) <= tracing
+    assert circle(SOURCES) == []
 
 
 def test_what_a_task_is_and_what_may_happen_to_it_is_decided_without_io_clock_or_chance() -> None:

@@ -40,7 +40,7 @@ from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetterReplays, De
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry import metrics
-from taskflux.telemetry.request_spans import link_request
+from taskflux.telemetry.tracing import link_request
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
-"""Spans on their way to a receiver that is there, slow, or away."""
+"""Spans on their way to a receiver that is there, slow, or away; and what OpenTelemetry's own variables say of it."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -11,24 +12,23 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from pydantic import SecretStr
 
 from taskflux.local.ports import free_port
-from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import trace_export, tracing
-from taskflux.telemetry.otlp import AGAIN, OtlpClient
 from taskflux.telemetry.settings import OtelSettings
-from taskflux.telemetry.trace_export import Pipeline
 from tests.integration.system.stack import eventually
-from tests.integration.tracing.receiver import Receiver, receiver
+from tests.integration.tracing.receiver import Receiver, Span, receiver
 from tests.integration.tracing.scene import Scene
 
-SOME = tracing.Operation("a span", "INTERNAL")
+SOME = tracing.Operation("a span", "INTERNAL", {"a": 1, "b": "long"})
+BUSY = (429, 502, 503, 504)
 
 
 @pytest.fixture
@@ -41,61 +41,60 @@ def received() -> Iterator[Receiver]:
 def _not_traced_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield
-    tracing.close()
+    trace_export.close()
+
+
+def configured(url: str | None, process: str = "relay", **settings: Any) -> None:
+    """Everything is recorded and goes there."""
+    trace_export.configure(OtelSettings.model_validate({"endpoint": url, "sample_ratio": 1.0, **settings}), process)
 
 
 def record(number: int = 1) -> None:
     """So many spans."""
     for _ in range(number):
-        tracing.Span(SOME, own=tracing.new_traceparent()).end()
+        tracing.start(SOME, parent=None).end()
+
+
+def exported(url: str | None, caplog: pytest.LogCaptureFixture, **settings: Any) -> bool:
+    """Whether the receiver took a span."""
+    configured(url, **settings)
+    record()
+    trace_export.close(15.0)
+    return "spans could not be exported" not in caplog.messages
 
 
 def test_a_process_that_ends_sends_its_last_spans_first(received: Receiver) -> None:
-    trace_export.configure(OtelSettings(endpoint=received.url, sample_ratio=1.0), "some-handler")
+    configured(received.url, "some-handler")
     record(700)
-    tracing.close()
+    trace_export.close()
     assert len(received.spans) == 700
     assert {span.service for span in received.spans} == {"taskflux-some-handler"}
-    assert not tracing.enabled()
+    assert not tracing.on
 
 
-def test_who_we_are_may_be_told_by_opentelemetrys_own_variables(
-    received: Receiver, monkeypatch: pytest.MonkeyPatch
+def test_a_receiver_that_is_away_costs_one_line_a_while_and_little_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.namespace=shop,k8s.namespace.name=prod")
-    trace_export.configure(OtelSettings(endpoint=received.url, sample_ratio=1.0), "relay")
-    record()
-    tracing.close()
-    (span,) = received.spans
-    assert span.resource["service.name"] == "mine"
-    assert span.resource["service.namespace"] == "shop"
-    assert span.resource["k8s.namespace.name"] == "prod"
-    assert span.resource["service.instance.id"]
-
-
-def test_a_receiver_that_is_away_costs_one_line_a_while_and_little_time(caplog: pytest.LogCaptureFixture) -> None:
-    settings = OtelSettings(endpoint=f"http://127.0.0.1:{free_port()}", sample_ratio=1.0)
-    pipeline = Pipeline(settings, "relay", OtlpClient(settings, timeout=0.2))
-    tracing.install(pipeline)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
+    configured(f"http://127.0.0.1:{free_port()}")
     began = time.monotonic()
     record(3 * trace_export.QUEUE)
     assert time.monotonic() - began < 10  # nobody waited for the receiver
     closing = time.monotonic()
-    pipeline.close(0.5)
+    trace_export.close(0.5)
     assert time.monotonic() - closing < 1.5
     told = [each for each in caplog.records if each.levelno >= logging.WARNING and "export" in each.getMessage()]
     assert len(told) == 1
     assert vars(told[0])["spans"] > 0
 
 
-def test_a_receiver_that_never_answers_does_not_keep_a_process_from_ending(received: Receiver) -> None:
+def test_a_receiver_that_never_answers_does_not_keep_a_process_from_ending() -> None:
     with receiver() as slow:
         slow.take = lambda path, headers, body: time.sleep(3) or 200  # type: ignore[method-assign, func-returns-value]
-        trace_export.configure(OtelSettings(endpoint=slow.url, sample_ratio=1.0), "relay")
+        configured(slow.url)
         record()
         began = time.monotonic()
-        tracing._pipeline.close(0.3)  # type: ignore[union-attr]
+        trace_export.close(0.3)
         assert time.monotonic() - began < 1.5
 
 
@@ -123,31 +122,28 @@ async def test_work_goes_on_while_the_receiver_is_away(scene: Scene) -> None:
     await scene.ready("process-simulated")
 
 
-def exported(client: OtlpClient) -> bool:
-    """Whether the receiver took a request."""
-    try:
-        return client.send(b"")
-    finally:
-        client.close()
-
-
-@pytest.mark.parametrize("status", sorted(AGAIN))
-def test_a_receiver_that_is_busy_is_asked_again(received: Receiver, status: int) -> None:
+@pytest.mark.parametrize("status", BUSY)
+def test_a_receiver_that_is_busy_is_asked_again(
+    received: Receiver, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     received.answers = [status]
-    assert exported(OtlpClient(OtelSettings(endpoint=received.url)))
+    assert exported(received.url, caplog)
     assert len(received.requests) == 2
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 404, 500])
-def test_a_receiver_that_refuses_is_not_asked_again(received: Receiver, status: int) -> None:
+def test_a_receiver_that_refuses_is_not_asked_again(
+    received: Receiver, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     received.answers = [status]
-    assert not exported(OtlpClient(OtelSettings(endpoint=received.url)))
+    assert not exported(received.url, caplog)
     assert len(received.requests) == 1
 
 
-def test_the_receivers_path_and_headers_are_those_of_the_settings(received: Receiver) -> None:
-    settings = OtelSettings(endpoint=f"{received.url}/otlp/", headers={"authorization": SecretStr("Bearer abc")})
-    assert exported(OtlpClient(settings))
+def test_the_receivers_path_and_headers_are_those_of_the_settings(
+    received: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert exported(f"{received.url}/otlp/", caplog, headers={"authorization": SecretStr("Bearer abc")})
     ((path, headers),) = received.requests
     assert path == "/otlp/v1/traces"
     assert {name.lower(): value for name, value in headers.items()}.items() >= {
@@ -156,8 +152,237 @@ def test_the_receivers_path_and_headers_are_those_of_the_settings(received: Rece
     }.items()
 
 
+def test_a_span_that_cannot_be_carried_costs_itself_and_nothing_else(
+    received: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    configured(received.url)
+    tracing.start(tracing.Operation("\ud800", "INTERNAL"), parent=None).end()
+    record()
+    trace_export.close()
+    assert [span.name for span in received.spans] == ["a span"]
+    (told,) = [each for each in caplog.records if each.getMessage() == "spans could not be exported"]
+    assert vars(told)["spans"] == 1
+
+
+def test_more_links_than_a_receiver_takes_are_dropped(received: Receiver) -> None:
+    configured(received.url)
+    links = [f"00-{number:032x}-{number:016x}-01" for number in range(1, trace_export.MOST_LINKS + 11)]
+    tracing.start(SOME, parent=None, links=links).end()
+    trace_export.close()
+    (span,) = received.spans
+    assert len(span.links) == trace_export.MOST_LINKS
+
+
+# OpenTelemetry's own variables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_SDK_DISABLED", "true"), ("OTEL_SDK_DISABLED", "True"), ("OTEL_TRACES_EXPORTER", "none")],
+)
+def test_nothing_is_recorded_where_a_variable_says_so(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = OtelSettings(endpoint="http://collector:4318")
+    assert settings.wanted
+    monkeypatch.setenv(variable, value)
+    assert not settings.wanted
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, "http://localhost:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"}, "http://collector:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/mine"}, "http://collector:4318/mine"),
+    ],
+)
+def test_a_variable_may_name_the_receiver(
+    environment: Mapping[str, str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not OtelSettings().wanted
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert OtelSettings().wanted
+    assert OtelSettings().traces_url == url
+    assert OtelSettings(endpoint="http://ours:4318").traces_url == "http://ours:4318/v1/traces"
+
+
+def taken(received: Receiver, **settings: Any) -> Span:
+    """A span with all that can be limited, as it was exported."""
+    configured(received.url, **settings)
+    with tracing.start(SOME, parent=None, links=[f"00-{'1' * 32}-{each * 16}-01" for each in "12"]) as span:
+        span.raised(ValueError())
+        span.raised(KeyError())
+    trace_export.close()
+    (kept,) = received.spans
+    return kept
+
+
+def test_who_we_are_may_be_told_by_opentelemetrys_own_variables(
+    received: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.namespace=shop,k8s.namespace.name=prod")
+    span = taken(received)
+    assert span.resource["service.name"] == "mine"
+    assert span.resource["service.namespace"] == "shop"
+    assert span.resource["k8s.namespace.name"] == "prod"
+    assert span.resource["service.instance.id"]
+
+
+def test_a_setting_of_ours_comes_before_a_variable(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "theirs")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert taken(received, service_name="ours").service == "ours"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument", "fresh", "callers"),
+    [
+        ("always_on", None, True, True),
+        ("always_off", None, False, False),
+        ("traceidratio", "1", True, True),
+        ("traceidratio", "0", False, False),
+        ("parentbased_always_on", None, True, False),
+        ("parentbased_always_off", None, False, False),
+        ("parentbased_traceidratio", "1.0", True, False),
+    ],
+)
+def test_the_sampler_may_be_another(
+    received: Receiver,
+    sampler: str,
+    argument: str | None,
+    fresh: bool,
+    callers: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    if argument is not None:
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", argument)
+    trace_export.configure(OtelSettings(endpoint=received.url), "ingest")
+    unsampled = [(b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")]
+    assert tracing.sampled(tracing.request([], {}).traceparent) is fresh
+    assert tracing.sampled(tracing.request(unsampled, {}).traceparent) is callers
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "attributes", "links", "events"),
+    [
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1", 1, 2, 2),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "1", 1, 2, 2),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "1", 3, 1, 2),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "1", 3, 2, 1),
+    ],
+)
+def test_a_spans_parts_may_be_fewer(
+    received: Receiver,
+    variable: str,
+    value: str,
+    attributes: int,
+    links: int,
+    events: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    configured(received.url)
+    with tracing.start(SOME, {"c": 3}, parent=None, links=[f"00-{'1' * 32}-{each * 16}-01" for each in "12"]) as span:
+        span.raised(ValueError())
+        span.raised(KeyError())
+    trace_export.close()
+    (kept,) = received.spans
+    assert (len(kept.attributes), len(kept.links), len(kept.events)) == (attributes, links, events)
+
+
+def test_an_events_attributes_may_be_fewer(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "1")
+    assert {len(about) for _, about in taken(received).events} == {1}
+
+
+@pytest.mark.parametrize("variable", ["OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"])
+def test_values_may_be_shorter(received: Receiver, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "2")
+    assert taken(received).attributes["b"] == "lo"
+
+
+def test_spans_may_leave_in_smaller_batches_and_wait_in_a_shorter_queue(
+    received: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    asked = received.take
+
+    def slowly(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        time.sleep(0.2)
+        return asked(path, headers, body)
+
+    received.take = slowly  # type: ignore[method-assign]
+    configured(received.url)
+    record(30)
+    trace_export.close(10.0)
+    assert 5 <= len(received.spans) <= 9  # what waited, and what was on its way
+    assert len(received.requests) >= 3
+
+
+async def test_spans_may_leave_sooner_or_later(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    configured(received.url)
+    record()
+    await asyncio.sleep(1.5 * trace_export.EXPORT_DELAY)
+    assert received.spans == []
+    trace_export.close()
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    configured(received.url)
+    record()
+
+    async def there() -> bool:
+        return len(received.spans) == 2
+
+    await eventually(there, "the second span")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_BSP_EXPORT_TIMEOUT", "200"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "0.2"),
+    ],
+)
+def test_an_export_may_take_less_time(
+    received: Receiver, variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, value)
+    received.take = lambda path, headers, body: time.sleep(3) or 200  # type: ignore[method-assign, func-returns-value]
+    began = time.monotonic()
+    assert not exported(received.url, caplog)
+    assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+def test_a_variable_may_give_headers(
+    received: Receiver, variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, "x-token=abc,x-tenant=mine")
+    assert exported(received.url, caplog, headers={"x-token": "ours"})
+    ((_, headers),) = received.requests
+    assert (headers["x-token"], headers["x-tenant"]) == ("ours", "mine")
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"])
+def test_what_is_exported_may_be_compressed(
+    received: Receiver, variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, "gzip")
+    asked = received.take
+    received.take = lambda path, headers, body: asked(path, headers, gzip.decompress(body))  # type: ignore[method-assign]
+    assert exported(received.url, caplog)
+    assert len(received.spans) == 1
+
+
 def test_a_receiver_with_a_private_certificate_is_trusted_by_opentelemetrys_own_variables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = trustme.CA()
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -166,26 +391,63 @@ def test_a_receiver_with_a_private_certificate_is_trusted_by_opentelemetrys_own_
     authority.configure_trust(served)
     client = authority.issue_cert("worker@example.org")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    client.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    client.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    client.private_key_pem.write_to_path(tmp_path / "client.key")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
     with receiver(served) as secret:
-        settings = OtelSettings(endpoint=secret.url)
-        assert not exported(OtlpClient(settings, timeout=0.5))
+        assert not exported(secret.url, caplog)
+        caplog.clear()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "ca.pem"))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", str(tmp_path / "client.pem"))
-        assert exported(OtlpClient(settings))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_KEY", str(tmp_path / "client.key"))
+        assert exported(secret.url, caplog)
 
 
-def test_a_certificate_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem")
-    with pytest.raises(Misconfigured, match=r"OTEL_EXPORTER_OTLP.*/nowhere/ca.pem"):
-        OtlpClient(OtelSettings(endpoint="https://127.0.0.1:1"))
+HANDLER = """
+import json, os
+from opentelemetry import trace
+from taskflux.telemetry import trace_export, tracing
+from taskflux.telemetry.settings import OtelSettings
+
+trace_export.configure(OtelSettings(sample_ratio=1.0), "mine")
+place = trace.SpanContext(1, 2, True)
+with trace.get_tracer("some.library").start_as_current_span("in no attempt"):
+    pass
+caller = [(b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]
+with tracing.request(caller, {}) as request:
+    link = trace.Link(place, {"a": 1, "b": 2})
+    with trace.get_tracer("some.library").start_as_current_span("theirs", links=[link]):
+        print(json.dumps([request.traceparent, dict(tracing.outgoing())]))
+trace_export.close()
+"""
 
 
-def test_untraced_opentelemetry_is_not_even_loaded() -> None:
-    script = (
-        "import sys, json\n"
-        "from taskflux.handlers import dlq_sink, ingest, notify, process_email, process_sms, relay, router\n"
-        "print(json.dumps([name for name in sys.modules if name.startswith('opentelemetry')]))"
+def handler(received: Receiver, **environment: str) -> tuple[str, Mapping[str, str]]:
+    """A request in a process of its own, within which a handler opens a span by OpenTelemetry's API."""
+    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": received.url, **environment}
+    done = subprocess.run([sys.executable, "-c", HANDLER], capture_output=True, text=True, check=True, env=environment)
+    traceparent, outgoing = json.loads(done.stdout)
+    return traceparent, outgoing
+
+
+def test_a_span_that_a_handler_opens_hangs_under_ours_and_begins_no_trace_by_itself(received: Receiver) -> None:
+    traceparent, outgoing = handler(received, OTEL_LINK_ATTRIBUTE_COUNT_LIMIT="1")
+    assert outgoing == {"traceparent": traceparent}
+    ours, theirs = received.spans
+    assert (ours.parent, ours.trace) == ("00f067aa0ba902b7", "4bf92f3577b34da6a3ce929d0e0e4736")
+    assert (theirs.name, theirs.parent, theirs.trace, theirs.service) == (
+        "theirs",
+        ours.id,
+        ours.trace,
+        "taskflux-mine",
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
-    assert json.loads(done.stdout) == []
+    assert received.raw[0].count(b"\x01b") + received.raw[0].count(b"\x01a") >= 1
+
+
+@pytest.mark.parametrize("propagators", ["none", "baggage"])
+def test_a_callers_trace_is_followed_as_the_propagators_say(received: Receiver, propagators: str) -> None:
+    traceparent, outgoing = handler(received, OTEL_PROPAGATORS=propagators)
+    assert traceparent[3:35] != "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert outgoing == {}
+    assert received.spans[0].parent == ""

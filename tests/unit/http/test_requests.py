@@ -12,7 +12,7 @@ from starlette.routing import Route
 from taskflux.http.app import application, probe_routes
 from taskflux.http.requests import Requests, request_traceparent
 from taskflux.telemetry import logs
-from taskflux.telemetry.calls import TRACE
+from taskflux.telemetry.tracing import TRACE
 
 SECRET = "bob@example.org"
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

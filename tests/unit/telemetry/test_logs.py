@@ -14,9 +14,9 @@ from uuid import UUID
 import pytest
 
 from taskflux.telemetry import logs
-from taskflux.telemetry.calls import TRACE
 from taskflux.telemetry.logs import Sampler
 from taskflux.telemetry.settings import LogSettings
+from taskflux.telemetry.tracing import TRACE
 
 TASK_ID, TRACE_ID = "0197b3c0-0000-7000-8000-000000000001", "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET = "bob@example.org"

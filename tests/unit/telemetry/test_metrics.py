@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from taskflux.providers.provider import CRASHED, OUTCOMES, SUCCEEDED
 from taskflux.stream.envelope import MALFORMED, PoisonClass
 from taskflux.tasks import errors
 from taskflux.tasks.errors import Permanent
-from taskflux.telemetry import calls, metrics
+from taskflux.telemetry import metrics
 from taskflux.telemetry.metrics import DECLARED
 
 HANDLERS = Path(metrics.__file__).parents[1]
@@ -40,7 +41,7 @@ def test_the_errors_of_tasks_and_records_are_known() -> None:
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.TaskError)]
     assert {each.__name__ for each in kinds} - {"TaskError", "ProviderError"} == set(metrics.TASK_ERRORS)
     assert {*PoisonClass, MALFORMED, "Unknown"} == set(metrics.RECORD_ERRORS)
-    assert {each.__name__ for each in calls.OUTCOMES} | {calls.SUCCEEDED, calls.CRASHED} == set(metrics.CALLED)
+    assert {each.__name__ for each in OUTCOMES} | {SUCCEEDED, CRASHED} == set(metrics.CALLED)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.tasks.decision import Decision, hand_back, succeeded
 from taskflux.tasks.states import Event, State
-from taskflux.telemetry.message_spans import Destination
+from taskflux.telemetry.tracing import Destination
 from taskflux.worker.outcomes import Outcomes
 from tests.integration.store.scene import TYPE, Scene
 from tests.unit.world import WatchedDatabase

@@ -15,7 +15,7 @@ from taskflux import Receipt, RetryPolicy, Task, handler, provider
 from taskflux.store.claims import Claim, Claims
 from taskflux.store.publishing import Circuits
 from taskflux.tasks.policy import AmbiguousPolicy
-from taskflux.telemetry.message_spans import Destination
+from taskflux.telemetry.tracing import Destination
 from taskflux.worker.circuits import CircuitWatch, Gate
 from taskflux.worker.executor import Executor
 from taskflux.worker.lease import Lease

@@ -1,0 +1,123 @@
+"""Calls to providers: what is told of one, whoever makes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client import REGISTRY
+from pydantic import BaseModel
+
+from taskflux import Ambiguous, Misconfigured, Permanent, Transient, Unavailable, provider
+from taskflux.providers.provider import CRASHED, OUTCOMES, SUCCEEDED
+from taskflux.telemetry import tracing
+from taskflux.telemetry.tracing import TRACE, Operation
+from tests.unit.spans import SAMPLED, UNSAMPLED, Spans
+
+SECRET = "bob@example.org"
+SOME = Operation("around", "INTERNAL")
+
+
+class Nothing(BaseModel):
+    """No settings."""
+
+
+class MailboxFull(Permanent):
+    """An application's own."""
+
+
+@provider("billing", settings=Nothing)
+@asynccontextmanager
+async def billing(settings: Nothing) -> AsyncIterator[None]:
+    yield None
+
+
+class Counted:
+    """What was counted since: outcomes, and calls that were timed."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def since(self) -> dict[str, float]:
+        return {name: count - self._before[name] for name, count in self._now().items() if count > self._before[name]}
+
+    def _now(self) -> dict[str, float]:
+        outcomes = [SUCCEEDED, CRASHED, *(each.__name__ for each in OUTCOMES)]
+        counts = {
+            outcome: REGISTRY.get_sample_value(
+                "taskflux_provider_requests_total", {"provider": "billing", "outcome": outcome}
+            )
+            for outcome in outcomes
+        }
+        counts["timed"] = REGISTRY.get_sample_value("taskflux_provider_request_seconds_count", {"provider": "billing"})
+        return {name: count or 0.0 for name, count in counts.items()}
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (Transient("…"), "Transient"),
+        (MailboxFull("…"), "Permanent"),
+        (Ambiguous("…"), "Ambiguous"),
+        (Unavailable("…"), "Unavailable"),
+        (Misconfigured("…"), "Misconfigured"),
+        (TimeoutError(), "Ambiguous"),
+        (asyncio.CancelledError(), "Ambiguous"),
+        (KeyError("…"), "crashed"),
+    ],
+)
+def test_a_call_of_ones_own_is_counted_by_what_leaves_its_block(error: BaseException, outcome: str) -> None:
+    counted = Counted()
+    with billing.call("POST /charges") as call:
+        call.note("http.response.status_code", 200)
+    with pytest.raises(type(error)), billing.call("POST /charges"):
+        raise error
+    assert counted.since() == {"succeeded": 1, outcome: 1, "timed": 2}
+
+
+def test_a_failure_that_is_returned_counts_by_its_class_and_one_that_nobody_knows_as_a_crash() -> None:
+    counted = Counted()
+    for error_class in ("Permanent", "", "ann@example.org"):
+        with billing.call("POST /charges") as call:
+            call.failed("402", error_class)
+    assert counted.since() == {"Permanent": 1, "crashed": 2, "timed": 3}
+
+
+def test_a_call_is_a_span_within_a_recorded_attempt_only(spans: Spans) -> None:
+    with billing.call("outside"):
+        pass
+    token = TRACE.set(UNSAMPLED)
+    with billing.call("in an unsampled trace"):
+        pass
+    TRACE.reset(token)
+    with tracing.start(SOME, parent=SAMPLED), billing.call("POST /charges", {"server.port": 443}) as call:
+        call.note("http.response.status_code", 402)
+        call.failed("402", "Permanent")
+    around, span = spans.all()
+    assert (span.name, span.kind, span.parent) == ("POST /charges", "CLIENT", around.id)
+    assert span.attributes == {"server.port": 443, "http.response.status_code": 402, "error.type": "402"}
+    assert span.failed
+    assert span.events == ()
+
+
+def test_an_error_is_recorded_by_class_and_place_and_never_by_what_it_says(spans: Spans) -> None:
+    with pytest.raises(ValueError), tracing.start(SOME, parent=SAMPLED), billing.call("POST /charges"):
+        raise ValueError(f"{SECRET} is unknown")
+    for span in spans.all():
+        assert span.failed
+        assert span.attributes["error.type"] == "ValueError"
+        ((name, about),) = span.events
+        assert name == "exception"
+        assert about["exception.type"] == "ValueError"
+        assert "test_provider.py" in about["exception.stacktrace"]
+        assert SECRET not in str(span)
+
+
+def test_an_exemplar_leads_to_the_trace_of_a_recorded_call(spans: Spans) -> None:
+    with tracing.start(SOME, parent=SAMPLED), billing.call("POST /charges"):
+        pass
+    seconds = next(each for each in REGISTRY.collect() if each.name == "taskflux_provider_request_seconds")
+    exemplars = [each.exemplar.labels for each in seconds.samples if each.exemplar]
+    assert {"trace_id": SAMPLED[3:35]} in exemplars
