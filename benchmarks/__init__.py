@@ -4,4 +4,6 @@
 `floors/` is what they are held against: starlette, aiokafka and asyncpg as anybody would write them first. Contestants
 take turns within every round, so that what else the machine does hits all of them; figures are medians over rounds,
 and ratios are medians of each round's own ratio. Nothing here passes or fails by time.
+
+`python -m benchmarks.kafka_clients BROKER` compares aiokafka with confluent-kafka: docs/decisions/0001-kafka-client.md.
 """
