@@ -145,11 +145,7 @@ def encode(envelope: Envelope, key: str | None = None) -> Encoded:
     }
     if envelope.probe:
         body["probe"] = True
-    return Encoded(
-        (key or str(envelope.task_id)).encode("utf-8", "backslashreplace"),
-        to_json(body),
-        trace_headers(envelope.traceparent),
-    )
+    return _encoded(key or str(envelope.task_id), body, envelope.traceparent)
 
 
 def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = None) -> Envelope | Foreign | Poison:
@@ -164,7 +160,7 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
         return Poison(PoisonClass.TOO_LARGE, f"the record has {record.size} bytes, the limit is {max_bytes}")
     if record.value is None:
         return Poison(PoisonClass.NO_VALUE, "the record has no value")
-    body = parse_object(record.value)
+    body = _parse_object(record.value)
     if isinstance(body, Poison):
         return body
     task_type = body.get("taskType")
@@ -174,15 +170,18 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
         return Poison(PoisonClass.UNKNOWN_TYPE, f"no handler here runs the task type {task_type[:100]!a}")
     if "payload" in body:
         return _foreign(record, body, task_type)
-    return _ours(record, body, task_type)
+    claim = _parse_claim(body)
+    if isinstance(claim, Poison):
+        return claim
+    return Envelope(claim[0], task_type, claim[1], trace_of(record.headers), body.get("probe") is True)
 
 
-def to_json(body: dict[str, object]) -> bytes:
-    """The value of one of our own records."""
-    return _ENCODE(body).encode()
+def _encoded(key: str, body: dict[str, object], traceparent: str | None) -> Encoded:
+    headers = ((TRACEPARENT, traceparent.encode("ascii", "replace")),) if traceparent else ()
+    return Encoded(key.encode("utf-8", "backslashreplace"), _ENCODE(body).encode(), headers)
 
 
-def parse_object(value: bytes) -> dict[str, object] | Poison:
+def _parse_object(value: bytes) -> dict[str, object] | Poison:
     """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity)."""
     try:
         body = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
@@ -199,19 +198,18 @@ def parse_object(value: bytes) -> dict[str, object] | Poison:
     return body
 
 
-def parse_claim(body: dict[str, object]) -> tuple[UUID, int] | Poison:
+def _parse_claim(body: dict[str, object]) -> tuple[UUID, int] | Poison:
     """`taskId` and `version` of one of our own records."""
-    task_id, version = _uuid(body.get("taskId")), body.get("version")
+    text, version = body.get("taskId"), body.get("version")
+    try:
+        task_id = UUID(text) if isinstance(text, str) and len(text) == 36 else None
+    except ValueError:
+        task_id = None
     if task_id is None:
         return Poison(PoisonClass.UNKNOWN_SHAPE, "there is neither a payload nor a taskId that is a UUID")
     if type(version) is not int or not 0 <= version <= _MAX_VERSION:
         return Poison(PoisonClass.UNKNOWN_SHAPE, "there is neither a payload nor a version that counts from 0")
     return task_id, version
-
-
-def trace_headers(traceparent: str | None) -> Headers:
-    """The header that carries W3C trace context, or none."""
-    return ((TRACEPARENT, traceparent.encode("ascii", "replace")),) if traceparent else ()
 
 
 def trace_of(headers: Headers) -> str | None:
@@ -220,13 +218,6 @@ def trace_of(headers: Headers) -> str | None:
         if name == TRACEPARENT and value is not None and _TRACEPARENT.fullmatch(value):
             return value.decode("ascii")
     return None
-
-
-def _ours(record: Record, body: dict[str, object], task_type: str) -> Envelope | Poison:
-    claim = parse_claim(body)
-    if isinstance(claim, Poison):
-        return claim
-    return Envelope(claim[0], task_type, claim[1], trace_of(record.headers), body.get("probe") is True)
 
 
 def _foreign(record: Record, body: dict[str, object], task_type: str) -> Foreign | Poison:
@@ -238,15 +229,6 @@ def _foreign(record: Record, body: dict[str, object], task_type: str) -> Foreign
     ):
         return Poison(PoisonClass.UNKNOWN_SHAPE, f"taskId is not a text of 1 to {_MAX_FOREIGN_ID} printable characters")
     return Foreign(task_id, task_type, body["payload"], record, trace_of(record.headers))
-
-
-def _uuid(text: object) -> UUID | None:
-    if not isinstance(text, str) or len(text) != 36:
-        return None
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -313,11 +295,7 @@ def encode_dead(task: DeadTask, key: str | None = None) -> Encoded:
         "errorClass": task.error_class,
         "attempts": task.attempts,
     }
-    return Encoded(
-        (key or str(task.task_id)).encode("utf-8", "backslashreplace"),
-        to_json(body),
-        trace_headers(task.traceparent),
-    )
+    return _encoded(key or str(task.task_id), body, task.traceparent)
 
 
 def encode_poison(record: Record, poison: Poison) -> Encoded:
@@ -341,10 +319,10 @@ def decode_dead(record: Record) -> DeadTask | DeadPoison:
     poison = _poison(record)
     if poison is not None:
         return poison
-    body = parse_object(record.value or b"")
+    body = _parse_object(record.value or b"")
     if isinstance(body, Poison):
         return _malformed(record, body.reason)
-    claim = parse_claim(body)
+    claim = _parse_claim(body)
     if isinstance(claim, Poison):
         return _malformed(record, claim.reason)
     task_type, error_class, attempts = body.get("taskType"), body.get("errorClass"), body.get("attempts")

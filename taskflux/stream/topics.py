@@ -7,6 +7,7 @@ letters of every type go to `shop-tasks.dlq`, which the group `shop-taskflux.dlq
 from __future__ import annotations
 
 import re
+from functools import cache
 
 Place = tuple[str, int]
 """A topic, and the number of one of its partitions."""
@@ -34,6 +35,7 @@ def check_task_type(name: str) -> str:
     return name
 
 
+@cache  # it is asked for with each record
 def task_topic(prefix: str, task_type: str) -> str:
     """The topic that carries a type's claim checks. ValueError where `task_type` cannot be a type."""
     return f"{prefix}{_TOPIC}{check_task_type(task_type)}"
