@@ -214,6 +214,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self._empty = False
         self._polled: tuple[int | None, float] = (None, 0.0)
         self._starts_wanted = False
+        self._anew = False
         self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._refresh_metadata()
@@ -299,9 +300,13 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
     async def start_over(self, epoch: int) -> bool:
         """Read a recreated topic from its start; nothing may be fetched meanwhile, and what was fetched before is of
         another epoch. False: ask again.
+
+        Whoever saw that the topic was deleted holds nothing of it, and does so once partitions are assigned again: the
+        group's commits of the former log may still be there.
         """
         self.epoch = epoch
         held = self.assigned
+        self._anew = not held
         self.progress.assign(held)
         self._refresh_metadata()  # the new topic may have other partitions and leaders
         try:
@@ -387,12 +392,15 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             end = self._consumer.highwater(TopicPartition(*place))
             if commit is None:
                 self.progress.begin_at(place, starts[place])
+            elif self._anew:
+                self._consumer.seek(TopicPartition(*place), starts[place])
+                self.progress.begin_at(place, starts[place])
             elif end is None:
                 known = False  # no broker has answered a fetch yet
             elif commit > end and self.progress.position(place) is None:
                 self._consumer.seek(TopicPartition(*place), starts[place])
                 self.progress.begin_at(place, starts[place])
-        self._starts_wanted = not known
+        self._starts_wanted, self._anew = not known, self._anew and not held
         return known
 
     async def _starts(self, held: Iterable[Place]) -> dict[TopicPartition, int]:

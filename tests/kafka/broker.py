@@ -93,7 +93,7 @@ class KafkaBroker(Server):
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": str(self.data_dir / "log"),
-            "auto.create.topics.enable": "false",
+            "auto.create.topics.enable": "true",  # as by default: none of ours may be made by that
             # A single node: one replica of everything, and few partitions of what Kafka keeps for itself.
             "default.replication.factor": "1",
             "offsets.topic.replication.factor": "1",
