@@ -69,8 +69,8 @@ async def test_a_lease_has_expired_only_once_somebody_looked_for_a_whole_one(sce
 async def test_after_a_start_of_postgresql_workers_have_a_whole_lease_to_beat(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
-    await scene.lose(worker)
-    await LeaseSweep(Upkeep(scene.database), 1e9, RATE).tick(led_for=1e9)  # longer than it is up
+    await scene.sql("UPDATE workers SET beat_at = now() - interval '100 years'")
+    await LeaseSweep(Upkeep(scene.database), 1e9, RATE).tick(led_for=1e9)  # longer than PostgreSQL is up
     assert (await scene.state(claim.id))[0] == "running"
 
 

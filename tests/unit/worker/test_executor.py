@@ -234,6 +234,21 @@ async def test_a_lease_that_expires_during_the_wait_for_a_turn_starts_no_side_ef
     )
 
 
+async def test_a_worker_without_its_lease_does_not_even_probe_its_provider(scene: Scene) -> None:
+    checks: list[str] = []
+
+    class Client:
+        async def check(self) -> None:
+            checks.append("checked")
+
+    place = await Workplace.of(scene, Calls(), client=Client())
+    await scene.circuits.open("outside", "Unavailable", "down")
+    await place.watch.refresh()
+    place.clock.now += LEASE
+    await place.run_one(probe=True)
+    assert (checks, place.gate.open) == ([], True)
+
+
 async def test_while_the_circuit_is_open_tasks_are_released_uncalled(scene: Scene) -> None:
     calls = Calls()
     place = await Workplace.of(scene, calls, client=object())
@@ -308,6 +323,28 @@ async def test_what_outlasts_the_drain_is_cut_off_and_ambiguous(
     row = await scene.row(claim.id)
     assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, "Ambiguous")
     assert row["error_reason"] == "it was cut off when its worker ended"
+
+
+async def test_what_a_handler_has_said_is_not_cut_off_by_a_drain(scene: Scene) -> None:
+    """Its provider's circuit learns of it first, which PostgreSQL may take its time for."""
+    closing, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        closing.set()
+        await go.wait()
+
+    place = await Workplace.of(scene, returning(Receipt()), client=object())
+    await scene.circuits.open("outside", "Unavailable", "down")
+    await place.watch.refresh()
+    place.database.when["close_circuit"] = slow
+    (claim,) = await place.claim()
+    place.begin(claim, probe=True)
+    await closing.wait()
+    drained = asyncio.create_task(place.executor.drain(0.0, asyncio.Event()))
+    await asyncio.wait([drained], timeout=0.01)
+    go.set()
+    await drained
+    assert (await scene.row(claim.id))["state"] == "succeeded"
 
 
 # After the lease -----------------------------------------------------------------------------------------------------
