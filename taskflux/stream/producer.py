@@ -28,10 +28,11 @@ _MAX_DELAY: Final = 5.0
 _MAX_IN_FLIGHT: Final = 4
 _FRAME: Final = 1024
 """Bytes that a record's frame may take beside its key, value and headers."""
-_ASK_AGAIN: Final = 1.0
-_TOO_OLD: Final = 30.0
-"""Seconds after which topic ids are asked for in the background, and after which nothing is sent before they are: an
-id that is older than the log it is noted for is harmless, since the auditor sends the task again."""
+_ASK_AGAIN, _TOO_OLD = 0.5, 1.0
+"""Seconds after which topic ids are asked for beside sending, and after which nothing is sent before they are.
+
+An id that is older than the log it is noted for costs a repeat: the auditor sends the task again.
+"""
 
 
 class Published(NamedTuple):
