@@ -78,7 +78,7 @@ class Backlogs:
 
     async def _publish_tasks(self, task_type: str, ids: Sequence[UUID]) -> None:
         traces = [
-            f"00-{task.hex}-{task.hex[:16]}-{'01' if place % self.traced == 0 else '00'}"
+            f"00-{task.hex}-{task.hex[:16]}-{'01' if place % self.traced == self.traced - 1 else '00'}"
             for place, task in enumerate(ids)
         ]
         submissions = [

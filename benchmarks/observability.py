@@ -24,6 +24,8 @@ BACKLOGS: Final = 8
 """Of each worker in a round: short ones, in turns, since what else the machine does changes within seconds."""
 TASKS: Final = 6_000
 OFF: Final = "neither"
+NEVER: Final = 10**9
+"""One task of so many is sampled: none of a backlog."""
 COLUMNS: Final = (Column("CPU µs/task", 1), Column("tasks/s"))
 
 
@@ -45,6 +47,7 @@ async def observability(lab: Lab, effort: Effort) -> Table:
         variants = {
             OFF: Variant(unmetered),
             "metrics": Variant({}),
+            "traces, none sampled": Variant(unmetered | export, traced=NEVER),
             f"traces of {100 // TRACED} %": Variant(unmetered | export),
             "traces of all": Variant(unmetered | export, traced=1),
             f"metrics, traces of {100 // TRACED} %": Variant(export),
