@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -197,12 +198,17 @@ async def json_object(request: Request, limit: int) -> dict[str, Any]:
     return document
 
 
-def identifier(text: str) -> UUID | None:
-    """The id that stands in a path, if it can be one."""
-    try:
-        return UUID(text) if len(text) == 36 else None
-    except ValueError:
-        return None
+def path_id(request: Request, name: str, unknown: Callable[[str], Problem]) -> UUID:
+    """The id in a request's path.
+
+    Raises:
+        Problem: what `unknown` makes of the text, which can be no id.
+    """
+    text: str = request.path_params[name]
+    if len(text) == 36:  # UUID() takes other spellings, too
+        with suppress(ValueError):
+            return UUID(text)
+    raise unknown(text)
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from taskflux.http.bodies import identifier, json_answer, read_json, rfc3339, to_json
+from taskflux.http.bodies import json_answer, path_id, read_json, rfc3339, to_json
 from taskflux.http.problems import (
     INVALID_RESOLUTION,
     UNKNOWN_TASK,
@@ -28,20 +28,16 @@ from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Decisions, Listing, Resolution, Tasks
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
-from taskflux.tasks.timeline import parse_timeline
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import link_request, trace_id
 
 
 def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object of a task's row (columns of the query `get_task`)."""
-    return task_summary(row) | {"payload": stored_json(row["payload"]), "timeline": timeline(row)}
-
-
-def timeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The timeline of a row, each entry with the trace that it stands in."""
-    trace = {"traceId": trace_id(row["traceparent"])} if row["traceparent"] else {}
-    return [{**entry, **trace} for entry in parse_timeline(row["timeline"] or ())]
+    document = task_summary(row)
+    document["payload"] = stored_json(row["payload"])
+    document["timeline"] = parse_timeline(row["timeline"] or (), document.get("traceId"))
+    return document
 
 
 def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +86,45 @@ def _float(digits: str) -> float | str:
     return value if math.isfinite(value) else digits
 
 
+class TimelineEntry(TypedDict):
+    """What happened to a task: `at` is RFC 3339 in UTC, `attempt` counts from 1 (0: none was made yet).
+
+    `times` stands only where repeats were folded, `note` only where there is something to say, `traceId` only where
+    the task has a trace.
+    """
+
+    at: str
+    event: str
+    state: str
+    attempt: int
+    times: NotRequired[int]
+    note: NotRequired[str]
+    traceId: NotRequired[str]
+
+
+def parse_timeline(entries: Iterable[str], trace: str | None = None) -> list[TimelineEntry]:
+    """A row's timeline, oldest entry first; `trace` is the id of the trace that the task stands in.
+
+    On the row it is an array of texts, `at|event|state|attempt|times|note`, at most 32: a full one folds repeats of
+    the same cause into one entry that counts them. A note holds no `|`.
+
+    Raises:
+        ValueError: a text is no entry.
+    """
+    timeline: list[TimelineEntry] = []
+    for text in entries:
+        at, event, state, attempt, times, note = text.split("|", 5)
+        entry: TimelineEntry = {"at": at, "event": event, "state": state, "attempt": int(attempt)}
+        if times != "1":
+            entry["times"] = int(times)
+        if note:
+            entry["note"] = note
+        if trace:
+            entry["traceId"] = trace
+        timeline.append(entry)
+    return timeline
+
+
 log = logging.getLogger(__name__)
 
 LARGEST_BODY: Final = 64 * 1024
@@ -114,7 +149,8 @@ class TaskRoutes:
 
     async def show(self, request: Request) -> Response:
         """A task as it stands."""
-        task = task_id(request)
+        task = path_id(request, "task_id", _unknown)
+        TASK.set(task)
         document = await self.cache.cached(DEFAULT_TENANT, task)
         if document is None:
             row = await self.tasks.get(task, DEFAULT_TENANT)
@@ -139,7 +175,8 @@ class TaskRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """The cancelled task, also where it was cancelled before; 409 where it waits no more."""
-        task = task_id(request)
+        task = path_id(request, "task_id", _unknown)
+        TASK.set(task)
         if await self.decisions.cancel(task, DEFAULT_TENANT):
             log.info("a task was cancelled", extra={"task_id": str(task)})
         row = await self._decided(task)
@@ -151,7 +188,8 @@ class TaskRoutes:
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
-        task = task_id(request)
+        task = path_id(request, "task_id", _unknown)
+        TASK.set(task)
         _, document = await read_json(request.scope, request.receive, LARGEST_BODY)
         resolution, reason = read_resolution(document)
         resolved = await self.decisions.resolve(task, DEFAULT_TENANT, resolution, reason)
@@ -169,22 +207,8 @@ class TaskRoutes:
         return row
 
 
-def task_id(request: Request) -> UUID:
-    """The task id in a request's path: the request is about this task, in the log, too.
-
-    Raises:
-        Problem: 404, no task can have this id.
-    """
-    text = request.path_params["task_id"]
-    task = identifier(text)
-    if task is None:
-        raise _unknown(text[:100])
-    TASK.set(task)
-    return task
-
-
 def _unknown(text: str) -> Problem:
-    return Problem(UNKNOWN_TASK, f"no task has the id {text!r}; it may have been deleted after its retention")
+    return Problem(UNKNOWN_TASK, f"no task has the id {text[:100]!r}; it may have been deleted after its retention")
 
 
 def read_resolution(document: object) -> tuple[Resolution, str | None]:

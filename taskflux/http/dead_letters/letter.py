@@ -17,7 +17,7 @@ from taskflux.http.bodies import moment, parse_json, rfc3339
 from taskflux.http.problems import EMPTY_FILTER, INVALID_REPLAY, FieldError, Problem, not_valid, unknown_fields
 from taskflux.http.queries import LETTER_FILTERS, read_fields
 from taskflux.http.submissions import Submissions
-from taskflux.http.tasks import stored_json, timeline
+from taskflux.http.tasks import parse_timeline, stored_json
 from taskflux.store.dead_letters import LetterFilter
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
@@ -50,10 +50,11 @@ def letter_item(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def letter_document(row: Mapping[str, Any]) -> dict[str, Any]:
     """A letter with everything about it (columns of the query `get_dead_letter`)."""
+    trace = trace_id(row["traceparent"]) or None
     return letter_item(row) | {
         "payload": stored_json(row["payload"]),
-        "traceId": trace_id(row["traceparent"]) or None,
-        "timeline": timeline(row),
+        "traceId": trace,
+        "timeline": parse_timeline(row["timeline"] or (), trace),
         "record": None if row["task_id"] else _record(row),
     }
 

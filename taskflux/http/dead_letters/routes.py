@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
-from taskflux.http.bodies import identifier, json_answer, json_object
+from taskflux.http.bodies import json_answer, json_object, path_id
 from taskflux.http.dead_letters.letter import (
     bulk_document,
     edited_payload,
@@ -137,17 +137,15 @@ class DeadLetterRoutes:
 
     async def show_bulk(self, request: Request) -> Response:
         """How far a bulk replay is, and what has become of its tasks."""
-        text = request.path_params["replay_id"]
-        replay = identifier(text)
-        row = await self.replays.get_bulk(DEFAULT_TENANT, replay) if replay else None
+        row = await self.replays.get_bulk(DEFAULT_TENANT, path_id(request, "replay_id", _unknown_replay))
         if row is None:
-            raise Problem(UNKNOWN_REPLAY, f"no bulk replay has the id {text[:100]!r}")
+            raise _unknown_replay(request.path_params["replay_id"])
         return json_answer(bulk_document(row, await self.replays.outcomes(row["id"])))
 
     async def stop_bulk(self, request: Request) -> Response:
         """Stop a bulk replay: no further letter is sent once this is answered. One that has ended stays as it is."""
-        replay = identifier(request.path_params["replay_id"])
-        if replay and await self.replays.stop_bulk(DEFAULT_TENANT, replay):
+        replay = path_id(request, "replay_id", _unknown_replay)
+        if await self.replays.stop_bulk(DEFAULT_TENANT, replay):
             log.info("a bulk replay was stopped", extra={"replay": str(replay)})
         return await self.show_bulk(request)
 
@@ -155,12 +153,19 @@ class DeadLetterRoutes:
         return await json_object(request, self.submissions.limits.max_body_bytes)
 
     async def _get(self, request: Request) -> Mapping[str, Any]:
-        text = request.path_params["letter_id"]
-        letter = identifier(text)
-        row: Mapping[str, Any] | None = await self.shelf.get(DEFAULT_TENANT, letter) if letter else None
+        letter = path_id(request, "letter_id", _unknown_letter)
+        row: Mapping[str, Any] | None = await self.shelf.get(DEFAULT_TENANT, letter)
         if row is None:
-            raise Problem(UNKNOWN_DEAD_LETTER, f"no dead letter has the id {text[:100]!r}")
+            raise _unknown_letter(request.path_params["letter_id"])
         return row
+
+
+def _unknown_letter(text: str) -> Problem:
+    return Problem(UNKNOWN_DEAD_LETTER, f"no dead letter has the id {text[:100]!r}")
+
+
+def _unknown_replay(text: str) -> Problem:
+    return Problem(UNKNOWN_REPLAY, f"no bulk replay has the id {text[:100]!r}")
 
 
 def _reason(document: Mapping[str, Any]) -> str:

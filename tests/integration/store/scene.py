@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 from uuid_utils.compat import uuid7
 
+from taskflux.http.tasks import TimelineEntry, parse_timeline
 from taskflux.store.claims import Claim, Claims, Settled, Settlement, Worker
 from taskflux.store.database import Database, Row
 from taskflux.store.dead_letters import DeadLetters
@@ -22,7 +23,6 @@ from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State, allowed
 from taskflux.tasks.submission import Submission, TaskType
-from taskflux.tasks.timeline import TimelineEntry, parse_timeline
 
 TYPE = "email"
 LOG = UUID(int=77)

@@ -8,13 +8,13 @@ from uuid import UUID
 
 import pytest
 
+from taskflux.http.tasks import parse_timeline
 from taskflux.store.claims import Settlement
 from taskflux.store.database import NOTE_LENGTH, Database
 from taskflux.store.publishing import Confirmation, Publishing
 from taskflux.store.tasks import Decisions, Resolution, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.submission import TaskType
-from taskflux.tasks.timeline import parse_timeline
 from tests.integration.store.rows import DIED, DONE, HELD, end, sql, state_of, submit, worker
 
 

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from taskflux.http.tasks import TimelineEntry, parse_timeline
 from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.states import Event, State
-from taskflux.tasks.timeline import TimelineEntry, parse_timeline
 from tests.integration.store.scene import TYPE, Scene
 
 START = datetime(2026, 11, 22, tzinfo=UTC)

@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.tasks.timeline import parse_entry, parse_timeline
+from taskflux.http.tasks import TimelineEntry, parse_timeline
 
 AT = "2026-11-22T10:00:00.000001Z"
+
+
+def parse_entry(text: str) -> TimelineEntry:
+    (entry,) = parse_timeline([text])
+    return entry
 
 
 def test_an_entry_says_when_what_and_which_attempt() -> None:
@@ -34,6 +39,11 @@ def test_a_note_keeps_its_colons_and_spaces() -> None:
 def test_the_oldest_stands_first() -> None:
     entries = [f"{AT}|accepted|scheduled|0|1|", f"{AT}|published|queued|0|1|"]
     assert [entry["event"] for entry in parse_timeline(entries)] == ["accepted", "published"]
+
+
+def test_each_entry_names_the_trace_of_its_task() -> None:
+    entries = [f"{AT}|accepted|scheduled|0|1|", f"{AT}|published|queued|0|1|"]
+    assert [entry["traceId"] for entry in parse_timeline(entries, "4bf9")] == ["4bf9", "4bf9"]
 
 
 @pytest.mark.parametrize("text", ["", "accepted", f"{AT}|accepted|scheduled|zero|1|"])
