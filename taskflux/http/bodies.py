@@ -74,12 +74,9 @@ def media_type(headers: Headers, accepted: frozenset[str]) -> str:
     Raises:
         Problem: 415.
     """
-    given = headers.get(b"content-type", b"")
     if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
         raise Problem(UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not taken: send it without Content-Encoding")
-    if given == JSON and "application/json" in accepted:
-        return "application/json"
-    essence, _, parameters = given.decode("latin-1").lower().partition(";")
+    essence, _, parameters = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
     essence = essence.strip()
     wanted = " or ".join(sorted(accepted & {"application/json", "application/x-ndjson"}))
     if essence not in accepted:
@@ -101,28 +98,17 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     announced = headers.get(b"content-length", b"")
     if len(announced) > 18 or (announced.isdigit() and int(announced) > limit):
         raise too_large("the body", limit)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message["body"]
-        if len(body) > limit:
-            raise too_large("the body", limit)
-        return body
-    return await _read_on(message, receive, limit)
-
-
-async def _read_on(message: Mapping[str, object], receive: Receive, limit: int) -> bytes:
-    parts = bytearray()
-    while True:
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        part = message.get("body", b"")
-        assert isinstance(part, bytes)
-        parts += part
-        if len(parts) > limit:
+        more = message.get("more_body", False)
+        body += message.get("body", b"")
+        if len(body) > limit:
             raise too_large("the body", limit)
-        if not message.get("more_body"):
-            return bytes(parts)
-        message = await receive()
+    return bytes(body)
 
 
 async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
@@ -177,7 +163,8 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers
         ClientDisconnect: the client disconnected.
     """
     headers = headers_of(scope)
-    media_type(headers, JSON_TYPES)
+    if headers.get(b"content-type") != JSON or b"content-encoding" in headers:  # most requests say just this
+        media_type(headers, JSON_TYPES)
     return headers, parse_json(await read_body(headers, receive, limit))
 
 
