@@ -29,13 +29,13 @@ from taskflux.http.problems import (
     shortened,
     store_problem,
 )
-from taskflux.http.registry import Registered, TypeRegistry
-from taskflux.http.requests import request_traceparent
+from taskflux.http.registry import TypeRegistry
 from taskflux.store.errors import StoreError
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import TASK
+from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.intake import Intake
 
 LONGEST_DELAY: Final = timedelta(days=3653)
@@ -51,20 +51,13 @@ _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
-def task_type_of(document: object) -> str:
-    """The task type that a document asks for.
+def implied_type(document: dict[str, Any]) -> str:
+    """The task type of a document that names none by a text.
 
     Raises:
-        Problem: 422, it asks for none.
+        Problem: 422, it needs one.
     """
-    if not isinstance(document, dict):
-        raise Problem(
-            INVALID_TASK, 'a task is a JSON object, for example {"taskType": "simulated", "payload": "hello"}'
-        )
-    name = document.get("taskType")
-    if isinstance(name, str):
-        return name
-    if name is not None:
+    if document.get("taskType") is not None:
         raise not_valid(INVALID_TASK, [FieldError("taskType", "must be a text")])
     if isinstance(document.get("payload"), str):
         return PLAIN_TYPE
@@ -83,51 +76,6 @@ def unknown_type(name: str, known: Sequence[str]) -> Problem:
     )
     errors = [FieldError("taskType", "is not registered")]
     return Problem(UNKNOWN_TASK_TYPE, detail, errors, extra={"knownTypes": list(known[:50])})
-
-
-def read_submission(
-    document: dict[str, Any], registered: Registered, traceparent: str, now: datetime, key: str | None = None
-) -> Submission:
-    """The submission of a document whose type is `registered`; `key` is its idempotency key.
-
-    Raises:
-        Problem: 422, with every bad field.
-    """
-    given: dict[str, Any] = {}
-    errors: list[FieldError] = []
-    if len(document) != 2 or "taskType" not in document or "payload" not in document:
-        given, errors = _read_fields(document, now, repeatable=key is not None)
-    payload = document.get("payload")
-    text = ""
-    try:
-        text = _encode(payload)
-        errors += registered.schema.errors(payload) if "payload" in document else []
-    except RecursionError:
-        errors.append(FieldError("payload", "is nested too deeply"))
-    except ValueError:
-        errors.append(FieldError("payload", "holds a number beyond the range of a double"))
-    if key is not None and not is_idempotency_key(key):
-        errors.append(
-            FieldError("Idempotency-Key", f"must be 1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters")
-        )
-    if errors:
-        raise not_valid(INVALID_TASK, errors)
-    task_type = registered.type
-    metadata = given.get("metadata")
-    return Submission(
-        id=uuid7(),
-        type=task_type.name,
-        payload=text,
-        max_attempts=given.get("maxAttempts", task_type.max_attempts),
-        key=given.get("key"),
-        schedule_at=given.get("scheduleAt"),
-        delay=given.get("delaySeconds", 0.0),
-        expires_at=given.get("expiresAt"),
-        metadata=None if metadata is None else _encode(metadata),
-        traceparent=traceparent,
-        idempotency=None if key is None else IdempotencyKey(key, digest(task_type.name, payload, given)),
-        provider=task_type.provider,
-    )
 
 
 def digest(task_type: str, payload: object, given: dict[str, Any]) -> bytes:
@@ -289,19 +237,63 @@ class Submissions:
         await send({"type": "http.response.body", "body": body})
 
     async def read(self, document: Any, key: str | None = None, traceparent: str | None = None) -> Submission:
-        """The submission that a document asks for; without a `traceparent` it stands in the request's own trace.
+        """The submission that a document asks for.
+
+        Args:
+            key: its idempotency key.
+            traceparent: the trace that it stands in, when that is not the request's.
 
         Raises:
             Problem: 422, with every bad field; 503, its type is not known here, and the store cannot be asked.
         """
-        name = task_type_of(document)
+        if not isinstance(document, dict):
+            raise Problem(
+                INVALID_TASK, 'a task is a JSON object, for example {"taskType": "simulated", "payload": "hello"}'
+            )
+        name = document.get("taskType")
+        if not isinstance(name, str):
+            name = implied_type(document)
         try:
             registered = await self.registry.find(name)
         except StoreError as error:
             raise store_problem(error) from error
         if registered is None:
             raise unknown_type(name, self.registry.names)
-        return read_submission(document, registered, traceparent or request_traceparent(), self.now(), key)
+        given: dict[str, Any] = {}
+        errors: list[FieldError] = []
+        if len(document) != 2 or "taskType" not in document or "payload" not in document:
+            given, errors = _read_fields(document, self.now(), repeatable=key is not None)
+        payload = document.get("payload")
+        text = ""
+        try:
+            text = _encode(payload)
+            errors += registered.schema.errors(payload) if "payload" in document else []
+        except RecursionError:
+            errors.append(FieldError("payload", "is nested too deeply"))
+        except ValueError:
+            errors.append(FieldError("payload", "holds a number beyond the range of a double"))
+        if key is not None and not is_idempotency_key(key):
+            errors.append(
+                FieldError("Idempotency-Key", f"must be 1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters")
+            )
+        if errors:
+            raise not_valid(INVALID_TASK, errors)
+        task_type = registered.type
+        metadata = given.get("metadata")
+        return Submission(
+            id=uuid7(),
+            type=task_type.name,
+            payload=text,
+            max_attempts=given.get("maxAttempts", task_type.max_attempts),
+            key=given.get("key"),
+            schedule_at=given.get("scheduleAt"),
+            delay=given.get("delaySeconds", 0.0),
+            expires_at=given.get("expiresAt"),
+            metadata=None if metadata is None else _encode(metadata),
+            traceparent=traceparent or TRACE.get(),
+            idempotency=None if key is None else IdempotencyKey(key, digest(task_type.name, payload, given)),
+            provider=task_type.provider,
+        )
 
     async def accept(self, submission: Submission, key_field: str) -> Accepted:
         """Return once the task is durable; `key_field` is where its idempotency key was given.
