@@ -29,12 +29,12 @@ _SAMPLED: Final = 0x01
 _RANDOM: Final = 0x02
 
 
-def incoming(header: bytes | None) -> str | None:
-    """The caller's traceparent in version 00, or None when it has none or one that the standard says to ignore.
+def incoming(header: bytes) -> str | None:
+    """The caller's traceparent in version 00, or None when it is one that the standard says to ignore.
 
     The standard: https://www.w3.org/TR/trace-context/
     """
-    match = _TRACEPARENT.fullmatch(header.strip()) if header else None
+    match = _TRACEPARENT.fullmatch(header.strip())
     if match is None:
         return None
     version, trace, parent, flags, rest = match.groups()
@@ -44,13 +44,8 @@ def incoming(header: bytes | None) -> str | None:
     return f"00-{trace.decode()}-{parent.decode()}-{known:02x}"
 
 
-def request_traceparent() -> str:
-    """The trace that the request under way stands in, and the tasks that it makes."""
-    return TRACE.get() or tracing.new_traceparent()
-
-
 class Requests:
-    """An application, with every request of it traced and logged."""
+    """An application, with every request of it traced, counted and logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -59,58 +54,54 @@ class Requests:
         if scope["type"] != "http" or scope["path"] in SILENT:
             await self._app(scope, receive, send)
             return
-        span = None
+        method = scope["method"] if scope["method"] in metrics.METHODS else OTHER  # a caller may call any word one
+        span: Span | None = None
         if tracing.on:
-            method = "_OTHER" if method_of(scope) == OTHER else method_of(scope)
-            span = tracing.request(scope["headers"], {"http.request.method": method, "url.scheme": scope["scheme"]})
-            traceparent = span.traceparent
+            about = {"http.request.method": "_OTHER" if method == OTHER else method, "url.scheme": scope["scheme"]}
+            begun = tracing.request(scope["headers"], about)
+            traceparent = begun.traceparent
+            span = begun if tracing.sampled(traceparent) else None
         else:
-            header = next((value for name, value in scope["headers"] if name == b"traceparent"), None)
-            traceparent = incoming(header) or tracing.new_traceparent()
+            given = (incoming(value) for name, value in scope["headers"] if name == b"traceparent")
+            traceparent = next(given, None) or tracing.new_traceparent()
         TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
-        answer = _Answer(send)
-        began = asyncio.get_running_loop().time()
+        status, broke = 0, False
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         in_progress = metrics.HTTP_IN_PROGRESS.labels()
         in_progress.inc()
         try:
-            if span is not None and tracing.sampled(traceparent):
-                with span:
-                    try:
-                        await self._app(scope, receive, answer.send)
-                    finally:
-                        _describe(span, scope, answer.status)
-            else:
-                await self._app(scope, receive, answer.send)
+            with span or tracing.UNTRACED:
+                try:
+                    await self._app(scope, receive, answer)
+                finally:
+                    route = getattr(scope.get("route"), "path", UNMATCHED)
+                    if span is not None:
+                        _describe(span, method, route, status)
         except Exception:
-            answer.broke = True
-            if not answer.status:
+            broke = True
+            if not status:
                 raise
             # Whoever answered has told the fault, too.
         finally:
+            seconds = loop.time() - began
             in_progress.dec()
-            _note(scope, answer, began, tracing.exemplar(traceparent) if tracing.on else None)
+            metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
+            exemplar = tracing.exemplar(traceparent) if tracing.on else None
+            metrics.HTTP_SECONDS.labels(method, route).observe(seconds, exemplar)
+            # Without a status, the client has disconnected.
+            _log(f"{method} {route}", status, seconds, failed=broke or status >= 500)
 
 
-class _Answer:
-    """Notes the status on the way out."""
-
-    __slots__ = ("_send", "broke", "status")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-        self.broke = False
-
-    async def send(self, message: Message) -> None:
-        """Pass it on."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self._send(message)
-
-
-def _describe(span: Span, scope: Scope, status: int) -> None:
-    route = route_of(scope)
-    span.named(f"{method_of(scope)} {route}")
+def _describe(span: Span, method: str, route: str, status: int) -> None:
+    span.named(f"{method} {route}")
     span.note("http.route", route)
     span.note("url.path", route)
     if status:
@@ -119,31 +110,15 @@ def _describe(span: Span, scope: Scope, status: int) -> None:
         span.failed(str(status))
 
 
-def method_of(scope: Scope) -> str:
-    """The request's method. A caller may call any word one."""
-    return scope["method"] if scope["method"] in metrics.METHODS else OTHER
-
-
-def route_of(scope: Scope) -> str:
-    """The template of the route that a request met."""
-    return getattr(scope.get("route"), "path", UNMATCHED)
-
-
-def _note(scope: Scope, answer: _Answer, began: float, exemplar: dict[str, str] | None) -> None:
-    """Count a request that has ended, and log it."""
-    now = asyncio.get_running_loop().time()
-    method, route, status = method_of(scope), route_of(scope), answer.status
-    metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
-    metrics.HTTP_SECONDS.labels(method, route).observe(now - began, exemplar)
-    failed = answer.broke or status >= 500  # without a status, the client has disconnected
+def _log(asked: str, status: int, seconds: float, *, failed: bool) -> None:
     level = logging.WARNING if failed else logging.INFO
     if not log.isEnabledFor(level):
         return
-    asked = f"{method} {route}"
-    omitted = (logs.failed_requests if failed else logs.requests).take(f"{asked} {status}", now)
+    sampler = logs.failed_requests if failed else logs.requests
+    omitted = sampler.take(f"{asked} {status}", asyncio.get_running_loop().time())
     if omitted is None:
         return
-    extra: dict[str, object] = {"status": status or None, "duration_ms": round((now - began) * 1000, 1)}
+    extra: dict[str, object] = {"status": status or None, "duration_ms": round(seconds * 1000, 1)}
     if omitted:
         extra["omitted"] = omitted
     log.log(level, asked, extra=extra)

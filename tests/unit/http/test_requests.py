@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from taskflux.http.app import application, probe_routes
-from taskflux.http.requests import Requests, request_traceparent
+from taskflux.http.requests import Requests
 from taskflux.telemetry import logs
 from taskflux.telemetry.tracing import TRACE
 
@@ -29,7 +29,7 @@ def _no_floods() -> Iterator[None]:
 @pytest.fixture
 async def client() -> httpx.AsyncClient:
     async def shown(request: Request) -> Response:
-        return Response(request_traceparent())
+        return Response(TRACE.get())
 
     async def broken(request: Request) -> Response:
         raise ValueError(SECRET)
