@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from taskflux.store.database import Database, json_text, note, storable
+from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import statements
 from taskflux.tasks.decision import Decision
+from taskflux.tasks.states import Event
+from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry.tracing import UNTRACED, Destination
 
 SQL: Final = statements("claims")
+SETTLE_BATCH: Final = 500
+_SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 
 
 class Claim(NamedTuple):
@@ -74,15 +81,19 @@ class Worker:
     label: str
     pid: int
     origin: str | None
-    type: str | None = None
+    type: str
 
 
-@dataclass(frozen=True, slots=True)
 class Claims:
-    """What one worker holds."""
+    """What one worker holds; the records of its tasks stand in `source`."""
 
-    database: Database
-    worker: Worker
+    def __init__(self, database: Database, worker: Worker, source: Destination) -> None:
+        self.database = database
+        self.worker = worker
+        self.source = source
+        self._settlements: GroupCommit[Settlement, Settled] = GroupCommit(
+            self.settle_all, max_items=SETTLE_BATCH, statement="settle"
+        )
 
     async def beat(self, in_flight: int) -> bool:
         """Renew the lease; false when somebody has ended it."""
@@ -138,29 +149,73 @@ class Claims:
         )
         return [Claim(**row) for row in rows]
 
-    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        """Write these outcomes in one statement; one answer for each."""
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """Write how a claim ended, as soon as PostgreSQL is available; those that come together share a statement.
+
+        Raises:
+            RefusedData: this very settlement cannot be stored.
+            StoreError: it is not known to be written; it may be settled again.
+        """
+        return self._settlements.submit(settlement, settlement.id)
+
+    async def settle_all(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """Write these outcomes in one statement, and count them; one answer for each."""
         if not settlements:
             return []
         batch = sorted(settlements, key=lambda settlement: settlement.id)
         decisions = [settlement.decision for settlement in batch]
         ids = [settlement.id for settlement in batch]
-        rows = await self.database.fetch(
-            SQL["settle"],
-            ids=ids,
-            versions=[settlement.version for settlement in batch],
-            states=[decision.state for decision in decisions],
-            events=[decision.event for decision in decisions],
-            delays=[decision.delay for decision in decisions],
-            given_back=[int(decision.give_back) for decision in decisions],
-            handbacks=[decision.handbacks for decision in decisions],
-            results=[None if decision.result is None else json_text(decision.result) for decision in decisions],
-            error_classes=[decision.error_class for decision in decisions],
-            reasons=[None if decision.reason is None else storable(decision.reason) for decision in decisions],
-            notes=[note(": ".join(filter(None, (each.error_class, each.reason)))) for each in decisions],
-            spans=[settlement.span for settlement in batch],
-            least=ids[0],
-            greatest=ids[-1],
-        )
+        with tracing.batch(self.source.settle, [each.span for each in settlements]) if tracing.on else UNTRACED:
+            rows = await self.database.fetch(
+                SQL["settle"],
+                ids=ids,
+                versions=[settlement.version for settlement in batch],
+                states=[decision.state for decision in decisions],
+                events=[decision.event for decision in decisions],
+                delays=[decision.delay for decision in decisions],
+                given_back=[int(decision.give_back) for decision in decisions],
+                handbacks=[decision.handbacks for decision in decisions],
+                results=[None if decision.result is None else json_text(decision.result) for decision in decisions],
+                error_classes=[decision.error_class for decision in decisions],
+                reasons=[None if decision.reason is None else storable(decision.reason) for decision in decisions],
+                notes=[
+                    note(": ".join(said)) if (said := [*filter(None, (each.error_class, each.reason))]) else ""
+                    for each in decisions
+                ],
+                spans=[settlement.span for settlement in batch],
+                least=ids[0],
+                greatest=ids[-1],
+            )
         written = {row["id"]: Settled(True, row["late"], row["age"]) for row in rows}
-        return [written.get(settlement.id, Settled(False)) for settlement in settlements]
+        settled = [written.get(settlement.id, Settled(False)) for settlement in settlements]
+        self._count(settlements, settled)
+        return settled
+
+    def _count(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
+        """One statement has written these: they are counted together, as far as they have no span to point to."""
+        task_type = self.worker.type
+        processing, end_to_end = metrics.PROCESSING.labels(task_type), metrics.END_TO_END.labels(task_type)
+        took: list[float] = []
+        ages: list[float] = []
+        others: Counter[Event] = Counter()
+        for (_, _, decision, span, seconds), (written, late, age) in zip(settlements, settled, strict=True):
+            if seconds is not None:
+                if span is None:
+                    took.append(seconds)
+                else:
+                    processing.observe(seconds, tracing.exemplar(span))
+            if decision.event is not _SUCCEEDED:
+                others[decision.event] += 1
+                if decision.event is Event.RETRY and decision.error_class == "Ambiguous":
+                    metrics.REPEATS.labels(task_type).inc()
+            elif written and span is None:
+                ages.append(age)
+            elif written:
+                end_to_end.observe(age, tracing.exemplar(span))
+            if late or not written:
+                metrics.LATE_SETTLES.labels(task_type, str(written).lower()).inc()
+        processing.observe_all(took)
+        end_to_end.observe_all(ages)
+        metrics.ATTEMPTS.labels(task_type, _SUCCEEDED.value).inc(len(settlements) - others.total())
+        for event, count in others.items():
+            metrics.ATTEMPTS.labels(task_type, event.value).inc(count)

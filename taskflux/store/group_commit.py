@@ -78,9 +78,21 @@ class GroupCommit(Generic[I, O]):
     async def _write(self) -> None:
         try:
             while self._waiting:
-                batch = self._take()
+                alike: list[tuple[I, Hashable, asyncio.Future[O]]] = []
+                taken: dict[Hashable, tuple[I, asyncio.Future[O]]] = {}
+                while self._waiting and len(taken) < self._max_items:
+                    item, unique, future = self._waiting.popleft()
+                    if unique in taken:
+                        alike.append((item, unique, future))
+                    elif not future.cancelled():  # somebody still waits for it
+                        taken[unique] = item, future
+                self._waiting.extendleft(reversed(alike))
+                batch = list(taken.values())
                 try:
-                    await self._settle(batch)
+                    if batch:
+                        await self._settle(batch)
+                        if self._sizes is not None:
+                            self._sizes.observe(len(batch))
                 except BaseException as error:
                     _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}"))
                     if not isinstance(error, Exception):
@@ -91,26 +103,7 @@ class GroupCommit(Generic[I, O]):
         finally:
             self._writer = None
 
-    def _take(self) -> Batch[I, O]:
-        """The next batch, without those whom nobody waits for any more."""
-        batch: Batch[I, O] = []
-        alike: list[tuple[I, Hashable, asyncio.Future[O]]] = []
-        taken: set[Hashable] = set()
-        while self._waiting and len(batch) < self._max_items:
-            item, unique, future = self._waiting.popleft()
-            if unique in taken:
-                alike.append((item, unique, future))
-            elif not future.cancelled():
-                taken.add(unique)
-                batch.append((item, future))
-        self._waiting.extendleft(reversed(alike))
-        if self._sizes is not None and batch:
-            self._sizes.observe(len(batch))
-        return batch
-
     async def _settle(self, batch: Batch[I, O]) -> None:
-        if not batch:
-            return
         run = partial(self._run, [item for item, _ in batch])
         try:
             outcomes = await until_available(run, retry=_RETRY, seconds=self._patience)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from taskflux.store.database import Database, Row, storable
+from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import statements
 from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE
 
 SQL: Final = statements("publishing")
+CONFIRM_BATCH: Final = 1000
 
 
 class Due(NamedTuple):
@@ -46,12 +49,19 @@ class Confirmation(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
 class Publishing:
     """The narrow table of what is due. `grace` (seconds) must be longer than the producer's own deadline."""
 
-    database: Database
-    grace: float
+    def __init__(self, database: Database, grace: float) -> None:
+        self.database = database
+        self.grace = grace
+        self._confirmations: GroupCommit[Confirmation, None] = GroupCommit(
+            self._confirm,
+            max_items=CONFIRM_BATCH,
+            # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
+            patience=grace,
+            statement="confirm",
+        )
 
     async def next_due(self) -> Mapping[str | None, float]:
         """Seconds until each type's next row is due, negative when overdue. Dead letters stand under None."""
@@ -81,14 +91,17 @@ class Publishing:
         rows = await self.database.fetch(SQL["take_dead"], ids=ids, least=ids[0], greatest=ids[-1], grace=self.grace)
         return [DeadDue(**row) for row in rows]
 
-    async def confirm(self, confirmations: Sequence[Confirmation]) -> Sequence[None]:
-        """The records are in Kafka. An answer for each, so that it can be group-committed."""
-        if not confirmations:
-            return []
-        # A task stands once in a batch; of two publishes only the newer can still matter.
-        newest = {each.id: each for each in sorted(confirmations, key=lambda each: each.version)}
-        ids = sorted(newest)
-        batch = [newest[task] for task in ids]
+    async def confirm(self, confirmations: Iterable[Confirmation]) -> None:
+        """The records are in Kafka. Confirmations that come together share a statement.
+
+        Raises:
+            StoreError: at least one is not known to be written.
+        """
+        await asyncio.gather(*[self._confirmations.submit(each, each.id) for each in confirmations])
+
+    async def _confirm(self, confirmations: Sequence[Confirmation]) -> Sequence[None]:
+        batch = sorted(confirmations)
+        ids = [each.id for each in batch]
         await self.database.execute(
             SQL["confirm"],
             ids=ids,

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database, Row, note, storable
 from taskflux.store.errors import StoreBusy
+from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import Statement, statements
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.telemetry import tracing
+from taskflux.telemetry.tracing import UNTRACED
 
 SQL: Final = statements("tasks")
+PATIENCE: Final = 2.0
+"""Seconds that a submitter waits for a PostgreSQL that is unavailable before it is told so."""
+INSERT_BATCH: Final = 500
+INSERT: Final = tracing.Operation(
+    "insert tasks",
+    "CLIENT",
+    {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"},
+    "db.operation.batch.size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,6 @@ class Known:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Tasks:
     """The table of tasks, as its submitters use it.
 
@@ -51,7 +63,24 @@ class Tasks:
     0 leaves publishing to the relay.
     """
 
-    database: Database
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        # One for each grace, which a statement has only one of.
+        self._inserts: dict[float, GroupCommit[Submission, Accepted | KeyReused]] = {}
+
+    def accept(self, submission: Submission, grace: float) -> Awaitable[Accepted | KeyReused]:
+        """Make `submission` durable; those that come together share a statement.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is unavailable; nothing is promised.
+            RefusedData: a value cannot be stored.
+        """
+        group = self._inserts.get(grace)
+        if group is None:
+            insert = partial(self.insert, grace=grace)
+            group = GroupCommit(insert, max_items=INSERT_BATCH, patience=PATIENCE, statement="insert")
+            self._inserts[grace] = group
+        return group.submit(submission, submission.unique)
 
     async def insert(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         """Make all of them durable in one statement; one outcome for each.
@@ -62,7 +91,26 @@ class Tasks:
         Raises:
             StoreError: nothing is known to be written.
         """
-        rows = await self.database.fetch(SQL["insert_tasks"], **_columns(submissions), grace=grace)
+        keys = [each.idempotency for each in submissions]
+        with tracing.batch(INSERT, [each.traceparent for each in submissions]) if tracing.on else UNTRACED:
+            rows = await self.database.fetch(
+                SQL["insert_tasks"],
+                ids=[each.id for each in submissions],
+                tenants=[each.tenant for each in submissions],
+                types=[each.type for each in submissions],
+                payloads=[each.payload for each in submissions],
+                max_attempts=[each.max_attempts for each in submissions],
+                keys=[each.key for each in submissions],
+                schedule_at=[each.schedule_at for each in submissions],
+                delays=[each.delay for each in submissions],
+                expires_at=[each.expires_at for each in submissions],
+                metadata=[each.metadata for each in submissions],
+                traceparents=[each.traceparent for each in submissions],
+                idempotency_keys=[key.key if key else None for key in keys],
+                digests=[key.digest if key else None for key in keys],
+                ttls=[key.ttl if key else None for key in keys],
+                grace=grace,
+            )
         accepted = {row["id"]: row for row in rows}
         missing = [submission for submission in submissions if submission.id not in accepted]
         others = await self._answer_missing(missing) if missing else {}
@@ -138,26 +186,6 @@ def _repeat(submission: Submission, row: Row) -> Accepted | KeyReused:
     if row["digest"] != key.digest:
         return KeyReused(key.key)
     return Accepted(row["task_id"], row["type"], row["created_at"], repeated=row["task_id"] != submission.id)
-
-
-def _columns(submissions: Sequence[Submission]) -> dict[str, list[Any]]:
-    keys = [submission.idempotency for submission in submissions]
-    return {
-        "ids": [s.id for s in submissions],
-        "tenants": [s.tenant for s in submissions],
-        "types": [s.type for s in submissions],
-        "payloads": [s.payload for s in submissions],
-        "max_attempts": [s.max_attempts for s in submissions],
-        "keys": [s.key for s in submissions],
-        "schedule_at": [s.schedule_at for s in submissions],
-        "delays": [s.delay for s in submissions],
-        "expires_at": [s.expires_at for s in submissions],
-        "metadata": [s.metadata for s in submissions],
-        "traceparents": [s.traceparent for s in submissions],
-        "idempotency_keys": [key.key if key else None for key in keys],
-        "digests": [key.digest if key else None for key in keys],
-        "ttls": [key.ttl if key else None for key in keys],
-    }
 
 
 LOOK: Final = 20_000

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.claims import Claim, Settlement
+from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
 from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
 from taskflux.tasks.model import Receipt, Task
@@ -23,7 +23,7 @@ from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
-from taskflux.worker.outcomes import BATCH, Outcomes
+from taskflux.worker.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Executor:
     ) -> None:
         self.handler = handler
         self.lease = lease
-        self.source = outcomes.source
+        self.source = lease.claims.source
         self._gate = gate
         self._outcomes = outcomes
         self._jitter = jitter
@@ -106,7 +106,7 @@ class Executor:
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them.
         """
-        return max(0, 2 * self._concurrency - len(self._running) + min(self._outcomes.under_way, 2 * BATCH))
+        return max(0, 2 * self._concurrency - len(self._running) + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""

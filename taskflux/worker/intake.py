@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from contextvars import Context
-from functools import partial
 from typing import Final
 
 from taskflux.store.errors import StoreError
-from taskflux.store.group_commit import GroupCommit
 from taskflux.store.publishing import Due
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.submission import Accepted, KeyReused, Submission
-from taskflux.telemetry import tracing
-from taskflux.telemetry.tracing import UNTRACED
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
-PATIENCE: Final = 2.0
-"""Seconds that a submitter waits for a PostgreSQL that is away before it is told so."""
-INSERT: Final = tracing.Operation(
-    "insert tasks",
-    "CLIENT",
-    {**tracing.POSTGRES, "db.operation.name": "INSERT", "db.collection.name": "tasks"},
-    "db.operation.batch.size",
-)
-INSERT_BATCH: Final = 500
 PUBLISH_BATCH: Final = 1000
 MAX_PENDING: Final = 20_000
 """Accepted tasks that wait here for Kafka; beyond, publishing is left to the relay."""
@@ -47,28 +33,19 @@ class Intake:
         self._circuits = circuits
         self._pending: list[Due] = []
         self._publishing: asyncio.Task[None] | None = None
-        self._now = self._inserts(grace)
-        self._later = self._inserts(0.0)
-
-    def _inserts(self, grace: float) -> GroupCommit[Submission, Accepted | KeyReused]:
-        return GroupCommit(
-            partial(self._insert, grace=grace),
-            max_items=INSERT_BATCH,
-            patience=PATIENCE,
-            statement="insert",
-        )
+        self._grace = grace
 
     async def accept(self, submission: Submission) -> Accepted | KeyReused:
         """Make `submission` durable.
 
         Raises:
-            StoreUnavailable: PostgreSQL is away; nothing is promised.
+            StoreUnavailable: PostgreSQL is unavailable; nothing is promised.
             RefusedData: a value cannot be stored.
         """
         ours = (
             self._publisher.healthy and len(self._pending) < MAX_PENDING and self._circuits.flowing(submission.provider)
         )
-        answer = await (self._now if ours else self._later).submit(submission, submission.unique)
+        answer = await self._tasks.accept(submission, self._grace if ours else 0.0)
         if isinstance(answer, Accepted) and answer.publish_now:
             self._pending.append(Due(submission.id, submission.type, 1, submission.key, submission.traceparent))
             if self._publishing is None:
@@ -79,10 +56,6 @@ class Intake:
         """Publish what was promised; what Kafka does not take stays due."""
         if self._publishing is not None:
             await self._publishing
-
-    async def _insert(self, batch: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
-        with tracing.batch(INSERT, [each.traceparent for each in batch]) if tracing.on else UNTRACED:
-            return await self._tasks.insert(batch, grace)
 
     async def _publish_pending(self) -> None:
         try:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
 
-from taskflux.store.group_commit import GroupCommit
 from taskflux.store.publishing import Confirmation, DeadDue, Due, Publishing
 from taskflux.stream.envelope import DeadTask, Envelope, OutRecord, encode, encode_dead
 from taskflux.stream.producer import NotPublished, Producer, Published
 from taskflux.stream.topics import dead_letter_topic, task_topic
 from taskflux.telemetry import metrics, tracing
-
-CONFIRM_BATCH: Final = 1000
 
 
 class Publisher:
@@ -28,13 +23,6 @@ class Publisher:
         self._prefix = topic_prefix
         metrics.PUBLISHED.zeros()
         metrics.PRODUCE_SECONDS.zeros()
-        self._confirm: GroupCommit[Confirmation, None] = GroupCommit(
-            publishing.confirm,
-            max_items=CONFIRM_BATCH,
-            # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
-            patience=publishing.grace,
-            statement="confirm",
-        )
 
     @property
     def healthy(self) -> bool:
@@ -60,7 +48,7 @@ class Publisher:
             for task, outcome in zip(tasks, outcomes, strict=True)
             if isinstance(outcome, Published)
         ]
-        await asyncio.gather(*[self._confirm.submit(each, each.id) for each in confirmed])
+        await self._publishing.confirm(confirmed)
         return len(confirmed)
 
     async def publish_dead(self, letters: Sequence[DeadDue]) -> int:

@@ -260,14 +260,14 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
     """One identity of this worker, from its first beat to the end of its lease."""
     settings = process.settings
     row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin, handler.type)
-    claims = Claims(database, row)
     prefix = settings.kafka.topic_prefix
     source = Destination(task_topic(prefix, handler.type), task_group(prefix, handler.type))
+    claims = Claims(database, row, source)
     executor = Executor(
         handler,
         gate,
         Lease(claims, settings.worker.lease_seconds),
-        Outcomes(handler.type, claims, source),
+        Outcomes(claims),
         settings.worker.concurrency or handler.concurrency,
     )
     consumer = Consumer(settings.kafka, source.group, source.topic)

@@ -16,6 +16,7 @@ from taskflux.store.tasks import Tasks, uuid_floor
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission
+from tests.integration.store.scene import SOURCE
 
 DIED = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")
 HELD = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")
@@ -41,7 +42,7 @@ async def submit(database: Database, count: int = 1, **changes: Any) -> list[UUI
 
 
 async def worker(database: Database) -> Claims:
-    claims = Claims(database, Worker(uuid7(), "simulated", "worker@here:1", 1, None))
+    claims = Claims(database, Worker(uuid7(), "simulated", "worker@here:1", 1, None, "simulated"), SOURCE)
     await claims.beat(0)
     return claims
 
@@ -50,7 +51,7 @@ async def end(database: Database, tasks: Sequence[UUID], decision: Decision) -> 
     """Claim these at version 1 and settle them so."""
     claims = await worker(database)
     held = await claims.claim("simulated", dict.fromkeys(tasks, 1))
-    await claims.settle([Settlement(claim.id, claim.version, decision) for claim in held])
+    await claims.settle_all([Settlement(claim.id, claim.version, decision) for claim in held])
 
 
 async def state_of(database: Database, task: UUID) -> str | None:

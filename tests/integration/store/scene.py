@@ -23,10 +23,12 @@ from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State, allowed
 from taskflux.tasks.submission import Submission, TaskType
+from taskflux.telemetry.tracing import Destination
 
 TYPE = "email"
 LOG = UUID(int=77)
 GRACE = 15.0
+SOURCE = Destination("tasks.email", "taskflux.email")
 
 
 def submission(**changes: Any) -> Submission:
@@ -89,8 +91,15 @@ class Scene:
 
     async def worker(self, **changes: Any) -> Claims:
         """A worker that has beaten once."""
-        fields: dict[str, Any] = {"id": uuid7(), "handler": "x", "label": "x@host:1", "pid": 1, "origin": None}
-        claims = Claims(self.database, Worker(**(fields | changes)))
+        fields: dict[str, Any] = {
+            "id": uuid7(),
+            "handler": "x",
+            "label": "x@host:1",
+            "pid": 1,
+            "origin": None,
+            "type": TYPE,
+        }
+        claims = Claims(self.database, Worker(**(fields | changes)), SOURCE)
         assert await claims.beat(0)
         return claims
 
@@ -101,7 +110,7 @@ class Scene:
         return list(await worker.claim(changes.get("type", TYPE), dict.fromkeys(tasks, 1)))
 
     async def settle(self, worker: Claims, claim: Claim, decision: Decision) -> Settled:
-        (settled,) = await worker.settle([Settlement(claim.id, claim.version, decision)])
+        (settled,) = await worker.settle_all([Settlement(claim.id, claim.version, decision)])
         return settled
 
     async def lose(self, worker: Claims) -> None:

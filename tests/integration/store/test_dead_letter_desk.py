@@ -21,6 +21,7 @@ from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission
 from taskflux.upkeep.replays import BulkReplays
+from tests.integration.store.scene import SOURCE
 from tests.integration.system.stack import eventually
 
 T = "default"
@@ -35,7 +36,7 @@ class Graveyard:
         self.database = database
         self.shelf = DeadLetterShelf(database)
         self.replays = DeadLetterReplays(database)
-        self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None))
+        self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None, "email"), SOURCE)
 
     async def die(
         self, count: int = 1, task_type: str = "email", error: str = "Permanent", **changes: object
@@ -57,7 +58,7 @@ class Graveyard:
         assert len(claims) == len(tasks)
         died = Decision(Event.DIED, State.DEAD, error_class=error, reason="no such address", result={"seen": 1})
         decision = succeeded({}) if error is None else died
-        await self.claims.settle([Settlement(claim.id, claim.version, decision) for claim in claims])
+        await self.claims.settle_all([Settlement(claim.id, claim.version, decision) for claim in claims])
         if error is not None:
             await DeadLetters(self.database).add([letter_of(claim.id, claim.version) for claim in claims])
 
@@ -180,7 +181,7 @@ async def test_an_expiry_that_has_passed_does_not_end_a_replay(graves: Graveyard
 async def test_a_late_report_of_the_attempt_before_does_not_end_a_replay(graves: Graveyard) -> None:
     [task] = await graves.die()
     await graves.replays.replay(T, (await graves.letter(task))["id"], None)
-    [late] = await graves.claims.settle([Settlement(task, 2, succeeded({}))])
+    [late] = await graves.claims.settle_all([Settlement(task, 2, succeeded({}))])
     assert not late.written
 
 

@@ -122,7 +122,7 @@ async def test_a_lost_worker_may_still_report_on_a_task_that_waits_to_be_sent_ag
     await Upkeep(database).sweep(None, 10, 100.0)
     await Decisions(database).resolve(tasks[0], "default", Resolution.RESEND)
     await Decisions(database).resolve(tasks[1], "default", Resolution.DEAD)
-    settled = await claims.settle([Settlement(task, held[task].version, DONE) for task in tasks])
+    settled = await claims.settle_all([Settlement(task, held[task].version, DONE) for task in tasks])
     assert [each.written for each in settled] == [True, False]
     assert [await state_of(database, task) for task in tasks] == ["succeeded", "dead"]
 

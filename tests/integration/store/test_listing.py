@@ -163,7 +163,7 @@ async def test_parked_follows_every_transition_that_parks_or_frees(database: Dat
     await claims.end()
     await Upkeep(database).sweep(None, 10, 100.0)
     assert await parked(database) == {swept: "uncertain"}
-    await claims.settle([Settlement(swept, claim.version, DONE)])  # late, and better known than guessed
+    await claims.settle_all([Settlement(swept, claim.version, DONE)])  # late, and better known than guessed
     assert await parked(database) == {}
     [expiring] = await submit(database)
     await sql(database, "UPDATE due SET expires_at = now() WHERE task_id = $1", expiring)

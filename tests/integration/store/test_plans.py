@@ -108,7 +108,7 @@ async def test_what_a_task_goes_through_updates_its_row_in_place(own_scene: Scen
         tasks = await scene.accepted(200, payload='{"text": "' + "x" * 200 + '"}')
         await scene.confirm(tasks)
         claims = await worker.claim(TYPE, dict.fromkeys(tasks, 1))
-        await worker.settle([Settlement(claim.id, claim.version, succeeded({"id": 7})) for claim in claims])
+        await worker.settle_all([Settlement(claim.id, claim.version, succeeded({"id": 7})) for claim in claims])
     updates, in_place = await updates_of_tasks(scene, 3000)
     assert updates == 3000
     assert in_place / updates > 0.85

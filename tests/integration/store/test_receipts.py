@@ -18,6 +18,7 @@ from taskflux.tasks.decision import Decision, succeeded
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission
+from tests.integration.store.scene import SOURCE
 
 HELD = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")
 
@@ -28,7 +29,7 @@ class Messages:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.receipts = Receipts(database)
-        self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None))
+        self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None, "email"), SOURCE)
 
     async def claim(self) -> Claim:
         task = Submission(uuid7(), "sms", "{}", 8)
@@ -42,7 +43,7 @@ class Messages:
         return claim.id
 
     async def settle(self, claim: Claim, decision: Decision) -> None:
-        [written] = await self.claims.settle([Settlement(claim.id, claim.version, decision)])
+        [written] = await self.claims.settle_all([Settlement(claim.id, claim.version, decision)])
         assert written.written
 
     async def report(self, task: UUID, status: str = "delivered", replay: int = 0, **more: str) -> Any:
@@ -143,6 +144,6 @@ async def test_a_worker_that_was_away_does_not_undo_what_a_report_has_resolved(m
     await messages.settle(claim, HELD)
     await messages.report(claim.id)
     died = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="no")
-    [late] = await messages.claims.settle([Settlement(claim.id, claim.version, died)])
+    [late] = await messages.claims.settle_all([Settlement(claim.id, claim.version, died)])
     assert not late.written
     assert (await messages.shown(claim.id))["status"] == "succeeded"

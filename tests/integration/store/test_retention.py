@@ -271,7 +271,7 @@ async def test_no_task_is_lost_or_stuck_while_workers_and_replays_go_on(database
             assert len(rows) == len(busy)
             held = await claims.claim("simulated", {row["id"]: row["version"] for row in rows})
             assert len(held) == len(busy)
-            settled = await claims.settle([Settlement(claim.id, claim.version, DONE) for claim in held])
+            settled = await claims.settle_all([Settlement(claim.id, claim.version, DONE) for claim in held])
             assert all(each.written for each in settled)
             rounds.release()
 

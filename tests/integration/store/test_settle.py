@@ -48,7 +48,7 @@ async def test_the_next_claim_knows_the_span_of_the_last_attempt_that_was_record
     (claim,) = await scene.running(worker)
     assert claim.attempt_span is None
     for span in ("00-one", None):  # an attempt that is not recorded leaves it as it is
-        await worker.settle([Settlement(claim.id, claim.version, hand_back("drain"), span)])
+        await worker.settle_all([Settlement(claim.id, claim.version, hand_back("drain"), span)])
         (claim,) = await worker.claim(TYPE, {claim.id: claim.version})
         assert claim.attempt_span == "00-one"
     (again,) = await worker.reclaim({claim.id: claim.version - 1})
@@ -169,14 +169,14 @@ async def test_a_batch_settles_each_task_its_own_way(scene: Scene) -> None:
     decisions = [succeeded({"n": 1}), RETRY, DEAD, HELD]
     # In no order of ids.
     batch = [Settlement(c.id, c.version, d) for c, d in zip(claims, decisions, strict=True)]
-    answers = await worker.settle([batch[2], batch[0], batch[3], batch[1]])
+    answers = await worker.settle_all([batch[2], batch[0], batch[3], batch[1]])
     assert all(answer.written for answer in answers)
     states = [(await scene.state(claim.id))[0] for claim in claims]
     assert states == ["succeeded", "scheduled", "dead", "uncertain"]
 
 
 async def test_no_settlements_are_no_statement(scene: Scene) -> None:
-    assert await (await scene.worker()).settle([]) == []
+    assert await (await scene.worker()).settle_all([]) == []
 
 
 async def test_a_reason_that_postgresql_refuses_is_written_as_well_as_it_goes(scene: Scene) -> None:
@@ -228,7 +228,7 @@ async def test_a_result_that_json_cannot_bear_at_all_is_kept_as_text(scene: Scen
 async def test_one_row_that_cannot_be_stored_does_not_hurt_the_199_others(scene: Scene) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker, 200)
-    commit: GroupCommit[Settlement, Settled] = GroupCommit(worker.settle)
+    commit: GroupCommit[Settlement, Settled] = GroupCommit(worker.settle_all)
     bad = Decision(Event.RETRY, State.SCHEDULED, 1e300)  # no interval is that long
     waiting = [
         commit.submit(Settlement(claim.id, claim.version, bad if place == 137 else succeeded(None)), claim.id)
@@ -242,4 +242,4 @@ async def test_one_row_that_cannot_be_stored_does_not_hurt_the_199_others(scene:
 
 async def test_a_settlement_of_a_task_that_is_gone_is_not_written(scene: Scene) -> None:
     worker = await scene.worker()
-    assert await worker.settle([Settlement(uuid4(), 2, succeeded(None))]) == [Settled(False)]
+    assert await worker.settle_all([Settlement(uuid4(), 2, succeeded(None))]) == [Settled(False)]

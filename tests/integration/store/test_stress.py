@@ -79,7 +79,7 @@ class Bustle:
         mine = [claim for owner, claim in self.held[-300:] if owner is worker]
         picked = {claim.id: claim for claim in random.sample(mine, min(len(mine), random.randint(1, 100)))}
         batch = [Settlement(claim.id, claim.version, random.choice(OUTCOMES)) for claim in picked.values()]
-        for each, answer in zip(batch, await worker.settle(batch), strict=True):
+        for each, answer in zip(batch, await worker.settle_all(batch), strict=True):
             self.successes[each.id] += answer.written and each.decision.state is State.SUCCEEDED
 
     async def lose(self, random: Random) -> None:
@@ -132,6 +132,6 @@ async def bring_home(scene: Scene) -> None:
         while await scene.sql("SELECT FROM due WHERE NOT dead"):
             due = await scene.publishing.take(TYPE, 100)
             claims = await worker.claim(TYPE, {each.id: each.version for each in due})
-            await worker.settle([Settlement(claim.id, claim.version, succeeded(None)) for claim in claims])
+            await worker.settle_all([Settlement(claim.id, claim.version, succeeded(None)) for claim in claims])
             await scene.publishing.confirm([Confirmation(each.id, each.version, LOG, 0, 0) for each in due])
     assert await scene.claims() == set()

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from taskflux.store.tasks import INSERT
 from taskflux.telemetry import tracing
 from taskflux.telemetry.tracing import TRACE, UNTRACED, Operation
-from taskflux.worker.intake import INSERT
 from tests.unit.spans import SAMPLED, UNSAMPLED, Spans
 
 RECEIVE = tracing.messaging("receive", "tasks.email", "CLIENT", "workers", stored=True)

@@ -7,19 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from taskflux.store.claims import Claim, Claims, Settlement
+from taskflux.store.claims import Claim, Settlement
 from taskflux.tasks.decision import Decision, hand_back, succeeded
 from taskflux.tasks.states import Event, State
-from taskflux.telemetry.tracing import Destination
 from taskflux.worker.outcomes import Outcomes
 from tests.integration.store.scene import TYPE, Scene
 from tests.unit.world import WatchedDatabase
 
 DONE = succeeded({"sent": True})
-
-
-def an_outcomes(claims: Claims) -> Outcomes:
-    return Outcomes(TYPE, claims, Destination("tasks.email", "taskflux.email"))
 
 
 def watched(scene: Scene) -> WatchedDatabase:
@@ -40,7 +35,7 @@ async def states(scene: Scene, claims: list[Claim]) -> set[str]:
 async def test_outcomes_that_come_together_are_written_together(scene: Scene) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker, 50)
-    await write(an_outcomes(worker), claims)
+    await write(Outcomes(worker), claims)
     assert await states(scene, claims) == {"succeeded"}
     assert watched(scene).ran["settle"] == 1
 
@@ -48,7 +43,7 @@ async def test_outcomes_that_come_together_are_written_together(scene: Scene) ->
 async def test_outcomes_that_come_while_others_are_written_are_the_next_group(scene: Scene) -> None:
     worker = await scene.worker()
     first, *others = await scene.running(worker, 50)
-    outcomes, go, asked = an_outcomes(worker), asyncio.Event(), asyncio.Event()
+    outcomes, go, asked = Outcomes(worker), asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
         asked.set()
@@ -67,7 +62,7 @@ async def test_outcomes_that_come_while_others_are_written_are_the_next_group(sc
 async def test_outcomes_wait_for_a_postgresql_that_cannot_be_reached(scene: Scene) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker, 3)
-    outcomes, database = an_outcomes(worker), watched(scene)
+    outcomes, database = Outcomes(worker), watched(scene)
     database.unreachable.add("settle")
     writing = asyncio.create_task(write(outcomes, claims))
     await database.failed.wait()
@@ -81,14 +76,14 @@ async def test_an_outcome_whose_answer_was_lost_is_written_once(scene: Scene) ->
     worker = await scene.worker()
     claims = await scene.running(worker)
     watched(scene).mute.add("settle")
-    await write(an_outcomes(worker), claims)
+    await write(Outcomes(worker), claims)
     assert (await scene.events(claims[0].id)).count("succeeded") == 1
 
 
 async def test_an_outcome_that_postgresql_refuses_is_written_reduced_and_holds_up_no_other(scene: Scene) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker, 4)
-    outcomes = an_outcomes(worker)
+    outcomes = Outcomes(worker)
     refused = Decision(Event.RETRY, State.SCHEDULED, delay=1e300, error_class="Transient", reason="x")
     await asyncio.gather(write(outcomes, claims[:1], refused), write(outcomes, claims[1:]))
     row = await scene.row(claims[0].id)
@@ -104,7 +99,7 @@ async def test_an_outcome_that_postgresql_refuses_is_written_reduced_and_holds_u
 async def test_a_result_that_is_no_mapping_is_not_kept(scene: Scene, result: Any) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker)
-    await write(an_outcomes(worker), claims, replace(DONE, result=result))
+    await write(Outcomes(worker), claims, replace(DONE, result=result))
     row = await scene.row(claims[0].id)
     assert (row["state"], row["result"]) == ("succeeded", None)
 
@@ -116,7 +111,7 @@ async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
     claims = await scene.running(worker)
     died = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="ada@example.org refused")
     with caplog.at_level(logging.INFO):
-        await write(an_outcomes(worker), claims, died)
+        await write(Outcomes(worker), claims, died)
     (told,) = [record for record in caplog.records if record.name == "taskflux.worker.outcomes"]
     assert (told.levelno, told.getMessage()) == (logging.WARNING, "died")
     assert vars(told)["error_class"] == "Permanent"
@@ -126,7 +121,7 @@ async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
 async def test_a_task_that_is_released_may_be_claimed_by_another(scene: Scene) -> None:
     worker, other = await scene.worker(), await scene.worker()
     claims = await scene.running(worker)
-    await write(an_outcomes(worker), claims, hand_back("the worker ended before it began"))
+    await write(Outcomes(worker), claims, hand_back("the worker ended before it began"))
     _, version = await scene.state(claims[0].id)
     (again,) = await other.claim(TYPE, {claims[0].id: version})
     assert again.attempt == 1

@@ -15,7 +15,6 @@ from taskflux import Receipt, RetryPolicy, Task, handler, provider
 from taskflux.store.claims import Claim, Claims
 from taskflux.store.publishing import Circuits
 from taskflux.tasks.policy import AmbiguousPolicy
-from taskflux.telemetry.tracing import Destination
 from taskflux.worker.circuits import CircuitWatch, Gate
 from taskflux.worker.executor import Executor
 from taskflux.worker.lease import Lease
@@ -96,7 +95,7 @@ class Workplace:
             declare(run if client is None else run_with_client),
             gate,
             lease,
-            Outcomes(TYPE, claims, Destination("tasks.email", "taskflux.email")),
+            Outcomes(claims),
             concurrency,
             jitter=lambda: 0.5,
             clock=clock,
