@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import inf
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -70,19 +71,27 @@ async def until_available(
         Exception: what the last try raised: something else, or the time is up.
     """
     loop = asyncio.get_running_loop()
-    pause, longest = pauses or (FIRST_PAUSE, LAST_PAUSE)
-    deadline = None if seconds is None else loop.time() + seconds
+    deadline = inf if seconds is None else loop.time() + seconds
     stop = stop or asyncio.Event()
+    tries = 0
     while not stop.is_set():
         try:
             return await work()
         except retry as error:
-            left = pause if deadline is None else deadline - loop.time()
+            left = deadline - loop.time()
             if left <= 0:
                 raise
             on_wait(error)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(pause, left)):
-                await stop.wait()
-        pause = min(pause * 2, longest)
+        tries += 1
+        await pause(tries, stop, pauses, left)
     raise Stopped
+
+
+async def pause(
+    tries: int, stop: asyncio.Event, pauses: tuple[float, float] | None = None, at_most: float = inf
+) -> None:
+    """Wait before the next try, after `tries` that failed; `at_most` so many seconds, and not once `stop` is set."""
+    first, longest = pauses or (FIRST_PAUSE, LAST_PAUSE)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(min(first * 2.0 ** min(tries - 1, 30), longest, at_most)):
+            await stop.wait()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
-from uuid import UUID
 
 OPEN_AFTER: Final = 3
 """Different tasks that must fail, with no success between them, before the circuit opens."""
@@ -16,28 +14,6 @@ LAST_PROBE: Final = 15.0
 RAMP_START: Final = 20.0
 RAMP_SECONDS: Final = 20.0
 """Tasks a second right after closing, doubled every two seconds; after `RAMP_SECONDS` there is no limit."""
-
-
-@dataclass(slots=True)
-class Health:
-    """One worker's view of its provider."""
-
-    failed: set[UUID] = field(default_factory=set)
-    last_success: float | None = None
-
-    def success(self, now: float) -> None:
-        """A side effect happened at monotonic time `now` (seconds)."""
-        self.failed.clear()
-        self.last_success = now
-
-    def failure(self, task: UUID) -> bool:
-        """The provider failed for `task`; true when that is reason enough to open the circuit."""
-        self.failed.add(task)
-        return len(self.failed) >= OPEN_AFTER
-
-    def succeeded_since(self, then: float) -> bool:
-        """Whether any task succeeded after monotonic time `then`."""
-        return self.last_success is not None and self.last_success > then
 
 
 def probe_delay(probes: int) -> float:

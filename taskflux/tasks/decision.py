@@ -55,11 +55,6 @@ class Decision:
     result: Mapping[str, JsonValue] | None = None
 
 
-def succeeded(result: Mapping[str, JsonValue] | None) -> Decision:
-    """The side effect happened."""
-    return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
-
-
 def hand_back(reason: str, *, delay: float = 0.0, handbacks: int = 0) -> Decision:
     """The side effect was not begun (drain, open circuit, lost lease): the attempt is given back."""
     return Decision(Event.HANDED_BACK, State.SCHEDULED, delay, give_back=True, handbacks=handbacks, reason=reason)

@@ -13,7 +13,7 @@ from taskflux.providers.provider import Checkable
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Circuit, Circuits
-from taskflux.tasks.circuit import RAMP_SECONDS, Health
+from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS
 from taskflux.tasks.errors import ProviderError
 from taskflux.telemetry import metrics
 
@@ -75,7 +75,8 @@ class Gate:
         self._provider = provider
         self._limiter = limiter
         self._clock = clock
-        self._health = Health()
+        self._failed: set[UUID] = set()  # tasks, since the last success
+        self._last_success = float("-inf")
 
     @property
     def open(self) -> bool:
@@ -104,17 +105,21 @@ class Gate:
 
     def succeeded_since(self, then: float) -> bool:
         """Whether the provider served any task after monotonic time `then`."""
-        return self._health.succeeded_since(then)
+        return self._last_success > then
 
     async def served(self) -> None:
         """The provider did its work, or refused a task for the task's own fault: it is there."""
-        self._health.success(self._clock())
+        self._failed.clear()
+        self._last_success = self._clock()
         if self._provider is not None and self.open:
             await self._change(self._watch.store.close(self._provider), "the circuit is closed")
 
     async def failed(self, task: UUID, error: ProviderError) -> None:
         """The provider failed for `task`: several different ones open the circuit."""
-        if self._provider is None or not self._health.failure(task) or self.open:
+        if self._provider is None:
+            return
+        self._failed.add(task)
+        if len(self._failed) < OPEN_AFTER or self.open:
             return
         opening = self._watch.store.open(self._provider, error.error_class, error.reason)
         await self._change(opening, "the circuit is open", error.error_class)

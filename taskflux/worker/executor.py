@@ -14,10 +14,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
-from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, succeeded
+from taskflux.tasks.decision import Attempt, Decision, decide, hand_back
 from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
 from taskflux.tasks.model import Receipt, Task
-from taskflux.tasks.states import Event
+from taskflux.tasks.states import Event, State
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.circuits import Gate
@@ -202,7 +202,7 @@ class Executor:
             log.error("a handler crashed\n%s", logs.frames(error), extra={"error_class": type(error).__name__})
             return await self._failed(running, Crash(f"{type(error).__name__}: {error}"), raised=error)
         await self._gate.served()
-        return succeeded(result)
+        return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
 
     def _task(self, claim: Claim) -> Task[Any]:
         """The claimed task as its handler is given it.

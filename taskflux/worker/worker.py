@@ -20,7 +20,7 @@ from taskflux.store.claims import Claim, Claims
 from taskflux.store.claims import Worker as WorkerRow
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import Stopped, StoreError, until_available
+from taskflux.store.errors import Stopped, StoreBusy, StoreError, StoreUnavailable, pause, until_available
 from taskflux.store.publishing import Circuits
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.client import KafkaUnavailable
@@ -152,31 +152,26 @@ class Worker:
     async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
         """The lease's term and the claims, however long PostgreSQL is unavailable; None when told to drain."""
         claimed: list[Claim] = []
-        tried = False
-
-        async def claim() -> tuple[int, Sequence[Claim]]:
-            nonlocal tried, versions
-            if not self._lease.valid:
-                await self._lease.renew(self._executor.in_flight)
-            if self._lease.ended:
-                raise LeaseEnded
-            term = self._lease.term
-            if tried:
-                # The lost answer may have been a yes.
-                unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
-                claimed.extend(await self._lease.claims.reclaim(unknown))
-                versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
-            tried = True
-            return term, [*claimed, *await self._lease.claims.claim(self._type, versions)]
-
-        try:
-            return await until_available(
-                claim,
-                stop=self._process.draining,
-                on_wait=lambda error: log.warning("tasks could not be claimed yet", extra={"error": str(error)}),
-            )
-        except Stopped:
-            return None
+        tries, asked, draining = 0, False, self._process.draining
+        while not draining.is_set():
+            try:
+                if not self._lease.valid:
+                    await self._lease.renew(self._executor.in_flight)
+                if self._lease.ended:
+                    raise LeaseEnded
+                term = self._lease.term
+                if asked:
+                    # The lost answer may have been a yes.
+                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
+                    claimed.extend(await self._lease.claims.reclaim(unknown))
+                    versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
+                asked = True
+                return term, [*claimed, *await self._lease.claims.claim(self._type, versions)]
+            except (StoreUnavailable, StoreBusy) as error:
+                log.warning("tasks could not be claimed yet", extra={"error": str(error)})
+            tries += 1
+            await pause(tries, draining)
+        return None
 
 
 async def _before(event: asyncio.Event, wait: Coroutine[Any, Any, None]) -> bool:

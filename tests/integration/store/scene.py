@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,6 +35,11 @@ def submission(**changes: Any) -> Submission:
     """A task that is due now."""
     fields: dict[str, Any] = {"id": uuid7(), "type": TYPE, "payload": '{"to": "x"}', "max_attempts": 8}
     return Submission(**(fields | changes))
+
+
+def succeeded(result: Mapping[str, Any] | None) -> Decision:
+    """The side effect happened."""
+    return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
 
 
 @dataclass(frozen=True, slots=True)

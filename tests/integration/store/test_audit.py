@@ -4,8 +4,7 @@ import pytest
 
 from taskflux.store.tasks import FIRST_ID
 from taskflux.store.upkeep import Published
-from taskflux.tasks.decision import succeeded
-from tests.integration.store.scene import LOG, TYPE, Scene
+from tests.integration.store.scene import LOG, TYPE, Scene, succeeded
 
 
 async def queued(scene: Scene) -> list[Published]:

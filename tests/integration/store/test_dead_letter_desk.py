@@ -17,11 +17,11 @@ from taskflux.store.database import Database, Row
 from taskflux.store.dead_letters import DeadLetter, DeadLetterReplays, DeadLetters, DeadLetterShelf, LetterFilter, Place
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.decision import Decision, succeeded
+from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Submission
 from taskflux.upkeep.replays import BulkReplays
-from tests.integration.store.scene import SOURCE
+from tests.integration.store.scene import SOURCE, succeeded
 from tests.integration.system.stack import eventually
 
 T = "default"

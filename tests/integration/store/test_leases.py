@@ -7,9 +7,9 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from taskflux.store.upkeep import SQL
-from taskflux.tasks.decision import Decision, succeeded
+from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import TYPE, Scene, succeeded
 
 LEASE, RATE = 30.0, 1000.0
 

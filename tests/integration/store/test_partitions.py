@@ -8,8 +8,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import SQL
-from taskflux.tasks.decision import succeeded
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import TYPE, Scene, succeeded
 
 
 def id_of(moment: datetime) -> UUID:

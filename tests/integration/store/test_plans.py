@@ -11,8 +11,7 @@ import pytest
 
 from taskflux.store.claims import Settlement
 from taskflux.store.statements import every_statement
-from taskflux.tasks.decision import succeeded
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import TYPE, Scene, succeeded
 
 DAILY = (
     "insert_tasks", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm", "due_now",

@@ -10,9 +10,9 @@ from taskflux.store.claims import Settled, Settlement
 from taskflux.store.database import NOTE_LENGTH
 from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
-from taskflux.tasks.decision import Decision, hand_back, succeeded
+from taskflux.tasks.decision import Decision, hand_back
 from taskflux.tasks.states import Event, State
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import TYPE, Scene, succeeded
 
 RETRY = Decision(Event.RETRY, State.SCHEDULED, 60.0, error_class="Transient", reason="later")
 DEAD = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")

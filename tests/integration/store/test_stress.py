@@ -14,9 +14,9 @@ from uuid_utils.compat import uuid7
 from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.store.publishing import Confirmation, Due, Publishing
 from taskflux.store.tasks import FIRST_ID
-from taskflux.tasks.decision import Decision, hand_back, succeeded
+from taskflux.tasks.decision import Decision, hand_back
 from taskflux.tasks.states import Event, State
-from tests.integration.store.scene import LOG, TYPE, Scene, submission
+from tests.integration.store.scene import LOG, TYPE, Scene, submission, succeeded
 
 TASKS, WORKERS, ACTORS = 300, 4, 6
 ROUNDS = int(os.environ.get("TASKFLUX_TEST_STRESS_ROUNDS", "120"))

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from taskflux.http.tasks import TimelineEntry, parse_timeline
-from taskflux.tasks.decision import Decision, succeeded
+from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import TYPE, Scene, succeeded
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 FULL = 32

@@ -13,7 +13,6 @@ from taskflux.tasks.decision import (
     Decision,
     decide,
     hand_back,
-    succeeded,
 )
 from taskflux.tasks.errors import (
     Ambiguous,
@@ -78,10 +77,6 @@ def test_each_error_has_its_consequence_at_the_first_and_at_the_last_attempt(
         assert allowed(decision.event, State.RUNNING, decision.state)
         assert decision.error_class == type(error).__name__
         assert decision.reason == "x"
-
-
-def test_a_success_needs_no_policy() -> None:
-    assert succeeded({"id": 7}) == Decision(Event.SUCCEEDED, State.SUCCEEDED, result={"id": 7})
 
 
 def test_a_retry_waits_for_its_share_of_the_backoff() -> None:

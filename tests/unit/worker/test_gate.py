@@ -66,7 +66,7 @@ async def test_failures_of_several_tasks_open_the_circuit_for_everybody(scene: S
     await failures(gate, OPEN_AFTER - 1)
     assert not gate.open
     await failures(gate, OPEN_AFTER, Misconfigured("wrong password"))
-    assert gate.open
+    assert (gate.open, OPEN_AFTER) == (True, 3)
     ((error_class,),) = await scene.sql("SELECT error_class FROM circuits WHERE provider = $1", PROVIDER)
     assert (await is_open(scene), error_class) == (True, "Misconfigured")
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from taskflux.store.claims import Claim, Settlement
-from taskflux.tasks.decision import Decision, hand_back, succeeded
+from taskflux.tasks.decision import Decision, hand_back
 from taskflux.tasks.states import Event, State
 from taskflux.worker.outcomes import Outcomes
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import TYPE, Scene, succeeded
 from tests.unit.world import WatchedDatabase
 
 DONE = succeeded({"sent": True})
