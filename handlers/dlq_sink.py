@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from uuid import UUID
 
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
 from taskflux.store.errors import RefusedData
-from taskflux.store.group_commit import GroupCommit
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Record
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic
-from taskflux.telemetry import metrics, tracing
-from taskflux.telemetry.tracing import UNTRACED, Destination
+from taskflux.telemetry import metrics
+from taskflux.telemetry.tracing import Destination
 from taskflux.upkeep.measuring import DLQ
 from taskflux.worker.foreign import dead_letter
 from taskflux.worker.process import Process, service
@@ -38,7 +36,8 @@ async def dlq_sink(process: Process) -> None:
         database = Database(settings.postgres, pool_size=1, name=process.label)
         await database.open()
         stack.push_async_callback(database.close)
-        consumer = Consumer(settings.kafka, dead_letter_group(prefix), dead_letter_topic(prefix))
+        source = Destination(dead_letter_topic(prefix), dead_letter_group(prefix))
+        consumer = Consumer(settings.kafka, source.group, source.topic)
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         metrics.CONCURRENCY.labels(DLQ).set(1)
@@ -48,26 +47,14 @@ async def dlq_sink(process: Process) -> None:
         letters = DeadLetters(database)
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, 1.0)
-            if records and await _keep(records, letters, process):
+            if records and await _keep(records, letters, source, process):
                 metrics.CLAIMED.labels(DLQ).inc(len(records))
                 consumer.note_done(records)
 
 
-async def _keep(records: Sequence[Record], letters: DeadLetters, process: Process) -> bool:
-    """Store these, however long PostgreSQL is away; false when told to drain meanwhile."""
-
-    prefix = process.settings.kafka.topic_prefix
-    source = Destination(dead_letter_topic(prefix), dead_letter_group(prefix))
-
-    async def add(batch: Sequence[DeadLetter]) -> Sequence[None]:
-        with tracing.batch(source.store, [letter.traceparent for letter in batch]) if tracing.on else UNTRACED:
-            stored = await letters.add(batch)
-        _count(stored)
-        return [None] * len(batch)
-
-    # A record that PostgreSQL refuses is halved out of its batch.
-    commit: GroupCommit[DeadLetter, None] = GroupCommit(add)
-    storing = asyncio.create_task(_store(commit, [dead_letter(record) for record in records]))
+async def _keep(records: Sequence[Record], letters: DeadLetters, source: Destination, process: Process) -> bool:
+    """Store these, however long PostgreSQL is unavailable; false when told to drain meanwhile."""
+    storing = asyncio.create_task(_store(letters, [dead_letter(record) for record in records], source))
     draining = asyncio.create_task(process.draining.wait())
     await asyncio.wait([storing, draining], return_when=asyncio.FIRST_COMPLETED)
     draining.cancel()
@@ -78,15 +65,10 @@ async def _keep(records: Sequence[Record], letters: DeadLetters, process: Proces
     return True
 
 
-async def _store(commit: GroupCommit[DeadLetter, None], letters: Sequence[DeadLetter]) -> None:
+async def _store(letters: DeadLetters, found: Sequence[DeadLetter], source: Destination) -> None:
     try:
-        await asyncio.gather(*[commit.submit(letter, letter.identity) for letter in letters])
+        await letters.keep(found, source)
     except RefusedData as error:
         # Bytes that no column takes cannot occur: bytea takes all of them, and texts were made storable.
         log.error("a dead letter cannot be stored and stays in its topic", extra={"error_class": type(error).__name__})
         raise
-
-
-def _count(stored: Mapping[UUID, str]) -> None:
-    for error_class in stored.values():
-        metrics.DEAD_LETTERS.labels(metrics.error_class(error_class)).inc()

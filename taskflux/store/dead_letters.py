@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database, Row
+from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import statements
 from taskflux.tasks.submission import Submission
+from taskflux.telemetry import metrics, tracing
+from taskflux.telemetry.tracing import UNTRACED, Destination
 
 SQL: Final = statements("dead_letters")
 
@@ -41,6 +46,22 @@ class DeadLetters:
     """The table of dead letters."""
 
     database: Database
+
+    async def keep(self, letters: Sequence[DeadLetter], source: Destination) -> None:
+        """Add these, however long PostgreSQL is unavailable, and count those that are new; they were read in `source`.
+
+        Raises:
+            RefusedData: one cannot be stored; the others are, all the same.
+        """
+        group: GroupCommit[DeadLetter, None] = GroupCommit(partial(self._keep, source))
+        await asyncio.gather(*[group.submit(letter, letter.identity) for letter in letters])
+
+    async def _keep(self, source: Destination, letters: Sequence[DeadLetter]) -> Sequence[None]:
+        with tracing.batch(source.store, [letter.traceparent for letter in letters]) if tracing.on else UNTRACED:
+            stored = await self.add(letters)
+        for error_class in stored.values():
+            metrics.DEAD_LETTERS.labels(metrics.error_class(error_class)).inc()
+        return [None] * len(letters)
 
     async def add(self, letters: Sequence[DeadLetter]) -> Mapping[UUID, str]:
         """Keep these, each identity once; the error class of each that is new.
