@@ -10,7 +10,6 @@ from typing import Final
 
 from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.store.errors import RefusedData, StoreError
-from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event
 from taskflux.telemetry import logs, metrics
 
@@ -58,9 +57,6 @@ class Outcomes:
                 await asyncio.sleep(AGAIN)
         finally:
             self.under_way -= 1
-        self._tell(claim, decision)
-
-    def _tell(self, claim: Claim, decision: Decision) -> None:
         level, event = logging.WARNING, decision.event.value
         extra = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
         if decision.event not in (Event.DIED, Event.HELD):
