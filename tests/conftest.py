@@ -51,9 +51,7 @@ def servers_dir() -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="session")
 async def postgres(servers_dir: Path) -> AsyncIterator[PostgresServer]:
-    # Its files outlive no test: a commit and a new database need not wait for the disk.
-    settings = {"fsync": "off", "full_page_writes": "off"}
-    async with PostgresServer(servers_dir / "postgres", settings=settings) as server:
+    async with PostgresServer(servers_dir / "postgres") as server:
         yield server
 
 
