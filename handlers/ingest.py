@@ -53,7 +53,8 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         accelerator = Accelerator(settings.redis)
         await accelerator.open()
         stack.push_async_callback(accelerator.close)
-        webhook = _msg91_webhook(database, accelerator)
+        cache = accelerator if settings.redis.url is not None else None
+        webhook = _msg91_webhook(database, cache)
         counters = (metrics.SUBMITTED, metrics.FIRST_REPORTS) if webhook else (metrics.SUBMITTED,)
         registry = TypeRegistry(TaskTypes(database), counters=counters)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
@@ -66,7 +67,7 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         prefix = settings.kafka.topic_prefix
         app = create_app(
             submissions,
-            TaskRoutes(tasks, Listing(database), Decisions(database), accelerator),
+            TaskRoutes(tasks, Listing(database), Decisions(database), cache),
             DeadLetterRoutes(DeadLetterShelf(database), DeadLetterReplays(database), submissions, prefix),
             webhook,
             started=lambda: process.health.started,
@@ -75,9 +76,9 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         await serve_process(app, process, GRACE)
 
 
-def _msg91_webhook(database: Database, accelerator: Accelerator) -> Msg91Webhook | None:
+def _msg91_webhook(database: Database, cache: Accelerator | None) -> Msg91Webhook | None:
     """Takes delivery reports where a secret is set."""
     secret = load_provider("msg91", Msg91Settings).webhook_secret
     if secret is None:
         return None
-    return Msg91Webhook(secret.get_secret_value(), Receipts(database), accelerator)
+    return Msg91Webhook(secret.get_secret_value(), Receipts(database), cache)

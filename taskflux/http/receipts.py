@@ -35,9 +35,9 @@ JSON_TYPE: Final = "application/json"
 
 
 class Msg91Webhook:
-    """The endpoint."""
+    """The endpoint. `cache` is None where there is no Redis."""
 
-    def __init__(self, secret: str, receipts: Receipts, cache: Accelerator) -> None:
+    def __init__(self, secret: str, receipts: Receipts, cache: Accelerator | None) -> None:
         self._secret = secret.encode()
         self._receipts = receipts
         self._cache = cache
@@ -80,7 +80,7 @@ class Msg91Webhook:
         metrics.REPORTS.labels(report.status.value if recorded.kept else "repeated").inc()
         if recorded.first:
             metrics.FIRST_REPORTS.labels(recorded.type, recorded.before.value).inc()
-        if recorded.kept:
+        if recorded.kept and self._cache:
             await self._cache.forget(recorded.tenant, recorded.task)
         if recorded.kept and recorded.before is State.UNCERTAIN:
             log.info("a delivery report has resolved a task", extra={"task_id": str(recorded.task)})

@@ -140,24 +140,27 @@ _NOT_CANCELLED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TaskRoutes:
-    """What can be asked of tasks. Repeating a decision is harmless: nothing is done twice."""
+    """What can be asked of tasks. Repeating a decision is harmless: nothing is done twice.
+
+    `cache` is None where there is no Redis.
+    """
 
     tasks: Tasks
     listing: Listing
     decisions: Decisions
-    cache: Accelerator
+    cache: Accelerator | None
 
     async def show(self, request: Request) -> Response:
         """A task as it stands."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
-        document = await self.cache.cached(DEFAULT_TENANT, task)
+        document = await self.cache.cached(DEFAULT_TENANT, task) if self.cache else None
         if document is None:
             row = await self.tasks.get(task, DEFAULT_TENANT)
             if row is None:
                 raise _unknown(str(task))
             document = to_json(task_document(row))
-            if row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
+            if self.cache and row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
                 await self.cache.cache(DEFAULT_TENANT, task, document)
         return Response(document, media_type="application/json")
 

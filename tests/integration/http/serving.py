@@ -17,11 +17,9 @@ from taskflux.http.registry import TypeRegistry
 from taskflux.http.server import serve
 from taskflux.http.submissions import Limits, Submissions
 from taskflux.http.tasks import TaskRoutes
-from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.settings import RedisSettings
 from taskflux.store.tasks import Decisions, Listing, Tasks, TaskTypes
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
@@ -58,7 +56,7 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
     intake = StoreIntake(tasks, patience)
     submissions = Submissions(intake, TypeRegistry(types), limits)
     letters = DeadLetterRoutes(DeadLetterShelf(database), DeadLetterReplays(database), submissions)
-    routes = TaskRoutes(tasks, Listing(database), Decisions(database), Accelerator(RedisSettings()))
+    routes = TaskRoutes(tasks, Listing(database), Decisions(database), None)
     return create_app(submissions, routes, letters, None, started=lambda: True)
 
 

@@ -15,8 +15,6 @@ from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import Requests
 from taskflux.http.submissions import Limits, Submissions
 from taskflux.http.tasks import TaskRoutes
-from taskflux.store.accelerator import Accelerator
-from taskflux.store.settings import RedisSettings
 from taskflux.telemetry import instruments, metrics
 from tests.unit.http.stores import (
     NOW,
@@ -52,7 +50,7 @@ class Fixture:
         submissions = Submissions(self.intake, self.registry, self.limits, now=lambda: NOW)
         self.app: Starlette = create_app(
             submissions,
-            TaskRoutes(self.reader, self.listing, self.decisions, Accelerator(RedisSettings())),
+            TaskRoutes(self.reader, self.listing, self.decisions, None),
             DeadLetterRoutes(self.letters, self.letters.replays, submissions, "shop-"),
             None,
             started=lambda: self.ready,
