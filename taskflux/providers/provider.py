@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
 from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, runtime_checkable
@@ -46,6 +46,7 @@ CRASHED: Final = "crashed"
 OUTCOMES: Final = (Unavailable, Misconfigured, Transient, Permanent, Ambiguous)
 
 
+@dataclass(slots=True)
 class Call:
     """A call to a provider, for a `with` block: counted, timed, and a span where the trace around it is recorded.
 
@@ -53,20 +54,17 @@ class Call:
     a protocol, a code, a count.
     """
 
-    __slots__ = ("_attributes", "_began", "_name", "_outcome", "_provider", "_span")
-
-    def __init__(self, provider: str, name: str, attributes: Attributes) -> None:
-        self._provider = provider
-        self._name = name
-        self._attributes = attributes
-        self._outcome: str | None = None
-        self._span: tracing.Span | None = None
-        self._began = 0.0
+    provider: str
+    name: str
+    attributes: Attributes
+    _outcome: str | None = field(default=None, init=False)
+    _span: tracing.Span | None = field(default=None, init=False)
+    _began: float = field(default=0.0, init=False)
 
     def __enter__(self) -> Self:
         self._began = monotonic()
         if tracing.on and tracing.sampled(TRACE.get()):
-            self._span = tracing.call(self._name, self._attributes)
+            self._span = tracing.call(self.name, self.attributes)
             self._span.__enter__()
         return self
 
@@ -78,8 +76,8 @@ class Call:
             exemplar = tracing.exemplar(self._span.traceparent)
             self._span.__exit__(kind, error, trace)
         outcome = self._outcome or (SUCCEEDED if error is None else _outcome(error))
-        metrics.PROVIDER_REQUESTS.labels(self._provider, outcome).inc()
-        metrics.PROVIDER_SECONDS.labels(self._provider).observe(seconds, exemplar)
+        metrics.PROVIDER_REQUESTS.labels(self.provider, outcome).inc()
+        metrics.PROVIDER_SECONDS.labels(self.provider).observe(seconds, exemplar)
 
     def note(self, name: str, value: Value) -> None:
         """Say something about the call, by an attribute's name."""

@@ -71,7 +71,9 @@ class Mailer:
         """
         message = await self._compose(email, message_id, date)
         wanted = [address.envelope for address in email.recipients()]
-        deliveries = Deliveries.resume(wanted, message.message_id, progress or {})
+        deliveries = Deliveries(wanted, message.message_id)
+        if progress:
+            deliveries.resume(progress)
         try:
             if deliveries.open:
                 deliveries.note(await self._transact(message, deliveries.open))

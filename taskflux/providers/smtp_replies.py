@@ -142,17 +142,15 @@ class Deliveries:
     deferred: dict[str, str] = field(default_factory=dict)
     retry_after: float | None = None
 
-    @classmethod
-    def resume(cls, wanted: Sequence[str], message_id: str, progress: Mapping[str, JsonValue]) -> Deliveries:
+    def resume(self, progress: Mapping[str, JsonValue]) -> None:
         """Go on from what earlier attempts noted.
 
         Who has the mail does not get it again. Who was refused is asked again only under another message id: then a
         person has looked at it and sent it again.
         """
-        same = progress.get("messageId") == message_id
-        delivered = _replies(progress.get("delivered"), wanted)
-        refused = _replies(progress.get("refused"), wanted) if same else {}
-        return cls(wanted, message_id, delivered, refused)
+        self.delivered = _replies(progress.get("delivered"), self.wanted)
+        if progress.get("messageId") == self.message_id:
+            self.refused = _replies(progress.get("refused"), self.wanted)
 
     @property
     def open(self) -> list[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from taskflux.providers.smtp_replies import (
@@ -107,6 +109,12 @@ def of(*wanted: str) -> Deliveries:
     return Deliveries(wanted, "<1@x>")
 
 
+def resumed(progress: dict[str, Any], *wanted: str, message_id: str = "<1@x>") -> Deliveries:
+    deliveries = Deliveries(wanted, message_id)
+    deliveries.resume(progress)
+    return deliveries
+
+
 def test_a_mail_that_reached_somebody_succeeds_and_names_the_refused() -> None:
     deliveries = of("a@x", "b@x")
     deliveries.note({"a@x": OK, "b@x": NO})
@@ -146,7 +154,7 @@ def test_only_when_nobody_ever_got_it_and_all_refuse_it_is_permanent() -> None:
 def test_the_next_attempt_asks_the_deferred_only() -> None:
     first = of("a@x", "b@x", "c@x")
     first.note({"a@x": OK, "b@x": LATER, "c@x": NO})
-    second = Deliveries.resume(("a@x", "b@x", "c@x"), "<1@x>", first.progress())
+    second = resumed(first.progress(), "a@x", "b@x", "c@x")
     assert second.open == ["b@x"]
     second.note({"b@x": NO})
     assert second.conclude()["delivered"] == {"a@x": "250 2.0.0 Ok"}
@@ -155,15 +163,15 @@ def test_the_next_attempt_asks_the_deferred_only() -> None:
 def test_a_replay_asks_the_refused_again_but_not_who_has_the_mail() -> None:
     first = of("a@x", "b@x")
     first.note({"a@x": OK, "b@x": NO})
-    assert Deliveries.resume(("a@x", "b@x"), "<1.1@x>", first.progress()).open == ["b@x"]
+    assert resumed(first.progress(), "a@x", "b@x", message_id="<1.1@x>").open == ["b@x"]
 
 
 @pytest.mark.parametrize("progress", [{}, {"delivered": None}, {"delivered": [1], "refused": "x"}, {"other": 1}])
 def test_progress_of_another_shape_is_none(progress: dict[str, object]) -> None:
-    assert Deliveries.resume(("a@x",), "<1@x>", progress).open == ["a@x"]
+    assert resumed(progress, "a@x").open == ["a@x"]
 
 
 def test_a_recipient_taken_off_the_mail_is_forgotten() -> None:
     first = of("a@x", "b@x")
     first.note({"a@x": OK, "b@x": NO})
-    assert Deliveries.resume(("c@x",), "<1@x>", first.progress()).progress()["delivered"] == {}
+    assert resumed(first.progress(), "c@x").progress()["delivered"] == {}
