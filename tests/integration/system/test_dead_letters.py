@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from taskflux.cli.deployments import load
 from taskflux.stream.envelope import OutRecord
@@ -160,7 +160,8 @@ async def test_a_broken_record_is_mended_and_runs(stack: Stack) -> None:
     producer = Producer(stack.settings.kafka)
     await producer.start()
     try:
-        broken = OutRecord(topic, b"k", b'{"taskType": "scripted", "payload": ', (("who", b"\xff"),))
+        value = f'{{"taskType": "scripted", "key": "{uuid4()}", "payload": '
+        broken = OutRecord(topic, b"k", value.encode(), (("who", b"\xff"),))
 
         async def sent() -> bool:
             [outcome] = await producer.publish([broken])
@@ -172,19 +173,20 @@ async def test_a_broken_record_is_mended_and_runs(stack: Stack) -> None:
 
     async def found() -> Document | None:
         items = (await answer(stack, "GET", "/dead-letters", params={"originTopic": topic}))["items"]
-        return items[0] if items else None
+        letters = [await answer(stack, "GET", f"/dead-letters/{item['deadLetterId']}") for item in items]
+        return next((each for each in letters if each["record"] and each["record"]["value"]["data"] == value), None)
 
-    item = await eventually(found, "the record is a dead letter")
-    assert (item["taskId"], item["errorClass"]) == (None, "NotJson")
-    address = f"/dead-letters/{item['deadLetterId']}"
-    record = (await answer(stack, "GET", address))["record"]
-    assert record["value"] == {"encoding": "utf-8", "data": '{"taskType": "scripted", "payload": '}
+    letter = await eventually(found, "the record is a dead letter")
+    assert (letter["taskId"], letter["errorClass"]) == (None, "NotJson")
+    address = f"/dead-letters/{letter['deadLetterId']}"
+    record = letter["record"]
+    assert record["value"]["encoding"] == "utf-8"
     assert record["headers"] == [{"name": "who", "value": {"encoding": "base64", "data": "/w=="}}]
     await answer(stack, "POST", f"{address}/replay", 422)
-    value = '{"taskType": "scripted", "payload": {"script": ["succeed"]}}'
-    made = await answer(stack, "POST", f"{address}/replay", 202, json={"value": value})
+    repaired = '{"taskType": "scripted", "payload": {"script": ["succeed"]}}'
+    made = await answer(stack, "POST", f"{address}/replay", 202, json={"value": repaired})
     await stack.until(UUID(made["taskId"]), "succeeded")
-    again = await answer(stack, "POST", f"{address}/replay", 409, json={"value": value})
+    again = await answer(stack, "POST", f"{address}/replay", 409, json={"value": repaired})
     assert again["taskId"] == made["taskId"]
     [replay] = (await answer(stack, "GET", address))["replays"]
     assert (replay["taskId"], replay["outcome"]) == (made["taskId"], "succeeded")
