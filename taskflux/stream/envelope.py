@@ -118,6 +118,18 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadTask:
+    """A task whose row is `dead` at `version`; the row has the rest."""
+
+    task_id: UUID
+    task_type: str
+    version: int
+    error_class: str
+    attempts: int
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Foreign:
     """A task that another producer wrote, payload and all; `payload` is the parsed JSON, `task_id` the producer's."""
 
@@ -136,16 +148,16 @@ class Poison:
     reason: str
 
 
-def encode(envelope: Envelope, key: str | None = None) -> Encoded:
-    """The record of `envelope`; `key` picks the partition in place of the task id."""
-    body: dict[str, object] = {
-        "taskId": str(envelope.task_id),
-        "taskType": envelope.task_type,
-        "version": envelope.version,
-    }
-    if envelope.probe:
+def encode(task: Envelope | DeadTask, key: str | None = None) -> Encoded:
+    """The record of a task, or its dead letter; `key` picks the partition in place of the task id."""
+    task_id, trace = str(task.task_id), task.traceparent
+    body: dict[str, object] = {"taskId": task_id, "taskType": task.task_type, "version": task.version}
+    if isinstance(task, DeadTask):
+        body |= {"errorClass": task.error_class, "attempts": task.attempts}
+    elif task.probe:
         body["probe"] = True
-    return _encoded(key or str(envelope.task_id), body, envelope.traceparent)
+    headers = ((TRACEPARENT, trace.encode("ascii", "replace")),) if trace else ()
+    return Encoded((key or task_id).encode("utf-8", "backslashreplace"), _ENCODE(body).encode(), headers)
 
 
 def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = None) -> Envelope | Foreign | Poison:
@@ -174,11 +186,6 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
     if isinstance(claim, Poison):
         return claim
     return Envelope(claim[0], task_type, claim[1], trace_of(record.headers), body.get("probe") is True)
-
-
-def _encoded(key: str, body: dict[str, object], traceparent: str | None) -> Encoded:
-    headers = ((TRACEPARENT, traceparent.encode("ascii", "replace")),) if traceparent else ()
-    return Encoded(key.encode("utf-8", "backslashreplace"), _ENCODE(body).encode(), headers)
 
 
 def _parse_object(value: bytes) -> dict[str, object] | Poison:
@@ -249,18 +256,6 @@ _MAX_CLASS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class DeadTask:
-    """A task whose row is `dead` at `version`; the row has the rest."""
-
-    task_id: UUID
-    task_type: str
-    version: int
-    error_class: str
-    attempts: int
-    traceparent: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Origin:
     """Where a poison record stood; `timestamp` in milliseconds since 1970."""
 
@@ -284,18 +279,6 @@ class DeadPoison:
     origin: Origin
     error_class: str
     reason: str
-
-
-def encode_dead(task: DeadTask, key: str | None = None) -> Encoded:
-    """The dead letter of a task."""
-    body: dict[str, object] = {
-        "taskId": str(task.task_id),
-        "taskType": task.task_type,
-        "version": task.version,
-        "errorClass": task.error_class,
-        "attempts": task.attempts,
-    }
-    return _encoded(key or str(task.task_id), body, task.traceparent)
 
 
 def encode_poison(record: Record, poison: Poison) -> Encoded:

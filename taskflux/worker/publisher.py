@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from taskflux.store.publishing import Confirmation, DeadDue, Due, Publishing
-from taskflux.stream.envelope import DeadTask, Envelope, OutRecord, encode, encode_dead
+from taskflux.stream.envelope import DeadTask, Envelope, OutRecord, encode
 from taskflux.stream.producer import NotPublished, Producer, Published
 from taskflux.stream.topics import dead_letter_topic, task_topic
 from taskflux.telemetry import metrics, tracing
@@ -35,14 +35,7 @@ class Publisher:
         Raises:
             StoreError: Kafka has the records, but PostgreSQL does not know it.
         """
-        addressed = [(task_topic(self._prefix, task.type), task) for task in tasks]
-        spans = _begin(addressed) if tracing.on else {}
-        traces = [spans.get(place, task).traceparent for place, task in enumerate(tasks)]
-        records = [
-            OutRecord(topic, *encode(Envelope(task.id, task.type, task.version, trace, probe), task.key))
-            for (topic, task), trace in zip(addressed, traces, strict=True)
-        ]
-        outcomes = await self._send(records, spans)
+        outcomes = await self._send([(task_topic(self._prefix, task.type), task) for task in tasks], probe)
         confirmed = [
             Confirmation(task.id, task.version, outcome.log_id, outcome.partition, outcome.offset)
             for task, outcome in zip(tasks, outcomes, strict=True)
@@ -54,23 +47,28 @@ class Publisher:
     async def publish_dead(self, letters: Sequence[DeadDue]) -> int:
         """Send dead letters to their topic and confirm them; how many Kafka took."""
         topic = dead_letter_topic(self._prefix)
-        spans = _begin([(topic, each) for each in letters]) if tracing.on else {}
-        dead = [
-            DeadTask(
-                each.id, each.type, each.version, each.error_class, each.attempts, spans.get(place, each).traceparent
-            )
-            for place, each in enumerate(letters)
-        ]
-        outcomes = await self._send([OutRecord(topic, *encode_dead(each)) for each in dead], spans)
+        outcomes = await self._send([(topic, letter) for letter in letters])
         done = [letter for letter, outcome in zip(letters, outcomes, strict=True) if isinstance(outcome, Published)]
         if done:
             await self._publishing.confirm_dead(done)
         return len(done)
 
     async def _send(
-        self, records: Sequence[OutRecord], spans: Mapping[int, tracing.Span]
+        self, addressed: Sequence[tuple[str, Due | DeadDue]], probe: bool = False
     ) -> Sequence[Published | NotPublished]:
-        """Hand records to Kafka; `spans` are those of the recorded ones, by their places."""
+        """Hand to Kafka the records of these, each with its topic, and say what became of them."""
+        spans: dict[int, tracing.Span] = {}  # those of the recorded ones, by their places
+        records = []
+        for place, (topic, due) in enumerate(addressed):
+            trace = due.traceparent
+            if tracing.on and tracing.sampled(trace):
+                spans[place] = tracing.message(tracing.messaging("send", topic, "PRODUCER"), due.id, trace)
+                trace = spans[place].traceparent
+            if isinstance(due, Due):
+                encoded = encode(Envelope(due.id, due.type, due.version, trace, probe), due.key)
+            else:
+                encoded = encode(DeadTask(due.id, due.type, due.version, due.error_class, due.attempts, trace))
+            records.append(OutRecord(topic, *encoded))
         try:
             outcomes = await self._producer.publish(records)
         except BaseException as error:
@@ -91,12 +89,3 @@ class Publisher:
         for each in failed:
             metrics.PUBLISHED.labels(each.error).inc()
         return outcomes
-
-
-def _begin(messages: Iterable[tuple[str, Due | DeadDue]]) -> dict[int, tracing.Span]:
-    """The spans of the recorded ones among messages that are sent together, by their places; each with its topic."""
-    return {
-        place: tracing.message(tracing.messaging("send", topic, "PRODUCER"), each.id, each.traceparent)
-        for place, (topic, each) in enumerate(messages)
-        if tracing.sampled(each.traceparent)
-    }

@@ -14,7 +14,7 @@ from prometheus_client.samples import Sample
 
 from taskflux.http.problems import KINDS
 from taskflux.store.statements import every_statement as statements
-from taskflux.stream.envelope import DeadTask, OutRecord, encode_dead
+from taskflux.stream.envelope import DeadTask, OutRecord, encode
 from taskflux.stream.topics import dead_letter_topic, task_group, task_topic
 from taskflux.telemetry.instruments import OTHER
 from taskflux.telemetry.metrics import DECLARED, METHODS
@@ -63,7 +63,7 @@ async def mixed_run(stack: Stack) -> list[UUID]:
     await stack.produce(
         OutRecord(stack.topic("scripted"), b"k", PERSON.encode()),
         OutRecord(stack.topic("scripted"), b"k", json.dumps({"taskType": PERSON, "payload": {}}).encode()),
-        OutRecord(dlq, *encode_dead(forged)),
+        OutRecord(dlq, *encode(forged)),
         OutRecord(dlq, PERSON.encode(), PERSON.encode(), (("taskflux-error-class", PERSON.encode()),)),
     )
     await stack.until_all([*tasks, held], "succeeded", "dead", "uncertain")

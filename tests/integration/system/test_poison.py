@@ -9,7 +9,7 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from taskflux.stream.envelope import DeadTask, Headers, OutRecord, encode_dead
+from taskflux.stream.envelope import DeadTask, Headers, OutRecord, encode
 from taskflux.stream.topics import dead_letter_topic
 from tests.integration.system.stack import Row, Stack, eventually
 
@@ -57,7 +57,7 @@ async def test_the_sink_stores_a_dead_letter_once_and_a_malformed_one_too(stack:
     task = await stack.submit("scripted", ["permanent"])
     letter = await stack.dead_letter(task)
     topic = dead_letter_topic(stack.settings.kafka.topic_prefix)
-    again = encode_dead(DeadTask(task, "scripted", letter["task_version"], "Permanent", 1))
+    again = encode(DeadTask(task, "scripted", letter["task_version"], "Permanent", 1))
     malformed = OutRecord(topic, b"\xff", b"\x00 nothing of ours", HEADERS)
     places = await stack.produce(OutRecord(topic, *again), OutRecord(topic, *again), malformed)
     found = await _letter_from(stack, topic, places[2].partition, places[2].offset)

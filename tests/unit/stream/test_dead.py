@@ -12,7 +12,7 @@ from taskflux.stream.envelope import (
     Poison,
     Record,
     decode_dead,
-    encode_dead,
+    encode,
     encode_poison,
 )
 
@@ -28,11 +28,11 @@ def on_dlq(encoded: Encoded) -> Record:
 @pytest.mark.parametrize("trace", [None, TRACE])
 def test_a_dead_task_comes_back_as_it_went(trace: str | None) -> None:
     task = DeadTask(ID, "email", 12, "Permanent", 6, trace)
-    assert decode_dead(on_dlq(encode_dead(task))) == task
+    assert decode_dead(on_dlq(encode(task))) == task
 
 
 def test_a_dead_tasks_record_carries_no_reason() -> None:
-    _, value, headers = encode_dead(DeadTask(ID, "email", 12, "Permanent", 6))
+    _, value, headers = encode(DeadTask(ID, "email", 12, "Permanent", 6))
     assert value == (
         b'{"taskId":"01890a5d-ac96-774b-bcce-b302099a8057","taskType":"email","version":12,'
         b'"errorClass":"Permanent","attempts":6}'
