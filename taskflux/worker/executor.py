@@ -1,4 +1,4 @@
-"""The way of a claim through its worker: what its handler is given, whether it may be called, what follows."""
+"""The way of a claim through its worker: the lease that guards it, what its handler is given, what follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
+from taskflux.store.claims import SETTLE_BATCH, Claim, Claims, Settlement
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back
 from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
 from taskflux.tasks.model import Receipt, Task
@@ -22,7 +22,6 @@ from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
-from taskflux.worker.lease import Lease
 from taskflux.worker.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,46 @@ LAST_SETTLES: Final = 5.0
 
 
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
+
+
+class Lease:
+    """A worker's one row, which guards all its `claims`; valid for `seconds` from the beginning of the last good beat.
+
+    `clock` says seconds that no step of the machine's time changes.
+    """
+
+    def __init__(self, claims: Claims, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.claims = claims
+        self.term = 0
+        """The number of this lease: one that is renewed after it had expired is another."""
+        self.ended = False
+        """Somebody has ended it: no beat brings it back, this worker's identity is spent."""
+        self._seconds = seconds
+        self._clock = clock
+        self._until = float("-inf")
+
+    @property
+    def valid(self) -> bool:
+        """Whether our claims are surely still ours."""
+        return not self.ended and self._clock() < self._until
+
+    def covers(self, term: int) -> bool:
+        """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
+        return term == self.term and not self.ended and self._clock() < self._until
+
+    async def renew(self, in_flight: int) -> None:
+        """Beat once, with the number of claims that are not settled.
+
+        Raises:
+            StoreError: it is not known to be renewed.
+        """
+        began = self._clock()
+        if not await self.claims.beat(in_flight):
+            self.ended = True
+            return
+        if began >= self._until:
+            self.term += 1
+        self._until = began + self._seconds
 
 
 class _Stage(Enum):

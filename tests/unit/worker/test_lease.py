@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from taskflux.store.errors import StoreUnavailable
-from taskflux.worker.lease import Lease
+from taskflux.worker.executor import Lease
 from tests.integration.store.scene import Scene
 from tests.unit.world import Clock, WatchedDatabase
 
