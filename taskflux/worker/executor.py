@@ -58,7 +58,7 @@ class Lease:
 
     def covers(self, term: int) -> bool:
         """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
-        return term == self.term and not self.ended and self._clock() < self._until
+        return term == self.term and self.valid
 
     async def renew(self, in_flight: int) -> None:
         """Beat once, with the number of claims that are not settled.
