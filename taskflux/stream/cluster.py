@@ -10,7 +10,12 @@ from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError, LeaderNotAvailableError, NotLeaderForPartitionError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    KafkaConnectionError,
+    LeaderNotAvailableError,
+    NotLeaderForPartitionError,
+)
 
 from taskflux.stream import internals
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
@@ -24,6 +29,7 @@ LEADERLESS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 of it a moment after the cluster says so, another one's after an election.
 """
 _NO_LEADER: Final = (NotLeaderForPartitionError, LeaderNotAvailableError)
+_CLOSED: Final = "closed, since another question failed"
 _STOP_TIMEOUT: Final = 2.0
 _READER: Final = {
     # What a batch exceeds comes alone, what fits comes with others in one answer.
@@ -79,7 +85,7 @@ class Clients:
     ) -> Any:
         async with self._connecting:
             if self._closed:
-                raise KafkaConnectionError("closed, since another question failed")
+                raise KafkaConnectionError(_CLOSED)
             known = kind, options.get("fetch_max_wait_ms", 0)
             if known not in self._clients:
                 client = kind(**self._options, **options)
@@ -126,6 +132,8 @@ class Cluster:
         try:
             async with asyncio.timeout(self._timeout):
                 return await question(clients)
+        except ConsumerStoppedError as error:  # which is not a KafkaError
+            raise KafkaConnectionError(_CLOSED) from error
         except TROUBLE:
             if clients is self._clients:
                 await self.close()

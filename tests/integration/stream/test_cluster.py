@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiokafka.errors import KafkaError, NotLeaderForPartitionError, RequestTimedOutError
 
@@ -42,4 +44,30 @@ async def test_an_error_that_stays_is_told_after_some_tries(
     with pytest.raises(KafkaUnavailable, match=error.__name__.removesuffix("Error")):
         await cluster.ask(question)
     assert question.put == tries
+    await cluster.close()
+
+
+async def test_a_question_whose_connections_were_closed_after_another_one_failed_is_put_again(
+    settings: KafkaSettings,
+) -> None:
+    cluster = Cluster(settings)
+    connected, failed = asyncio.Event(), asyncio.Event()
+    put = 0
+
+    async def reading(clients: Clients) -> str:
+        nonlocal put
+        put += 1
+        reader = await clients.reader()
+        connected.set()
+        await failed.wait()
+        if put == 1:
+            await reader.getmany(timeout_ms=0)
+        return "an answer"
+
+    answer = asyncio.create_task(cluster.ask(reading))
+    await connected.wait()
+    with pytest.raises(KafkaUnavailable):
+        await cluster.ask(Refusing(RequestTimedOutError, 100))
+    failed.set()
+    assert (await answer, put) == ("an answer", 2)
     await cluster.close()
