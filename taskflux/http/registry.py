@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -101,7 +102,7 @@ REFRESH_EVERY: Final = 10.0
 """Seconds between two looks at the store."""
 
 ASK_AGAIN_AFTER: Final = 1.0
-"""Seconds between two looks for unknown types; who asks in between waits for the next one."""
+"""Seconds between two looks for unknown types; requests that come in between share the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,12 @@ class TypeRegistry:
         self._clock = clock
         self._sleep = sleep
         self._types: dict[str, Registered] = {}
-        self._asked = float("-inf")
+        self._ended_at = float("-inf")
         self._trouble: StoreError | None = StoreUnavailable("the task types have not been read yet")
-        self._refreshing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self.looks = 0
+        """Looks at the store that have begun. A request notes it when it comes, see `find`."""
+        self._finished = self._succeeded = 0  # the numbers of the last look that has ended, and that has succeeded
 
     @property
     def names(self) -> list[str]:
@@ -145,36 +149,31 @@ class TypeRegistry:
         """The known types with the JSON schemas of their payloads, as text, sorted."""
         return tuple((name, registered.schema.text) for name, registered in sorted(self._types.items()))
 
-    async def find(self, name: str) -> Registered | None:
+    def known(self, name: str) -> Registered | None:
+        """The type, if it is known here."""
+        return self._types.get(name)
+
+    async def find(self, name: str, since: int | None = None) -> Registered | None:
         """The type, looked for in the store when it is unknown; None only if nobody has registered it.
+
+        A look reads all types, and all who wait share it, so that a flood of unknown types is one query a second.
+
+        Args:
+            since: `looks` when the request came; None: now. Whatever else the request asks for is then answered from
+                the first look that began after it, and costs no further one.
 
         Raises:
             StoreError: it is unknown here, and the store cannot be asked.
         """
         known = self._types.get(name)
-        if known is not None:
-            return known
-        await self._look_again()
-        known = self._types.get(name)
-        if known is None and self._trouble is not None:
-            # A new one each time: an error that is raised again keeps the frames of all its raisers alive.
-            raise type(self._trouble)(*self._trouble.args)
+        if known is None:
+            await self._look(self.looks if since is None else since)
+            known = self._types.get(name)
         return known
-
-    async def _look_again(self) -> None:
-        """Return after a look that a type registered by now has not escaped; at most one begins each second."""
-        asked = self._asked
-        wait = ASK_AGAIN_AFTER - (self._clock() - asked)
-        if self._refreshing is None and wait > 0:
-            await self._sleep(wait)
-        if self._asked == asked or self._refreshing is not None:
-            await self.refresh()
 
     async def refresh(self) -> None:
         """Read all types again; who asks meanwhile waits for the same answer. What is known stays when it fails."""
-        if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-        await asyncio.shield(self._refreshing)
+        await self._read_together(0.0)
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -182,20 +181,40 @@ class TypeRegistry:
             await self.refresh()
             await asyncio.sleep(REFRESH_EVERY)
 
-    async def _refresh(self) -> None:
+    async def _look(self, since: int) -> None:
+        """Return once a look has succeeded that began after the first `since`; raise StoreError when one fails."""
+        while self._succeeded <= since:
+            if self._finished <= since:
+                await self._read_together(ASK_AGAIN_AFTER - (self._clock() - self._ended_at))
+            if self._trouble is not None:
+                # A new one each time: an error that is raised again keeps the frames of all its raisers alive.
+                raise type(self._trouble)(*self._trouble.args)
+
+    async def _read_together(self, pause: float) -> None:
+        """Read all types after a pause of so many seconds, or wait for the look that somebody has begun."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._read(pause), context=Context())
+        await asyncio.shield(self._looking)  # which others wait for, too
+
+    async def _read(self, pause: float) -> None:
         try:
+            if pause > 0:
+                await self._sleep(pause)
+            self.looks += 1
             found = await self._source.all()
         except StoreError as error:
             self._trouble = error
             log.debug("the task types could not be read: %s", type(error).__name__)
         else:
             self._trouble = None
+            self._succeeded = self.looks
             self._types = {name: self._renewed(task_type) for name, task_type in found.items()}
             for counter in self._counters:
                 counter.zeros(self._types)
         finally:
-            self._asked = self._clock()
-            self._refreshing = None
+            self._finished = self.looks
+            self._ended_at = self._clock()
+            self._looking = None
 
     def _renewed(self, task_type: TaskType) -> Registered:
         """The type as it stands now; its schema stays compiled while its text is the same."""

@@ -18,6 +18,7 @@ from taskflux.http.tasks import TaskRoutes
 from taskflux.telemetry import instruments, metrics
 from tests.unit.http.stores import (
     NOW,
+    Clock,
     MemoryDecisions,
     MemoryIntake,
     MemoryLetters,
@@ -42,7 +43,8 @@ class Fixture:
         self.reader = MemoryReader()
         self._before = counted(metrics.SUBMITTED), counted(metrics.REPLAYED)
         self.ready = True
-        self.registry = TypeRegistry(self.source)
+        self.clock = Clock()
+        self.registry = TypeRegistry(self.source, clock=self.clock, sleep=self.clock.sleep)
         self.listing = MemoryListing()
         self.decisions = MemoryDecisions(self.reader.rows)
         self.letters = MemoryLetters()

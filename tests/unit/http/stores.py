@@ -51,6 +51,20 @@ def row(**columns: Any) -> Row:
     return plain | columns
 
 
+class Clock:
+    """A clock that stands still but while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+        self.now += seconds
+
+
 class Source(TaskTypes):
     """Registered types; `trouble` is raised instead while it is set, `gate` holds the answer back."""
 
@@ -67,10 +81,11 @@ class Source(TaskTypes):
     async def all(self) -> Mapping[str, TaskType]:
         self.asked += 1
         self.looks.release()
+        found = dict(self.types)
         await self.gate.wait()
         if self.trouble is not None:
             raise self.trouble
-        return dict(self.types)
+        return found
 
 
 class MemoryIntake(Intake):

@@ -12,7 +12,7 @@ import pytest
 from taskflux.http.registry import PayloadSchema, TypeRegistry
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.tasks.submission import TaskType
-from tests.unit.http.stores import EMAIL_SCHEMA, Source
+from tests.unit.http.stores import EMAIL_SCHEMA, Clock, Source
 
 EMAIL = PayloadSchema("email", json.dumps(EMAIL_SCHEMA))
 
@@ -100,18 +100,6 @@ def test_a_schema_as_pydantic_writes_it_is_understood() -> None:
     }
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)
-        self.now += seconds
-
-
 async def test_concurrent_requests_for_unknown_types_share_one_look() -> None:
     source = Source()
     source.gate.clear()
@@ -131,6 +119,50 @@ async def test_an_unknown_type_is_looked_for_at_most_once_a_second() -> None:
     for _ in range(5):
         assert await registry.find("fax") is None
     assert (source.asked, clock.now - began) == (5, 4.0)
+
+
+async def test_a_request_looks_once_for_all_its_unknown_types() -> None:
+    source, clock = Source(), Clock()
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
+    await registry.refresh()
+    began, came = clock.now, registry.looks
+    assert [await registry.find(f"fax{n}", came) for n in range(1000)] == [None] * 1000
+    assert (source.asked, clock.now - began) == (2, 1.0)
+
+
+async def test_a_flood_of_unknown_types_is_one_query_a_second() -> None:
+    source, clock = Source(), Clock()
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
+    await registry.refresh()
+    began = clock.now
+    await asyncio.gather(*(registry.find(f"fax{n}") for n in range(1000)))
+    assert (source.asked, clock.now - began) == (2, 1.0)
+
+
+async def test_an_unreachable_store_is_asked_once_for_all_who_wait() -> None:
+    source, clock = Source(), Clock()
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
+    source.trouble = StoreUnavailable("away")
+    came = registry.looks
+    found = await asyncio.gather(*(registry.find(f"fax{n}", came) for n in range(1000)), return_exceptions=True)
+    assert {type(each) for each in found} == {StoreUnavailable}
+    with pytest.raises(StoreUnavailable):  # and the same request does not take it for an answer later
+        await registry.find("fax", came)
+    assert source.asked == 1
+
+
+async def test_a_look_that_began_before_the_request_does_not_answer_it() -> None:
+    source, clock = Source(), Clock()
+    source.gate.clear()
+    registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
+    early = asyncio.create_task(registry.find("fax"))
+    await source.looks.acquire()
+    source.types["fax"] = TaskType("fax", "{}", 3, "resend", None)
+    late = asyncio.create_task(registry.find("fax"))
+    await asyncio.sleep(0)
+    source.gate.set()
+    assert await early is None
+    assert await late is not None
 
 
 async def test_a_type_that_was_registered_since_the_last_look_is_not_refused() -> None:
