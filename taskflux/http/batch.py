@@ -12,7 +12,11 @@ One answer for each item, in their order: a JSON array for an array, NDJSON for 
   with status 400 says so, and what stood before is accepted. An array that does not even begin is a 400 as a whole.
 * When PostgreSQL becomes unavailable midway, what was not surely accepted by then, and all that follows, is answered
   503 item by item: send those again, with keys if none may be made twice.
-* When the client disconnects, what had arrived whole is accepted; nobody is told. Send the batch again with keys.
+* A type that is not known is looked for once for the whole batch, see `TypeRegistry.find`.
+* When the request's time is up, what was not begun by then is answered 503 item by item, and if there is more to read,
+  a last answer with status 408 says so. What was accepted is answered as ever.
+* When the client disconnects, nothing further is begun. What was under way may have been accepted; nobody is told. Send
+  the batch again with keys.
 * Memory is bounded: so many items and bytes are in flight, then reading waits. Answers are held until the request has
   ended (many clients read only then), up to `Limits.batch_hold_bytes`, some 50,000 items; the client of a longer
   batch must read while it sends.
@@ -21,6 +25,7 @@ One answer for each item, in their order: a JSON array for an array, NDJSON for 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
@@ -43,10 +48,13 @@ from taskflux.http.bodies import (
     to_json,
     too_large,
 )
+from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     BAD_REQUEST,
+    INTERNAL,
     INVALID_TASK,
     MALFORMED_JSON,
+    NOT_BEGUN,
     STORE_UNAVAILABLE,
     FieldError,
     Problem,
@@ -55,6 +63,9 @@ from taskflux.http.problems import (
 from taskflux.http.submissions import Submissions, accepted_members, is_idempotency_key
 from taskflux.tasks.submission import Accepted, Submission
 from taskflux.telemetry import metrics
+from taskflux.telemetry.logs import frames
+
+log = logging.getLogger(__name__)
 
 Item = bytes | None
 """The bytes of one item; None for one that was larger than allowed, of which nothing was kept."""
@@ -300,9 +311,13 @@ class SubmitBatch:
         if b"idempotency-key" in headers:
             raise Problem(BAD_REQUEST, "Idempotency-Key names one task: give each item an idempotencyKey of its own")
         splitter: Splitter = (LineSplitter if form is NDJSON else ArraySplitter)(limits.max_item_bytes)
-        batch = Batch(self.submissions, Results(send, form, limits.batch_hold_bytes))
+        client = client_of(scope)
+        batch = Batch(self.submissions, Results(send, form, limits.batch_hold_bytes), client)
         try:
-            await batch.run(stream_body(receive), splitter)
+            async with client.until_gone():
+                await batch.run(stream_body(receive), splitter)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
         finally:
             batch.cancel()
 
@@ -319,41 +334,44 @@ class _Chunk:
 class Batch:
     """One request on its way: at most so much in flight, answers in the order of the items."""
 
-    def __init__(self, submissions: Submissions, results: Results) -> None:
+    def __init__(self, submissions: Submissions, results: Results, client: Client) -> None:
         self._submissions = submissions
         self._results = results
+        self._client = client
+        self._looks = submissions.registry.looks
         self._chunks: deque[_Chunk] = deque()
-        self._count = 0
+        self._count = self._answered = 0
         self._trouble: Problem | None = None
 
     async def run(self, body: AsyncIterator[bytes], splitter: Splitter) -> None:
         """Take everything and answer it.
 
         Raises:
-            Problem: 400, not even one item could be made out.
+            Problem: 400, not even one item could be made out; 408, or arrived in time.
+            ClientDisconnect: there is nobody to answer.
         """
-        fault: str | None = None
+        fault: Problem | None = None
         try:
             async for part in body:
                 await self._take(splitter.feed(part))
             await self._take(splitter.end())
         except MalformedBatch as error:
-            fault = str(error)
-            if self._count == 0:
-                raise Problem(MALFORMED_JSON, fault) from None
-        except ClientDisconnect:
-            await self._answer_all()
-            return
+            fault = Problem(MALFORMED_JSON, str(error))
+        except Problem as problem:  # the rest did not arrive in time
+            fault = problem
+        if fault is not None and self._count == 0:
+            raise fault
         await self._results.release()
         await self._answer_all()
         if fault is not None:
-            await self._results.write([self._refusal(self._count, Problem(MALFORMED_JSON, fault))])
+            await self._results.write([self._refusal(self._count, fault)])
         await self._results.end()
 
     def cancel(self) -> None:
-        """Leave what is still in flight to itself."""
+        """Take back what is in flight and not begun; what PostgreSQL is being told stays told."""
         for chunk in self._chunks:
             chunk.answers.cancel()
+            chunk.answers.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _take(self, items: Iterator[Item]) -> None:
         """Begin to accept the items; when a fault ends them, first those that stand before it."""
@@ -389,15 +407,22 @@ class Batch:
             await self._answer_oldest()
 
     async def _answer_oldest(self) -> None:
-        answers = await self._chunks[0].answers
+        oldest = self._chunks[0]
+        await asyncio.wait((oldest.answers,))
         self._chunks.popleft()
-        await self._results.write(answers)
+        self._answered += oldest.items
+        if (error := oldest.answers.exception()) is None:
+            await self._results.write(oldest.answers.result())
+            return
+        first = self._answered - oldest.items
+        await self._results.write([self._refusal(first + n, _fault(error)) for n in range(oldest.items)])
 
     async def _accept(self, first: int, items: Sequence[Item]) -> list[bytes]:
         """The answers of these items, the first of which has the index `first`."""
         prepared = [await self._prepare(item) for item in items]
         submissions = [each for each in prepared if isinstance(each, Submission)]
-        outcomes = iter(await asyncio.gather(*map(self._submit, submissions)))
+        # A fault in one of them takes nothing from the others: they may be accepted, and are answered.
+        outcomes = iter(await asyncio.gather(*map(self._submit, submissions), return_exceptions=True))
         decided = [each if isinstance(each, Problem) else next(outcomes) for each in prepared]
         return [self._answer(index, outcome) for index, outcome in enumerate(decided, first)]
 
@@ -405,14 +430,18 @@ class Batch:
         try:
             if item is None:
                 raise too_large("the item", self._submissions.limits.max_item_bytes)
+            if self._client.late:
+                raise self._client.problem(NOT_BEGUN)
             document = parse_json(item)
-            return await self._submissions.read(document, _take_key(document))
+            return await self._submissions.read(document, self._client, _take_key(document), since=self._looks)
         except Problem as problem:
             return problem
 
     async def _submit(self, submission: Submission) -> Accepted | Problem:
         if self._trouble is not None:
             return self._trouble
+        if self._client.late:
+            return self._client.problem(NOT_BEGUN)
         try:
             return await self._submissions.accept(submission, "idempotencyKey")
         except Problem as problem:
@@ -420,15 +449,21 @@ class Batch:
                 self._trouble = problem  # every further item would wait as long for the same answer
             return problem
 
-    def _answer(self, index: int, outcome: Accepted | Problem) -> bytes:
-        if isinstance(outcome, Problem):
-            return self._refusal(index, outcome)
+    def _answer(self, index: int, outcome: Accepted | BaseException) -> bytes:
+        if isinstance(outcome, BaseException):
+            return self._refusal(index, outcome if isinstance(outcome, Problem) else _fault(outcome))
         replay = ',"idempotentReplay":true' if outcome.repeated else ""
         return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
 
     def _refusal(self, index: int, problem: Problem) -> bytes:
         metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
         return to_json({"index": index, "status": problem.status, "problem": problem.document()})
+
+
+def _fault(error: BaseException) -> Problem:
+    """What is told of an item that met a fault of ours; the log has its place, without its text."""
+    log.error("%s while taking an item of a batch\n%s", type(error).__name__, frames(error))
+    return Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened")
 
 
 def _take_key(document: Any) -> str | None:

@@ -39,6 +39,7 @@ from starlette.routing import Route
 
 from taskflux.http.app import application, probe_routes
 from taskflux.http.bodies import Headers, json_answer, moment, read_json, to_json
+from taskflux.http.client import client_of
 from taskflux.http.openapi.document import documentation_routes, notify_json
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
@@ -90,7 +91,8 @@ class Notify(Generic[P]):
         """Deliver now, and answer with the outcome."""
         headers, document = await read_json(request.scope, request.receive, self._limit)
         try:
-            delivered = await self._notifier.deliver(self._read(headers, document))
+            waiting = client_of(request.scope).until_late()
+            delivered = await self._notifier.deliver(self._read(headers, document), waiting)
         except TaskError as error:
             raise delivery_problem(error) from error
         except StoreError as error:

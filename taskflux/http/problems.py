@@ -42,6 +42,7 @@ UNKNOWN_TASK: Final = _kind("unknown-task", 404, "There is no such task")
 UNKNOWN_DEAD_LETTER: Final = _kind("unknown-dead-letter", 404, "There is no such dead letter")
 UNKNOWN_REPLAY: Final = _kind("unknown-replay", 404, "There is no such bulk replay")
 METHOD_NOT_ALLOWED: Final = _kind("method-not-allowed", 405, "This address does not know the method")
+REQUEST_TIMEOUT: Final = _kind("request-timeout", 408, "The request took too long to arrive")
 ALREADY_REPLAYED: Final = _kind("already-replayed", 409, "The dead letter was sent again before")
 ALREADY_DISCARDED: Final = _kind("already-discarded", 409, "The dead letter was discarded")
 WRONG_STATE: Final = _kind("wrong-state", 409, "The task's state does not allow this")
@@ -65,6 +66,7 @@ PROVIDER_MISCONFIGURED: Final = _kind("provider-misconfigured", 502, "The provid
 DELIVERY_DEFERRED: Final = _kind("delivery-deferred", 503, "The message is to be sent later")
 STORE_UNAVAILABLE: Final = _kind("store-unavailable", 503, "The store cannot be reached")
 NOT_STARTED: Final = _kind("not-started", 503, "The process has not started yet")
+NOT_BEGUN: Final = _kind("not-begun", 503, "The request's time was up")
 DELIVERY_UNKNOWN: Final = _kind("delivery-unknown", 504, "The message may have been sent")
 
 COMMON: Final = (INVALID_TASK, MALFORMED_JSON, UNKNOWN_TASK_TYPE, KEY_REUSED, STORE_UNAVAILABLE)
@@ -242,6 +244,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Send less at once: a batch in several, a large file as a link to where it lies.",
         "the body is larger than 33,554,432 bytes, the most that is taken here",
     ),
+    "request-timeout": Explanation(
+        "The request had not arrived when its time was up (`TASKFLUX_HTTP__REQUEST_SECONDS`). In the answer to a batch,"
+        " nothing from this item on was read; what stands before it is answered as ever.",
+        "Send what is left in a further request: a batch in several, or over a faster connection.",
+        "the request took longer than 60 s",
+    ),
     "unsupported-media-type": Explanation(
         "Content-Type is missing or names something else than JSON, or the body is compressed.",
         "Send `Content-Type: application/json` (or `application/x-ndjson` for a batch of lines), uncompressed.",
@@ -342,6 +350,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Try again after `Retry-After` seconds, a submission with the same idempotency key.",
         "PostgreSQL cannot be reached or does not answer in time; a task that was being submitted may or may not have"
         " been accepted, so send it again with the same idempotency key",
+    ),
+    "not-begun": Explanation(
+        "The request's time was up (`TASKFLUX_HTTP__REQUEST_SECONDS`) before this was begun. Nothing was changed.",
+        "Send it again after `Retry-After` seconds, of a batch the items that are answered like this.",
+        "the request took longer than 60 s",
     ),
     "not-started": Explanation(
         "The process has not begun its work yet.", "Wait; this is meant for probes.", "it is not ready yet"

@@ -1,4 +1,4 @@
-"""Around every request: its trace, its metrics, and one line in the log when it is answered.
+"""Around every request: its client, its trace, its metrics, and one line in the log when it is answered.
 
 The line and the span name the method and the route's template, never what was asked for by it: a path may hold a
 secret, a query somebody's address. Clients' addresses are not noted. Probes are neither logged nor traced.
@@ -11,8 +11,11 @@ import logging
 import re
 from typing import Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from taskflux.http.client import client_of
+from taskflux.http.problems import REQUEST_TIMEOUT
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.instruments import OTHER
 from taskflux.telemetry.tracing import TRACE, Span
@@ -66,10 +69,21 @@ class Requests:
             traceparent = next(given, None) or tracing.new_traceparent()
         TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
         status, broke = 0, False
+        client = client_of(scope)
+
+        async def listen() -> Message:
+            try:
+                async with client.until_late(REQUEST_TIMEOUT):
+                    message = await receive()
+            except ClientDisconnect:
+                return {"type": "http.disconnect"}
+            if message["type"] == "http.disconnect":
+                client.leave()
+            return message
 
         async def answer(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not client.gone:
                 status = message["status"]
             await send(message)
 
@@ -80,7 +94,7 @@ class Requests:
         try:
             with span or tracing.UNTRACED:
                 try:
-                    await self._app(scope, receive, answer)
+                    await self._app(scope, listen, answer)
                 finally:
                     route = getattr(scope.get("route"), "path", UNMATCHED)
                     if span is not None:

@@ -14,6 +14,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from taskflux.http.connections import Connections, Patience
 from taskflux.http.requests import Requests
 from taskflux.telemetry.logs import frames
 from taskflux.worker.process import Process
@@ -70,6 +71,7 @@ async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
         http.port,
         draining=process.draining,
         grace=grace,
+        patience=Patience(request=http.request_seconds),
         linger=http.linger_seconds,
         hurry=process.hurry,
         listening=lambda port: process.started(),
@@ -83,6 +85,7 @@ async def serve(
     *,
     draining: asyncio.Event,
     grace: float,
+    patience: Patience = Patience(),  # noqa: B008 - it is frozen
     linger: float = 0,
     hurry: asyncio.Event | None = None,
     listening: Callable[[int], None] = lambda port: None,
@@ -91,19 +94,22 @@ async def serve(
 
     Args:
         port: 0 takes a free one.
+        patience: how long clients are waited for.
         linger: seconds that connections are taken after that all the same: a load balancer learns late that it shall
             send no more, and what it sends until then must not be refused. `hurry` ends it.
-        grace: seconds that requests in flight have after that; then they are cut off.
+        grace: seconds that requests in flight have after that: half of them to begin what belongs to them, and all of
+            them to end. Then they are cut off.
         listening: told the port once connections are taken.
 
     Raises:
         WrongSettings: before anything is served.
     """
     sock = listen(host, port)
+    connections = Connections(patience)
     config = uvicorn.Config(
         Requests(app),
         loop="none",
-        http="httptools",
+        http=connections.protocol(),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -120,14 +126,17 @@ async def serve(
     listening(sock.getsockname()[1])
     serving = asyncio.create_task(server.serve([sock]))
     told = asyncio.create_task(draining.wait())
+    watching = asyncio.create_task(connections.watch())
     try:
         await asyncio.wait((serving, told), return_when=asyncio.FIRST_COMPLETED)
         if linger and not serving.done():
             await _pause(linger, hurry)
+        connections.last_call(grace / 2)
         server.should_exit = True
         await asyncio.shield(serving)
     finally:
         told.cancel()
+        watching.cancel()
         await _cut_off(server)
         if not serving.done():
             serving.cancel()

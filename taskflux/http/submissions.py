@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import JSON, moment, read_json, rfc3339
+from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     INVALID_TASK,
     KEY_REUSED,
@@ -215,12 +216,14 @@ class Submissions:
         A repeat of an idempotency key is answered with the body of the first time, byte for byte: it holds nothing
         that changes later. The answer is plain ASGI: the way is too short to build response objects on it.
         """
+        client = client_of(scope)
         try:
             headers, document = await read_json(scope, receive, self.limits.max_body_bytes)
             key = headers.get(b"idempotency-key")
-            submission = await self.read(document, None if key is None else key.decode("latin-1"))
+            submission = await self.read(document, client, None if key is None else key.decode("latin-1"))
             TASK.set(submission.id)
-            accepted = await self.accept(submission, "Idempotency-Key")
+            async with client.until_gone():
+                accepted = await self.accept(submission, "Idempotency-Key")
             TASK.set(accepted.id)
         except Problem as problem:
             metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
@@ -236,15 +239,27 @@ class Submissions:
         await send({"type": "http.response.start", "status": 202, "headers": answer_headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def read(self, document: Any, key: str | None = None, traceparent: str | None = None) -> Submission:
+    async def read(
+        self,
+        document: Any,
+        client: Client,
+        key: str | None = None,
+        *,
+        traceparent: str | None = None,
+        since: int | None = None,
+    ) -> Submission:
         """The submission that a document asks for.
 
         Args:
+            client: whoever waits for it.
             key: its idempotency key.
             traceparent: the trace that it stands in, when that is not the request's.
+            since: `TypeRegistry.looks` when the request came, of which this is one of several documents.
 
         Raises:
-            Problem: 422, with every bad field; 503, its type is not known here, and the store cannot be asked.
+            Problem: 422, with every bad field; 503, its type is not known here, and the store cannot be asked, or not
+                in time.
+            ClientDisconnect: it disconnected while its type was looked for.
         """
         if not isinstance(document, dict):
             raise Problem(
@@ -253,10 +268,13 @@ class Submissions:
         name = document.get("taskType")
         if not isinstance(name, str):
             name = implied_type(document)
-        try:
-            registered = await self.registry.find(name)
-        except StoreError as error:
-            raise store_problem(error) from error
+        registered = self.registry.known(name)
+        if registered is None:
+            try:
+                async with client.until_late():
+                    registered = await self.registry.find(name, since)
+            except StoreError as error:
+                raise store_problem(error) from error
         if registered is None:
             raise unknown_type(name, self.registry.names)
         given: dict[str, Any] = {}

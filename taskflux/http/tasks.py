@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from taskflux.http.bodies import json_answer, path_id, read_json, rfc3339, to_json
+from taskflux.http.client import client_of
 from taskflux.http.problems import (
     INVALID_RESOLUTION,
     UNKNOWN_TASK,
@@ -180,6 +181,7 @@ class TaskRoutes:
         """The cancelled task, also where it was cancelled before; 409 where it waits no more."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
+        client_of(request.scope).check()
         if await self.decisions.cancel(task, DEFAULT_TENANT):
             log.info("a task was cancelled", extra={"task_id": str(task)})
         row = await self._decided(task)
@@ -195,6 +197,7 @@ class TaskRoutes:
         TASK.set(task)
         _, document = await read_json(request.scope, request.receive, LARGEST_BODY)
         resolution, reason = read_resolution(document)
+        client_of(request.scope).check()
         resolved = await self.decisions.resolve(task, DEFAULT_TENANT, resolution, reason)
         row = await self._decided(task)
         if not resolved:

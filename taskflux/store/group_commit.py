@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context
-from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from taskflux.store.errors import (
@@ -104,7 +103,13 @@ class GroupCommit(Generic[I, O]):
             self._writer = None
 
     async def _settle(self, batch: Batch[I, O]) -> None:
-        run = partial(self._run, [item for item, _ in batch])
+        tried = list(batch)
+
+        async def run() -> Sequence[O]:
+            # A further try is not made for those who have given up since.
+            tried[:] = [each for each in batch if not each[1].cancelled()]
+            return await self._run([item for item, _ in tried]) if tried else ()
+
         try:
             outcomes = await until_available(run, retry=_RETRY, seconds=self._patience)
         except RefusedData as error:
@@ -118,7 +123,7 @@ class GroupCommit(Generic[I, O]):
         except StoreError as error:
             _fail(batch, error)
         else:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
+            for (_, future), outcome in zip(tried, outcomes, strict=True):
                 if not future.done():
                     future.set_result(outcome)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
@@ -27,6 +28,7 @@ LONGEST_TURN: Final = 30.0
 NOTE_PATIENCE: Final = 5.0
 """Seconds that an outcome is tried to be noted; then it is answered all the same, and a repeat finds it unknown."""
 NOTE_AGAIN: Final = 0.2
+NOBODY: Final = nullcontext()
 
 Result = Mapping[str, JsonValue]
 
@@ -87,24 +89,31 @@ class Notifier(Generic[P]):
         self._longest_turn = longest_turn
         self._note_patience = note_patience
 
-    async def deliver(self, notification: Notification[P]) -> Delivered:
+    async def deliver(
+        self, notification: Notification[P], waiting: AbstractAsyncContextManager[None] = NOBODY
+    ) -> Delivered:
         """Deliver now, unless it was before.
+
+        Args:
+            waiting: the context in which its turn is waited for, and which may end that: nothing has begun by then.
+                What has begun comes to an end, and its outcome is kept.
 
         Raises:
             TaskError: what the provider did not do.
             StoreError: nothing was sent: it could not be noted as begun.
         """
         try:
-            delivered = await self._deliver(notification)
+            delivered = await self._deliver(notification, waiting)
         except TaskError as error:
             metrics.NOTIFICATIONS.labels(self.channel, metrics.error_class(error.error_class)).inc()
             raise
         metrics.NOTIFICATIONS.labels(self.channel, "repeated" if delivered.repeated else "accepted").inc()
         return delivered
 
-    async def _deliver(self, notification: Notification[P]) -> Delivered:
+    async def _deliver(self, notification: Notification[P], waiting: AbstractAsyncContextManager[None]) -> Delivered:
         # Before it is begun: a caller that is cut off while it waits has begun nothing.
-        await self._turn()
+        async with waiting:
+            await self._turn()
         if notification.id is None:
             date = notification.created_at or datetime.now(UTC)
             return Delivered(await self._send(_order(notification, str(uuid7()), date, notification.progress)))

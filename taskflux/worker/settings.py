@@ -34,6 +34,14 @@ class HttpSettings(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, and largest item of a batch")] = (
         32 * 1024 * 1024
     )
+    request_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="seconds that a request to ingest or notify may take to arrive and to begin all that belongs to"
+            " it; of a batch, what was not begun by then is answered 503",
+        ),
+    ] = 60.0
     linger_seconds: Annotated[
         float,
         Field(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from taskflux.http.bodies import moment, parse_json, rfc3339
+from taskflux.http.client import Client
 from taskflux.http.problems import EMPTY_FILTER, INVALID_REPLAY, FieldError, Problem, not_valid, unknown_fields
 from taskflux.http.queries import LETTER_FILTERS, read_fields
 from taskflux.http.submissions import Submissions
@@ -194,7 +195,9 @@ def read_repair(document: Mapping[str, Any]) -> Repair:
     return Repair((document["payload"],) if "payload" in document else (), task_type, value)
 
 
-async def edited_payload(letter: Mapping[str, Any], repair: Repair, submissions: Submissions) -> str | None:
+async def edited_payload(
+    letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client
+) -> str | None:
     """The JSON text that replaces the payload of a letter's task; None keeps it.
 
     Raises:
@@ -207,10 +210,12 @@ async def edited_payload(letter: Mapping[str, Any], repair: Repair, submissions:
         raise not_valid(INVALID_REPLAY, [FieldError(name, said) for name in wrong])
     if not repair.payload:
         return None
-    return (await submissions.read({"taskType": letter["type"], "payload": repair.payload[0]})).payload
+    return (await submissions.read({"taskType": letter["type"], "payload": repair.payload[0]}, client)).payload
 
 
-async def new_task(letter: Mapping[str, Any], repair: Repair, submissions: Submissions, prefix: str) -> Submission:
+async def new_task(
+    letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, prefix: str
+) -> Submission:
     """The task that a letter without one becomes: a repaired record, or a task that was pruned.
 
     The letter's own trace goes on; a record that had none stands in the request's.
@@ -219,7 +224,7 @@ async def new_task(letter: Mapping[str, Any], repair: Repair, submissions: Submi
         Problem: 422, something is still missing or wrong; 503, the type is not known here, and the store cannot be
             asked.
     """
-    return await submissions.read(_document(letter, repair, prefix), traceparent=letter["traceparent"])
+    return await submissions.read(_document(letter, repair, prefix), client, traceparent=letter["traceparent"])
 
 
 def _document(letter: Mapping[str, Any], repair: Repair, prefix: str) -> dict[str, Any]:

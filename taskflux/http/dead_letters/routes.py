@@ -12,6 +12,7 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import json_answer, json_object, path_id
+from taskflux.http.client import client_of
 from taskflux.http.dead_letters.letter import (
     bulk_document,
     edited_payload,
@@ -83,16 +84,19 @@ class DeadLetterRoutes:
         """Send one letter again, as it was or repaired. It is sent once: asked again, the answer is a 409 that names
         the task it became.
         """
+        client = client_of(request.scope)
         repair = read_repair(await self._body(request))
         letter = await self._get(request)
         if letter["state"] != OPEN:
             raise _not_open(letter)
         link_request(letter["traceparent"])
         if letter["task_state"] is not None:
-            payload = await edited_payload(letter, repair, self.submissions)
+            payload = await edited_payload(letter, repair, self.submissions, client)
+            client.check()
             replayed = await self.replays.replay(DEFAULT_TENANT, letter["id"], payload)
         else:
-            repaired = await new_task(letter, repair, self.submissions, self.topic_prefix)
+            repaired = await new_task(letter, repair, self.submissions, client, self.topic_prefix)
+            client.check()
             replayed = await self.replays.replay_as(DEFAULT_TENANT, letter["id"], repaired, edited=repair.edited)
         if replayed is None:
             raise _not_open(await self._get(request))
@@ -110,6 +114,7 @@ class DeadLetterRoutes:
         """Say that a letter needs no replay, and why. Asked again, the first reason stays."""
         reason = _reason(await self._body(request))
         letter = await self._get(request)
+        client_of(request.scope).check()
         if await self.shelf.discard(DEFAULT_TENANT, letter["id"], reason):
             log.info("a dead letter was discarded", extra={"letter": str(letter["id"])})
         letter = await self._get(request)
@@ -130,6 +135,7 @@ class DeadLetterRoutes:
             if len(groups) >= MOST_GROUPS:
                 matched = await self.shelf.count(DEFAULT_TENANT, wanted, OPEN)
             return json_answer({"matched": matched, "groups": groups_document(groups)})
+        client_of(request.scope).check()
         row = await self.replays.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
         log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
         told = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}

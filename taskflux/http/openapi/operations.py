@@ -114,7 +114,7 @@ def _parameter(name: str, place: str, schema: Json, description: str, **more: An
 _PLAIN: Final[Json] = {"type": "string"}
 _LINES: Final = _content({"type": "string"}, media_type="application/x-ndjson")
 _STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
-_BODY: Final = (p.MALFORMED_JSON, p.BAD_REQUEST, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE)
+_BODY: Final = (p.MALFORMED_JSON, p.BAD_REQUEST, p.REQUEST_TIMEOUT, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE)
 _CURSOR: Final = _parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
 _LIMIT: Final = _parameter(
     "limit",
@@ -172,7 +172,7 @@ TASKS: Final[Sequence[Operation]] = (
                 {**_LOCATION, **_REPLAYED},
             )
         },
-        (*_BODY, p.INVALID_TASK, p.UNKNOWN_TASK_TYPE, p.KEY_REUSED, p.REFUSED_DATA, *_STORE),
+        (*_BODY, p.INVALID_TASK, p.UNKNOWN_TASK_TYPE, p.KEY_REUSED, p.REFUSED_DATA, p.NOT_BEGUN, *_STORE),
         (
             _parameter("Idempotency-Key", "header", s.IDEMPOTENCY_KEY, "Names this request for 24 hours."),
             _TRACEPARENT,
@@ -207,7 +207,7 @@ TASKS: Final[Sequence[Operation]] = (
                 | _LINES,
             )
         },
-        (p.MALFORMED_JSON, p.BAD_REQUEST, p.UNSUPPORTED_MEDIA_TYPE, *_STORE),
+        (p.MALFORMED_JSON, p.BAD_REQUEST, p.REQUEST_TIMEOUT, p.UNSUPPORTED_MEDIA_TYPE, *_STORE),
         (_TRACEPARENT,),
         _request(
             _content(
@@ -367,6 +367,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             p.INVALID_REPLAY,
             p.INVALID_TASK,
             p.UNKNOWN_TASK_TYPE,
+            p.NOT_BEGUN,
             p.REFUSED_DATA,
             *_STORE,
         ),
@@ -481,7 +482,7 @@ REPORTS: Final = Operation(
             _content(s.obj({"reports": s.COUNT, "matched": s.COUNT}), {"one": ("One", {"reports": 1, "matched": 1})}),
         )
     },
-    (p.MALFORMED_JSON, p.BAD_REQUEST, p.NOT_FOUND, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE, p.REFUSED_DATA, *_STORE),
+    (*_BODY, p.NOT_FOUND, p.REFUSED_DATA, *_STORE),
     (_parameter("secret", "path", s.TEXT, "As in TASKFLUX_MSG91__WEBHOOK_SECRET."),),
     _request(_content({}, {"delivered": ("Version 3", s.REPORT)})),
 )
@@ -551,6 +552,7 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
             p.PROVIDER_UNAVAILABLE,
             p.PROVIDER_MISCONFIGURED,
             p.DELIVERY_DEFERRED,
+            p.NOT_BEGUN,
             p.STORE_UNAVAILABLE,
             p.DELIVERY_UNKNOWN,
         ),

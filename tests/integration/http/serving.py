@@ -12,6 +12,7 @@ import httpx
 from starlette.types import ASGIApp
 
 from taskflux.http.app import create_app
+from taskflux.http.connections import Patience
 from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.server import serve
@@ -72,7 +73,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, grace: float = 5.0, linger: float = 0) -> AsyncIterator[Served]:
+async def served(
+    app: ASGIApp,
+    grace: float = 5.0,
+    linger: float = 0,
+    patience: Patience = Patience(),  # noqa: B008 - it is frozen
+) -> AsyncIterator[Served]:
     """Serve `app` until the end of the block."""
     draining, hurry = asyncio.Event(), asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -83,6 +89,7 @@ async def served(app: ASGIApp, grace: float = 5.0, linger: float = 0) -> AsyncIt
             0,
             draining=draining,
             grace=grace,
+            patience=patience,
             linger=linger,
             hurry=hurry,
             listening=port.set_result,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
+import pytest
+from starlette.requests import ClientDisconnect
+
+from taskflux.http.client import Client
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreUnavailable
@@ -38,6 +42,20 @@ async def test_more_than_the_rate_limit_lets_through_is_told_to_come_again(datab
     assert refusal.value.retry_after == 0.05
     assert [order.payload for order in channel.orders] == ["a"]
     assert isinstance(await store.begin("sms:2", 1), Begun)  # it was not begun
+
+
+async def test_a_caller_that_leaves_before_its_turn_has_begun_nothing(database: Database) -> None:
+    channel, store, client = Channel(database), Notifications(database), Client()
+    limiter = Limiter("slow", 0.01, Accelerator(RedisSettings()))
+    notifier = Notifier("sms", channel.send, limiter, store)
+    await notifier.deliver(Notification("a", "1"))
+    waiting = asyncio.create_task(notifier.deliver(Notification("b", "2"), client.until_late()))
+    await asyncio.sleep(0)
+    client.leave()
+    with pytest.raises(ClientDisconnect):
+        await waiting
+    assert [order.payload for order in channel.orders] == ["a"]
+    assert isinstance(await store.begin("sms:2", 1), Begun)
 
 
 async def test_an_outcome_that_cannot_be_kept_is_answered_all_the_same_and_a_repeat_finds_it_unknown(

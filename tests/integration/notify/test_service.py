@@ -67,6 +67,23 @@ async def test_of_requests_at_the_same_time_one_sends(service: Service) -> None:
     assert len(service.flow.taken) == 1
 
 
+async def test_a_delivery_that_was_begun_is_kept_when_the_caller_has_gone(service: Service) -> None:
+    held = asyncio.Event()
+    service.flow.answers.append(Answer({"type": "success", "message": "req-1"}, held=held))
+    sending = asyncio.create_task(send(service, "sms", SMS, headers=named("1")))
+    await eventually(service.asked, "MSG91 was asked")
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert (await service.client.get("/livez")).status_code == 200
+    held.set()
+
+    async def known() -> bool:
+        return (await send(service, "sms", SMS, headers=named("1"))).status_code == 200
+
+    await eventually(known, "the outcome is kept")
+    assert len(service.flow.taken) == 1
+
+
 async def test_only_who_has_not_had_the_mail_gets_it_at_the_next_attempt(service: Service) -> None:
     mail = {**MAIL, "to": ["ann@example.org", "bob@example.org"]}
     service.postbox.replies["bob@example.org"] = ["450 4.2.0 later"]

@@ -325,7 +325,7 @@ async def test_the_items_of_a_batch_stand_in_the_trace_of_their_request(http: Fi
     assert first == second != third == fourth
 
 
-async def test_when_the_client_goes_away_what_had_arrived_whole_is_accepted(http: Fixture) -> None:
+async def test_when_the_client_goes_away_nothing_further_is_begun(http: Fixture) -> None:
     messages = [
         {"type": "http.request", "body": b'{"payload": "a"}\n{"payload": "b"}\n{"payl', "more_body": True},
         {"type": "http.disconnect"},
@@ -341,7 +341,7 @@ async def test_when_the_client_goes_away_what_had_arrived_whole_is_accepted(http
     headers = [(b"content-type", b"application/x-ndjson")]
     scope = {"type": "http", "method": "POST", "path": "/tasks/batch", "headers": headers, "query_string": b""}
     await http.app(scope, receive, keep)
-    assert [task.payload for task in http.intake.accepted] == ['"a"', '"b"']
+    assert http.intake.accepted == []
     assert sent == []
 
 

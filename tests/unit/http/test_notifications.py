@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from taskflux.providers.sms import Sms
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.store.errors import StoreUnavailable
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from taskflux.worker.notifier import Delivered, Notification, Notifier
+from taskflux.worker.notifier import NOBODY, Delivered, Notification, Notifier
 from tests.unit.http.memory import problem
 
 MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}
@@ -35,7 +36,9 @@ class Service(Notifier[Email]):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://notify")
 
-    async def deliver(self, notification: Notification[Email]) -> Delivered:
+    async def deliver(
+        self, notification: Notification[Email], waiting: AbstractAsyncContextManager[None] = NOBODY
+    ) -> Delivered:
         self.asked.append(notification)
         if self.trouble is not None:
             raise self.trouble

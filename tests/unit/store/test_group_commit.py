@@ -75,6 +75,19 @@ async def test_alone_a_request_waits_for_nobody(table: Table) -> None:
     assert table.batches == [["a"]]
 
 
+async def test_a_further_try_leaves_out_those_who_have_given_up(table: Table) -> None:
+    commit = commits(table, patience=10.0)
+    table.open.clear()
+    gone, stays = (asyncio.create_task(submit(commit, item)) for item in "ab")
+    await table.entered.acquire()
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    table.troubles = [StoreUnavailable("gone")]
+    table.open.set()
+    assert await stays == "B"
+    assert table.batches == [["a", "b"], ["b"]]
+
+
 async def test_what_is_asked_for_meanwhile_shares_the_next_statement(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "a", "b", "c", "d")

@@ -1,0 +1,209 @@
+"""A request ends with its client, and begins nothing once its time is up; what was accepted is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from taskflux.http.client import Client, introduce
+from taskflux.http.problems import NOT_BEGUN, Problem
+from taskflux.http.requests import Requests
+from taskflux.http.submissions import Limits
+from taskflux.tasks.submission import TaskType
+from tests.unit.http.letters import letter
+from tests.unit.http.memory import Fixture
+from tests.unit.http.stores import ID, row
+
+FAX = TaskType("fax", "{}", 3, "resend", None)
+LINES = "application/x-ndjson"
+
+
+class Asking:
+    """A request whose client the test plays: it sends `body`, and more only if it says so."""
+
+    def __init__(self, http: Fixture, method: str, path: str, body: bytes = b"", **options: Any) -> None:
+        self.client = Client()
+        self.sent: list[dict[str, Any]] = []
+        self._messages = [{"type": "http.request", "body": body, "more_body": options.pop("more", False)}]
+        media_type = options.pop("media_type", "application/json").encode()
+        scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "scheme": "http", "query_string": b""}
+        scope["headers"] = [(b"content-type", media_type)]
+        introduce(self.client, scope)
+        self.task = asyncio.create_task(Requests(http.app)(scope, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        if self._messages:
+            return self._messages.pop(0)
+        return await asyncio.Event().wait()
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def status(self) -> int:
+        await asyncio.wait_for(self.task, 10)
+        status: int = self.sent[0]["status"]
+        return status
+
+    async def results(self) -> list[Any]:
+        assert await self.status() == 202
+        body = b"".join(message.get("body", b"") for message in self.sent)
+        return [json.loads(line) for line in body.splitlines()]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never happens")
+
+
+def submission(kind: str, task_type: str = "simulated") -> tuple[str, bytes]:
+    item = {"taskType": task_type, "payload": "x"}
+    if kind == "single":
+        return "/tasks", json.dumps(item).encode()
+    return "/tasks/batch", json.dumps([item] * 600).encode()
+
+
+@pytest.mark.parametrize("kind", ["single", "batch"])
+async def test_a_type_that_appears_after_the_client_has_gone_accepts_nothing(kind: str, http: Fixture) -> None:
+    http.source.gate.clear()
+    path, body = submission(kind, "fax")
+    asking = Asking(http, "POST", path, body)
+    await http.source.looks.acquire()
+    http.source.types["fax"] = FAX
+    asking.client.leave()
+    http.source.gate.set()
+    await asyncio.wait_for(asking.task, 10)
+    assert await http.registry.find("fax") is not None
+    assert http.intake.accepted == []
+    assert (await http.submit({"taskType": "fax", "payload": "x"})).status_code == 202
+
+
+@pytest.mark.parametrize("kind", ["single", "batch"])
+async def test_what_waits_for_postgresql_is_taken_back_when_the_client_goes(kind: str, http: Fixture) -> None:
+    http.intake.gate.clear()
+    path, body = submission(kind)
+    asking = Asking(http, "POST", path, body)
+    await until(lambda: http.intake.in_flight > 0)
+    asking.client.leave()
+    await asyncio.wait_for(asking.task, 10)
+    http.intake.gate.set()
+    await until(lambda: http.intake.in_flight == 0)
+    assert http.intake.accepted == []
+
+
+async def test_a_batch_looks_once_for_all_types_that_it_does_not_know(http: Fixture) -> None:
+    await http.registry.refresh()
+    began = http.clock.now
+    items = [{"taskType": f"fax{n % 7}", "payload": n} for n in range(3000)]
+    response = await http.client.post("/tasks/batch", json=items)
+    assert {result["problem"]["type"] for result in response.json()} == {"/problems/unknown-task-type"}
+    assert (http.source.asked, http.clock.now - began) == (2, 1.0)
+
+
+async def test_when_its_time_is_up_a_batch_answers_what_it_accepted_and_begins_no_more() -> None:
+    http = Fixture(Limits(batch_items_in_flight=250))
+    http.intake.gate.clear()
+    body = b'{"payload": "x"}\n' * 600
+    asking = Asking(http, "POST", "/tasks/batch", body, media_type=LINES, more=True)
+    await until(lambda: http.intake.in_flight == 250)
+    asking.client.expire("it took too long")
+    http.intake.gate.set()
+    results = await asking.results()
+    assert [result["status"] for result in results] == [202] * 250 + [503] * 350 + [408]
+    assert len(http.intake.accepted) == 250
+    assert results[250]["problem"]["type"] == "/problems/not-begun"
+    assert results[250]["problem"]["detail"] == "it took too long"
+    assert results[-1]["problem"]["type"] == "/problems/request-timeout"
+
+
+async def test_a_batch_that_stalls_is_answered_and_not_waited_for(http: Fixture) -> None:
+    asking = Asking(http, "POST", "/tasks/batch", b'{"payload": "x"}\n{"pay', media_type=LINES, more=True)
+    await until(lambda: len(http.intake.accepted) == 1)
+    asking.client.expire("it took too long")
+    assert [result["status"] for result in await asking.results()] == [202, 408]
+
+
+async def test_a_request_that_stalls_is_a_408(http: Fixture) -> None:
+    asking = Asking(http, "POST", "/tasks", b'{"pay', more=True)
+    await asyncio.sleep(0)
+    asking.client.expire("it took too long")
+    assert await asking.status() == 408
+
+
+async def test_a_type_that_cannot_be_looked_for_in_time_is_a_503(http: Fixture) -> None:
+    http.source.gate.clear()
+    asking = Asking(http, "POST", *submission("single", "fax"))
+    await http.source.looks.acquire()
+    asking.client.expire("it took too long")
+    assert await asking.status() == 503
+    assert (b"retry-after", b"1") in asking.sent[0]["headers"]
+    http.source.gate.set()
+
+
+@pytest.mark.parametrize("error", [KeyError("ada@example.org"), ZeroDivisionError()])
+async def test_a_fault_in_one_item_leaves_the_others_their_answers(
+    error: Exception, http: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    http.intake.trouble, http.intake.fail_from = error, 3
+    response = await http.client.post("/tasks/batch", json=[{"payload": str(n)} for n in range(5)])
+    assert sorted(result["status"] for result in response.json()) == [202, 202, 202, 500, 500]
+    assert type(error).__name__ in caplog.text
+    assert "ada@example.org" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", f"/tasks/{ID}", {}),
+        ("POST", f"/tasks/{ID}/resolve", {"outcome": "dead"}),
+        ("POST", "/dead-letters/{letter}/replay", {}),
+        ("POST", "/dead-letters/{letter}/discard", {"reason": "x"}),
+        ("POST", "/dead-letters/replay", {"filter": {"taskType": "email"}}),
+    ],
+)
+async def test_nothing_is_decided_for_a_client_that_has_gone(
+    method: str, path: str, body: dict[str, Any], http: Fixture
+) -> None:
+    http.reader.rows[ID] = row(state="uncertain" if method == "POST" else "scheduled")
+    state = http.reader.rows[ID]["state"]
+    found = http.letters.add(letter())
+    asking = Asking(http, method, path.format(letter=found), json.dumps(body).encode())
+    asking.client.leave()
+    await asyncio.wait_for(asking.task, 10)
+    assert http.reader.rows[ID]["state"] == state
+    assert http.letters.rows[found]["state"] == "open"
+    assert http.letters.bulk == {}
+
+
+async def test_a_wait_ends_by_its_client_and_by_nothing_else() -> None:
+    client = Client()
+    client.expire("it took too long")
+    async with client.until_gone():
+        await asyncio.sleep(0)
+    with pytest.raises(Problem) as refused:
+        async with client.until_late():
+            raise AssertionError("nothing begins")
+    assert (refused.value.kind, refused.value.detail) == (NOT_BEGUN, "it took too long")
+    with pytest.raises(TimeoutError):
+        async with client.until_gone():
+            raise TimeoutError
+
+
+async def test_of_two_waits_in_each_other_both_end() -> None:
+    client = Client()
+
+    async def wait() -> None:
+        async with client.until_late(), client.until_gone():
+            client.expire("it took too long")
+            client.leave()
+            await asyncio.Event().wait()
+
+    with pytest.raises(ClientDisconnect):
+        await wait()
