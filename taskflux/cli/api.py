@@ -12,12 +12,16 @@ import click
 import httpx
 
 from taskflux.cli.program import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.providers.answers import UNPACKED, Body
 from taskflux.version import VERSION
 
 URL_VARIABLE: Final = "TASKFLUX_API__URL"
 DEFAULT_URL: Final = "http://localhost:8080"
 TIMEOUT: Final = 30.0
 """Seconds that one answer may take: longer than any statement of the server."""
+
+MOST_BYTES: Final = 256 * 1024 * 1024
+"""Bytes of an answer that are read: a page of the largest tasks has fewer."""
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -55,7 +59,7 @@ class Api:
                 base_url=self.url,
                 timeout=TIMEOUT,
                 trust_env=httpx.URL(self.url).host not in _LOOPBACK,  # no proxy leads to this machine
-                headers={"accept": "application/json", "user-agent": f"taskflux-cli/{VERSION}"},
+                headers={"accept": "application/json", "user-agent": f"taskflux-cli/{VERSION}", **UNPACKED},
             )
         except httpx.InvalidURL as error:
             raise ApiError(f"{url!r} is no address: give --url http://host:port ({error})", USAGE) from error
@@ -97,22 +101,24 @@ class Api:
         """
         parameters = {name: value for name, value in (query or {}).items() if value is not None}
         try:
-            response = self._http.request(
+            with self._http.stream(
                 method,
                 path,
                 params=parameters or None,
                 content=None if body is None else json.dumps(body).encode(),
                 headers={**(headers or {}), **({} if body is None else {"content-type": "application/json"})},
-            )
+            ) as response:
+                said = Body(response.headers.get("content-encoding"), MOST_BYTES)
+                all(said.add(chunk) for chunk in response.iter_raw())
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
             raise ApiError(self._unreachable(error), UNREACHABLE) from error
         except httpx.RequestError as error:
             why = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "broke the connection off"
             raise ApiError(f"{self.url} {why}: {type(error).__name__}", UNREACHABLE, uncertain=True) from error
-        return self._read(response)
+        return self._read(response, said.whole())
 
-    def _read(self, response: httpx.Response) -> Answer:
-        document = _document(response)
+    def _read(self, response: httpx.Response, body: bytes) -> Answer:
+        document = _document(response, body)
         if response.is_success and document is not None:
             return Answer(response.headers, document)
         if document is None or "title" not in document:
@@ -140,12 +146,12 @@ def told(problem: Document) -> str:
     return "\n".join(lines)
 
 
-def _document(response: httpx.Response) -> Document | None:
+def _document(response: httpx.Response, body: bytes) -> Document | None:
     if "json" not in response.headers.get("content-type", ""):
         return None
     try:
-        found = response.json()
-    except ValueError:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

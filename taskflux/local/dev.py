@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -21,9 +22,16 @@ from taskflux.local.leftovers import Notes, end_noted
 from taskflux.local.processes import locked
 from taskflux.local.stack import Stack
 from taskflux.local.supervisor import CLI, Supervisor
+from taskflux.providers.answers import UNPACKED, Answer, ask
 
 WAIT: Final = 60.0
 """Seconds after which a sample that has not succeeded is given up."""
+
+TIMEOUT: Final = 10.0
+"""Seconds that one answer may take."""
+
+MOST_BYTES: Final = 1024 * 1024
+"""Bytes of an answer that are read."""
 
 SAMPLES: Final[tuple[dict[str, Any], ...]] = (
     {
@@ -147,7 +155,7 @@ async def send_samples(base_url: str, console: Console, inbox: str | None) -> bo
 
     `inbox` is the address of the inbox where mail and SMS can be seen, if they go there.
     """
-    async with httpx.AsyncClient(base_url=base_url, timeout=10.0, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT, trust_env=False, headers=UNPACKED) as client:
         followed = [asyncio.create_task(_follow(client, sample)) for sample in SAMPLES]
         try:
             good = True
@@ -168,20 +176,25 @@ async def _follow(client: httpx.AsyncClient, sample: Mapping[str, Any]) -> dict[
     deadline = time.monotonic() + WAIT
     task: dict[str, Any] = {}
     try:
-        answer = await client.post("/tasks", json=dict(sample))
-        if answer.status_code != 202:
-            return {"problem": f"refused with {answer.status_code}: {answer.text[:200]}"}
-        where = f"/tasks/{answer.json()['taskId']}"
+        answer = await _ask(client, "POST", "/tasks", json=dict(sample))
+        if answer.status != 202:
+            return {"problem": f"refused with {answer.status}: {answer.body[:200].decode(errors='replace')}"}
+        where = f"/tasks/{json.loads(answer.body)['taskId']}"
         while task.get("status") not in _ENDED:
             if time.monotonic() > deadline:
                 return {**task, "problem": f"has not ended within {WAIT:.0f} s"}
             await asyncio.sleep(0.1)
-            found = await client.get(where)
-            if found.status_code == 200:
-                task = found.json()
-    except (httpx.HTTPError, ValueError, KeyError) as error:
+            found = await _ask(client, "GET", where)
+            if found.status == 200:
+                task = json.loads(found.body)
+    except (httpx.HTTPError, TimeoutError, ValueError, KeyError) as error:
         return {**task, "problem": f"cannot be followed: {type(error).__name__} {error}".rstrip()}
     return task
+
+
+async def _ask(client: httpx.AsyncClient, method: str, url: str, **more: Any) -> Answer:
+    request = client.build_request(method, url, **more)
+    return await ask(client, request, None, seconds=TIMEOUT, most=MOST_BYTES)
 
 
 def _show(console: Console, name: str, task: dict[str, Any]) -> bool:
@@ -224,9 +237,10 @@ def duration(task: Mapping[str, Any]) -> str:
 async def _show_where(client: httpx.AsyncClient, console: Console, inbox: str, sample: Mapping[str, Any]) -> None:
     """The address of the newest message of this kind in the inbox."""
     try:
-        answer = await client.get(f"{inbox}/api/messages", params={"kind": str(sample["taskType"]), "limit": 1})
-        newest = answer.json()["messages"]
-    except (httpx.HTTPError, ValueError, KeyError):
+        wanted = {"kind": str(sample["taskType"]), "limit": 1}
+        answer = await _ask(client, "GET", f"{inbox}/api/messages", params=wanted)
+        newest = json.loads(answer.body)["messages"]
+    except (httpx.HTTPError, TimeoutError, ValueError, KeyError):
         return
     if newest:
         console.line(f"      {console.soft('to be seen at')} {inbox}/#{newest[0]['id']}")

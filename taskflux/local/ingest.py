@@ -22,12 +22,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from taskflux.local.ports import PEERS
+from taskflux.providers.answers import UNPACKED, ask
 from taskflux.telemetry.instruments import OPEN_METRICS, PLAIN, Format, chosen, shown
 from taskflux.telemetry.metrics import PEER_UP
 from taskflux.worker.process import Process, service
 
 TIMEOUT: Final = 2.0
 """Seconds that a peer may take to answer."""
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of an answer that are read."""
 
 
 @service("ingest", own_http=True)
@@ -51,13 +54,13 @@ async def fetch_and_merge(own_name: str, own_text: str, peers: Mapping[str, str]
     texts = {own_name: own_text}
     missing: dict[str, str] = {}
     accept = OPEN_METRICS if style.open_metrics else "text/plain;version=0.0.4"
-    async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as client:
-        found = await asyncio.gather(*(_fetch(client, name, url, accept) for name, url in peers.items()))
-    for name, answer in found:
-        if isinstance(answer, str):
-            texts[name] = answer
+    async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers={"accept": accept, **UNPACKED}) as client:
+        found = await asyncio.gather(*(_fetch(client, name, url) for name, url in peers.items()))
+    for name, text, why in found:
+        if text is None:
+            missing[name] = why
         else:
-            missing[name] = type(answer).__name__
+            texts[name] = text
     up = GaugeMetricFamily(PEER_UP.declared.name, PEER_UP.declared.sentence, labels=("peer",))
     for name in peers:
         up.add_metric((name,), float(name in texts))
@@ -124,13 +127,15 @@ def _labelled(sample: Sample, handler: str) -> Sample:
     return sample._replace(labels={"handler": handler, **labels})
 
 
-async def _fetch(client: httpx.AsyncClient, name: str, url: str, accept: str) -> tuple[str, str | httpx.HTTPError]:
+async def _fetch(client: httpx.AsyncClient, name: str, url: str) -> tuple[str, str | None, str]:
+    """The text of `name`, or why there is none."""
     try:
-        answer = await client.get(url, headers={"accept": accept})
-        answer.raise_for_status()
-    except httpx.HTTPError as error:
-        return name, error
-    return name, answer.text
+        answer = await ask(client, client.build_request("GET", url), None, seconds=TIMEOUT, most=MOST_BYTES)
+    except (httpx.HTTPError, TimeoutError) as error:
+        return name, None, type(error).__name__
+    if answer.status != httpx.codes.OK:
+        return name, None, f"HTTP {answer.status}"
+    return name, answer.body.decode("utf-8", "replace"), ""
 
 
 def _one_line(text: str) -> str:

@@ -24,8 +24,10 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from taskflux.providers import notify
-from taskflux.providers.provider import Call, counting_connections, provider
+from taskflux.providers.answers import UNPACKED, Answer, ask
+from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.sms import Sms
+from taskflux.tasks.decision import LONGEST_DELAY
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry.tracing import http_attributes
@@ -35,6 +37,9 @@ PATH: Final = "/api/v5/flow/"
 _KEEP_ALIVE: Final = 2.0
 """Seconds that an idle connection is kept. A server that closes one just as we write leaves us not knowing whether it
 took the message; two seconds stay below what any server is likely to allow."""
+
+_MOST_BYTES: Final = 64 * 1024
+"""Bytes of an answer that are read: MSG91's are a few hundred."""
 
 MISCONFIGURED_CODES: Final = frozenset(
     {"106", "207", "201", "401", "403"}  # the auth key
@@ -121,7 +126,6 @@ class Msg91:
         self._settings = settings
         self._http = http
         self._about = http_attributes("POST", settings.base_url, PATH)
-        self._extensions = counting_connections("msg91")
 
     async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
         """Hand one message over and return MSG91's request id. Taken is not delivered: that a webhook tells later.
@@ -135,14 +139,15 @@ class Msg91:
         Raises:
             TaskError: what `classify` makes of the answer, or of there being none.
         """
-        request = self._http.build_request(
-            "POST", PATH.lstrip("/"), json=self._flow(sms, crqid), extensions=self._extensions
-        )
+        flow = _written(self._flow(sms, crqid))
         # Its trace ends here: what ours is called is nothing to MSG91.
-        with Call("msg91", f"POST {PATH}", self._about) as span:
-            response = await self._answer(request)
-            span.note("http.response.status_code", response.status_code)
-            outcome = classify(response.status_code, response.content, retry_after=response.headers.get("retry-after"))
+        with (
+            Call("msg91", f"POST {PATH}", self._about) as span,
+            Sending("the message", "the SMS service", (httpx.TransportError, TimeoutError)) as sending,
+        ):
+            answer = await self._answer(flow, sending)
+            span.note("http.response.status_code", answer.status)
+            outcome = classify(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
             if isinstance(outcome, TaskError):
                 raise outcome
         return outcome
@@ -162,18 +167,25 @@ class Msg91:
             "recipients": [{"mobiles": sms.mobile, "name": sms.name, **sms.variables}],
         }
 
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
+    async def _answer(self, flow: bytes, sending: Sending) -> Answer:
+        request = self._http.build_request("POST", PATH.lstrip("/"), content=flow)
         try:
-            return await self._http.send(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unavailable(f"the SMS service cannot be reached: {error or type(error).__name__}") from error
+            seconds = self._settings.read_timeout
+            return await ask(self._http, request, "msg91", seconds=seconds, most=_MOST_BYTES, sending=sending)
         except httpx.PoolTimeout as error:
             raise Transient("every connection to the SMS service was busy: see connections and rate") from error
-        except httpx.RequestError as error:
-            # Once a connection stands, bytes may have arrived, whichever side of the dialogue failed.
-            raise Ambiguous(
-                f"the message was sent, and the SMS service's answer was lost: {type(error).__name__}"
-            ) from error
+
+
+def _written(flow: Mapping[str, JsonValue]) -> bytes:
+    """The request's body.
+
+    Raises:
+        Permanent: a variable holds what JSON cannot say.
+    """
+    try:
+        return json.dumps(flow, allow_nan=False, separators=(",", ":")).encode("ascii")
+    except ValueError as error:  # an infinite number, or one of too many digits
+        raise Permanent("a variable is a number that the SMS service cannot be told") from error
 
 
 @provider("msg91", settings=Msg91Settings, through=notify.sms)
@@ -189,7 +201,7 @@ async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
         raise Misconfigured("auth_key is not set: name it in TASKFLUX_MSG91__AUTH_KEY")
     http = httpx.AsyncClient(
         base_url=settings.base_url,
-        headers={"authkey": auth_key, "accept": "application/json"},
+        headers={"authkey": auth_key, "accept": "application/json", "content-type": "application/json", **UNPACKED},
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=_KEEP_ALIVE),
     )
@@ -287,18 +299,16 @@ def _text(value: Any) -> str:
 
 
 def _seconds(retry_after: str | None, now: datetime | None) -> float | None:
-    """RFC 9110, 10.2.3: seconds, or a date."""
-    if retry_after is None:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
+    """RFC 9110, 10.2.3: seconds, or a date. What is neither says nothing; no more than `LONGEST_DELAY` counts."""
+    said = (retry_after or "").strip()
+    if said.isascii() and said.isdigit():
+        return min(float(said), LONGEST_DELAY)
     try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
+        date = parsedate_to_datetime(said)
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+    return min(max(0.0, seconds), LONGEST_DELAY)
 
 
 class MalformedReports(Exception):

@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.providers.email import Email
-from taskflux.providers.provider import Call, NotifySettings, counting_connections
+from taskflux.providers.provider import Call, NotifySettings, Sending
 from taskflux.providers.sms import Sms
+from taskflux.tasks.decision import LONGEST_DELAY
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry import tracing
 from taskflux.telemetry.tracing import http_attributes
@@ -30,6 +32,11 @@ ERROR_CLASSES: Final[Mapping[str, type[TaskError]]] = {
     error.__name__: error for error in (Transient, Permanent, Ambiguous, Unavailable, Misconfigured)
 }
 
+MOST_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of an answer that are read: what it says of 500 recipients, however it is escaped, takes less."""
+
+_SERVICE: Final = "the notification service"
+
 _KEEP_ALIVE: Final = 20.0
 """Seconds that an idle connection is kept, below what the service keeps it."""
 
@@ -37,15 +44,15 @@ _KEEP_ALIVE: Final = 20.0
 class NotifyClient:
     """Asks the notification service. Made by `mails` and `sms`."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, read_timeout: float) -> None:
         self._http = http
         self._base_url = str(http.base_url)
-        self._extensions = counting_connections("notify")
+        self._seconds = read_timeout
 
     async def deliver(
-        self, channel: str, document: Mapping[str, Any], identity: str, attempt: int, created_at: datetime | None = None
+        self, channel: str, payload: Mapping[str, Any], identity: str, attempt: int, created_at: datetime | None = None
     ) -> Mapping[str, JsonValue]:
-        """Have `document` delivered now, once for all requests with the same `identity`; the provider's result.
+        """Have `payload` delivered now, once for all requests with the same `identity`; the provider's result.
 
         Raises:
             TaskError: what it was there; Unavailable when the service cannot be reached, Ambiguous when its answer
@@ -55,10 +62,13 @@ class NotifyClient:
         if created_at is not None:
             headers[CREATED_AT] = created_at.astimezone(UTC).isoformat()
         path = f"notifications/{channel}"
-        with Call("notify", f"POST /{path}", http_attributes("POST", self._base_url, path)) as span:
-            response = await self._post(path, json.dumps(document).encode("ascii"), headers)
-            span.note("http.response.status_code", response.status_code)
-            outcome = classify(response.status_code, response.content)
+        with (
+            Call("notify", f"POST /{path}", http_attributes("POST", self._base_url, path)) as span,
+            Sending("the notification", _SERVICE, _lost()) as sending,
+        ):
+            answer = await self._deliver(path, json.dumps(payload).encode("ascii"), headers, sending)
+            span.note("http.response.status_code", answer.status)
+            outcome = classify(answer.status, answer.body)
             if isinstance(outcome, TaskError):
                 raise outcome
         return outcome
@@ -69,34 +79,41 @@ class NotifyClient:
         Raises:
             ProviderError: it is not.
         """
-        response = await self._post(f"notifications/{channel}/check", b"", {})
-        if response.status_code != 204:
-            outcome = classify(response.status_code, response.content)
-            if isinstance(outcome, Misconfigured):
-                raise outcome
-            raise Unavailable(outcome.reason if isinstance(outcome, TaskError) else "the notification service is odd")
+        with Sending("the question", _SERVICE, _lost(), unforeseen=Unavailable):  # it may be asked as often as we like
+            answer = await self._post(f"notifications/{channel}/check", b"", {})
+            if answer.status != 204:
+                outcome = classify(answer.status, answer.body)
+                if isinstance(outcome, Misconfigured):
+                    raise outcome
+                raise Unavailable(
+                    outcome.reason if isinstance(outcome, TaskError) else f"{_SERVICE} answered HTTP {answer.status}"
+                )
 
-    async def _post(self, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
+    async def _deliver(self, path: str, content: bytes, headers: Mapping[str, str], sending: Sending) -> Answer:
         import httpx
 
-        headers = {**headers, **tracing.outgoing()}  # the service is ours, and goes on with the trace
-        lost = ""
+        try:
+            return await self._post(path, content, headers, sending)
+        except httpx.PoolTimeout as error:
+            raise Transient(f"every connection to {_SERVICE} was busy") from error
+        except (httpx.NetworkError, httpx.ProtocolError):
+            if not sending.begun:
+                raise
         # A request whose connection broke is asked once more: by its id it is answered what became of it.
-        for _ in range(2):
-            try:
-                return await self._http.post(path, content=content, headers=headers, extensions=self._extensions)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if not lost:
-                    said = f"the notification service cannot be reached: {error or type(error).__name__}"
-                    raise Unavailable(said) from error
-            except httpx.PoolTimeout as error:
-                if not lost:
-                    raise Transient("every connection to the notification service was busy") from error
-            except httpx.ReadTimeout as error:
-                raise Ambiguous("the notification service did not answer in time") from error
-            except httpx.RequestError as error:
-                lost = type(error).__name__
-        raise Ambiguous(f"the notification service's answer was lost: {lost}")
+        return await self._post(path, content, headers, sending)
+
+    async def _post(
+        self, path: str, content: bytes, headers: Mapping[str, str], sending: Sending | None = None
+    ) -> Answer:
+        # The service is ours, and goes on with the trace.
+        request = self._http.build_request("POST", path, content=content, headers={**headers, **tracing.outgoing()})
+        return await ask(self._http, request, "notify", seconds=self._seconds, most=MOST_BYTES, sending=sending)
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    import httpx
+
+    return httpx.TransportError, TimeoutError
 
 
 class NotifyMails:
@@ -115,10 +132,10 @@ class NotifyMails:
         attempt: int = 1,
     ) -> Mapping[str, JsonValue]:
         """See `smtp.Mailer.send`."""
-        document = email.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        payload = email.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         if progress:
-            document["progress"] = dict(progress)
-        return await self._client.deliver("email", document, message_id, attempt, date)
+            payload["progress"] = dict(progress)
+        return await self._client.deliver("email", payload, message_id, attempt, date)
 
     async def check(self) -> None:
         """See `smtp.Mailer.check`."""
@@ -133,9 +150,10 @@ class NotifySms:
 
     async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
         """See `msg91.Msg91.send`."""
-        document = sms.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        result = await self._client.deliver("sms", document, crqid, attempt)
-        return str(result.get("requestId", ""))
+        payload = sms.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        result = await self._client.deliver("sms", payload, crqid, attempt)
+        request_id = result.get("requestId")
+        return request_id if isinstance(request_id, str) else ""
 
 
 @asynccontextmanager
@@ -154,7 +172,7 @@ async def sms(settings: NotifySettings) -> AsyncIterator[NotifySms]:
 
 def classify(status: int, body: bytes) -> Mapping[str, JsonValue] | TaskError:
     """The result in an answer of the service, or the error that it means. Pure."""
-    answer = _object(body)
+    answer = document(body)
     result = answer.get("result")
     if status == 200 and isinstance(result, dict):
         return result
@@ -180,7 +198,8 @@ def _by_status(status: int) -> TaskError:
     return Ambiguous(f"{said}: what became of the message is not known")
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def document(body: bytes) -> Mapping[str, Any]:
+    """The JSON object in an answer; an empty one where there is none."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -189,7 +208,7 @@ def _object(body: bytes) -> Mapping[str, Any]:
 
 
 def _seconds(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1e9 else None
+    return float(min(value, LONGEST_DELAY)) if isinstance(value, int | float) and value >= 0 else None
 
 
 @asynccontextmanager
@@ -198,10 +217,10 @@ async def _client(settings: NotifySettings) -> AsyncIterator[NotifyClient]:
 
     http = httpx.AsyncClient(
         base_url=settings.url or "",
-        headers={"accept": "application/json, application/problem+json"},
+        headers={"accept": "application/json, application/problem+json", **UNPACKED},
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=_KEEP_ALIVE),
         trust_env=False,  # it is a neighbour: no proxy stands between
     )
     async with http:
-        yield NotifyClient(http)
+        yield NotifyClient(http, settings.read_timeout)

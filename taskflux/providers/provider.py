@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -12,9 +13,11 @@ from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, runt
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, Transient, Unavailable
-from taskflux.telemetry import metrics, tracing
+from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE, Attributes, Value
+
+log = logging.getLogger(__name__)
 
 
 class NotifySettings(BaseModel):
@@ -98,6 +101,61 @@ def _outcome(error: BaseException) -> str:
     return next((kind.__name__ for kind in OUTCOMES if isinstance(error, kind)), CRASHED)
 
 
+class Sending:
+    """One side effect at a provider, for a `with` block around it: the one place that knows whether any of it has left.
+
+    A `TaskError` that leaves the block is a judgement, and passes. Whatever else does (an error of a library or of
+    Python, a bug of ours in reading the answer) means: from `begin` on `Ambiguous`; before it nothing was sent, so
+    `Unavailable` where it is one of `lost`, and else `unforeseen`.
+
+    Args:
+        what: what is sent: "the mail".
+        service: who gets it: "the SMTP server".
+        lost: what the client raises when its connection cannot be made, breaks, or takes too long. It is no bug, and
+            not logged.
+        unforeseen: what another error means before anything was sent. It may come from this very task, so by default
+            it is the task's and says nothing of the provider.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        service: str,
+        lost: tuple[type[Exception], ...],
+        unforeseen: type[TaskError] = Transient,
+    ) -> None:
+        self.begun = False
+        """Whether bytes of it may have left: once they may have, for good."""
+        self._what = what
+        self._service = service
+        self._lost = lost
+        self._unforeseen = unforeseen
+
+    def begin(self) -> None:
+        """Bytes may leave from now on."""
+        self.begun = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, TaskError):
+            return
+        name, lost = type(error).__name__, isinstance(error, self._lost)
+        if not lost:
+            # Where it happened, without what it says: that may name a person.
+            log.error("a call to a provider crashed\n%s", logs.frames(error), extra={"error_class": name})
+        if self.begun and lost and isinstance(error, TimeoutError):
+            raise Ambiguous(f"{self._what} was sent, and {self._service} did not answer in time") from error
+        if self.begun:
+            raise Ambiguous(f"{self._what} was sent, and the answer of {self._service} was lost: {name}") from error
+        if lost:
+            raise Unavailable(f"{self._service} cannot be reached: {str(error) or name}") from error
+        raise self._unforeseen(f"{self._what} was not sent: {name}") from error
+
+
 @runtime_checkable
 class Checkable(Protocol):
     """A client that can tell whether its provider is back without doing a task's work."""
@@ -137,16 +195,6 @@ class Provider(Generic[C]):
                 span.note("http.response.status_code", answer.status_code)
         """
         return Call(self.name, name, attributes or {})
-
-
-def counting_connections(server: str) -> Mapping[str, Callable[[str, Mapping[str, Any]], Awaitable[None]]]:
-    """Extensions for an httpx request that have a new connection to `server` counted (httpcore's `trace`)."""
-
-    async def trace(event: str, info: Mapping[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            metrics.OPENED.labels(server).inc()
-
-    return {"trace": trace}
 
 
 def provider(

@@ -9,16 +9,19 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 
-from aiosmtplib import SMTP, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from taskflux.providers import notify
 from taskflux.providers.email import Address, Email, Message, compose
-from taskflux.providers.provider import Call, provider
+from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge
 from taskflux.providers.smtp_session import LOST, Connection, Pool, SmtpSettings, answer, dial, hang_up, tls_context
 from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Unavailable
 from taskflux.telemetry import metrics
 from taskflux.telemetry.tracing import Value
+
+_FAILURES: Final = (SMTPException, OSError)
+"""What aiosmtplib raises when a session breaks, or the server does not keep to the protocol."""
 
 _LIGHT: Final = 256 * 1024
 """Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread."""
@@ -76,7 +79,7 @@ class Mailer:
             deliveries.resume(progress)
         try:
             if deliveries.open:
-                deliveries.note(await self._transact(message, deliveries.open))
+                await self._transact(message, deliveries)
         except TaskError as error:
             error.progress = deliveries.progress()
             raise
@@ -90,9 +93,8 @@ class Mailer:
         """
         client = await self._dial()
         try:
-            (await answer(client.noop(), Stage.SESSION)).raise_for_server()
-        except OSError as error:
-            raise Unavailable(f"the SMTP server went away: {error}") from error
+            with Sending("NOOP", "the SMTP server", _FAILURES, unforeseen=Unavailable):
+                (await answer(client.noop(), Stage.SESSION)).raise_for_server()
         finally:
             await hang_up(client)
 
@@ -107,10 +109,12 @@ class Mailer:
 
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
         weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
-        if weight <= _LIGHT:
-            message = compose(email, sender=self._sender, unique=message_id, date=date)
-        else:
-            message = await asyncio.to_thread(compose, email, sender=self._sender, unique=message_id, date=date)
+        # Composed of the task's fields alone: what fails now fails at every attempt.
+        with Sending("the mail", "the SMTP server", (), unforeseen=Permanent):
+            if weight <= _LIGHT:
+                message = compose(email, sender=self._sender, unique=message_id, date=date)
+            else:
+                message = await asyncio.to_thread(compose, email, sender=self._sender, unique=message_id, date=date)
         if message.size > self._settings.max_message_bytes:
             raise Permanent(
                 f"the mail has {message.size} bytes, attachments encoded; max_message_bytes allows"
@@ -118,49 +122,48 @@ class Mailer:
             )
         return message
 
-    async def _transact(self, message: Message, to: Sequence[str]) -> Mapping[str, Reply]:
-        """Have the server take `message` for every address of `to`: one call, over a connection of the pool."""
-        with Call("smtp", "SMTP send", self._where) as span:
+    async def _transact(self, message: Message, deliveries: Deliveries) -> None:
+        """Have the server take `message` for everybody who is open: one call, over a connection of the pool."""
+        with (
+            Call("smtp", "SMTP send", self._where) as span,
+            Sending("the mail", "the SMTP server", _FAILURES) as sending,
+        ):
             async with self._pool.connection() as connection:
-                replies = await self._dialogue(connection, message, to)
+                replies = await self._dialogue(connection, message, deliveries.open, sending)
+            deliveries.note(replies)
             worst = max(replies.values(), key=lambda reply: reply.code)
             span.note("smtp.recipients", len(replies))
             span.note("smtp.recipients.accepted", sum(reply.kind is Kind.ACCEPTED for reply in replies.values()))
             span.note("smtp.reply.code", worst.code)
             if worst.kind is not Kind.ACCEPTED:
                 span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
-            return replies
 
-    async def _dialogue(self, connection: Connection, message: Message, to: Sequence[str]) -> dict[str, Reply]:
+    async def _dialogue(
+        self, connection: Connection, message: Message, to: Sequence[str], sending: Sending
+    ) -> dict[str, Reply]:
         """MAIL FROM, every RCPT TO, DATA and the mail; the last reply that concerns each address of `to`.
 
         Raises:
             Unavailable, Misconfigured: the server takes nothing from us; no recipient has the mail.
             Permanent: the mail needs SMTPUTF8 and the server has none.
-            Ambiguous: the mail was sent and its answer was lost.
+            Ambiguous: the mail was sent, and its answer means nothing.
         """
-        try:
-            sender = await self._mail_from(connection, message)
-            client = connection.client
-            if sender.kind is not Kind.ACCEPTED:
-                return await _abandoned(client, dict.fromkeys(to, sender))
-            replies: dict[str, Reply] = {}
-            for address in to:
-                replies[address] = await answer(client.rcpt(address, encoding=message.encoding), Stage.RECIPIENT)
-                replies[address].raise_for_server()
-            accepted = [address for address, reply in replies.items() if reply.kind is Kind.ACCEPTED]
-            if not accepted:
-                return await _abandoned(client, replies)
-            data = await answer(client.execute_command(b"DATA"), Stage.DATA)
-            data.raise_for_server()
-            if data.code != 354:
-                return await _abandoned(client, replies | dict.fromkeys(accepted, data))
-        except LOST as error:
-            raise Unavailable(f"the SMTP server went away before it had the mail: {error}") from error
-        try:
-            outcome = await _mail_itself(client, message, self._settings.data_timeout)
-        except (SMTPResponseException, *LOST) as error:
-            raise Ambiguous(f"the mail was sent, and the SMTP server's answer was lost: {error}") from error
+        sender = await self._mail_from(connection, message)
+        client = connection.client
+        if sender.kind is not Kind.ACCEPTED:
+            return await _abandoned(client, dict.fromkeys(to, sender))
+        replies: dict[str, Reply] = {}
+        for address in to:
+            replies[address] = await answer(client.rcpt(address, encoding=message.encoding), Stage.RECIPIENT)
+            replies[address].raise_for_server()
+        accepted = [address for address, reply in replies.items() if reply.kind is Kind.ACCEPTED]
+        if not accepted:
+            return await _abandoned(client, replies)
+        data = await answer(client.execute_command(b"DATA"), Stage.DATA)
+        data.raise_for_server()
+        if data.kind is not Kind.ACCEPTED:
+            return await _abandoned(client, replies | dict.fromkeys(accepted, data))
+        outcome = await _mail_itself(client, message, self._settings.data_timeout, sending)
         outcome.raise_for_server()
         return replies | dict.fromkeys(accepted, outcome)
 
@@ -189,18 +192,25 @@ class Mailer:
             await self._pool.renew(connection)  # then it is no longer one that was used before
 
 
-async def _mail_itself(client: SMTP, message: Message, timeout: float) -> Reply:
+async def _mail_itself(client: SMTP, message: Message, timeout: float, sending: Sending) -> Reply:
     """Write the mail and wait for the reply that settles it.
 
     `SMTP.data` has one timeout for DATA and for the mail, and does not tell which of the two was lost.
+
+    Raises:
+        Ambiguous: the reply is none that settles anything.
     """
     if client.protocol is None:
         raise SMTPServerDisconnected("Connection lost")
+    sending.begin()
     client.protocol.write(message.wire)
     code, text = await client.protocol.read_response(timeout=timeout)
     if code == 421:
         client.close()
-    return judge(code, text, Stage.DATA)
+    reply = judge(code, text, Stage.MAIL)
+    if reply.kind is Kind.MEANINGLESS:
+        raise Ambiguous(f"the mail was sent, and the SMTP server answered {reply}, which means nothing there")
+    return reply
 
 
 async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply]:

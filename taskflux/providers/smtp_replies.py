@@ -25,12 +25,13 @@ _LONGEST_TEXT: Final = 400
 
 
 class Stage(Enum):
-    """What the reply answers: the way to the first mail, MAIL FROM, one RCPT TO, DATA, or the mail itself."""
+    """What the reply answers: the way to the first mail, MAIL FROM, one RCPT TO, DATA, and the mail itself."""
 
     SESSION = "session"
     SENDER = "sender"
     RECIPIENT = "recipient"
     DATA = "data"
+    MAIL = "mail"
 
 
 class Kind(Enum):
@@ -40,6 +41,7 @@ class Kind(Enum):
     AWAY = "away"  # the server, for everybody
     THROTTLED = "throttled"  # the same, and it wants fewer connections
     MISCONFIGURED = "misconfigured"  # the server refuses us
+    MEANINGLESS = "meaningless"  # no reply to what was said: the session is out of step, or speaks no SMTP
 
 
 class Throttled(Unavailable):
@@ -62,7 +64,7 @@ class Reply:
         """Raise what the reply says about the server; return when it is about the mail or a recipient only.
 
         Raises:
-            ProviderError: away, throttled or misconfigured.
+            ProviderError: away, throttled, misconfigured or meaningless.
         """
         error = _ERRORS.get(self.kind)
         if error is not None:
@@ -73,6 +75,7 @@ _ERRORS: Final[dict[Kind, type[ProviderError]]] = {
     Kind.AWAY: Unavailable,
     Kind.THROTTLED: Throttled,
     Kind.MISCONFIGURED: Misconfigured,
+    Kind.MEANINGLESS: Unavailable,
 }
 
 
@@ -85,8 +88,17 @@ def judge(code: int, text: str, stage: Stage) -> Reply:
     return Reply(code, text, kind, _wait(code, status, text) if kind is Kind.DEFERRED else 0.0)
 
 
+_GO_ON: Final = {stage: range(354, 355) if stage is Stage.DATA else range(200, 300) for stage in Stage}
+"""Codes that say yes (RFC 5321, 4.3.2)."""
+
+
 def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
-    """What the server says of itself comes first, then what it says of the mail."""
+    """Whether it is a yes comes first, then what the server says of itself, then what it says of the mail."""
+    if code in _GO_ON[stage]:
+        return Kind.ACCEPTED
+    if not 400 <= code < 600:
+        # A 250 to DATA is such a one: the server has not seen the mail, whatever it says.
+        return Kind.MEANINGLESS
     if code in (530, 534, 535, 538) or status == "5.4.5":
         # 5.4.5 is Google's "daily sending limit exceeded": like an empty balance it is nobody's mail's fault.
         return Kind.MISCONFIGURED
@@ -94,12 +106,8 @@ def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
         return Kind.THROTTLED
     if status == "4.3.1":  # the server's own disk is full
         return Kind.AWAY
-    if stage is Stage.SESSION and code >= 400:
+    if stage is Stage.SESSION:
         return Kind.MISCONFIGURED if code >= 500 else Kind.AWAY
-    if not 200 <= code < 600:
-        return Kind.AWAY  # whatever it is, it speaks no SMTP just now
-    if code == 354 or code < 300:
-        return Kind.ACCEPTED
     if code < 500 or (code == 552 and status == "5.5.3"):
         return Kind.DEFERRED  # 552 for too many recipients means 452: RFC 5321, 4.5.3.1.10
     if stage is Stage.SENDER and not _about_this_message(code, status):
@@ -109,7 +117,7 @@ def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
 
 def _about_this_message(code: int, status: str | None) -> bool:
     # Size (RFC 1870), parameters such as SMTPUTF8 (RFC 5321), an address that needs SMTPUTF8 (RFC 6531).
-    return code in (552, 555) or status in ("5.3.4", "5.6.7")
+    return code in (504, 552, 555) or status in ("5.3.4", "5.5.4", "5.6.7")
 
 
 def _wait(code: int, status: str | None, text: str) -> float:

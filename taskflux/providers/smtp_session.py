@@ -21,6 +21,7 @@ from aiosmtplib.response import SMTPResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from taskflux.providers.email import Address
+from taskflux.providers.provider import Sending
 from taskflux.providers.smtp_replies import Reply, Stage, Throttled, judge
 from taskflux.tasks.errors import Misconfigured, Unavailable
 
@@ -145,8 +146,10 @@ async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | 
         tls_context=context,
     )
     ready = False
+    server = f"the SMTP server at {settings.host}:{settings.server_port}"
     try:
-        with _no_session(settings):
+        # Nothing of a task is said yet: whatever goes wrong here is the server's matter.
+        with Sending("a mail", server, (), unforeseen=Unavailable), _no_session(server):
             await client.connect(timeout=settings.connect_timeout)
             await client.ehlo()
             await _authenticate(client, settings)
@@ -204,8 +207,7 @@ async def _authenticate(client: SMTP, settings: SmtpSettings) -> None:
 
 
 @contextmanager
-def _no_session(settings: SmtpSettings) -> Iterator[None]:
-    where = f"the SMTP server at {settings.host}:{settings.server_port}"
+def _no_session(where: str) -> Iterator[None]:
     try:
         yield
     except SMTPResponseException as error:

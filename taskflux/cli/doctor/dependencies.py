@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import httpx
 
 from taskflux.cli.doctor.findings import Finding, Subject
-from taskflux.providers import smtp
+from taskflux.providers import notify, smtp
+from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.provider import NotifySettings
 from taskflux.providers.smtp_session import SmtpSettings
@@ -112,13 +113,14 @@ async def examine_msg91() -> list[Finding]:
         ]
     findings = list(judge_msg91(settings))
     try:
-        async with httpx.AsyncClient(timeout=settings.connect_timeout + 5) as http:
-            answer = await http.head(settings.base_url)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        seconds = settings.connect_timeout + 5
+        async with httpx.AsyncClient(timeout=seconds) as http:
+            answer = await ask(http, http.build_request("HEAD", settings.base_url), "msg91", seconds=seconds, most=0)
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         do = "check TASKFLUX_MSG91__BASE_URL and the way out to the internet; messages wait meanwhile"
         told = f"{settings.base_url} cannot be reached: {error or type(error).__name__}"
         return [MSG91.problem("reachable", told, do), *findings]
-    return [MSG91.ok("reachable", f"{settings.base_url} answers ({answer.status_code})"), *findings]
+    return [MSG91.ok("reachable", f"{settings.base_url} answers ({answer.status})"), *findings]
 
 
 def judge_msg91(settings: Msg91Settings) -> Iterator[Finding]:
@@ -141,14 +143,16 @@ async def examine_notify(settings: NotifySettings) -> list[Finding]:
             NOTIFY.ok("not used here", "handlers speak to the providers themselves (TASKFLUX_NOTIFY__URL is unset)")
         ]
     try:
-        async with httpx.AsyncClient(base_url=settings.url, timeout=NOTIFY_PATIENCE) as http:
-            alive = await http.get("readyz")
-            checked = await http.post("notifications/email/check")
-    except httpx.HTTPError as error:
+        async with httpx.AsyncClient(base_url=settings.url, timeout=NOTIFY_PATIENCE, headers=UNPACKED) as http:
+            alive, checked = [
+                await ask(http, http.build_request(*asked), "notify", seconds=NOTIFY_PATIENCE, most=notify.MOST_BYTES)
+                for asked in (("GET", "readyz"), ("POST", "notifications/email/check"))
+            ]
+    except (httpx.HTTPError, TimeoutError) as error:
         told = f"{settings.url} cannot be reached: {error or type(error).__name__}"
         do = "run `taskflux run notify` and name its address in TASKFLUX_NOTIFY__URL; tasks wait meanwhile"
         return [NOTIFY.problem("reachable", told, do)]
-    return [judge_ready(settings, alive.status_code), judge_mail(checked)]
+    return [judge_ready(settings, alive.status), judge_mail(checked)]
 
 
 def judge_ready(settings: NotifySettings, status: int) -> Finding:
@@ -159,10 +163,10 @@ def judge_ready(settings: NotifySettings, status: int) -> Finding:
     return NOTIFY.problem("reachable", f"{settings.url}/readyz answers {status}", do)
 
 
-def judge_mail(checked: httpx.Response) -> Finding:
+def judge_mail(checked: Answer) -> Finding:
     """What the check of its mail server said."""
-    if checked.status_code == httpx.codes.NO_CONTENT:
+    if checked.status == httpx.codes.NO_CONTENT:
         return NOTIFY.ok("mail server", "it serves the notification service")
-    told = checked.json().get("detail", "") if "json" in checked.headers.get("content-type", "") else ""
-    do = "mend the TASKFLUX_SMTP__… settings of notify, or leave it if only SMS go through it"
-    return NOTIFY.warning("mail server", f"answered {checked.status_code}: {told}", do)
+    told = notify.document(checked.body).get("detail", "")
+    do = "fix the TASKFLUX_SMTP__… settings of notify, or leave it if only SMS go through it"
+    return NOTIFY.warning("mail server", f"answered {checked.status}: {told}", do)

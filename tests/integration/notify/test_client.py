@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -17,12 +19,15 @@ from taskflux.handlers.process_email import process_email
 from taskflux.handlers.process_sms import process_sms
 from taskflux.local.ports import free_port
 from taskflux.providers import msg91, smtp
+from taskflux.providers.notify import MOST_BYTES
 from taskflux.providers.provider import Checkable, NotifySettings, Provider
+from taskflux.tasks.decision import LONGEST_DELAY
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.tasks.model import Task
 from taskflux.worker.handler import Handler
 from tests.integration.notify.conftest import Service
 from tests.integration.providers.flow_api import Answer
+from tests.integration.providers.raw_http import Say, answer, endlessly, raw_http, saying
 from tests.integration.system.stack import eventually
 
 ID = UUID("0199f000-0000-7000-8000-000000000001")
@@ -168,3 +173,66 @@ async def test_an_answer_that_is_lost_each_time_is_ambiguous(service: Service) -
         with pytest.raises(Ambiguous, match="lost"):
             await process_sms(task(process_sms, SMS), sms)
     assert (len(passed), len(service.flow.taken)) == (2, 1)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+PACKED = (b"content-encoding", b"gzip")
+
+
+@pytest.mark.parametrize(
+    ("say", "times"),
+    [
+        (saying(), 2),
+        (saying(b"\x16\x03\x01\x00\xff\xfe"), 2),
+        (saying(CHUNKED + b"zz\r\n"), 2),
+        (saying(answer(b"\xff\xfe\xfd", 500)), 1),
+        (saying(answer(b"[" * 60_000)), 1),
+        (saying(answer(b'{"result": {"requestId": %b}}' % (b"9" * 5000))), 1),
+        (endlessly(CHUNKED, b"10000\r\n" + b" " * 65536 + b"\r\n"), 1),
+        (endlessly(CHUNKED, b"1\r\n \r\n", 0.02), 1),
+        (endlessly(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), 1),
+    ],
+)
+async def test_no_answer_of_something_broken_is_more_than_ambiguous_and_a_check_of_it_is_unavailable(
+    say: Say, times: int
+) -> None:
+    async with raw_http(say) as (url, read), asyncio.timeout(20):
+        settings = NotifySettings(url=url, read_timeout=0.5)
+        async with through(msg91.connect, settings) as sms, through(smtp.connect, settings) as mails:
+            with pytest.raises(Ambiguous):
+                await process_sms(task(process_sms, SMS), sms)
+            assert len(read) == times
+            with pytest.raises(Unavailable):
+                await mails.check()
+
+
+async def test_an_answer_of_the_service_takes_no_more_memory_than_it_may_have() -> None:
+    bomb = answer(gzip.compress(bytes(50_000_000), 9), 500, [PACKED])
+    async with raw_http(saying(bomb)) as (url, _), through(msg91.connect, NotifySettings(url=url)) as sms:
+        tracemalloc.start()
+        try:
+            with pytest.raises(Ambiguous):
+                await process_sms(task(process_sms, SMS), sms)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 3 * MOST_BYTES
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "expected"),
+    [
+        ("-1", None),
+        ("true", 1.0),
+        ('"7"', None),
+        ("NaN", None),
+        ("1e999", LONGEST_DELAY),
+        ("1" + "0" * 400, LONGEST_DELAY),
+    ],
+)
+async def test_a_wait_that_the_service_cannot_mean_changes_no_verdict(retry_after: str, expected: float | None) -> None:
+    said = b'{"errorClass": "Transient", "reason": "later", "retryAfter": %b}' % retry_after.encode()
+    async with raw_http(saying(answer(said, 503))) as (url, _), through(msg91.connect, NotifySettings(url=url)) as sms:
+        with pytest.raises(Transient) as failure:
+            await process_sms(task(process_sms, SMS), sms)
+    assert failure.value.retry_after == expected

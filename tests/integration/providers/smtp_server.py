@@ -7,7 +7,7 @@ import ssl
 import warnings
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -158,5 +158,35 @@ async def server_that_greets(greeting: bytes | None) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         gone.set()
+        server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def server_that_says(**replies: bytes) -> AsyncIterator[int]:
+    """The port of a server that answers each command by its name, and a mail as `content`, with bytes as they are.
+
+    Others are answered as usual; b"" hangs up.
+    """
+    usual = {"greeting": b"220 mail.test\r\n", "ehlo": b"250 mail.test\r\n", "data": b"354 go on\r\n"}
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            command = "greeting"
+            while said := replies.get(command, usual.get(command, b"250 Ok\r\n")):
+                for at in range(0, len(said), 65536):
+                    writer.write(said[at : at + 65536])
+                    await writer.drain()
+                if command == "data" and said.startswith(b"354"):
+                    await reader.readuntil(b"\r\n.\r\n")
+                    command = "content"
+                else:
+                    command = (await reader.readuntil(b"\r\n")).split()[0].decode().lower()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, limit=2**20)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
         server.close()
         await server.wait_closed()

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,14 @@ from taskflux.providers.smtp import Mailer, connect
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
-from tests.integration.providers.smtp_server import DROP, HANG, Postbox, server_that_greets, smtp_server
+from tests.integration.providers.smtp_server import (
+    DROP,
+    HANG,
+    Postbox,
+    server_that_greets,
+    server_that_says,
+    smtp_server,
+)
 
 DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 BOUND = 20.0
@@ -374,3 +382,92 @@ async def test_a_mail_cut_off_in_the_middle_leaves_no_connection_behind() -> Non
                 await mailer.send(mail(), message_id="1", date=DATE)
         await sent(mailer)
     assert (len(postbox.mails), postbox.connections) == (1, 2)
+
+
+ENDLESS = b"250-x\r\n" * 100_000
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"354 go on\r\n",
+        b"250",
+        b"1",
+        b"\xff\xfe\r\n",
+        b"\xb2\xb5\xb0 Ok\r\n",
+        b"100 perhaps\r\n",
+        b"334 go on\r\n",
+        b"999 Ok\r\n",
+        b"-50 Ok\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"250 " + b"x" * 100_000 + b"\r\n",
+        b"x" * 100_000,
+        ENDLESS,
+    ],
+    ids=lambda said: str(said[:20]),
+)
+async def test_once_the_mail_was_sent_only_a_reply_that_settles_it_is_more_than_ambiguous(said: bytes) -> None:
+    async with server_that_says(content=said) as port, mailer_at(port, data_timeout=0.5) as mailer:
+        assert type(await failed(mailer)) is Ambiguous
+
+
+@pytest.mark.parametrize("command", ["greeting", "ehlo", "mail", "rcpt", "data"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"\xff\xfe\r\n", b"100 perhaps\r\n", b"999 Ok\r\n", b"x" * 100_000, ENDLESS],
+    ids=lambda said: str(said[:20]),
+)
+async def test_before_the_mail_was_sent_a_broken_server_is_unavailable(command: str, said: bytes) -> None:
+    async with server_that_says(**{command: said}) as port, mailer_at(port, command_timeout=0.5) as mailer:
+        assert type(await failed(mailer)) is Unavailable
+
+
+async def test_a_yes_to_data_is_no_yes_to_the_mail() -> None:
+    async with server_that_says(data=b"250 Ok\r\n") as port, mailer_at(port) as mailer:
+        error = await failed(mailer)
+    assert type(error) is Unavailable
+    assert error.progress is not None
+    assert error.progress["delivered"] == {}
+
+
+async def test_a_yes_whose_text_looks_like_a_failure_is_a_yes() -> None:
+    async with server_that_says(content=b"250 4.3.1 5.4.5 queued\r\n") as port, mailer_at(port) as mailer:
+        assert set((await sent(mailer))["delivered"]) == {"ann@example.org"}
+
+
+@pytest.mark.parametrize("challenge", [b"334 !\r\n", b"334 \xff\r\n", b"334 " + b"A" * 9 + b"\r\n", b"334 go\r\n" * 3])
+async def test_an_auth_challenge_that_is_none_is_the_server_s_matter(challenge: bytes) -> None:
+    ehlo = b"250-mail.test\r\n250 AUTH CRAM-MD5\r\n"
+    async with (
+        server_that_says(ehlo=ehlo, auth=challenge) as port,
+        mailer_at(port, username="ann", password="s3cret", command_timeout=0.5) as mailer,
+    ):
+        assert isinstance(await failed(mailer), Unavailable | Misconfigured)
+        with pytest.raises((Unavailable, Misconfigured)):
+            await mailer.check()
+
+
+async def test_a_check_s_odd_answer_is_the_server_s_matter() -> None:
+    for said in (b"", b"\xff\r\n", b"999 Ok\r\n", ENDLESS):
+        async with server_that_says(noop=said) as port, mailer_at(port, command_timeout=0.5) as mailer:
+            with pytest.raises(Unavailable):
+                await mailer.check()
+
+
+async def test_replies_without_end_take_no_memory_without_end() -> None:
+    for command in ("greeting", "ehlo", "rcpt", "content"):
+        async with server_that_says(**{command: b"250-x\r\n" * 2_000_000}) as port, mailer_at(port) as mailer:
+            tracemalloc.start()
+            try:
+                assert isinstance(await failed(mailer), Unavailable | Ambiguous)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert peak < 2_000_000
+
+
+async def test_what_cannot_be_composed_is_the_task_s_own_fault() -> None:
+    email = mail().model_copy(update={"subject": "half an emoji: \ud83d"})
+    async with plain(Postbox()) as mailer:
+        assert type(await failed(mailer, email)) is Permanent

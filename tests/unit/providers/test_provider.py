@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,8 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from taskflux import Ambiguous, Misconfigured, Permanent, Transient, Unavailable, provider
-from taskflux.providers.provider import CRASHED, OUTCOMES, SUCCEEDED
+from taskflux.providers.provider import CRASHED, OUTCOMES, SUCCEEDED, Sending
+from taskflux.tasks.errors import TaskError
 from taskflux.telemetry import tracing
 from taskflux.telemetry.tracing import TRACE, Operation
 from tests.unit.spans import SAMPLED, UNSAMPLED, Spans
@@ -121,3 +123,60 @@ def test_an_exemplar_leads_to_the_trace_of_a_recorded_call(spans: Spans) -> None
     seconds = next(each for each in REGISTRY.collect() if each.name == "taskflux_provider_request_seconds")
     exemplars = [each.exemplar.labels for each in seconds.samples if each.exemplar]
     assert {"trace_id": SAMPLED[3:35]} in exemplars
+
+
+LOST = (ConnectionError, TimeoutError)
+
+ANYTHING = [
+    ssl.SSLError("bad record mac"),
+    ConnectionResetError("reset"),
+    TimeoutError(),
+    UnicodeDecodeError("ascii", b"\xff", 0, 1, "no"),
+    ValueError("could not convert string to float: '²'"),
+    RecursionError(),
+    MemoryError(),
+    AttributeError("a bug of ours"),
+    ExceptionGroup("several", [OSError()]),
+]
+
+
+def escaping(error: BaseException, *, begun: bool) -> None:
+    with Sending("the mail", "the server", LOST) as sending:
+        if begun:
+            sending.begin()
+        raise error
+
+
+@pytest.mark.parametrize("error", ANYTHING, ids=lambda error: type(error).__name__)
+def test_whatever_escapes_once_something_may_have_been_sent_is_ambiguous(error: Exception) -> None:
+    with pytest.raises(Ambiguous, match="the mail was sent") as failure:
+        escaping(error, begun=True)
+    assert failure.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", ANYTHING, ids=lambda error: type(error).__name__)
+def test_whatever_escapes_before_is_known_to_have_sent_nothing(error: Exception) -> None:
+    with pytest.raises(TaskError) as failure:
+        escaping(error, begun=False)
+    assert type(failure.value) is (Unavailable if isinstance(error, LOST) else Transient)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("error", [Permanent("refused"), Unavailable("down"), asyncio.CancelledError(), SystemExit(1)])
+def test_a_judgement_and_an_order_to_end_pass_as_they_are(error: BaseException, begun: bool) -> None:
+    with pytest.raises(type(error)) as raised:
+        escaping(error, begun=begun)
+    assert raised.value is error
+
+
+def test_what_nobody_foresaw_is_logged_by_its_place_and_a_lost_connection_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for error in (ConnectionResetError(SECRET), KeyError(SECRET)):
+        with pytest.raises(Ambiguous) as failure:
+            escaping(error, begun=True)
+        assert SECRET not in failure.value.reason
+    [record] = caplog.records
+    assert record.__dict__["error_class"] == "KeyError"
+    assert "test_provider.py" in caplog.text
+    assert SECRET not in caplog.text

@@ -17,6 +17,7 @@ from taskflux.providers.smtp_replies import (
 from taskflux.tasks.errors import Misconfigured, Permanent, Transient, Unavailable
 
 RCPT, MAIL, DATA, SESSION = Stage.RECIPIENT, Stage.SENDER, Stage.DATA, Stage.SESSION
+CONTENT = Stage.MAIL
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,17 @@ RCPT, MAIL, DATA, SESSION = Stage.RECIPIENT, Stage.SENDER, Stage.DATA, Stage.SES
         (454, "Throttling failure: Maximum sending rate exceeded.", DATA, Kind.THROTTLED),
         (452, "4.3.1 insufficient system storage", MAIL, Kind.AWAY),
         (450, "4.3.2 not now", SESSION, Kind.AWAY),
-        (-1, "garbage", RCPT, Kind.AWAY),
+        (-1, "garbage", RCPT, Kind.MEANINGLESS),
+        (100, "perhaps", CONTENT, Kind.MEANINGLESS),
+        (354, "go on", RCPT, Kind.MEANINGLESS),
+        (354, "go on", CONTENT, Kind.MEANINGLESS),
+        (334, "go on", SESSION, Kind.MEANINGLESS),
+        (250, "2.0.0 Ok", DATA, Kind.MEANINGLESS),
+        (250, "4.3.1 5.4.5 Ok", CONTENT, Kind.ACCEPTED),
+        (600, "odd", CONTENT, Kind.MEANINGLESS),
+        (501, "5.5.4 unsupported option", MAIL, Kind.REFUSED),
+        (504, "parameter not implemented", MAIL, Kind.REFUSED),
+        (501, "5.1.7 bad sender", MAIL, Kind.MISCONFIGURED),
         (535, "5.7.8 bad credentials", SESSION, Kind.MISCONFIGURED),
         (530, "5.7.0 authentication required", MAIL, Kind.MISCONFIGURED),
         (530, "5.7.1 authentication required", RCPT, Kind.MISCONFIGURED),
