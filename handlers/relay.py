@@ -13,6 +13,7 @@ from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Circuits, Publishing
 from taskflux.store.tasks import TaskTypes
+from taskflux.store.upkeep import Upkeep
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import metrics
@@ -20,6 +21,7 @@ from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import Leader
 from taskflux.upkeep.measuring import Measuring
 from taskflux.upkeep.outflow import Outflow
+from taskflux.upkeep.sweep import LeaseSweep
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
 
@@ -43,7 +45,8 @@ async def relay(process: Process) -> None:
         publisher = Publisher(producer, publishing, settings.kafka.topic_prefix)
         outflow = Outflow(settings, positions, Circuits(database), TaskTypes(database))
         auditor = Auditor(settings, database, positions)
-        leader = Leader(process, publishing, auditor, Measuring(settings, database, positions))
+        sweep = LeaseSweep(Upkeep(database), settings.worker.lease_seconds, settings.relay.requeue_rate)
+        leader = Leader(process, publishing, auditor, Measuring(settings, database, positions), sweep)
         async with process.background(leader.run()):
             process.started()
             await Relay(process, publishing, publisher, outflow).run()

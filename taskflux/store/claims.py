@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
+
+from uuid_utils.compat import uuid7
 
 from taskflux.store.database import Database, json_text, note, storable
 from taskflux.store.group_commit import GroupCommit
@@ -60,6 +62,10 @@ class Settlement(NamedTuple):
     seconds: float | None = None
 
 
+class LeaseEnded(Exception):
+    """The lease of this worker was ended: what it held is another's, and its identity claims nothing any more."""
+
+
 class Settled(NamedTuple):
     """What became of a settlement; `age` is seconds since the task was accepted.
 
@@ -95,11 +101,11 @@ class Claims:
             self.settle_all, max_items=SETTLE_BATCH, statement="settle"
         )
 
-    async def beat(self, in_flight: int) -> bool:
-        """Renew the lease; false when somebody has ended it."""
-        worker = self.worker
-        row = await self.database.fetchrow(
-            SQL["beat"],
+    async def begin(self, in_flight: int = 0) -> None:
+        """Take a lease under an identity that nobody has had. What was claimed under another stays with that one."""
+        worker = replace(self.worker, id=uuid7())
+        await self.database.execute(
+            SQL["begin_lease"],
             id=worker.id,
             handler=worker.handler,
             label=worker.label,
@@ -108,14 +114,22 @@ class Claims:
             in_flight=in_flight,
             type=worker.type,
         )
-        return row is not None
+        self.worker = worker
+
+    async def beat(self, in_flight: int) -> bool:
+        """Renew the lease; false when somebody has ended it, or it never began."""
+        return await self.database.fetchrow(SQL["beat"], id=self.worker.id, in_flight=in_flight) is not None
 
     async def end(self) -> None:
         """Give the lease up: what is not settled is free at once."""
         await self.database.execute(SQL["end_lease"], id=self.worker.id)
 
     async def claim(self, task_type: str, versions: Mapping[UUID, int]) -> Sequence[Claim]:
-        """Claim these tasks (id → version of the record); those not claimable at their version are left out."""
+        """Claim these tasks (id → version of the record); those not claimable at their version are left out.
+
+        Raises:
+            LeaseEnded: nothing was claimed, since our lease was ended.
+        """
         ids = sorted(versions)
         if not ids:
             return []
@@ -129,7 +143,9 @@ class Claims:
             worker=self.worker.id,
             label=self.worker.label,
         )
-        return [Claim(**row) for row in rows]
+        if not rows:
+            raise LeaseEnded
+        return [Claim(**row) for row in rows if row["id"] is not None]
 
     async def reclaim(self, versions: Mapping[UUID, int]) -> Sequence[Claim]:
         """Those of these tasks that an earlier `claim` made ours though its answer was lost.

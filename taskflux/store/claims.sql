@@ -1,21 +1,28 @@
 -- Leases and claims: from record to running, and from running to what follows.
 
--- name: beat
--- One row renews all claims of a worker. No row comes back once somebody has ended the lease.
+-- name: begin_lease
+-- A worker begins, under an identity that nobody has had.
 INSERT INTO workers (id, handler, label, origin, pid, in_flight, type)
-VALUES (:id, :handler, :label, :origin, :pid, :in_flight, :type)
-ON CONFLICT (id) DO UPDATE SET beat_at = now(), in_flight = EXCLUDED.in_flight WHERE NOT workers.ended
-RETURNING id;
+VALUES (:id, :handler, :label, :origin, :pid, :in_flight, :type);
+
+-- name: beat
+-- One row renews all claims of a worker. What counts is the count: beat_at is for people, and for relays of the release
+-- before. No row comes back once the lease was ended.
+UPDATE workers SET beat = beat + 1, beat_at = now(), in_flight = :in_flight WHERE id = :id AND NOT ended RETURNING id;
 
 -- name: end_lease
 -- A worker that leaves: what it could not settle is free at once.
 UPDATE workers SET ended = true WHERE id = :id;
 
 -- name: claim
--- A batch of records becomes running tasks of one worker; the payload comes with the claim.
-WITH locked AS (
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim. No row comes back once its
+-- lease was ended, one of NULLs where nothing could be claimed. The lock lets it beat meanwhile; who ends its lease for
+-- its silence waits (`end_silent`).
+WITH lease AS MATERIALIZED (
+    SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
+), locked AS (
     SELECT t.id FROM tasks t
-    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+    WHERE EXISTS (SELECT FROM lease) AND t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
       AND t.state IN ('scheduled', 'queued') AND t.type = :type
     ORDER BY t.id FOR UPDATE
@@ -35,17 +42,18 @@ WITH locked AS (
     SELECT id, :worker, :type, version FROM claimed ORDER BY id
     ON CONFLICT (task_id) DO UPDATE SET worker = EXCLUDED.worker, version = EXCLUDED.version
 )
-SELECT * FROM claimed;
+SELECT c.* FROM lease LEFT JOIN claimed c ON true;
 
 -- name: reclaim
--- Tasks that a claim of ours took though its answer was lost.
+-- Tasks that a claim of ours took though its answer was lost, unless our lease was ended since.
 SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload,
        t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
        COALESCE(t.expires_at <= now(), false) AS expired,
        extract(epoch FROM now() - t.due_at)::float8 AS waited
 FROM tasks t
 WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running' AND t.worker = :worker
-  AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1;
+  AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1
+  AND EXISTS (SELECT FROM workers WHERE id = :worker AND NOT ended);
 
 -- name: settle
 -- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from datetime import datetime
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database
+from taskflux.store.database import Database, Row
 from taskflux.store.statements import statements
 
 SQL: Final = statements("upkeep")
@@ -23,6 +24,13 @@ class Published:
     log: UUID | None
     partition: int | None
     offset: int | None
+
+
+class Beat(NamedTuple):
+    """A worker's beat: its number, and the start of the PostgreSQL that counts it. Compared, never subtracted."""
+
+    number: int
+    server: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +56,28 @@ class Upkeep:
         """Let another take over at once."""
         await self.database.execute(SQL["resign"], name=name, holder=holder)
 
-    async def server_uptime(self) -> float:
-        """Seconds since PostgreSQL started."""
-        row = await self.database.fetchrow(SQL["server_uptime"])
-        return float(row[0]) if row else 0.0
+    async def beats(self) -> Mapping[UUID, Beat]:
+        """The last beat of every worker whose lease has not ended."""
+        return {row["id"]: Beat(row["beat"], row["server"]) for row in await self.database.fetch(SQL["beats"])}
 
-    async def sweep(self, lease: float | None, limit: int, rate: float, start: float = 0.0) -> Swept:
-        """Free up to `limit` claims whose worker has not renewed for `lease` seconds (None: only ended leases).
+    async def end_silent(self, silent: Mapping[UUID, Beat], overdue: Collection[UUID]) -> Sequence[Row]:
+        """End the leases of these workers, as far as they have not beaten since; label and in_flight of each.
+
+        One whose claim is under way is left for the next time, unless it is one of `overdue`.
+        """
+        if not silent:
+            return []
+        ids = sorted(silent)
+        return await self.database.fetch(
+            SQL["end_silent"], ids=ids, beats=[silent[worker].number for worker in ids], overdue=list(overdue)
+        )
+
+    async def sweep(self, limit: int, rate: float, start: float = 0.0) -> Swept:
+        """Free up to `limit` claims whose lease was ended.
 
         They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says.
         """
-        lapsed = await self.database.fetch(SQL["lapsed"], lease=lease, limit=limit)
+        lapsed = await self.database.fetch(SQL["lapsed"], limit=limit)
         if not lapsed:
             return Swept(0, {})
         ids, versions, workers = zip(*sorted(lapsed, key=lambda claim: claim["task_id"]), strict=True)
@@ -69,7 +88,6 @@ class Upkeep:
             workers=workers,
             least=ids[0],
             greatest=ids[-1],
-            lease=lease,
             rate=rate,
             start=start,
         )
@@ -80,7 +98,7 @@ class Upkeep:
         return await self.database.execute(SQL["end_leases_of"], origin=origin, pid=pid)
 
     async def forget_workers(self) -> int:
-        """Delete workers that are gone and hold nothing."""
+        """Delete workers whose lease was ended and that hold nothing."""
         return await self.database.execute(SQL["forget_workers"])
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
@@ -168,12 +186,12 @@ class Measures:
 
     database: Database
 
-    async def read(self, lease: float) -> Measured:
-        """Measure once; a worker counts while it has beaten within `lease` seconds. Raises StoreError."""
+    async def read(self) -> Measured:
+        """Measure once; a worker counts until its lease is ended. Raises StoreError."""
         fetch = self.database.fetch
         depths = [Depth(*row) for row in await fetch(SQL["measure_tasks"])]
         parked = {(row["type"], row["state"]): row["tasks"] for row in await fetch(SQL["measure_parked"])}
-        workers = {row["type"]: row["workers"] for row in await fetch(SQL["measure_workers"], lease=lease)}
+        workers = {row["type"]: row["workers"] for row in await fetch(SQL["measure_workers"])}
         letters = {row["error_class"]: row["letters"] for row in await fetch(SQL["measure_letters"])}
         circuits = [CircuitState(*row) for row in await fetch(SQL["measure_circuits"])]
         types = {row["type"]: row["provider"] for row in await fetch(SQL["measure_types"])}

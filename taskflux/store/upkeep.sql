@@ -12,29 +12,38 @@ RETURNING holder;
 -- name: resign
 DELETE FROM leaders WHERE name = :name AND holder = :holder;
 
--- name: server_uptime
--- Seconds since PostgreSQL started: workers could not renew while it was unreachable.
-SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8;
+-- name: beats
+-- Every lease that has not ended. `server` changes with every start of PostgreSQL.
+SELECT id, beat, pg_postmaster_start_time() AS server FROM workers WHERE NOT ended;
+
+-- name: end_silent
+-- End the leases of these workers whose beat is still the one that was seen. A worker whose claim is under way is left
+-- for the next time; of :overdue ones it has taken longer than any statement may, so that nobody waits for its answer.
+WITH silent AS (
+    SELECT id FROM workers
+    WHERE id = ANY(:ids) AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended
+    ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE workers w SET ended = true
+WHERE w.id = ANY(ARRAY(SELECT id FROM silent))
+   OR w.id = ANY(:overdue) AND w.beat = (:beats::bigint[])[width_bucket(w.id, :ids::uuid[])] AND NOT w.ended
+RETURNING w.label, w.in_flight;
 
 -- name: lapsed
--- Claims whose lease expired. :lease is in seconds, or NULL to look only at leases that were ended.
+-- Claims whose lease was ended, and those of workers that nobody knows.
 SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
-WHERE w.ended OR :lease::float8 IS NOT NULL AND (w.id IS NULL OR w.beat_at < now() - make_interval(secs => :lease))
-LIMIT :limit;
+WHERE w.ended IS NOT FALSE LIMIT :limit;
 
 -- name: sweep
--- Resend or hold lapsed claims, as the type's policy says, unless their worker has beaten again. :lease is in seconds,
--- or NULL; :rate is rows a second that may be published again, the first in :start seconds.
-WITH alive AS MATERIALIZED (
-    SELECT id FROM workers
-    WHERE NOT ended AND (:lease::float8 IS NULL OR beat_at >= now() - make_interval(secs => :lease))
-), held AS MATERIALIZED (
+-- Resend or hold lapsed claims, as the type's policy says: a lease that was ended never comes back. :rate is rows a
+-- second that may be published again, the first in :start seconds.
+WITH held AS MATERIALIZED (
     SELECT array_agg(type) AS types FROM task_types WHERE ambiguous = 'hold'
 ), locked AS (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running'
       AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
-      AND t.worker = (:workers::uuid[])[width_bucket(t.id, :ids::uuid[])] AND t.worker NOT IN (SELECT id FROM alive)
+      AND t.worker = (:workers::uuid[])[width_bucket(t.id, :ids::uuid[])]
     ORDER BY t.id FOR UPDATE
 ), swept AS (
     UPDATE tasks t
@@ -53,7 +62,6 @@ WITH alive AS MATERIALIZED (
     DELETE FROM claims c
     WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
       AND c.worker = (:workers::uuid[])[width_bucket(c.task_id, :ids::uuid[])]
-      AND c.worker NOT IN (SELECT id FROM alive)
 ), waiting AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
     SELECT id, type, version,
@@ -72,9 +80,11 @@ WITH deposed AS (
 UPDATE workers SET ended = true WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid);
 
 -- name: forget_workers
--- Workers that are gone and hold nothing.
-DELETE FROM workers w
-WHERE (w.ended OR w.beat_at < now() - interval '1 hour') AND NOT EXISTS (SELECT FROM claims c WHERE c.worker = w.id);
+-- Workers whose lease was ended and that hold nothing.
+DELETE FROM workers WHERE id = ANY(ARRAY(
+    SELECT id FROM workers w WHERE ended AND NOT EXISTS (SELECT FROM claims c WHERE c.worker = w.id)
+    FOR UPDATE SKIP LOCKED
+));
 
 -- name: audit_page
 -- The queued ones among the next :limit tasks behind id :after. `last` is where the next page begins, NULL at the end.
@@ -143,9 +153,9 @@ SELECT type, 'dead-due', count(*)::integer, NULL FROM due WHERE dead GROUP BY ty
 SELECT type, state, count(*)::integer AS tasks FROM parked GROUP BY type, state;
 
 -- name: measure_workers
--- A worker that has not beaten for a lease (:lease, seconds) is no worker.
+-- A worker counts until its lease is ended.
 SELECT COALESCE(type, regexp_replace(handler, '^process-', '')) AS type, count(*)::integer AS workers
-FROM workers WHERE NOT ended AND beat_at > now() - make_interval(secs => :lease) GROUP BY 1;
+FROM workers WHERE NOT ended GROUP BY 1;
 
 -- name: measure_letters
 SELECT error_class, count(*)::integer AS letters FROM dead_letters WHERE state = 'open' GROUP BY error_class;

@@ -57,6 +57,7 @@ class Leader:
         publishing: Publishing,
         auditor: Auditor,
         measuring: Measuring,
+        sweep: LeaseSweep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         settings, database = process.settings, publishing.database
@@ -65,21 +66,22 @@ class Leader:
         self._upkeep = Upkeep(database)
         self._publishing = publishing
         self._receipts = Receipts(database)
-        self._sweep = LeaseSweep(self._upkeep, settings.worker.lease_seconds, settings.relay.requeue_rate, clock)
+        self._sweep = sweep
         self._duties = (
-            _Duty(EVERY_TICK, self._sweep_leases),
             _Duty(EVERY_TICK, self._expire_tasks),
             _Duty(EVERY_TICK, self._resolve_early_reports),
             _Duty(EVERY_TICK, BulkReplays(DeadLetterReplays(database)).tick),
             _Duty(HOURLY, self._keep_house),
         )
-        # Whatever takes long goes on beside the ticks, at a period of its own: leases are swept meanwhile.
-        self._beside = {"audit": auditor.keep_auditing, "measuring": measuring.keep_measuring}
+        # Whatever takes long goes on beside the ticks, and so does what must not wait for them.
+        self._beside = {
+            "lease sweep": sweep.keep_sweeping,
+            "audit": auditor.keep_auditing,
+            "measuring": measuring.keep_measuring,
+        }
         self._going_on: dict[str, asyncio.Task[None]] = {}
         self._clock = clock
         self._id = uuid7()
-        self._led_since: float | None = None
-        self._last_tick = float("-inf")
         self.ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -90,7 +92,7 @@ class Leader:
                     await self.tick()
                 except StoreError as error:
                     log.warning("the leader waits for PostgreSQL", extra={"error": str(error)})
-                    self._led_since = None
+                    self._sweep.start_again()  # workers may not have been able to beat
                     metrics.LEADER.labels().set(0)
                 await self._process.pause(TICK)
         finally:
@@ -110,12 +112,8 @@ class Leader:
         leads = await self._upkeep.lead(NAME, self._id, self._seconds, self._process.settings.worker.origin)
         metrics.LEADER.labels().set(leads)
         if not leads:
-            self._led_since = None
             await self._stop_beside()
             return
-        if self._led_since is None or now - self._last_tick > self._seconds:
-            self._led_since = now
-        self._last_tick = now
         self._keep_beside()
         for duty in self._duties:
             if now - duty.done >= duty.every:
@@ -123,9 +121,6 @@ class Leader:
                 await duty.work()
 
     # Duties --------------------------------------------------------------------------------------------------------
-
-    async def _sweep_leases(self) -> None:
-        await self._sweep.tick(self._last_tick - (self._led_since or 0.0))
 
     async def _expire_tasks(self) -> None:
         while types := await self._publishing.expire(BATCH):

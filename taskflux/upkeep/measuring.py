@@ -101,7 +101,7 @@ class Measuring:
     async def _read(self, now: float) -> Measured | None:
         """What PostgreSQL says, shown; None while it is away."""
         try:
-            measured = await self._measures.read(self._settings.worker.lease_seconds)
+            measured = await self._measures.read()
         except StoreError as error:
             log.debug("PostgreSQL could not be measured", extra={"error": str(error)})
             _clear(*_OF_POSTGRESQL)

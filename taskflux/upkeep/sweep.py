@@ -1,28 +1,42 @@
-"""Claims whose worker is lost: freed under a lease that has expired, to run again at a bounded rate or to be held."""
+"""Leases that expire, and claims whose lease was ended: freed, to run again at a bounded rate or to be held."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 from typing import Final
+from uuid import UUID
 
-from taskflux.store.upkeep import Upkeep
+from taskflux.store.errors import StoreError
+from taskflux.store.upkeep import Beat, Upkeep
 from taskflux.telemetry import metrics
 from taskflux.upkeep.auditor import Pace
 
 log = logging.getLogger(__name__)
 
+LOOK: Final = 1.0
+"""Seconds between two looks at the workers' beats."""
+GAP: Final = 5 * LOOK
+"""Seconds between two looks after which nothing is known of the time in between, and every lease counts anew."""
 SWEEP: Final = 500
 """Claims that one statement frees at most."""
+ROUNDS: Final = 10
+"""Statements that free claims between two looks, at most."""
 
 
 class LeaseSweep:
-    """Frees the claims of lost workers.
+    """Ends the leases of silent workers, and frees the claims of every lease that was ended.
 
-    A lease of `seconds` counts as expired only when its worker had every chance to renew it: somebody has looked after
-    leases, and PostgreSQL has been up, without interruption for one whole lease. One that was ended by its supervisor
-    needs no such patience.
+    A lease of `seconds` has expired once the same beat was seen for that long by `clock` (monotonic seconds), in looks
+    without a gap. No two readings of a wall clock are compared, so that a step of anybody's time ends no lease.
+
+    Whatever kept workers from beating, or us from seeing it, starts the count again: a start of PostgreSQL, a statement
+    that failed, a gap between two looks, a new leadership. A worker counts from before its beat was written, we from
+    after we have read it, so that its lease is over for itself by the time we end it.
+
+    Several of these at once do no harm: each change compares and sets.
     """
 
     def __init__(
@@ -32,19 +46,58 @@ class LeaseSweep:
         self._seconds = seconds
         self._pace = Pace(rate)
         self._clock = clock
+        self._seen: dict[UUID, tuple[Beat, float]] = {}  # each worker's last beat, and since when it has been the same
+        self._looked = float("-inf")
 
-    async def tick(self, led_for: float) -> None:
-        """Free all that is lost by now; `led_for` is for how long, in seconds, we have looked without interruption."""
-        patient = led_for >= self._seconds and await self._upkeep.server_uptime() >= self._seconds
-        lease = self._seconds if patient else None
-        looked_at = SWEEP
-        while looked_at == SWEEP:
+    async def keep_sweeping(self) -> None:
+        """Sweep until cancelled. Raises StoreError: sweep again when PostgreSQL is available."""
+        self.start_again()
+        while True:
+            await self.tick()
+            await asyncio.sleep(LOOK)
+
+    def start_again(self) -> None:
+        """Give every worker a whole lease from the next look on."""
+        self._seen.clear()
+
+    async def tick(self) -> None:
+        """Look at the beats, end the leases that have expired, and free the claims of those that were ended.
+
+        Raises:
+            StoreError: every lease counts anew.
+        """
+        try:
+            await self._end_silent()
+            await self._free_claims()
+        except StoreError:
+            self.start_again()
+            raise
+
+    async def _end_silent(self) -> None:
+        beats = await self._upkeep.beats()
+        now = self._clock()  # after the answer: the beats in it were written before
+        if now - self._looked > GAP:
+            self.start_again()
+        self._looked = now
+        self._seen = {
+            worker: (beat, since if beat == before else now)
+            for worker, beat in beats.items()
+            for before, since in [self._seen.get(worker, (None, now))]
+        }
+        silent = {worker: beat for worker, (beat, since) in self._seen.items() if now - since >= self._seconds}
+        overdue = [worker for worker in silent if now - self._seen[worker][1] >= 2 * self._seconds]
+        for row in await self._upkeep.end_silent(silent, overdue):
+            log.warning("a lease expired", extra={"worker": row["label"], "in_flight": row["in_flight"]})
+
+    async def _free_claims(self) -> None:
+        for _ in range(ROUNDS):
             now = self._clock()
-            swept = await self._upkeep.sweep(lease, SWEEP, self._pace.rate, self._pace.start(now))
+            swept = await self._upkeep.sweep(SWEEP, self._pace.rate, self._pace.start(now))
             self._pace.took(sum(swept.tasks.values()), now)
             for (task_type, state), tasks in swept.tasks.items():
                 metrics.LEASES_SWEPT.labels(task_type, state).inc(tasks)
                 if state == "scheduled":
                     metrics.REPEATS.labels(task_type).inc(tasks)
                 log.warning("tasks of a lost worker", extra={"type": task_type, "state": state, "tasks": tasks})
-            looked_at = swept.looked_at
+            if swept.looked_at < SWEEP:
+                return

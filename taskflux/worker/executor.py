@@ -35,30 +35,43 @@ LAST_SETTLES: Final = 5.0
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
 
 
+# macOS has no CLOCK_BOOTTIME: its CLOCK_MONOTONIC goes on while it sleeps, and that of Linux does not.
+_BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boottime() -> float:
+    """Seconds that no step of the machine's time changes, and that go on while the machine is suspended."""
+    return time.clock_gettime(_BOOTTIME)
+
+
 class Lease:
     """A worker's one row, which guards all its `claims`; valid for `seconds` from the beginning of the last good beat.
 
-    `clock` says seconds that no step of the machine's time changes.
+    Once it was ended, by whomever, no beat brings it back: the worker goes on under a new identity, without what it
+    held. `clock` counts on while the machine is suspended, so that a worker which wakes begins nothing of what it held.
     """
 
-    def __init__(self, claims: Claims, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, claims: Claims, seconds: float, clock: Callable[[], float] = boottime) -> None:
         self.claims = claims
         self.term = 0
-        """The number of this lease: one that is renewed after it had expired is another."""
-        self.ended = False
-        """Somebody has ended it: no beat brings it back, this worker's identity is spent."""
+        """The number of this lease: one that is renewed after it had expired, or had been ended, is another."""
         self._seconds = seconds
         self._clock = clock
         self._until = float("-inf")
+        self._renewing = asyncio.Lock()
 
     @property
     def valid(self) -> bool:
         """Whether our claims are surely still ours."""
-        return not self.ended and self._clock() < self._until
+        return self._clock() < self._until
 
     def covers(self, term: int) -> bool:
         """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
         return term == self.term and self.valid
+
+    def lose(self) -> None:
+        """The store has said that it was ended: nothing is covered before the next beat."""
+        self._until = float("-inf")
 
     async def renew(self, in_flight: int) -> None:
         """Beat once, with the number of claims that are not settled.
@@ -66,13 +79,17 @@ class Lease:
         Raises:
             StoreError: it is not known to be renewed.
         """
-        began = self._clock()
-        if not await self.claims.beat(in_flight):
-            self.ended = True
-            return
-        if began >= self._until:
-            self.term += 1
-        self._until = began + self._seconds
+        async with self._renewing:  # two would take two identities
+            began = self._clock()
+            if not await self.claims.beat(in_flight):
+                self.lose()
+                if self.term:
+                    log.warning("the lease was ended: the worker goes on with a new one, without what it held")
+                began = self._clock()
+                await self.claims.begin(in_flight)
+            if began >= self._until:
+                self.term += 1
+            self._until = began + self._seconds
 
 
 class _Stage(Enum):

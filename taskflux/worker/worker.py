@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.providers.provider import NotifySettings, Provider
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.claims import Claim, Claims
+from taskflux.store.claims import Claim, Claims, LeaseEnded
 from taskflux.store.claims import Worker as WorkerRow
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
@@ -45,10 +45,6 @@ FETCH: Final = 1.0
 MAX_RECORDS: Final = 500
 TOPIC_AGAIN: Final = 2.0
 """Seconds between two tries to make a missing topic while Kafka is unreachable."""
-
-
-class LeaseEnded(Exception):
-    """Somebody ended this worker's lease; it must end, and come back under a new identity."""
 
 
 class Worker:
@@ -150,22 +146,23 @@ class Worker:
 
     async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
         """The lease's term and the claims, however long PostgreSQL is unavailable; None when told to drain."""
-        claimed: list[Claim] = []
+        claims = self._lease.claims
         tries, asked, draining = 0, False, self._process.draining
         while not draining.is_set():
             try:
                 if not self._lease.valid:
                     await self._lease.renew(self._executor.in_flight)
-                if self._lease.ended:
-                    raise LeaseEnded
-                term = self._lease.term
+                term, found = self._lease.term, list[Claim]()
                 if asked:
                     # The lost answer may have been a yes.
                     unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
-                    claimed.extend(await self._lease.claims.reclaim(unknown))
-                    versions = {task: at for task, at in versions.items() if task not in {c.id for c in claimed}}
+                    found += await claims.reclaim(unknown)
                 asked = True
-                return term, [*claimed, *await self._lease.claims.claim(self._type, versions)]
+                others = versions.keys() - {claim.id for claim in found}
+                return term, [*found, *await claims.claim(self._type, {task: versions[task] for task in others})]
+            except LeaseEnded:
+                self._lease.lose()
+                continue
             except (StoreUnavailable, StoreBusy) as error:
                 log.warning("tasks could not be claimed yet", extra={"error": str(error)})
             tries += 1
@@ -220,11 +217,8 @@ async def serve(handler: Handler[Any], process: Process) -> None:
         poison = PoisonOutlet(process, DeadLetters(database))
         stack.push_async_callback(poison.close)
         limiter = _limiter(provider, section, accelerator)
-        while not process.draining.is_set():
-            # A lease that somebody ended is replaced: the same process under a new identity.
-            with suppress(LeaseEnded):
-                gate = Gate(watch, handler.policy.provider, client, limiter)
-                await _work(handler, process, database, gate, poison)
+        gate = Gate(watch, handler.policy.provider, client, limiter)
+        await _work(handler, process, database, gate, poison)
 
 
 def _provider(
@@ -251,7 +245,7 @@ def _limiter(provider: Provider[Any] | None, section: BaseModel | None, accelera
 
 
 async def _work(handler: Handler[Any], process: Process, database: Database, gate: Gate, poison: PoisonOutlet) -> None:
-    """One identity of this worker, from its first beat to the end of its lease."""
+    """From the worker's first beat to the end of its lease."""
     settings = process.settings
     row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin, handler.type)
     prefix = settings.kafka.topic_prefix

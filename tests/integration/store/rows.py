@@ -43,7 +43,7 @@ async def submit(database: Database, count: int = 1, **changes: Any) -> list[UUI
 
 async def worker(database: Database) -> Claims:
     claims = Claims(database, Worker(uuid7(), "simulated", "worker@here:1", 1, None, "simulated"), SOURCE)
-    await claims.beat(0)
+    await claims.begin()
     return claims
 
 

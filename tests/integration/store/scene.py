@@ -95,7 +95,7 @@ class Scene:
         await self.publishing.confirm(places)
 
     async def worker(self, **changes: Any) -> Claims:
-        """A worker that has beaten once."""
+        """A worker that has taken its lease."""
         fields: dict[str, Any] = {
             "id": uuid7(),
             "handler": "x",
@@ -105,7 +105,7 @@ class Scene:
             "type": TYPE,
         }
         claims = Claims(self.database, Worker(**(fields | changes)), SOURCE)
-        assert await claims.beat(0)
+        await claims.begin()
         return claims
 
     async def running(self, worker: Claims, count: int = 1, **changes: Any) -> list[Claim]:
@@ -119,8 +119,8 @@ class Scene:
         return settled
 
     async def lose(self, worker: Claims) -> None:
-        """The worker has not beaten for a minute."""
-        await self.sql("UPDATE workers SET beat_at = now() - interval '1 minute' WHERE id = $1", worker.worker.id)
+        """The leader has ended the worker's lease, since it did not beat."""
+        await self.sql("UPDATE workers SET ended = true WHERE id = $1", worker.worker.id)
 
     async def make_due(self, *tasks: UUID) -> None:
         """Their time to be published has come."""

@@ -113,5 +113,5 @@ async def test_what_has_moved_on_since_is_not_found_again(scene: Scene) -> None:
     (claim,) = await scene.running(worker)
     assert await worker.reclaim({claim.id: 2}) == []
     await scene.lose(worker)
-    await scene.upkeep.sweep(30, 100, 1000)
+    await scene.upkeep.sweep(100, 1000)
     assert await worker.reclaim({claim.id: 1}) == []

@@ -96,8 +96,10 @@ def poison(topic: str = "tasks.email", error_class: str = "NotJson") -> DeadLett
 
 
 @pytest.fixture
-def graves(database: Database) -> Graveyard:
-    return Graveyard(database)
+async def graves(database: Database) -> Graveyard:
+    graves = Graveyard(database)
+    await graves.claims.begin()
+    return graves
 
 
 async def test_a_replayed_task_begins_anew_with_what_it_had_achieved(graves: Graveyard) -> None:

@@ -119,7 +119,7 @@ async def test_a_lost_worker_may_still_report_on_a_task_that_waits_to_be_sent_ag
     claims = await worker(database)
     held = {claim.id: claim for claim in await claims.claim("simulated", dict.fromkeys(tasks, 1))}
     await claims.end()
-    await Upkeep(database).sweep(None, 10, 100.0)
+    await Upkeep(database).sweep(10, 100.0)
     await Decisions(database).resolve(tasks[0], "default", Resolution.RESEND)
     await Decisions(database).resolve(tasks[1], "default", Resolution.DEAD)
     settled = await claims.settle_all([Settlement(task, held[task].version, DONE) for task in tasks])

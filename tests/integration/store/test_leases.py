@@ -1,40 +1,61 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.store.upkeep import SQL
+from taskflux.store.claims import Claims, LeaseEnded
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene, succeeded
 
-LEASE, RATE = 30.0, 1000.0
+RATE = 1000.0
 
 
-async def test_a_beat_renews_the_lease_of_all_claims(scene: Scene) -> None:
+async def test_a_beat_is_a_count_that_each_one_raises(scene: Scene) -> None:
+    worker, other = await scene.worker(), await scene.worker()
+    before = await scene.upkeep.beats()
+    for _ in range(3):
+        assert await worker.beat(0)
+    after = await scene.upkeep.beats()
+    assert after[worker.worker.id].number == before[worker.worker.id].number + 3
+    assert after[other.worker.id] == before[other.worker.id]
+
+
+async def test_a_beat_of_the_release_before_which_only_set_a_time_counts_too(scene: Scene) -> None:
+    """Its workers go on while the new relay leads: it is what they ask for, to the letter."""
     worker = await scene.worker()
-    await scene.running(worker, 3)
-    await scene.lose(worker)
-    assert await worker.beat(3)
-    assert (await scene.upkeep.sweep(LEASE, 100, RATE)).looked_at == 0
+    row = worker.worker
+    for expected in (1, 2):
+        await scene.sql(
+            "INSERT INTO workers (id, handler, label, origin, pid, in_flight, type) VALUES ($1, $2, $3, $4, $5, $6, $7)"
+            " ON CONFLICT (id) DO UPDATE SET beat_at = now(), in_flight = EXCLUDED.in_flight WHERE NOT workers.ended"
+            " RETURNING id",
+            *(row.id, row.handler, row.label, row.origin, row.pid, 0, row.type),
+        )
+        assert (await scene.upkeep.beats())[row.id].number == expected
 
 
 async def test_a_live_lease_is_left_alone(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
-    swept = await scene.upkeep.sweep(LEASE, 100, RATE)
+    swept = await scene.upkeep.sweep(100, RATE)
     assert (swept.looked_at, swept.tasks) == (0, {})
     assert await scene.state(claim.id) == ("running", claim.version)
 
 
-async def test_a_lease_that_ran_out_makes_its_tasks_due_again(scene: Scene) -> None:
+async def test_a_lease_that_was_ended_makes_its_tasks_due_again(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
-    swept = await scene.upkeep.sweep(LEASE, 100, RATE)
+    swept = await scene.upkeep.sweep(100, RATE)
     assert (swept.looked_at, swept.tasks) == (1, {(TYPE, "scheduled"): 1})
     row = await scene.row(claim.id)
     assert (row["state"], row["version"], row["attempts"]) == ("scheduled", claim.version + 1, 1)
@@ -46,22 +67,12 @@ async def test_a_lease_that_ran_out_makes_its_tasks_due_again(scene: Scene) -> N
     assert [taken.id for taken in await scene.publishing.take(TYPE, 10)] == [claim.id]
 
 
-async def test_only_leases_that_were_ended_are_looked_at_while_nobody_could_renew(scene: Scene) -> None:
-    silent, gone = await scene.worker(), await scene.worker()
-    (kept,), (freed,) = await scene.running(silent), await scene.running(gone)
-    await scene.lose(silent)
-    await gone.end()
-    assert (await scene.upkeep.sweep(None, 100, RATE)).looked_at == 1
-    assert (await scene.state(kept.id))[0] == "running"
-    assert (await scene.state(freed.id))[0] == "scheduled"
-
-
-async def test_claims_of_a_worker_that_nobody_knows_count_as_run_out(scene: Scene) -> None:
+async def test_claims_of_a_worker_that_nobody_knows_are_free(scene: Scene) -> None:
     worker = await scene.worker()
-    await scene.running(worker)
+    (claim,) = await scene.running(worker)
     await scene.sql("DELETE FROM workers")
-    assert (await scene.upkeep.sweep(None, 100, RATE)).looked_at == 0
-    assert (await scene.upkeep.sweep(LEASE, 100, RATE)).looked_at == 1
+    assert (await scene.upkeep.sweep(100, RATE)).looked_at == 1
+    assert (await scene.state(claim.id))[0] == "scheduled"
 
 
 async def test_where_the_policy_says_hold_a_lost_task_is_uncertain(scene: Scene) -> None:
@@ -69,7 +80,7 @@ async def test_where_the_policy_says_hold_a_lost_task_is_uncertain(scene: Scene)
     worker = await scene.worker()
     (held,), (sent_again,) = await scene.running(worker, type="sms"), await scene.running(worker)
     await scene.lose(worker)
-    swept = await scene.upkeep.sweep(LEASE, 100, RATE)
+    swept = await scene.upkeep.sweep(100, RATE)
     assert swept.tasks == {("sms", "uncertain"): 1, (TYPE, "scheduled"): 1}
     assert await scene.state(held.id) == ("uncertain", held.version + 1)
     assert await scene.due(held.id) is None
@@ -80,7 +91,7 @@ async def test_a_type_that_is_not_registered_is_sent_again(scene: Scene) -> None
     worker = await scene.worker()
     (claim,) = await scene.running(worker, type="unheard-of")
     await scene.lose(worker)
-    await scene.upkeep.sweep(LEASE, 100, RATE)
+    await scene.upkeep.sweep(100, RATE)
     assert (await scene.state(claim.id))[0] == "scheduled"
 
 
@@ -88,7 +99,7 @@ async def test_lost_tasks_come_back_at_a_bounded_rate_from_a_given_time_on(scene
     worker = await scene.worker()
     await scene.running(worker, 50)
     await scene.lose(worker)
-    await scene.upkeep.sweep(LEASE, 100, rate=10.0, start=100.0)
+    await scene.upkeep.sweep(100, rate=10.0, start=100.0)
     waits = [
         row["wait"]
         for row in await scene.sql("SELECT extract(epoch FROM publish_at - now())::float8 AS wait FROM due ORDER BY 1")
@@ -101,7 +112,7 @@ async def test_no_more_are_freed_at_once_than_asked_for(scene: Scene) -> None:
     worker = await scene.worker()
     await scene.running(worker, 10)
     await scene.lose(worker)
-    assert [(await scene.upkeep.sweep(LEASE, 4, RATE)).looked_at for _ in range(4)] == [4, 4, 2, 0]
+    assert [(await scene.upkeep.sweep(4, RATE)).looked_at for _ in range(4)] == [4, 4, 2, 0]
 
 
 async def test_a_settlement_that_comes_first_leaves_the_sweep_nothing(scene: Scene) -> None:
@@ -109,7 +120,7 @@ async def test_a_settlement_that_comes_first_leaves_the_sweep_nothing(scene: Sce
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
     await scene.settle(worker, claim, succeeded(None))
-    assert (await scene.upkeep.sweep(LEASE, 100, RATE)).looked_at == 0
+    assert (await scene.upkeep.sweep(100, RATE)).looked_at == 0
     assert (await scene.state(claim.id))[0] == "succeeded"
 
 
@@ -117,7 +128,7 @@ async def test_a_lost_task_beyond_its_budget_is_claimed_once_more_to_die(scene: 
     worker = await scene.worker()
     (claim,) = await scene.running(worker, max_attempts=1)
     await scene.lose(worker)
-    await scene.upkeep.sweep(LEASE, 100, RATE)
+    await scene.upkeep.sweep(100, RATE)
     heir = await scene.worker()
     (again,) = await heir.claim(TYPE, {claim.id: claim.version + 1})
     assert (again.attempt, again.max_attempts) == (2, 1)
@@ -125,20 +136,109 @@ async def test_a_lost_task_beyond_its_budget_is_claimed_once_more_to_die(scene: 
     assert (await scene.row(claim.id))["attempts"] == 1
 
 
-async def test_a_worker_that_beats_again_before_the_sweep_keeps_its_claims(scene: Scene) -> None:
+# Ends ---------------------------------------------------------------------------------------------------------------
+
+
+async def ended(scene: Scene, worker: Claims) -> bool:
+    return worker.worker.id not in await scene.upkeep.beats()
+
+
+async def test_a_lease_is_ended_while_its_beat_is_the_one_that_was_seen(scene: Scene) -> None:
+    silent, beats = await scene.worker(), await scene.worker()
+    seen = await scene.upkeep.beats()
+    await beats.beat(0)
+    (row,) = await scene.upkeep.end_silent(seen, [])
+    assert (row["label"], row["in_flight"]) == (silent.worker.label, 0)
+    assert (await ended(scene, silent), await ended(scene, beats)) == (True, False)
+
+
+async def test_two_who_end_the_same_lease_end_it_once(scene: Scene) -> None:
+    for _ in range(20):
+        await scene.worker()
+    seen = await scene.upkeep.beats()
+    ends = await asyncio.gather(*(scene.upkeep.end_silent(seen, list(seen)) for _ in range(3)))
+    assert sum(map(len, ends)) == 20
+
+
+async def test_a_worker_whose_lease_was_ended_claims_nothing(scene: Scene) -> None:
+    worker = await scene.worker()
+    (task,) = await scene.accepted()
+    await scene.confirm([task])
+    await worker.end()
+    with pytest.raises(LeaseEnded):
+        await worker.claim(TYPE, {task: 1})
+    assert (await scene.state(task))[0] == "queued"
+    assert await scene.claims() == set()
+
+
+async def test_a_worker_that_never_began_claims_nothing(scene: Scene) -> None:
+    worker = await scene.worker()
+    (task,) = await scene.accepted()
+    await scene.sql("DELETE FROM workers")
+    with pytest.raises(LeaseEnded):
+        await worker.claim(TYPE, {task: 1})
+    assert (await scene.state(task))[0] == "scheduled"
+
+
+async def test_a_claim_whose_answer_was_lost_is_not_found_again_once_the_lease_was_ended(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
-    await scene.lose(worker)
-    ((task, version, owner),) = await scene.database.fetch(SQL["lapsed"], lease=LEASE, limit=10)
-    assert await worker.beat(1)
-    batch = {"ids": [task], "versions": [version], "workers": [owner], "least": task, "greatest": task}
-    swept = await scene.database.fetch(SQL["sweep"], **batch, lease=LEASE, rate=RATE, start=0.0)
-    assert swept == []
-    assert await scene.state(claim.id) == ("running", claim.version)
-    assert await scene.claims() == {(claim.id, claim.version)}
+    assert [found.id for found in await worker.reclaim({claim.id: claim.version - 1})] == [claim.id]
+    await worker.end()
+    assert await worker.reclaim({claim.id: claim.version - 1}) == []
 
 
-# Ends ---------------------------------------------------------------------------------------------------------------
+@asynccontextmanager
+async def claim_under_way(scene: Scene, worker: Claims, task: UUID) -> AsyncIterator[asyncio.Task[Any]]:
+    """A claim of `worker` that waits for the row of `task`, which another transaction holds as long as the block."""
+    holder = await asyncpg.connect(scene.settings.migrate_dsn.get_secret_value() if scene.settings.migrate_dsn else "")
+    try:
+        async with holder.transaction():
+            await holder.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", task)
+            claiming = asyncio.create_task(worker.claim(TYPE, {task: 1}))
+            async with asyncio.timeout(20):
+                while not await scene.sql("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"):
+                    pass
+            yield claiming
+    finally:
+        await holder.close()
+
+
+async def test_a_claim_and_the_end_of_its_lease_do_not_pass_each_other(scene: Scene) -> None:
+    worker = await scene.worker()
+    (task,) = await scene.accepted()
+    seen = await scene.upkeep.beats()
+    async with claim_under_way(scene, worker, task) as claiming:
+        assert await scene.upkeep.end_silent(seen, []) == []
+        assert not claiming.done()
+    (claim,) = await claiming
+    assert len(await scene.upkeep.end_silent(seen, [])) == 1
+    assert (await scene.upkeep.sweep(100, RATE)).looked_at == 1
+    assert await scene.state(task) == ("scheduled", claim.version + 1)
+
+
+async def test_a_worker_beats_while_its_claim_is_under_way(scene: Scene) -> None:
+    worker = await scene.worker()
+    (task,) = await scene.accepted()
+    async with claim_under_way(scene, worker, task) as claiming:
+        assert await worker.beat(1)
+        assert not claiming.done()
+    assert [claim.id for claim in await claiming] == [task]
+
+
+async def test_a_claim_that_nobody_waits_for_any_more_does_not_keep_its_worker_s_other_tasks(scene: Scene) -> None:
+    """A node that was cut off in the middle of an answer: PostgreSQL may try to send it for a quarter of an hour."""
+    worker = await scene.worker()
+    (held,) = await scene.running(worker)
+    (task,) = await scene.accepted()
+    seen = await scene.upkeep.beats()
+    async with claim_under_way(scene, worker, task) as claiming:
+        assert len(await scene.upkeep.end_silent(seen, [worker.worker.id])) == 1
+        assert (await scene.upkeep.sweep(100, RATE)).looked_at == 1
+        assert (await scene.state(held.id))[0] == "scheduled"
+    (late,) = await claiming
+    assert (await scene.upkeep.sweep(100, RATE)).looked_at == 1
+    assert await scene.state(task) == ("scheduled", late.version + 1)
 
 
 async def test_no_beat_brings_an_ended_lease_back(scene: Scene) -> None:
@@ -162,14 +262,13 @@ async def test_a_supervisor_ends_the_lease_of_one_child_that_it_saw_die(scene: S
     assert await lives.beat(0)
 
 
-async def test_workers_that_are_gone_and_hold_nothing_are_forgotten(scene: Scene) -> None:
-    lives, ended, holds = await scene.worker(), await scene.worker(), await scene.worker()
-    silent = await scene.worker()
+async def test_workers_whose_lease_was_ended_and_that_hold_nothing_are_forgotten(scene: Scene) -> None:
+    lives, left, holds = await scene.worker(), await scene.worker(), await scene.worker()
     await scene.running(holds)
-    await ended.end()
+    await left.end()
     await holds.end()
-    await scene.sql("UPDATE workers SET beat_at = now() - interval '2 hours' WHERE id = $1", silent.worker.id)
-    assert await scene.upkeep.forget_workers() == 2
+    await scene.sql("UPDATE workers SET beat_at = now() - interval '2 hours' WHERE id = $1", lives.worker.id)
+    assert await scene.upkeep.forget_workers() == 1
     kept = {row["id"] for row in await scene.sql("SELECT id FROM workers")}
     assert kept == {worker.worker.id for worker in (lives, holds)}
 

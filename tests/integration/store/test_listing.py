@@ -161,7 +161,7 @@ async def test_parked_follows_every_transition_that_parks_or_frees(database: Dat
     claims = await worker(database)
     [claim] = await claims.claim("simulated", {swept: 1})
     await claims.end()
-    await Upkeep(database).sweep(None, 10, 100.0)
+    await Upkeep(database).sweep(10, 100.0)
     assert await parked(database) == {swept: "uncertain"}
     await claims.settle_all([Settlement(swept, claim.version, DONE)])  # late, and better known than guessed
     assert await parked(database) == {}

@@ -12,11 +12,9 @@ from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene
 from tests.integration.store.test_plans import plan
 
-LEASE = 30.0
-
 
 async def measured(scene: Scene) -> Measured:
-    return await Measures(scene.database).read(LEASE)
+    return await Measures(scene.database).read()
 
 
 async def test_tasks_are_counted_by_what_they_wait_for(scene: Scene) -> None:

@@ -57,8 +57,10 @@ class Messages:
 
 
 @pytest.fixture
-def messages(database: Database) -> Messages:
-    return Messages(database)
+async def messages(database: Database) -> Messages:
+    messages = Messages(database)
+    await messages.claims.begin()
+    return messages
 
 
 async def test_a_report_stands_on_a_succeeded_task_and_changes_nothing_else(messages: Messages) -> None:

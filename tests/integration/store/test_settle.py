@@ -113,7 +113,7 @@ async def test_a_late_outcome_wins_while_nobody_has_claimed_again(
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
-    await scene.upkeep.sweep(30, 100, 1000)
+    await scene.upkeep.sweep(100, 1000)
     if published:
         await scene.confirm([claim.id], claim.version + 1)
     settled = await scene.settle(worker, claim, decision)
@@ -133,7 +133,7 @@ async def test_a_late_outcome_decides_a_held_task(decision: Decision, scene: Sce
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
-    await scene.upkeep.sweep(30, 100, 1000)
+    await scene.upkeep.sweep(100, 1000)
     assert (await scene.state(claim.id))[0] == "uncertain"
     assert (await scene.settle(worker, claim, decision)).late
     assert (await scene.state(claim.id))[0] == decision.state
@@ -144,7 +144,7 @@ async def test_a_late_outcome_that_is_no_outcome_changes_nothing(decision: Decis
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
-    await scene.upkeep.sweep(30, 100, 1000)
+    await scene.upkeep.sweep(100, 1000)
     before = await scene.row(claim.id)
     assert not (await scene.settle(worker, claim, decision)).written
     assert await scene.row(claim.id) == before
@@ -155,7 +155,7 @@ async def test_a_late_outcome_loses_once_somebody_has_claimed_again(decision: De
     zombie, heir = await scene.worker(), await scene.worker()
     (claim,) = await scene.running(zombie)
     await scene.lose(zombie)
-    await scene.upkeep.sweep(30, 100, 1000)
+    await scene.upkeep.sweep(100, 1000)
     (again,) = await heir.claim(TYPE, {claim.id: claim.version + 1})
     assert not (await scene.settle(zombie, claim, decision)).written
     assert await scene.state(claim.id) == ("running", again.version)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.claims import Claim, Claims, Settlement
+from taskflux.store.claims import Claim, Claims, LeaseEnded, Settlement
 from taskflux.store.publishing import Confirmation, Due, Publishing
 from taskflux.store.tasks import FIRST_ID
 from taskflux.tasks.decision import Decision, hand_back
@@ -72,7 +73,8 @@ class Bustle:
     async def claim(self, random: Random) -> None:
         records = random.sample(self.log[-400:], min(len(self.log[-400:]), random.randint(1, 150)))
         worker = random.choice(self.workers)
-        self.held += [(worker, claim) for claim in await worker.claim(TYPE, dict(records))]
+        with suppress(LeaseEnded):
+            self.held += [(worker, claim) for claim in await worker.claim(TYPE, dict(records))]
 
     async def settle(self, random: Random) -> None:
         worker = random.choice(self.workers)
@@ -85,9 +87,10 @@ class Bustle:
     async def lose(self, random: Random) -> None:
         async with self.by_hand:  # the scene's own connection
             await self.scene.lose(random.choice(self.workers))
-        await self.scene.upkeep.sweep(30.0, random.randint(1, 100), RATE)
+        await self.scene.upkeep.sweep(random.randint(1, 100), RATE)
         for worker in self.workers:
-            await worker.beat(0)
+            if not await worker.beat(0):
+                await worker.begin()
 
     async def audit(self, random: Random) -> None:
         _, queued = await self.scene.upkeep.audit_page(FIRST_ID, 10_000)
@@ -124,7 +127,7 @@ async def bring_home(scene: Scene) -> None:
     """Once the noise is over every task can be brought to its end, from wherever it stands."""
     worker = await scene.worker()
     await scene.sql("UPDATE workers SET ended = id <> $1", worker.worker.id)
-    await scene.upkeep.sweep(None, TASKS, RATE)
+    await scene.upkeep.sweep(TASKS, RATE)
     _, queued = await scene.upkeep.audit_page(FIRST_ID, 10_000)
     await scene.upkeep.requeue(queued, RATE)
     await scene.sql("UPDATE due SET publish_at = now() - interval '1 second'")

@@ -12,22 +12,31 @@ from taskflux.store.upkeep import Upkeep
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import HOURLY, NAME, Leader
 from taskflux.upkeep.measuring import Measuring
+from taskflux.upkeep.sweep import LeaseSweep
 from taskflux.worker.process import Process
-from taskflux.worker.settings import RelaySettings, Settings, WorkerSettings
+from taskflux.worker.settings import RelaySettings, Settings
 from tests.integration.store.scene import Scene
 from tests.unit.world import Clock, WatchedDatabase
 
-LEADER, LEASE = 10.0, 1.0
+LEADER = 10.0
+ALL = {"sweep", "audit", "measuring"}
 
 
 class Beside:
-    """In the auditor's and the measuring's place: whether they are at work."""
+    """In the place of the auditor, the measuring and the lease sweep: whether they are at work."""
 
     def __init__(self) -> None:
         self.working: set[str] = set()
         self.began: list[str] = []
         self.started = asyncio.Event()
         self.fails: dict[str, Exception] = {}
+        self.started_again = 0
+
+    def start_again(self) -> None:
+        self.started_again += 1
+
+    async def keep_sweeping(self) -> None:
+        await self._work("sweep")
 
     async def keep_auditing(self) -> None:
         await self._work("audit")
@@ -51,9 +60,7 @@ class Relay:
     """One process that leads or stands by to."""
 
     def __init__(self, scene: Scene) -> None:
-        settings = Settings(
-            worker=WorkerSettings(lease_seconds=LEASE), relay=RelaySettings(leader_seconds=LEADER, requeue_rate=1000.0)
-        )
+        settings = Settings(relay=RelaySettings(leader_seconds=LEADER))
         self.scene = scene
         self.process = Process("relay", settings)
         self.clock = Clock()
@@ -63,6 +70,7 @@ class Relay:
             scene.publishing,
             cast("Auditor", self.beside),
             cast("Measuring", self.beside),
+            cast("LeaseSweep", self.beside),
             self.clock,
         )
 
@@ -89,16 +97,12 @@ class Relay:
         await self.leader.run()
 
 
-async def long_up(scene: Scene) -> None:
-    await scene.sql("SELECT pg_sleep(greatest(0, 1.1 - extract(epoch FROM now() - pg_postmaster_start_time())))")
-
-
 async def test_one_leads_and_the_others_stand_by(scene: Scene) -> None:
     first, second = Relay(scene), Relay(scene)
     assert await first.leads()
     assert not await second.leads()
     assert await first.leads()
-    assert (first.beside.working, second.beside.working) == ({"audit", "measuring"}, set())
+    assert (first.beside.working, second.beside.working) == (ALL, set())
     await first.resign()
 
 
@@ -117,7 +121,7 @@ async def test_a_silent_leader_is_replaced_and_stops_its_work_when_it_finds_out(
     await first.tick()
     await scene.sql("UPDATE leaders SET expires_at = now() - interval '1 second' WHERE name = $1", NAME)
     assert await second.leads()
-    assert first.beside.working == {"audit", "measuring"}
+    assert first.beside.working == ALL
     assert not await first.leads()
     assert first.beside.working == set()
     await second.resign()
@@ -129,62 +133,6 @@ async def test_resigning_takes_nothing_from_whoever_leads(scene: Scene) -> None:
     await second.resign()
     assert await first.leads()
     await first.resign()
-
-
-async def test_a_lease_is_swept_once_the_leader_has_led_for_a_whole_one(scene: Scene) -> None:
-    await long_up(scene)
-    relay, worker = Relay(scene), await scene.worker()
-    (claim,) = await scene.running(worker)
-    await scene.lose(worker)
-    await relay.tick()
-    await relay.tick(LEASE / 2)
-    assert (await scene.state(claim.id))[0] == "running"
-    await relay.tick(LEASE / 2)
-    assert (await scene.state(claim.id))[0] == "scheduled"
-    await relay.resign()
-
-
-async def test_a_leader_that_was_suspended_waits_a_whole_lease_again(scene: Scene) -> None:
-    await long_up(scene)
-    relay, worker = Relay(scene), await scene.worker()
-    await relay.tick()
-    (claim,) = await scene.running(worker)
-    await scene.lose(worker)
-    await relay.tick(LEADER + 1)
-    assert (await scene.state(claim.id))[0] == "running"
-    await relay.tick(LEASE)
-    assert (await scene.state(claim.id))[0] == "scheduled"
-    await relay.resign()
-
-
-async def test_two_leaders_at_once_do_no_harm(scene: Scene) -> None:
-    """A step of PostgreSQL's clock can make a second one: what both do is compared and set."""
-    await long_up(scene)
-    relays = [Relay(scene) for _ in range(2)]
-    worker = await scene.worker()
-    claims = await scene.running(worker, 20)
-    late = await scene.accepted(20, expires_at=datetime.now(UTC) - timedelta(seconds=1))
-    await scene.lose(worker)
-
-    for later in (0.0, LEASE):
-        arrived, both = asyncio.Event(), asyncio.Barrier(2)
-
-        async def meet(arrived: asyncio.Event = arrived, both: asyncio.Barrier = both) -> None:
-            arrived.set()
-            await both.wait()
-
-        relays[0].database.when["lapsed"] = meet
-        await scene.sql("DELETE FROM leaders")
-        async with asyncio.timeout(20):
-            first = asyncio.create_task(relays[0].tick(later))
-            await arrived.wait()
-            await scene.sql("DELETE FROM leaders")
-            await relays[1].tick(later)
-            await first
-    assert {await scene.state(claim.id) for claim in claims} == {("scheduled", claims[0].version + 1)}
-    assert {(await scene.state(task)) for task in late} == {("dead", 2)}
-    for relay in relays:
-        await relay.resign()
 
 
 async def test_a_task_that_waited_beyond_its_expiry_ends(scene: Scene) -> None:
@@ -219,9 +167,9 @@ async def test_what_goes_on_beside_begins_again_after_a_server_was_unreachable(s
     relay = Relay(scene)
     relay.beside.fails["audit"] = StoreUnavailable("unreachable")
     await relay.tick()
-    assert relay.beside.working == {"measuring"}
+    assert relay.beside.working == ALL - {"audit"}
     await relay.tick(1)
-    assert relay.beside.working == {"audit", "measuring"}
+    assert relay.beside.working == ALL
     assert relay.beside.began.count("audit") == 2
     await relay.resign()
 
@@ -246,24 +194,16 @@ async def test_a_leader_waits_for_a_postgresql_that_cannot_be_reached(scene: Sce
     assert relay.leader.ended.is_set()
 
 
-async def test_after_postgresql_was_unreachable_a_whole_lease_passes_before_any_is_swept(scene: Scene) -> None:
-    await long_up(scene)
-    relay, worker = Relay(scene), await scene.worker()
+async def test_whoever_could_not_reach_postgresql_gives_every_worker_a_whole_lease_again(scene: Scene) -> None:
+    relay = Relay(scene)
     await relay.tick()
     relay.database.unreachable.add("lead")
     running = asyncio.create_task(relay.leader.run())
     async with asyncio.timeout(20):
         await relay.database.failed.wait()
-    running.cancel()
-    await asyncio.wait([running])
-    relay.database.unreachable.clear()
-    (claim,) = await scene.running(worker)
-    await scene.lose(worker)
-    await relay.tick(LEASE)
-    assert (await scene.state(claim.id))[0] == "running"
-    await relay.tick(LEASE)
-    assert (await scene.state(claim.id))[0] == "scheduled"
-    await relay.resign()
+        relay.process.drain()
+        await running
+    assert relay.beside.started_again == 1
 
 
 async def test_a_supervisor_s_name_stands_with_its_leader(scene: Scene) -> None:

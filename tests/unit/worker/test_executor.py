@@ -356,7 +356,7 @@ async def lost_while_it_runs(place: Workplace, calls: Calls) -> Any:
     place.begin(claim)
     await calls.entered.wait()
     await place.scene.lose(place.claims)
-    await place.scene.upkeep.sweep(30.0, 10, 1000.0)
+    await place.scene.upkeep.sweep(10, 1000.0)
     assert (await place.scene.state(claim.id))[0] == "scheduled"
     return claim
 

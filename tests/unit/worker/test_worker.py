@@ -15,7 +15,7 @@ from taskflux.stream.envelope import Envelope, Poison, Record, encode
 from taskflux.worker.foreign import Adoption, PoisonOutlet
 from taskflux.worker.process import Process
 from taskflux.worker.settings import Settings, WorkerSettings
-from taskflux.worker.worker import LeaseEnded, Worker
+from taskflux.worker.worker import Worker
 from tests.integration.store.scene import GRACE, TYPE, Scene
 from tests.unit.worker.workplace import LEASE, Payload, Workplace
 
@@ -202,16 +202,58 @@ async def test_a_claim_whose_answer_was_lost_is_found_again_and_run_once(scene: 
     assert [(await scene.state(task))[0] for task in tasks] == ["succeeded", "succeeded"]
 
 
-async def test_a_worker_whose_lease_was_ended_claims_nothing_and_ends(scene: Scene) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["it has found out", "the claim finds out"])
+async def test_a_worker_whose_lease_was_ended_claims_under_a_new_identity(scene: Scene, known: bool) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen)
+    tasks, before = await queued(scene, 3), place.claims.worker.id
+    shift = Shift(place, [record(task) for task in tasks])
+    await place.claims.end()
+    if known:
+        place.clock.now += LEASE
+    await shift.work()
+    assert place.claims.worker.id != before
+    assert {task.id for task in seen.tasks} == set(tasks)
+    assert {(await scene.state(task))[0] for task in tasks} == {"succeeded"}
+    assert len(shift.topic.done) == 3
+
+
+async def test_what_an_ended_lease_had_claimed_without_an_answer_is_left_to_the_sweep(scene: Scene) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen)
+    tasks = await queued(scene, 2)
+    place.database.mute.add("claim")
+
+    async def ended() -> None:
+        place.database.when.clear()
+        await scene.lose(place.claims)
+
+    place.database.when["reclaim"] = ended
+    await Shift(place, [record(task) for task in tasks]).work()
+    assert seen.tasks == []
+    assert {(await scene.state(task))[0] for task in tasks} == {"running"}
+    await scene.upkeep.sweep(10, 1000.0)
+    assert {await scene.state(task) for task in tasks} == {("scheduled", 3)}
+
+
+async def test_what_was_found_again_before_the_lease_was_ended_is_not_run(scene: Scene) -> None:
     seen = Seen()
     place = await Workplace.of(scene, seen)
     (task,) = await queued(scene)
-    shift = Shift(place, [record(task)])
-    await place.claims.end()
-    place.clock.now += LEASE
-    with pytest.raises(LeaseEnded):
-        await shift.work()
-    assert (seen.tasks, shift.topic.done, (await scene.state(task))[0]) == ([], [], "queued")
+    place.database.mute.add("claim")
+
+    async def ended() -> None:
+        place.database.when.clear()
+        await scene.lose(place.claims)
+
+    async def found_again() -> None:
+        place.database.when = {"claim": ended}
+
+    place.database.when["reclaim"] = found_again
+    await Shift(place, [record(task), record(UUID(int=5))]).work()
+    assert seen.tasks == []
+    await scene.upkeep.sweep(10, 1000.0)
+    assert await scene.state(task) == ("scheduled", 3)
 
 
 async def test_a_worker_that_was_cut_off_renews_its_lease_before_it_claims(scene: Scene) -> None:
