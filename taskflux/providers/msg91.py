@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -44,13 +44,15 @@ _MOST_BYTES: Final = 64 * 1024
 MISCONFIGURED_CODES: Final = frozenset(
     {"106", "207", "201", "401", "403"}  # the auth key
     | {"208", "418"}  # our address is not allowed
-    | {"203", "211"}  # sender id, template
+    | {"203", "211"}  # sender id, template: see `own_faults`
     | {"301", "302", "303"}  # balance, account
 )
 PERMANENT_CODES: Final = frozenset({"101", "202", "310"})
 """Mobile number missing or wrong, text too long."""
 
 SAME_REQUEST: Final = "311"
+WRONG_SENDER: Final = "203"
+WRONG_TEMPLATE: Final = "211"
 
 _MONEY: Final = re.compile(r"balance|insufficient|credit", re.IGNORECASE)
 _APPROVAL: Final = re.compile(r"not\s+(?:yet\s+)?approved|unapproved|pending", re.IGNORECASE)
@@ -147,7 +149,13 @@ class Msg91:
         ):
             answer = await self._answer(flow, sending)
             span.note("http.response.status_code", answer.status)
-            outcome = classify(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
+            outcome = classify(
+                answer.status,
+                answer.body,
+                retry_after=answer.headers.get("retry-after"),
+                own=own_faults(sms, self._settings),
+                quoted=_quotable(sms),
+            )
             if isinstance(outcome, TaskError):
                 raise outcome
         return outcome
@@ -209,8 +217,27 @@ async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
         yield Msg91(settings, http)
 
 
+def own_faults(sms: Sms, settings: Msg91Settings) -> Collection[str]:
+    """Codes of `MISCONFIGURED_CODES` that this message's own fields answer for, and not the settings."""
+    if sms.template_id is None:
+        return ()
+    # Where the settings name no sender, the template brings its own.
+    return (WRONG_TEMPLATE,) if settings.sender else (WRONG_TEMPLATE, WRONG_SENDER)
+
+
+def _quotable(sms: Sms) -> Collection[str]:
+    """What an answer may quote of a message."""
+    return [each for each in (sms.template_id, sms.name, sms.mobile, *map(str, sms.variables.values())) if each]
+
+
 def classify(
-    status: int, body: bytes, *, retry_after: str | None = None, now: datetime | None = None
+    status: int,
+    body: bytes,
+    *,
+    retry_after: str | None = None,
+    now: datetime | None = None,
+    own: Collection[str] = (),
+    quoted: Collection[str] = (),
 ) -> str | TaskError:
     """The request id of an accepted message, or the error that the answer means.
 
@@ -219,6 +246,8 @@ def classify(
         body: the body as it came.
         retry_after: the header of that name.
         now: for a `retry_after` that is a date; the present by default.
+        own: codes that are the task's own fault, see `own_faults`.
+        quoted: what the task says, which counts for nothing where the answer repeats it.
     """
     answer = _parsed(body)
     if answer is None:
@@ -228,15 +257,15 @@ def classify(
     if not _is_error(answer):
         return _without_words(status, retry_after, now)
     # Where nothing is known of the error: to send again spends money.
-    return _named(answer, status) or _by_status(status, retry_after, now) or Permanent(_said(answer))
+    return _named(answer, status, own, quoted) or _by_status(status, retry_after, now) or Permanent(_said(answer))
 
 
-def _named(answer: Mapping[str, Any], status: int) -> TaskError | None:
+def _named(answer: Mapping[str, Any], status: int, own: Collection[str], quoted: Collection[str]) -> TaskError | None:
     """The error of an answer whose code or words are known."""
     said = _said(answer)
     # The 401 shape carries the HTTP status in `code` and what is meant in `apiError`.
     code = str(answer.get("apiError") or answer.get("code") or "")
-    if code in PERMANENT_CODES:
+    if code in PERMANENT_CODES or code in own:
         return Permanent(said)
     if code in MISCONFIGURED_CODES or status in (401, 403):
         return Misconfigured(said)
@@ -244,8 +273,14 @@ def _named(answer: Mapping[str, Any], status: int) -> TaskError | None:
         # Not "try again in ten seconds": what MSG91 saw before may well have been this very task's attempt, taken
         # while its answer was lost. Sending again would then send twice; holding is answered by the delivery report.
         return Ambiguous(f"{said} (the same request came less than ten seconds ago and may have been taken)")
-    if _MONEY.search(said) or _APPROVAL.search(said):
+    words = said
+    for each in quoted:
+        if _MONEY.search(each) or _APPROVAL.search(each):
+            words = words.replace(each, "…")
+    if _MONEY.search(words):
         return Misconfigured(said)
+    if _APPROVAL.search(words):
+        return Permanent(said) if WRONG_TEMPLATE in own else Misconfigured(said)
     return None
 
 

@@ -84,6 +84,16 @@ async def test_an_answer_means_what_happens_next(api: FlowApi, answer: Answer, e
     assert len(api.taken) == 1
 
 
+async def test_a_wrong_template_of_the_task_s_own_is_the_task_s_and_the_configured_one_is_not(api: FlowApi) -> None:
+    wrong = Answer({"type": "error", "message": "template id missing or invalid", "code": "211"})
+    api.answers += [wrong, wrong]
+    async with client(api.url) as msg91:
+        with pytest.raises(Permanent):
+            await msg91.send(SMS.model_copy(update={"template_id": "own"}), crqid="1")
+        with pytest.raises(Misconfigured):
+            await msg91.send(SMS, crqid="2")
+
+
 async def test_too_many_requests_wait_as_long_as_the_service_says(api: FlowApi) -> None:
     api.answers.append(Answer(b"", 429, {"retry-after": "7"}))
     async with client(api.url) as msg91:

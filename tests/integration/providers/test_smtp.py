@@ -311,6 +311,24 @@ async def test_a_mail_beyond_our_own_size_is_permanent() -> None:
     assert "max_message_bytes allows 1024" in error.reason
 
 
+@pytest.mark.parametrize("reply", ["501 5.5.4 SMTPUTF8 not supported", "504 no such parameter", "555 5.5.4 SIZE"])
+async def test_a_parameter_that_the_mail_itself_needs_is_the_mail_s_own_fault(reply: str) -> None:
+    postbox = Postbox()
+    postbox.replies["MAIL"] = [reply]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer)) is Permanent
+
+
+@pytest.mark.parametrize(
+    "reply", ["550 5.7.1 this Reply-To is not allowed", "552 5.2.3 too large", "554 5.6.0 bad header"]
+)
+async def test_what_the_server_dislikes_of_the_content_is_the_mail_s_own_fault(reply: str) -> None:
+    postbox = Postbox()
+    postbox.replies["DATA"] = [reply]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer, mail(reply_to="x@example.org", headers={"X-Odd": "1"}))) is Permanent
+
+
 async def test_a_refused_sender_is_misconfigured_because_it_is_a_setting() -> None:
     postbox = Postbox()
     postbox.replies["MAIL"] = ["553 5.7.1 not your address"]

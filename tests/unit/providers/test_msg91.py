@@ -9,7 +9,9 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
-from taskflux.providers.msg91 import MalformedReports, Msg91Settings, classify, connect, read_reports
+from taskflux.providers.msg91 import MalformedReports, Msg91Settings, classify, connect, own_faults, read_reports
+from taskflux.providers.sms import Sms
+from taskflux.tasks.decision import LONGEST_DELAY
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 
@@ -95,6 +97,40 @@ def test_every_answer_has_its_meaning(status: int, answer: Any, expected: type[T
     assert type(meaning(status, answer)) is expected
 
 
+OWN = Sms(mobile="919876543210", name="Ann", template_id="own")
+CONFIGURED = Sms(mobile="919876543210", name="Ann")
+
+
+@pytest.mark.parametrize(
+    ("answer", "sms", "sender", "expected"),
+    [
+        (error("template id missing", "211"), OWN, None, Permanent),
+        (error("template id missing", "211"), OWN, "TSKFLX", Permanent),
+        (error("template id missing", "211"), CONFIGURED, None, Misconfigured),
+        (error("Flow not approved"), OWN, None, Permanent),
+        (error("Flow not approved"), CONFIGURED, None, Misconfigured),
+        (error("sender id invalid", "203"), OWN, None, Permanent),
+        (error("sender id invalid", "203"), OWN, "TSKFLX", Misconfigured),
+        (error("sender id invalid", "203"), CONFIGURED, None, Misconfigured),
+        (error("authkey invalid", "207"), OWN, None, Misconfigured),
+        (error("Insufficient balance"), OWN, None, Misconfigured),
+        (UNAUTHORIZED, OWN, None, Misconfigured),
+    ],
+)
+def test_a_template_that_the_task_names_is_the_task_s_own_fault_and_the_configured_one_is_not(
+    answer: Any, sms: Sms, sender: str | None, expected: type[TaskError]
+) -> None:
+    outcome = meaning(200, answer, own=own_faults(sms, Msg91Settings(sender=sender)))
+    assert type(outcome) is expected
+
+
+@pytest.mark.parametrize("quoted", ["credit-pending", "Your balance is insufficient", "not approved"])
+def test_words_of_the_task_that_an_answer_repeats_say_nothing_of_the_account(quoted: str) -> None:
+    assert type(meaning(200, error(f"Invalid value {quoted}"), quoted=["Ann", quoted])) is Permanent
+    said = error(f"Insufficient balance, nothing is sent for {quoted}")
+    assert type(meaning(200, said, quoted=[quoted])) is Misconfigured
+
+
 def test_the_reason_says_what_the_service_said() -> None:
     outcome = meaning(200, error("Invalid\nmobile", "202"))
     assert isinstance(outcome, TaskError)
@@ -108,6 +144,14 @@ def test_the_reason_says_what_the_service_said() -> None:
         ("Sun, 01 Mar 2026 12:00:30 GMT", 30.0),
         ("Sun, 01 Mar 2026 11:00:00 GMT", 0.0),
         ("soon", None),
+        ("²", None),
+        ("٢", None),
+        ("-1", None),
+        ("+5", None),
+        ("9" * 400, LONGEST_DELAY),
+        ("Sun, 01 Mar 9999 12:00:30 GMT", LONGEST_DELAY),
+        ("Sun, 01 Mar 2026 12:00:30 +9999999999999", None),
+        ("Sun, 99 Mar 99999999999 99:99:99 GMT", None),
         (None, None),
     ],
 )
