@@ -6,13 +6,11 @@ It never writes to the topic.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from taskflux.store.database import Database
-from taskflux.store.dead_letters import DeadLetter, DeadLetters
-from taskflux.store.errors import RefusedData
+from taskflux.store.dead_letters import DeadLetters
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Record
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic
@@ -21,8 +19,6 @@ from taskflux.telemetry.tracing import Destination
 from taskflux.upkeep.measuring import DLQ
 from taskflux.worker.foreign import dead_letter
 from taskflux.worker.process import Process, service
-
-log = logging.getLogger(__name__)
 
 MAX_RECORDS = 200
 
@@ -54,7 +50,7 @@ async def dlq_sink(process: Process) -> None:
 
 async def _keep(records: Sequence[Record], letters: DeadLetters, source: Destination, process: Process) -> bool:
     """Store these, however long PostgreSQL is unavailable; false when told to drain meanwhile."""
-    storing = asyncio.create_task(_store(letters, [dead_letter(record) for record in records], source))
+    storing = asyncio.create_task(letters.keep([dead_letter(record) for record in records], source))
     draining = asyncio.create_task(process.draining.wait())
     await asyncio.wait([storing, draining], return_when=asyncio.FIRST_COMPLETED)
     draining.cancel()
@@ -63,12 +59,3 @@ async def _keep(records: Sequence[Record], letters: DeadLetters, source: Destina
         return False
     await storing
     return True
-
-
-async def _store(letters: DeadLetters, found: Sequence[DeadLetter], source: Destination) -> None:
-    try:
-        await letters.keep(found, source)
-    except RefusedData as error:
-        # Bytes that no column takes cannot occur: bytea takes all of them, and texts were made storable.
-        log.error("a dead letter cannot be stored and stays in its topic", extra={"error_class": type(error).__name__})
-        raise

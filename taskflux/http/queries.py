@@ -19,6 +19,7 @@ from uuid import UUID
 from taskflux.http.bodies import moment
 from taskflux.http.problems import INVALID_QUERY, FieldError, not_valid, shortened, unknown_fields
 from taskflux.http.submissions import LONGEST_KEY
+from taskflux.store.database import indexed
 from taskflux.store.dead_letters import OPEN, LetterFilter, Place
 from taskflux.store.tasks import TaskFilter
 from taskflux.tasks.states import State
@@ -32,6 +33,7 @@ Reader = Callable[[Any], Any]
 MOST_ON_A_PAGE: Final = 200
 USUAL_PAGE: Final = 50
 LONGEST_TEXT: Final = 255
+LONGEST_NAME: Final = 10_000
 LONGEST_MEMBER: Final = 1000
 MOST_MEMBERS: Final = 10
 METADATA: Final = "metadata."
@@ -200,6 +202,11 @@ def _text(most: int) -> Reader:
     return read
 
 
+def _name(value: object) -> str:
+    """As much of a name as its column holds: the whole name finds what was cut, too."""
+    return indexed(_text(LONGEST_NAME)(value))
+
+
 def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_ON_A_PAGE):
         raise ValueError(f"must be a whole number from 1 to {MOST_ON_A_PAGE}")
@@ -221,7 +228,7 @@ _TASKS: Final[dict[str, Reader]] = {
 }
 LETTER_FILTERS: Final[dict[str, Reader]] = {
     "taskType": _text(LONGEST_TEXT),
-    "errorClass": _text(LONGEST_TEXT),
+    "errorClass": _name,
     **_TIMES,
-    "originTopic": _text(LONGEST_TEXT),
+    "originTopic": _name,
 }

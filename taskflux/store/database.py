@@ -22,11 +22,23 @@ if TYPE_CHECKING:
 
 NOTE_LENGTH: Final = 160
 """Characters of a reason that stand in the timeline."""
+LONGEST_INDEXED: Final = 255
+"""Characters of a text that stand in an indexed column: a row of an index takes about 2,700 bytes."""
 
 
 def storable(text: str) -> str:
     """`text` without what PostgreSQL's text type refuses: NUL and lone surrogates."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def indexed(text: str) -> str:
+    """`text` as an indexed column holds it: printable, and cut to `LONGEST_INDEXED` characters; so is a filter's value.
+
+    Whoever writes the text (a producer's header, the name of a class) does not bound it, and PostgreSQL refuses a row
+    that no index takes.
+    """
+    line = "".join(char if char.isprintable() else "\ufffd" for char in text[: LONGEST_INDEXED + 1])
+    return line if len(line) <= LONGEST_INDEXED else line[: LONGEST_INDEXED - 1] + "…"
 
 
 def json_text(document: Mapping[str, object]) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import LONGEST_INDEXED, Database, Row, indexed, storable
+from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import statements
 from taskflux.tasks.submission import Submission
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
+
+log = logging.getLogger(__name__)
 
 SQL: Final = statements("dead_letters")
 
@@ -48,10 +52,9 @@ class DeadLetters:
     database: Database
 
     async def keep(self, letters: Sequence[DeadLetter], source: Destination) -> None:
-        """Add these, however long PostgreSQL is unavailable, and count those that are new; they were read in `source`.
+        """Add these, however long PostgreSQL is unavailable, and count those that are new.
 
-        Raises:
-            RefusedData: one cannot be stored; the others are, all the same.
+        They were read in `source`. No letter makes it raise (see `add`).
         """
         group: GroupCommit[DeadLetter, None] = GroupCommit(partial(self._keep, source))
         await asyncio.gather(*[group.submit(letter, letter.identity) for letter in letters])
@@ -66,10 +69,32 @@ class DeadLetters:
     async def add(self, letters: Sequence[DeadLetter]) -> Mapping[UUID, str]:
         """Keep these, each identity once; the error class of each that is new.
 
-        A dead task's reason and payload are taken from its row.
+        A dead task's reason and payload are taken from its row. What is indexed is cut (see `indexed`). A letter that
+        PostgreSQL refuses all the same is kept without what came with it, and its reason says so.
+
+        Raises:
+            StoreError: nothing is known to be kept; never because of a letter.
         """
         if not letters:
             return {}
+        try:
+            return await self._insert(letters)
+        except RefusedData as refusal:
+            if len(letters) == 1:
+                return await self._add_reduced(letters[0], refusal)
+        middle = len(letters) // 2
+        return {**await self.add(letters[:middle]), **await self.add(letters[middle:])}
+
+    async def _add_reduced(self, letter: DeadLetter, refusal: RefusedData) -> Mapping[UUID, str]:
+        try:
+            return await self._insert([_reduced(letter, refusal)])
+        except RefusedData as error:
+            # Of its own values there is nothing left: it is the table that takes none. The record stays in its topic.
+            extra = {"dead_letter": letter.identity, "error": str(error)}
+            log.error("a dead letter cannot be stored, not even its place alone", extra=extra)
+            return {}
+
+    async def _insert(self, letters: Sequence[DeadLetter]) -> Mapping[UUID, str]:
         tasks = [letter.task_id for letter in letters if letter.task_id is not None]
         rows = await self.database.fetch(
             SQL["add_dead_letters"],
@@ -77,19 +102,39 @@ class DeadLetters:
             identities=[letter.identity for letter in letters],
             task_ids=[letter.task_id for letter in letters],
             task_versions=[letter.task_version for letter in letters],
-            types=[letter.type for letter in letters],
-            error_classes=[letter.error_class for letter in letters],
-            reasons=[letter.reason for letter in letters],
+            types=[letter.type and indexed(letter.type) for letter in letters],
+            error_classes=[indexed(letter.error_class) for letter in letters],
+            reasons=[storable(letter.reason) for letter in letters],
             attempts=[letter.attempts for letter in letters],
             traceparents=[letter.traceparent for letter in letters],
-            origins=[json.dumps(letter.origin) for letter in letters],
+            origins=[_origin(letter.origin) for letter in letters],
             record_keys=[letter.record_key for letter in letters],
             record_values=[letter.record_value for letter in letters],
             record_headers=[_headers(letter.record_headers) for letter in letters],
             least=min(tasks, default=None),
             greatest=max(tasks, default=None),
+            longest=LONGEST_INDEXED,
         )
         return {row["id"]: row["error_class"] for row in rows}
+
+
+def _reduced(letter: DeadLetter, refusal: RefusedData) -> DeadLetter:
+    """`letter` with its names and numbers alone, and a reason that says what was left out."""
+    headers = sum(len(name) + len(value or b"") for name, value in letter.record_headers)
+    sizes = {"key": len(letter.record_key or b""), "value": len(letter.record_value or b""), "headers": headers}
+    left_out = ", ".join(f"{part} ({size:,} bytes)" for part, size in sizes.items() if size) or "its trace"
+    return replace(
+        letter,
+        reason=f"{letter.reason[:500]} ({refusal}, so this was left out: {left_out})",
+        traceparent=None,
+        record_key=None,
+        record_value=None,
+        record_headers=(),
+    )
+
+
+def _origin(origin: Mapping[str, object]) -> str:
+    return json.dumps({**origin, "topic": indexed(str(origin["topic"]))})
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> str | None:

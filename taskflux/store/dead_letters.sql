@@ -2,11 +2,13 @@
 
 -- name: add_dead_letters
 -- Stored once for each identity. For a task the reason and the payload come from its row, which no replay can have
--- changed: replays start from here.
+-- changed: replays start from here. Its class may be longer than an index takes: it is cut to :longest characters.
 INSERT INTO dead_letters (id, identity, tenant, task_id, task_version, type, error_class, reason, attempts, payload,
                           traceparent, origin, record_key, record_value, record_headers)
 SELECT i.id, i.identity, COALESCE(t.tenant, 'default'), i.task_id, i.task_version, COALESCE(t.type, i.type),
-       COALESCE(t.error_class, i.error_class), COALESCE(t.error_reason, i.reason), COALESCE(t.attempts, i.attempts),
+       CASE WHEN length(t.error_class) > :longest::integer THEN left(t.error_class, :longest - 1) || '…'
+            ELSE COALESCE(t.error_class, i.error_class) END,
+       COALESCE(t.error_reason, i.reason), COALESCE(t.attempts, i.attempts),
        t.payload, COALESCE(t.traceparent, i.traceparent), i.origin, i.record_key, i.record_value, i.record_headers
 FROM unnest(
     :ids::uuid[], :identities::text[], :task_ids::uuid[], :task_versions::integer[], :types::text[],

@@ -299,6 +299,8 @@ def encode_poison(record: Record, poison: Poison) -> Encoded:
 
 def decode_dead(record: Record) -> DeadTask | DeadPoison:
     """What a record on the dead-letter topic is about."""
+    if record.unreadable:
+        return _malformed(record, record.unreadable)
     poison = _poison(record)
     if poison is not None:
         return poison
@@ -311,8 +313,8 @@ def decode_dead(record: Record) -> DeadTask | DeadPoison:
     task_type, error_class, attempts = body.get("taskType"), body.get("errorClass"), body.get("attempts")
     if not (isinstance(task_type, str) and is_task_type(task_type)):
         return _malformed(record, "taskType is missing or cannot be one")
-    if not (isinstance(error_class, str) and error_class.isprintable() and 0 < len(error_class) <= _MAX_CLASS):
-        return _malformed(record, "errorClass is missing or cannot be one")
+    if not (isinstance(error_class, str) and error_class):
+        return _malformed(record, "errorClass is missing or not a text")
     if type(attempts) is not int or not 0 <= attempts < 2**31:
         return _malformed(record, "attempts is missing or cannot be a count")
     task_id, version = claim

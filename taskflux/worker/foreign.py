@@ -13,7 +13,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
-from taskflux.store.errors import RefusedData, Stopped, StoreBusy, StoreUnavailable, until_available
+from taskflux.store.errors import RefusedData, Stopped, StoreError, until_available
 from taskflux.store.tasks import Adoptee, Known, Tasks
 from taskflux.stream.envelope import (
     DeadPoison,
@@ -208,7 +208,7 @@ class PoisonOutlet:
         ]
         try:
             await self._letters.add(letters)
-        except (StoreUnavailable, StoreBusy) as error:
+        except StoreError as error:
             log.warning("a dead letter could not be stored yet", extra={"error": str(error)})
             return False
         return True

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from taskflux.http.dead_letters.letter import LEAST_RATE, MOST_RATE
-from taskflux.http.queries import LONGEST_TEXT, STATES
+from taskflux.http.queries import LONGEST_NAME, LONGEST_TEXT, STATES
 from taskflux.http.submissions import (
     LARGEST_METADATA,
     LONGEST_DELAY,
@@ -215,12 +215,13 @@ def problem_schema() -> Json:
 
 
 FILTER_TEXT: Final[Json] = {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT}
+FILTER_NAME: Final[Json] = {**FILTER_TEXT, "maxLength": LONGEST_NAME}
 FILTERS: Final[dict[str, Json]] = {
     "taskType": FILTER_TEXT,
-    "errorClass": FILTER_TEXT,
+    "errorClass": FILTER_NAME,
     "createdAfter": MOMENT,
     "createdBefore": MOMENT,
-    "originTopic": FILTER_TEXT,
+    "originTopic": FILTER_NAME,
 }
 
 _BYTES: Final[Json] = obj({"encoding": {"enum": ["utf-8", "base64"]}, "data": TEXT})

@@ -2,20 +2,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from dataclasses import replace
 from uuid import UUID
 
+import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.store.dead_letters import DeadLetter
-from taskflux.stream.envelope import Record
+from taskflux.http.queries import read_letter_query
+from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY, LONGEST_KEY
+from taskflux.store.database import LONGEST_INDEXED
+from taskflux.store.dead_letters import DeadLetter, DeadLetterShelf
+from taskflux.stream.envelope import DeadTask, Record, encode
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.worker.foreign import dead_letter
-from tests.integration.store.scene import TYPE, Scene
+from tests.integration.store.scene import SOURCE, TYPE, Scene
 
 ORIGIN: dict[str, object] = {"topic": "tasks.dlq", "partition": 0, "offset": 5, "timestamp": 1}
 REASON = "it went to ann@example.org"
+TENANTS = ("tasks", "idempotency_keys", "parked")  # there is one
+ADDED = [
+    f"taskflux-{name}"
+    for name in ("origin-topic", "origin-partition", "origin-offset", "origin-timestamp", "error-class", "reason")
+]
 
 
 def of_task(task: UUID, version: int) -> DeadLetter:
@@ -115,3 +125,102 @@ async def test_whatever_stands_in_the_dead_letter_topic_can_be_stored(scene: Sce
     records = [Record("tasks.dlq", 0, n, 0, b"\x00", value) for n, value in enumerate(values)]
     records += [record._replace(offset=100 + record.offset, headers=headers) for record in records]
     assert len(await scene.dead_letters.add([dead_letter(record) for record in records])) > 10
+
+
+RANDOM = random.Random(6)
+
+
+def incompressible(length: int) -> str:
+    """PostgreSQL packs what it puts into an index, so that only this is as long there as it looks."""
+    return "".join(RANDOM.choices("äöüßéèêàçñøåÄÖÜÉÈÊÀÇÑØÅ", k=length))
+
+
+def foreign(origin_topic: str, error_class: str, offset: int = 1) -> Record:
+    texts = (origin_topic, "0", "1", "-1", error_class, "because")
+    headers = tuple((name, text.encode()) for name, text in zip(ADDED, texts, strict=True))
+    return Record("tasks.dlq", 0, offset, 0, None, b"v", headers)
+
+
+async def test_a_class_or_a_topic_longer_than_an_index_takes_is_cut_and_the_whole_of_it_still_finds_the_letter(
+    scene: Scene,
+) -> None:
+    error_class, topic = incompressible(6000), incompressible(6000)
+    records = [foreign(topic, error_class, 1), foreign("tasks.sms", "NotJson", 2)]
+    stored = await scene.dead_letters.add([dead_letter(record) for record in records])
+    assert len(stored) == 2
+    cut = next(each for each in stored.values() if each != "NotJson")
+    assert (len(cut), cut[:-1], cut[-1]) == (255, error_class[:254], "…")
+    shelf = DeadLetterShelf(scene.database)
+    for query in (("errorClass", error_class), ("originTopic", topic), ("errorClass", cut)):
+        wanted = read_letter_query([query]).wanted
+        (row,) = await shelf.page("default", wanted, "open", None, 10)
+        assert (row["error_class"], row["reason"]) == (cut, "because")
+
+
+async def test_a_task_whose_error_class_is_longer_than_an_index_takes_has_its_dead_letter(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    error_class = incompressible(6000)
+    await scene.settle(worker, claim, Decision(Event.DIED, State.DEAD, error_class=error_class, reason=REASON))
+    of_it = encode(DeadTask(claim.id, TYPE, claim.version, error_class, 1))
+    (cut,) = (await scene.dead_letters.add([dead_letter(Record("tasks.dlq", 0, 7, 0, *of_it))])).values()
+    assert (len(cut), cut[:-1]) == (255, error_class[:254])
+    (row,) = await scene.sql("SELECT * FROM dead_letters")
+    assert (row["task_id"], row["reason"], row["error_class"]) == (claim.id, REASON, cut)
+
+
+async def test_a_letter_that_postgresql_refuses_is_kept_without_what_came_with_it_and_says_so(own_scene: Scene) -> None:
+    await own_scene.sql("ALTER TABLE dead_letters ADD CHECK (length(record_value) < 100)")
+    refused = replace(poison("b"), record_value=bytes(5000))
+    whole = [poison("a"), poison("c")]
+    assert len(await own_scene.dead_letters.add([whole[0], refused, whole[1]])) == 3
+    rows = {row["identity"]: row for row in await own_scene.sql("SELECT * FROM dead_letters")}
+    assert [rows[name]["record_value"] for name in "abc"] == [b"{\x00", None, b"{\x00"]
+    reduced = rows["b"]
+    assert (reduced["record_key"], reduced["record_headers"], reduced["error_class"]) == (None, None, "NotJson")
+    assert json.loads(reduced["origin"]) == ORIGIN
+    assert reduced["reason"] == (
+        "no JSON (PostgreSQL refuses a value (CheckViolationError), so this was left out:"
+        " key (2 bytes), value (5,000 bytes), headers (3 bytes))"
+    )
+    assert await own_scene.dead_letters.add([replace(refused, id=uuid7())]) == {}  # it is stored once, too
+
+
+async def test_a_letter_of_which_postgresql_takes_nothing_stops_no_other(
+    own_scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    await own_scene.sql("ALTER TABLE dead_letters ADD CHECK (identity <> 'b')")
+    await own_scene.dead_letters.keep([poison("a"), poison("b"), poison("c")], SOURCE)
+    rows = await own_scene.sql("SELECT identity FROM dead_letters ORDER BY identity")
+    assert [row["identity"] for row in rows] == ["a", "c"]
+    assert "cannot be stored, not even its place alone" in caplog.text
+
+
+async def test_every_text_that_is_indexed_has_a_bound_that_an_index_takes(scene: Scene) -> None:
+    """A further index on a text stands here with the most characters that anybody can put into it."""
+    longest = {
+        ("circuits", "provider"): 100,  # a declaration's
+        ("dead_letters", "error_class"): LONGEST_INDEXED,
+        ("dead_letters", "identity"): 200,  # numbers and a digest
+        ("dead_letters", "origin_topic(origin)"): LONGEST_INDEXED,
+        ("dead_letters", "type"): LONGEST_INDEXED,
+        ("due", "type"): 100,
+        ("foreign_tasks", "identity"): 100 + 200 + 4,  # the type, and the producer's id
+        ("idempotency_keys", "key"): LONGEST_IDEMPOTENCY_KEY,
+        ("leaders", "name"): 100,
+        ("notifications", "id"): 100,
+        ("parked", "state"): len("cancelled"),
+        ("parked", "type"): 100,
+        ("task_types", "type"): 100,
+        ("tasks", "key"): LONGEST_KEY,
+    }
+    rows = await scene.sql(
+        """
+        SELECT DISTINCT c.relname AS name, pg_get_indexdef(i.indexrelid, a.attnum, false) AS part
+        FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_attribute a ON a.attrelid = i.indexrelid
+        WHERE c.relnamespace = 'public'::regnamespace AND a.atttypid = 'text'::regtype AND NOT c.relispartition
+        """
+    )
+    found = {(row["name"], row["part"]) for row in rows} - {(name, "tenant") for name in TENANTS}
+    assert found == longest.keys()
+    assert max(longest.values()) * 4 < 2600

@@ -13,6 +13,10 @@ from taskflux.stream.envelope import DeadTask, Headers, OutRecord, encode
 from taskflux.stream.topics import dead_letter_topic
 from tests.integration.system.stack import Row, Stack, eventually
 
+ADDED = [
+    f"taskflux-{name}"
+    for name in ("origin-topic", "origin-partition", "origin-offset", "origin-timestamp", "error-class", "reason")
+]
 HEADERS: Headers = (("who", b"\x00\xff"), ("who", None), ("traceparent", b"no trace"))
 
 
@@ -75,6 +79,51 @@ async def test_the_sink_stores_a_dead_letter_once_and_a_malformed_one_too(stack:
     await eventually(taken, "the sink has taken everything")
     assert (await stack.dead_letter(task))["id"] == letter["id"]
     assert (letter["error_class"], letter["reason"], letter["attempts"]) == ("Permanent", "never", 1)
+
+
+async def test_no_record_ends_the_sink_or_stops_its_partition(stack: Stack) -> None:
+    topic = dead_letter_topic(stack.settings.kafka.topic_prefix)
+    task = {"taskId": str(uuid7()), "taskType": "scripted", "version": 1, "errorClass": "E", "attempts": 1}
+    added = dict.fromkeys(ADDED, b"0")
+    long = random.Random(7).randbytes(3000).hex().encode()
+
+    def marked(**changes: bytes | None) -> Headers:
+        return tuple((added | {f"taskflux-{name.replace('_', '-')}": value for name, value in changes.items()}).items())
+
+    hostile = [
+        OutRecord(topic, None, None),
+        OutRecord(topic, b"\x00", b"\xff\x00"),
+        OutRecord(topic, b"", json.dumps(task).encode()[:-1] + b"0" * 5000 + b"}"),  # attempts = 10**5000
+        OutRecord(topic, b"k", json.dumps(task | {"attempts": 2**31}).encode()),
+        OutRecord(topic, b"k", json.dumps(task | {"version": 2**63}).encode()),
+        OutRecord(topic, b"k", json.dumps(task | {"errorClass": long.decode(), "taskId": str(uuid7())}).encode()),
+        OutRecord(topic, b"k", json.dumps(task | {"errorClass": "\ud800\x00", "taskId": str(uuid7())}).encode()),
+        OutRecord(topic, b"k", json.dumps(task | {"taskType": "\ud800"}).encode()),
+        OutRecord(topic, b"k", b"[" * 50_000),
+        OutRecord(topic, b"k", b"v1", marked(error_class=long)),
+        OutRecord(topic, b"k", b"v2", marked(origin_topic=long)),
+        OutRecord(topic, b"k", b"v3", marked(reason=long * 10, error_class=b"\xff\x00\xed\xa0\x80")),
+        OutRecord(topic, b"k", b"v4", marked(origin_timestamp=b"-9" + b"9" * 17, origin_offset=b"-1")),
+        OutRecord(topic, b"k", b"v5", marked(origin_partition="\u0663".encode())),
+        OutRecord(topic, b"k", b"v6", marked(error_class=None, origin_topic=None, reason=None)),
+        OutRecord(topic, b"k", b"v7", marked() + marked(error_class=long)),
+        OutRecord(topic, b"k", b"v8", tuple((f"\x00{number}", b"\x00") for number in range(10_000)) + marked()),
+        OutRecord(topic, b"k", b"v9", ((long.decode(), long), ("", None))),
+        OutRecord(topic, long * 10, bytes(200_000)),
+    ]
+    before = await stack.sql.fetchval("SELECT count(*) FROM dead_letters")
+    await stack.produce(*hostile)
+
+    async def stored() -> bool:
+        return bool(await stack.sql.fetchval("SELECT count(*) = $1 FROM dead_letters", before + len(hostile)))
+
+    async def taken() -> bool:
+        held = await stack.positions.read(f"{stack.settings.kafka.topic_prefix}taskflux.dlq-sink", topic)
+        return held is not None and held.lag == 0
+
+    await eventually(stored, "each of them is a dead letter")
+    await eventually(taken, "the sink has taken everything")
+    await stack.dead_letter(await stack.submit("scripted", ["permanent"]))  # it goes on
 
 
 async def _letter_from(stack: Stack, topic: str, partition: int, offset: int) -> Row:

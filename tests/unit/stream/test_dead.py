@@ -88,7 +88,9 @@ def test_a_long_or_odd_reason_still_fits_a_header_and_a_column() -> None:
         b'{"taskId":"x","taskType":"email","version":1,"errorClass":"E","attempts":1}',
         b'{"taskId":"%s","taskType":"EMAIL","version":1,"errorClass":"E","attempts":1}' % str(ID).encode(),
         b'{"taskId":"%s","taskType":"email","version":1,"errorClass":"","attempts":1}' % str(ID).encode(),
-        b'{"taskId":"%s","taskType":"email","version":1,"errorClass":"\\u0000","attempts":1}' % str(ID).encode(),
+        b'{"taskId":"%s","taskType":"email","version":1,"errorClass":7,"attempts":1}' % str(ID).encode(),
+        b'{"taskId":"%s","taskType":"email","version":1,"errorClass":"E","attempts":1%s}'
+        % (str(ID).encode(), b"0" * 5000),
         b'{"taskId":"%s","taskType":"email","version":1,"errorClass":"E","attempts":-1}' % str(ID).encode(),
         b'{"taskId":"%s","taskType":"email","version":1,"errorClass":"E","attempts":true}' % str(ID).encode(),
         b'{"taskId":"%s","taskType":"email","version":1}' % str(ID).encode(),
@@ -101,6 +103,16 @@ def test_a_dead_letter_that_cannot_be_read_is_kept_with_its_bytes_and_its_place(
     assert found.reason
     assert (found.key, found.value, found.headers) == (b"k", value, (("h", b"1"),))
     assert found.origin == Origin("tasks.dlq", 1, 99, 5)
+
+
+def test_a_dead_letter_that_the_client_could_not_parse_is_kept_with_why() -> None:
+    found = decode_dead(Record("tasks.dlq", 1, 99, 5, None, b"\x00batch", unreadable="its codec is unknown"))
+    assert isinstance(found, DeadPoison)
+    assert (found.error_class, found.reason, found.value) == (
+        "MalformedDeadLetter",
+        "its codec is unknown",
+        b"\x00batch",
+    )
 
 
 def test_no_bytes_make_it_raise() -> None:
