@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from aiokafka import AIOKafkaClient, AIOKafkaConsumer
+from aiokafka import AIOKafkaClient
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     ConsumerStoppedError,
@@ -19,6 +19,7 @@ from aiokafka.errors import (
 
 from taskflux.stream import internals
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.internals import BoundedConsumer
 from taskflux.stream.settings import KafkaSettings
 from taskflux.telemetry import metrics
 
@@ -34,6 +35,8 @@ _STOP_TIMEOUT: Final = 2.0
 _READER: Final = {
     # What a batch exceeds comes alone, what fits comes with others in one answer.
     "max_partition_fetch_bytes": 4096,
+    # It reads no more of a batch than the time of a record, which stands in the batch's header, too.
+    "limit": 1_048_576,
     "auto_offset_reset": "earliest",
 }
 
@@ -58,17 +61,18 @@ class Clients:
         """For topics, their configuration, and the commits of groups."""
         return await self._connected(AIOKafkaAdminClient, AIOKafkaAdminClient.start, AIOKafkaAdminClient.close)
 
-    async def reader(self, fetch_wait: int = 1) -> AIOKafkaConsumer:
+    async def reader(self, fetch_wait: int = 1) -> BoundedConsumer:
         """For offsets (aiokafka's admin client has none: aio-libs/aiokafka#1045): a consumer without a group.
 
         A broker may hold a fetch of its for `fetch_wait` milliseconds.
         """
 
-        async def stop(reader: AIOKafkaConsumer) -> None:
+        async def stop(reader: BoundedConsumer) -> None:
             await internals.stop(reader, _STOP_TIMEOUT)
 
         options = _READER | {"fetch_max_wait_ms": fetch_wait}
-        return await self._connected(AIOKafkaConsumer, AIOKafkaConsumer.start, stop, options)
+        reader: BoundedConsumer = await self._connected(BoundedConsumer, BoundedConsumer.start, stop, options)
+        return reader
 
     async def close(self) -> None:
         """Close all of them."""

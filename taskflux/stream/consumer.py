@@ -17,24 +17,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import ConsumerStoppedError, UnsupportedCodecError
+from aiokafka.errors import ConsumerStoppedError
 
 from taskflux.stream import internals
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.envelope import Record
-from taskflux.stream.internals import topic_metadata
+from taskflux.stream.internals import BoundedConsumer, topic_metadata
+from taskflux.stream.record_batches import BROKEN, why_unreadable
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import Place
 from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-_UNREADABLE: Final = (UnicodeDecodeError, UnsupportedCodecError)
-"""What `getmany` raises for a header whose name is not UTF-8, or for a batch in a codec that is not installed; it
-would raise it for ever."""
 _WATCH_INTERVAL: Final = 2.0
 _JOIN_TIMEOUT: Final = 60.0
 _MAX_BACKOFF: Final = 5.0
@@ -43,11 +41,12 @@ _COMMIT_TIMEOUT: Final = 5.0
 _REVOKE_TIMEOUT: Final = 2.0
 _LEAVE_TIMEOUT: Final = 4.0
 _STALLED_AFTER: Final = 30.0
-_RECORD_WAIT_MS: Final = 500
 _GRACE: Final = 0.1
 """Seconds that a fetch may outlast its own timeout; longer than that a rebalance would hold it."""
 _DAY_MS: Final = 86_400_000
 _PARTITION_FETCH_BYTES: Final = 1_048_576
+_LARGEST_LETTERS: Final = 2
+"""What a consumer unpacks at once, in the largest dead letters: one fits with all that stands around it."""
 
 
 class Consumer:
@@ -209,9 +208,8 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self.progress = Progress()
         self.noted = asyncio.Event()
         self._tansu = settings.tansu
-        self._consumer = AIOKafkaConsumer(**_options(settings, group))
+        self._consumer = BoundedConsumer(**_options(settings, group))
         self._pattern = f"^{re.escape(topic)}$"
-        self._unreadable = False
         self._empty = False
         self._polled: tuple[int | None, float] = (None, 0.0)
         self._starts_wanted = False
@@ -253,20 +251,16 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
 
         Raises TimeoutError while a rebalance holds it, and KafkaError: then the membership has to begin anew.
         """
-        records: list[Record] = []
-        if not self._unreadable:
-            try:
-                async with asyncio.timeout(timeout + _GRACE):
-                    found = await self._consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)
-            except _UNREADABLE as error:
-                log.debug("a record cannot be read", extra={"error": error_name(error)})
-                self._unreadable = True
-            else:
-                self._empty = not found
-                records = [self._record(each) for partition in found.values() for each in partition]
-        if self._unreadable:  # not to be cut short
+        try:
+            async with asyncio.timeout(timeout + _GRACE):
+                found = await self._consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)
+        except BROKEN as error:
+            log.debug("a record cannot be parsed", extra={"error": error_name(error)})
+            self._consumer.look_closely()
             await self._rewind()
-            records = await self._step_over(max_records)
+            return []
+        self._empty = not found
+        records = [self._record(each) for partition in found.values() for each in partition]
         for record in records:
             self.progress.handed((record.topic, record.partition), record.offset)
         return records
@@ -325,8 +319,9 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         return True
 
     def _record(self, found: Any) -> Record:
-        content = found.timestamp, found.key, found.value, found.headers
-        return Record(found.topic, found.partition, found.offset, *content, self.epoch)
+        headers, why = found.headers, why_unreadable(found.headers)
+        content = found.timestamp, found.key, found.value, headers[:-1] if why else headers
+        return Record(found.topic, found.partition, found.offset, *content, self.epoch, why)
 
     async def _rewind(self) -> None:
         """Back to behind what has been handed out: a `getmany` that raises forgets what it took from other
@@ -339,28 +334,6 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
                 await self._consumer.seek_to_beginning(place)
             else:
                 self._consumer.seek(place, position)
-
-    async def _step_over(self, max_records: int) -> list[Record]:
-        """Take records one by one up to the one that cannot be parsed, in every partition, and go on behind it."""
-        taken: list[Record] = []
-        stepped = False
-        for place in self._consumer.assignment():
-            while len(taken) < max_records:
-                try:
-                    found = await self._consumer.getmany(place, timeout_ms=_RECORD_WAIT_MS, max_records=1)
-                except _UNREADABLE as error:
-                    offset = await self._consumer.position(place)
-                    self._consumer.seek(place, offset + 1)
-                    reason, now = f"the client cannot parse the record: {error}", int(time.time() * 1000)
-                    at = place.topic, place.partition, offset, now
-                    taken.append(Record(*at, None, None, epoch=self.epoch, unreadable=reason))
-                    stepped = True
-                    break
-                if not found:
-                    break
-                taken += [self._record(each) for each in found[place]]
-        self._unreadable = bool(taken) and not stepped
-        return taken
 
     async def _commit_in_background(self) -> None:
         while True:
@@ -419,6 +392,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
 
 def _options(settings: KafkaSettings, group: str) -> dict[str, Any]:
     return connection_options(settings) | {
+        "limit": _LARGEST_LETTERS * settings.dead_letter_max_bytes,
         "group_id": group,
         "auto_offset_reset": "earliest",
         "enable_auto_commit": False,

@@ -4,6 +4,7 @@
 - Closing an idempotent producer while Kafka is unreachable: `stop` never returns (aio-libs/aiokafka#1101).
 - Closing a consumer while Kafka is unreachable: `stop` may end half-way and leave tasks running. No issue; #659, which
   is closed, is about a `stop` that never returns.
+- A look at what a broker answers to a fetch, before the consumer unpacks it without a bound: it has no hook. No issue.
 - Leaving a group of Tansu, the embedded broker, whose first generation is 0: a bug of the broker's
   (`KafkaSettings.tansu`).
 """
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from struct import pack
 from typing import Any
 from uuid import UUID
@@ -21,12 +24,17 @@ from uuid import UUID
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import NoBrokersAvailable, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
+from taskflux.stream import record_batches
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, error_name
+from taskflux.stream.topics import Place
 
 log = logging.getLogger(__name__)
 
+_FULL = 0.1
+"""Seconds until a consumer that holds as much as it may asks for more."""
 _TEXT = CompactString("utf-8")
 _ID = ("id_high", Int64), ("id_low", Int64)
 """A topic's id: 16 bytes, for which aiokafka has no type; in a request 0, where the topic is asked for by its name."""
@@ -163,3 +171,58 @@ async def stop(consumer: AIOKafkaConsumer, timeout: float, *, tansu: bool = Fals
             if isinstance(ended, BaseException):
                 log.debug("a consumer did not stop by itself", extra={"error": error_name(ended)})
         await consumer._client.close()
+
+
+class BoundedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """A consumer that unpacks no more than `limit` bytes of what it has not handed out yet.
+
+    A record that stands for what it could not unpack or parse says so (`record_batches.why_unreadable`). What it finds
+    out only while it parses (one of `record_batches.BROKEN` is raised) is so after `look_closely` and a seek.
+    """
+
+    def __init__(self, *, limit: int, **options: Any) -> None:
+        super().__init__(**options)
+        connection = {name: value for name, value in options.items() if name in signature(AIOKafkaClient).parameters}
+        self._client = self._inspector = _Inspector(self.assignment, limit, connection)
+
+    def look_closely(self) -> None:
+        """Parse every record before it is handed out; this takes longer."""
+        self._inspector.closely = True
+
+
+class _Inspector(AIOKafkaClient):  # type: ignore[misc]
+    def __init__(self, assigned: Callable[[], Collection[Place]], limit: int, connection: dict[str, Any]) -> None:
+        super().__init__(**connection)
+        self.closely = False
+        self._assigned = assigned
+        self._limit = limit
+        self._unpacked: dict[Place, int] = {}
+        """To how many bytes each partition's last answer unpacks: the next is asked for once that is handed out."""
+
+    async def send(self, node_id: Any, request: Any, **options: Any) -> Any:
+        """Send a request; of an answer to a fetch the batches that may be unpacked."""
+        response = await super().send(node_id, request, **options)
+        if isinstance(request, FetchRequest):
+            await self._inspect(response)
+        return response
+
+    async def _inspect(self, response: Any) -> None:
+        answered = {(topic, partition[0]) for topic, partitions in response.topics for partition in partitions}
+        held = self._assigned()
+        self._unpacked = {at: size for at, size in self._unpacked.items() if at in held and at not in answered}
+        whole, taken = 0, 0
+        topics = []
+        for topic, partitions in response.topics:
+            inspected = []
+            for number, *about, records in partitions:
+                if records and (self.closely or record_batches.suspect(records)):
+                    left = self._limit - sum(self._unpacked.values())
+                    look = partial(record_batches.readable, records, self._limit, left, closely=self.closely)
+                    records, self._unpacked[topic, number] = await asyncio.to_thread(look)
+                    whole += 1
+                    taken += bool(records)
+                inspected.append((number, *about, records))
+            topics.append((topic, inspected))
+        response.topics = topics
+        if whole and not taken:
+            await asyncio.sleep(_FULL)  # the consumer would ask again at once

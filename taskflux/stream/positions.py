@@ -16,15 +16,15 @@ from aiokafka.errors import (
     GroupLoadInProgressError,
     LeaderNotAvailableError,
     RecordTooLargeError,
-    UnsupportedCodecError,
 )
 
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.internals import TopicMetadata, topic_metadata
+from taskflux.stream.record_batches import BROKEN
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import Place
 
-_UNREADABLE: Final = (UnicodeDecodeError, UnsupportedCodecError, RecordTooLargeError)
+_UNREADABLE: Final = (*BROKEN, RecordTooLargeError)
 _NO_COMMIT: Final = -1
 _METADATA_WAIT: Final = 0.02
 _FETCH_LOOK: Final = 0.005

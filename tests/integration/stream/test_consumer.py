@@ -1,21 +1,18 @@
 import asyncio
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.client import AIOKafkaClient
-from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c
 from prometheus_client import REGISTRY
 
 from taskflux.local.servers import Broker
 from taskflux.stream.consumer import Consumer
-from taskflux.stream.envelope import OutRecord
+from taskflux.stream.envelope import OutRecord, Record
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
+from tests.integration.stream.batches import batch, send_batch, with_broken_header
 from tests.integration.stream.patience import committed, eventually, take
 
 
@@ -85,49 +82,67 @@ async def test_what_was_noted_is_committed_before_the_consumer_leaves_and_the_re
     await second.stop()
 
 
-async def test_a_record_that_cannot_be_parsed_is_handed_out_as_such_and_stops_nothing(
+async def test_a_record_that_cannot_be_parsed_is_handed_out_with_its_bytes_and_stops_nothing(
     settings: KafkaSettings, producer: Producer
 ) -> None:
     await ensure_topics(settings, ["email"])
     topic = f"{settings.topic_prefix}tasks.email"
     (before,) = await send(producer, topic, b"k")
-    await send_broken_header(settings, topic, before.partition)
+    await send_batch(settings, topic, before.partition, with_broken_header())
     await send(producer, topic, b"k", b"other", b"third")
     consumer = await joined(settings, topic)
     records = await take(consumer, 5)
-    assert sorted((record.key, bool(record.unreadable)) for record in records if record.key) == [
+    assert sorted((record.key, bool(record.unreadable)) for record in records) == [
         (b"k", False),
         (b"k", False),
+        (b"k", True),
         (b"other", False),
         (b"third", False),
     ]
     (broken,) = (record for record in records if record.unreadable)
     assert (broken.partition, broken.offset) == (before.partition, before.offset + 1)
-    assert (broken.key, broken.value) == (None, None)
+    assert (broken.value, broken.headers) == (b"v", (("\\xff" * 8, b"1"),))
+    await until_nothing_is_left(settings, consumer, topic, records)
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+async def test_a_batch_that_unpacks_to_too_much_is_handed_out_as_it_came_and_stops_nothing(
+    settings: KafkaSettings, producer: Producer, codec: int
+) -> None:
+    """Beside one in the same codec that does not, in the same partition."""
+    bounded = settings.model_copy(update={"max_record_bytes": 100_000, "dead_letter_max_bytes": 100_000})
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    (before,) = await send(producer, topic, b"k")
+    bomb = batch(codec, *[bytes(1000)] * 300)
+    await send_batch(settings, topic, before.partition, batch(codec, *[bytes(1000)] * 150))
+    await send_batch(settings, topic, before.partition, bomb)
+    await send_batch(settings, topic, before.partition, batch(codec, *[bytes(1000)] * 150))
+    await send(producer, topic, b"k")
+    consumer = await joined(bounded, topic)
+    records = await take(consumer, 303)
+    (found,) = (record for record in records if record.unreadable)
+    assert "200,000 bytes" in found.unreadable
+    assert found.value is not None
+    assert found.value[61:] == bomb[61:]  # as it came, but for what the broker notes in its header
+    assert found.offset == before.offset + 150 + 300
+    assert [record.offset for record in records if record.partition == before.partition] == [
+        *range(before.offset, before.offset + 151),
+        found.offset,
+        *range(found.offset + 1, found.offset + 152),
+    ]
+    await until_nothing_is_left(bounded, consumer, topic, records)
+
+
+async def until_nothing_is_left(
+    settings: KafkaSettings, consumer: Consumer, topic: str, records: Sequence[Record]
+) -> None:
     consumer.note_done(records)
     await consumer.commit()
     positions = Positions(settings)
     assert await positions.lag(f"{settings.topic_prefix}group", topic) == 0
     await positions.close()
     await consumer.stop()
-
-
-async def send_broken_header(settings: KafkaSettings, topic: str, partition: int) -> None:
-    """A record whose header's name is not UTF-8, which no client of ours would build."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 100_000)
-    builder.append(0, 1_700_000_000_000, b"k", b"v", [("broken!!", b"1")])
-    batch = bytearray(builder.build())
-    at = batch.index(b"broken!!")
-    batch[at : at + 8] = b"\xff" * 8
-    batch[17:21] = calc_crc32c(bytes(batch[21:])).to_bytes(4, "big")
-    client = AIOKafkaClient(bootstrap_servers=settings.bootstrap_servers)
-    await client.bootstrap()
-    request: Any = ProduceRequest(
-        required_acks=-1, timeout=5000, topics=[(topic, [(partition, bytes(batch))])], transactional_id=None
-    )
-    answer = await client.send(client.get_random_node(), request)
-    await client.close()
-    assert answer.topics[0][1][0][1] == 0
 
 
 async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, producer: Producer) -> None:

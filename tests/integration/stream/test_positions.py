@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -11,6 +12,7 @@ from taskflux.stream.positions import PartitionPositions, Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
+from tests.integration.stream.batches import TIME, batch, send_batch
 from tests.integration.stream.patience import committed, eventually, log_ends, log_starts
 
 
@@ -62,6 +64,22 @@ async def test_a_record_tells_when_it_was_written(settings: KafkaSettings) -> No
             if number in ages
         }
     assert await positions.written_at({(topic, 0): 3, (f"{topic}.none", 0): 0, (topic, 99): 0}) == {}
+    await positions.close()
+
+
+async def test_a_batch_too_large_to_be_unpacked_tells_when_it_was_written(settings: KafkaSettings) -> None:
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    await send_batch(settings, topic, 0, batch(1, bytes(50_000_000)))
+    await send_batch(settings, topic, 1, batch(0, b"v"))
+    positions = Positions(settings)
+    tracemalloc.start()
+    assert await positions.written_at({(topic, 0): 0, (topic, 1): 0}) == {
+        (topic, 0): TIME / 1000,
+        (topic, 1): TIME / 1000,
+    }
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
     await positions.close()
 
 

@@ -1,0 +1,43 @@
+"""Record batches as no client of ours sends them, put into a topic as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
+
+from taskflux.stream.settings import KafkaSettings
+
+TIME = 1_700_000_000_000
+
+
+def batch(codec: int, *values: bytes) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, 0, 10_000_000)
+    for offset, value in enumerate(values):
+        builder.append(offset, TIME, b"k", value, [])
+    return bytes(builder.build())
+
+
+def with_broken_header() -> bytes:
+    """A record whose header's name is not UTF-8, which no client of ours would build."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 100_000)
+    builder.append(0, TIME, b"k", b"v", [("broken!!", b"1")])
+    batch = bytearray(builder.build())
+    at = batch.index(b"broken!!")
+    batch[at : at + 8] = b"\xff" * 8
+    batch[17:21] = calc_crc32c(bytes(batch[21:])).to_bytes(4, "big")
+    return bytes(batch)
+
+
+async def send_batch(settings: KafkaSettings, topic: str, partition: int, batch: bytes) -> None:
+    client = AIOKafkaClient(bootstrap_servers=settings.bootstrap_servers)
+    await client.bootstrap()
+    request: Any = ProduceRequest(
+        required_acks=-1, timeout=5000, topics=[(topic, [(partition, batch)])], transactional_id=None
+    )
+    answer = await client.send(client.get_random_node(), request)
+    await client.close()
+    assert answer.topics[0][1][0][1] == 0
