@@ -104,7 +104,7 @@ class Claims:
     async def begin(self, in_flight: int = 0) -> None:
         """Take a lease under an identity that nobody has had. What was claimed under another stays with that one."""
         worker = replace(self.worker, id=uuid7())
-        await self.database.execute(
+        await self.database.fetch(
             SQL["begin_lease"],
             id=worker.id,
             handler=worker.handler,
@@ -122,7 +122,7 @@ class Claims:
 
     async def end(self) -> None:
         """Give the lease up: what is not settled is free at once."""
-        await self.database.execute(SQL["end_lease"], id=self.worker.id)
+        await self.database.fetch(SQL["end_lease"], id=self.worker.id)
 
     async def claim(self, task_type: str, versions: Mapping[UUID, int]) -> Sequence[Claim]:
         """Claim these tasks (id → version of the record); those not claimable at their version are left out.

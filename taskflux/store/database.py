@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
@@ -161,22 +161,9 @@ class Database:
 
         Raises:
             StoreError: one of its kinds.
+            TypeError: an argument is missing, or unknown.
         """
-        rows: Sequence[Row] = await self._run("fetch", statement, arguments)
-        return rows
-
-    async def fetchrow(self, statement: Statement, /, **arguments: object) -> Row | None:
-        """The first row of `statement`, if there is one."""
-        rows = await self.fetch(statement, **arguments)
-        return rows[0] if rows else None
-
-    async def execute(self, statement: Statement, /, **arguments: object) -> int:
-        """Run `statement` and return how many rows it changed."""
-        status: str = await self._run("execute", statement, arguments)
-        return int(status.rsplit(" ", 1)[-1])
-
-    async def _run(self, method: Literal["fetch", "execute"], statement: Statement, given: Mapping[str, object]) -> Any:
-        arguments = statement.arguments(given)
+        values = statement.arguments(arguments)
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
         cancelled = None
@@ -186,12 +173,12 @@ class Database:
                 began = monotonic()
                 metrics.POOL_WAIT.labels().observe(began - asked)
                 try:
-                    answer = await getattr(connection, method)(statement.text, *arguments)
+                    rows: Sequence[Row] = await connection.fetch(statement.text, *values)
                 except asyncio.CancelledError as error:
                     cancelled = error
                     raise
                 metrics.STATEMENT_SECONDS.labels(statement.name).observe(monotonic() - began)
-                return answer
+                return rows
         except RAISED as error:
             # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
             if cancelled is not None:
@@ -199,6 +186,11 @@ class Database:
             failure = store_error(error)
             metrics.STATEMENT_ERRORS.labels(type(failure).__name__).inc()
             raise failure from error
+
+    async def fetchrow(self, statement: Statement, /, **arguments: object) -> Row | None:
+        """The first row of `statement`, if there is one."""
+        rows = await self.fetch(statement, **arguments)
+        return rows[0] if rows else None
 
     async def _connected(self, connection: Any) -> None:
         metrics.OPENED.labels("postgresql").inc()

@@ -211,7 +211,8 @@ class DeadLetterShelf:
 
     async def discard(self, tenant: str, letter: UUID, reason: str) -> bool:
         """Say that an open letter needs no replay; whether it was open."""
-        return await self.database.execute(SQL["discard_dead_letter"], id=letter, tenant=tenant, reason=reason) > 0
+        row = await self.database.fetchrow(SQL["discard_dead_letter"], id=letter, tenant=tenant, reason=reason)
+        return row is not None
 
 
 MOST_BULK_REPLAYS: Final = 100
@@ -307,7 +308,7 @@ class DeadLetterReplays:
 
     async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
         """Stop a bulk replay at once; whether it was running."""
-        return await self.database.execute(SQL["stop_bulk_replay"], id=replay, tenant=tenant) > 0
+        return await self.database.fetchrow(SQL["stop_bulk_replay"], id=replay, tenant=tenant) is not None
 
     async def running(self) -> Sequence[BulkReplay]:
         """Bulk replays that are under way, the oldest first."""

@@ -94,7 +94,8 @@ WHERE d.id = :id AND d.tenant = :tenant;
 
 -- name: discard_dead_letter
 UPDATE dead_letters SET state = 'discarded', discarded_at = now(), discard_reason = :reason
-WHERE id = :id AND tenant = :tenant AND state = 'open';
+WHERE id = :id AND tenant = :tenant AND state = 'open'
+RETURNING id;
 
 -- Replays. The letter's state is compared and set with its task's, so that no letter is sent twice, whoever asks and
 -- however often. Locks are taken in this order: the bulk replay, tasks in id order, letters.
@@ -218,7 +219,8 @@ WHERE r.bulk_id = :id GROUP BY 1;
 -- name: stop_bulk_replay
 -- What it has replayed stays replayed; every other letter stays open.
 UPDATE bulk_replays SET status = 'stopped', updated_at = now()
-WHERE id = :id AND tenant = :tenant AND status = 'running';
+WHERE id = :id AND tenant = :tenant AND status = 'running'
+RETURNING id;
 
 -- name: running_bulk_replays
 -- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost.

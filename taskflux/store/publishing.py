@@ -102,7 +102,7 @@ class Publishing:
     async def _confirm(self, confirmations: Sequence[Confirmation]) -> Sequence[None]:
         batch = sorted(confirmations)
         ids = [each.id for each in batch]
-        await self.database.execute(
+        await self.database.fetch(
             SQL["confirm"],
             ids=ids,
             versions=[each.version for each in batch],
@@ -116,7 +116,7 @@ class Publishing:
 
     async def confirm_dead(self, letters: Sequence[DeadDue]) -> None:
         """The dead letters are in their topic."""
-        await self.database.execute(
+        await self.database.fetch(
             SQL["confirm_dead"],
             ids=[letter.id for letter in letters],
             versions=[letter.version for letter in letters],

@@ -148,13 +148,13 @@ class Retention:
 
     async def delete_letters(self, before: datetime, limit: int) -> int:
         """Delete up to `limit` dead letters that were stored before that; how many."""
-        return await self.database.execute(SQL["delete_old_letters"], before=before, limit=limit)
+        return len(await self.database.fetch(SQL["delete_old_letters"], before=before, limit=limit))
 
     async def delete_notes(self, before: datetime, limit: int) -> int:
         """Delete up to `limit` of each: ended bulk replays, foreign identities, notifications by name; how many."""
         deleted = 0
         for name in ("delete_old_replays", "delete_old_foreign", "delete_old_notifications"):
-            deleted += await self.database.execute(SQL[name], before=before, limit=limit)
+            deleted += len(await self.database.fetch(SQL[name], before=before, limit=limit))
         return deleted
 
 

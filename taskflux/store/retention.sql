@@ -86,20 +86,20 @@ SELECT count(*)::integer FROM dead_letters WHERE created_at < :before;
 -- Up to :limit of them; what is noted of their replays goes with them.
 DELETE FROM dead_letters WHERE id = ANY(ARRAY(
     SELECT id FROM dead_letters WHERE created_at < :before ORDER BY created_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
-));
+)) RETURNING id;
 
 -- name: delete_old_replays
 DELETE FROM bulk_replays WHERE id = ANY(ARRAY(
     SELECT id FROM bulk_replays WHERE updated_at < :before AND status <> 'running' LIMIT :limit
-));
+)) RETURNING id;
 
 -- name: delete_old_foreign
 -- What other producers' records have become, once no topic holds the record any more and the task may be gone.
 DELETE FROM foreign_tasks WHERE identity = ANY(ARRAY(
     SELECT identity FROM foreign_tasks WHERE created_at < :before ORDER BY created_at LIMIT :limit
-));
+)) RETURNING identity;
 
 -- name: delete_old_notifications
 DELETE FROM notifications WHERE id = ANY(ARRAY(
     SELECT id FROM notifications WHERE created_at < :before AND updated_at < :before ORDER BY created_at LIMIT :limit
-));
+)) RETURNING id;

@@ -435,7 +435,7 @@ class TaskTypes:
 
     async def register(self, task_type: TaskType) -> None:
         """Write a type's schema and policy; nothing happens when they stand there already."""
-        await self.database.execute(
+        await self.database.fetch(
             SQL["register_type"],
             type=task_type.name,
             schema=task_type.schema,

@@ -54,7 +54,7 @@ class Upkeep:
 
     async def resign(self, name: str, holder: UUID) -> None:
         """Let another take over at once."""
-        await self.database.execute(SQL["resign"], name=name, holder=holder)
+        await self.database.fetch(SQL["resign"], name=name, holder=holder)
 
     async def beats(self) -> Mapping[UUID, Beat]:
         """The last beat of every worker whose lease has not ended."""
@@ -95,11 +95,11 @@ class Upkeep:
 
     async def end_leases_of(self, origin: str, pid: int | None = None) -> int:
         """End the leases of a supervisor's former run, or of one child that died; how many."""
-        return await self.database.execute(SQL["end_leases_of"], origin=origin, pid=pid)
+        return len(await self.database.fetch(SQL["end_leases_of"], origin=origin, pid=pid))
 
     async def forget_workers(self) -> int:
         """Delete workers whose lease was ended and that hold nothing."""
-        return await self.database.execute(SQL["forget_workers"])
+        return len(await self.database.fetch(SQL["forget_workers"]))
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
         """The queued ones among the next `limit` tasks, and where the next page begins (None: that was all)."""
@@ -142,7 +142,7 @@ class Upkeep:
 
     async def forget_keys(self, limit: int) -> int:
         """Delete idempotency keys that have expired."""
-        return await self.database.execute(SQL["forget_keys"], limit=limit)
+        return len(await self.database.fetch(SQL["forget_keys"], limit=limit))
 
 
 @dataclass(frozen=True, slots=True)

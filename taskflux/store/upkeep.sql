@@ -77,14 +77,15 @@ SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
 WITH deposed AS (
     DELETE FROM leaders WHERE origin = :origin AND :pid::integer IS NULL
 )
-UPDATE workers SET ended = true WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid);
+UPDATE workers SET ended = true WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid)
+RETURNING id;
 
 -- name: forget_workers
 -- Workers whose lease was ended and that hold nothing.
 DELETE FROM workers WHERE id = ANY(ARRAY(
     SELECT id FROM workers w WHERE ended AND NOT EXISTS (SELECT FROM claims c WHERE c.worker = w.id)
     FOR UPDATE SKIP LOCKED
-));
+)) RETURNING id;
 
 -- name: audit_page
 -- The queued ones among the next :limit tasks behind id :after. `last` is where the next page begins, NULL at the end.
@@ -130,7 +131,7 @@ FROM generate_series(0, :weeks::integer) AS week;
 WITH expired AS MATERIALIZED (
     SELECT tenant, key FROM idempotency_keys WHERE expires_at <= now() LIMIT :limit FOR UPDATE SKIP LOCKED
 )
-DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.key = e.key;
+DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.key = e.key RETURNING k.key;
 
 -- Measurements
 

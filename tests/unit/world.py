@@ -44,27 +44,15 @@ class WatchedDatabase(Database):
         self.when: dict[str, Callable[[], Awaitable[Any]]] = {}
 
     async def fetch(self, statement: Statement, /, **arguments: object) -> Sequence[Row]:
-        await self._before(statement)
-        rows = await super().fetch(statement, **arguments)
-        self._after(statement)
-        return rows
-
-    async def execute(self, statement: Statement, /, **arguments: object) -> int:
-        await self._before(statement)
-        rows = await super().execute(statement, **arguments)
-        self._after(statement)
-        return rows
-
-    async def _before(self, statement: Statement) -> None:
         if (happens := self.when.get(statement.name)) is not None:
             await happens()
         if statement.name in self.unreachable:
             self.failed.set()
             raise StoreUnavailable("unreachable, says the test")
         self.ran[statement.name] += 1
-
-    def _after(self, statement: Statement) -> None:
+        rows = await super().fetch(statement, **arguments)
         if statement.name in self.mute:
             self.mute.remove(statement.name)
             self.failed.set()
             raise StoreUnavailable("the answer was lost, says the test")
+        return rows
