@@ -25,7 +25,6 @@ TOO_LARGE: Final = "TooLarge"
 UNKNOWN_TOPIC: Final = "UnknownTopic"
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 5.0
-_MAX_IN_FLIGHT: Final = 4
 _FRAME: Final = 1024
 """Bytes that a record's frame may take beside its key, value and headers."""
 _ASK_AGAIN, _TOO_OLD = 0.5, 1.0
@@ -60,8 +59,8 @@ Outcome = Published | NotPublished
 class Producer:
     """Sends records; Kafka's trouble is an answer, never an exception.
 
-    `start` returns at once, Kafka up or down: connecting goes on in the background. Safe for concurrent callers, whose
-    records share batches. Raises OSError or ssl.SSLError at construction where a PEM file is missing or broken.
+    `start` returns at once, Kafka up or down: connecting goes on in the background. Safe for concurrent callers. Raises
+    OSError or ssl.SSLError at construction where a PEM file is missing or broken.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -75,8 +74,6 @@ class Producer:
             "max_request_size": self._max_bytes + _FRAME,
         }
         self._connection = _Connection(options, connect_timeout=settings.request_timeout)
-        self._waiting: list[_Call] = []
-        self._flushes: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to connect."""
@@ -84,8 +81,6 @@ class Producer:
 
     async def stop(self) -> None:
         """Waits at most about `produce_timeout` for what is on its way."""
-        if self._flushes:
-            await asyncio.wait(self._flushes, timeout=self._timeout)
         await self._connection.stop(self._timeout)
 
     @property
@@ -99,43 +94,12 @@ class Producer:
         """
         if not records:
             return []
-        call = _Call(records, asyncio.get_running_loop().create_future())
-        self._waiting.append(call)
-        if len(self._flushes) < _MAX_IN_FLIGHT:  # else it gathers, and goes out together
-            task = asyncio.create_task(self._flush(), name="kafka-flush")
-            self._flushes.add(task)
-            task.add_done_callback(self._flushes.discard)
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await call.outcomes
-        except TimeoutError:
-            late = NotPublished("Timeout", f"Kafka did not confirm the record within {self._timeout:g} s")
-            return [late] * len(records)
+        began = asyncio.get_running_loop().time()
+        outcomes = await self._send(records, began + self._timeout)
+        metrics.PRODUCE_SECONDS.labels().observe(asyncio.get_running_loop().time() - began)
+        return outcomes
 
-    async def _flush(self) -> None:
-        """Send what waits, until nothing does."""
-        while self._waiting:
-            calls = [call for call in self._waiting if not call.outcomes.done()]
-            self._waiting = []
-            if not calls:
-                continue
-            began = asyncio.get_running_loop().time()
-            try:
-                outcomes = iter(await self._send([record for call in calls for record in call.records]))
-            except BaseException as error:  # a bug: whoever waits shall see it
-                for call in calls:
-                    if not call.outcomes.done():
-                        call.outcomes.set_exception(error)
-                raise
-            metrics.PRODUCE_SECONDS.labels().observe(asyncio.get_running_loop().time() - began)
-            for call in calls:
-                own = [next(outcomes) for _ in call.records]
-                if not call.outcomes.done():
-                    call.outcomes.set_result(own)
-
-    async def _send(self, records: list[OutRecord]) -> list[Outcome]:
-        # Before the callers' own: when they hear of a failure, `healthy` has heard of it too.
-        deadline = asyncio.get_running_loop().time() + 0.95 * self._timeout
+    async def _send(self, records: Sequence[OutRecord], deadline: float) -> list[Outcome]:
         try:
             async with asyncio.timeout_at(deadline):
                 producer = self._connection.producer or await self._connection.wait()
@@ -189,13 +153,6 @@ class Producer:
                 self._connection.failures = 0
                 for offset, index in enumerate(batch.places, sent.offset):
                     outcomes[index] = Published(partition, offset, log_id)
-
-
-class _Call(NamedTuple):
-    """One caller's records, and where their outcomes go."""
-
-    records: Sequence[OutRecord]
-    outcomes: asyncio.Future[list[Outcome]]
 
 
 @dataclass(slots=True)
