@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from taskflux.store.database import Database, Row, storable
-from taskflux.store.group_commit import GroupCommit
+from taskflux.store.errors import until_available
 from taskflux.store.statements import statements
 from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE
+from taskflux.telemetry import metrics
 
 SQL: Final = statements("publishing")
-CONFIRM_BATCH: Final = 1000
 
 
 class Due(NamedTuple):
@@ -55,13 +55,7 @@ class Publishing:
     def __init__(self, database: Database, grace: float) -> None:
         self.database = database
         self.grace = grace
-        self._confirmations: GroupCommit[Confirmation, None] = GroupCommit(
-            self._confirm,
-            max_items=CONFIRM_BATCH,
-            # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
-            patience=grace,
-            statement="confirm",
-        )
+        self._batch = metrics.BATCH.labels("confirm")
 
     async def next_due(self) -> Mapping[str | None, float]:
         """Seconds until each type's next row is due, negative when overdue. Dead letters stand under None."""
@@ -92,27 +86,29 @@ class Publishing:
         return [DeadDue(**row) for row in rows]
 
     async def confirm(self, confirmations: Iterable[Confirmation]) -> None:
-        """The records are in Kafka. Confirmations that come together share a statement.
+        """The records are in Kafka; of two of one task the newer counts.
 
         Raises:
-            StoreError: at least one is not known to be written.
+            StoreError: it is not known to be written.
         """
-        await asyncio.gather(*[self._confirmations.submit(each, each.id) for each in confirmations])
-
-    async def _confirm(self, confirmations: Sequence[Confirmation]) -> Sequence[None]:
-        batch = sorted(confirmations)
-        ids = [each.id for each in batch]
-        await self.database.fetch(
+        batch = {each.id: each for each in sorted(confirmations)}
+        if not batch:
+            return
+        ids = list(batch)
+        confirm = partial(
+            self.database.fetch,
             SQL["confirm"],
             ids=ids,
-            versions=[each.version for each in batch],
-            logs=[each.log for each in batch],
-            partitions=[each.partition for each in batch],
-            offsets=[each.offset for each in batch],
+            versions=[each.version for each in batch.values()],
+            logs=[each.log for each in batch.values()],
+            partitions=[each.partition for each in batch.values()],
+            offsets=[each.offset for each in batch.values()],
             least=ids[0],
             greatest=ids[-1],
         )
-        return [None] * len(confirmations)
+        # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
+        await until_available(confirm, seconds=self.grace)
+        self._batch.observe(len(ids))
 
     async def confirm_dead(self, letters: Sequence[DeadDue]) -> None:
         """The dead letters are in their topic."""
