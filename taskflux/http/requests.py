@@ -52,6 +52,8 @@ class Requests:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self.in_progress = 0
+        metrics.HTTP_IN_PROGRESS.labels().follow(self, lambda requests: requests.in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in SILENT:
@@ -89,8 +91,7 @@ class Requests:
 
         loop = asyncio.get_running_loop()
         began = loop.time()
-        in_progress = metrics.HTTP_IN_PROGRESS.labels()
-        in_progress.inc()
+        self.in_progress += 1
         try:
             with span or tracing.UNTRACED:
                 try:
@@ -106,7 +107,7 @@ class Requests:
             # Whoever answered has told the fault, too.
         finally:
             seconds = loop.time() - began
-            in_progress.dec()
+            self.in_progress -= 1
             metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
             exemplar = tracing.exemplar(traceparent) if tracing.on else None
             metrics.HTTP_SECONDS.labels(method, route).observe(seconds, exemplar)

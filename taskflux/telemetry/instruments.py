@@ -100,14 +100,6 @@ class GaugeSeries:
         self._value = 0.0
         self._followed: WeakKeyDictionary[Any, Callable[[Any], float]] = WeakKeyDictionary()
 
-    def inc(self, amount: float = 1) -> None:
-        """Rise by `amount`."""
-        self._value += amount
-
-    def dec(self, amount: float = 1) -> None:
-        """Fall by `amount`."""
-        self._value -= amount
-
     def set(self, value: float) -> None:
         """Be `value`."""
         self._value = float(value)
@@ -163,9 +155,6 @@ class _Nothing:
     """Stands in for every series of a process that counts nothing."""
 
     def inc(self, amount: float = 1) -> None:
-        """Not counted."""
-
-    def dec(self, amount: float = 1) -> None:
         """Not counted."""
 
     def set(self, value: float) -> None:

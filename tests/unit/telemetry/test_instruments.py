@@ -83,7 +83,7 @@ def test_a_metric_is_shown_from_its_first_use_on(forgotten: None) -> None:
 def test_a_metric_without_labels_is_its_only_series(forgotten: None) -> None:
     gauge = Gauge("test_alone", "…", by="tests")
     gauge.labels().set(3)
-    gauge.labels().inc()
+    gauge.labels().set(4)
     assert samples("test_alone") == {("test_alone",): 4.0}
 
 
@@ -143,7 +143,7 @@ def test_a_process_that_counts_nothing_shows_nothing(forgotten: None, monkeypatc
     series: Any = counter.labels("email")
     series.inc(2)
     counter.zeros("email")
-    for method in (series.observe, series.set, series.dec):
+    for method in (series.observe, series.set):
         method(1)
     series.observe_all([1])
     series.follow(counter, lambda owner: 1)
