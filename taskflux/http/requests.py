@@ -111,8 +111,12 @@ class Requests:
             metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
             exemplar = tracing.exemplar(traceparent) if tracing.on else None
             metrics.HTTP_SECONDS.labels(method, route).observe(seconds, exemplar)
+            failed = broke or status >= 500
+            sampler, level = (logs.failed_requests, logging.WARNING) if failed else (logs.requests, logging.INFO)
+            asked = f"{method} {route}"
             # Without a status, the client has disconnected.
-            _log(f"{method} {route}", status, seconds, failed=broke or status >= 500)
+            about = {"status": status or None, "duration_ms": round(seconds * 1000, 1)}
+            sampler.log(log, level, asked, f"{asked} {status}", about)
 
 
 def _describe(span: Span, method: str, route: str, status: int) -> None:
@@ -123,17 +127,3 @@ def _describe(span: Span, method: str, route: str, status: int) -> None:
         span.note("http.response.status_code", status)
     if status >= 500:
         span.failed(str(status))
-
-
-def _log(asked: str, status: int, seconds: float, *, failed: bool) -> None:
-    level = logging.WARNING if failed else logging.INFO
-    if not log.isEnabledFor(level):
-        return
-    sampler = logs.failed_requests if failed else logs.requests
-    omitted = sampler.take(f"{asked} {status}", asyncio.get_running_loop().time())
-    if omitted is None:
-        return
-    extra: dict[str, object] = {"status": status or None, "duration_ms": round(seconds * 1000, 1)}
-    if omitted:
-        extra["omitted"] = omitted
-    log.log(level, asked, extra=extra)

@@ -11,10 +11,11 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -41,24 +42,29 @@ _NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
 class Sampler:
     """Chooses which lines of a flood are written: at most `rate` a second."""
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate
+        self._clock = clock
         self._ends = float("-inf")
         self._written = 0
         self._omitted: Counter[str] = Counter()
 
-    def take(self, kind: str, now: float) -> int | None:
-        """How many lines of this kind were left out since its last one; None: leave this one out, too.
+    def log(self, logger: logging.Logger, level: int, message: str, kind: str, about: Mapping[str, object]) -> None:
+        """Log by `logger`, or leave it out: the next line of its `kind` says how many were.
 
-        `now` is monotonic.
+        What is None of what it is `about` does not stand on the line.
         """
+        if not logger.isEnabledFor(level):
+            return
+        now = self._clock()
         if now >= self._ends:
             self._ends, self._written = now + 1.0, 0
         if self._written >= self.rate:
             self._omitted[kind] += 1
-            return None
+            return
         self._written += 1
-        return self._omitted.pop(kind, 0)
+        extra = {**about, "omitted": self._omitted.pop(kind, None)}
+        logger.log(level, message, extra={name: value for name, value in extra.items() if value is not None})
 
 
 outcomes: Final = Sampler(LogSettings().outcomes)
@@ -102,7 +108,7 @@ class _Context(logging.Filter):
             record.task_id = str(task)
         if trace:
             record.trace_id = trace[3:35]
-            if tracing.sampled(trace):
+            if tracing.on and tracing.sampled(trace):
                 record.span_id = trace[36:52]
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
@@ -139,10 +145,7 @@ _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "a
 
 
 class _Json(JsonFormatter):
-    """One object a line; what has no value is left out."""
-
-    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in super().process_log_record(log_data).items() if value is not None}
+    """One object a line."""
 
     def formatException(
         self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]

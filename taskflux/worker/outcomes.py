@@ -57,12 +57,9 @@ class Outcomes:
                 await asyncio.sleep(AGAIN)
         finally:
             self.under_way -= 1
-        level, event = logging.WARNING, decision.event.value
-        extra = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
-        if decision.event not in (Event.DIED, Event.HELD):
-            level, omitted = logging.INFO, logs.outcomes.take(event, asyncio.get_running_loop().time())
-            if omitted is None:
-                return
-            if omitted:
-                extra["omitted"] = omitted
-        log.log(level, event, extra=extra)
+        event = decision.event.value
+        about = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
+        if decision.event in (Event.DIED, Event.HELD):
+            log.warning(event, extra=about)
+        else:
+            logs.outcomes.log(log, logging.INFO, event, event, about)

@@ -17,6 +17,7 @@ from taskflux.telemetry import logs
 from taskflux.telemetry.logs import Sampler
 from taskflux.telemetry.settings import LogSettings
 from taskflux.telemetry.tracing import TRACE
+from tests.unit.world import Clock
 
 TASK_ID, TRACE_ID = "0197b3c0-0000-7000-8000-000000000001", "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET = "bob@example.org"
@@ -208,24 +209,52 @@ class Item:
         self.id = name
 
 
-def test_below_its_rate_every_line_is_written() -> None:
-    sampler = Sampler(3)
-    assert [sampler.take("succeeded", second) for second in (0.0, 0.4, 0.8, 1.0, 1.1, 5.0)] == [0] * 6
+class Flood:
+    """Lines of some kinds, told by a sampler of this rate at the seconds that the test says."""
+
+    def __init__(self, rate: int, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        self.caplog, self.clock = caplog, Clock(0.0)
+        self.sampler = Sampler(rate, self.clock)
+
+    def tell(self, kind: str, *seconds: float, **about: object) -> list[dict[str, Any]]:
+        """The lines that were written of those of these seconds."""
+        self.caplog.clear()
+        for self.clock.now in seconds:
+            self.sampler.log(logging.getLogger("flood"), logging.INFO, kind, kind, about)
+        return [vars(record) for record in self.caplog.records]
 
 
-def test_above_its_rate_lines_are_left_out_until_the_next_second_and_then_told() -> None:
-    sampler = Sampler(2)
-    assert [sampler.take("succeeded", 10.0 + n / 10) for n in range(5)] == [0, 0, None, None, None]
-    assert sampler.take("succeeded", 11.0) == 3
-    assert sampler.take("succeeded", 11.1) == 0
+def test_below_its_rate_every_line_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    written = Flood(3, caplog).tell("succeeded", 0.0, 0.4, 0.8, 1.0, 1.1, 5.0, type="email", error_class=None)
+    assert [line["type"] for line in written] == ["email"] * 6
+    assert not any("omitted" in line or "error_class" in line for line in written)
 
 
-def test_what_was_left_out_is_told_by_the_next_line_of_its_kind() -> None:
-    sampler = Sampler(1)
-    assert [sampler.take(kind, 0.0) for kind in ("succeeded", "retry", "retry")] == [0, None, None]
-    assert sampler.take("succeeded", 1.0) == 0
-    assert sampler.take("retry", 2.0) == 2
+def test_above_its_rate_lines_are_left_out_until_the_next_second_and_then_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flood = Flood(2, caplog)
+    assert len(flood.tell("succeeded", 10.0, 10.1, 10.2, 10.3, 10.4)) == 2
+    [first, second] = flood.tell("succeeded", 11.0, 11.1)
+    assert first["omitted"] == 3
+    assert "omitted" not in second
 
 
-def test_a_rate_of_nothing_leaves_all_of_them_out() -> None:
-    assert Sampler(0).take("succeeded", 0.0) is None
+def test_what_was_left_out_is_told_by_the_next_line_of_its_kind(caplog: pytest.LogCaptureFixture) -> None:
+    flood = Flood(1, caplog)
+    assert [len(flood.tell(kind, 0.0)) for kind in ("succeeded", "retry", "retry")] == [1, 0, 0]
+    assert "omitted" not in flood.tell("succeeded", 1.0)[0]
+    assert flood.tell("retry", 2.0)[0]["omitted"] == 2
+
+
+def test_a_rate_of_nothing_leaves_all_of_them_out(caplog: pytest.LogCaptureFixture) -> None:
+    assert Flood(0, caplog).tell("succeeded", 0.0) == []
+
+
+def test_what_is_below_the_level_is_neither_written_nor_counted(caplog: pytest.LogCaptureFixture) -> None:
+    flood = Flood(1, caplog)
+    caplog.set_level(logging.WARNING)
+    assert flood.tell("succeeded", 0.0, 0.1) == []
+    caplog.set_level(logging.INFO)
+    assert "omitted" not in flood.tell("succeeded", 0.2)[0]
