@@ -77,23 +77,20 @@ class Worker:
 
     async def run(self) -> None:
         """Work until the process is told to drain, then end what is under way."""
-        process = self._process
+        process, executor = self._process, self._executor
         try:
             while not process.draining.is_set():
-                await self._round()
+                if not executor.room and not await _before(process.draining, executor.wait_for_room()):
+                    continue
+                records = await self._consumer.fetch(min(executor.room, MAX_RECORDS), FETCH)
+                if records and not process.draining.is_set():
+                    await self._take(records)
         finally:
             # At once: leaving the group takes seconds, and what has not begun need not wait for it.
-            drain = self._executor.drain(process.settings.worker.drain_seconds, process.hurry)
+            drain = executor.drain(process.settings.worker.drain_seconds, process.hurry)
             for failure in await asyncio.gather(drain, self._consumer.stop(), return_exceptions=True):
                 if failure is not None:
                     raise failure
-
-    async def _round(self) -> None:
-        if not self._executor.room and not await _before(self._process.draining, self._executor.wait_for_room()):
-            return
-        records = await self._consumer.fetch(min(self._executor.room, MAX_RECORDS), FETCH)
-        if records and not self._process.draining.is_set():
-            await self._take(records)
 
     async def _take(self, records: Sequence[Record]) -> None:
         """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
