@@ -163,7 +163,8 @@ class Database:
             StoreError: one of its kinds.
             TypeError: an argument is missing, or unknown.
         """
-        values = statement.arguments(arguments)
+        if arguments.keys() != {*statement.parameters}:
+            raise TypeError(f"{statement.name} takes {', '.join(statement.parameters)}, not {', '.join(arguments)}")
         if self._pool is None:
             raise StoreUnavailable("the connection pool is closed")
         cancelled = None
@@ -173,6 +174,7 @@ class Database:
                 began = monotonic()
                 metrics.POOL_WAIT.labels().observe(began - asked)
                 try:
+                    values = [arguments[name] for name in statement.parameters]
                     rows: Sequence[Row] = await connection.fetch(statement.text, *values)
                 except asyncio.CancelledError as error:
                     cancelled = error

@@ -42,20 +42,6 @@ class Statement:
     text: str
     parameters: tuple[str, ...]
 
-    def arguments(self, given: Mapping[str, object]) -> list[object]:
-        """The values in their order.
-
-        Raises:
-            TypeError: one is missing, or unknown.
-        """
-        try:
-            arguments = [given[name] for name in self.parameters]
-        except KeyError as missing:
-            raise TypeError(f"{self.name} needs {missing}") from None
-        if len(arguments) != len(given):
-            raise TypeError(f"{self.name} takes {', '.join(self.parameters) or 'nothing'}, not {', '.join(given)}")
-        return arguments
-
 
 @cache
 def statements(file: str) -> Mapping[str, Statement]:

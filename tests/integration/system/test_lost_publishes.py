@@ -30,7 +30,7 @@ async def test_what_was_to_be_published_by_one_that_is_gone_is_published_after_i
         await connection.execute("UPDATE due SET publish_at = now() WHERE task_id = $1", by_relay.id)
         batch = {"ids": [by_relay.id], "versions": [1], "least": by_relay.id, "greatest": by_relay.id, "grace": 1.0}
         take = SQL["take_due"]
-        (taken,) = await connection.fetch(take.text, *take.arguments(batch))
+        (taken,) = await connection.fetch(take.text, *[batch[name] for name in take.parameters])
         assert taken["id"] == by_relay.id
     for row in await stack.until_all([by_ingest.id, by_relay.id], "succeeded"):
         assert row["attempts"] == world.effects(row["id"]) == 1

@@ -6,6 +6,9 @@ from importlib.resources import files
 
 import pytest
 
+from taskflux.store.database import Database
+from taskflux.store.errors import StoreUnavailable
+from taskflux.store.settings import PostgresSettings
 from taskflux.store.statements import Statement, every_statement, parse, statements
 
 FILE = """\
@@ -51,13 +54,14 @@ def test_a_file_that_is_not_as_it_should_be_is_refused_when_it_is_read(text: str
         parse(text)
 
 
-def test_arguments_are_given_in_any_order_and_none_too_few_or_too_many() -> None:
-    first = parse(FILE)["first"]
-    assert first.arguments({"a": 1, "b": 2}) == [2, 1]
-    with pytest.raises(TypeError, match="first needs 'b'"):
-        first.arguments({"a": 1, "c": 2})
+async def test_arguments_are_given_by_name_and_none_too_few_or_too_many() -> None:
+    first, database = parse(FILE)["first"], Database(PostgresSettings(), name="not open")
+    with pytest.raises(TypeError, match="first takes b, a, not a, c"):
+        await database.fetch(first, a=1, c=2)
     with pytest.raises(TypeError, match="first takes b, a, not a, b, c"):
-        first.arguments({"a": 1, "b": 2, "c": 3})
+        await database.fetch(first, a=1, b=2, c=3)
+    with pytest.raises(StoreUnavailable):
+        await database.fetch(first, a=1, b=2)
 
 
 MODULES = sorted(
