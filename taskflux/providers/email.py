@@ -12,6 +12,7 @@ from email.header import Header
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Protocol
 
 import idna
@@ -234,12 +235,13 @@ class Email(_Payload):
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Email:
-        if len(self.recipients()) > MAX_RECIPIENTS:
+        if len(self.recipients) > MAX_RECIPIENTS:
             raise ValueError(f"to, cc and bcc name more than {MAX_RECIPIENTS} recipients: send several mails")
         if owned := sorted(name for name in self.headers if _OWNED.match(name)):
             raise ValueError(f"headers may not set {', '.join(owned)}: the other fields and the settings do")
         return self
 
+    @cached_property
     def recipients(self) -> list[Address]:
         """Who gets the mail, each once, in the order to, cc, bcc."""
         return list({address.envelope: address for address in [*self.to, *self.cc, *self.bcc]}.values())
@@ -298,7 +300,7 @@ def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Me
     Raises:
         Permanent: a field cannot stand in a header; the sentence names it.
     """
-    utf8 = any(address.needs_utf8 for address in [sender, *email.recipients(), *email.reply_to])
+    utf8 = any(address.needs_utf8 for address in [sender, *email.recipients, *email.reply_to])
     message_id = f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
     head = b""
     for name, value in _headers(email, sender, message_id, date):

@@ -73,7 +73,7 @@ class Mailer:
             Unavailable, Misconfigured: the server takes nothing from us.
         """
         message = await self._compose(email, message_id, date)
-        wanted = [address.envelope for address in email.recipients()]
+        wanted = [address.envelope for address in email.recipients]
         deliveries = Deliveries(wanted, message.message_id)
         if progress:
             deliveries.resume(progress)

@@ -96,7 +96,7 @@ def test_one_recipient_may_be_given_without_a_list() -> None:
 
 def test_a_recipient_named_twice_gets_one_mail() -> None:
     mail = read(to=["ann@example.org", "bob@example.org"], cc="Ann <ann@EXAMPLE.org>", bcc=["eve@example.org"])
-    assert [address.envelope for address in mail.recipients()] == [
+    assert [address.envelope for address in mail.recipients] == [
         "ann@example.org",
         "bob@example.org",
         "eve@example.org",
