@@ -52,6 +52,10 @@ test-api: $(VENV)/.dev ## schemathesis: the running API against its own document
 test-observability: $(VENV)/.dev ## dashboards and alerts, against a real Prometheus that scrapes a running stack
 	@$(BIN)/python -m tests.observability $(ARGS)
 
+.PHONY: mutate
+mutate: $(VENV)/.dev ## some fifty small wrong changes, each of which a test must notice (ARGS="--only …", "--parts 4")
+	$(BIN)/python -m tests.mutations $(ARGS)
+
 .PHONY: drill
 drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …")
 	$(BIN)/python -m tests.drills $(ARGS)

@@ -13,6 +13,7 @@ EMPTY = """
 DELETE FROM tasks; DELETE FROM parked; DELETE FROM due; DELETE FROM workers; DELETE FROM claims;
 DELETE FROM idempotency_keys;
 DELETE FROM task_types; DELETE FROM circuits; DELETE FROM dead_letters; DELETE FROM leaders;
+DELETE FROM foreign_tasks; DELETE FROM early_reports; DELETE FROM notifications; DELETE FROM bulk_replays;
 """
 
 

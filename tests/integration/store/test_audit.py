@@ -77,3 +77,14 @@ async def test_a_flood_of_lost_records_is_published_again_at_a_bounded_rate(scen
 
 async def test_nothing_lost_is_no_statement(scene: Scene) -> None:
     assert await scene.upkeep.requeue([], 1000.0) == {}
+
+
+async def test_what_was_requeued_and_published_again_meanwhile_is_left_alone(scene: Scene) -> None:
+    (task,) = await scene.accepted()
+    await scene.confirm([task])
+    seen = await queued(scene)
+    await scene.upkeep.requeue(seen, 1000.0)
+    (published,) = await scene.publishing.take(TYPE, 10)
+    await scene.confirm([task], published.version)
+    assert await scene.upkeep.requeue(seen, 1000.0) == {}
+    assert await scene.state(task) == ("queued", published.version)

@@ -203,6 +203,14 @@ def test_text_comes_first_then_html_then_attachments() -> None:
     assert leaves[2].get_content() == b"%PDF"
 
 
+@pytest.mark.parametrize("name", ['Ann "Lee"', "Lee, Ann", '"', "\\", 'Ann" <eve@example.net>, "Bob', "Ann\\"])
+def test_a_display_name_is_quoted_so_that_it_stays_one(name: str) -> None:
+    sender = Address("tasks", "example.org", name)
+    mail = parsed(compose(read(), sender=sender, unique="0199-7.1", date=DATE))
+    (address,) = mail["From"].addresses
+    assert (address.display_name, address.addr_spec) == (name, "tasks@example.org")
+
+
 def test_bcc_is_never_a_header() -> None:
     message = written(bcc="secret@example.org")
     assert b"secret" not in message.wire

@@ -272,6 +272,17 @@ async def test_another_producer_s_task_is_registered_once_and_run(scene: Scene) 
     assert [task.payload for task in seen.tasks] == [Payload(to="ada")]
 
 
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_id_that_comes_again_with_another_payload_is_poison(scene: Scene, *, together: bool) -> None:
+    place = await Workplace.of(scene, Seen())
+    records = [foreign({"to": "ada"}, task_id="b"), foreign({"to": "bob"}, task_id="b")]
+    shift = Shift(place, *([records] if together else [[each] for each in records]))
+    await shift.work()
+    ((put_aside, why),) = shift.outlet.poison
+    assert (put_aside, why.error_class) == (records[1], "IdReused")
+    assert [row["payload"] for row in await scene.sql("SELECT payload FROM tasks")] == ['{"to":"ada"}']
+
+
 async def test_poison_is_put_aside_before_anything_is_claimed_or_done_with(scene: Scene) -> None:
     place = await Workplace.of(scene, Seen())
     (task,) = await queued(scene)

@@ -1,0 +1,87 @@
+"""Batches lock their rows in the order of the ids, so that no two of them wait for each other in a circle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from uuid_utils.compat import uuid7
+
+from taskflux.store.claims import Settlement
+from taskflux.store.database import Database
+from taskflux.store.publishing import Confirmation
+from taskflux.store.upkeep import Published
+from tests.conftest import NewDatabase
+from tests.integration.store.scene import LOG, TYPE, Scene, submission, succeeded
+
+COUNT = 9
+Batch = Callable[[Scene, list[UUID]], Awaitable[Callable[[], Awaitable[object]]]]
+
+
+@pytest_asyncio.fixture
+async def unordered(new_database: NewDatabase) -> AsyncIterator[Scene]:
+    """A scene whose planner reads rows as they lie in the table: an index would sort them by chance."""
+    settings = await new_database()
+    database = Database(settings, pool_size=4)
+    async with Scene.over(settings, database) as scene:
+        (row,) = await scene.sql("SELECT current_database() AS name")
+        await scene.direct.execute(f"ALTER DATABASE {row['name']} SET enable_indexscan = off")
+        await database.open()
+        await scene.register(TYPE)
+        yield scene
+        await database.close()
+
+
+async def claim(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[object]]:
+    worker = await scene.worker()
+    return lambda: worker.claim(TYPE, dict.fromkeys(tasks, 1))
+
+
+async def confirm(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[object]]:
+    return lambda: scene.publishing.confirm([Confirmation(task, 1, LOG, 0, 1) for task in tasks])
+
+
+async def settle(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[object]]:
+    worker = await scene.worker()
+    claims = await worker.claim(TYPE, dict.fromkeys(tasks, 1))
+    return lambda: worker.settle_all([Settlement(each.id, each.version, succeeded(None)) for each in claims])
+
+
+async def requeue(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[object]]:
+    await scene.confirm(tasks)
+    return lambda: scene.upkeep.requeue([Published(task, TYPE, 1, LOG, 0, 1) for task in tasks], 1e6)
+
+
+@pytest.mark.parametrize("batch", [claim, confirm, settle, requeue])
+async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behind(
+    batch: Batch, unordered: Scene
+) -> None:
+    scene = unordered
+    tasks = sorted(uuid7() for _ in range(COUNT))
+    await scene.tasks.insert([submission(id=task) for task in tasks], 15.0)
+    run = await batch(scene, tasks)
+    for task in reversed(tasks):  # so that they lie in the table the other way round
+        await scene.direct.execute("UPDATE tasks SET updated_at = updated_at WHERE id = $1", task)
+    middle = tasks[COUNT // 2]
+    async with scene.direct.transaction():
+        await scene.direct.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", middle)
+        waiting = asyncio.ensure_future(run())
+        await until_blocked(scene)
+        free = await scene.sql("SELECT id FROM tasks ORDER BY id FOR UPDATE SKIP LOCKED")
+    await waiting
+    assert [row["id"] for row in free] == tasks[COUNT // 2 :]
+
+
+async def until_blocked(scene: Scene) -> None:
+    """Return once a statement waits for a row of ours."""
+    async with asyncio.timeout(10):
+        while True:
+            if await scene.sql(
+                "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+                " AND datname = current_database()"
+            ):
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,1 @@
+"""Small, wrong changes of the product, each with the tests that must notice it: `make mutate`."""

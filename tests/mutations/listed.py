@@ -1,0 +1,441 @@
+"""What must be noticed: one wrong change for each rule that a guarantee rests on.
+
+When the code moves on, an entry follows it: `python -m tests.mutations --list` names those that no longer apply.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutations.mutant import Mutation
+
+CLAIMS: Final = ("tests/integration/store/test_claims.py",)
+SETTLE: Final = ("tests/integration/store/test_settle.py",)
+LEASES: Final = ("tests/integration/store/test_leases.py",)
+PUBLISHING: Final = ("tests/integration/store/test_publishing.py",)
+AUDIT: Final = ("tests/integration/store/test_audit.py",)
+LOCK_ORDER: Final = ("tests/integration/store/test_lock_order.py",)
+TASKS: Final = ("tests/integration/store/test_tasks.py",)
+DECISIONS: Final = ("tests/integration/store/test_decisions.py",)
+RECEIPTS: Final = ("tests/integration/store/test_receipts.py",)
+CIRCUITS: Final = ("tests/integration/store/test_circuits.py",)
+DECISION: Final = ("tests/unit/tasks/test_decision.py",)
+POLICY: Final = ("tests/unit/tasks/test_policy.py",)
+CIRCUIT: Final = ("tests/unit/tasks/test_circuit.py",)
+GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
+EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
+LEASE: Final = ("tests/unit/worker/test_lease.py",)
+WORKER: Final = ("tests/unit/worker/test_worker.py",)
+INTAKE: Final = ("tests/unit/worker/test_intake.py",)
+GATE: Final = ("tests/unit/worker/test_gate.py",)
+POSITIONS: Final = ("tests/unit/stream/test_positions.py",)
+PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
+ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
+OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
+EMAIL: Final = ("tests/unit/providers/test_email.py",)
+MSG91: Final = ("tests/unit/providers/test_msg91.py",)
+SMTP: Final = ("tests/integration/providers/test_smtp.py",)
+SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
+WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
+
+AT_VERSION: Final = "\n      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]"
+
+_TASKS: Final = (
+    Mutation(
+        "one attempt too many",
+        "taskflux/tasks/decision.py",
+        "if attempt.number >= attempt.max_attempts:",
+        "if attempt.number > attempt.max_attempts:",
+        DECISION,
+    ),
+    Mutation(
+        "a provider's `retry_after` shortens the delay",
+        "taskflux/tasks/decision.py",
+        "delay = max(delay, min(error.retry_after, LONGEST_DELAY))",
+        "delay = min(error.retry_after, LONGEST_DELAY)",
+        DECISION,
+    ),
+    Mutation(
+        "a task that its provider cannot stand never spends an attempt",
+        "taskflux/tasks/decision.py",
+        "if handbacks > FREE_HANDBACKS:",
+        "if False:",
+        DECISION,
+    ),
+    Mutation(
+        "a failing provider costs its tasks attempts",
+        "taskflux/tasks/decision.py",
+        "delay=delay, give_back=True, handbacks=handbacks)",
+        "delay=delay, give_back=False, handbacks=handbacks)",
+        DECISION,
+    ),
+    Mutation(
+        "an ambiguous outcome is sent again under `hold`",
+        "taskflux/tasks/decision.py",
+        'case Ambiguous() if policy.ambiguous == "hold":',
+        "case Ambiguous() if False:",
+        DECISION,
+    ),
+    Mutation(
+        "retries come without jitter",
+        "taskflux/tasks/policy.py",
+        "return self.ceiling(attempt) * jitter",
+        "return self.ceiling(attempt)",
+        POLICY,
+    ),
+    Mutation(
+        "the backoff begins a step too late",
+        "taskflux/tasks/policy.py",
+        "exponent = min(attempt - 1, 62)",
+        "exponent = min(attempt, 62)",
+        POLICY,
+    ),
+    Mutation(
+        "after an outage all work comes back at once",
+        "taskflux/tasks/circuit.py",
+        "return RAMP_START * float(2.0 ** (max(closed_for, 0.0) / 2.0))",
+        "return None",
+        CIRCUIT,
+    ),
+)
+
+_STORE: Final = (
+    Mutation(
+        "a record of an older version claims its task",
+        "taskflux/store/claims.sql",
+        f"{AT_VERSION}\n      AND t.state IN ('scheduled', 'queued') AND t.type = :type",
+        "\n      AND t.state IN ('scheduled', 'queued') AND t.type = :type",
+        CLAIMS,
+    ),
+    Mutation(
+        "a claim locks in the order in which rows are found",
+        "taskflux/store/claims.sql",
+        "AND t.state IN ('scheduled', 'queued') AND t.type = :type\n    ORDER BY t.id FOR UPDATE",
+        "AND t.state IN ('scheduled', 'queued') AND t.type = :type\n    FOR UPDATE",
+        LOCK_ORDER,
+    ),
+    Mutation(
+        "a settlement locks in the order in which rows are found",
+        "taskflux/store/claims.sql",
+        "IN ('succeeded', 'dead'))\n    ORDER BY t.id FOR UPDATE",
+        "IN ('succeeded', 'dead'))\n    FOR UPDATE",
+        LOCK_ORDER,
+    ),
+    Mutation(
+        "a worker claims tasks of another type",
+        "taskflux/store/claims.sql",
+        "AND t.state IN ('scheduled', 'queued') AND t.type = :type",
+        "AND t.state IN ('scheduled', 'queued')",
+        CLAIMS,
+    ),
+    Mutation(
+        "a late retry overrides what somebody has made of the task since",
+        "taskflux/store/claims.sql",
+        "\n              AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead')",
+        "",
+        SETTLE,
+    ),
+    Mutation(
+        "a release costs an attempt",
+        "taskflux/store/claims.sql",
+        "attempts = t.attempts - i.given_back, handbacks",
+        "attempts = t.attempts, handbacks",
+        SETTLE + CLAIMS,
+    ),
+    Mutation(
+        "a worker finds claims of others again",
+        "taskflux/store/claims.sql",
+        "AND t.state = 'running' AND t.worker = :worker",
+        "AND t.state = 'running'",
+        CLAIMS,
+    ),
+    Mutation(
+        "a dead task is not owed to the dead-letter topic",
+        "taskflux/store/claims.sql",
+        "FROM settled WHERE state IN ('scheduled', 'dead') ORDER BY id",
+        "FROM settled WHERE state IN ('scheduled') ORDER BY id",
+        SETTLE,
+    ),
+    Mutation(
+        "a confirmation locks in the order in which rows are found",
+        "taskflux/store/publishing.sql",
+        "AND t.state = 'scheduled'\n    ORDER BY t.id FOR UPDATE\n",
+        "AND t.state = 'scheduled'\n    FOR UPDATE\n",
+        LOCK_ORDER,
+    ),
+    Mutation(
+        "a late confirmation ends a newer publish",
+        "taskflux/store/publishing.sql",
+        "      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]\n"
+        "      -- After the tasks are locked",
+        "      -- After the tasks are locked",
+        PUBLISHING,
+    ),
+    Mutation(
+        "a relay publishes without a promise",
+        "taskflux/store/publishing.sql",
+        "publish_at = now() + make_interval(secs => :grace), version = d.version + 1",
+        "publish_at = now(), version = d.version + 1",
+        PUBLISHING,
+    ),
+    Mutation(
+        "a late confirmation ends the dead letter of a later death",
+        "taskflux/store/publishing.sql",
+        "AND d.dead AND d.version = i.version ORDER BY",
+        "AND d.dead ORDER BY",
+        PUBLISHING,
+    ),
+    Mutation(
+        "a circuit lets every probe through at once",
+        "taskflux/store/publishing.sql",
+        "AND open AND probe_at <= now()",
+        "AND open",
+        CIRCUITS,
+    ),
+    Mutation(
+        "the auditor requeues a task that was published again since",
+        "taskflux/store/upkeep.sql",
+        f"{AT_VERSION} AND t.state = 'queued'",
+        " AND t.state = 'queued'",
+        AUDIT,
+    ),
+    Mutation(
+        "the auditor locks in the order in which rows are found",
+        "taskflux/store/upkeep.sql",
+        "AND t.state = 'queued'\n    ORDER BY t.id FOR UPDATE",
+        "AND t.state = 'queued'\n    FOR UPDATE",
+        LOCK_ORDER,
+    ),
+    Mutation(
+        "an idempotency key never expires",
+        "taskflux/store/tasks.sql",
+        "WHERE idempotency_keys.expires_at <= now()",
+        "WHERE false",
+        TASKS,
+    ),
+    Mutation(
+        "a tenant reads the tasks of another",
+        "taskflux/store/tasks.sql",
+        "FROM tasks WHERE id = :id AND tenant = :tenant;",
+        "FROM tasks WHERE id = :id;",
+        TASKS,
+    ),
+    Mutation(
+        "a running task is cancelled",
+        "taskflux/store/tasks.sql",
+        "AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR UPDATE",
+        "AND tenant = :tenant AND state IN ('scheduled', 'queued', 'running') FOR UPDATE",
+        DECISIONS,
+    ),
+    Mutation(
+        "a delivery report of an earlier replay counts",
+        "taskflux/store/tasks.sql",
+        "AND t.replays = i.replay\n",
+        "\n",
+        RECEIPTS,
+    ),
+    Mutation(
+        "two items of one task share a statement",
+        "taskflux/store/group_commit.py",
+        "if unique in taken:",
+        "if False:",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "a bad row takes its whole batch with it",
+        "taskflux/store/group_commit.py",
+        "if len(batch) == 1:",
+        "if True:",
+        GROUP_COMMIT,
+    ),
+)
+
+_WORKER: Final = (
+    Mutation(
+        "offsets are noted before the claim is durable",
+        "taskflux/worker/worker.py",
+        "        traces = [each.traceparent for each in ours.values()] if tracing.on else []",
+        "        self._consumer.note_done(records)\n"
+        "        traces = [each.traceparent for each in ours.values()] if tracing.on else []",
+        WORKER,
+    ),
+    Mutation(
+        "a claim whose answer was lost is not looked for",
+        "taskflux/worker/worker.py",
+        "                asked = True\n",
+        "",
+        WORKER,
+    ),
+    Mutation(
+        "poison is forgotten before it is durable",
+        "taskflux/worker/worker.py",
+        "if poison and not await self._poison.put_aside(poison):",
+        "if poison and await self._poison.put_aside(poison) is None:",
+        WORKER,
+    ),
+    Mutation(
+        "a side effect begins without a lease",
+        "taskflux/worker/executor.py",
+        "        if not self.lease.covers(running.term):\n            return LEASE_LOST\n",
+        "",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a side effect begins though the lease ran out during the wait for a turn",
+        "taskflux/worker/executor.py",
+        "return None if self.lease.covers(running.term) else LEASE_LOST",
+        "return None",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a lease that came back covers claims of the one before",
+        "taskflux/worker/executor.py",
+        "return term == self.term and self.valid",
+        "return self.valid",
+        LEASE,
+    ),
+    Mutation(
+        "a lease counts from the answer to its beat",
+        "taskflux/worker/executor.py",
+        "self._until = began + self._seconds",
+        "self._until = self._clock() + self._seconds",
+        LEASE,
+    ),
+    Mutation(
+        "a foreign id is taken again with another payload",
+        "taskflux/worker/foreign.py",
+        "elif known.digest != wanted.digest:",
+        "elif False:",
+        WORKER,
+    ),
+    Mutation(
+        "ingest publishes without a promise",
+        "taskflux/worker/intake.py",
+        "self._grace if ours else 0.0",
+        "0.0",
+        INTAKE,
+    ),
+    Mutation(
+        "failures of long ago open a circuit",
+        "taskflux/worker/circuits.py",
+        "        self._failed.clear()\n",
+        "",
+        GATE,
+    ),
+    Mutation(
+        "one task that fails time and again opens the circuit",
+        "taskflux/worker/circuits.py",
+        "if len(self._failed) < OPEN_AFTER or self.open:",
+        "if self.open:",
+        GATE,
+    ),
+    Mutation(
+        "more is published than Kafka may hold unclaimed",
+        "taskflux/upkeep/outflow.py",
+        "self._settings.max_unclaimed - flow.lag - flow.released",
+        "self._settings.max_unclaimed - flow.lag",
+        OUTFLOW,
+    ),
+)
+
+_STREAM: Final = (
+    Mutation(
+        "a recreated topic is said to hold the records of the one before",
+        "taskflux/stream/positions.py",
+        "return log_id == self.log_id and at is not None",
+        "return at is not None",
+        POSITIONS,
+    ),
+    Mutation(
+        "a record that was taken is said to be still to come",
+        "taskflux/stream/positions.py",
+        "at.next <= offset < at.end",
+        "offset < at.end",
+        POSITIONS,
+    ),
+    Mutation(
+        "a commit passes a record that is still being claimed",
+        "taskflux/stream/consumer.py",
+        "        while held.outstanding and held.outstanding[0] in held.done:",
+        "        while held.outstanding:",
+        PROGRESS,
+    ),
+    Mutation(
+        "a record of any size is decoded",
+        "taskflux/stream/envelope.py",
+        "if record.size > max_bytes:",
+        "if False:",
+        ENVELOPE,
+    ),
+)
+
+_PROVIDERS: Final = (
+    Mutation(
+        "quotes in a display name end it",
+        "taskflux/providers/email.py",
+        """.replace('"', '\\\\"') + '"'""",
+        """ + '"'""",
+        EMAIL,
+    ),
+    Mutation(
+        "a line that begins with a dot ends the mail",
+        "taskflux/providers/email.py",
+        r"""stuffed = data.replace(b"\r\n.", b"\r\n..")""",
+        "stuffed = data",
+        EMAIL,
+    ),
+    Mutation(
+        "a blind copy is a header",
+        "taskflux/providers/email.py",
+        '("Reply-To", email.reply_to)):',
+        '("Reply-To", email.reply_to), ("Bcc", email.bcc)):',
+        EMAIL,
+    ),
+    Mutation(
+        "an error that MSG91 answers with HTTP 200 is a success",
+        "taskflux/providers/msg91.py",
+        'if status < 300 and str(answer.get("type", "")).lower() == "success":',
+        "if status < 300:",
+        MSG91,
+    ),
+    Mutation(
+        "a gateway's timeout is taken for a refusal",
+        "taskflux/providers/msg91.py",
+        "if status == 504:",
+        "if False:",
+        MSG91,
+    ),
+    Mutation(
+        "recipients who have the mail get it again",
+        "taskflux/providers/smtp.py",
+        "            deliveries.resume(progress)\n",
+        "            pass\n",
+        SMTP,
+    ),
+    Mutation(
+        "a mail whose answer was lost is taken for one that was never sent",
+        "taskflux/providers/smtp.py",
+        "    sending.begin()\n    client.protocol.write(message.wire)\n",
+        "    client.protocol.write(message.wire)\n",
+        SMTP,
+    ),
+)
+
+_HTTP: Final = (
+    Mutation(
+        "a key that came with another request is answered with that one's task",
+        "taskflux/http/submissions.py",
+        "if isinstance(outcome, KeyReused):",
+        "if False:",
+        SUBMISSIONS,
+    ),
+    Mutation(
+        "anybody may report deliveries",
+        "taskflux/http/receipts.py",
+        'if not hmac.compare_digest(request.path_params["secret"].encode("utf-8", "replace"), self._secret):',
+        "if False:",
+        WEBHOOK,
+    ),
+)
+
+MUTATIONS: Final = (*_TASKS, *_STORE, *_WORKER, *_STREAM, *_PROVIDERS, *_HTTP)
