@@ -37,6 +37,7 @@ def _kind(slug: str, status: int, title: str) -> Kind:
 
 MALFORMED_JSON: Final = _kind("malformed-json", 400, "The body is not JSON")
 BAD_REQUEST: Final = _kind("bad-request", 400, "The request cannot be understood")
+UNKNOWN_HOST: Final = _kind("unknown-host", 400, "This server does not answer to that name")
 NOT_FOUND: Final = _kind("not-found", 404, "There is nothing at this address")
 UNKNOWN_TASK: Final = _kind("unknown-task", 404, "There is no such task")
 UNKNOWN_DEAD_LETTER: Final = _kind("unknown-dead-letter", 404, "There is no such dead letter")
@@ -189,6 +190,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Nothing is served at this address. A slash at the end makes another address; nothing is redirected.",
         "Look the address up at /docs.",
         "nothing is served at /task",
+    ),
+    "unknown-host": Explanation(
+        "The request names a host (in its Host header) that is not one of `TASKFLUX_HTTP__ALLOWED_HOSTS`. Under"
+        " `taskflux dev` those are localhost and addresses: a website could have its own name lead here otherwise.",
+        "Ask by one of the names, or add the name to the setting.",
+        "this server answers to localhost and to addresses",
     ),
     "unknown-task": Explanation(
         "No task has this id: it was never given out, or the task was deleted after its retention.",

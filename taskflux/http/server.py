@@ -15,8 +15,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from taskflux.http.connections import Connections, Patience
+from taskflux.http.hosts import KnownHosts
 from taskflux.http.requests import Requests
 from taskflux.telemetry.logs import frames
+from taskflux.worker.hosts import names
 from taskflux.worker.process import Process
 from taskflux.worker.settings import WrongSettings
 
@@ -66,7 +68,7 @@ async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
     """Serve `app` as a process's settings say, until it drains; see `serve`."""
     http = process.settings.http
     await serve(
-        app,
+        KnownHosts(app, names(http.allowed_hosts)),
         http.host,
         http.port,
         draining=process.draining,

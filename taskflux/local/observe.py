@@ -172,6 +172,8 @@ def grafana_environment(directory: Path, port: int) -> Mapping[str, str]:
     return {
         "GF_SERVER_HTTP_ADDR": LOOPBACK,
         "GF_SERVER_HTTP_PORT": str(port),
+        "GF_SERVER_DOMAIN": LOOPBACK,
+        "GF_SERVER_ENFORCE_DOMAIN": "true",  # another name is sent there: no website can rebind its own to this one
         "GF_PATHS_DATA": str(directory / "data"),
         "GF_PATHS_LOGS": str(directory / "logs"),
         "GF_PATHS_PLUGINS": str(directory / "plugins"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from taskflux.local.console import from_os_error
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_NAME = "localhost"
 PEERS = "TASKFLUX_DEV_PEERS"
 """The environment variable that tells ingest where the other processes are: JSON, name → URL of its /metrics."""
 

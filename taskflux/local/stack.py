@@ -11,7 +11,7 @@ from typing import Final
 
 from taskflux.local.console import Console
 from taskflux.local.echo import rotate
-from taskflux.local.ports import LOOPBACK, PEERS, Ports
+from taskflux.local.ports import LOOPBACK, LOOPBACK_NAME, PEERS, Ports
 from taskflux.local.processes import Process, run
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from taskflux.local.supervisor import CLI, DRAIN_SECONDS, Inbox, Part, Supervisor, handler
@@ -70,6 +70,8 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
     """
     # The terminal counts outcomes by their log lines.
     usual = {"TASKFLUX_WORKER__DRAIN_SECONDS": f"{drain:g}", "TASKFLUX_LOG__OUTCOMES": "100000"}
+    # No website shall have its name lead to what listens here (DNS rebinding).
+    usual["TASKFLUX_HTTP__ALLOWED_HOSTS"] = LOOPBACK_NAME
     forced = {
         "TASKFLUX_WORKER__ORIGIN": str(origin),
         "TASKFLUX_HTTP__HOST": "127.0.0.1",

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +26,7 @@ from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import instruments, logs, metrics
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 from taskflux.version import VERSION
+from taskflux.worker.hosts import names, refusal
 from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load
 
 PLAIN_TEXT: Final = MappingProxyType({"Content-Type": "text/plain; charset=utf-8"})
@@ -62,6 +63,7 @@ class ProbeServer:
                 f" ({error.strerror or error}): choose another, or 0 for any free port"
             ) from error
         self._server.health = health
+        self._server.allowed = names(settings.allowed_hosts)
 
     @property
     def port(self) -> int:
@@ -81,12 +83,16 @@ class ProbeServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     health: Health
+    allowed: Sequence[str]
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        if said := refusal(self.server.allowed, self.headers.get_all("Host", [])):
+            self._answer(400, said.encode())
+            return
         health = self.server.health
         match self.path.split("?")[0]:
             case "/livez":

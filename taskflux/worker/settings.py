@@ -31,6 +31,13 @@ class HttpSettings(BaseModel):
 
     host: Annotated[str, Field(description="address to listen on")] = "0.0.0.0"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8080
+    allowed_hosts: Annotated[
+        str,
+        Field(
+            description="names that this process is asked by, with commas between them; a request that names another"
+            " host is refused, an address is always answered. Unset: any name"
+        ),
+    ] = ""
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, and largest item of a batch")] = (
         32 * 1024 * 1024
     )

@@ -148,6 +148,7 @@ def test_grafana_is_told_of_this_prometheus_and_of_the_charts_dashboards(tmp_pat
     assert provider["options"]["path"] == str(tmp_path)
     settings: Mapping[str, str] = observe.grafana_environment(tmp_path, 3000)
     assert settings["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert (settings["GF_SERVER_DOMAIN"], settings["GF_SERVER_ENFORCE_DOMAIN"]) == ("127.0.0.1", "true")
     assert all(value.startswith(str(tmp_path)) for name, value in settings.items() if name.startswith("GF_PATHS_"))
     assert Path(settings["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]).is_file()
 

@@ -29,12 +29,13 @@ from urllib.parse import quote
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from taskflux.http.hosts import KnownHosts
 from taskflux.local.inbox.mailbox import KINDS, Kind, Mailbox, Message, preview, read_mail
+from taskflux.local.ports import LOOPBACK_NAME
 
 _TEMPLATE = re.compile(r"[0-9a-fA-F]{24}")
 _MOBILE = re.compile(r"[1-9][0-9]{7,14}")  # international, without + or leading zeros
@@ -103,7 +104,7 @@ _MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 
 def application(mailbox: Mailbox, names: Sequence[str] = ()) -> Starlette:
     """The application over a mailbox.
 
-    It answers to a loopback name and to `names` only, so that no website can rebind its own name to it.
+    It answers to localhost, to `names` and to addresses only, so that no website can rebind its own name to it.
     """
     views = _Views(mailbox)
     return Starlette(
@@ -120,7 +121,7 @@ def application(mailbox: Mailbox, names: Sequence[str] = ()) -> Starlette:
             Route("/api/v5/flow", views.send, methods=["POST"]),
             Route("/api/v5/flow/", views.send, methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "testserver", *names])],
+        middleware=[Middleware(KnownHosts, [LOOPBACK_NAME, *names])],
     )
 
 

@@ -35,6 +35,7 @@ def test_handlers_are_told_of_the_embedded_servers() -> None:
     assert told["TASKFLUX_MSG91__BASE_URL"] == "http://127.0.0.1:8025"
     assert told["TASKFLUX_WORKER__ORIGIN"] == "/data"
     assert told["TASKFLUX_WORKER__DRAIN_SECONDS"] == "5"
+    assert told["TASKFLUX_HTTP__ALLOWED_HOSTS"] == "localhost"
 
 
 def test_the_persons_own_server_keeps_all_of_its_settings() -> None:
@@ -55,5 +56,9 @@ def test_settings_that_an_embedded_server_could_not_honour_are_dropped() -> None
 
 
 def test_what_a_person_tuned_is_kept_beside_an_embedded_server() -> None:
-    own = {"TASKFLUX_KAFKA__PARTITIONS": "7", "TASKFLUX_SMTP__SENDER": "me@example.org"}
+    own = {
+        "TASKFLUX_KAFKA__PARTITIONS": "7",
+        "TASKFLUX_SMTP__SENDER": "me@example.org",
+        "TASKFLUX_HTTP__ALLOWED_HOSTS": "localhost,me.example",
+    }
     assert own.items() <= for_handlers(own, EVERYTHING, Path("/data"), 5.0).items()

@@ -134,6 +134,21 @@ def test_a_snapshot_that_is_looked_at_while_it_changes_is_whole(forgotten: None)
     assert [sample.labels["type"] for sample in family.samples] == ["a", "b"]
 
 
+def test_the_probes_of_a_handler_answer_to_its_names_alone() -> None:
+    server = ProbeServer(HttpSettings(host="127.0.0.1", port=0, allowed_hosts="localhost"), Health())
+    server.start()
+    ask = build_opener(ProxyHandler({})).open
+    try:
+        for path in ("livez", "readyz", "metrics"):
+            with pytest.raises(HTTPError, match="400"):
+                ask(Request(f"http://127.0.0.1:{server.port}/{path}", headers={"Host": "attacker.example"}))
+        for host in ("localhost", f"127.0.0.1:{server.port}"):
+            with ask(Request(f"http://127.0.0.1:{server.port}/livez", headers={"Host": host})) as answer:
+                assert answer.read() == b"ok"
+    finally:
+        server.stop()
+
+
 def test_a_process_that_counts_nothing_shows_nothing(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instruments, "_off", False)
     instruments.switch_off()

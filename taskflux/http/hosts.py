@@ -1,0 +1,29 @@
+"""An application that answers to its own names only; see `taskflux.worker.hosts`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from taskflux.http.bodies import to_json
+from taskflux.http.problems import PROBLEM, UNKNOWN_HOST, Problem
+from taskflux.worker.hosts import refusal
+
+
+class KnownHosts:
+    """`app`, asked by one of the names that are `allowed`; none: by any."""
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
+        said = refusal(self._allowed, hosts) if scope["type"] == "http" else None
+        if said is None:
+            await self._app(scope, receive, send)
+            return
+        problem = Problem(UNKNOWN_HOST, said)
+        await Response(to_json(problem.document()), problem.status, media_type=PROBLEM)(scope, receive, send)
