@@ -15,9 +15,9 @@ from taskflux.http.tasks import TaskRoutes
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
-from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf
+from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.publishing import Circuits, Publishing
-from taskflux.store.tasks import Decisions, Listing, Receipts, Tasks, TaskTypes
+from taskflux.store.tasks import Receipts, Tasks, TaskTypes
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch
@@ -67,8 +67,8 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         prefix = settings.kafka.topic_prefix
         app = create_app(
             submissions,
-            TaskRoutes(tasks, Listing(database), Decisions(database), cache),
-            DeadLetterRoutes(DeadLetterShelf(database), DeadLetterReplays(database), submissions, prefix),
+            TaskRoutes(tasks, cache),
+            DeadLetterRoutes(DeadLetters(database), submissions, prefix),
             webhook,
             started=lambda: process.health.started,
             exposition=exposition,

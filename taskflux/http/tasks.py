@@ -26,7 +26,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.queries import read_task_query, task_cursor
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.tasks import Decisions, Listing, Resolution, Tasks
+from taskflux.store.tasks import Resolution, Tasks
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry.logs import TASK
@@ -147,8 +147,6 @@ class TaskRoutes:
     """
 
     tasks: Tasks
-    listing: Listing
-    decisions: Decisions
     cache: Accelerator | None
 
     async def show(self, request: Request) -> Response:
@@ -172,7 +170,7 @@ class TaskRoutes:
         has ended when `nextCursor` is null.
         """
         asked = read_task_query(request.query_params.multi_items())
-        page = await self.listing.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
+        page = await self.tasks.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
         following = task_cursor(page.after, asked) if page.after else None
         items = [task_summary(row) for row in page.rows]
         return json_answer({"items": items, "nextCursor": following})
@@ -182,7 +180,7 @@ class TaskRoutes:
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
         client_of(request.scope).check()
-        if await self.decisions.cancel(task, DEFAULT_TENANT):
+        if await self.tasks.cancel(task, DEFAULT_TENANT):
             log.info("a task was cancelled", extra={"task_id": str(task)})
         row = await self._decided(task)
         if row["state"] != State.CANCELLED:
@@ -198,7 +196,7 @@ class TaskRoutes:
         _, document = await read_json(request.scope, request.receive, LARGEST_BODY)
         resolution, reason = read_resolution(document)
         client_of(request.scope).check()
-        resolved = await self.decisions.resolve(task, DEFAULT_TENANT, resolution, reason)
+        resolved = await self.tasks.resolve(task, DEFAULT_TENANT, resolution, reason)
         row = await self._decided(task)
         if not resolved:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")

@@ -117,6 +117,135 @@ class DeadLetters:
         )
         return {row["id"]: row["error_class"] for row in rows}
 
+    async def page(
+        self, tenant: str, wanted: LetterFilter, state: str | None, behind: Place | None, limit: int
+    ) -> Sequence[Row]:
+        """At most `limit` letters, newest first (columns of `page_of_dead_letters`); `state` None takes every state."""
+        at, letter = (behind.created_at, behind.id) if behind else (None, None)
+        return await self.database.fetch(
+            SQL["page_of_dead_letters"],
+            tenant=tenant,
+            **asdict(wanted),
+            state=state,
+            behind_at=at,
+            behind_id=letter,
+            limit=limit,
+        )
+
+    async def groups(self, tenant: str, wanted: LetterFilter, state: str | None) -> Sequence[Row]:
+        """How many letters there are by type and error class, the `MOST_GROUPS` largest."""
+        return await self.database.fetch(
+            SQL["groups_of_dead_letters"], tenant=tenant, **asdict(wanted), state=state, limit=MOST_GROUPS
+        )
+
+    async def count(self, tenant: str, wanted: LetterFilter, state: str | None) -> int:
+        """How many letters there are."""
+        row = await self.database.fetchrow(SQL["count_dead_letters"], tenant=tenant, **asdict(wanted), state=state)
+        return int(row["letters"]) if row else 0
+
+    async def get(self, tenant: str, letter: UUID) -> Row | None:
+        """Everything about one (columns of `get_dead_letter`), or None."""
+        return await self.database.fetchrow(SQL["get_dead_letter"], id=letter, tenant=tenant)
+
+    async def discard(self, tenant: str, letter: UUID, reason: str) -> bool:
+        """Say that an open letter needs no replay; whether it was open."""
+        row = await self.database.fetchrow(SQL["discard_dead_letter"], id=letter, tenant=tenant, reason=reason)
+        return row is not None
+
+    # Replays ---------------------------------------------------------------------------------------------------------
+
+    async def replay(self, tenant: str, letter: UUID, payload: str | None) -> Replayed | None:
+        """Send a letter's task again, with `payload` (JSON text) in place of its own where it is given.
+
+        None: the letter is not open, or its task does not stand dead as the letter tells.
+        """
+        row = await self.database.fetchrow(
+            SQL["replay_dead_letters"],
+            letters=[letter],
+            tenant=tenant,
+            payload=payload,
+            bulk=None,
+            batch=None,
+            cursor_at=None,
+            cursor_id=None,
+            last=False,
+            note="" if payload is None else EDITED,
+        )
+        return Replayed(**row) if row else None
+
+    async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
+        """Make a letter that has no task (any more) into the new task `mended`.
+
+        None: the letter is not open, or it has a task.
+        """
+        row = await self.database.fetchrow(
+            SQL["replay_as_new_task"],
+            letter=letter,
+            tenant=tenant,
+            id=mended.id,
+            type=mended.type,
+            payload=mended.payload,
+            max_attempts=mended.max_attempts,
+            traceparent=mended.traceparent,
+            edited=edited,
+        )
+        return Replayed(**row) if row else None
+
+    async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
+        """Ask for a bulk replay of the open letters that are `wanted`, at `rate` a second: id, matched, status."""
+        row = await self.database.fetchrow(
+            SQL["start_bulk_replay"], id=replay, tenant=tenant, **asdict(wanted), filter=to_text(wanted), rate=rate
+        )
+        assert row is not None
+        return row
+
+    async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
+        """A bulk replay (columns of `get_bulk_replay`), or None."""
+        return await self.database.fetchrow(SQL["get_bulk_replay"], id=replay, tenant=tenant)
+
+    async def bulk_outcomes(self, replay: UUID) -> Mapping[str, int]:
+        """How many tasks that it replayed have ended in which state, or are in which."""
+        rows = await self.database.fetch(SQL["bulk_replay_outcomes"], id=replay)
+        return {row["outcome"]: row["letters"] for row in rows}
+
+    async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
+        """Stop a bulk replay at once; whether it was running."""
+        return await self.database.fetchrow(SQL["stop_bulk_replay"], id=replay, tenant=tenant) is not None
+
+    async def running_bulk(self) -> Sequence[BulkReplay]:
+        """Bulk replays that are under way, the oldest first."""
+        rows = await self.database.fetch(SQL["running_bulk_replays"], limit=MOST_BULK_REPLAYS)
+        return [BulkReplay(**{**row, "filter": from_text(row["filter"])}) for row in rows]
+
+    async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
+        """Replay the next letters of `bulk`, at most `limit`: how many were looked at, and which were sent.
+
+        Whoever carries the same batch at the same time changes nothing. Less than `limit` looked at: that was all.
+        """
+        letters = await self.database.fetch(
+            SQL["next_of_bulk_replay"],
+            tenant=bulk.tenant,
+            **asdict(bulk.filter),
+            asked_at=bulk.created_at,
+            cursor_at=bulk.cursor_at,
+            cursor_id=bulk.cursor_id,
+            limit=limit,
+        )
+        last = letters[-1] if letters else None
+        rows = await self.database.fetch(
+            SQL["replay_dead_letters"],
+            letters=[row["id"] for row in letters],
+            tenant=bulk.tenant,
+            payload=None,
+            bulk=bulk.id,
+            batch=bulk.batch,
+            cursor_at=last["created_at"] if last else None,
+            cursor_id=last["id"] if last else None,
+            last=len(letters) < limit,
+            note=f"bulk replay: {bulk.id}",
+        )
+        return len(letters), [Replayed(**row) for row in rows]
+
 
 def _reduced(letter: DeadLetter, refusal: RefusedData) -> DeadLetter:
     """`letter` with its names and numbers alone, and a reason that says what was left out."""
@@ -173,48 +302,6 @@ class Place:
     id: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterShelf:
-    """The dead letters of one database, as the person who looks after them sees them."""
-
-    database: Database
-
-    async def page(
-        self, tenant: str, wanted: LetterFilter, state: str | None, behind: Place | None, limit: int
-    ) -> Sequence[Row]:
-        """At most `limit` letters, newest first (columns of `page_of_dead_letters`); `state` None takes every state."""
-        at, letter = (behind.created_at, behind.id) if behind else (None, None)
-        return await self.database.fetch(
-            SQL["page_of_dead_letters"],
-            tenant=tenant,
-            **asdict(wanted),
-            state=state,
-            behind_at=at,
-            behind_id=letter,
-            limit=limit,
-        )
-
-    async def groups(self, tenant: str, wanted: LetterFilter, state: str | None) -> Sequence[Row]:
-        """How many letters there are by type and error class, the `MOST_GROUPS` largest."""
-        return await self.database.fetch(
-            SQL["groups_of_dead_letters"], tenant=tenant, **asdict(wanted), state=state, limit=MOST_GROUPS
-        )
-
-    async def count(self, tenant: str, wanted: LetterFilter, state: str | None) -> int:
-        """How many letters there are."""
-        row = await self.database.fetchrow(SQL["count_dead_letters"], tenant=tenant, **asdict(wanted), state=state)
-        return int(row["letters"]) if row else 0
-
-    async def get(self, tenant: str, letter: UUID) -> Row | None:
-        """Everything about one (columns of `get_dead_letter`), or None."""
-        return await self.database.fetchrow(SQL["get_dead_letter"], id=letter, tenant=tenant)
-
-    async def discard(self, tenant: str, letter: UUID, reason: str) -> bool:
-        """Say that an open letter needs no replay; whether it was open."""
-        row = await self.database.fetchrow(SQL["discard_dead_letter"], id=letter, tenant=tenant, reason=reason)
-        return row is not None
-
-
 MOST_BULK_REPLAYS: Final = 100
 """Bulk replays that are carried at once; others wait for one of them to end."""
 
@@ -244,105 +331,6 @@ class BulkReplay:
     cursor_id: UUID | None
     created_at: datetime
     allowance: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetterReplays:
-    """Replays of one database's dead letters."""
-
-    database: Database
-
-    async def replay(self, tenant: str, letter: UUID, payload: str | None) -> Replayed | None:
-        """Send a letter's task again, with `payload` (JSON text) in place of its own where it is given.
-
-        None: the letter is not open, or its task does not stand dead as the letter tells.
-        """
-        row = await self.database.fetchrow(
-            SQL["replay_dead_letters"],
-            letters=[letter],
-            tenant=tenant,
-            payload=payload,
-            bulk=None,
-            batch=None,
-            cursor_at=None,
-            cursor_id=None,
-            last=False,
-            note="" if payload is None else EDITED,
-        )
-        return Replayed(**row) if row else None
-
-    async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
-        """Make a letter that has no task (any more) into the new task `mended`.
-
-        None: the letter is not open, or it has a task.
-        """
-        row = await self.database.fetchrow(
-            SQL["replay_as_new_task"],
-            letter=letter,
-            tenant=tenant,
-            id=mended.id,
-            type=mended.type,
-            payload=mended.payload,
-            max_attempts=mended.max_attempts,
-            traceparent=mended.traceparent,
-            edited=edited,
-        )
-        return Replayed(**row) if row else None
-
-    async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
-        """Ask for a bulk replay of the open letters that are `wanted`, at `rate` a second: id, matched, status."""
-        row = await self.database.fetchrow(
-            SQL["start_bulk_replay"], id=replay, tenant=tenant, **asdict(wanted), filter=to_text(wanted), rate=rate
-        )
-        assert row is not None
-        return row
-
-    async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
-        """A bulk replay (columns of `get_bulk_replay`), or None."""
-        return await self.database.fetchrow(SQL["get_bulk_replay"], id=replay, tenant=tenant)
-
-    async def outcomes(self, replay: UUID) -> Mapping[str, int]:
-        """How many tasks that it replayed have ended in which state, or are in which."""
-        rows = await self.database.fetch(SQL["bulk_replay_outcomes"], id=replay)
-        return {row["outcome"]: row["letters"] for row in rows}
-
-    async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
-        """Stop a bulk replay at once; whether it was running."""
-        return await self.database.fetchrow(SQL["stop_bulk_replay"], id=replay, tenant=tenant) is not None
-
-    async def running(self) -> Sequence[BulkReplay]:
-        """Bulk replays that are under way, the oldest first."""
-        rows = await self.database.fetch(SQL["running_bulk_replays"], limit=MOST_BULK_REPLAYS)
-        return [BulkReplay(**{**row, "filter": from_text(row["filter"])}) for row in rows]
-
-    async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
-        """Replay the next letters of `bulk`, at most `limit`: how many were looked at, and which were sent.
-
-        Whoever carries the same batch at the same time changes nothing. Less than `limit` looked at: that was all.
-        """
-        letters = await self.database.fetch(
-            SQL["next_of_bulk_replay"],
-            tenant=bulk.tenant,
-            **asdict(bulk.filter),
-            asked_at=bulk.created_at,
-            cursor_at=bulk.cursor_at,
-            cursor_id=bulk.cursor_id,
-            limit=limit,
-        )
-        last = letters[-1] if letters else None
-        rows = await self.database.fetch(
-            SQL["replay_dead_letters"],
-            letters=[row["id"] for row in letters],
-            tenant=bulk.tenant,
-            payload=None,
-            bulk=bulk.id,
-            batch=bulk.batch,
-            cursor_at=last["created_at"] if last else None,
-            cursor_id=last["id"] if last else None,
-            last=len(letters) < limit,
-            note=f"bulk replay: {bulk.id}",
-        )
-        return len(letters), [Replayed(**row) for row in rows]
 
 
 _NAMES: Final = {

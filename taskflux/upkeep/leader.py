@@ -12,7 +12,7 @@ from typing import Final
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.dead_letters import DeadLetterReplays
+from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Receipts
@@ -70,7 +70,7 @@ class Leader:
         self._duties = (
             _Duty(EVERY_TICK, self._expire_tasks),
             _Duty(EVERY_TICK, self._resolve_early_reports),
-            _Duty(EVERY_TICK, BulkReplays(DeadLetterReplays(database)).tick),
+            _Duty(EVERY_TICK, BulkReplays(DeadLetters(database)).tick),
             _Duty(HOURLY, self._keep_house),
         )
         # Whatever takes long goes on beside the ticks, and so does what must not wait for them.

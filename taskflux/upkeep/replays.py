@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Final
 
-from taskflux.store.dead_letters import BulkReplay, DeadLetterReplays
+from taskflux.store.dead_letters import BulkReplay, DeadLetters
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy
 from taskflux.telemetry import metrics, tracing
 
@@ -25,8 +25,8 @@ ROUNDS: Final = 10
 class BulkReplays:
     """Sends as many letters as the rates of the running bulk replays allow."""
 
-    def __init__(self, replays: DeadLetterReplays) -> None:
-        self._replays = replays
+    def __init__(self, letters: DeadLetters) -> None:
+        self._letters = letters
 
     async def tick(self) -> None:
         """Carry every running bulk replay on by what its rate allows now.
@@ -36,7 +36,7 @@ class BulkReplays:
         """
         try:
             for _ in range(ROUNDS):
-                allowed = [bulk for bulk in await self._replays.running() if bulk.allowance > 0]
+                allowed = [bulk for bulk in await self._letters.running_bulk() if bulk.allowance > 0]
                 if not allowed:
                     return
                 for bulk in allowed:
@@ -50,7 +50,7 @@ class BulkReplays:
     async def _carry_on(self, bulk: BulkReplay) -> None:
         limit = min(bulk.allowance, BATCH)
         began = time.time_ns()
-        looked_at, replayed = await self._replays.carry_on(bulk, limit)
+        looked_at, replayed = await self._letters.carry_on(bulk, limit)
         if tracing.on:  # only now it is known whose traces it is about
             with tracing.batch(REPLAY, [letter.traceparent for letter in replayed], began=began):
                 pass

@@ -37,7 +37,7 @@ from taskflux.http.problems import (
 from taskflux.http.queries import letter_cursor, read_letter_query
 from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import LONGEST_REASON
-from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetterReplays, DeadLetterShelf
+from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetters
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry import metrics
@@ -57,15 +57,14 @@ class DeadLetterRoutes:
         topic_prefix: what stands before the topics' names; the topic of a broken record tells its type.
     """
 
-    shelf: DeadLetterShelf
-    replays: DeadLetterReplays
+    letters: DeadLetters
     submissions: Submissions
     topic_prefix: str = ""
 
     async def page(self, request: Request) -> Response:
         """A page of letters, newest first."""
         asked = read_letter_query(request.query_params.multi_items())
-        rows = await self.shelf.page(DEFAULT_TENANT, asked.wanted, asked.state, asked.after, asked.limit + 1)
+        rows = await self.letters.page(DEFAULT_TENANT, asked.wanted, asked.state, asked.after, asked.limit + 1)
         shown = rows[: asked.limit]
         following = letter_cursor(shown[-1], asked) if len(rows) > asked.limit else None
         return json_answer({"items": [letter_item(row) for row in shown], "nextCursor": following})
@@ -73,7 +72,7 @@ class DeadLetterRoutes:
     async def groups(self, request: Request) -> Response:
         """How many letters there are by type and error class."""
         asked = read_letter_query(request.query_params.multi_items(), paged=False)
-        groups = await self.shelf.groups(DEFAULT_TENANT, asked.wanted, asked.state)
+        groups = await self.letters.groups(DEFAULT_TENANT, asked.wanted, asked.state)
         return json_answer({"groups": groups_document(groups)})
 
     async def show(self, request: Request) -> Response:
@@ -93,11 +92,11 @@ class DeadLetterRoutes:
         if letter["task_state"] is not None:
             payload = await edited_payload(letter, repair, self.submissions, client)
             client.check()
-            replayed = await self.replays.replay(DEFAULT_TENANT, letter["id"], payload)
+            replayed = await self.letters.replay(DEFAULT_TENANT, letter["id"], payload)
         else:
             repaired = await new_task(letter, repair, self.submissions, client, self.topic_prefix)
             client.check()
-            replayed = await self.replays.replay_as(DEFAULT_TENANT, letter["id"], repaired, edited=repair.edited)
+            replayed = await self.letters.replay_as(DEFAULT_TENANT, letter["id"], repaired, edited=repair.edited)
         if replayed is None:
             raise _not_open(await self._get(request))
         how = "single" if letter["task_state"] is not None else "mended"
@@ -115,7 +114,7 @@ class DeadLetterRoutes:
         reason = _reason(await self._body(request))
         letter = await self._get(request)
         client_of(request.scope).check()
-        if await self.shelf.discard(DEFAULT_TENANT, letter["id"], reason):
+        if await self.letters.discard(DEFAULT_TENANT, letter["id"], reason):
             log.info("a dead letter was discarded", extra={"letter": str(letter["id"])})
         letter = await self._get(request)
         if letter["state"] != _DISCARDED:
@@ -129,29 +128,29 @@ class DeadLetterRoutes:
         """
         wanted, rate, dry_run = read_bulk(await self._body(request))
         if dry_run:
-            groups = await self.shelf.groups(DEFAULT_TENANT, wanted, OPEN)
+            groups = await self.letters.groups(DEFAULT_TENANT, wanted, OPEN)
             # Of one look, so that the two figures agree while further letters come.
             matched = sum(group["letters"] for group in groups)
             if len(groups) >= MOST_GROUPS:
-                matched = await self.shelf.count(DEFAULT_TENANT, wanted, OPEN)
+                matched = await self.letters.count(DEFAULT_TENANT, wanted, OPEN)
             return json_answer({"matched": matched, "groups": groups_document(groups)})
         client_of(request.scope).check()
-        row = await self.replays.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
+        row = await self.letters.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
         log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
         told = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}
         return json_answer(told, 202, {"Location": f"/dead-letters/replays/{row['id']}"})
 
     async def show_bulk(self, request: Request) -> Response:
         """How far a bulk replay is, and what has become of its tasks."""
-        row = await self.replays.get_bulk(DEFAULT_TENANT, path_id(request, "replay_id", _unknown_replay))
+        row = await self.letters.get_bulk(DEFAULT_TENANT, path_id(request, "replay_id", _unknown_replay))
         if row is None:
             raise _unknown_replay(request.path_params["replay_id"])
-        return json_answer(bulk_document(row, await self.replays.outcomes(row["id"])))
+        return json_answer(bulk_document(row, await self.letters.bulk_outcomes(row["id"])))
 
     async def stop_bulk(self, request: Request) -> Response:
         """Stop a bulk replay: no further letter is sent once this is answered. One that has ended stays as it is."""
         replay = path_id(request, "replay_id", _unknown_replay)
-        if await self.replays.stop_bulk(DEFAULT_TENANT, replay):
+        if await self.letters.stop_bulk(DEFAULT_TENANT, replay):
             log.info("a bulk replay was stopped", extra={"replay": str(replay)})
         return await self.show_bulk(request)
 
@@ -160,7 +159,7 @@ class DeadLetterRoutes:
 
     async def _get(self, request: Request) -> Mapping[str, Any]:
         letter = path_id(request, "letter_id", _unknown_letter)
-        row: Mapping[str, Any] | None = await self.shelf.get(DEFAULT_TENANT, letter)
+        row: Mapping[str, Any] | None = await self.letters.get(DEFAULT_TENANT, letter)
         if row is None:
             raise _unknown_letter(request.path_params["letter_id"])
         return row

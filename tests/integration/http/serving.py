@@ -19,9 +19,9 @@ from taskflux.http.server import serve
 from taskflux.http.submissions import Limits, Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.database import Database
-from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf
+from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.tasks import Decisions, Listing, Tasks, TaskTypes
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
 
@@ -56,8 +56,8 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
     tasks = Tasks(database)
     intake = StoreIntake(tasks, patience)
     submissions = Submissions(intake, TypeRegistry(types), limits)
-    letters = DeadLetterRoutes(DeadLetterShelf(database), DeadLetterReplays(database), submissions)
-    routes = TaskRoutes(tasks, Listing(database), Decisions(database), None)
+    letters = DeadLetterRoutes(DeadLetters(database), submissions)
+    routes = TaskRoutes(tasks, None)
     return create_app(submissions, routes, letters, None, started=lambda: True)
 
 

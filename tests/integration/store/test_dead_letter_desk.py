@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database, Row
-from taskflux.store.dead_letters import DeadLetter, DeadLetterReplays, DeadLetters, DeadLetterShelf, LetterFilter, Place
+from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter, Place
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision
@@ -34,8 +34,7 @@ class Graveyard:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.shelf = DeadLetterShelf(database)
-        self.replays = DeadLetterReplays(database)
+        self.dead_letters = DeadLetters(database)
         self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None, "email"), SOURCE)
 
     async def die(
@@ -60,10 +59,10 @@ class Graveyard:
         decision = succeeded({}) if error is None else died
         await self.claims.settle_all([Settlement(claim.id, claim.version, decision) for claim in claims])
         if error is not None:
-            await DeadLetters(self.database).add([letter_of(claim.id, claim.version) for claim in claims])
+            await self.dead_letters.add([letter_of(claim.id, claim.version) for claim in claims])
 
     async def letters(self, wanted: LetterFilter | None = None, state: str | None = None) -> Sequence[Row]:
-        return await self.shelf.page(T, wanted or LetterFilter(), state, None, 1000)
+        return await self.dead_letters.page(T, wanted or LetterFilter(), state, None, 1000)
 
     async def letter(self, task: UUID) -> Row:
         [row] = [row for row in await self.letters() if row["task_id"] == task and row["state"] == "open"]
@@ -75,12 +74,12 @@ class Graveyard:
         return row
 
     async def bulk(self, wanted: LetterFilter, rate: float = FAST) -> UUID:
-        row = await self.replays.start_bulk(T, uuid7(), wanted, rate)
+        row = await self.dead_letters.start_bulk(T, uuid7(), wanted, rate)
         identifier: UUID = row["id"]
         return identifier
 
     async def bulk_row(self, bulk: UUID) -> Row:
-        row = await self.replays.get_bulk(T, bulk)
+        row = await self.dead_letters.get_bulk(T, bulk)
         assert row is not None
         return row
 
@@ -105,7 +104,7 @@ async def graves(database: Database) -> Graveyard:
 async def test_a_replayed_task_begins_anew_with_what_it_had_achieved(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
-    replayed = await graves.replays.replay(T, letter["id"], '{"to": "y"}')
+    replayed = await graves.dead_letters.replay(T, letter["id"], '{"to": "y"}')
     assert replayed is not None
     assert (replayed.task_id, replayed.type, replayed.error_class) == (task, "email", "Permanent")
     row = await graves.task(task)
@@ -121,19 +120,19 @@ async def test_a_replayed_task_begins_anew_with_what_it_had_achieved(graves: Gra
 async def test_a_letter_is_sent_again_once_however_many_ask(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
-    answers = await asyncio.gather(*(graves.replays.replay(T, letter["id"], None) for _ in range(20)))
+    answers = await asyncio.gather(*(graves.dead_letters.replay(T, letter["id"], None) for _ in range(20)))
     assert sum(answer is not None for answer in answers) == 1
     assert (await graves.task(task))["replays"] == 1
-    assert not await graves.shelf.discard(T, letter["id"], "too late")
+    assert not await graves.dead_letters.discard(T, letter["id"], "too late")
 
 
 async def test_a_discarded_letter_is_not_sent_again(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
-    assert await graves.shelf.discard(T, letter["id"], "a test account")
-    assert not await graves.shelf.discard(T, letter["id"], "another reason")
-    assert await graves.replays.replay(T, letter["id"], None) is None
-    row = await graves.shelf.get(T, letter["id"])
+    assert await graves.dead_letters.discard(T, letter["id"], "a test account")
+    assert not await graves.dead_letters.discard(T, letter["id"], "another reason")
+    assert await graves.dead_letters.replay(T, letter["id"], None) is None
+    row = await graves.dead_letters.get(T, letter["id"])
     assert row is not None
     assert (row["state"], row["discard_reason"], row["task_state"]) == ("discarded", "a test account", "dead")
 
@@ -141,10 +140,10 @@ async def test_a_discarded_letter_is_not_sent_again(graves: Graveyard) -> None:
 async def test_how_a_replay_ended_stands_with_the_letter_that_was_replayed(graves: Graveyard) -> None:
     [task] = await graves.die()
     first = await graves.letter(task)
-    await graves.replays.replay(T, first["id"], None)
+    await graves.dead_letters.replay(T, first["id"], None)
 
     async def outcome(letter: UUID) -> list[str]:
-        row = await graves.shelf.get(T, letter)
+        row = await graves.dead_letters.get(T, letter)
         assert row is not None
         return [entry[2] for entry in row["replays"]]
 
@@ -153,7 +152,7 @@ async def test_how_a_replay_ended_stands_with_the_letter_that_was_replayed(grave
     assert await outcome(first["id"]) == ["dead"]
     second = await graves.letter(task)
     assert second["id"] != first["id"]
-    await graves.replays.replay(T, second["id"], None)
+    await graves.dead_letters.replay(T, second["id"], None)
     await graves.settle([task], 5)
     assert await outcome(first["id"]) == ["dead"]
     assert await outcome(second["id"]) == ["succeeded"]
@@ -161,10 +160,10 @@ async def test_how_a_replay_ended_stands_with_the_letter_that_was_replayed(grave
 
 async def test_a_letter_whose_task_has_moved_on_sends_nothing(graves: Graveyard) -> None:
     [task] = await graves.die()
-    await DeadLetters(graves.database).add([letter_of(task, 1)])  # of a death that is no longer the task's last
+    await graves.dead_letters.add([letter_of(task, 1)])  # of a death that is no longer the task's last
     stale = [row["id"] for row in await graves.letters() if row["reason"] == ""]
     assert len(stale) == 1
-    assert await graves.replays.replay(T, stale[0], None) is None
+    assert await graves.dead_letters.replay(T, stale[0], None) is None
     assert (await graves.task(task))["state"] == "dead"
 
 
@@ -174,7 +173,7 @@ async def test_an_expiry_that_has_passed_does_not_end_a_replay(graves: Graveyard
     [gone] = await graves.die(expires_at=past)
     [waiting] = await graves.die(expires_at=ahead)
     for task in (gone, waiting):
-        await graves.replays.replay(T, (await graves.letter(task))["id"], None)
+        await graves.dead_letters.replay(T, (await graves.letter(task))["id"], None)
     assert (await graves.task(gone))["expires_at"] is None
     assert (await graves.task(waiting))["expires_at"] == ahead
     assert await Publishing(graves.database, 10.0).expire(10) == []
@@ -182,22 +181,22 @@ async def test_an_expiry_that_has_passed_does_not_end_a_replay(graves: Graveyard
 
 async def test_a_late_report_of_the_attempt_before_does_not_end_a_replay(graves: Graveyard) -> None:
     [task] = await graves.die()
-    await graves.replays.replay(T, (await graves.letter(task))["id"], None)
+    await graves.dead_letters.replay(T, (await graves.letter(task))["id"], None)
     [late] = await graves.claims.settle_all([Settlement(task, 2, succeeded({}))])
     assert not late.written
 
 
 async def test_a_record_that_was_mended_becomes_a_task_once(graves: Graveyard) -> None:
     letter = poison()
-    await DeadLetters(graves.database).add([letter])
+    await graves.dead_letters.add([letter])
     mended = [Submission(uuid7(), "email", '{"to": "y"}', 5, traceparent="00-" + "1" * 32) for _ in range(10)]
-    answers = await asyncio.gather(*(graves.replays.replay_as(T, letter.id, each, edited=True) for each in mended))
+    answers = await asyncio.gather(*(graves.dead_letters.replay_as(T, letter.id, each, edited=True) for each in mended))
     [made] = [answer for answer in answers if answer is not None]
     row = await graves.task(made.task_id)
     assert (row["state"], row["payload"], row["max_attempts"]) == ("scheduled", '{"to": "y"}', 5)
     [due] = await Publishing(graves.database, 10.0).take("email", 10)
     assert due.id == made.task_id
-    shown = await graves.shelf.get(T, letter.id)
+    shown = await graves.dead_letters.get(T, letter.id)
     assert shown is not None
     assert [entry[1:3] for entry in shown["replays"]] == [[str(made.task_id), "scheduled"]]
 
@@ -206,7 +205,7 @@ async def test_a_letter_with_a_task_becomes_no_second_one(graves: Graveyard) -> 
     [task] = await graves.die()
     letter = await graves.letter(task)
     other = Submission(uuid7(), "email", "{}", 5)
-    assert await graves.replays.replay_as(T, letter["id"], other, edited=False) is None
+    assert await graves.dead_letters.replay_as(T, letter["id"], other, edited=False) is None
     assert await Tasks(graves.database).get(other.id, T) is None
 
 
@@ -215,13 +214,15 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
     await graves.die(1, "sms", "Expired")
     middle = (await graves.letters())[0]["created_at"] + timedelta(microseconds=1)
     await graves.die(3, "sms")
-    await DeadLetters(graves.database).add([poison("tasks.sms"), poison("other")])
+    await graves.dead_letters.add([poison("tasks.sms"), poison("other")])
 
     async def count(**wanted: object) -> int:
         found = LetterFilter(**wanted)  # type: ignore[arg-type]
         letters = await graves.letters(found)
-        groups = await graves.shelf.groups(T, found, None)
-        assert sum(group["letters"] for group in groups) == len(letters) == await graves.shelf.count(T, found, None)
+        groups = await graves.dead_letters.groups(T, found, None)
+        assert (
+            sum(group["letters"] for group in groups) == len(letters) == await graves.dead_letters.count(T, found, None)
+        )
         return len(letters)
 
     assert await count() == 8
@@ -231,19 +232,19 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
     assert await count(created_after=middle) == 5
     assert await count(origin_topic="tasks.sms") == 1
     assert await count(origin_topic="tasks.dlq") == 6
-    groups = await graves.shelf.groups(T, LetterFilter(), "open")
+    groups = await graves.dead_letters.groups(T, LetterFilter(), "open")
     assert [(group["type"], group["error_class"], group["letters"]) for group in groups][:2] == [
         ("sms", "Permanent", 3),
         ("email", "Permanent", 2),
     ]
-    assert await graves.shelf.count("another", LetterFilter(), None) == 0
+    assert await graves.dead_letters.count("another", LetterFilter(), None) == 0
 
 
 async def test_pages_hold_every_letter_once(graves: Graveyard) -> None:
     await graves.die(25)  # one statement stores them, so that all have the same time
     seen: list[UUID] = []
     behind: Place | None = None
-    while rows := await graves.shelf.page(T, LetterFilter(), "open", behind, 7):
+    while rows := await graves.dead_letters.page(T, LetterFilter(), "open", behind, 7):
         seen += [row["id"] for row in rows]
         behind = Place(rows[-1]["created_at"], rows[-1]["id"])
     assert len(seen) == len(set(seen)) == 25
@@ -253,9 +254,9 @@ async def test_pages_hold_every_letter_once(graves: Graveyard) -> None:
 async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(graves: Graveyard) -> None:
     tasks = await graves.die(40)
     others = await graves.die(5, "sms")
-    await DeadLetters(graves.database).add([poison()])
+    await graves.dead_letters.add([poison()])
     bulk = await graves.bulk(LetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC), error_class="Permanent"))
-    carrier = BulkReplays(graves.replays)
+    carrier = BulkReplays(graves.dead_letters)
     later = await graves.die(3)
 
     async def finished() -> bool:
@@ -269,17 +270,17 @@ async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(grave
     assert {(await graves.task(task))["state"] for task in later} == {"dead"}
     await graves.settle(tasks[:10], 3)
     await graves.settle(tasks[10:14], 3, error="Permanent")
-    assert await graves.replays.outcomes(bulk) == {"succeeded": 10, "dead": 4, "scheduled": 31}
+    assert await graves.dead_letters.bulk_outcomes(bulk) == {"succeeded": 10, "dead": 4, "scheduled": 31}
     assert (await graves.letters(state="replayed"))[0]["replays"][0][3] == str(bulk)
 
 
 async def test_a_bulk_replay_skips_records_that_were_no_task_and_tasks_that_moved_on(graves: Graveyard) -> None:
     [task] = await graves.die()
-    await DeadLetters(graves.database).add([poison(), letter_of(task, 1)])
+    await graves.dead_letters.add([poison(), letter_of(task, 1)])
     bulk = await graves.bulk(LetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC)))
 
     async def finished() -> bool:
-        await BulkReplays(graves.replays).tick()
+        await BulkReplays(graves.dead_letters).tick()
         return bool((await graves.bulk_row(bulk))["status"] == "finished")
 
     await eventually(finished, "the bulk replay ends")
@@ -293,11 +294,11 @@ async def test_two_who_carry_the_same_batch_send_each_letter_once(graves: Gravey
     bulk = await graves.bulk(LetterFilter(type="email"))
 
     async def allowed() -> bool:
-        return any(each.allowance >= 100 for each in await graves.replays.running())
+        return any(each.allowance >= 100 for each in await graves.dead_letters.running_bulk())
 
     await eventually(allowed, "the bulk replay may send a hundred")
-    [current] = await graves.replays.running()
-    answers = await asyncio.gather(*(graves.replays.carry_on(current, 50) for _ in range(6)))
+    [current] = await graves.dead_letters.running_bulk()
+    answers = await asyncio.gather(*(graves.dead_letters.carry_on(current, 50) for _ in range(6)))
     assert sorted(len(sent) for _, sent in answers) == [0, 0, 0, 0, 0, 50]
     row = await graves.bulk_row(bulk)
     assert (row["replayed"], row["status"]) == (50, "running")
@@ -310,7 +311,7 @@ async def test_a_bulk_replay_keeps_to_its_rate_whoever_carries_it(graves: Gravey
     started = (await graves.bulk_row(bulk))["created_at"]
 
     async def thirty() -> bool:
-        await asyncio.gather(*(BulkReplays(graves.replays).tick() for _ in range(3)))
+        await asyncio.gather(*(BulkReplays(graves.dead_letters).tick() for _ in range(3)))
         return bool((await graves.bulk_row(bulk))["replayed"] >= 30)
 
     await eventually(thirty, "the bulk replay has sent thirty")
@@ -324,19 +325,19 @@ async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from
     first = await graves.bulk(LetterFilter(type="email"), rate=30.0)
 
     async def some() -> bool:
-        await BulkReplays(graves.replays).tick()
+        await BulkReplays(graves.dead_letters).tick()
         return bool((await graves.bulk_row(first))["replayed"] >= 10)
 
     await eventually(some, "the bulk replay has sent some")
-    assert await graves.replays.stop_bulk(T, first)
-    assert not await graves.replays.stop_bulk(T, first)
+    assert await graves.dead_letters.stop_bulk(T, first)
+    assert not await graves.dead_letters.stop_bulk(T, first)
     sent = (await graves.bulk_row(first))["replayed"]
-    await BulkReplays(graves.replays).tick()
+    await BulkReplays(graves.dead_letters).tick()
     assert (await graves.bulk_row(first))["replayed"] == sent
     second = await graves.bulk(LetterFilter(type="email"))
 
     async def finished() -> bool:
-        await BulkReplays(graves.replays).tick()
+        await BulkReplays(graves.dead_letters).tick()
         return bool((await graves.bulk_row(second))["status"] == "finished")
 
     await eventually(finished, "the bulk replay ends")
@@ -348,7 +349,7 @@ async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from
 async def test_a_bulk_replay_of_nothing_is_finished_at_once(graves: Graveyard) -> None:
     bulk = await graves.bulk(LetterFilter(type="nobody"))
     assert (await graves.bulk_row(bulk))["status"] == "finished"
-    assert await graves.replays.running() == []
+    assert await graves.dead_letters.running_bulk() == []
 
 
 async def test_the_filter_of_a_bulk_replay_is_read_back_as_it_was_given(graves: Graveyard) -> None:
@@ -356,5 +357,5 @@ async def test_the_filter_of_a_bulk_replay_is_read_back_as_it_was_given(graves: 
     at = datetime(2000, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     wanted = LetterFilter("email", "Permanent", at, at + timedelta(days=9999), "tasks.dlq")
     await graves.bulk(wanted)
-    [running] = await graves.replays.running()
+    [running] = await graves.dead_letters.running_bulk()
     assert running.filter == wanted

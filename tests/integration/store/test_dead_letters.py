@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from taskflux.http.queries import read_letter_query
 from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY, LONGEST_KEY
 from taskflux.store.database import LONGEST_INDEXED
-from taskflux.store.dead_letters import DeadLetter, DeadLetterShelf
+from taskflux.store.dead_letters import DeadLetter
 from taskflux.stream.envelope import DeadTask, Record, encode
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
@@ -150,10 +150,9 @@ async def test_a_class_or_a_topic_longer_than_an_index_takes_is_cut_and_the_whol
     assert len(stored) == 2
     cut = next(each for each in stored.values() if each != "NotJson")
     assert (len(cut), cut[:-1], cut[-1]) == (255, error_class[:254], "…")
-    shelf = DeadLetterShelf(scene.database)
     for query in (("errorClass", error_class), ("originTopic", topic), ("errorClass", cut)):
         wanted = read_letter_query([query]).wanted
-        (row,) = await shelf.page("default", wanted, "open", None, 10)
+        (row,) = await scene.dead_letters.page("default", wanted, "open", None, 10)
         assert (row["error_class"], row["reason"]) == (cut, "because")
 
 

@@ -12,7 +12,7 @@ from taskflux.http.tasks import parse_timeline
 from taskflux.store.claims import Settlement
 from taskflux.store.database import NOTE_LENGTH, Database
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.store.tasks import Decisions, Resolution, TaskTypes
+from taskflux.store.tasks import Resolution, Tasks, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.submission import TaskType
 from tests.integration.store.rows import DIED, DONE, HELD, end, sql, state_of, submit, worker
@@ -37,8 +37,8 @@ async def test_a_cancelled_task_is_due_no_more_and_its_record_is_not_claimable(d
     [waiting, published] = await submit(database, 2)
     await Publishing(database, 10.0).confirm([Confirmation(published, 1, UUID(int=7), 0, 0)])
     for task in (waiting, published):
-        assert await Decisions(database).cancel(task, "default", "not wanted any more")
-        assert not await Decisions(database).cancel(task, "default")
+        assert await Tasks(database).cancel(task, "default", "not wanted any more")
+        assert not await Tasks(database).cancel(task, "default")
     assert await due(database) == []
     claims = await worker(database)
     assert await claims.claim("simulated", {waiting: 1, published: 1}) == []
@@ -56,7 +56,7 @@ async def test_what_runs_or_has_ended_is_not_cancelled(database: Database) -> No
         await end(database, [task], decision)
     before = [await row_of(database, task) for task in tasks]
     for task in tasks:
-        assert not await Decisions(database).cancel(task, "default")
+        assert not await Tasks(database).cancel(task, "default")
     assert [await row_of(database, task) for task in tasks] == before
 
 
@@ -65,7 +65,7 @@ async def test_of_a_cancel_and_a_claim_at_once_one_wins(database: Database) -> N
     claims = await worker(database)
     answers = await asyncio.gather(
         *(claims.claim("simulated", {task: 1}) for task in tasks),
-        *(Decisions(database).cancel(task, "default") for task in tasks),
+        *(Tasks(database).cancel(task, "default") for task in tasks),
     )
     for task, claimed, cancelled in zip(tasks, answers[:40], answers[40:], strict=True):
         assert bool(claimed) != cancelled
@@ -75,13 +75,13 @@ async def test_of_a_cancel_and_a_claim_at_once_one_wins(database: Database) -> N
 async def test_another_tenant_decides_nothing(database: Database) -> None:
     [task] = await submit(database)
     uncertain = await held(database)
-    assert not await Decisions(database).cancel(task, "another")
-    assert not await Decisions(database).resolve(uncertain, "another", Resolution.SUCCEEDED)
+    assert not await Tasks(database).cancel(task, "another")
+    assert not await Tasks(database).resolve(uncertain, "another", Resolution.SUCCEEDED)
 
 
 async def test_a_task_resolved_as_succeeded_has_succeeded(database: Database) -> None:
     task = await held(database)
-    assert await Decisions(database).resolve(task, "default", Resolution.SUCCEEDED, "the customer\nhas it | really")
+    assert await Tasks(database).resolve(task, "default", Resolution.SUCCEEDED, "the customer\nhas it | really")
     row = await row_of(database, task)
     assert (row["state"], row["error_class"], row["error_reason"]) == ("succeeded", None, None)
     entry = parse_timeline(row["timeline"])[-1]
@@ -91,8 +91,8 @@ async def test_a_task_resolved_as_succeeded_has_succeeded(database: Database) ->
 
 async def test_a_task_resolved_as_dead_is_owed_to_the_dead_letters_with_its_error_class(database: Database) -> None:
     quiet, told = await held(database), await held(database)
-    assert await Decisions(database).resolve(quiet, "default", Resolution.DEAD)
-    assert await Decisions(database).resolve(told, "default", Resolution.DEAD, "it was never sent\x00 " + "x" * 500)
+    assert await Tasks(database).resolve(quiet, "default", Resolution.DEAD)
+    assert await Tasks(database).resolve(told, "default", Resolution.DEAD, "it was never sent\x00 " + "x" * 500)
     row = await row_of(database, quiet)
     assert (row["state"], row["error_class"], row["error_reason"]) == ("dead", "Ambiguous", "perhaps")
     assert (quiet, True, row["version"]) in await due(database)
@@ -107,7 +107,7 @@ async def test_a_task_resolved_as_resend_is_due_now_and_runs_though_its_attempts
 ) -> None:
     task = await held(database, max_attempts=1)
     await sql(database, "UPDATE tasks SET expires_at = now() - interval '1 minute' WHERE id = $1", task)
-    assert await Decisions(database).resolve(task, "default", Resolution.RESEND)
+    assert await Tasks(database).resolve(task, "default", Resolution.RESEND)
     [taken] = await Publishing(database, 10.0).take("simulated", 10)
     [claim] = await (await worker(database)).claim("simulated", {task: taken.version})
     assert (claim.attempt, claim.max_attempts, claim.expired) == (1, 1, False)
@@ -120,8 +120,8 @@ async def test_a_lost_worker_may_still_report_on_a_task_that_waits_to_be_sent_ag
     held = {claim.id: claim for claim in await claims.claim("simulated", dict.fromkeys(tasks, 1))}
     await claims.end()
     await Upkeep(database).sweep(10, 100.0)
-    await Decisions(database).resolve(tasks[0], "default", Resolution.RESEND)
-    await Decisions(database).resolve(tasks[1], "default", Resolution.DEAD)
+    await Tasks(database).resolve(tasks[0], "default", Resolution.RESEND)
+    await Tasks(database).resolve(tasks[1], "default", Resolution.DEAD)
     settled = await claims.settle_all([Settlement(task, held[task].version, DONE) for task in tasks])
     assert [each.written for each in settled] == [True, False]
     assert [await state_of(database, task) for task in tasks] == ["succeeded", "dead"]
@@ -134,13 +134,13 @@ async def test_only_an_uncertain_task_is_resolved(decision: Any, database: Datab
         await end(database, [task], decision)
     before = await row_of(database, task)
     for resolution in Resolution:
-        assert not await Decisions(database).resolve(task, "default", resolution)
+        assert not await Tasks(database).resolve(task, "default", resolution)
     assert await row_of(database, task) == before
 
 
 async def test_of_many_resolutions_at_once_one_is_written(database: Database) -> None:
     task = await held(database)
     answers = await asyncio.gather(
-        *(Decisions(database).resolve(task, "default", resolution) for resolution in [*Resolution] * 5)
+        *(Tasks(database).resolve(task, "default", resolution) for resolution in [*Resolution] * 5)
     )
     assert sum(answers) == 1

@@ -13,7 +13,7 @@ from taskflux.store import tasks as listing
 from taskflux.store.claims import Settlement
 from taskflux.store.database import Database
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.store.tasks import Decisions, Listing, Resolution, TaskFilter, TaskTypes
+from taskflux.store.tasks import Resolution, TaskFilter, Tasks, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import TaskType
@@ -27,7 +27,7 @@ async def listed(database: Database, wanted: TaskFilter, limit: int = 50) -> lis
     found: list[UUID] = []
     after: UUID | None = None
     while True:
-        page = await Listing(database).page("default", wanted, limit, after)
+        page = await Tasks(database).page("default", wanted, limit, after)
         assert len(page.rows) <= limit
         found += [row["id"] for row in page.rows]
         if page.after is None:
@@ -49,7 +49,7 @@ async def one_of_each_state(database: Database) -> dict[State, list[UUID]]:
     await end(database, tasks[State.DEAD], DIED)
     await end(database, tasks[State.UNCERTAIN], HELD)
     for task in tasks[State.CANCELLED]:
-        assert await Decisions(database).cancel(task, "default")
+        assert await Tasks(database).cancel(task, "default")
     return tasks
 
 
@@ -66,15 +66,15 @@ async def test_another_tenant_sees_nothing(database: Database) -> None:
     await one_of_each_state(database)
     await submit(database, key="k")
     for wanted in (TaskFilter(), TaskFilter(key="k"), *(TaskFilter(state) for state in State)):
-        page = await Listing(database).page("another", wanted, 50)
+        page = await Tasks(database).page("another", wanted, 50)
         assert (page.rows, page.after) == ([], None)
 
 
 async def test_a_list_goes_on_where_a_page_ended_though_tasks_are_added(database: Database) -> None:
     first = await submit(database, 5)
-    page = await Listing(database).page("default", TaskFilter(), 3)
+    page = await Tasks(database).page("default", TaskFilter(), 3)
     await submit(database, 5)
-    rest = await Listing(database).page("default", TaskFilter(), 3, page.after)
+    rest = await Tasks(database).page("default", TaskFilter(), 3, page.after)
     assert [row["id"] for row in (*page.rows, *rest.rows)] == newest_first(first)
 
 
@@ -136,7 +136,7 @@ async def test_a_call_looks_at_a_bounded_number_of_rows_and_says_where_it_has_co
     monkeypatch.setattr(listing, "LOOK_CLOSELY", 4)
     wanted = await submit(database, 2, type="email", key="k", metadata='{"a":1}')
     others = await submit(database, 25, key="k")
-    page = await Listing(database).page("default", TaskFilter(type="email"), 50)
+    page = await Tasks(database).page("default", TaskFilter(type="email"), 50)
     assert (page.rows, page.after) == ([], newest_first(others)[9])
     for each in (TaskFilter(type="email"), TaskFilter(metadata={"a": "1"}), TaskFilter(type="email", key="k")):
         assert await listed(database, each) == newest_first(wanted)
@@ -171,7 +171,7 @@ async def test_parked_follows_every_transition_that_parks_or_frees(database: Dat
     assert await parked(database) == {expiring: "dead"}
     [held] = await submit(database)
     await end(database, [held], HELD)
-    await Decisions(database).resolve(held, "default", Resolution.DEAD)
+    await Tasks(database).resolve(held, "default", Resolution.DEAD)
     assert await parked(database) == {expiring: "dead", held: "dead"}
 
 

@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux import Receipt, Task, handler
 from taskflux.cli.deployments import load
-from taskflux.store.dead_letters import DeadLetterShelf, LetterFilter
+from taskflux.store.dead_letters import DeadLetters, LetterFilter
 from taskflux.store.tasks import SQL, Adoptee, Tasks, TaskTypes
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
@@ -64,11 +64,11 @@ class Elsewhere:
 
     async def letter(self, value: bytes) -> Any:
         """The dead letter that holds these bytes."""
-        shelf = DeadLetterShelf(self.stack.database)
+        table = DeadLetters(self.stack.database)
 
         async def there() -> Any:
-            letters = await shelf.page("default", LetterFilter(), None, None, 1000)
-            full = [await shelf.get("default", each["id"]) for each in letters if each["task_id"] is None]
+            letters = await table.page("default", LetterFilter(), None, None, 1000)
+            full = [await table.get("default", each["id"]) for each in letters if each["task_id"] is None]
             return next((each for each in full if each is not None and each["record_value"] == value), None)
 
         return await eventually(there, "the record is a dead letter")

@@ -19,11 +19,9 @@ from taskflux.telemetry import instruments, metrics
 from tests.unit.http.stores import (
     NOW,
     Clock,
-    MemoryDecisions,
     MemoryIntake,
     MemoryLetters,
-    MemoryListing,
-    MemoryReader,
+    MemoryTasks,
     Source,
 )
 
@@ -40,20 +38,18 @@ class Fixture:
     def __init__(self, limits: Limits | None = None) -> None:
         self.source = Source()
         self.intake = MemoryIntake()
-        self.reader = MemoryReader()
+        self.tasks = MemoryTasks()
         self._before = counted(metrics.SUBMITTED), counted(metrics.REPLAYED)
         self.ready = True
         self.clock = Clock()
         self.registry = TypeRegistry(self.source, clock=self.clock, sleep=self.clock.sleep)
-        self.listing = MemoryListing()
-        self.decisions = MemoryDecisions(self.reader.rows)
         self.letters = MemoryLetters()
         self.limits = limits or Limits(max_body_bytes=10_000, max_item_bytes=1_000)
         submissions = Submissions(self.intake, self.registry, self.limits, now=lambda: NOW)
         self.app: Starlette = create_app(
             submissions,
-            TaskRoutes(self.reader, self.listing, self.decisions, None),
-            DeadLetterRoutes(self.letters, self.letters.replays, submissions, "shop-"),
+            TaskRoutes(self.tasks, None),
+            DeadLetterRoutes(self.letters, submissions, "shop-"),
             None,
             started=lambda: self.ready,
             exposition=self._metrics,

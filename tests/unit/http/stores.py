@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from taskflux.store.dead_letters import DeadLetterReplays, DeadLetterShelf, LetterFilter, Place, Replayed, to_text
+from taskflux.store.dead_letters import DeadLetters, LetterFilter, Place, Replayed, to_text
 from taskflux.store.errors import StoreError
-from taskflux.store.tasks import Decisions, Listing, Page, Resolution, TaskFilter, Tasks, TaskTypes
+from taskflux.store.tasks import Page, Resolution, TaskFilter, Tasks, TaskTypes
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
 
@@ -126,41 +126,24 @@ class MemoryIntake(Intake):
         return accepted
 
 
-class MemoryReader(Tasks):
-    __setattr__ = object.__setattr__  # the real one is frozen
+class MemoryTasks(Tasks):
+    """Rows as the test has put them here, moved as the states allow; the list answers with `page_`."""
 
     def __init__(self) -> None:
-        self.rows: dict[UUID, Mapping[str, Any]] = {}
+        self.rows: dict[UUID, Any] = {}
         self.trouble: StoreError | None = None
+        self.page_ = Page([], None)
+        self.asked: list[tuple[TaskFilter, int, UUID | None]] = []
+        self.reasons: list[str | None] = []
 
     async def get(self, task: UUID, tenant: str) -> Mapping[str, Any] | None:
         if self.trouble is not None:
             raise self.trouble
         return self.rows.get(task)
 
-
-class MemoryListing(Listing):
-    """Answers with what the test has put here, and remembers what it was asked."""
-
-    __setattr__ = object.__setattr__  # the real one is frozen
-
-    def __init__(self) -> None:
-        self.page_ = Page([], None)
-        self.asked: list[tuple[TaskFilter, int, UUID | None]] = []
-
     async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
         self.asked.append((wanted, limit, after))
         return self.page_
-
-
-class MemoryDecisions(Decisions):
-    """Does what the states allow, on the fixture's rows."""
-
-    __setattr__ = object.__setattr__  # the real one is frozen
-
-    def __init__(self, rows: dict[UUID, Any]) -> None:
-        self.rows = rows
-        self.reasons: list[str | None] = []
 
     async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:
         return self._move(task, ("scheduled", "queued"), "cancelled")
@@ -177,8 +160,8 @@ class MemoryDecisions(Decisions):
         return True
 
 
-class MemoryLetters(DeadLetterShelf):
-    """A shelf and its replays; `last_asked` is what the last page or groups were asked for."""
+class MemoryLetters(DeadLetters):
+    """Letters as the test has put them here; `last_asked` is what the last page or groups were asked for."""
 
     __setattr__ = object.__setattr__  # the real one is frozen
 
@@ -189,9 +172,8 @@ class MemoryLetters(DeadLetterShelf):
         self.made: list[tuple[Submission, bool]] = []
         self.bulk: dict[UUID, Row] = {}
         self.moved_on = False
-        self.replays = MemoryReplays(self)
 
-    def add(self, row: Row) -> UUID:
+    def put(self, row: Row) -> UUID:
         identifier: UUID = row["id"]
         self.rows[identifier] = row
         return identifier
@@ -226,40 +208,33 @@ class MemoryLetters(DeadLetterShelf):
         row.update(state="discarded", discarded_at=NOW, discard_reason=reason)
         return True
 
-
-class MemoryReplays(DeadLetterReplays):
-    __setattr__ = object.__setattr__  # the real one is frozen
-
-    def __init__(self, letters: MemoryLetters) -> None:
-        self.letters = letters
-
     async def replay(self, tenant: str, letter: UUID, payload: str | None) -> Replayed | None:
-        if self.letters.moved_on:
+        if self.moved_on:
             return None
-        row = self.letters.rows[letter]
-        self.letters.sent.append((letter, payload))
+        row = self.rows[letter]
+        self.sent.append((letter, payload))
         return self._replayed(row, row["task_id"], row["type"])
 
     async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
-        self.letters.made.append((mended, edited))
-        return self._replayed(self.letters.rows[letter], mended.id, mended.type)
+        self.made.append((mended, edited))
+        return self._replayed(self.rows[letter], mended.id, mended.type)
 
     async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
-        counts = {"matched": len(self.letters.rows), "replayed": 0, "skipped": 0, "status": "running"}
+        counts = {"matched": len(self.rows), "replayed": 0, "skipped": 0, "status": "running"}
         times = {"created_at": NOW, "updated_at": NOW + timedelta(seconds=1)}
-        self.letters.bulk[replay] = {"id": replay, "filter": to_text(wanted), "rate": rate, **counts, **times}
-        return self.letters.bulk[replay]
+        self.bulk[replay] = {"id": replay, "filter": to_text(wanted), "rate": rate, **counts, **times}
+        return self.bulk[replay]
 
     async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
-        return self.letters.bulk.get(replay)
+        return self.bulk.get(replay)
 
-    async def outcomes(self, replay: UUID) -> Mapping[str, int]:
+    async def bulk_outcomes(self, replay: UUID) -> Mapping[str, int]:
         return {"succeeded": 2, "dead": 1}
 
     async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
-        if replay not in self.letters.bulk or self.letters.bulk[replay]["status"] != "running":
+        if replay not in self.bulk or self.bulk[replay]["status"] != "running":
             return False
-        self.letters.bulk[replay]["status"] = "stopped"
+        self.bulk[replay]["status"] = "stopped"
         return True
 
     def _replayed(self, row: Row, task: UUID, task_type: str) -> Replayed:

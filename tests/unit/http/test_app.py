@@ -11,7 +11,7 @@ from tests.unit.http.stores import ID, row
 
 
 async def test_a_task_is_read_by_its_id(http: Fixture) -> None:
-    http.reader.rows[ID] = row(state="running", attempts=1)
+    http.tasks.rows[ID] = row(state="running", attempts=1)
     response = await http.client.get(f"/tasks/{ID}")
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert response.json()["status"] == "running"
@@ -24,7 +24,7 @@ async def test_an_unknown_id_is_a_404(name: str, http: Fixture) -> None:
 
 
 async def test_a_store_that_is_away_is_a_503_to_readers_too(http: Fixture) -> None:
-    http.reader.trouble = StoreUnavailable("away")
+    http.tasks.trouble = StoreUnavailable("away")
     response = await http.client.get(f"/tasks/{ID}")
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     problem(response)

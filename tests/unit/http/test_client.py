@@ -171,13 +171,13 @@ async def test_a_fault_in_one_item_leaves_the_others_their_answers(
 async def test_nothing_is_decided_for_a_client_that_has_gone(
     method: str, path: str, body: dict[str, Any], http: Fixture
 ) -> None:
-    http.reader.rows[ID] = row(state="uncertain" if method == "POST" else "scheduled")
-    state = http.reader.rows[ID]["state"]
-    found = http.letters.add(letter())
+    http.tasks.rows[ID] = row(state="uncertain" if method == "POST" else "scheduled")
+    state = http.tasks.rows[ID]["state"]
+    found = http.letters.put(letter())
     asking = Asking(http, method, path.format(letter=found), json.dumps(body).encode())
     asking.client.leave()
     await asyncio.wait_for(asking.task, 10)
-    assert http.reader.rows[ID]["state"] == state
+    assert http.tasks.rows[ID]["state"] == state
     assert http.letters.rows[found]["state"] == "open"
     assert http.letters.bulk == {}
 

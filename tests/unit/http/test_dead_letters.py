@@ -25,7 +25,7 @@ MENDED = {"to": "bob@example.org", "subject": "hi"}
 
 async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_it(http: Fixture) -> None:
     row = letter(replays=[[AT, "a-task", "succeeded", "a-bulk"], [AT, "a-task", "running", None]], state="replayed")
-    http.letters.add(row)
+    http.letters.put(row)
     response = await http.client.get("/dead-letters")
     assert response.status_code == 200
     assert response.json() == {
@@ -58,7 +58,7 @@ async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_i
 
 async def test_pages_follow_each_other_by_their_cursor(http: Fixture) -> None:
     for n in range(5):
-        http.letters.add(letter(created_at=NOW + timedelta(microseconds=n // 2)))
+        http.letters.put(letter(created_at=NOW + timedelta(microseconds=n // 2)))
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
@@ -73,7 +73,7 @@ async def test_pages_follow_each_other_by_their_cursor(http: Fixture) -> None:
 @pytest.mark.parametrize("other", [{"state": "all"}, {"taskType": "sms"}, {}])
 async def test_a_cursor_is_refused_with_other_filters_than_its_own(http: Fixture, other: dict[str, str]) -> None:
     for _ in range(2):
-        http.letters.add(letter())
+        http.letters.put(letter())
     query = {"limit": "1", "taskType": "email"}
     cursor = (await http.client.get("/dead-letters", params=query)).json()["nextCursor"]
     assert (await http.client.get("/dead-letters", params=query | {"cursor": cursor, "limit": "9"})).is_success
@@ -142,7 +142,7 @@ async def test_a_query_that_cannot_be_taken_is_named(http: Fixture, query: str, 
 
 
 async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline(http: Fixture) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     document = (await http.client.get(f"/dead-letters/{name}")).json()
     assert document["payload"] == {"to": "ada@example.org", "subject": "hi"}
     assert document["traceId"] == "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -152,7 +152,7 @@ async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline
 
 async def test_the_bytes_of_a_record_are_shown_so_that_they_do_no_harm(http: Fixture) -> None:
     headers = json.dumps([["a", "aGk="], ["b", None], ["a", "/w=="]])
-    name = http.letters.add(poison(record_key=b"\xff\x00", record_value=b'{"x": "\xc3\xa4"\n', record_headers=headers))
+    name = http.letters.put(poison(record_key=b"\xff\x00", record_value=b'{"x": "\xc3\xa4"\n', record_headers=headers))
     document = (await http.client.get(f"/dead-letters/{name}")).json()
     assert document["record"] == {
         "key": {"encoding": "base64", "data": "/wA="},
@@ -184,7 +184,7 @@ async def test_a_letter_that_nobody_knows_is_a_404(http: Fixture, name: str) -> 
 
 async def test_a_letter_is_sent_again_as_it_was(http: Fixture) -> None:
     row = letter()
-    name = http.letters.add(row)
+    name = http.letters.put(row)
     response = await http.client.post(f"/dead-letters/{name}/replay")
     assert response.status_code == 202
     assert response.json() == {"deadLetterId": str(name), "taskId": str(row["task_id"]), "status": "scheduled"}
@@ -195,7 +195,7 @@ async def test_a_letter_is_sent_again_as_it_was(http: Fixture) -> None:
 
 async def test_a_second_replay_is_told_what_the_first_became(http: Fixture) -> None:
     row = letter()
-    name = http.letters.add(row)
+    name = http.letters.put(row)
     await http.replay(name)
     document = problem(await http.replay(name, payload=MENDED))
     assert (document["status"], document["type"]) == (409, "/problems/already-replayed")
@@ -205,7 +205,7 @@ async def test_a_second_replay_is_told_what_the_first_became(http: Fixture) -> N
 
 
 async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: Fixture) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     refused = await http.replay(name, payload={"to": 7, "colour": "red"})
     assert refused.status_code == 422
     assert set(bad_fields(refused)) == {"payload.to", "payload.colour", "payload.subject"}
@@ -217,13 +217,13 @@ async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: Fixt
 
 
 async def test_a_payload_of_a_type_that_nobody_registered_cannot_be_checked(http: Fixture) -> None:
-    name = http.letters.add(letter(type="gone"))
+    name = http.letters.put(letter(type="gone"))
     assert problem(await http.replay(name, payload={}))["type"] == "/problems/unknown-task-type"
     assert (await http.replay(name)).status_code == 202
 
 
 async def test_a_letter_whose_task_moved_on_is_told_so(http: Fixture) -> None:
-    name = http.letters.add(letter(task_state="succeeded"))
+    name = http.letters.put(letter(task_state="succeeded"))
     http.letters.moved_on = True
     document = problem(await http.replay(name))
     assert (document["status"], document["type"]) == (409, "/problems/task-moved-on")
@@ -242,7 +242,7 @@ async def test_a_letter_whose_task_moved_on_is_told_so(http: Fixture) -> None:
     ],
 )
 async def test_a_mending_that_makes_no_sense_is_refused(http: Fixture, body: dict[str, Any], fields: set[str]) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     response = await http.replay(name, **body)
     assert response.status_code == 422
     assert set(bad_fields(response)) == fields
@@ -250,7 +250,7 @@ async def test_a_mending_that_makes_no_sense_is_refused(http: Fixture, body: dic
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'"x"'])
 async def test_a_body_that_is_no_object_is_a_400(http: Fixture, body: bytes) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     headers = {"content-type": "application/json"}
     for path in (f"{name}/replay", f"{name}/discard", "replay"):
         response = await http.client.post(f"/dead-letters/{path}", content=body, headers=headers)
@@ -259,15 +259,15 @@ async def test_a_body_that_is_no_object_is_a_400(http: Fixture, body: bytes) -> 
 
 
 async def test_a_broken_record_needs_a_mending(http: Fixture) -> None:
-    name = http.letters.add(poison())
+    name = http.letters.put(poison())
     assert "payload" in bad_fields(await http.replay(name))
-    elsewhere = http.letters.add(poison(origin=json.dumps({"topic": "task-topic"})))
+    elsewhere = http.letters.put(poison(origin=json.dumps({"topic": "task-topic"})))
     assert "taskType" in bad_fields(await http.replay(elsewhere, payload=MENDED))
     assert http.letters.made == []
 
 
 async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(http: Fixture) -> None:
-    name = http.letters.add(poison())
+    name = http.letters.put(poison())
     response = await http.replay(name, payload=MENDED)
     [(made, edited)] = http.letters.made
     assert response.status_code == 202
@@ -275,13 +275,13 @@ async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(
     assert (made.type, json.loads(made.payload), made.max_attempts, edited) == ("email", MENDED, 6, True)
     assert http.replayed == {("NotJson", "mended"): 1}
     assert problem(await http.replay(name, payload=MENDED))["taskId"] == str(made.id)
-    other = http.letters.add(poison())
+    other = http.letters.put(poison())
     await http.replay(other, payload="x", taskType="simulated")
     assert http.letters.made[1][0].type == "simulated"
 
 
 async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None:
-    name = http.letters.add(poison())
+    name = http.letters.put(poison())
     for value, message in (
         ("{", "still no task"),
         ('{"taskType": "email"}', "still no task"),
@@ -302,7 +302,7 @@ async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None
 
 
 async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: Fixture) -> None:
-    name = http.letters.add(letter(task_state=None, timeline=None))
+    name = http.letters.put(letter(task_state=None, timeline=None))
     assert (await http.client.get(f"/dead-letters/{name}")).json()["timeline"] == []
     assert (await http.replay(name)).status_code == 202
     [(made, edited)] = http.letters.made
@@ -311,7 +311,7 @@ async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: Fixture) 
 
 
 async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: Fixture) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     first = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": " a test account "})
     assert first.status_code == 200
     assert (first.json()["state"], first.json()["discarded"]) == (
@@ -325,7 +325,7 @@ async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: Fixture) -
 
 
 async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: Fixture) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     await http.replay(name)
     response = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": "x"})
     assert problem(response)["type"] == "/problems/already-replayed"
@@ -333,7 +333,7 @@ async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: Fixture) -
 
 @pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " "}, {"reason": 7}, {"reason": "x" * 1001}])
 async def test_a_discard_without_a_reason_is_refused(http: Fixture, body: dict[str, Any]) -> None:
-    name = http.letters.add(letter())
+    name = http.letters.put(letter())
     response = await http.client.post(f"/dead-letters/{name}/discard", json=body)
     assert response.status_code == 422
     assert "1 to 1000" in bad_fields(response)["reason"]
@@ -368,7 +368,7 @@ async def test_a_bulk_replay_that_cannot_be_taken_is_named(http: Fixture, body: 
 
 
 async def test_a_dry_run_counts_and_sends_nothing(http: Fixture) -> None:
-    http.letters.add(letter())
+    http.letters.put(letter())
     response = await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}, "dryRun": True})
     group = {"taskType": "email", "errorClass": "Permanent", "count": 1, "oldest": AT, "newest": AT}
     assert (response.status_code, response.json()) == (200, {"matched": 1, "groups": [group]})
@@ -376,7 +376,7 @@ async def test_a_dry_run_counts_and_sends_nothing(http: Fixture) -> None:
 
 
 async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: Fixture) -> None:
-    http.letters.add(letter())
+    http.letters.put(letter())
     body = {"filter": {"taskType": "email", "createdBefore": "2030-01-02T00:00:00Z"}, "rate": 5}
     started = await http.client.post("/dead-letters/replay", json=body)
     name = UUID(started.json()["replayId"])
@@ -415,8 +415,8 @@ async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: Fixture, name: str
 
 async def test_no_log_line_holds_what_a_letter_holds(http: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "taskflux"):
-        await http.replay(http.letters.add(letter()), payload=MENDED)
-        await http.client.post(f"/dead-letters/{http.letters.add(letter())}/discard", json={"reason": "ada left"})
+        await http.replay(http.letters.put(letter()), payload=MENDED)
+        await http.client.post(f"/dead-letters/{http.letters.put(letter())}/discard", json={"reason": "ada left"})
         await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}})
     assert [record.message for record in caplog.records if record.name.startswith("taskflux.http.dead_letters")] == [
         "a dead letter was sent again",

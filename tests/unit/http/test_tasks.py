@@ -71,7 +71,7 @@ def test_any_stored_text_can_be_shown(payload: str) -> None:
 
 
 async def test_a_page_shows_tasks_without_payload_and_timeline(http: Fixture) -> None:
-    http.listing.page_ = Page([row(state="dead", error_class="Permanent", error_reason="never", key="k")], None)
+    http.tasks.page_ = Page([row(state="dead", error_class="Permanent", error_reason="never", key="k")], None)
     response = await http.client.get("/tasks")
     assert response.status_code == 200
     [item] = response.json()["items"]
@@ -79,11 +79,11 @@ async def test_a_page_shows_tasks_without_payload_and_timeline(http: Fixture) ->
     assert (item["taskId"], item["status"], item["key"]) == (str(ID), "dead", "k")
     assert item["error"] == {"class": "Permanent", "reason": "never"}
     assert not {"payload", "timeline"} & item.keys()
-    assert http.listing.asked == [(TaskFilter(), 50, None)]
+    assert http.tasks.asked == [(TaskFilter(), 50, None)]
 
 
 async def test_filters_limit_and_cursor_reach_the_store(http: Fixture) -> None:
-    http.listing.page_ = Page([], ID)
+    http.tasks.page_ = Page([], ID)
     query = {
         "status": "uncertain",
         "taskType": "sms",
@@ -106,12 +106,12 @@ async def test_filters_limit_and_cursor_reach_the_store(http: Fixture) -> None:
         "customer 7",
         {"order": "17", "": ""},
     )
-    assert http.listing.asked == [(wanted, 200, None), (wanted, 7, ID)]
+    assert http.tasks.asked == [(wanted, 200, None), (wanted, 7, ID)]
 
 
 async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> None:
     assert (await http.client.get("/tasks?createdAfter=2030-01-01T02:00:00+02:00")).status_code == 200
-    [(wanted, _, _)] = http.listing.asked
+    [(wanted, _, _)] = http.tasks.asked
     assert wanted.created_from == datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -141,7 +141,7 @@ async def test_a_parameter_that_cannot_be_taken_is_named(query: str, field: str,
     response = await http.client.get(f"/tasks?{query}")
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert message in bad_fields(response)[field]
-    assert http.listing.asked == []
+    assert http.tasks.asked == []
 
 
 @pytest.mark.parametrize("query", ["createdAfter=0001-01-01T00:00:00Z", "createdBefore=9999-12-31T23:59:59Z"])
@@ -182,7 +182,7 @@ async def test_everything_that_is_wrong_with_a_query_is_named_at_once(http: Fixt
 
 @pytest.mark.parametrize("state", ["scheduled", "queued", "cancelled"])
 async def test_a_waiting_task_is_cancelled_however_often_that_is_asked(state: str, http: Fixture) -> None:
-    http.reader.rows[ID] = row(state=state)
+    http.tasks.rows[ID] = row(state=state)
     for _ in range(2):
         response = await http.client.delete(f"/tasks/{ID}")
         assert (response.status_code, response.json()["status"]) == (200, "cancelled")
@@ -194,20 +194,20 @@ async def test_a_waiting_task_is_cancelled_however_often_that_is_asked(state: st
     [("running", "worker"), ("succeeded", "already"), ("dead", "dead letter"), ("uncertain", "resolve it")],
 )
 async def test_a_task_that_runs_or_has_ended_is_not_cancelled(state: str, hint: str, http: Fixture) -> None:
-    http.reader.rows[ID] = row(state=state)
+    http.tasks.rows[ID] = row(state=state)
     response = await http.client.delete(f"/tasks/{ID}")
     document = problem(response)
     assert (response.status_code, document["type"], document["taskStatus"]) == (409, "/problems/wrong-state", state)
     assert hint in document["detail"]
-    assert http.reader.rows[ID]["state"] == state
+    assert http.tasks.rows[ID]["state"] == state
 
 
 @pytest.mark.parametrize(("outcome", "state"), [("succeeded", "succeeded"), ("resend", "scheduled"), ("dead", "dead")])
 async def test_an_uncertain_task_is_resolved(outcome: str, state: str, http: Fixture) -> None:
-    http.reader.rows[ID] = row(state="uncertain")
+    http.tasks.rows[ID] = row(state="uncertain")
     response = await http.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome, "reason": " he said so "})
     assert (response.status_code, response.json()["status"]) == (200, state)
-    assert http.decisions.reasons == ["he said so"]
+    assert http.tasks.reasons == ["he said so"]
     response = await http.client.post(f"/tasks/{ID}/resolve", json={"outcome": outcome})
     assert (response.status_code, problem(response)["taskStatus"]) == (409, state)
 
@@ -224,11 +224,11 @@ async def test_an_uncertain_task_is_resolved(outcome: str, state: str, http: Fix
     ],
 )
 async def test_a_decision_that_is_none_is_refused_by_its_fields(body: object, fields: set[str], http: Fixture) -> None:
-    http.reader.rows[ID] = row(state="uncertain")
+    http.tasks.rows[ID] = row(state="uncertain")
     response = await http.client.post(f"/tasks/{ID}/resolve", json=body)
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-resolution")
     assert bad_fields(response).keys() == fields
-    assert http.reader.rows[ID]["state"] == "uncertain"
+    assert http.tasks.rows[ID]["state"] == "uncertain"
 
 
 async def test_a_decision_comes_as_a_json_object(http: Fixture) -> None:
