@@ -54,7 +54,6 @@ from taskflux.http.problems import (
     INTERNAL,
     INVALID_TASK,
     MALFORMED_JSON,
-    NOT_BEGUN,
     STORE_UNAVAILABLE,
     FieldError,
     Problem,
@@ -431,7 +430,7 @@ class Batch:
             if item is None:
                 raise too_large("the item", self._submissions.limits.max_item_bytes)
             if self._client.late:
-                raise self._client.problem(NOT_BEGUN)
+                raise self._client.not_begun()
             document = parse_json(item)
             return await self._submissions.read(document, self._client, _take_key(document), since=self._looks)
         except Problem as problem:
@@ -441,7 +440,7 @@ class Batch:
         if self._trouble is not None:
             return self._trouble
         if self._client.late:
-            return self._client.problem(NOT_BEGUN)
+            return self._client.not_begun()
         try:
             return await self._submissions.accept(submission, "idempotencyKey")
         except Problem as problem:

@@ -7,13 +7,13 @@ outcome is kept. Between two steps a request asks `check`; what only waits, wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
 
-from taskflux.http.problems import NOT_BEGUN, Kind, Problem
+from taskflux.http.problems import NOT_BEGUN, REQUEST_TIMEOUT, Kind, Problem
 
 _NAME: Final = "taskflux.client"
 
@@ -26,7 +26,7 @@ class Client:
     def __init__(self) -> None:
         self.gone = False
         """Whether it has disconnected."""
-        self._late: str | None = None
+        self._late: tuple[str, Kind] | None = None
         self._waits: list[_Wait] = []
 
     @property
@@ -40,12 +40,17 @@ class Client:
         for wait in self._waits:
             wait.end()
 
-    def expire(self, why: str) -> None:
-        """The request's time is up, `why` says by what rule: what waits for something new to begin ends."""
+    def expire(self, why: str, kind: Kind = REQUEST_TIMEOUT) -> None:
+        """The request's time is up: nothing more of it is read, and what waits to begin something ends.
+
+        Args:
+            why: by what rule, in a sentence.
+            kind: the problem of what has not been read.
+        """
         if self._late is None:
-            self._late = why
+            self._late = why, kind
             for wait in self._waits:
-                if wait.kind is not None:
+                if not wait.only_gone:
                     wait.end()
 
     def check(self) -> None:
@@ -59,38 +64,51 @@ class Client:
 
     def until_gone(self) -> _Wait:
         """A context that ends with ClientDisconnect once it has disconnected."""
-        return _Wait(self, None)
+        return _Wait(self, self.not_begun, only_gone=True)
 
-    def until_late(self, kind: Kind = NOT_BEGUN) -> _Wait:
-        """The same; it ends with a problem of this kind, too, once the request's time is up."""
-        return _Wait(self, kind)
+    def until_late(self) -> _Wait:
+        """The same, for what is to begin; it ends with the problem `not_begun`, too, once the request's time is up."""
+        return _Wait(self, self.not_begun)
 
-    def problem(self, kind: Kind) -> Problem:
-        """What a client whose time is up is told."""
-        return Problem(kind, self._late or "", headers={"Retry-After": "1"}, extra={"retryAfter": 1})
+    def until_arrived(self) -> _Wait:
+        """The same, for what is to be read; its problem says why the rest is not."""
+        return _Wait(self, self._not_read)
+
+    def not_begun(self) -> Problem:
+        """What the client is told of what was not begun when the request's time was up."""
+        return self._problem(NOT_BEGUN)
+
+    def _not_read(self) -> Problem:
+        return self._problem(self._late[1] if self._late else REQUEST_TIMEOUT)
+
+    def _problem(self, kind: Kind) -> Problem:
+        why = self._late[0] if self._late else ""
+        if kind.status not in (408, 503):
+            return Problem(kind, why)
+        return Problem(kind, why, headers={"Retry-After": "1"}, extra={"retryAfter": 1})
 
 
 class _Wait:
     """An `asyncio.Timeout` that its client sets off."""
 
-    __slots__ = ("_client", "_timeout", "kind")
+    __slots__ = ("_client", "_problem", "_timeout", "only_gone")
 
-    def __init__(self, client: Client, kind: Kind | None) -> None:
+    def __init__(self, client: Client, problem: Callable[[], Problem], *, only_gone: bool = False) -> None:
         self._client = client
+        self._problem = problem
         self._timeout = asyncio.timeout(None)
-        self.kind = kind
+        self.only_gone = only_gone
 
     def end(self) -> None:
         if not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def __aenter__(self) -> None:
-        client = self._client
-        client.check()
-        if self.kind is not None and client.late:
-            raise client.problem(self.kind)
+        self._client.check()
+        if self._client.late and not self.only_gone:
+            raise self._problem()
         await self._timeout.__aenter__()
-        client._waits.append(self)
+        self._client._waits.append(self)
 
     async def __aexit__(
         self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -100,8 +118,7 @@ class _Wait:
             await self._timeout.__aexit__(error, value, trace)
         except TimeoutError:
             self._client.check()
-            assert self.kind is not None
-            raise self._client.problem(self.kind) from None
+            raise self._problem() from None
 
 
 def introduce(client: Client, scope: MutableMapping[str, Any]) -> None:

@@ -1,37 +1,89 @@
-"""The connections of a server: each request's client leaves with its connection, and has only so much time."""
+"""The connections of a server, and what it demands of its clients: heads of a bounded size, and progress.
+
+A client that is silent, slow to send or slow to read is cut, and told why where the protocol lets us, as a problem:
+400, 408, 414, 431. When there are too many connections, the one that has waited longest makes room: of those that have
+asked nothing first, then of those whose bodies are still arriving. What is being answered is left alone.
+
+uvicorn bounds none of this for httptools: of its own limits, `h11_max_incomplete_event_size` holds for h11 alone, and
+`limit_concurrency` lets whoever came first lock out all others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum, auto
+from http import HTTPStatus
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from taskflux.http.bodies import to_json
 from taskflux.http.client import Client, introduce
+from taskflux.http.problems import (
+    BAD_REQUEST,
+    HEAD_TOO_LARGE,
+    PROBLEM,
+    REQUEST_TIMEOUT,
+    TARGET_TOO_LONG,
+    TOO_MANY_CONNECTIONS,
+    Problem,
+)
+from taskflux.telemetry import metrics
 
 LOOK_EVERY: Final = 1.0
 """Most seconds between two looks at all connections."""
+MOST_PIPELINED: Final = 64
+"""Requests that a client may send without waiting for their answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a server waits for its clients, in seconds.
+class Demands:
+    """What a server demands of its clients, in seconds and bytes.
 
-    `request`: from a request's head until nothing new is begun for it.
+    `request` is how long a request may take from its head until nothing new is begun for it, `head` how long its head
+    may take. `idle` is how long a connection is kept between two requests: longer than load balancers keep theirs
+    (60 s), or they would send requests into connections that we are closing.
+
+    A body, and the reading of an answer, may stall for `stall` in all, and one second longer for each `least_rate` of
+    bytes that have come through. `linger` is how long a client that is refused may go on sending before it is cut off:
+    were it cut off at once, it could not read why.
     """
 
     request: float = 60.0
+    head: float = 10.0
+    idle: float = 75.0
+    stall: float = 10.0
+    linger: float = 2.0
+    least_rate: int = 1024
+    connections: int = 1000
+    head_bytes: int = 32 * 1024
+    header_fields: int = 100
+    target_bytes: int = 8 * 1024
+
+
+class _Place(Enum):
+    """What a connection is doing."""
+
+    ENDING = auto()  # it was refused, and may read why
+    WAITING = auto()  # for a request
+    RECEIVING = auto()  # a request's body
+    ANSWERING = auto()
+
+
+_EVICTED: Final = (_Place.ENDING, _Place.WAITING, _Place.RECEIVING)
 
 
 class Connections:
-    """All connections of one server, and the times that they have to keep."""
+    """All connections of one server, those of a kind in the order in which they became so."""
 
-    def __init__(self, patience: Patience) -> None:
-        self.patience = patience
-        self._all: set[Connection] = set()
+    def __init__(self, demands: Demands) -> None:
+        self.demands = demands
+        self._count = 0
+        self._by_place: dict[_Place, dict[Connection, None]] = {place: {} for place in _Place}
         self._last_call = float("inf")
+        metrics.HTTP_CUT.zeros()
 
     def protocol(self) -> type[HttpToolsProtocol]:
         """The protocol of these connections, for uvicorn's `http`."""
@@ -42,10 +94,34 @@ class Connections:
         return Ours
 
     def add(self, connection: Connection) -> None:
-        self._all.add(connection)
+        """Take in a new connection; if there are too many, another one makes room, or it is refused."""
+        most, refusal = self.demands.connections, None
+        while self._count >= most:
+            evicted = next((other for place in _EVICTED for other in self._by_place[place]), None)
+            if evicted is None:
+                detail = f"all {most:,} connections have a request that is being answered"
+                refusal = Problem(TOO_MANY_CONNECTIONS, detail, headers={"Retry-After": "1"})
+                break
+            at_once = evicted.place is not _Place.RECEIVING
+            evicted.make_room()
+            if not at_once:
+                break
+        self._count += 1
+        self._by_place[connection.place][connection] = None
+        if refusal is not None:
+            connection.refuse(refusal)
+
+    def move(self, connection: Connection, place: _Place) -> None:
+        """Note what it is doing now, unless it is being closed."""
+        if connection in self._by_place[connection.place]:
+            del self._by_place[connection.place][connection]
+            self._by_place[place][connection] = None
+            connection.place = place
 
     def remove(self, connection: Connection) -> None:
-        self._all.discard(connection)
+        """It is closed, or is being closed."""
+        if self._by_place[connection.place].pop(connection, self) is None:
+            self._count -= 1
 
     def last_call(self, seconds: float) -> None:
         """Every request has so many seconds left at most, also those that come from now on."""
@@ -53,13 +129,17 @@ class Connections:
 
     async def watch(self) -> None:
         """Look after all connections until cancelled."""
-        every = min(LOOK_EVERY, self.patience.request / 4)
+        demands = self.demands
+        shortest = min(demands.request, demands.head, demands.idle, demands.stall, demands.linger)
         loop = asyncio.get_running_loop()
+        looked = loop.time()
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(min(LOOK_EVERY, shortest / 4))
             now = loop.time()
-            for connection in list(self._all):
-                connection.look(now, self._last_call)
+            for place in _Place:
+                for connection in list(self._by_place[place]):
+                    connection.look(now, now - looked, self._last_call)
+            looked = now
 
 
 @dataclass(slots=True)
@@ -70,47 +150,232 @@ class _Asked:
     since: float
 
 
+class _Refused(Exception):
+    """Ends the parsing; why is in the connection."""
+
+
 class Connection(HttpToolsProtocol):
-    """One connection. Requests that a client sends without waiting for answers are answered one after the other."""
+    """One connection; the event loop, the parser and uvicorn call its methods.
+
+    Requests that a client sends without waiting for answers (pipelined) are answered one after the other.
+    """
 
     owner: Connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; called by the event loop, as the other methods are by it or by uvicorn."""
+        """A client has connected."""
         super().connection_made(transport)
+        self.place = _Place.WAITING
         self._asked: deque[_Asked] = deque()
+        self._fault: Problem | None = None  # what is wrong with what is being parsed
+        self._refusal: Problem | None = None
+        self._deaf = False  # nothing more is read, and the connection ends when all is answered
+        self._cut_at: float | None = None
+        self._free_since = self.loop.time()  # without a request to answer
+        self._head_since: float | None = None
+        self._fed = 0  # bytes that came while a head is incomplete
+        self._in_head = True
+        self._received = 0  # bytes of the body
+        self._stalled = 0.0  # seconds that it was waited for
+        self._unsent = 0  # bytes of answers at the last look
+        self._read = 0  # bytes that the client has taken since answers pile up
+        self._unread_for = 0.0
         self.owner.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has disconnected, or was."""
+        """It is closed, by the client or by us."""
         self.owner.remove(self)
         super().connection_lost(exc)
         for asked in self._asked:
             asked.client.leave()
         self._asked.clear()
 
+    # What is received -------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, unless the connection is ending."""
+        if self._deaf:
+            return
+        if self._in_head and self._head_since is None:  # blank lines before a head count, too
+            self._head_since = self.loop.time()
+        self._fed += len(data)
+        super().data_received(data)
+        if self._in_head and self._fed > self.owner.demands.head_bytes:
+            self.refuse(_head_too_large(self.owner.demands))
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._fields = self._size = 0
+        if self._head_since is None:
+            self._head_since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        self._size += len(url)
+        if self._size > self.owner.demands.target_bytes:
+            most = self.owner.demands.target_bytes
+            self._stop(Problem(TARGET_TOO_LONG, f"the request's target is longer than {most:,} bytes"))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer behind a body: that one is counted, and nobody reads it."""
+        self._fields += 1
+        self._size += len(name) + len(value) + 4
+        demands = self.owner.demands
+        if self._fields > demands.header_fields or self._size > demands.head_bytes:
+            self._stop(_head_too_large(demands))
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """A request begins."""
+        if len(self._asked) >= MOST_PIPELINED:
+            self._stop(Problem(BAD_REQUEST, f"more than {MOST_PIPELINED} requests wait for their answers"))
         client = Client()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         introduce(client, scope)
-        self._asked.append(_Asked(client, self.loop.time()))
         super().on_headers_complete()
+        self._in_head, self._head_since = False, None
+        self._received, self._stalled = 0, 0.0
+        self._asked.append(_Asked(client, self.loop.time()))
+        self.owner.move(self, _Place.RECEIVING)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._received += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has arrived whole."""
+        self._in_head, self._fed = True, 0
+        self.owner.move(self, _Place.ANSWERING if self._asked else _Place.WAITING)
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What has come is not HTTP, or was refused while it was parsed. The parser cannot go on."""
+        why = self._fault or Problem(BAD_REQUEST, "this is not HTTP (RFC 9112)")
+        if self._in_head:
+            self.refuse(why)
+            return
+        if self._asked:  # whoever takes its body answers, and learns from this that no more of it comes
+            self._asked[-1].client.expire(why.detail, why.kind)
+        self.refuse(None)
+
+    # What is answered -------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         """A request is answered; the next one's turn has come."""
         if self._asked:
             self._asked.popleft()
+        self._free_since = self.loop.time()
         if self._asked:
-            self._asked[0].since = self.loop.time()
+            self._asked[0].since = self._free_since
+        else:
+            self.owner.move(self, _Place.WAITING)
         super().on_response_complete()
+        if self._deaf and not self._asked:
+            self._end()
 
-    def look(self, now: float, last_call: float) -> None:
-        """Tell the client whose time is up."""
-        if not self._asked:
-            return
-        asked, longest = self._asked[0], self.owner.patience.request
-        if now >= asked.since + longest:
-            asked.client.expire(f"the request took longer than {longest:g} s")
-        elif now >= last_call:
+    def resume_writing(self) -> None:
+        """The client has taken most of what waited for it."""
+        self._read, self._unread_for = 0, 0.0
+        super().resume_writing()
+
+    # What is demanded -------------------------------------------------------------------------------------------------
+
+    def look(self, now: float, passed: float, last_call: float) -> None:
+        """See to it that the client does what is demanded; `passed` are the seconds since the last look."""
+        demands = self.owner.demands
+        if self._reads_too_slowly(passed):
+            self._cut("slow-reader")
+        elif self._unsent and not self._asked:
+            self._free_since = now  # it is still being answered
+        elif self._cut_at is not None:
+            if now >= self._cut_at:
+                self.owner.remove(self)
+                self.transport.abort()
+        elif self._asked:
+            self._look_at_request(now, passed, last_call)
+        elif not self._in_head:  # its answer did not wait for the whole body
+            if now - self._free_since > demands.linger:
+                self.refuse(None)
+        elif self._head_since is not None:
+            if now - max(self._head_since, self._free_since) > demands.head:
+                self.refuse(Problem(REQUEST_TIMEOUT, f"the head of the request took longer than {demands.head:g} s"))
+        elif now - self._free_since > (demands.head if self.cycle is None else demands.idle):
+            self._cut("idle")
+
+    def _look_at_request(self, now: float, passed: float, last_call: float) -> None:
+        demands, asked = self.owner.demands, self._asked[0]
+        if now >= last_call:
             asked.client.expire("this process ends, and another one takes its place")
+        if now - asked.since > demands.request:
+            asked.client.expire(f"the request took longer than {demands.request:g} s")
+        if self.place is _Place.RECEIVING and len(self._asked) == 1 and not self.flow.read_paused:
+            self._stalled += passed
+            if self._stalled > demands.stall + self._received / demands.least_rate:
+                asked.client.expire(f"its body came at less than {demands.least_rate:,} bytes a second")
+
+    def _reads_too_slowly(self, passed: float) -> bool:
+        demands, unsent = self.owner.demands, self.transport.get_write_buffer_size()
+        if not unsent:
+            self._unsent, self._read, self._unread_for = 0, 0, 0.0
+            return False
+        self._read += max(0, self._unsent - unsent)
+        self._unsent = unsent
+        self._unread_for += passed
+        return self._unread_for > demands.stall + self._read / demands.least_rate
+
+    def make_room(self) -> None:
+        """Another connection needs the place."""
+        if self.place is _Place.RECEIVING:  # whoever takes the body answers what belongs to it
+            self._asked[-1].client.expire("others need this connection", TOO_MANY_CONNECTIONS)
+            self.owner.move(self, _Place.ANSWERING)
+            self.refuse(None)
+        else:
+            self._cut("too-many")
+
+    def refuse(self, why: Problem | None) -> None:
+        """Read nothing more, and end with this answer, if any, behind those that are under way."""
+        if self._deaf:
+            return
+        self._deaf, self._refusal = True, why
+        if why is not None:
+            metrics.HTTP_CUT.labels(why.kind.slug).inc()
+        if not self._asked:
+            self._end()
+
+    def _stop(self, why: Problem) -> None:
+        self._fault = why
+        raise _Refused
+
+    def _end(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._refusal is not None:
+            self.transport.write(_answer(self._refusal))
+        # The client may be sending still. What it sends is dropped for a while: closed at once, the connection would be
+        # reset, and what it was told might never be read.
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._cut_at = self.loop.time() + self.owner.demands.linger
+        self.owner.move(self, _Place.ENDING)
+
+    def _cut(self, why: str) -> None:
+        metrics.HTTP_CUT.labels(why).inc()
+        self.owner.remove(self)
+        self.transport.abort()
+
+
+def _head_too_large(demands: Demands) -> Problem:
+    most = f"{demands.header_fields} fields and {demands.head_bytes:,} bytes"
+    return Problem(HEAD_TOO_LARGE, f"the head of the request is larger than is taken here: {most}")
+
+
+def _answer(problem: Problem) -> bytes:
+    body = to_json(problem.document())
+    status = HTTPStatus(problem.status)
+    headers = {"Content-Type": PROBLEM, "Content-Length": str(len(body)), "Connection": "close", **problem.headers}
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

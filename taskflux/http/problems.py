@@ -49,6 +49,7 @@ ALREADY_DISCARDED: Final = _kind("already-discarded", 409, "The dead letter was 
 WRONG_STATE: Final = _kind("wrong-state", 409, "The task's state does not allow this")
 TASK_MOVED_ON: Final = _kind("task-moved-on", 409, "The task does not stand as the dead letter tells")
 TOO_LARGE: Final = _kind("too-large", 413, "The body is too large")
+TARGET_TOO_LONG: Final = _kind("target-too-long", 414, "The request's target is too long")
 UNSUPPORTED_MEDIA_TYPE: Final = _kind("unsupported-media-type", 415, "The body's content type is not accepted here")
 INVALID_TASK: Final = _kind("invalid-task", 422, "The task is not valid")
 UNKNOWN_TASK_TYPE: Final = _kind("unknown-task-type", 422, "No worker has registered this task type")
@@ -61,12 +62,14 @@ EMPTY_FILTER: Final = _kind("empty-filter", 422, "The filter is empty")
 INVALID_NOTIFICATION: Final = _kind("invalid-notification", 422, "The notification is not valid")
 DELIVERY_REFUSED: Final = _kind("delivery-refused", 422, "The message can never be delivered")
 REFUSED_DATA: Final = _kind("refused-data", 422, "The store refuses a value of the task")
+HEAD_TOO_LARGE: Final = _kind("head-too-large", 431, "The request's head is too large")
 INTERNAL: Final = _kind("internal", 500, "TaskFlux failed")
 PROVIDER_UNAVAILABLE: Final = _kind("provider-unavailable", 502, "The provider is away")
 PROVIDER_MISCONFIGURED: Final = _kind("provider-misconfigured", 502, "The provider refuses this deployment")
 DELIVERY_DEFERRED: Final = _kind("delivery-deferred", 503, "The message is to be sent later")
 STORE_UNAVAILABLE: Final = _kind("store-unavailable", 503, "The store cannot be reached")
 NOT_STARTED: Final = _kind("not-started", 503, "The process has not started yet")
+TOO_MANY_CONNECTIONS: Final = _kind("too-many-connections", 503, "There are too many connections")
 NOT_BEGUN: Final = _kind("not-begun", 503, "The request's time was up")
 DELIVERY_UNKNOWN: Final = _kind("delivery-unknown", 504, "The message may have been sent")
 
@@ -251,8 +254,26 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Send less at once: a batch in several, a large file as a link to where it lies.",
         "the body is larger than 33,554,432 bytes, the most that is taken here",
     ),
+    "target-too-long": Explanation(
+        "What stands between the method and the version in the request's first line is longer than 8 KiB.",
+        "Ask for less at once: no call of this API needs so much.",
+        "the request's target is longer than 8,192 bytes",
+    ),
+    "head-too-large": Explanation(
+        "The request's first line and headers are larger than is taken here (`TASKFLUX_HTTP__MAX_HEAD_BYTES`, 100"
+        " fields). Nothing was read of its body.",
+        "Send fewer or shorter headers: look at cookies, and at what proxies add.",
+        "the head of the request is larger than is taken here: 100 fields and 32,768 bytes",
+    ),
+    "too-many-connections": Explanation(
+        "There are more connections than are taken (`TASKFLUX_HTTP__MAX_CONNECTIONS`), and those that wait longest make"
+        " room. Nothing more was read of the request; what is answered as accepted was accepted.",
+        "Try again after `Retry-After` seconds, and keep connections for further requests.",
+        "all 1,000 connections have a request that is being answered",
+    ),
     "request-timeout": Explanation(
-        "The request had not arrived when its time was up (`TASKFLUX_HTTP__REQUEST_SECONDS`). In the answer to a batch,"
+        "The request had not arrived when its time was up: its head (`TASKFLUX_HTTP__HEAD_SECONDS`), or all of it"
+        " (`TASKFLUX_HTTP__REQUEST_SECONDS`), or it came at less than 1,024 bytes a second. In the answer to a batch,"
         " nothing from this item on was read; what stands before it is answered as ever.",
         "Send what is left in a further request: a batch in several, or over a faster connection.",
         "the request took longer than 60 s",

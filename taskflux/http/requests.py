@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskflux.http.client import client_of
-from taskflux.http.problems import REQUEST_TIMEOUT
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.instruments import OTHER
 from taskflux.telemetry.tracing import TRACE, Span
@@ -75,7 +74,7 @@ class Requests:
 
         async def listen() -> Message:
             try:
-                async with client.until_late(REQUEST_TIMEOUT):
+                async with client.until_arrived():
                     message = await receive()
             except ClientDisconnect:
                 return {"type": "http.disconnect"}

@@ -14,17 +14,13 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from taskflux.http.connections import Connections, Patience
+from taskflux.http.connections import Connections, Demands
 from taskflux.http.hosts import KnownHosts
 from taskflux.http.requests import Requests
 from taskflux.telemetry.logs import frames
 from taskflux.worker.hosts import names
 from taskflux.worker.process import Process
 from taskflux.worker.settings import WrongSettings
-
-KEEP_ALIVE: Final = 75
-"""Seconds that an idle connection is kept: longer than load balancers keep theirs (60 s), or they would send
-requests into connections that we are closing."""
 
 BACKLOG: Final = 2048
 
@@ -38,7 +34,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """A listening socket; port 0 takes a free one.
 
     Raises:
         WrongSettings: naming the setting to change.
@@ -65,15 +61,24 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
-    """Serve `app` as a process's settings say, until it drains; see `serve`."""
+    """Serve `app` as a process's settings say, until it drains; see `serve`.
+
+    Raises:
+        WrongSettings: before anything is served.
+    """
     http = process.settings.http
     await serve(
         KnownHosts(app, names(http.allowed_hosts)),
-        http.host,
-        http.port,
+        listen(http.host, http.port),
         draining=process.draining,
         grace=grace,
-        patience=Patience(request=http.request_seconds),
+        demands=Demands(
+            request=http.request_seconds,
+            head=http.head_seconds,
+            idle=http.idle_seconds,
+            connections=http.max_connections,
+            head_bytes=http.max_head_bytes,
+        ),
         linger=http.linger_seconds,
         hurry=process.hurry,
         listening=lambda port: process.started(),
@@ -82,12 +87,11 @@ async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
 
 async def serve(
     app: ASGIApp,
-    host: str,
-    port: int,
+    listener: socket.socket,
     *,
     draining: asyncio.Event,
     grace: float,
-    patience: Patience = Patience(),  # noqa: B008 - it is frozen
+    demands: Demands = Demands(),  # noqa: B008 - it is frozen
     linger: float = 0,
     hurry: asyncio.Event | None = None,
     listening: Callable[[int], None] = lambda port: None,
@@ -95,19 +99,15 @@ async def serve(
     """Serve `app` until `draining` is set; then take no more connections and end what is in flight.
 
     Args:
-        port: 0 takes a free one.
-        patience: how long clients are waited for.
+        listener: see `listen`; it is closed at the end.
+        demands: what clients have to keep to.
         linger: seconds that connections are taken after that all the same: a load balancer learns late that it shall
             send no more, and what it sends until then must not be refused. `hurry` ends it.
         grace: seconds that requests in flight have after that: half of them to begin what belongs to them, and all of
             them to end. Then they are cut off.
         listening: told the port once connections are taken.
-
-    Raises:
-        WrongSettings: before anything is served.
     """
-    sock = listen(host, port)
-    connections = Connections(patience)
+    connections = Connections(demands)
     config = uvicorn.Config(
         Requests(app),
         loop="none",
@@ -115,18 +115,18 @@ async def serve(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # below, it has a line for each request that is not HTTP
         access_log=False,
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=math.ceil(demands.idle),
         timeout_graceful_shutdown=max(1, math.ceil(grace)),
     )
     logging.getLogger("uvicorn.error").addFilter(_without_values)
     server = _Server(config)
-    listening(sock.getsockname()[1])
-    serving = asyncio.create_task(server.serve([sock]))
+    listening(listener.getsockname()[1])
+    serving = asyncio.create_task(server.serve([listener]))
     told = asyncio.create_task(draining.wait())
     watching = asyncio.create_task(connections.watch())
     try:

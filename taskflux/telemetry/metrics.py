@@ -89,6 +89,13 @@ FIRST_REPORTS: Final = Counter(
     Label("state", tuple(each.value for each in State)),
     by="ingest",
 )
+HTTP_REFUSALS: Final = (
+    "bad-request",
+    "head-too-large",
+    "request-timeout",
+    "target-too-long",
+    "too-many-connections",
+)
 HTTP_REQUESTS: Final = Counter(
     "taskflux_http_requests_total",
     "HTTP requests that were answered, probes aside; `aborted`: the caller or the end of the process was faster.",
@@ -104,6 +111,13 @@ HTTP_SECONDS: Final = Histogram(
     Label("route", said="the template of a route, or `(no route)`"),
     buckets=_CALLS,
     exemplars=True,
+    by="ingest, notify",
+)
+HTTP_CUT: Final = Counter(
+    "taskflux_http_cut_total",
+    "Connections that were ended for what their client did or did not do. Those with the slug of a problem"
+    " were answered with it: what came was not HTTP, too large, or too slow.",
+    Label("how", ("idle", "slow-reader", "too-many", *HTTP_REFUSALS)),
     by="ingest, notify",
 )
 HTTP_IN_PROGRESS: Final = Gauge(

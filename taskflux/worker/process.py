@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -30,6 +33,13 @@ from taskflux.worker.hosts import names, refusal
 from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load
 
 PLAIN_TEXT: Final = MappingProxyType({"Content-Type": "text/plain; charset=utf-8"})
+PROBLEM: Final = MappingProxyType({"Content-Type": "application/problem+json"})
+MOST_CONNECTIONS: Final = 64
+"""Threads that answer probes; each has one connection."""
+ANSWER_SECONDS: Final = 10.0
+"""Seconds that a client may take to read an answer."""
+LINGER: Final = 1.0
+"""Seconds for which what a refused client still sends is dropped."""
 HANGS_AFTER: Final = 10.0
 """Seconds without a heartbeat of the loop after which livez fails."""
 
@@ -56,14 +66,12 @@ class ProbeServer:
 
     def __init__(self, settings: HttpSettings, health: Health) -> None:
         try:
-            self._server = _Server((settings.host, settings.port), _Handler)
+            self._server = _Server(settings, health)
         except OSError as error:
             raise WrongSettings(
                 f"TASKFLUX_HTTP__HOST and TASKFLUX_HTTP__PORT: cannot listen on {settings.host}:{settings.port}"
                 f" ({error.strerror or error}): choose another, or 0 for any free port"
             ) from error
-        self._server.health = health
-        self._server.allowed = names(settings.allowed_hosts)
 
     @property
     def port(self) -> int:
@@ -82,12 +90,98 @@ class ProbeServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    health: Health
-    allowed: Sequence[str]
+    request_queue_size = 128
+
+    def __init__(self, settings: HttpSettings, health: Health) -> None:
+        super().__init__((settings.host, settings.port), _Handler)
+        self.settings = settings
+        self.health = health
+        self.allowed = names(settings.allowed_hosts)
+        self._lock = Lock()
+        self._open: dict[Any, None] = {}  # in the order in which they came
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own. When there are too many, the oldest makes room: no flood locks a probe out."""
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > MOST_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread wakes up and ends
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a fault of ours. A client that disconnects is none."""
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, OSError):
+            log.error("%s while answering a probe\n%s", type(error).__name__, logs.frames(error))
+
+
+class _Refused(Exception):
+    """A head that is too large or too slow; the argument is the status of the answer."""
+
+
+class _Head(io.RawIOBase):
+    """What a client sends: so many bytes, and not beyond a time, however slowly they come."""
+
+    def __init__(self, connection: socket.socket, settings: HttpSettings) -> None:
+        self._connection = connection
+        self._ends = time.monotonic() + settings.head_seconds
+        self._left = settings.max_head_bytes
+        self._begun = False
+        self._beyond_target = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            raise _Refused(431 if self._beyond_target else 414)
+        self._connection.settimeout(max(0.001, self._ends - time.monotonic()))
+        try:
+            count = self._connection.recv_into(buffer, min(len(buffer), self._left))
+        except TimeoutError:
+            if self._begun:
+                raise _Refused(408) from None
+            return 0
+        self._begun = True
+        self._left -= count
+        self._beyond_target |= b"\n" in bytes(buffer[:count])
+        return count
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answers one request a connection, as HTTP/1.0 does."""
+
     server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Head(self.connection, self.server.settings))
+        self.requestline = self.request_version = self.command = ""
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except _Refused as refused:
+            self.send_error(refused.args[0])
+            self._linger()
+
+    def _linger(self) -> None:
+        """Drop what the client still sends, for a while: closed at once, it might never read what it was told."""
+        ends = time.monotonic() + LINGER
+        self.connection.shutdown(socket.SHUT_WR)
+        while (left := ends - time.monotonic()) > 0:
+            self.connection.settimeout(left)
+            if not self.connection.recv(65536):
+                return
 
     def do_GET(self) -> None:
         if said := refusal(self.server.allowed, self.headers.get_all("Host", [])):
@@ -111,12 +205,20 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, *packed(*shown(self.headers.get("Accept", "")), self.headers.get("Accept-Encoding", "")))
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str] = PLAIN_TEXT) -> None:
+        self.connection.settimeout(ANSWER_SECONDS)  # for all of it
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """A problem (RFC 9457) instead of a page; what is said never quotes the request."""
+        self.request_version = self.protocol_version  # for HTTP/0.9 it would leave out the status
+        status = HTTPStatus(code)
+        document = {"type": "about:blank", "title": status.phrase, "status": code, "detail": status.description}
+        self._answer(code, json.dumps(document).encode(), PROBLEM)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Probes come every few seconds; nobody reads about them."""

@@ -41,6 +41,28 @@ class HttpSettings(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, and largest item of a batch")] = (
         32 * 1024 * 1024
     )
+    max_head_bytes: Annotated[
+        int, Field(ge=1024, le=1024 * 1024, description="largest head of a request: its first line and all headers")
+    ] = 32 * 1024
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="open connections to ingest and notify; beyond, those that have waited longest for a request"
+            " or for its body make room",
+        ),
+    ] = 1000
+    head_seconds: Annotated[float, Field(gt=0, description="seconds that the head of a request may take to arrive")] = (
+        10.0
+    )
+    idle_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="seconds that ingest and notify keep a connection between two requests; longer than load"
+            " balancers keep theirs (60 s), or those would send requests into connections that are being closed",
+        ),
+    ] = 75.0
     request_seconds: Annotated[
         float,
         Field(

@@ -114,7 +114,14 @@ def _parameter(name: str, place: str, schema: Json, description: str, **more: An
 _PLAIN: Final[Json] = {"type": "string"}
 _LINES: Final = _content({"type": "string"}, media_type="application/x-ndjson")
 _STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
-_BODY: Final = (p.MALFORMED_JSON, p.BAD_REQUEST, p.REQUEST_TIMEOUT, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE)
+_BODY: Final = (
+    p.MALFORMED_JSON,
+    p.BAD_REQUEST,
+    p.REQUEST_TIMEOUT,
+    p.TOO_LARGE,
+    p.UNSUPPORTED_MEDIA_TYPE,
+    p.TOO_MANY_CONNECTIONS,
+)
 _CURSOR: Final = _parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
 _LIMIT: Final = _parameter(
     "limit",

@@ -11,14 +11,14 @@ import argparse
 import asyncio
 import contextlib
 import signal
+import socket
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvicorn
-
+from taskflux.http import server
 from taskflux.local.inbox import web
 from taskflux.local.inbox.mailbox import Mailbox, headers_of
 from taskflux.local.ports import LOOPBACK
@@ -72,14 +72,6 @@ async def _listen(mailbox: Mailbox, port: int) -> asyncio.Server:
     return await loop.create_server(session, LOOPBACK, port)
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn that leaves signals to us."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def serve(
     smtp_port: int | None, http_port: int, file: Path, *, host: str = LOOPBACK, names: Sequence[str] = ()
 ) -> None:
@@ -90,21 +82,13 @@ async def serve(
     """
     with contextlib.closing(Mailbox(file)) as mailbox:
         listener = None if smtp_port is None else await _listen(mailbox, smtp_port)
-        config = uvicorn.Config(
-            web.application(mailbox, names),
-            host=host,
-            port=http_port,
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=2,
-        )
-        server = _Server(config)
+        ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, setattr, server, "should_exit", True)
+            loop.add_signal_handler(number, ended.set)
         try:
-            await server.serve()
+            listening = socket.create_server((host, http_port))
+            await server.serve(web.application(mailbox, names), listening, draining=ended, grace=2.0)
         finally:
             if listener is not None:
                 listener.close()

@@ -12,10 +12,10 @@ import httpx
 from starlette.types import ASGIApp
 
 from taskflux.http.app import create_app
-from taskflux.http.connections import Patience
+from taskflux.http.connections import Demands
 from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
-from taskflux.http.server import serve
+from taskflux.http.server import listen, serve
 from taskflux.http.submissions import Limits, Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.database import Database
@@ -77,7 +77,7 @@ async def served(
     app: ASGIApp,
     grace: float = 5.0,
     linger: float = 0,
-    patience: Patience = Patience(),  # noqa: B008 - it is frozen
+    demands: Demands = Demands(),  # noqa: B008 - it is frozen
 ) -> AsyncIterator[Served]:
     """Serve `app` until the end of the block."""
     draining, hurry = asyncio.Event(), asyncio.Event()
@@ -85,11 +85,10 @@ async def served(
     serving = asyncio.create_task(
         serve(
             app,
-            "127.0.0.1",
-            0,
+            listen("127.0.0.1", 0),
             draining=draining,
             grace=grace,
-            patience=patience,
+            demands=demands,
             linger=linger,
             hurry=hurry,
             listening=port.set_result,

@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from taskflux.http.connections import Patience
+from taskflux.http.connections import Demands
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings
 from taskflux.store.tasks import TaskTypes
@@ -114,7 +114,7 @@ async def test_what_postgresql_is_being_told_stays_told_and_what_waits_behind_it
 
 
 async def test_a_batch_that_stalls_is_answered_when_its_time_is_up(database: Database) -> None:
-    async with served(await application(database), patience=Patience(request=0.4)) as server:
+    async with served(await application(database), demands=Demands(request=0.4)) as server:
         reader, writer = await ask(server.port, "/tasks/batch", b'[{"payload": "1"}, {"payload": "2"}, {"p', length=99)
         answer = await asyncio.wait_for(reader.readuntil(b"]\n"), 10)
         assert answer.startswith(b"HTTP/1.1 202 ")
@@ -142,7 +142,7 @@ async def test_a_drain_answers_what_a_slow_batch_has_brought(database: Database)
 
 
 async def test_a_request_without_an_end_holds_up_no_other(database: Database) -> None:
-    async with served(await application(database), patience=Patience(request=0.4)) as server:
+    async with served(await application(database), demands=Demands(request=0.4)) as server:
         stalled = [await ask(server.port, "/tasks", b"", length=99) for _ in range(100)]
         response: httpx.Response = await server.client.post("/tasks", json={"payload": "x"})
         assert response.status_code == 202

@@ -119,7 +119,7 @@ async def test_a_server_that_is_cancelled_stops_listening() -> None:
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     app = Slow()
     serving = asyncio.create_task(
-        serve(app, "127.0.0.1", 0, draining=asyncio.Event(), grace=1, listening=port.set_result)
+        serve(app, listen("127.0.0.1", 0), draining=asyncio.Event(), grace=1, listening=port.set_result)
     )
     number = await port
     async with httpx.AsyncClient() as client:
