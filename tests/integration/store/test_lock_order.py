@@ -61,10 +61,9 @@ async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behin
 ) -> None:
     scene = unordered
     tasks = sorted(uuid7() for _ in range(COUNT))
-    await scene.tasks.insert([submission(id=task) for task in tasks], 15.0)
-    run = await batch(scene, tasks)
     for task in reversed(tasks):  # so that they lie in the table the other way round
-        await scene.direct.execute("UPDATE tasks SET updated_at = updated_at WHERE id = $1", task)
+        await scene.tasks.insert([submission(id=task)], 15.0)
+    run = await batch(scene, tasks)
     middle = tasks[COUNT // 2]
     async with scene.direct.transaction():
         await scene.direct.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", middle)

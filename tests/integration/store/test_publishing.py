@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -203,6 +204,15 @@ async def test_a_dead_letter_is_owed_until_it_is_confirmed(scene: Scene) -> None
     assert await scene.publishing.take_dead(10) == [letter]
     await scene.publishing.confirm_dead([letter])
     assert await scene.due(claim.id, dead=True) is None
+
+
+async def test_a_late_confirmation_does_not_end_the_dead_letter_of_a_later_death(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.settle(worker, claim, DEAD)
+    (letter,) = await scene.publishing.take_dead(10)
+    await scene.publishing.confirm_dead([replace(letter, version=letter.version - 1)])
+    assert await scene.due(claim.id, dead=True) is not None
 
 
 async def test_two_relays_at_once_never_take_the_same_dead_letter(scene: Scene) -> None:
