@@ -82,7 +82,8 @@ async def test_a_success_in_between_begins_the_count_again(scene: Scene) -> None
     gate = a_gate(scene)
     await failures(gate, OPEN_AFTER - 1)
     await gate.served()
-    await failures(gate, OPEN_AFTER - 1)
+    for number in range(OPEN_AFTER - 1):
+        await gate.failed(UUID(int=100 + number), DOWN)
     assert not gate.open
 
 
