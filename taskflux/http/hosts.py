@@ -25,5 +25,6 @@ class KnownHosts:
         if said is None:
             await self._app(scope, receive, send)
             return
-        problem = Problem(UNKNOWN_HOST, said)
+        # A handler that asks notify by a wrong name is told to hold its tasks until somebody has set this right.
+        problem = Problem(UNKNOWN_HOST, said, extra={"errorClass": "Misconfigured", "reason": said})
         await Response(to_json(problem.document()), problem.status, media_type=PROBLEM)(scope, receive, send)

@@ -17,13 +17,16 @@ taken                 200     ``{"status": "accepted", "result": {…}}``; with 
 
 Every failure is a problem with ``errorClass``, ``reason``, and ``retryAfter`` and ``progress`` where there are any.
 
-The header ``Taskflux-Task-Id`` names the notification: a repeat is not sent but told what became of the first, whatever
-its body. ``Taskflux-Attempt`` counts the caller's tries: a later one than the last is sent again where nobody knows
-what became of that. ``Taskflux-Created-At`` is a mail's Date.
+The header ``Taskflux-Task-Id`` names the notification: a repeat is not sent but told what became of the first. The same
+id with another payload is refused with 422, whatever became of the first. ``Taskflux-Attempt`` counts the caller's
+tries: a later one than the last is sent again where nobody knows what became of that. ``Taskflux-Created-At`` is a
+mail's Date.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -46,6 +49,7 @@ from taskflux.http.problems import (
     DELIVERY_REFUSED,
     DELIVERY_UNKNOWN,
     INVALID_NOTIFICATION,
+    KEY_REUSED,
     PROVIDER_MISCONFIGURED,
     PROVIDER_UNAVAILABLE,
     RETRY_AFTER,
@@ -63,7 +67,7 @@ from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
 from taskflux.telemetry.logs import TASK
-from taskflux.worker.notifier import Notification, Notifier
+from taskflux.worker.notifier import IdReused, Notification, Notifier
 
 P = TypeVar("P")
 
@@ -71,6 +75,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _MOST_ATTEMPTS: Final = 1_000_000
 
 _KINDS: Final[Mapping[type[TaskError], Kind]] = {
+    IdReused: KEY_REUSED,
     Permanent: DELIVERY_REFUSED,
     Transient: DELIVERY_DEFERRED,
     Unavailable: PROVIDER_UNAVAILABLE,
@@ -114,7 +119,12 @@ class Notify(Generic[P]):
             raise _invalid([*errors, FieldError("body", "holds a number beyond the range of a double")]) from None
         if errors:
             raise _invalid(errors)
-        return Notification(payload, name, attempt, created_at, progress or {})
+        return Notification(payload, name, attempt, created_at, progress or {}, self._digest(payload))
+
+    def _digest(self, payload: P) -> bytes:
+        """What a payload means, without what is the same as left out: a later release may know further fields."""
+        document = self._adapter.dump_python(payload, mode="json", by_alias=True, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode("ascii")).digest()
 
 
 def create_notify_app(
@@ -148,14 +158,16 @@ def create_notify_app(
 def delivery_problem(error: TaskError) -> Problem:
     """What a caller is told of a delivery that failed."""
     cause, kind = next((cls, kind) for cls, kind in _KINDS.items() if isinstance(error, cls))
-    extra: dict[str, object] = {"errorClass": cause.__name__, "reason": error.reason}
+    errors = [FieldError(TASK_ID, "stands for another notification")] if cause is IdReused else []
+    known = Permanent if cause is IdReused else cause
+    extra: dict[str, object] = {"errorClass": known.__name__, "reason": error.reason}
     headers = {}
     if isinstance(error, Transient) and error.retry_after is not None:
         extra["retryAfter"] = error.retry_after
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     if error.progress is not None:
         extra["progress"] = dict(error.progress)
-    return Problem(kind, error.reason, headers=headers, extra=extra)
+    return Problem(kind, error.reason, errors, headers=headers, extra=extra)
 
 
 def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | None, int, datetime | None]:

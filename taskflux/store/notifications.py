@@ -40,22 +40,29 @@ class Repeated:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """The id stands for another payload."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notifications:
     """The table that suppresses repeats. Every change compares and sets."""
 
     database: Database
 
-    async def begin(self, name: str, attempt: int) -> Begun | Repeated:
-        """Take the right to send `name`, or learn what became of it.
+    async def begin(self, name: str, attempt: int, digest: bytes = b"") -> Begun | Repeated | Reused:
+        """Take the right to send `name`, whose payload has this digest, or learn what became of it.
 
         Raises:
             StoreError: it is not (surely) begun.
         """
         while True:
-            row = await self.database.fetchrow(SQL["begin_notification"], id=name, attempt=attempt)
+            row = await self.database.fetchrow(SQL["begin_notification"], id=name, attempt=attempt, digest=digest)
             if row is not None:
                 return Begun(row["version"], row["created_at"], _object(row["progress"]))
-            row = await self.database.fetchrow(SQL["get_notification"], id=name)
+            row = await self.database.fetchrow(SQL["get_notification"], id=name, digest=digest)
+            if row is not None and not row["same"]:
+                return Reused()
             if row is not None and row["state"] != NotificationState.FAILED:  # else it has ended in between
                 sent = row["state"] == NotificationState.SENT
                 return Repeated(_object(row["outcome"]) if sent else None, _object(row["progress"]))

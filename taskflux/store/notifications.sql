@@ -2,17 +2,19 @@
 
 -- name: begin_notification
 -- The right to send. A repeat has it only where the attempt before surely sent nothing, or where the caller counts a
--- later attempt: it knows then that the one before may have been sent, and has decided to send again.
-INSERT INTO notifications (id, state, attempt) VALUES (:id, 'begun', :attempt)
+-- later attempt: it knows then that the one before may have been sent, and has decided to send again. Another payload
+-- is no repeat.
+INSERT INTO notifications (id, state, attempt, digest) VALUES (:id, 'begun', :attempt, :digest)
 ON CONFLICT (id) DO UPDATE
 SET state = 'begun', version = notifications.version + 1, attempt = GREATEST(notifications.attempt, :attempt),
-    updated_at = now()
-WHERE notifications.state = 'failed'
-   OR notifications.state IN ('begun', 'unknown') AND notifications.attempt < :attempt
+    digest = :digest, updated_at = now()
+WHERE COALESCE(notifications.digest, :digest) = :digest
+  AND (notifications.state = 'failed'
+       OR notifications.state IN ('begun', 'unknown') AND notifications.attempt < :attempt)
 RETURNING version, progress, created_at;
 
 -- name: get_notification
-SELECT state, outcome, progress FROM notifications WHERE id = :id;
+SELECT state, outcome, progress, COALESCE(digest, :digest) = :digest AS same FROM notifications WHERE id = :id;
 
 -- name: end_notification
 -- What became of the one that began at version :version.

@@ -14,8 +14,8 @@ from uuid_utils.compat import uuid7
 
 from taskflux.providers.smtp_replies import merged
 from taskflux.store.errors import StoreError, until_available
-from taskflux.store.notifications import Begun, Notifications, NotificationState
-from taskflux.tasks.errors import Ambiguous, JsonValue, TaskError, Transient
+from taskflux.store.notifications import Begun, Notifications, NotificationState, Reused
+from taskflux.tasks.errors import Ambiguous, JsonValue, Permanent, TaskError, Transient
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import Limiter
 
@@ -39,7 +39,8 @@ class Notification(Generic[P]):
 
     `id` is its name for it: a repeat is suppressed, and the provider knows every attempt by it. A later `attempt`
     says that the caller knows of the one before, and wants it sent again where nobody knows what became of it.
-    `created_at` is a mail's Date; `progress` what earlier attempts noted.
+    `created_at` is a mail's Date; `progress` what earlier attempts noted. `digest` is of the payload: another one is no
+    repeat.
     """
 
     payload: P
@@ -47,6 +48,16 @@ class Notification(Generic[P]):
     attempt: int = 1
     created_at: datetime | None = None
     progress: Mapping[str, Any] = field(default_factory=dict)
+    digest: bytes = b""
+
+
+class IdReused(Permanent):
+    """The id stands for a notification with another payload: nothing was sent."""
+
+    @property
+    def error_class(self) -> str:
+        """To whoever retries, it is what `Permanent` is."""
+        return Permanent.__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,9 @@ class Notifier(Generic[P]):
             date = notification.created_at or datetime.now(UTC)
             return Delivered(await self._send(_order(notification, str(uuid7()), date, notification.progress)))
         name = f"{self.channel}:{notification.id}"
-        begun = await self._store.begin(name, notification.attempt)
+        begun = await self._store.begin(name, notification.attempt, notification.digest)
+        if isinstance(begun, Reused):
+            raise IdReused("this id stands for a notification with another payload: give a new one an id of its own")
         if isinstance(begun, Begun):
             return Delivered(await self._send_once(name, begun, notification, notification.id))
         if begun.outcome is None:

@@ -554,6 +554,7 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
         (
             *_BODY,
             p.INVALID_NOTIFICATION,
+            p.KEY_REUSED,
             p.DELIVERY_REFUSED,
             p.INTERNAL,
             p.PROVIDER_UNAVAILABLE,
@@ -564,7 +565,12 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
             p.DELIVERY_UNKNOWN,
         ),
         (
-            _parameter(TASK_ID, "header", _NAME, "Names the notification: a repeat is told what became of the first."),
+            _parameter(
+                TASK_ID,
+                "header",
+                _NAME,
+                "Names the notification: a repeat is told what became of the first, another payload is refused.",
+            ),
             _parameter(ATTEMPT, "header", {"type": "integer", "minimum": 1}, "Which try of the caller's this is."),
             _parameter(CREATED_AT, "header", s.MOMENT, "A mail's Date: the same for every try."),
         ),

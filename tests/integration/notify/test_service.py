@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
@@ -52,6 +53,34 @@ async def test_a_repeat_is_told_the_outcome_and_not_sent(service: Service) -> No
     assert len(service.postbox.mails) == 1
     assert (await send(service, "sms", SMS)).status_code == 200  # without an id nothing is a repeat
     assert len(service.flow.taken) == 2
+
+
+@pytest.mark.parametrize("became", ["sent", "failed", "unknown"])
+async def test_a_reused_id_with_another_payload_is_refused_and_not_sent(service: Service, became: str) -> None:
+    answers = {"failed": [Answer({"type": "error", "message": "no"}, status=500)], "unknown": [Answer(b"what?")]}
+    service.flow.answers += answers.get(became, [])
+    first = await send(service, "sms", SMS, headers=named("7"))
+    assert (first.status_code == 200) == (became == "sent")
+    taken = len(service.flow.taken)
+    for attempt in (1, 2):
+        other = await send(service, "sms", SMS | {"name": "Bob"}, headers=named("7", attempt))
+        problem = other.json()
+        assert (other.status_code, problem["type"]) == (422, "/problems/idempotency-key-reused")
+        assert (problem["errorClass"], problem["errors"][0]["field"]) == ("Permanent", "Taskflux-Task-Id")
+        assert "Bob" not in other.text
+    assert len(service.flow.taken) == taken
+    # What is the same as left out is the same payload.
+    again = await send(service, "sms", SMS | {"variables": {}, "progress": {}}, headers=named("7", 2))
+    assert again.status_code == 200
+    assert len(service.flow.taken) == (taken if became == "sent" else taken + 1)
+
+
+async def test_an_id_of_before_the_digest_stands_for_any_payload(service: Service) -> None:
+    first = await send(service, "sms", SMS, headers=named("8"))
+    connection = await asyncpg.connect(service.postgres.dsn.get_secret_value())
+    await connection.execute("UPDATE notifications SET digest = NULL")
+    await connection.close()
+    assert (await send(service, "sms", SMS | {"name": "Bob"}, headers=named("8"))).content == first.content
 
 
 async def test_of_requests_at_the_same_time_one_sends(service: Service) -> None:
