@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -24,6 +25,7 @@ from uuid import UUID
 
 from pythonjsonlogger.json import JsonFormatter
 
+from taskflux.tasks.errors import class_name
 from taskflux.telemetry import tracing
 from taskflux.telemetry.settings import LogSettings
 from taskflux.telemetry.tracing import TRACE
@@ -34,6 +36,7 @@ TASK: ContextVar[UUID | None] = ContextVar("task", default=None)
 """The task that is under way here; its trace is `tracing.TRACE`."""
 
 _PLACES: Final = 6
+_FRAMES, _CAUSES = 50, 10  # of a traceback, the innermost; of an error's causes, the nearest
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 # What these report, the program knows by their answers; their own lines repeat it at every try.
 _NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
@@ -94,9 +97,18 @@ def configure(settings: LogSettings, process: str) -> None:
 
 
 def frames(error: BaseException) -> str:
-    """A traceback without values: what an error says may name a person."""
-    parts = ["".join(traceback.format_tb(each.__traceback__)) + type(each).__name__ for each in _chain(error)]
+    """A traceback without values: what an error says may name a person. Raises nothing, whatever the error is."""
+    try:
+        chain = islice(_chain(error), _CAUSES)
+        parts = ["".join(traceback.format_tb(each.__traceback__, -_FRAMES)) + class_name(each) for each in chain]
+    except BaseException as fault:  # noqa: BLE001 - an error's own class may answer for its traceback and its cause
+        return f"{class_name(error)} (its traceback cannot be read: {class_name(fault)})"
     return "\n".join(reversed(parts))
+
+
+def about(error: BaseException | None) -> Any:
+    """`error` for a line's `exc_info`, where it may be foreign: logging would ask its class for its traceback."""
+    return None if error is None else (type(error), error, None)
 
 
 class _Context(logging.Filter):
@@ -112,7 +124,7 @@ class _Context(logging.Filter):
                 record.span_id = trace[36:52]
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            record.error_class = type(error).__name__
+            record.error_class = class_name(error)
             if not (trace or hasattr(record, "task_id") or hasattr(record, "task_ids")):
                 # It is about no task: where it happened is enough.
                 record.raised_at, record.exc_info, record.exc_text = " < ".join(_places(error)), None, None
@@ -172,13 +184,13 @@ def _catch_the_rest() -> None:
         if issubclass(kind, KeyboardInterrupt):
             sys.__excepthook__(kind, error, trace)
         else:
-            log.critical("the process fails", exc_info=error)
+            log.critical("the process fails", exc_info=about(error))
 
     def in_a_thread(args: threading.ExceptHookArgs) -> None:
-        log.error("a thread failed", exc_info=args.exc_value)
+        log.error("a thread failed", exc_info=about(args.exc_value))
 
     def unraisable(args: Any) -> None:
-        log.error("an error could not be raised", exc_info=args.exc_value)
+        log.error("an error could not be raised", exc_info=about(args.exc_value))
 
     def warned(
         message: Warning | str,
@@ -199,14 +211,17 @@ def left_over(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> No
     error = context.get("exception")
     log.error(
         "an error that nobody waited for",
-        exc_info=error,
+        exc_info=about(error),
         extra={"said": str(context.get("message", "")).partition("\n")[0][:100]} if error is None else {},
     )
 
 
 def _places(error: BaseException) -> list[str]:
     """Where it was raised, and by whom that was called, innermost first."""
-    summary = reversed(traceback.extract_tb(_innermost(error).__traceback__))
+    try:
+        summary = reversed(traceback.extract_tb(_innermost(error).__traceback__))
+    except BaseException as fault:  # noqa: BLE001 - as in `frames`
+        return [f"(cannot be read: {class_name(fault)})"]
     return [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in summary][:_PLACES]
 
 

@@ -43,6 +43,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from taskflux.tasks.errors import LONGEST_NAME, attribute, class_name, text_of
+
 if TYPE_CHECKING:  # at run time `switch_on` imports them
     from opentelemetry import context as _context  # noqa: TC004
     from opentelemetry import propagate as _propagate  # noqa: TC004
@@ -212,7 +214,8 @@ class Span:
 
     def raised(self, error: BaseException) -> None:
         """Record an exception: its class and where it was raised."""
-        frames = "".join(traceback.format_tb(error.__traceback__))
+        trace = attribute(error, "__traceback__")
+        frames = "".join(traceback.format_tb(trace if type(trace) is TracebackType else None))
         self._span.add_event("exception", {"exception.type": error_class(error), "exception.stacktrace": frames})
 
     def failed(self, error_type: str) -> None:
@@ -228,7 +231,8 @@ class Span:
 
 def error_class(error: BaseException) -> str:
     """The name of an error: a task error's own, else its class."""
-    return getattr(error, "error_class", None) or type(error).__name__
+    name = attribute(error, "error_class")
+    return (text_of(name, LONGEST_NAME) if issubclass(type(name), str) else "") or class_name(error)
 
 
 def start(

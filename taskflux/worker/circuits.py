@@ -14,7 +14,7 @@ from taskflux.store.accelerator import Accelerator
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Circuit, Circuits
 from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS
-from taskflux.tasks.errors import ProviderError
+from taskflux.tasks.errors import ProviderError, attribute, text_of
 from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Gate:
                 try:
                     await self.client.check()
                 except ProviderError as error:
-                    return f"the provider was probed: {error.reason}"
+                    return f"the provider was probed: {text_of(attribute(error, 'reason'))}"
                 await self.served()
         if self._limiter is not None:
             await self._limiter.turn()

@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 
 from taskflux.tasks.errors import (
+    LONGEST_REASON,
+    Ambiguous,
+    Crash,
     Expired,
     InvalidPayload,
     Misconfigured,
@@ -12,6 +15,7 @@ from taskflux.tasks.errors import (
     Transient,
     Unavailable,
     WorkerLost,
+    understood,
 )
 
 
@@ -43,3 +47,55 @@ def test_what_no_later_attempt_can_mend_is_permanent(kind: type[TaskError]) -> N
 @pytest.mark.parametrize("kind", [Unavailable, Misconfigured])
 def test_what_is_not_the_tasks_fault_is_the_providers(kind: type[TaskError]) -> None:
     assert issubclass(kind, ProviderError)
+
+
+class Text(str):
+    """One that answers wrongly."""
+
+    def __getitem__(self, key: object) -> str:
+        raise RuntimeError("not this way")
+
+
+def test_an_error_is_understood_as_the_kind_that_it_derives_from_and_keeps_its_name() -> None:
+    class OutOfStock(Transient):
+        pass
+
+    error = understood(OutOfStock("until May", retry_after=7, progress={"sent": 1}))
+    assert type(error) is Transient
+    assert (error.error_class, error.reason, error.retry_after, error.progress) == (
+        "OutOfStock",
+        "until May",
+        7.0,
+        {"sent": 1},
+    )
+
+
+@pytest.mark.parametrize("kind", [Unavailable, Misconfigured, ProviderError, Ambiguous, Permanent, Expired, WorkerLost])
+def test_each_of_our_kinds_is_understood_as_itself(kind: type[TaskError]) -> None:
+    error = understood(kind("why"))
+    assert (type(error), error and error.reason, error and error.error_class) == (kind, "why", kind.__name__)
+
+
+@pytest.mark.parametrize("retry_after", [float("nan"), "soon", object(), None, 10**400])
+def test_a_retry_after_that_is_no_number_counts_for_nothing(retry_after: object) -> None:
+    given = Transient("later")
+    given.retry_after = retry_after  # type: ignore[assignment]
+    error = understood(given)
+    assert isinstance(error, Transient)
+    assert error.retry_after is None
+
+
+def test_what_derives_from_none_of_the_kinds_is_a_crash_and_what_is_no_error_of_a_task_is_not_understood() -> None:
+    class Own(TaskError):
+        pass
+
+    error = understood(Own("odd"))
+    assert (type(error), error and error.reason) == (Crash, "Own: odd")
+    assert understood(ValueError("x")) is None
+    assert understood(SystemExit(3)) is None
+
+
+def test_a_reason_is_bounded_plain_text_whatever_is_given_for_it() -> None:
+    assert len(Permanent("x" * 100_000_000).reason) == LONGEST_REASON
+    assert Permanent(10**5000).reason == "(its text cannot be read: ValueError)"  # type: ignore[arg-type]
+    assert type(Permanent(Text("as it is")).reason) is str

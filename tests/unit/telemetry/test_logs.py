@@ -204,6 +204,49 @@ async def test_what_is_written_in_a_batch_belongs_to_no_task_that_happened_to_be
     assert SECRET not in str(found)
 
 
+class Mute(Exception):
+    """An error whose class answers nothing about it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+    def __str__(self) -> str:
+        raise RuntimeError(SECRET)
+
+
+async def test_an_error_whose_class_answers_nothing_is_told_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(), "relay")
+    logs.left_over(asyncio.get_running_loop(), {"exception": Mute(), "message": "never retrieved"})
+    with attempt():
+        logging.getLogger("x").error("it failed", exc_info=logs.about(Mute()))
+    assert logs.frames(Mute()) == "Mute (its traceback cannot be read: SystemExit)"
+    left, failed = lines(capsys)
+    assert (left["error_class"], left["raised_at"]) == ("Mute", "(cannot be read: SystemExit)")
+    assert (failed["error_class"], failed["exc_info"]) == ("Mute", "Mute (its traceback cannot be read: SystemExit)")
+
+
+def test_of_a_long_traceback_and_of_many_causes_the_nearest_are_told() -> None:
+    def even(depth: int) -> None:
+        odd(depth - 1) if depth else fail()
+
+    def odd(depth: int) -> None:
+        even(depth - 1) if depth else fail()
+
+    error: BaseException | None = None
+    for _ in range(100):
+        try:
+            try:
+                even(400)
+            except ValueError as found:
+                raise LookupError(SECRET) from (error or found)
+        except LookupError as found:
+            error = found
+    assert error is not None
+    told = logs.frames(error)
+    assert told.splitlines().count("LookupError") == 10
+    assert len(told) < 200_000
+
+
 class Item:
     def __init__(self, name: UUID) -> None:
         self.id = name

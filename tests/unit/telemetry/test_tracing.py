@@ -121,3 +121,17 @@ def test_an_attribute_that_cannot_be_carried_costs_itself_and_nothing_else(
     tracing.start(LOOK, {"bad": nothing, "good": 1}, parent=SAMPLED).end()
     (span,) = spans.all()
     assert span.attributes == {"db.system.name": "postgresql", "good": 1}
+
+
+class Mute(Exception):
+    """An error whose class answers nothing about it."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise SystemExit(name)
+
+
+def test_an_error_whose_class_answers_nothing_is_recorded_by_its_name(spans: Spans) -> None:
+    with pytest.raises(Mute), tracing.start(LOOK, parent=SAMPLED):
+        raise Mute
+    (kept,) = spans.all()
+    assert kept.attributes["error.type"] == "Mute"
