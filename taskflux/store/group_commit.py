@@ -21,6 +21,7 @@ from taskflux.store.errors import (
     StoreUnavailable,
     until_available,
 )
+from taskflux.tasks.errors import class_name
 from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -92,13 +93,10 @@ class GroupCommit(Generic[I, O]):
                         await self._settle(batch)
                         if self._sizes is not None:
                             self._sizes.observe(len(batch))
-                except BaseException as error:
-                    _fail(batch, StoreUnavailable(f"the batch was cut off: {type(error).__name__}"))
-                    if not isinstance(error, Exception):
-                        raise
-                    # Those who wait for the next batch are not to blame.
-                    first = [str(getattr(item, "id", "")) for item, _ in batch[:3]]
-                    log.error("a batch broke off", exc_info=error, extra={"items": len(batch), "task_ids": first})
+                except BaseException as error:  # somebody ends it: nobody waits for a batch that does not come
+                    _fail([*batch, *((item, future) for item, _, future in self._waiting)], _broken(error))
+                    self._waiting.clear()
+                    raise
         finally:
             self._writer = None
 
@@ -112,20 +110,27 @@ class GroupCommit(Generic[I, O]):
 
         try:
             outcomes = await until_available(run, retry=_RETRY, seconds=self._patience)
-        except RefusedData as error:
-            if len(batch) == 1:
-                _fail(batch, error)
-            else:
-                # Halved until the bad row alone fails.
+            answers = list(zip(tried, outcomes, strict=True))
+        except Exception as error:
+            known = isinstance(error, StoreError)
+            if len(batch) > 1 and (not known or isinstance(error, RefusedData)):
+                # Halved until the bad one alone fails.
                 middle = len(batch) // 2
                 await self._settle(batch[:middle])
                 await self._settle(batch[middle:])
-        except StoreError as error:
-            _fail(batch, error)
+                return
+            if not known:
+                named = [str(getattr(item, "id", "")) for item, _ in batch]
+                log.error("a batch broke off", exc_info=error, extra={"items": len(batch), "task_ids": named})
+            _fail(batch, error if isinstance(error, StoreError) else _broken(error))
         else:
-            for (_, future), outcome in zip(tried, outcomes, strict=True):
+            for (_, future), outcome in answers:
                 if not future.done():
                     future.set_result(outcome)
+
+
+def _broken(error: BaseException) -> StoreUnavailable:
+    return StoreUnavailable(f"the batch was cut off: {class_name(error)}")
 
 
 def _fail(batch: Batch[I, O], error: StoreError) -> None:

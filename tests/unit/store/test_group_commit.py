@@ -24,6 +24,7 @@ class Table:
         self.entered = asyncio.Semaphore(0)
         self.troubles: list[BaseException] = []
         self.bad: set[str] = set()
+        self.unforeseen: set[str] = set()
 
     async def write(self, items: Sequence[str]) -> Sequence[str]:
         self.batches.append(list(items))
@@ -33,6 +34,8 @@ class Table:
             raise self.troubles.pop(0)
         if self.bad.intersection(items):
             raise RefusedData("a value does not fit")
+        if self.unforeseen.intersection(items):
+            raise TypeError("a bug")
         return [item.upper() for item in items]
 
     @property
@@ -203,30 +206,40 @@ async def test_a_batch_of_bad_rows_alone_fails_each_of_them(table: Table) -> Non
     assert all(isinstance(answer, RefusedData) for answer in answers)
 
 
-async def test_a_fault_of_ours_fails_its_batch_and_nobody_elses(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("faults", ["c", "ad", "abcd"])
+async def test_a_fault_of_ours_that_an_item_brings_about_fails_that_item_alone(
+    faults: str, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.unforeseen = set(faults)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*map(partial(submit, commits(table)), "abcd"), return_exceptions=True)
+    failed = {item for item, answer in zip("abcd", answers, strict=True) if isinstance(answer, StoreUnavailable)}
+    assert failed == set(faults)
+    assert all("TypeError" in str(answer) for answer in answers if isinstance(answer, StoreUnavailable))
+    assert [type(told.exc_info[1]) for told in caplog.records if told.exc_info] == [TypeError] * len(faults)
+
+
+async def test_a_statement_that_answers_for_too_few_leaves_nobody_waiting(table: Table) -> None:
+    async def too_few(items: Sequence[str]) -> Sequence[str]:
+        return (await table.write(items))[1:]
+
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*map(partial(submit, GroupCommit(too_few)), "abcd"), return_exceptions=True)
+    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+
+
+async def test_who_waits_for_a_batch_that_somebody_ends_is_told_so(table: Table) -> None:
+    """Whoever cancels all tasks of the loop cancels the one that writes, too."""
     commit = commits(table)
+    before = asyncio.all_tasks()
     tasks = await begun(table, commit, "a", "b", "c")
-    table.troubles = [TypeError("a bug")]
-    table.open.set()
+    (writer,) = asyncio.all_tasks() - before - set(tasks)
+    writer.cancel()
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-    assert isinstance(answers[0], StoreUnavailable)
-    assert "TypeError" in str(answers[0])
-    (told,) = caplog.records
-    assert told.exc_info is not None
-    assert isinstance(told.exc_info[1], TypeError)
-    assert answers[1:] == ["B", "C"]
-
-
-async def test_a_fault_while_halving_leaves_nobody_waiting(table: Table) -> None:
-    table.troubles = [RefusedData("x"), TypeError("a bug")]
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-    try:
-        async with asyncio.timeout(5):
-            answers = await asyncio.gather(*map(partial(submit, commits(table)), "abcd"), return_exceptions=True)
-    finally:
-        asyncio.get_running_loop().set_exception_handler(None)
     assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+    table.open.set()
+    assert await submit(commit, "d") == "D"
 
 
 async def test_the_size_of_each_batch_is_observed(table: Table) -> None:
