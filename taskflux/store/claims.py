@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.database import Database, json_text, note, storable
+from taskflux.store.database import Database
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import statements
+from taskflux.store.texts import json_text, note, storable
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event
 from taskflux.telemetry import metrics, tracing
@@ -48,8 +50,9 @@ class Claim(NamedTuple):
     waited: float
 
 
-class Settlement(NamedTuple):
-    """How a claim ended.
+@dataclass(slots=True, eq=False)
+class Settlement:
+    """How a claim ended, made plain before it joins others: a statement of many is given texts and numbers alone.
 
     `span` is the traceparent of its attempt's span, where that is recorded; `seconds` what its handler took, None where
     it was not called.
@@ -60,6 +63,16 @@ class Settlement(NamedTuple):
     decision: Decision
     span: str | None = None
     seconds: float | None = None
+    result: str | None = field(init=False)
+    reason: str | None = field(init=False)
+    note: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        decision = self.decision
+        self.result = None if decision.result is None else json_text(decision.result)
+        self.reason = None if decision.reason is None else storable(decision.reason)
+        said = [each for each in (decision.error_class, decision.reason) if each]
+        self.note = note(": ".join(said)) if said else ""
 
 
 class LeaseEnded(Exception):
@@ -165,7 +178,12 @@ class Claims:
         )
         return [Claim(**row) for row in rows]
 
-    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+    async def held(self) -> Mapping[UUID, int]:
+        """The versions of all claims that PostgreSQL has for this worker."""
+        rows = await self.database.fetch(SQL["held"], worker=self.worker.id)
+        return {row["task_id"]: row["version"] for row in rows}
+
+    def settle(self, settlement: Settlement) -> asyncio.Future[Settled]:
         """Write how a claim ended, as soon as PostgreSQL is available; those that come together share a statement.
 
         Raises:
@@ -191,13 +209,10 @@ class Claims:
                 delays=[decision.delay for decision in decisions],
                 given_back=[int(decision.give_back) for decision in decisions],
                 handbacks=[decision.handbacks for decision in decisions],
-                results=[None if decision.result is None else json_text(decision.result) for decision in decisions],
+                results=[settlement.result for settlement in batch],
                 error_classes=[decision.error_class for decision in decisions],
-                reasons=[None if decision.reason is None else storable(decision.reason) for decision in decisions],
-                notes=[
-                    note(": ".join(said)) if (said := [*filter(None, (each.error_class, each.reason))]) else ""
-                    for each in decisions
-                ],
+                reasons=[settlement.reason for settlement in batch],
+                notes=[settlement.note for settlement in batch],
                 spans=[settlement.span for settlement in batch],
                 least=ids[0],
                 greatest=ids[-1],
@@ -214,7 +229,8 @@ class Claims:
         took: list[float] = []
         ages: list[float] = []
         others: Counter[Event] = Counter()
-        for (_, _, decision, span, seconds), (written, late, age) in zip(settlements, settled, strict=True):
+        for settlement, (written, late, age) in zip(settlements, settled, strict=True):
+            decision, span, seconds = settlement.decision, settlement.span, settlement.seconds
             if seconds is not None:
                 if span is None:
                     took.append(seconds)

@@ -55,6 +55,10 @@ WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'runn
   AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1
   AND EXISTS (SELECT FROM workers WHERE id = :worker AND NOT ended);
 
+-- name: held
+-- What a worker has claimed and not settled.
+SELECT task_id, version FROM claims WHERE worker = :worker;
+
 -- name: settle
 -- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed
 -- the task again.

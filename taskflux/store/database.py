@@ -1,13 +1,11 @@
-"""Connections to PostgreSQL, statements run over them, and texts as PostgreSQL takes them."""
+"""Connections to PostgreSQL, and statements run over them."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -18,47 +16,6 @@ from taskflux.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-
-NOTE_LENGTH: Final = 160
-"""Characters of a reason that stand in the timeline."""
-LONGEST_INDEXED: Final = 255
-"""Characters of a text that stand in an indexed column: a row of an index takes about 2,700 bytes."""
-
-
-def storable(text: str) -> str:
-    """`text` without what PostgreSQL's text type refuses: NUL and lone surrogates."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-
-
-def indexed(text: str) -> str:
-    """`text` as an indexed column holds it: printable, and cut to `LONGEST_INDEXED` characters; so is a filter's value.
-
-    Whoever writes the text (a producer's header, the name of a class) does not bound it, and PostgreSQL refuses a row
-    that no index takes.
-    """
-    line = "".join(char if char.isprintable() else "\ufffd" for char in text[: LONGEST_INDEXED + 1])
-    return line if len(line) <= LONGEST_INDEXED else line[: LONGEST_INDEXED - 1] + "…"
-
-
-def json_text(document: Mapping[str, object]) -> str:
-    """`document` as JSON; what JSON does not know (a date, a set, a float that is no number) stands as text.
-
-    The side effect has happened by then, so that nothing in its receipt is reason enough to refuse it.
-    """
-    try:
-        return json.dumps(dict(document), default=_describe, skipkeys=True, allow_nan=False)
-    except (ValueError, RecursionError):  # a float that is no number; a circle; nested too deeply
-        return json.dumps({"unreadable": storable(repr(document))[:1000]})
-
-
-def note(text: str | None) -> str:
-    """`text` as an entry of a timeline takes it; the whole reason of the last one is on the task."""
-    return storable(text or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
-
-
-def _describe(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 Row = Any

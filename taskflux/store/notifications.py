@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from taskflux.store.database import Database
 from taskflux.store.statements import statements
+from taskflux.store.texts import json_text
 
 SQL: Final = statements("notifications")
 
@@ -89,7 +90,7 @@ class Notifications:
 
 
 def _text(document: Mapping[str, Any] | None) -> str | None:
-    return None if document is None else json.dumps(document)
+    return None if document is None else json_text(document)
 
 
 def _object(text: str | None) -> Mapping[str, Any]:

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row, storable
+from taskflux.store.database import Database, Row
 from taskflux.store.errors import until_available
 from taskflux.store.statements import statements
+from taskflux.store.texts import storable
 from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE
 from taskflux.telemetry import metrics
 

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.database import Database, Row, note, storable
+from taskflux.store.database import Database, Row
 from taskflux.store.errors import StoreBusy
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import Statement, statements
+from taskflux.store.texts import note, storable
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import Event, State
 from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType

@@ -60,6 +60,14 @@ def hand_back(reason: str, *, delay: float = 0.0, handbacks: int = 0) -> Decisio
     return Decision(Event.HANDED_BACK, State.SCHEDULED, delay, give_back=True, handbacks=handbacks, reason=reason)
 
 
+def unforeseen(policy: Policy, reason: str, *, called: bool) -> TaskError:
+    """What an attempt has failed with that was left by something else than one of a handler's errors.
+
+    Once its handler was `called`, the side effect may have happened: under `hold` nobody repeats it unasked.
+    """
+    return Ambiguous(reason) if called and policy.ambiguous == "hold" else Crash(reason)
+
+
 def decide(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) -> Decision:
     """The transition after `error`; `jitter` is a draw from [0, 1)."""
     match error:

@@ -8,14 +8,28 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.claims import SETTLE_BATCH, Claim, Claims, Settlement
-from taskflux.tasks.decision import Attempt, Decision, decide, hand_back
-from taskflux.tasks.errors import Ambiguous, Crash, Expired, Permanent, ProviderError, TaskError, WorkerLost
+from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, unforeseen
+from taskflux.tasks.errors import (
+    Ambiguous,
+    Crash,
+    Expired,
+    Permanent,
+    ProviderError,
+    TaskError,
+    WorkerLost,
+    attribute,
+    class_name,
+    text_of,
+    understood,
+)
 from taskflux.tasks.model import Receipt, Task
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import logs, metrics, tracing
@@ -28,8 +42,17 @@ log = logging.getLogger(__name__)
 
 LEASE_LOST: Final = "the worker could not renew its lease"
 WORKER_ENDED: Final = "the worker ended before it began"
+CUT_BY_DRAIN: Final = "it was cut off when its worker ended"
+NEVER_BEGUN: Final = "it was cancelled before it began"
+ATTEMPT_LOST: Final = "its worker has lost track of the attempt"
+LAST_CUT: Final = 3.0
+"""Seconds that the handlers which a process cuts off as it ends have to end."""
 LAST_SETTLES: Final = 5.0
-"""Seconds that a process which ends waits for its outcomes to be written."""
+"""Seconds that a process which ends waits for its outcomes to be written, those of `LAST_CUT` among them."""
+PATIENCE: Final = 10.0
+"""Seconds that a handler which was cut off has to end, before it is cut off again, and before it is left to itself."""
+CUTS: Final = 2
+"""How often a handler is cut off before it is left to itself."""
 
 
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
@@ -93,6 +116,7 @@ class Lease:
 
 
 class _Stage(Enum):
+    READING = auto()  # what the handler is given is made
     WAITING = auto()  # for a slot or a turn: nothing has happened yet
     CALLED = auto()  # its handler runs
     SETTLING = auto()  # what follows is known, and must be written
@@ -106,17 +130,31 @@ class _Running:
     term: int
     probe: bool
     since: float
-    stage: _Stage = _Stage.WAITING
+    context: Context
+    task: asyncio.Task[None] | None = None
+    stage: _Stage = _Stage.READING
+    slot: bool = False  # it has one
     seconds: float | None = None  # that its handler took
     span: tracing.Span | None = None  # where its trace is recorded
+    cut: str = ""  # why this worker has cancelled it
+    cuts: int = 0
+    again: asyncio.TimerHandle | None = None  # when it is cut off, if it has not ended by then
+    settled: bool = False  # its outcome is in the hands of `Outcomes`
+
+    @property
+    def called(self) -> bool:
+        """Whether its handler was called: from then on, its side effect may have happened."""
+        return self.stage is _Stage.CALLED or self.seconds is not None
 
 
 class Executor:
     """Runs claims of one handler, `concurrency` at once.
 
     Each goes the same way: `_task` makes of it what the handler is given, `_refusal` looks whether the handler may be
-    called, `_call` calls it, `_failed` decides what follows an error, and the outcome is written. Everything that a
-    handler does or raises stays in `_attempt`, which has one clause for each way that an attempt can end.
+    called, `_call` calls it, `_understood` says what an exception stands for, `_decision` what follows, and the outcome
+    is written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
+
+    `patience` is in seconds (`PATIENCE`).
     """
 
     def __init__(
@@ -129,6 +167,7 @@ class Executor:
         *,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
     ) -> None:
         self.handler = handler
         self.lease = lease
@@ -137,11 +176,14 @@ class Executor:
         self._outcomes = outcomes
         self._jitter = jitter
         self._clock = clock
+        self._patience = patience
         self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
         # By task and version: a task whose lease was lost may come again meanwhile.
-        self._running: dict[tuple[UUID, int], tuple[_Running, asyncio.Task[None]]] = {}
+        self._running: dict[tuple[UUID, int], _Running] = {}
+        self._lost: dict[tuple[UUID, int], _Running] = {}  # those that a fault of ours has ended without an outcome
         self._room = asyncio.Event()
+        self._empty = asyncio.Event()
         self._draining = False
         metrics.CONCURRENCY.labels(handler.type).set(concurrency)
         metrics.IN_FLIGHT.labels(handler.type).follow(self, lambda executor: executor.in_flight)
@@ -153,7 +195,11 @@ class Executor:
         return len(self._running)
 
     def holds(self, task: UUID, version: int) -> bool:
-        """Whether the claim of `task` at `version` is not settled yet."""
+        """Whether the claim of `task` at `version` was begun here and is not settled yet."""
+        return (task, version) in self._running or (task, version) in self._lost
+
+    def runs(self, task: UUID, version: int) -> bool:
+        """Whether it will be settled by itself: its attempt runs, or its outcome is being written."""
         return (task, version) in self._running
 
     @property
@@ -178,37 +224,65 @@ class Executor:
         `probe` marks the one that is let through an open circuit. `sent` is the traceparent of its record, `received`
         that of the claim's span.
         """
-        running = _Running(claim, term, probe, self._clock())
-        task = asyncio.create_task(self._run(running, sent, received))
-        self._running[claim.id, claim.version] = running, task
+        running = _Running(claim, term, probe, self._clock(), copy_context())
+        self._running[claim.id, claim.version] = running
+        running.task = asyncio.create_task(self._run(running, sent, received), context=running.context)
 
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Hand back what has not begun, give the rest `seconds`, cut off what is left, and settle it all."""
+    def release(self, claim: Claim) -> None:
+        """Settle a claim of this worker of which `runs` is false: PostgreSQL has it, and no attempt here does."""
+        key = claim.id, claim.version
+        lost = self._lost.get(key) or _Running(claim, self.lease.term, False, self._clock(), copy_context())
+        if lost.called:
+            decision = self._decision(lost, Ambiguous(ATTEMPT_LOST))
+        else:
+            decision = hand_back(ATTEMPT_LOST, handbacks=claim.handbacks)
+        log.error("a claim had no attempt any more", extra={"task_id": str(claim.id)})
+        self._lost.pop(key, None)
+        self._running[key] = lost
+        self._settle(lost, decision)
+
+    async def drain(self, seconds: float, hurry: asyncio.Event, last_cut: float = LAST_CUT) -> None:
+        """Release what has not begun, give the rest `seconds`, cut off what is left, and settle it all.
+
+        What is cut off has `last_cut` seconds to end.
+        """
         self._draining = True
-        self._cancel(_Stage.WAITING)
-        await self._wait_for_all(seconds, hurry)
-        self._cancel(_Stage.CALLED)
-        await self._wait_for_all(LAST_SETTLES, asyncio.Event())
+        for running in self._at(_Stage.WAITING):
+            if running.task is not None:
+                running.task.cancel()
+        await self._settled(seconds, hurry)
+        for running in self._at(_Stage.CALLED):
+            self._cut(running, CUT_BY_DRAIN)
+        await self._settled(last_cut, asyncio.Event())
+        for running in self._at(_Stage.CALLED):
+            self._leave(running)
+        await self._settled(LAST_SETTLES - last_cut, asyncio.Event())
         if self._running:
             log.warning("outcomes could not be written: their lease will run out", extra={"tasks": len(self._running)})
-            self._cancel(_Stage.SETTLING)
 
-    def _cancel(self, stage: _Stage) -> None:
-        for running, task in self._running.values():
-            if running.stage is stage:
-                task.cancel()
+    def _at(self, stage: _Stage) -> list[_Running]:
+        return [running for running in self._running.values() if running.stage is stage]
 
-    async def _wait_for_all(self, seconds: float, hurry: asyncio.Event) -> None:
-        impatient = asyncio.create_task(hurry.wait())
-        try:
-            async with asyncio.timeout(seconds):
-                while self._running and not hurry.is_set():
-                    tasks = [task for _, task in self._running.values()]
-                    await asyncio.wait([*tasks, impatient], return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            pass
-        finally:
-            impatient.cancel()
+    async def wait_until_settled(self) -> None:
+        """Return once nothing is in flight."""
+        while self._running:
+            self._empty.clear()
+            await self._empty.wait()
+
+    async def _settled(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Wait until nothing is in flight, for `seconds` at most, and not once `hurry` is set."""
+        if not self._running:
+            return
+        waits = [asyncio.create_task(each) for each in (self.wait_until_settled(), hurry.wait())]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+
+    def _forget(self, key: tuple[UUID, int]) -> None:
+        del self._running[key]
+        self._room.set()
+        if not self._running:
+            self._empty.set()
 
     # The way of one claim ------------------------------------------------------------------------------------------
 
@@ -217,54 +291,79 @@ class Executor:
         logs.TASK.set(claim.id)  # this asyncio task is the attempt's own: nothing has to be set back
         TRACE.set(claim.traceparent)
         try:
-            recorded = None
             if tracing.on and tracing.sampled(claim.traceparent):
                 span = running.span = attempt_span(self.source, claim, sent, received)
-                recorded = span.traceparent
-                TRACE.set(recorded)  # what is told of the attempt once it has ended stands in its span, too
+                TRACE.set(span.traceparent)  # what is told of the attempt once it has ended stands in its span, too
                 with span:
                     decision = await self._attempt(running)
-                    span.note("taskflux.outcome", decision.event)
-                    if decision.event in _FAILED and decision.error_class is not None:
-                        span.failed(decision.error_class)
+                    if decision is not None:
+                        span.note("taskflux.outcome", decision.event)
+                        if decision.event in _FAILED and decision.error_class is not None:
+                            span.failed(decision.error_class)
             else:
                 decision = await self._attempt(running)
-            running.stage = _Stage.SETTLING
-            self._room.set()  # who waits for it looks again once this is under way
-            settlement = Settlement(claim.id, claim.version, decision, recorded, running.seconds)
-            await self._outcomes.write(claim, settlement)
+            if decision is not None:
+                self._settle(running, decision)
         finally:
-            del self._running[claim.id, claim.version]
-            self._room.set()
+            if not running.settled:  # a fault of ours: `release` is told of it by the worker that compares
+                key = claim.id, claim.version
+                self._lost[key] = running
+                running.task = None
+                self._forget(key)
 
-    async def _attempt(self, running: _Running) -> Decision:
-        """What follows one attempt."""
-        claim = running.claim
+    def _settle(self, running: _Running, decision: Decision) -> None:
+        claim, span = running.claim, running.span
+        running.stage = _Stage.SETTLING
+        recorded = None if span is None else span.traceparent
+        settlement = Settlement(claim.id, claim.version, decision, recorded, running.seconds)
+        self._outcomes.write(claim, settlement, partial(self._forget, (claim.id, claim.version)))
+        running.settled = True
+        self._room.set()  # who waits for it looks again once this is under way
+
+    async def _attempt(self, running: _Running) -> Decision | None:
+        """What follows one attempt; None where that was settled meanwhile.
+
+        The one boundary: whatever its handler does, raises or says ends here.
+        """
+        claim, error, result = running.claim, None, None
         try:
             task = self._task(claim)
-            async with self._slots:
+            running.stage = _Stage.WAITING
+            refusal = WORKER_ENDED if self._draining else None
+            if refusal is None:
+                await self._slots.acquire()
+                running.slot = True
                 refusal = await self._refusal(running)
-                if refusal is not None:
-                    return hand_back(refusal, handbacks=claim.handbacks)
-                result = await self._call(running, task)
-        except TaskError as error:
-            return await self._failed(running, error, raised=error)
-        except asyncio.CancelledError:  # only draining cancels
-            if running.stage is _Stage.WAITING:
-                return hand_back(WORKER_ENDED, handbacks=claim.handbacks)
-            return await self._failed(running, Ambiguous("it was cut off when its worker ended"))
-        except Exception as error:  # noqa: BLE001 - the one boundary: whatever a handler raises becomes a decision
-            # Where it happened, without what it says: that may name a person, and is kept on the row alone.
-            log.error("a handler crashed\n%s", logs.frames(error), extra={"error_class": type(error).__name__})
-            return await self._failed(running, Crash(f"{type(error).__name__}: {error}"), raised=error)
-        await self._gate.served()
-        return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
+            if refusal is not None:
+                return hand_back(refusal, handbacks=claim.handbacks)
+            result = await self._call(running, task)
+        except BaseException as raised:  # noqa: BLE001
+            error = self._understood(running, raised)
+            if error is None:  # it was cancelled while it waited
+                return hand_back(WORKER_ENDED if self._draining else NEVER_BEGUN, handbacks=claim.handbacks)
+        finally:
+            self._free(running)
+        if running.settled:
+            log.warning("a handler that was left to itself has ended")
+            return None
+        await self._tell(running, error)
+        return (
+            Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
+            if error is None
+            else self._decision(running, error)
+        )
+
+    def _free(self, running: _Running) -> None:
+        if running.slot:
+            running.slot = False
+            self._slots.release()
 
     def _task(self, claim: Claim) -> Task[Any]:
         """The claimed task as its handler is given it.
 
         Raises:
             Permanent: it must not be run any more, or is not what the handler declared.
+            BaseException: whatever a validator of the payload raises.
         """
         if claim.expired:
             raise Expired("its expiresAt had passed when a worker took it")
@@ -299,44 +398,93 @@ class Executor:
         """The handler's result.
 
         Raises:
-            Exception: whatever it raises; Ambiguous where it took too long.
+            BaseException: whatever it raises, a CancelledError where it took too long.
         """
         limit = self.handler.policy.timeout
         arguments = (task,) if self.handler.provider is None else (task, self._gate.client)
         running.stage, running.since = _Stage.CALLED, self._clock()
+        loop = asyncio.get_running_loop()
+        running.again = loop.call_later(limit, self._cut, running, f"it was cut off after {limit:g} s")
         try:
-            async with asyncio.timeout(limit) as timeout:
-                receipt = await self.handler.function(*arguments)
-        except TimeoutError:
-            if timeout.expired():
-                raise Ambiguous(f"it was cut off after {limit:g} s") from None
-            raise
+            receipt = await self.handler.function(*arguments)
         finally:
+            running.again.cancel()
             running.stage = _Stage.SETTLING  # what is known now must not be cut off
             running.seconds = self._clock() - running.since
-        if receipt is not None and not isinstance(receipt, Receipt):
+        if type(receipt) is Receipt:
+            return receipt.result
+        if receipt is not None:
+            if issubclass(type(receipt), Receipt):
+                return attribute(receipt, "result")  # type: ignore[return-value]
             # It was done all the same: tried again, it would be done twice.
             log.error("a handler returned something else than a Receipt", extra={"type": self.handler.type})
-            return None
-        return receipt.result if receipt else None
+        return None
 
-    async def _failed(self, running: _Running, error: TaskError, raised: Exception | None = None) -> Decision:
-        """What follows `error`, and what the provider's circuit learns from it; `raised` is what the span shows."""
-        claim = running.claim
-        if running.span is not None and raised is not None:
+    def _cut(self, running: _Running, why: str) -> None:
+        """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then left to itself."""
+        if running.stage is not _Stage.CALLED or running.task is None or running.again is None:
+            return
+        running.again.cancel()
+        running.cut = running.cut or why
+        if running.cuts == CUTS:
+            self._leave(running)
+            return
+        running.cuts += 1
+        running.task.cancel()
+        running.again = asyncio.get_running_loop().call_later(self._patience, self._cut, running, why)
+
+    def _leave(self, running: _Running) -> None:
+        """Settle an attempt whose handler does not end; what that says later counts for nothing."""
+        running.seconds = self._clock() - running.since
+        self._free(running)
+        running.context.run(self._left, running)
+
+    def _left(self, running: _Running) -> None:
+        log.error("a handler ignores that it was cut off: it is left to itself", extra={"type": self.handler.type})
+        self._settle(running, self._decision(running, Ambiguous(f"{running.cut}, and did not end")))
+
+    def _understood(self, running: _Running, raised: BaseException) -> TaskError | None:
+        """What the exception that left an attempt stands for; None where it was cancelled before the call.
+
+        Only what this worker has cut off itself is said to be cut off: a handler can be cancelled by its own code.
+        """
+        error = understood(raised)
+        if error is None and running.cut:
+            error = Ambiguous(running.cut)
+        if error is None and running.stage is _Stage.WAITING and issubclass(type(raised), asyncio.CancelledError):
+            return None
+        if error is None:
+            said = text_of(raised)
+            error = Crash(class_name(raised) + (f": {said}" if said else ""))
+        if type(error) is Crash:
+            # Where it happened, without what it says: that may name a person, and is kept on the row alone.
+            log.error("a handler crashed\n%s", logs.frames(raised), extra={"error_class": class_name(raised)})
+            error = unforeseen(self.handler.policy, error.reason, called=running.called)
+        if running.span is not None:
             running.span.raised(raised)
-        if running.seconds is not None:  # before the call it said nothing of the provider
-            if isinstance(error, ProviderError):
-                await self._gate.failed(claim.id, error)
-            elif isinstance(error, Permanent):
+        return error
+
+    async def _tell(self, running: _Running, error: TaskError | None) -> None:
+        """Let the provider's circuit learn how a call has ended: before it, there was nothing to learn."""
+        if running.seconds is None:
+            return
+        try:
+            if error is None or isinstance(error, Permanent):
                 await self._gate.served()
+            elif isinstance(error, ProviderError):
+                await self._gate.failed(running.claim.id, error)
+        except (
+            asyncio.CancelledError
+        ):  # by something that the handler has left behind: what follows is known all the same
+            log.warning("an attempt was cancelled after its handler had ended")
+
+    def _decision(self, running: _Running, error: TaskError) -> Decision:
+        """What follows `error`."""
+        claim = running.claim
         metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
         others_succeeded = self._gate.succeeded_since(running.since)
         attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, others_succeeded)
-        try:
-            return decide(self.handler.policy, attempt, error, self._jitter())
-        except TypeError as fault:  # a kind of TaskError that is none of ours, or a retry_after that is no number
-            return decide(self.handler.policy, attempt, Crash(f"{error.error_class}: {fault}"), self._jitter())
+        return decide(self.handler.policy, attempt, error, self._jitter())
 
 
 def attempt_span(source: tracing.Destination, claim: Claim, sent: str | None, received: str | None) -> tracing.Span:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
-from taskflux.store.claims import Claim, Claims, Settlement
-from taskflux.store.errors import RefusedData, StoreError
+from taskflux.store.claims import Claim, Claims, Settled, Settlement
+from taskflux.store.errors import RefusedData
+from taskflux.tasks.decision import Decision
+from taskflux.tasks.errors import class_name
 from taskflux.tasks.states import Event
 from taskflux.telemetry import logs, metrics
 
@@ -34,29 +37,40 @@ class Outcomes:
         metrics.REPEATS.zeros(task_type)
         metrics.LATE_SETTLES.zeros(task_type)
 
-    async def write(self, claim: Claim, settlement: Settlement) -> None:
-        """Write how a claim ended, however long that takes, and tell it.
+    def write(self, claim: Claim, settlement: Settlement, written: Callable[[], None] = lambda: None) -> None:
+        """Write how a claim ended, however long that takes, tell it, and call `written`.
 
-        Unwritten, its task would run for as long as this worker lives.
+        Unwritten, its task would run for as long as this worker lives. So it is no part of the attempt's asyncio task,
+        which a handler can cancel at any time.
         """
         decision = settlement.decision
-        if decision.result is not None and not isinstance(decision.result, Mapping):
+        if decision.result is not None and settlement.result is None:
             log.error("a result is no mapping and is not kept")  # of all others the store can make sense
-            decision = replace(decision, result=None)
         self.under_way += 1
-        try:
-            while True:
-                try:
-                    await self._claims.settle(settlement._replace(decision=decision))
-                    break
-                except StoreError as error:
-                    log.error("an outcome could not be written yet", extra={"error_class": type(error).__name__})
-                    if isinstance(error, RefusedData) and decision.reason != NOT_STORABLE:
-                        decision = replace(decision, delay=0.0, result=None, reason=NOT_STORABLE)
-                        continue
-                await asyncio.sleep(AGAIN)
-        finally:
+        self._submit(claim, settlement, written)
+
+    def _submit(self, claim: Claim, settlement: Settlement, written: Callable[[], None]) -> None:
+        answer = self._claims.settle(settlement)
+        answer.add_done_callback(partial(self._answered, claim, settlement, written))
+
+    def _answered(
+        self, claim: Claim, settlement: Settlement, written: Callable[[], None], answer: asyncio.Future[Settled]
+    ) -> None:
+        error = answer.exception()
+        if error is None:
             self.under_way -= 1
+            written()
+            self._tell(claim, settlement.decision)
+            return
+        log.error("an outcome could not be written yet", extra={"error_class": class_name(error)})
+        if isinstance(error, RefusedData) and settlement.decision.reason != NOT_STORABLE:
+            reduced = replace(settlement.decision, delay=0.0, result=None, reason=NOT_STORABLE)
+            again = Settlement(claim.id, claim.version, reduced, settlement.span, settlement.seconds)
+            self._submit(claim, again, written)
+        else:
+            answer.get_loop().call_later(AGAIN, self._submit, claim, settlement, written)
+
+    def _tell(self, claim: Claim, decision: Decision) -> None:
         event = decision.event.value
         about = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
         if decision.event in (Event.DIED, Event.HELD):

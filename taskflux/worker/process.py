@@ -14,13 +14,14 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -80,7 +81,7 @@ class ProbeServer:
 
     def start(self) -> None:
         """Begin to answer."""
-        Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
 
     def stop(self) -> None:
         """Stop answering and free the port."""
@@ -97,7 +98,7 @@ class _Server(ThreadingHTTPServer):
         self.settings = settings
         self.health = health
         self.allowed = names(settings.allowed_hosts)
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self._open: dict[Any, None] = {}  # in the order in which they came
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -230,6 +231,10 @@ EVERYTHING = ("postgres", "kafka")
 """The servers that a deployment cannot do without, unless it says otherwise."""
 
 
+LAST_WAIT: Final = 2.0
+"""Seconds that tasks and threads which a handler has left behind have to end, once the process has done its work."""
+BLOCKING: Final = "blocking"
+"""How the names begin of the threads in which `asyncio.to_thread` runs functions."""
 BEAT: Final = 0.5
 """Seconds between two looks at how late the loop is."""
 
@@ -326,7 +331,25 @@ def run(target: Service) -> int:
         metrics.BUILD.labels(VERSION).set(1)
         metrics.OPENED.zeros("kafka")
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(target, settings))
+            loop, threads = runner.get_loop(), ThreadPoolExecutor(thread_name_prefix=BLOCKING)
+            loop.set_default_executor(threads)
+            # What is there once it has started stays: a full collection that looked at it would stop the loop for
+            # 30 ms, time and again.
+            process = Process(target.name, settings, on_started=gc.freeze)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, process.drain)
+            try:
+                until_done(loop, _serve(target, process))
+            finally:
+                if not _cleared(loop, threads):  # Python would wait for it
+                    error = sys.exc_info()[1]
+                    log.error(
+                        "a handler has left behind what does not end: the process ends", exc_info=logs.about(error)
+                    )
+                    if close_traces is not None:
+                        close_traces()
+                    logging.shutdown()
+                    os._exit(0 if error is None else 1)
     except WrongSettings as error:
         print(f"taskflux run {target.name}: the settings are wrong.\n{error}", file=sys.stderr)
         return 2
@@ -336,19 +359,51 @@ def run(target: Service) -> int:
     except StoreError as error:
         print(f"taskflux run {target.name}: {error}", file=sys.stderr)
         return 1
+    except SystemExit as error:  # of the code that it loads, a provider's `connect`: Python would end without a word
+        log.critical("the process fails: its own code wants it to end", exc_info=logs.about(error))
+        return 1
     finally:
         if close_traces is not None:
             close_traces()
     return 0
 
 
-async def _serve(target: Service, settings: Settings) -> None:
-    # What is there by then stays: a full collection that looked at it would stop the loop for 30 ms, time and again.
-    process = Process(target.name, settings, on_started=gc.freeze)
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(logs.left_over)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.drain)
+def until_done(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
+    """Run `work` to its end.
+
+    asyncio lets a SystemExit or a KeyboardInterrupt leave the loop, whichever task or callback raises it, and anybody
+    may stop the loop. What a handler has started must not end its neighbours' work, so the loop goes on. An order to
+    end comes as a signal, which drains, and never as an exception.
+    """
+    main = loop.create_task(work)
+    while True:
+        try:
+            loop.run_until_complete(main)
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+            if main.done():  # it was its own
+                raise
+            log.error("a task or a callback wanted to end the process: it goes on", exc_info=logs.about(error))
+        else:
+            return
+
+
+def _cleared(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> bool:
+    """End the tasks and the loop's threads that handlers have left behind; whether all of them have ended in time."""
+    left = asyncio.all_tasks(loop)
+    for each in left:
+        each.cancel()
+    if left:
+        until_done(loop, asyncio.wait(left, timeout=LAST_WAIT))
+    threads.shutdown(wait=False, cancel_futures=True)
+    until = time.monotonic() + LAST_WAIT
+    blocking = [thread for thread in threading.enumerate() if thread.name.startswith(BLOCKING)]
+    for thread in blocking:
+        thread.join(max(0.0, until - time.monotonic()))
+    return all(each.done() for each in left) and not any(thread.is_alive() for thread in blocking)
+
+
+async def _serve(target: Service, process: Process) -> None:
+    asyncio.get_running_loop().set_exception_handler(logs.left_over)
     async with _heartbeat(process), _probes(target, process):
         await target.serve(process)
     log.info("stopped")

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 FETCH: Final = 1.0
 """Seconds that one look for records takes at most; the order to drain is seen between two."""
 MAX_RECORDS: Final = 500
+LOOK_FOR_LOST: Final = 30.0
+"""Seconds between two looks for claims that have no attempt any more."""
 TOPIC_AGAIN: Final = 2.0
 """Seconds between two tries to make a missing topic while Kafka is unreachable."""
 
@@ -60,6 +62,7 @@ class Worker:
         self._adoption = adoption
         self._poison = poison
         self._type = executor.handler.type
+        self._asked: Mapping[UUID, int] = {}  # tasks whose claim is under way, and not the executor's yet
         self._budget = {self._type: executor.handler.policy.retry.max_attempts}
         self._claimed = metrics.CLAIMED.labels(self._type)
         self._skipped = metrics.SKIPPED.labels(self._type)
@@ -75,6 +78,30 @@ class Worker:
             except StoreError as error:
                 log.warning("the lease could not be renewed", extra={"error": str(error)})
 
+    async def keep_claims(self, every: float = LOOK_FOR_LOST) -> None:
+        """Look for claims that have no attempt any more, each `every` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await self.release_lost()
+            except StoreError as error:
+                log.debug("claims could not be compared", extra={"error": str(error)})
+
+    async def release_lost(self) -> None:
+        """Release the claims that PostgreSQL has of this worker and nobody here runs or is about to run.
+
+        There is none unless something of ours has failed. It would stay `running` for as long as this worker lives.
+        """
+        held = await self._lease.claims.held()
+        lost = {
+            task: version - 1
+            for task, version in held.items()
+            if task not in self._asked and not self._executor.runs(task, version)
+        }
+        for claim in await self._lease.claims.reclaim(lost):  # what was settled meanwhile is not among them
+            if not self._executor.runs(claim.id, claim.version):
+                self._executor.release(claim)
+
     async def run(self) -> None:
         """Work until the process is told to drain, then end what is under way."""
         process, executor = self._process, self._executor
@@ -84,7 +111,10 @@ class Worker:
                     continue
                 records = await self._consumer.fetch(min(executor.room, MAX_RECORDS), FETCH)
                 if records and not process.draining.is_set():
-                    await self._take(records)
+                    try:
+                        await self._take(records)
+                    finally:
+                        self._asked = {}
         finally:
             # At once: leaving the group takes seconds, and what has not begun need not wait for it.
             drain = executor.drain(process.settings.worker.drain_seconds, process.hurry)
@@ -105,8 +135,9 @@ class Worker:
         if poison and not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
         traces = [each.traceparent for each in ours.values()] if tracing.on else []
+        self._asked = {each.task_id: each.version for each in ours.values()}
         with tracing.batch(self._executor.source.receive, traces) if tracing.on else UNTRACED as span:
-            claimed = await self._claim({each.task_id: each.version for each in ours.values()})
+            claimed = await self._claim(self._asked)
         if claimed is None:
             return
         term, claims = claimed
@@ -258,7 +289,11 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
     consumer = Consumer(settings.kafka, source.group, source.topic)
     adoption = Adoption(process, Tasks(database), settings.relay.grace)
     worker = Worker(process, consumer, executor, adoption, poison)
-    async with process.background(worker.keep_lease()), process.background(_topic(handler, process)):
+    async with (
+        process.background(worker.keep_lease()),
+        process.background(worker.keep_claims()),
+        process.background(_topic(handler, process)),
+    ):
         await consumer.start()
         process.started()
         try:

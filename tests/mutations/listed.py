@@ -244,8 +244,8 @@ _STORE: Final = (
     Mutation(
         "a bad row takes its whole batch with it",
         "taskflux/store/group_commit.py",
-        "if len(batch) == 1:",
-        "if True:",
+        "if len(batch) > 1 and (not known or isinstance(error, RefusedData)):",
+        "if False:",
         GROUP_COMMIT,
     ),
 )
@@ -271,6 +271,41 @@ _WORKER: Final = (
         "taskflux/worker/worker.py",
         "if poison and not await self._poison.put_aside(poison):",
         "if poison and await self._poison.put_aside(poison) is None:",
+        WORKER,
+    ),
+    Mutation(
+        "what leaves a handler ends its attempt without an outcome",
+        "taskflux/worker/executor.py",
+        "except BaseException as raised:",
+        "except Exception as raised:",
+        EXECUTOR,
+    ),
+    Mutation(
+        "an unforeseen exception is retried under `hold`",
+        "taskflux/tasks/decision.py",
+        'return Ambiguous(reason) if called and policy.ambiguous == "hold" else Crash(reason)',
+        "return Crash(reason)",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a handler's own cancellation counts as cut off",
+        "taskflux/worker/executor.py",
+        "if error is None and running.cut:",
+        "if error is None:",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a claim that has lost its attempt stays as it is",
+        "taskflux/worker/worker.py",
+        "                self._executor.release(claim)\n",
+        "                pass\n",
+        WORKER,
+    ),
+    Mutation(
+        "a claim whose answer is under way is released",
+        "taskflux/worker/worker.py",
+        "if task not in self._asked and not",
+        "if not",
         WORKER,
     ),
     Mutation(

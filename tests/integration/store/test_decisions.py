@@ -10,9 +10,10 @@ import pytest
 
 from taskflux.http.tasks import parse_timeline
 from taskflux.store.claims import Settlement
-from taskflux.store.database import NOTE_LENGTH, Database
+from taskflux.store.database import Database
 from taskflux.store.publishing import Confirmation, Publishing
 from taskflux.store.tasks import Resolution, Tasks, TaskTypes
+from taskflux.store.texts import NOTE_LENGTH
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.submission import TaskType
 from tests.integration.store.rows import DIED, DONE, HELD, end, sql, state_of, submit, worker

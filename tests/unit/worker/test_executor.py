@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BeforeValidator
 
 from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transient, Unavailable
 from taskflux.tasks.decision import FREE_HANDBACKS
@@ -135,11 +140,6 @@ async def test_an_attempt_that_takes_too_long_is_cut_off_and_ambiguous(scene: Sc
     assert row["error_reason"] == "it was cut off after 0.01 s"
 
 
-async def test_a_timeout_of_the_handler_s_own_is_a_crash(scene: Scene) -> None:
-    place = await Workplace.of(scene, raising(TimeoutError("mine")))
-    assert (await scene.row(await place.run_one()))["error_class"] == "Crash"
-
-
 async def test_what_a_handler_did_not_foresee_is_a_crash_whose_text_no_log_shows(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,13 +152,376 @@ async def test_what_a_handler_did_not_foresee_is_a_crash_whose_text_no_log_shows
     assert "ada@example.org" not in caplog.text
 
 
-async def test_an_error_that_nobody_knows_is_a_crash(scene: Scene) -> None:
-    class Own(TaskError):
-        """None of the kinds that a decision knows."""
+class Boom(BaseException):
+    """What no `except Exception` catches."""
 
-    place = await Workplace.of(scene, raising(Own("odd")))
+
+class Own(TaskError):
+    """None of the kinds that a decision knows."""
+
+
+class Mute(Exception):
+    """An error that says nothing of itself, and whose class does not either."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise LookupError(name)
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Quiet(Permanent):
+    """A kind of a handler's own that forgets what its base wants to know."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"code {self.code}"
+
+
+class Odd(Transient):
+    """A kind of a handler's own whose fields are not what they should be."""
+
+    error_class = "x" * 10_000
+    reason = property(lambda self: 10**5000)
+    progress = 5  # type: ignore[assignment]
+    retry_after = "soon"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+
+async def cancelling_itself(task: Task[Payload]) -> Receipt:
+    """Cancels the asyncio task that it runs in."""
+    current = asyncio.current_task()
+    assert current is not None
+    current.cancel()
+    await asyncio.sleep(0)
+    return Receipt()
+
+
+async def waiting_for_what_is_cancelled(task: Task[Payload]) -> Receipt:
+    inner = asyncio.create_task(asyncio.sleep(30))
+    await asyncio.sleep(0)
+    inner.cancel()
+    await inner
+    return Receipt()
+
+
+async def exiting_in_a_thread(task: Task[Payload]) -> Receipt:
+    await asyncio.to_thread(sys.exit, 3)
+    return Receipt()
+
+
+async def timing_out(task: Task[Payload]) -> Receipt:
+    async with asyncio.timeout(0):
+        await asyncio.sleep(30)
+    return Receipt()
+
+
+UNFORESEEN: dict[str, tuple[Work, str]] = {
+    "RuntimeError": (raising(RuntimeError("a bug")), "RuntimeError: a bug"),
+    "SSLError": (raising(ssl.SSLError("after the request")), "SSLError: ('after the request',)"),
+    "TimeoutError": (raising(TimeoutError("mine")), "TimeoutError: mine"),
+    "a timeout of its own": (timing_out, "TimeoutError"),
+    "BaseException": (raising(Boom("x")), "Boom: x"),
+    "GeneratorExit": (raising(GeneratorExit("x")), "GeneratorExit: x"),
+    "SystemExit": (raising(SystemExit(3)), "SystemExit: 3"),
+    "SystemExit in a thread": (exiting_in_a_thread, "SystemExit: 3"),
+    "KeyboardInterrupt": (raising(KeyboardInterrupt()), "KeyboardInterrupt"),
+    "StopIteration": (raising(StopIteration()), "RuntimeError: coroutine raised StopIteration"),
+    "MemoryError": (raising(MemoryError()), "MemoryError"),
+    "a group": (
+        raising(BaseExceptionGroup("mixed", [ValueError("x"), KeyboardInterrupt(), Permanent("y")])),
+        "BaseExceptionGroup: mixed (3 sub-exceptions)",
+    ),
+    "CancelledError": (raising(asyncio.CancelledError()), "CancelledError"),
+    "its own cancellation": (cancelling_itself, "CancelledError"),
+    "a cancelled task of its own": (waiting_for_what_is_cancelled, "CancelledError"),
+    "an error without a text": (raising(Mute()), "Mute: (its text cannot be read: SystemExit)"),
+    "an enormous text": (raising(ValueError("x" * 100_000_000)), f"ValueError: {'x' * 9987}…"),
+    "a text that is not storable": (raising(ValueError("\x00 \ud800")), "ValueError: \ufffd ?"),
+    "none of the kinds": (raising(Own("odd")), "Own: odd"),
+}
+
+
+@pytest.mark.parametrize("name", UNFORESEEN)
+@pytest.mark.parametrize(
+    ("policy", "state", "error_class"), [("resend", "scheduled", "Crash"), ("hold", "uncertain", "Ambiguous")]
+)
+async def test_whatever_else_leaves_a_handler_is_a_crash_or_under_hold_ambiguous(
+    scene: Scene, name: str, policy: Any, state: str, error_class: str
+) -> None:
+    work, reason = UNFORESEEN[name]
+    place = await Workplace.of(scene, work, ambiguous=policy)
     row = await scene.row(await place.run_one())
-    assert (row["state"], row["error_class"]) == ("scheduled", "Crash")
+    assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, error_class)
+    assert row["error_reason"] == reason
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+async def test_a_kind_of_a_handler_s_own_counts_as_what_it_derives_from_whatever_its_fields_are(
+    scene: Scene, policy: Any
+) -> None:
+    for error, state, error_class, reason in (
+        (Quiet(7), "dead", "Quiet", "code 7"),
+        (Odd(), "scheduled", "x" * 99 + "…", "(its text cannot be read: ValueError)"),
+    ):
+        place = await Workplace.of(scene, raising(error), ambiguous=policy)
+        row = await scene.row(await place.run_one())
+        assert (row["state"], row["error_class"], row["error_reason"]) == (state, error_class, reason)
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+@pytest.mark.parametrize("kind", [Boom, SystemExit, asyncio.CancelledError, Mute, KeyboardInterrupt])
+async def test_what_a_validator_raises_is_a_crash_under_either_policy_for_nothing_was_called(
+    scene: Scene, policy: Any, kind: type[BaseException]
+) -> None:
+    calls = Calls()
+
+    def validate(value: Any) -> Any:
+        raise kind
+
+    place = await Workplace.of(scene, calls, ambiguous=policy, payload=Annotated[Payload, BeforeValidator(validate)])
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], row["error_class"], calls.tasks) == ("scheduled", 1, "Crash", [])
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+@pytest.mark.parametrize("kind", [Boom, SystemExit, Mute])
+async def test_what_a_provider_s_check_raises_is_a_crash_under_either_policy(
+    scene: Scene, policy: Any, kind: type[BaseException]
+) -> None:
+    calls = Calls()
+
+    class Client:
+        async def check(self) -> None:
+            raise kind
+
+    place = await Workplace.of(scene, calls, client=Client(), ambiguous=policy)
+    await scene.circuits.open("outside", "Unavailable", "down")
+    await place.watch.refresh()
+    row = await scene.row(await place.run_one(probe=True))
+    assert (row["state"], row["error_class"], calls.tasks) == ("scheduled", "Crash", [])
+
+
+async def test_a_failing_attempt_costs_its_neighbours_nothing(scene: Scene) -> None:
+    """All that can leave a handler at once, and outcomes that share their statements with a good one."""
+
+    async def work(task: Task[Payload]) -> Receipt:
+        if task.payload.to == "good":
+            await asyncio.sleep(0)
+            return Receipt({"rows": 12})
+        return await UNFORESEEN[task.payload.to][0](task) or Receipt()
+
+    place = await Workplace.of(scene, work, concurrency=100)
+    claims = [(await place.claim(payload=json.dumps({"to": to})))[0] for to in ["good", *UNFORESEEN, "good"]]
+    place.begin(*claims)
+    await place.settled()
+    rows = [await scene.row(claim.id) for claim in claims]
+    assert [row["state"] for row in rows] == ["succeeded", *["scheduled"] * len(UNFORESEEN), "succeeded"]
+
+
+class Hostile(Receipt):
+    """A receipt whose result cannot be had."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def result(self) -> Any:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("receipt", "result"),
+    [
+        (Receipt({"digits": 10**5000, "rows": 12}), {"digits": "(an integer of 16610 bits)", "rows": 12}),
+        (Receipt({"ratio": float("nan"), "rows": 12}), {"ratio": "NaN", "rows": 12}),
+        (Receipt({"who": Mute(), "rows": 12}), {"who": "(its text cannot be read: SystemExit)", "rows": 12}),
+        (Receipt(5), None),  # type: ignore[arg-type]
+        (Receipt(Mute()), None),  # type: ignore[arg-type]
+        (Hostile(), None),
+        (Mute(), None),
+    ],
+    ids=["digits", "NaN", "no text", "no mapping", "no mapping, no text", "no result", "no receipt"],
+)
+async def test_a_success_is_one_whatever_stands_in_its_receipt(scene: Scene, receipt: Any, result: Any) -> None:
+    place = await Workplace.of(scene, returning(receipt))
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["result"] and json.loads(row["result"])) == ("succeeded", result)
+
+
+async def test_progress_that_json_does_not_know_is_noted_as_well_as_it_goes(scene: Scene) -> None:
+    place = await Workplace.of(scene, raising(Transient("later", progress={"ratio": float("nan"), "rows": 12})))
+    row = await scene.row(await place.run_one())
+    assert (row["error_class"], row["result"]) == ("Transient", '{"ratio": "NaN", "rows": 12}')
+
+
+# Cancellations -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_handler_that_cancels_itself_as_it_returns_has_succeeded(scene: Scene) -> None:
+    async def work(task: Task[Payload]) -> Receipt:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        return Receipt({"rows": 12})
+
+    for client in (None, object()):
+        place = await Workplace.of(scene, work, client=client)
+        if client is not None:
+            await scene.circuits.open("outside", "Unavailable", "down")
+            await place.watch.refresh()
+        assert (await scene.row(await place.run_one(probe=True)))["state"] == "succeeded"
+
+
+async def test_what_a_handler_has_left_behind_cannot_cut_off_its_outcome(scene: Scene) -> None:
+    """It cancels the attempt while the provider's circuit is closed, and again while the outcome is written."""
+    attempts: list[asyncio.Task[Any] | None] = []
+    cancelled: list[str] = []
+
+    async def work(task: Task[Payload]) -> Receipt:
+        attempts.append(asyncio.current_task())
+        return Receipt({"rows": 12})
+
+    def cancel(where: str) -> Callable[[], Awaitable[None]]:
+        async def now() -> None:
+            (attempt,) = attempts
+            assert attempt is not None
+            cancelled.append(where)
+            attempt.cancel()
+
+        return now
+
+    place = await Workplace.of(scene, work, client=object())
+    await scene.circuits.open("outside", "Unavailable", "down")
+    await place.watch.refresh()
+    place.database.when |= {name: cancel(name) for name in ("close_circuit", "settle")}
+    row = await scene.row(await place.run_one(probe=True))
+    assert (row["state"], cancelled) == ("succeeded", ["close_circuit", "settle"])
+
+
+async def test_a_task_that_is_cancelled_before_it_began_is_released(scene: Scene) -> None:
+    """By whatever a neighbour does to all tasks of the loop: only a drain may say that the worker ended."""
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls, concurrency=1)
+    first, second = await place.claim(2)
+    before = asyncio.all_tasks()
+    place.begin(first, second)
+    await calls.entered.wait()
+    for attempt in asyncio.all_tasks() - before:
+        attempt.cancel()
+    await place.settled()
+    (begun,) = calls.tasks
+    rows = {claim.id: await scene.row(claim.id) for claim in (first, second)}
+    waiting = rows.pop(first.id if begun.id == second.id else second.id)
+    assert (waiting["state"], waiting["attempts"]) == ("scheduled", 0)
+    assert waiting["error_reason"] == "it was cancelled before it began"
+    assert rows[begun.id]["error_reason"] == "CancelledError"
+
+
+class Stubborn:
+    """A handler that ignores that it is cancelled, until `go`."""
+
+    def __init__(self, last: BaseException | None = None) -> None:
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+        self.cancelled = 0
+        self.last = last
+
+    async def __call__(self, task: Task[Payload]) -> Receipt:
+        self.entered.set()
+        while not self.go.is_set():
+            try:
+                await self.go.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+        if self.last is not None:
+            raise self.last
+        return Receipt()
+
+
+@pytest.mark.parametrize(("policy", "state"), [("resend", "scheduled"), ("hold", "uncertain")])
+async def test_a_handler_that_ignores_its_timeout_is_left_to_itself_and_takes_no_slot(
+    scene: Scene, policy: Any, state: str
+) -> None:
+    stubborn = Stubborn()
+    place = await Workplace.of(scene, stubborn, ambiguous=policy, timeout=0.01, concurrency=1, patience=0.01)
+    before = asyncio.all_tasks()
+    row = await scene.row(await place.run_one())
+    assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, "Ambiguous")
+    assert row["error_reason"] == "it was cut off after 0.01 s, and did not end"
+    assert stubborn.cancelled == 2
+    (left,) = {each for each in asyncio.all_tasks() - before if "_run" in repr(each)}
+    other = await scene.row(await place.run_one())  # the only slot is free again
+    assert other["error_reason"] == "it was cut off after 0.01 s, and did not end"
+    stubborn.go.set()
+    await asyncio.wait([left])
+    assert (await scene.row(row["id"]))["state"] == state  # what it says now counts for nothing
+    assert place.executor.in_flight == 0
+
+
+async def test_a_handler_that_answers_its_timeout_with_a_success_has_succeeded(scene: Scene) -> None:
+    async def work(task: Task[Payload]) -> Receipt:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            return Receipt({"rows": 12})
+        return Receipt()
+
+    place = await Workplace.of(scene, work, timeout=0.01)
+    assert (await scene.row(await place.run_one()))["result"] == '{"rows": 12}'
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), SystemExit(3), BaseExceptionGroup("x", [Boom("y")])])
+async def test_what_a_handler_makes_of_its_timeout_is_the_timeout(scene: Scene, error: BaseException) -> None:
+    async def work(task: Task[Payload]) -> Receipt:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            raise error
+
+    place = await Workplace.of(scene, work, timeout=0.01)
+    row = await scene.row(await place.run_one())
+    assert (row["error_class"], row["error_reason"]) == ("Ambiguous", "it was cut off after 0.01 s")
+
+
+@pytest.mark.parametrize(("policy", "state"), [("resend", "scheduled"), ("hold", "uncertain")])
+async def test_a_handler_that_ignores_the_drain_does_not_keep_its_outcome(
+    scene: Scene, policy: Any, state: str
+) -> None:
+    stubborn = Stubborn()
+    place = await Workplace.of(scene, stubborn, ambiguous=policy)
+    (claim,) = await place.claim()
+    place.begin(claim)
+    await stubborn.entered.wait()
+    await place.executor.drain(0.0, asyncio.Event(), last_cut=0.01)
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, "Ambiguous")
+    assert row["error_reason"] == "it was cut off when its worker ended, and did not end"
+    stubborn.go.set()
+
+
+async def test_a_task_that_exits_during_the_drain_is_cut_off_like_all_others(scene: Scene) -> None:
+    async def work(task: Task[Payload]) -> Receipt:
+        entered.set()
+        try:
+            await asyncio.sleep(30)
+        finally:
+            sys.exit(3)
+
+    entered = asyncio.Event()
+    place = await Workplace.of(scene, work)
+    (claim,) = await place.claim()
+    place.begin(claim)
+    await entered.wait()
+    await place.executor.drain(0.0, asyncio.Event())
+    assert (await scene.row(claim.id))["error_reason"] == "it was cut off when its worker ended"
+
+
+# How a success ends that is none of a receipt ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["done", 7, {"sent": True}])

@@ -22,10 +22,13 @@ def watched(scene: Scene) -> WatchedDatabase:
 
 
 async def write(outcomes: Outcomes, claims: list[Claim], decision: Decision = DONE) -> None:
+    """Return once all of them are written."""
+    written = asyncio.Semaphore(0)
+    for claim in claims:
+        outcomes.write(claim, Settlement(claim.id, claim.version, decision), written.release)
     async with asyncio.timeout(20):
-        await asyncio.gather(
-            *(outcomes.write(claim, Settlement(claim.id, claim.version, decision)) for claim in claims)
-        )
+        for _ in claims:
+            await written.acquire()
 
 
 async def states(scene: Scene, claims: list[Claim]) -> set[str]:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
-from taskflux import Receipt, Task
+from taskflux import Receipt, Task, Transient
 from taskflux.store.tasks import Tasks
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Poison, Record, encode
@@ -334,3 +334,98 @@ async def test_the_lease_is_renewed_while_tasks_run_and_after_a_beat_that_failed
         while not place.lease.valid:
             await asyncio.wait([beating], timeout=0.001)
     beating.cancel()
+
+
+# Claims that have lost their attempt ---------------------------------------------------------------------------------
+
+
+async def test_a_claim_that_no_attempt_has_begun_is_released(scene: Scene) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen, ambiguous="hold")
+    (claim,) = await place.claim()
+    await Shift(place).worker.release_lost()
+    await place.settled()
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"], seen.tasks) == ("scheduled", 0, [])
+    assert row["error_reason"] == "its worker has lost track of the attempt"
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "event"), [("resend", "scheduled", "retry"), ("hold", "uncertain", "held")]
+)
+async def test_a_claim_whose_attempt_a_fault_of_ours_has_ended_is_settled_by_its_policy(
+    scene: Scene, policy: Any, state: str, event: str
+) -> None:
+    draws: list[float] = []
+
+    def fails_at_first() -> float:
+        draws.append(0.5)
+        if len(draws) == 1:
+            raise RuntimeError("a bug in the executor")
+        return 0.5
+
+    async def work(task: Task[Payload]) -> Receipt:
+        raise Transient("later")
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    place = await Workplace.of(scene, work, ambiguous=policy, jitter=fails_at_first)
+    (claim,) = await place.claim()
+    place.begin(claim)
+    await place.settled()
+    assert (await scene.state(claim.id))[0] == "running"
+    assert place.executor.holds(claim.id, claim.version)  # a claim whose answer was lost would find it, too
+    worker = Shift(place).worker
+    await worker.release_lost()
+    await place.settled()
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"], row["error_class"]) == (state, 1, "Ambiguous")
+    await worker.release_lost()
+    assert await scene.events(claim.id) == ["accepted", "published", "claimed", event]
+    assert not place.executor.holds(claim.id, claim.version)
+
+
+async def test_a_claim_whose_answer_is_under_way_is_not_released(scene: Scene) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen)
+    (task,) = await queued(scene)
+    shift = Shift(place, [record(task)])
+    place.database.mute.add("claim")
+    looks: list[None] = []
+
+    async def look() -> None:
+        if not looks:
+            looks.append(None)
+            await shift.worker.release_lost()
+
+    place.database.when["reclaim"] = look
+    await shift.work()
+    assert (len(looks), [each.attempt for each in seen.tasks]) == (1, [1])
+    assert await scene.events(task) == ["accepted", "published", "claimed", "succeeded"]
+
+
+async def test_a_claim_whose_outcome_is_under_way_is_not_released(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = await Workplace.of(scene, Seen())
+    (claim,) = await place.claim()
+    place.database.unreachable.add("settle")
+    place.begin(claim)
+    await place.database.failed.wait()
+    await Shift(place).worker.release_lost()
+    place.database.unreachable.clear()
+    await place.settled()
+    assert (await scene.events(claim.id))[-2:] == ["claimed", "succeeded"]
+    assert "no attempt" not in caplog.text
+
+
+async def test_a_worker_looks_for_lost_claims_again_after_postgresql_was_unreachable(scene: Scene) -> None:
+    place = await Workplace.of(scene, Seen())
+    (claim,) = await place.claim()
+    place.database.unreachable.add("held")
+    looking = asyncio.create_task(Shift(place).worker.keep_claims(0.001))
+    await place.database.failed.wait()
+    place.database.unreachable.clear()
+    async with asyncio.timeout(20):
+        while (await scene.state(claim.id))[0] == "running":
+            await asyncio.wait([looking], timeout=0.001)
+    looking.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
 
@@ -56,7 +56,6 @@ class Workplace:
     watch: CircuitWatch
     gate: Gate
     executor: Executor
-    running: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @classmethod
     async def of(
@@ -68,6 +67,9 @@ class Workplace:
         timeout: float = 60.0,
         concurrency: int = 10,
         client: object | None = None,
+        jitter: Callable[[], float] = lambda: 0.5,
+        payload: Any = Payload,
+        patience: float = 60.0,
     ) -> Workplace:
         async def run(task: Task[Payload]) -> Receipt | None:
             return await work(task)
@@ -77,7 +79,7 @@ class Workplace:
 
         declare = handler(
             TYPE,
-            payload=Payload,
+            payload=payload,
             provider=None if client is None else outside,
             retry=RETRY,
             ambiguous=ambiguous,
@@ -96,8 +98,9 @@ class Workplace:
             lease,
             Outcomes(claims),
             concurrency,
-            jitter=lambda: 0.5,
+            jitter=jitter,
             clock=clock,
+            patience=patience,
         )
         return cls(scene, clock, claims, lease, watch, gate, executor)
 
@@ -111,16 +114,13 @@ class Workplace:
 
     def begin(self, *claims: Claim, probe: bool = False, term: int | None = None) -> None:
         """Let these run."""
-        others = asyncio.all_tasks()
         for claim in claims:
             self.executor.start(claim, self.lease.term if term is None else term, probe=probe)
-        self.running |= asyncio.all_tasks() - others
 
     async def settled(self) -> None:
         """Return once all that was begun is settled."""
         async with asyncio.timeout(20):
-            await asyncio.wait(self.running)
-        assert self.executor.in_flight == 0
+            await self.executor.wait_until_settled()
 
     async def run_one(self, *, probe: bool = False, **changes: Any) -> UUID:
         """One task from its claim to its settlement; its id."""
