@@ -25,14 +25,18 @@ FORGOTTEN: Final = 10
 """Seconds for which nothing is cached of a task that was forgotten: whoever has read its row before is done by then."""
 
 # The generic cell rate algorithm (https://brandur.org/rate-limiting): one key holds the theoretical arrival time in
-# microseconds, by Redis's own clock. Returns the microseconds that the caller has to wait for its turn.
+# microseconds, by Redis's own clock, another when that was read last: where the clock was set back, the arrival moves
+# with it. Returns the microseconds that the caller has to wait for its turn.
 _TURN: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
-local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+local back = math.max(tonumber(redis.call('GET', KEYS[2]) or now) - now, 0)
+local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now) - back, now)
 local following = arrival + interval
-redis.call('SET', KEYS[1], string.format('%.0f', following), 'PX', math.ceil((following - now) / 1000) + 60000)
+local kept = math.ceil((following - now) / 1000) + 60000
+redis.call('SET', KEYS[1], string.format('%.0f', following), 'PX', kept)
+redis.call('SET', KEYS[2], string.format('%.0f', now), 'PX', kept)
 return string.format('%.0f', math.max(0, arrival - burst - now))
 """
 
@@ -86,8 +90,9 @@ class Accelerator:
         None when there is no Redis to ask.
         """
         interval = 1e6 / rate
+        keys = f"taskflux:rate:{name}", f"taskflux:rate:{name}:read"
         wait: Any = await self._try(
-            lambda client: client.eval(_TURN, 1, f"taskflux:rate:{name}", repr(interval), repr(interval * burst))
+            lambda client: client.eval(_TURN, len(keys), *keys, repr(interval), repr(interval * burst))
         )
         return None if wait is None else float(wait) / 1e6
 

@@ -24,7 +24,7 @@ GROUP BY label;
 
 -- name: checkup_oldest_transaction
 -- Seconds that the oldest open transaction keeps vacuum from cleaning up.
-SELECT COALESCE(max(extract(epoch FROM now() - xact_start)), 0)::float8 AS seconds
+SELECT GREATEST(max(extract(epoch FROM now() - xact_start)), 0)::float8 AS seconds
 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle';
 
 -- name: checkup_partitions
@@ -48,7 +48,7 @@ SELECT handler, count(*) FILTER (WHERE NOT ended AND beat_at > now() - make_inte
 FROM workers w GROUP BY handler ORDER BY handler;
 
 -- name: checkup_circuits
-SELECT provider, error_class, reason, extract(epoch FROM now() - opened_at)::float8 AS seconds
+SELECT provider, error_class, reason, GREATEST(0, extract(epoch FROM now() - opened_at))::float8 AS seconds
 FROM circuits WHERE open ORDER BY provider;
 
 -- name: checkup_due

@@ -36,7 +36,7 @@ WITH lease AS MATERIALIZED (
     RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
               t.payload, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
               COALESCE(t.expires_at <= now(), false) AS expired,
-              extract(epoch FROM now() - t.due_at)::float8 AS waited
+              GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
 ), leased AS (
     INSERT INTO claims (task_id, worker, type, version)
     SELECT id, :worker, :type, version FROM claimed ORDER BY id
@@ -49,7 +49,7 @@ SELECT c.* FROM lease LEFT JOIN claimed c ON true;
 SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload,
        t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
        COALESCE(t.expires_at <= now(), false) AS expired,
-       extract(epoch FROM now() - t.due_at)::float8 AS waited
+       GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
 FROM tasks t
 WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running' AND t.worker = :worker
   AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1
@@ -95,7 +95,7 @@ WITH input AS MATERIALIZED (
     WHERE i.place = width_bucket(t.id, :ids::uuid[])
       AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
     RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, t.version <> i.version AS late,
-              extract(epoch FROM now() - t.created_at)::float8 AS age
+              GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), released AS (
     DELETE FROM claims c
     WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]

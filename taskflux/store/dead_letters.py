@@ -221,8 +221,10 @@ class DeadLetters:
     async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
         """Replay the next letters of `bulk`, at most `limit`: how many were looked at, and which were sent.
 
-        Whoever carries the same batch at the same time changes nothing. Less than `limit` looked at: that was all.
+        Whoever carries the same batch at the same time changes nothing. Less than `limit` looked at, or as many as its
+        `rest`: that was all.
         """
+        limit = min(limit, bulk.rest)
         letters = await self.database.fetch(
             SQL["next_of_bulk_replay"],
             tenant=bulk.tenant,
@@ -242,7 +244,7 @@ class DeadLetters:
             batch=bulk.batch,
             cursor_at=last["created_at"] if last else None,
             cursor_id=last["id"] if last else None,
-            last=len(letters) < limit,
+            last=len(letters) < limit or len(letters) == bulk.rest,
             note=f"bulk replay: {bulk.id}",
         )
         return len(letters), [Replayed(**row) for row in rows]
@@ -322,7 +324,11 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class BulkReplay:
-    """A bulk replay that is under way. `allowance` is how many letters its rate allows now."""
+    """A bulk replay that is under way.
+
+    `allowance` is how many letters its rate allows now, `rest` how many of those that were there when it was asked for
+    it has not looked at: by their times alone it could find more, once the clock was set back.
+    """
 
     id: UUID
     tenant: str
@@ -332,6 +338,7 @@ class BulkReplay:
     cursor_id: UUID | None
     created_at: datetime
     allowance: int
+    rest: int
 
 
 _NAMES: Final = {

@@ -158,8 +158,9 @@ WITH job AS MATERIALIZED (
         skipped = CASE WHEN :last::boolean
                        THEN GREATEST(b.matched - b.replayed - (SELECT count(*) FROM replayed)::integer, 0)
                        ELSE b.skipped + cardinality(:letters) - (SELECT count(*) FROM replayed)::integer END,
-        paced_at = GREATEST(b.paced_at, now() - make_interval(secs => GREATEST(2, 1 / b.rate)))
-                   + make_interval(secs => cardinality(:letters) / b.rate),
+        paced_at = CASE WHEN b.paced_at > now() + interval '1 second' THEN now()
+                        ELSE GREATEST(b.paced_at, now() - make_interval(secs => GREATEST(2, 1 / b.rate)))
+                             + make_interval(secs => cardinality(:letters) / b.rate) END,
         cursor_at = COALESCE(:cursor_at::timestamptz, b.cursor_at), cursor_id = COALESCE(:cursor_id::uuid, b.cursor_id),
         status = CASE WHEN :last THEN 'finished' ELSE b.status END, batches = b.batches + 1, updated_at = now()
     FROM job WHERE b.id = job.id
@@ -223,10 +224,13 @@ WHERE id = :id AND tenant = :tenant AND status = 'running'
 RETURNING id;
 
 -- name: running_bulk_replays
--- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost.
+-- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost. A pace that lies ahead
+-- is from before the clock was set back, and begins again with the next letter.
 SELECT id, tenant, filter, batches AS batch, cursor_at, cursor_id, created_at,
-       floor(LEAST(extract(epoch FROM now() - paced_at)::float8, GREATEST(2, 1 / rate)) * rate + 1e-6)::integer
-           AS allowance
+       CASE WHEN paced_at > now() + interval '1 second' THEN 1
+            ELSE floor(LEAST(extract(epoch FROM now() - paced_at)::float8, GREATEST(2, 1 / rate)) * rate + 1e-6)
+       END::integer AS allowance,
+       matched - replayed - skipped AS rest
 FROM bulk_replays WHERE status = 'running' ORDER BY created_at LIMIT :limit;
 
 -- name: next_of_bulk_replay

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -146,19 +148,34 @@ class Circuit:
     closed_for: float | None
 
 
-@dataclass(frozen=True, slots=True)
 class Circuits:
-    """The circuits of all providers."""
+    """The circuits of all providers. `clock` says monotonic seconds."""
 
-    database: Database
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._closings: dict[str, tuple[datetime, float]] = {}  # closed_at, and when that was by our clock
 
     async def all(self) -> Mapping[str, Circuit]:
         """Every circuit that ever opened, by provider."""
-        return {row["provider"]: Circuit(**row) for row in await self.database.fetch(SQL["list_circuits"])}
+        rows = await self._database.fetch(SQL["list_circuits"])
+        return {
+            row["provider"]: Circuit(row["provider"], row["open"], row["reason"], self._closed(row)) for row in rows
+        }
+
+    def _closed(self, row: Row) -> float | None:
+        """Seconds since it closed: counted from the first time that we read of it, whatever PostgreSQL's clock does."""
+        if row["closed_at"] is None:
+            return None
+        now = self._clock()
+        known = self._closings.get(row["provider"])
+        if known is None or known[0] != row["closed_at"]:
+            known = self._closings[row["provider"]] = row["closed_at"], now - max(0.0, row["closed_for"])
+        return now - known[1]
 
     async def open(self, provider: str, error_class: str, reason: str) -> bool:
         """Stop publishing for `provider`; whether it was us who opened it."""
-        row = await self.database.fetchrow(
+        row = await self._database.fetchrow(
             SQL["open_circuit"],
             provider=provider,
             error_class=error_class,
@@ -169,11 +186,11 @@ class Circuits:
 
     async def close(self, provider: str) -> bool:
         """The provider serves again; whether it was us who closed it."""
-        return await self.database.fetchrow(SQL["close_circuit"], provider=provider) is not None
+        return await self._database.fetchrow(SQL["close_circuit"], provider=provider) is not None
 
     async def take_probe(self, provider: str) -> bool:
         """The right to send the one probe whose time has come."""
-        row = await self.database.fetchrow(
+        row = await self._database.fetchrow(
             SQL["take_probe"], provider=provider, first_probe=FIRST_PROBE, last_probe=LAST_PROBE
         )
         return row is not None

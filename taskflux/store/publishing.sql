@@ -142,7 +142,7 @@ SELECT id, type FROM expired;
 -- Circuits
 
 -- name: list_circuits
-SELECT provider, open, reason, extract(epoch FROM now() - closed_at)::float8 AS closed_for FROM circuits;
+SELECT provider, open, reason, closed_at, extract(epoch FROM now() - closed_at)::float8 AS closed_for FROM circuits;
 
 -- name: open_circuit
 -- True to whoever opened it.
@@ -158,10 +158,12 @@ RETURNING provider;
 UPDATE circuits SET open = false, closed_at = now() WHERE provider = :provider AND open RETURNING provider;
 
 -- name: take_probe
--- The right to send the next probe. The wait doubles from :first_probe seconds up to :last_probe.
+-- The right to send the next probe. The wait doubles from :first_probe seconds up to :last_probe; a longer one was
+-- written before the clock was set back.
 UPDATE circuits
 SET probes = probes + 1,
     probe_at = now() + make_interval(
         secs => LEAST(:last_probe::float8, :first_probe::float8 * 2 ^ LEAST(probes + 1, 30)))
-WHERE provider = :provider AND open AND probe_at <= now()
+WHERE provider = :provider AND open
+  AND (probe_at <= now() OR probe_at > now() + make_interval(secs => :last_probe::float8))
 RETURNING probes;

@@ -2,11 +2,13 @@
 -- all, from the narrow tables: no measurement looks at `tasks`.
 
 -- name: lead
--- Take or renew the leadership :name for :holder, for :seconds. A row comes back to the leader alone.
+-- Take or renew the leadership :name for :holder, for :seconds. A row comes back to the leader alone. One that goes on
+-- for longer was taken before the clock was set back: its holder renews it at once, if it is still there.
 INSERT INTO leaders (name, holder, expires_at, origin)
 VALUES (:name, :holder, now() + make_interval(secs => :seconds), :origin)
 ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, origin = EXCLUDED.origin
 WHERE leaders.holder = EXCLUDED.holder OR leaders.expires_at <= now()
+   OR leaders.expires_at > clock_timestamp() + make_interval(secs => :seconds)  -- now() is from before a wait for the row
 RETURNING holder;
 
 -- name: resign
@@ -123,9 +125,12 @@ WITH locked AS (
 SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
 
 -- name: make_partitions
--- Partitions for this week and :weeks further ones.
+-- Partitions for this week and :weeks further ones. One at a time makes them: another would find them half made.
+WITH turn AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtext('taskflux partitions')) IS NOT NULL AS ours
+)
 SELECT count(*) FILTER (WHERE create_task_partition(now() + week * interval '7 days'))::integer
-FROM generate_series(0, :weeks::integer) AS week;
+FROM turn CROSS JOIN generate_series(0, :weeks::integer) AS week WHERE turn.ours;
 
 -- name: forget_keys
 WITH expired AS MATERIALIZED (
@@ -163,7 +168,7 @@ SELECT error_class, count(*)::integer AS letters FROM dead_letters WHERE state =
 
 -- name: measure_circuits
 SELECT provider, open, COALESCE(error_class, '') AS error_class,
-       extract(epoch FROM now() - opened_at)::float8 AS seconds
+       GREATEST(0, extract(epoch FROM now() - opened_at))::float8 AS seconds
 FROM circuits;
 
 -- name: measure_types

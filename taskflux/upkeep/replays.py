@@ -56,5 +56,5 @@ class BulkReplays:
                 pass
         for letter in replayed:
             metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
-        if looked_at < limit:
+        if looked_at < limit or looked_at == bulk.rest:
             log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})

@@ -145,7 +145,7 @@ class Worker:
         self._skipped.inc(len(records) - len(poison) - len(claims))
         if claims:
             self._batch.observe(len(claims))
-            self._waited.observe_all([max(0.0, claim.waited) for claim in claims])
+            self._waited.observe_all([claim.waited for claim in claims])
         self._consumer.note_done(records)
         received = None if span is None else span.traceparent
         for claim in claims:

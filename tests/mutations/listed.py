@@ -12,6 +12,7 @@ from tests.mutations.mutant import Mutation
 CLAIMS: Final = ("tests/integration/store/test_claims.py",)
 SETTLE: Final = ("tests/integration/store/test_settle.py",)
 LEASES: Final = ("tests/integration/store/test_leases.py",)
+CLOCK_STEPS: Final = ("tests/integration/store/test_clock_steps.py",)
 PUBLISHING: Final = ("tests/integration/store/test_publishing.py",)
 AUDIT: Final = ("tests/integration/store/test_audit.py",)
 LOCK_ORDER: Final = ("tests/integration/store/test_lock_order.py",)
@@ -32,6 +33,7 @@ POSITIONS: Final = ("tests/unit/stream/test_positions.py",)
 PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
 ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
 OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
+SWEEP: Final = ("tests/unit/upkeep/test_sweep.py",)
 EMAIL: Final = ("tests/unit/providers/test_email.py",)
 MSG91: Final = ("tests/unit/providers/test_msg91.py",)
 SMTP: Final = ("tests/integration/providers/test_smtp.py",)
@@ -188,9 +190,44 @@ _STORE: Final = (
     Mutation(
         "a circuit lets every probe through at once",
         "taskflux/store/publishing.sql",
-        "AND open AND probe_at <= now()",
+        "AND open\n  AND (probe_at <= now() OR probe_at > now() + make_interval(secs => :last_probe::float8))",
         "AND open",
         CIRCUITS,
+    ),
+    Mutation(
+        "an ended lease still claims",
+        "taskflux/store/claims.sql",
+        "WHERE id = :worker AND NOT ended FOR KEY SHARE",
+        "WHERE id = :worker FOR KEY SHARE",
+        LEASES,
+    ),
+    Mutation(
+        "a claim and the end of its lease pass each other",
+        "taskflux/store/claims.sql",
+        "AND NOT ended FOR KEY SHARE",
+        "AND NOT ended",
+        LEASES,
+    ),
+    Mutation(
+        "a lease is ended though its worker has beaten since it was looked at",
+        "taskflux/store/upkeep.sql",
+        "AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended\n    ORDER BY id",
+        "AND NOT ended\n    ORDER BY id",
+        LEASES,
+    ),
+    Mutation(
+        "a worker of the release before does not beat",
+        "taskflux/store/migrations/0007_beats.sql",
+        "NEW.beat := OLD.beat + 1;",
+        "NEW.beat := OLD.beat;",
+        LEASES,
+    ),
+    Mutation(
+        "a leader that was killed leads until the clock has come that far again",
+        "taskflux/store/upkeep.sql",
+        "leaders.expires_at > clock_timestamp() + make_interval(secs => :seconds)",
+        "false",
+        CLOCK_STEPS,
     ),
     Mutation(
         "the auditor requeues a task that was published again since",
@@ -328,6 +365,34 @@ _WORKER: Final = (
         "return term == self.term and self.valid",
         "return self.valid",
         LEASE,
+    ),
+    Mutation(
+        "a lease does not count while the machine is suspended",
+        "taskflux/worker/executor.py",
+        "clock: Callable[[], float] = boottime) -> None:",
+        "clock: Callable[[], float] = time.monotonic) -> None:",
+        LEASE,
+    ),
+    Mutation(
+        "time in which nobody looked counts as a worker's silence",
+        "taskflux/upkeep/sweep.py",
+        "if now - self._looked > GAP:",
+        "if False:",
+        SWEEP,
+    ),
+    Mutation(
+        "time in which PostgreSQL could not be asked counts as a worker's silence",
+        "taskflux/upkeep/sweep.py",
+        "        except StoreError:\n            self.start_again()\n            raise",
+        "        except StoreError:\n            raise",
+        SWEEP,
+    ),
+    Mutation(
+        "a beat does not begin a worker's lease again",
+        "taskflux/upkeep/sweep.py",
+        "since if beat == before else now",
+        "since",
+        SWEEP,
     ),
     Mutation(
         "a lease counts from the answer to its beat",

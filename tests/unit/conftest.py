@@ -39,6 +39,18 @@ async def scene(watched: tuple[PostgresSettings, WatchedDatabase]) -> AsyncItera
         await scene.check_whereabouts()
 
 
+@pytest_asyncio.fixture
+async def own_scene(new_database: NewDatabase) -> AsyncIterator[Scene]:
+    """A scene in a database of its own, for what the tables themselves go through."""
+    settings = await new_database()
+    database = WatchedDatabase(settings, pool_size=4)
+    await database.open()
+    async with Scene.over(settings, database) as scene:
+        await scene.register("email")
+        yield scene
+    await database.close()
+
+
 @pytest.fixture
 def spans() -> Iterator[Spans]:
     """What is recorded meanwhile, of one half of the traces that nobody has decided about."""

@@ -202,19 +202,26 @@ def judge_pooler(found: Pooling, told_so: bool) -> Finding:
 
 async def examine_work(checkup: Checkup, settings: Settings) -> list[Finding]:
     """The relay and its leader, the workers' beats, circuits, what is overdue. Raises StoreError."""
-    findings = [judge_leader(await checkup.leader())]
+    findings = [judge_leader(await checkup.leader(), settings.relay.leader_seconds)]
     findings += judge_workers(await checkup.workers(settings.worker.lease_seconds))
     findings += judge_circuits(await checkup.open_circuits())
     findings += judge_overdue(await checkup.overdue(), settings.relay.grace)
     return findings
 
 
-def judge_leader(left: float | None) -> Finding:
-    """A relay that stops resigns; one that was killed leaves a row that has run out."""
-    if left is None or left < 0:
-        since = (
-            "there is no leader" if left is None else f"the leader has been silent for {-left:.0f} s beyond its time"
-        )
+def judge_leader(left: float | None, seconds: float) -> Finding:
+    """A relay that stops resigns; one that was killed leaves a row that has run out.
+
+    A row that goes on for longer than the `seconds` of a leadership is from before PostgreSQL's clock was set back: its
+    leader would have renewed it.
+    """
+    if left is None or left < 0 or left > 2 * seconds:
+        if left is None:
+            since = "there is no leader"
+        elif left < 0:
+            since = f"the leader has been silent for {-left:.0f} s beyond its time"
+        else:
+            since = "the leader has been silent since PostgreSQL's clock was set back"
         return WORK.problem(
             "relay",
             since,

@@ -172,9 +172,10 @@ def test_a_dead_letter_sink_that_stands_still_is_a_problem() -> None:
 
 
 def test_what_runs() -> None:
-    assert postgres.judge_leader(None).level is Level.PROBLEM
-    assert postgres.judge_leader(-3.0).level is Level.PROBLEM
-    assert postgres.judge_leader(4.0).level is Level.OK
+    assert postgres.judge_leader(None, 10.0).level is Level.PROBLEM
+    assert postgres.judge_leader(-3.0, 10.0).level is Level.PROBLEM
+    assert postgres.judge_leader(4.0, 10.0).level is Level.OK
+    assert postgres.judge_leader(3604.0, 10.0).level is Level.PROBLEM
     assert worst(postgres.judge_workers({"process-email": (0, 0)})) == {}
     assert worst(postgres.judge_workers({"process-email": (1, 2)})) == {"workers' beats": "problem"}
     opened = {"provider": "smtp", "reason": "535", "seconds": 60.0}

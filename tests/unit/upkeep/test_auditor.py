@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from typing import cast
 from uuid import UUID
 
 import pytest
 
 from taskflux.store.upkeep import Published
-from taskflux.stream.positions import PartitionPositions, TopicPositions
-from taskflux.upkeep.auditor import owed
+from taskflux.stream.positions import PartitionPositions, Positions, TopicPositions
+from taskflux.upkeep.auditor import Auditor, owed
+from taskflux.worker.settings import Settings
+from tests.integration.store.scene import Scene
 
 LOG, FORMER_LOG = UUID(int=1), UUID(int=2)
 
@@ -63,3 +67,25 @@ def test_a_partition_that_is_gone_owes_nothing() -> None:
 @pytest.mark.parametrize("task", [at(log=None), at(partition=None), at(offset=None)])
 def test_a_record_whose_place_nobody_noted_is_not_owed(task: Published) -> None:
     assert not owed(task, topic())
+
+
+class NoTopics:
+    """In the place of Kafka's positions: every topic is gone. Both who ask are answered once both have asked."""
+
+    def __init__(self) -> None:
+        self.both = asyncio.Barrier(2)
+
+    async def read(self, group: str, topic: str) -> TopicPositions | None:
+        await self.both.wait()
+        return None
+
+
+async def test_two_auditors_at_once_have_each_lost_record_published_again_once(scene: Scene) -> None:
+    tasks = await scene.accepted(100)
+    await scene.confirm(tasks)
+    positions = cast("Positions", NoTopics())
+    auditors = [Auditor(Settings(), scene.database, positions) for _ in range(2)]
+    found = await asyncio.gather(*(auditor.audit() for auditor in auditors))
+    assert sum(each.total() for each in found) == 100
+    assert {await scene.state(task) for task in tasks} == {("scheduled", 2)}
+    assert len(await scene.sql("SELECT FROM due")) == 100

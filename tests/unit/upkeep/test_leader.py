@@ -3,19 +3,26 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import cast
+from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
 
+from taskflux.store.claims import Claim, Claims, Settlement
+from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter
 from taskflux.store.errors import StoreUnavailable
+from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
+from taskflux.tasks.decision import Decision
+from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
+from taskflux.tasks.states import Event, State
 from taskflux.upkeep.auditor import Auditor
-from taskflux.upkeep.leader import HOURLY, NAME, Leader
+from taskflux.upkeep.leader import HOURLY, NAME, WEEKS_AHEAD, Leader
 from taskflux.upkeep.measuring import Measuring
 from taskflux.upkeep.sweep import LeaseSweep
 from taskflux.worker.process import Process
 from taskflux.worker.settings import RelaySettings, Settings
-from tests.integration.store.scene import Scene
+from tests.integration.store.scene import TYPE, Scene
 from tests.unit.world import Clock, WatchedDatabase
 
 LEADER = 10.0
@@ -133,6 +140,91 @@ async def test_resigning_takes_nothing_from_whoever_leads(scene: Scene) -> None:
     await second.resign()
     assert await first.leads()
     await first.resign()
+
+
+async def test_two_leaders_at_once_do_no_harm(own_scene: Scene) -> None:
+    """A step of PostgreSQL's clock can make a second one: what both do is compared and set, or done by one at a time.
+
+    Their sweeps, their auditors and their measurements have tests of their own.
+    """
+    scene, worker = own_scene, await own_scene.worker()
+    expired = await scene.accepted(20, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    reported = await held_after_their_report(scene, worker, 20)
+    dead = await letters(scene, worker, 20)
+    replays, bulk = DeadLetters(scene.database), uuid7()
+    await replays.start_bulk("default", bulk, LetterFilter(type=TYPE), 1000.0)
+    for week in await weeks_ahead(scene):
+        await scene.direct.execute(f'DROP TABLE "{week}"')
+    await scene.sql(
+        "INSERT INTO idempotency_keys (tenant, key, task_id, type, digest, expires_at)"
+        " SELECT '', n::text, gen_random_uuid(), '', '', now() FROM generate_series(1, 1500) AS n"
+    )
+    await (await scene.worker()).end()
+
+    await scene.direct.execute(EVERYBODY_LEADS)
+    relays = [Relay(scene) for _ in range(2)]
+    relays[0].database.when["make_partitions"] = asyncio.Barrier(2).wait
+    for _ in range(2):
+        await asyncio.gather(*(relay.tick(HOURLY) for relay in relays))
+        assert [relay.beside.working for relay in relays] == [ALL, ALL]
+        await scene.sql("SELECT pg_sleep(0.1)")  # for the rate of the bulk replay
+    assert {await scene.state(task) for task in expired} == {("dead", 2)}
+    assert [await scene.events(task) for task in expired] == [["accepted", "died"]] * 20
+    assert {await scene.state(claim.id) for claim in reported} == {("succeeded", reported[0].version + 1)}
+    assert {(row["replays"], row["version"]) for row in [await scene.row(task) for task in dead]} == {(1, 3)}
+    row = await replays.get_bulk("default", bulk)
+    assert row is not None
+    assert (row["matched"], row["replayed"], row["skipped"], row["status"]) == (20, 20, 0, "finished")
+    assert len(await weeks_ahead(scene)) == WEEKS_AHEAD
+    assert await scene.sql("SELECT FROM idempotency_keys") == []
+    assert [row["id"] for row in await scene.sql("SELECT id FROM workers")] == [worker.worker.id]
+    for relay in relays:
+        await relay.resign()
+
+
+EVERYBODY_LEADS = """
+CREATE FUNCTION expire_at_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.expires_at := now() - interval '1 second';
+    RETURN NEW;
+END $$;
+CREATE TRIGGER expire_at_once BEFORE INSERT OR UPDATE ON leaders FOR EACH ROW EXECUTE FUNCTION expire_at_once();
+"""
+
+
+async def held_after_their_report(scene: Scene, worker: Claims, count: int) -> list[Claim]:
+    """Tasks that are uncertain, though their delivery was reported before."""
+    claims = await scene.running(worker, count)
+    await Receipts(scene.database).record([DeliveryReport(claim.id, 0, DeliveryStatus.DELIVERED) for claim in claims])
+    held = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")
+    await worker.settle_all([Settlement(claim.id, claim.version, held) for claim in claims])
+    return claims
+
+
+ORIGIN = {"topic": "tasks.dlq", "partition": 0, "offset": 7, "timestamp": 0}
+
+
+async def letters(scene: Scene, worker: Claims, count: int) -> list[UUID]:
+    """Tasks that have died, each with an open dead letter."""
+    claims = await scene.running(worker, count)
+    died = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")
+    await worker.settle_all([Settlement(claim.id, claim.version, died) for claim in claims])
+    made = [
+        DeadLetter(uuid7(), f"task:{claim.id}:2", "Permanent", "", ORIGIN, claim.id, claim.version, TYPE)
+        for claim in claims
+    ]
+    await scene.dead_letters.add(made)
+    return [claim.id for claim in claims]
+
+
+async def weeks_ahead(scene: Scene) -> list[str]:
+    """The partitions of the weeks to come, the next one first."""
+    rows = await scene.sql(
+        "SELECT relname::text AS name FROM pg_class WHERE relispartition AND relkind = 'r'"
+        " AND relname > 'tasks_' || to_char(now() AT TIME ZONE 'UTC', 'IYYY\"w\"IW') AND relname ~ '^tasks_\\d'"
+        " ORDER BY 1"
+    )
+    return [row["name"] for row in rows]
 
 
 async def test_a_task_that_waited_beyond_its_expiry_ends(scene: Scene) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from taskflux.store.errors import StoreUnavailable
-from taskflux.worker.executor import Lease
+from taskflux.worker.executor import Lease, boottime
 from tests.integration.store.scene import Scene
 from tests.unit.world import Clock, WatchedDatabase
 
@@ -149,6 +150,10 @@ def test_the_seconds_go_on_while_the_machine_is_suspended() -> None:
         pytest.skip("no time namespace can be made here")
     woken = subprocess.run([*suspended, sys.executable, "-c", WOKEN], capture_output=True, check=True, text=True)
     assert float(woken.stdout) == pytest.approx(suspended_before() + 1000, abs=1)
+
+
+def test_a_lease_counts_by_that_clock() -> None:
+    assert inspect.signature(Lease).parameters["clock"].default is boottime
 
 
 def suspended_before() -> float:
