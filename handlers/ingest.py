@@ -24,7 +24,7 @@ from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.intake import Intake
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
-from taskflux.worker.settings import load_provider
+from taskflux.worker.settings import HttpSettings, load_provider
 
 GRACE = 10.0
 """Seconds that requests in flight may take after the order to drain."""
@@ -62,8 +62,7 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         stack.push_async_callback(intake.drain)
         await stack.enter_async_context(process.background(registry.run()))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
-        limit = settings.http.max_body_bytes
-        submissions = Submissions(intake, registry, Limits(max_body_bytes=limit, max_item_bytes=limit))
+        submissions = Submissions(intake, registry, _limits(settings.http))
         prefix = settings.kafka.topic_prefix
         app = create_app(
             submissions,
@@ -74,6 +73,10 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
             exposition=exposition,
         )
         await serve_process(app, process, GRACE)
+
+
+def _limits(http: HttpSettings) -> Limits:
+    return Limits(http.max_body_bytes, http.max_body_bytes, http.bytes_in_flight)
 
 
 def _msg91_webhook(database: Database, cache: Accelerator | None) -> Msg91Webhook | None:

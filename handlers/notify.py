@@ -61,6 +61,7 @@ async def notify(process: Process) -> None:
             Notify(Sms, Notifier("sms", send_text, texts.limiter, store), limit),
             check_mail,
             started=lambda: process.health.started,
+            bytes_in_flight=settings.http.bytes_in_flight,
         )
         await serve_process(app, process, settings.worker.drain_seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taskflux.providers import smtp
 from taskflux.providers.email import Email, SendsMail
+from taskflux.tasks.bounds import MOST_BYTES
 from taskflux.tasks.model import Receipt, Task
 from taskflux.tasks.policy import RetryPolicy
 from taskflux.worker.handler import handler
@@ -19,6 +20,7 @@ from taskflux.worker.handler import handler
     timeout=900.0,
     # As many as `SmtpSettings.connections`: whoever only waits for a connection counts as begun when a worker drains.
     concurrency=10,
+    max_bytes=MOST_BYTES,  # attachments
     # A second mail with the same Message-ID does less harm than none: most readers show it once.
     ambiguous="resend",
 )

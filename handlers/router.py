@@ -155,12 +155,11 @@ class Router:
                 said = f"nobody has registered the task type {each.task_type!r}"
                 poison.append((each.record, Poison(PoisonClass.UNKNOWN_TYPE, said)))
         known = [each for each in foreign if each.task_type in types]
-        budgets = {name: task_type.max_attempts for name, task_type in types.items()}
         # One promise for the whole batch: what may not be published now is the relay's.
         self._ours = self._publisher.healthy and all(
             self._circuits.flowing(types[each.task_type].provider) for each in known
         )
-        adopted = await self._adoption.adopt(known, budgets, publish=self._ours)
+        adopted = await self._adoption.adopt(known, types, publish=self._ours)
         if adopted is None or not await self._poison.put_aside([*poison, *adopted.poison]):
             return None
         return adopted

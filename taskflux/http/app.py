@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
 
 from taskflux.http.batch import SubmitBatch
-from taskflux.http.bodies import to_json
+from taskflux.http.bodies import Bounded, to_json
 from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.openapi.document import api_json, documentation_routes
 from taskflux.http.problems import (
@@ -77,16 +78,17 @@ def create_app(
         routes.append(_route("POST", "/webhooks/msg91/{secret}", webhook.record, "msg91Reports"))
     routes += probe_routes(started, exposition)
     routes += documentation_routes(lambda: api_json(submissions.registry.schemas))
-    return application(routes)
+    return application(routes, submissions.limits.bytes_in_flight)
 
 
 def _route(method: str, path: str, endpoint: Callable[..., Any], operation: str) -> Route:
     return Route(path, endpoint, methods=[method], name=operation)
 
 
-def application(routes: Sequence[Route]) -> Starlette:
-    """An application of these routes whose every error is a problem document."""
-    app = Starlette(routes=list(routes), exception_handlers=EXCEPTION_HANDLERS)
+def application(routes: Sequence[Route], bytes_in_flight: int) -> Starlette:
+    """An application of these routes whose every error is a problem document, and whose memory is bounded."""
+    bounded = Middleware(Bounded, most=bytes_in_flight)
+    app = Starlette(routes=list(routes), middleware=[bounded], exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # a redirected POST is lost on clients that repeat it as a GET
     return app
 

@@ -8,8 +8,10 @@ One answer for each item, in their order: a JSON array for an array, NDJSON for 
 * An item stands for itself: a bad one is named, the others are accepted. An item is what `POST /tasks` takes, and
   may have `idempotencyKey` besides (the header, which could only mean all of them, is refused). A repeat of a key is
   answered like its first time, with `"idempotentReplay": true`.
-* The answer is 202 as soon as one item was read. Where the array itself is broken (or ends too early) a last answer
-  with status 400 says so, and what stood before is accepted. An array that does not even begin is a 400 as a whole.
+* Of items that fail, the first are told in full, as many as `TOLD` bytes take; the others have an index and a status.
+* The answer is 202 as soon as one item was read. Where the array itself is broken (or ends too early), is too large, or
+  more than `MOST_FAILED` items fail, a last answer says so, and what stood before is accepted. An array that does not
+  even begin is a 400 as a whole.
 * When PostgreSQL becomes unavailable midway, what was not surely accepted by then, and all that follows, is answered
   503 item by item: send those again, with keys if none may be made twice.
 * A type that is not known is looked for once for the whole batch, see `TypeRegistry.find`.
@@ -17,9 +19,9 @@ One answer for each item, in their order: a JSON array for an array, NDJSON for 
   a last answer with status 408 says so. What was accepted is answered as ever.
 * When the client disconnects, nothing further is begun. What was under way may have been accepted; nobody is told. Send
   the batch again with keys.
-* Memory is bounded: so many items and bytes are in flight, then reading waits. Answers are held until the request has
-  ended (many clients read only then), up to `Limits.batch_hold_bytes`, some 50,000 items; the client of a longer
-  batch must read while it sends.
+* Memory is bounded: so many items are in flight, or bytes of all requests, then reading waits. Answers are held until
+  the request has ended (many clients read only then), up to `Limits.batch_hold_bytes`, some 50,000 items; the client of
+  a longer batch must read while it sends.
 """
 
 from __future__ import annotations
@@ -41,12 +43,16 @@ from taskflux.http.bodies import (
     JSON,
     JSON_TYPES,
     NDJSON_TYPES,
+    Held,
+    beside_loop,
+    decode_json,
     headers_of,
+    held_by,
     media_type,
-    parse_json,
     stream_body,
     to_json,
     too_large,
+    weigh,
 )
 from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
@@ -55,6 +61,7 @@ from taskflux.http.problems import (
     INVALID_TASK,
     MALFORMED_JSON,
     STORE_UNAVAILABLE,
+    TOO_LARGE,
     FieldError,
     Problem,
     not_valid,
@@ -257,10 +264,11 @@ class Results:
     A client that reads only after it has sent everything would wait for us while we wait for it.
     """
 
-    def __init__(self, send: Send, form: Form, hold: int) -> None:
+    def __init__(self, send: Send, form: Form, hold: int, held: Held) -> None:
         self._send = send
         self._form = form
         self._hold = hold
+        self._held = held
         self._waiting = bytearray()
         self._next = form.opening
         self._started = False
@@ -268,7 +276,9 @@ class Results:
     async def write(self, results: Sequence[bytes]) -> None:
         """Add results, each a JSON text."""
         if results:
-            self._waiting += self._next + self._form.between.join(results)
+            added = self._next + self._form.between.join(results)
+            self._waiting += added
+            self._held.keep(len(added))
             self._next = self._form.between
         if len(self._waiting) > self._hold:
             await self._flush(more=True)
@@ -291,7 +301,15 @@ class Results:
             await self._send({"type": "http.response.start", "status": 202, "headers": headers})
         body, self._waiting = bytes(self._waiting), bytearray()
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        if more:
+            self._held.give(len(body))
 
+
+TOLD: Final = 64 * 1024
+"""Bytes of failed items' results with which they are told in full; the others have an index and a status alone."""
+
+MOST_FAILED: Final = 50_000
+"""Items of one batch that may fail; with more of them, the rest is not read."""
 
 CHUNK: Final = 250
 """Items that are parsed in one go, before other requests get their turn."""
@@ -310,11 +328,12 @@ class SubmitBatch:
         if b"idempotency-key" in headers:
             raise Problem(BAD_REQUEST, "Idempotency-Key names one task: give each item an idempotencyKey of its own")
         splitter: Splitter = (LineSplitter if form is NDJSON else ArraySplitter)(limits.max_item_bytes)
-        client = client_of(scope)
-        batch = Batch(self.submissions, Results(send, form, limits.batch_hold_bytes), client)
+        client, held = client_of(scope), held_by(scope)
+        results = Results(send, form, limits.batch_hold_bytes, held)
+        batch = Batch(self.submissions, results, client, held)
         try:
             async with client.until_gone():
-                await batch.run(stream_body(receive), splitter)
+                await batch.run(stream_body(headers, receive, limits.max_body_bytes), splitter)
         except ClientDisconnect:
             pass  # there is nobody to answer
         finally:
@@ -327,26 +346,28 @@ class _Chunk:
 
     items: int
     size: int
-    answers: asyncio.Task[list[bytes]]
+    outcomes: asyncio.Task[list[Accepted | BaseException]]
 
 
 class Batch:
     """One request on its way: at most so much in flight, answers in the order of the items."""
 
-    def __init__(self, submissions: Submissions, results: Results, client: Client) -> None:
+    def __init__(self, submissions: Submissions, results: Results, client: Client, held: Held) -> None:
         self._submissions = submissions
         self._results = results
         self._client = client
+        self._held = held
         self._looks = submissions.registry.looks
         self._chunks: deque[_Chunk] = deque()
-        self._count = self._answered = 0
+        self._count = self._answered = self._failed = 0
+        self._told = 0  # bytes of problems told in full
         self._trouble: Problem | None = None
 
     async def run(self, body: AsyncIterator[bytes], splitter: Splitter) -> None:
         """Take everything and answer it.
 
         Raises:
-            Problem: 400, not even one item could be made out; 408, or arrived in time.
+            Problem: not even one item could be made out.
             ClientDisconnect: there is nobody to answer.
         """
         fault: Problem | None = None
@@ -356,21 +377,21 @@ class Batch:
             await self._take(splitter.end())
         except MalformedBatch as error:
             fault = Problem(MALFORMED_JSON, str(error))
-        except Problem as problem:  # the rest did not arrive in time
+        except Problem as problem:  # the rest is not taken, or did not arrive in time
             fault = problem
         if fault is not None and self._count == 0:
             raise fault
         await self._results.release()
         await self._answer_all()
         if fault is not None:
-            await self._results.write([self._refusal(self._count, fault)])
+            await self._results.write([self._refusal(fault, last=True)])
         await self._results.end()
 
     def cancel(self) -> None:
         """Take back what is in flight and not begun; what PostgreSQL is being told stays told."""
         for chunk in self._chunks:
-            chunk.answers.cancel()
-            chunk.answers.add_done_callback(lambda task: task.cancelled() or task.exception())
+            chunk.outcomes.cancel()
+            chunk.outcomes.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _take(self, items: Iterator[Item]) -> None:
         """Begin to accept the items; when a fault ends them, first those that stand before it."""
@@ -386,19 +407,20 @@ class Batch:
             await self._begin(chunk)
         if fault is not None:
             raise fault
-        while self._chunks and self._chunks[0].answers.done():
+        while self._chunks and self._chunks[0].outcomes.done():
             await self._answer_oldest()
+        if self._failed > MOST_FAILED:
+            raise Problem(TOO_LARGE, f"{self._failed:,} items have failed: what follows them was not read")
 
     async def _begin(self, items: Sequence[Item]) -> None:
         limits = self._submissions.limits
         size = sum(len(item or b"") for item in items)
         while self._chunks and (
-            sum(chunk.items for chunk in self._chunks) + len(items) > limits.batch_items_in_flight
-            or sum(chunk.size for chunk in self._chunks) + size > limits.batch_bytes_in_flight
+            sum(chunk.items for chunk in self._chunks) + len(items) > limits.batch_items_in_flight or self._held.scarce
         ):
             await self._answer_oldest()
-        answers = asyncio.create_task(self._accept(self._count, items))
-        self._chunks.append(_Chunk(len(items), size, answers))
+        outcomes = asyncio.create_task(self._accept(items))
+        self._chunks.append(_Chunk(len(items), size, outcomes))
         self._count += len(items)
 
     async def _answer_all(self) -> None:
@@ -407,23 +429,20 @@ class Batch:
 
     async def _answer_oldest(self) -> None:
         oldest = self._chunks[0]
-        await asyncio.wait((oldest.answers,))
+        await asyncio.wait((oldest.outcomes,))
         self._chunks.popleft()
-        self._answered += oldest.items
-        if (error := oldest.answers.exception()) is None:
-            await self._results.write(oldest.answers.result())
-            return
-        first = self._answered - oldest.items
-        await self._results.write([self._refusal(first + n, _fault(error)) for n in range(oldest.items)])
+        self._held.give(oldest.size)
+        error = oldest.outcomes.exception()
+        outcomes = oldest.outcomes.result() if error is None else [error] * oldest.items
+        await self._results.write([self._answer(outcome) for outcome in outcomes])
 
-    async def _accept(self, first: int, items: Sequence[Item]) -> list[bytes]:
-        """The answers of these items, the first of which has the index `first`."""
+    async def _accept(self, items: Sequence[Item]) -> list[Accepted | BaseException]:
+        """What becomes of these items."""
         prepared = [await self._prepare(item) for item in items]
         submissions = [each for each in prepared if isinstance(each, Submission)]
         # A fault in one of them takes nothing from the others: they may be accepted, and are answered.
         outcomes = iter(await asyncio.gather(*map(self._submit, submissions), return_exceptions=True))
-        decided = [each if isinstance(each, Problem) else next(outcomes) for each in prepared]
-        return [self._answer(index, outcome) for index, outcome in enumerate(decided, first)]
+        return [each if isinstance(each, Problem) else next(outcomes) for each in prepared]
 
     async def _prepare(self, item: Item) -> Submission | Problem:
         try:
@@ -431,10 +450,19 @@ class Batch:
                 raise too_large("the item", self._submissions.limits.max_item_bytes)
             if self._client.late:
                 raise self._client.not_begun()
-            document = parse_json(item)
-            return await self._submissions.read(document, self._client, _take_key(document), since=self._looks)
+            return await self._read(item)
         except Problem as problem:
             return problem
+
+    async def _read(self, item: bytes) -> Submission:
+        size, weight = len(item), await beside_loop(len(item), weigh, item)
+        self._held.take(weight)
+        try:
+            document = await beside_loop(size, decode_json, item)
+            key = _take_key(document)
+            return await self._submissions.read(document, self._client, key, since=self._looks, size=size)
+        finally:
+            self._held.give(weight)
 
     async def _submit(self, submission: Submission) -> Accepted | Problem:
         if self._trouble is not None:
@@ -448,15 +476,23 @@ class Batch:
                 self._trouble = problem  # every further item would wait as long for the same answer
             return problem
 
-    def _answer(self, index: int, outcome: Accepted | BaseException) -> bytes:
+    def _answer(self, outcome: Accepted | BaseException) -> bytes:
         if isinstance(outcome, BaseException):
-            return self._refusal(index, outcome if isinstance(outcome, Problem) else _fault(outcome))
+            return self._refusal(outcome if isinstance(outcome, Problem) else _fault(outcome))
+        index, self._answered = self._answered, self._answered + 1
         replay = ',"idempotentReplay":true' if outcome.repeated else ""
         return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
 
-    def _refusal(self, index: int, problem: Problem) -> bytes:
+    def _refusal(self, problem: Problem, *, last: bool = False) -> bytes:
+        """The result of an item that failed. Only so many of them are told at length: a bad item has two bytes."""
         metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
-        return to_json({"index": index, "status": problem.status, "problem": problem.document()})
+        index, self._answered = self._answered, self._answered + 1
+        self._failed += 1
+        if self._told > TOLD and not last:
+            return b'{"index":%d,"status":%d}' % (index, problem.status)
+        told = to_json({"index": index, "status": problem.status, "problem": problem.document()})
+        self._told += len(told)
+        return told
 
 
 def _fault(error: BaseException) -> Problem:

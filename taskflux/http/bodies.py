@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar, TypeVarTuple
 from uuid import UUID
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taskflux.http.problems import BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
+from taskflux.http.problems import BAD_REQUEST, BUSY, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
+from taskflux.tasks.bounds import LARGE, MAX_DEPTH, OutOfBounds, TooManyValues, check, check_characters
 
 Headers = Mapping[bytes, bytes]
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 JSON_TYPES: Final = frozenset({"application/json"})
 NDJSON_TYPES: Final = frozenset(
@@ -34,21 +39,152 @@ def _refuse_constant(name: str) -> object:
 _decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
+VALUE_BYTES: Final = 200
+"""What a value of a document takes in memory, at most on average: an object in an object, with a name of its own."""
+
+SMALL: Final = 64 * 1024
+"""Bytes that a request may hold while the last eighth of what may be in flight is left."""
+
+
+class Held:
+    """What one request holds of the bytes that may be in flight; whatever becomes of it, `Bounded` gives them back."""
+
+    def __init__(self, flight: Bounded) -> None:
+        self._flight = flight
+        self._bytes = 0
+
+    @property
+    def scarce(self) -> bool:
+        """Whether all requests together hold more than half of what they may."""
+        return self._flight.bytes > self._flight.most // 2
+
+    def take(self, size: int) -> None:
+        """Hold `size` bytes more.
+
+        Raises:
+            Problem: 503, too many are in flight.
+        """
+        flight = self._flight
+        limit = flight.most if self._bytes + size <= SMALL else flight.most - flight.most // 8
+        if flight.bytes + size > limit:
+            detail = "this process holds as much of other requests as it may: send this one again"
+            raise Problem(BUSY, detail, headers={"Retry-After": str(BUSY_AGAIN)}, extra={"retryAfter": BUSY_AGAIN})
+        flight.bytes += size
+        self._bytes += size
+
+    def keep(self, size: int) -> None:
+        """Hold `size` bytes of an answer: what was done is told, however much is in flight."""
+        self._flight.bytes += size
+        self._bytes += size
+
+    def give(self, size: int) -> None:
+        """Hold `size` bytes less."""
+        self._flight.bytes -= size
+        self._bytes -= size
+
+    def give_all(self) -> None:
+        """Hold nothing more."""
+        self.give(self._bytes)
+
+
+class Bounded:
+    """An application whose requests hold at most so many bytes of bodies and documents, all together.
+
+    A body's bytes are counted as they arrive and not as they are announced: who only announces takes nothing from
+    anybody. A request finds what it holds by `held_by`.
+
+    Args:
+        most: the bytes.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self.most = most
+        self.bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        held = scope[_HELD] = Held(self)
+
+        async def count() -> Message:
+            message = await receive()
+            if body := message.get("body"):
+                held.take(len(body))
+            return message
+
+        try:
+            await self._app(scope, count, send)
+        finally:
+            held.give_all()
+
+
+def held_by(scope: MutableMapping[str, Any]) -> Held:
+    """What the request with this scope holds."""
+    held: Held = scope[_HELD]
+    return held
+
+
+_HELD: Final = "taskflux.held"
+BUSY_AGAIN: Final = 1
+"""Seconds after which a request that found too many bytes in flight may come again."""
+
+_beside = ThreadPoolExecutor(2, "large-body")
+
+
+async def beside_loop(size: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
+    """`work(*given)`, in one of two threads where it has to do with `LARGE` bytes: livez is answered meanwhile."""
+    if size < LARGE:
+        return work(*given)
+    return await asyncio.get_running_loop().run_in_executor(_beside, work, *given)
+
+
 def parse_json(body: bytes) -> Any:
-    """The JSON document in `body`.
+    """The JSON document in `body`, once it is known to be within the bounds of `taskflux.tasks.bounds`.
+
+    Raises:
+        Problem: 400, saying where it stops being JSON; 413, it holds too many values.
+    """
+    weigh(body)
+    return decode_json(body)
+
+
+async def _parse_held(body: bytes, held: Held) -> Any:
+    """The same; `held` is charged with the document before it is built."""
+    held.take(await beside_loop(len(body), weigh, body))
+    return await beside_loop(len(body), decode_json, body)
+
+
+def weigh(body: bytes) -> int:
+    """What the document in `body` will take in memory, in bytes.
+
+    Raises:
+        Problem: 400, it is nested too deeply; 413, it holds too many values.
+    """
+    try:
+        return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1)  # a payload stands in its task
+    except TooManyValues as error:
+        raise Problem(TOO_LARGE, f"{error}, the most that is taken here") from None
+    except OutOfBounds as error:
+        raise Problem(MALFORMED_JSON, str(error)) from None
+
+
+def decode_json(body: bytes) -> Any:
+    """The JSON document in a `body` that was weighed.
 
     Raises:
         Problem: 400, saying where it stops being JSON.
     """
     try:
-        return _decode(body.removeprefix(_BOM).decode("utf-8"))
+        document = _decode(body.removeprefix(_BOM).decode("utf-8"))
+        check_characters(body, document)
+        return document
     except UnicodeDecodeError as error:
         raise Problem(MALFORMED_JSON, f"byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise Problem(MALFORMED_JSON, f"{error.msg} at {where}" if body.strip() else "the body is empty") from None
-    except RecursionError:
-        raise Problem(MALFORMED_JSON, "it is nested too deeply") from None
+    except OutOfBounds as error:
+        raise Problem(MALFORMED_JSON, str(error)) from None
     except ValueError:  # a guard of Python's: turning digits into an integer takes quadratic time
         raise Problem(MALFORMED_JSON, "it holds a whole number of more than 4,300 digits") from None
 
@@ -95,8 +231,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
         Problem: 413, as soon as it is known.
         ClientDisconnect: the client disconnected.
     """
-    announced = headers.get(b"content-length", b"")
-    if len(announced) > 18 or (announced.isdigit() and int(announced) > limit):
+    if _announced(headers) > limit:
         raise too_large("the body", limit)
     body = bytearray()
     more = True
@@ -111,20 +246,32 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     return bytes(body)
 
 
-async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
-    """The parts of a body as they arrive.
+async def stream_body(headers: Headers, receive: Receive, limit: int) -> AsyncIterator[bytes]:
+    """The parts of a body as they arrive, at most `limit` bytes.
 
     Raises:
+        Problem: 413, as soon as it is known.
         ClientDisconnect: the client disconnected before the end.
     """
-    more = True
+    if _announced(headers) > limit:
+        raise too_large("the body", limit)
+    size, more = 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
         if part := message.get("body", b""):
+            size += len(part)
+            if size > limit:
+                raise too_large("the body", limit)
             yield part
+
+
+def _announced(headers: Headers) -> int:
+    """The body's bytes as the headers have them; 0 where they do not."""
+    length = headers.get(b"content-length", b"")
+    return int(length[:18]) if length.isdigit() else 0
 
 
 def too_large(what: str, limit: int) -> Problem:
@@ -155,31 +302,32 @@ def moment(value: object) -> datetime:
         raise ValueError(f"is no time that exists: {error}") from None
 
 
-async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers, Any]:
-    """The request's headers, and the JSON document that it brings in at most `limit` bytes.
+async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers, Any, int]:
+    """The request's headers, and the JSON document that it brings in at most `limit` bytes, and in how many.
 
     Raises:
-        Problem: 400, 413 or 415.
+        Problem: 400, 413, 415 or 503.
         ClientDisconnect: the client disconnected.
     """
     headers = headers_of(scope)
     if headers.get(b"content-type") != JSON or b"content-encoding" in headers:  # most requests say just this
         media_type(headers, JSON_TYPES)
-    return headers, parse_json(await read_body(headers, receive, limit))
+    body = await read_body(headers, receive, limit)
+    return headers, await _parse_held(body, held_by(scope)), len(body)
 
 
 async def json_object(request: Request, limit: int) -> dict[str, Any]:
     """The JSON object in the body; no body is an empty one.
 
     Raises:
-        Problem: 400, 413 or 415.
+        Problem: 400, 413, 415 or 503.
     """
     headers = headers_of(request.scope)
     body = await read_body(headers, request.receive, limit)
     if not body:
         return {}
     media_type(headers, JSON_TYPES)
-    document = parse_json(body)
+    document = await _parse_held(body, held_by(request.scope))
     if not isinstance(document, dict):
         raise Problem(BAD_REQUEST, "the body must be a JSON object")
     return document

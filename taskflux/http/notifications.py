@@ -60,13 +60,15 @@ from taskflux.http.problems import (
     not_valid,
     shortened,
 )
-from taskflux.http.registry import MOST_ERRORS, field_name
+from taskflux.http.registry import field_name
+from taskflux.http.submissions import Limits
 from taskflux.providers.email import Email
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
 from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
 from taskflux.telemetry.logs import TASK
+from taskflux.worker.handler import wrong_fields
 from taskflux.worker.notifier import IdReused, Notification, Notifier
 
 P = TypeVar("P")
@@ -94,7 +96,7 @@ class Notify(Generic[P]):
 
     async def deliver(self, request: Request) -> Response:
         """Deliver now, and answer with the outcome."""
-        headers, document = await read_json(request.scope, request.receive, self._limit)
+        headers, document, _ = await read_json(request.scope, request.receive, self._limit)
         try:
             waiting = client_of(request.scope).until_late()
             delivered = await self._notifier.deliver(self._read(headers, document), waiting)
@@ -128,7 +130,11 @@ class Notify(Generic[P]):
 
 
 def create_notify_app(
-    mail: Notify[Email], text: Notify[Sms], check_mail: Callable[[], Awaitable[None]], started: Callable[[], bool]
+    mail: Notify[Email],
+    text: Notify[Sms],
+    check_mail: Callable[[], Awaitable[None]],
+    started: Callable[[], bool],
+    bytes_in_flight: int = Limits().bytes_in_flight,
 ) -> Starlette:
     """The API of the notification service; each route has the id of its operation.
 
@@ -151,7 +157,8 @@ def create_notify_app(
             Route("/notifications/email/check", check, methods=["POST"], name="checkEmail"),
             *probe_routes(started),
             *documentation_routes(notify_json),
-        ]
+        ],
+        bytes_in_flight,
     )
 
 
@@ -197,10 +204,9 @@ def _header(headers: Headers, name: str) -> str | None:
 
 
 def _field_errors(error: ValidationError) -> list[FieldError]:
-    found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
     return [
-        FieldError(shortened(field_name("", each["loc"]).removeprefix(".") or "body", 200), shortened(each["msg"], 300))
-        for each in found
+        FieldError(shortened(field_name("", where).removeprefix(".") or "body", 200), said)
+        for where, said in wrong_fields(error)
     ]
 
 

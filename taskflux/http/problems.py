@@ -68,6 +68,7 @@ PROVIDER_UNAVAILABLE: Final = _kind("provider-unavailable", 502, "The provider i
 PROVIDER_MISCONFIGURED: Final = _kind("provider-misconfigured", 502, "The provider refuses this deployment")
 DELIVERY_DEFERRED: Final = _kind("delivery-deferred", 503, "The message is to be sent later")
 STORE_UNAVAILABLE: Final = _kind("store-unavailable", 503, "The store cannot be reached")
+BUSY: Final = _kind("busy", 503, "Too much is in flight")
 NOT_STARTED: Final = _kind("not-started", 503, "The process has not started yet")
 TOO_MANY_CONNECTIONS: Final = _kind("too-many-connections", 503, "There are too many connections")
 NOT_BEGUN: Final = _kind("not-begun", 503, "The request's time was up")
@@ -179,8 +180,8 @@ _AGAIN = "Nothing was changed. Correct the request and send it again."
 
 EXPLANATIONS: Final[dict[str, Explanation]] = {
     "malformed-json": Explanation(
-        "The body cannot be read as JSON: it breaks off, holds a value that JSON does not know (NaN), is not UTF-8, or"
-        " is nested too deeply. `detail` says where.",
+        "The body cannot be read as JSON: it breaks off, holds a value that JSON does not know (NaN), is not UTF-8 (nor"
+        " is half of a surrogate pair), or is nested more than 64 deep. `detail` says where.",
         _AGAIN,
         "Expecting ',' delimiter at line 3, column 12",
     ),
@@ -250,9 +251,10 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         {"outcome": "must be one of succeeded, resend, dead"},
     ),
     "too-large": Explanation(
-        "The body, or an item of a batch, is larger than is taken here (`TASKFLUX_HTTP__MAX_BODY_BYTES`).",
+        "The body, or an item of a batch, is larger than is taken here (`TASKFLUX_HTTP__MAX_BODY_BYTES`): it has more"
+        " bytes, its payload has more than the task's type takes, or it holds more than 100,000 values.",
         "Send less at once: a batch in several, a large file as a link to where it lies.",
-        "the body is larger than 33,554,432 bytes, the most that is taken here",
+        "the body is larger than 16,777,216 bytes, the most that is taken here",
     ),
     "target-too-long": Explanation(
         "What stands between the method and the version in the request's first line is longer than 8 KiB.",
@@ -383,6 +385,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The request's time was up (`TASKFLUX_HTTP__REQUEST_SECONDS`) before this was begun. Nothing was changed.",
         "Send it again after `Retry-After` seconds, of a batch the items that are answered like this.",
         "the request took longer than 60 s",
+    ),
+    "busy": Explanation(
+        "The process holds as much of other requests as it may (`TASKFLUX_HTTP__BYTES_IN_FLIGHT`). Nothing was done.",
+        "Try again after `Retry-After` seconds.",
+        "this process holds as much of other requests as it may: send this one again",
     ),
     "not-started": Explanation(
         "The process has not begun its work yet.", "Wait; this is meant for probes.", "it is not ready yet"

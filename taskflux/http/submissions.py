@@ -18,11 +18,12 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from taskflux.http.bodies import JSON, moment, read_json, rfc3339
+from taskflux.http.bodies import JSON, beside_loop, moment, read_json, rfc3339
 from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     INVALID_TASK,
     KEY_REUSED,
+    TOO_LARGE,
     UNKNOWN_TASK_TYPE,
     FieldError,
     Problem,
@@ -30,8 +31,9 @@ from taskflux.http.problems import (
     shortened,
     store_problem,
 )
-from taskflux.http.registry import TypeRegistry
+from taskflux.http.registry import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
+from taskflux.tasks.bounds import MOST_BYTES, excess
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.telemetry import metrics
@@ -104,7 +106,7 @@ def _read_fields(
             continue
         try:
             given[name] = read(value)
-        except (ValueError, OverflowError, RecursionError) as error:
+        except (ValueError, OverflowError) as error:
             errors.append(FieldError(name, str(error) if type(error) is ValueError else "is out of range"))
     return given, errors + _check_times(given, now, repeatable=repeatable)
 
@@ -184,16 +186,16 @@ _FOREIGN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request may hold, in bytes. A mail with attachments travels in its task's payload.
+    """How much one request may hold, in bytes, and all of them together. A mail's attachments travel in its payload.
 
     `batch_hold_bytes` is how many bytes of a batch's answer wait for the end of its request: a client that reads
     nothing until it has sent everything would otherwise wait for us as we wait for it.
     """
 
-    max_body_bytes: int = 16 * 1024 * 1024
-    max_item_bytes: int = 16 * 1024 * 1024
+    max_body_bytes: int = MOST_BYTES
+    max_item_bytes: int = MOST_BYTES
+    bytes_in_flight: int = 64 * 1024 * 1024
     batch_items_in_flight: int = 1000
-    batch_bytes_in_flight: int = 32 * 1024 * 1024
     batch_hold_bytes: int = 8 * 1024 * 1024
 
 
@@ -218,9 +220,7 @@ class Submissions:
         """
         client = client_of(scope)
         try:
-            headers, document = await read_json(scope, receive, self.limits.max_body_bytes)
-            key = headers.get(b"idempotency-key")
-            submission = await self.read(document, client, None if key is None else key.decode("latin-1"))
+            submission = await self._requested(scope, receive, client)
             TASK.set(submission.id)
             async with client.until_gone():
                 accepted = await self.accept(submission, "Idempotency-Key")
@@ -239,6 +239,12 @@ class Submissions:
         await send({"type": "http.response.start", "status": 202, "headers": answer_headers})
         await send({"type": "http.response.body", "body": body})
 
+    async def _requested(self, scope: Scope, receive: Receive, client: Client) -> Submission:
+        """The submission that a request asks for; body and document are gone once it is read."""
+        headers, document, size = await read_json(scope, receive, self.limits.max_body_bytes)
+        key = headers.get(b"idempotency-key")
+        return await self.read(document, client, None if key is None else key.decode("latin-1"), size=size)
+
     async def read(
         self,
         document: Any,
@@ -247,6 +253,7 @@ class Submissions:
         *,
         traceparent: str | None = None,
         since: int | None = None,
+        size: int = 0,
     ) -> Submission:
         """The submission that a document asks for.
 
@@ -255,10 +262,11 @@ class Submissions:
             key: its idempotency key.
             traceparent: the trace that it stands in, when that is not the request's.
             since: `TypeRegistry.looks` when the request came, of which this is one of several documents.
+            size: bytes that it was read from; a large one is looked through beside the event loop.
 
         Raises:
-            Problem: 422, with every bad field; 503, its type is not known here, and the store cannot be asked, or not
-                in time.
+            Problem: 422, with every bad field; 413, its payload is larger than its type takes; 503, its type is not
+                known here, and the store cannot be asked, or not in time.
             ClientDisconnect: it disconnected while its type was looked for.
         """
         if not isinstance(document, dict):
@@ -277,6 +285,13 @@ class Submissions:
                 raise store_problem(error) from error
         if registered is None:
             raise unknown_type(name, self.registry.names)
+        return await beside_loop(size, self._checked, document, registered, key, traceparent or TRACE.get())
+
+    def _checked(
+        self, document: dict[str, Any], registered: Registered, key: str | None, traceparent: str | None
+    ) -> Submission:
+        """The submission, once every field of the document was looked at."""
+        task_type = registered.type
         given: dict[str, Any] = {}
         errors: list[FieldError] = []
         if len(document) != 2 or "taskType" not in document or "payload" not in document:
@@ -285,9 +300,9 @@ class Submissions:
         text = ""
         try:
             text = _encode(payload)
+            if too_large := excess(text, task_type.max_bytes):
+                raise Problem(TOO_LARGE, too_large)
             errors += registered.schema.errors(payload) if "payload" in document else []
-        except RecursionError:
-            errors.append(FieldError("payload", "is nested too deeply"))
         except ValueError:
             errors.append(FieldError("payload", "holds a number beyond the range of a double"))
         if key is not None and not is_idempotency_key(key):
@@ -296,7 +311,6 @@ class Submissions:
             )
         if errors:
             raise not_valid(INVALID_TASK, errors)
-        task_type = registered.type
         metadata = given.get("metadata")
         return Submission(
             id=uuid7(),
@@ -308,7 +322,7 @@ class Submissions:
             delay=given.get("delaySeconds", 0.0),
             expires_at=given.get("expiresAt"),
             metadata=None if metadata is None else _encode(metadata),
-            traceparent=traceparent or TRACE.get(),
+            traceparent=traceparent,
             idempotency=None if key is None else IdempotencyKey(key, digest(task_type.name, payload, given)),
             provider=task_type.provider,
         )

@@ -13,7 +13,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from taskflux.http.bodies import json_answer, path_id, read_json, rfc3339, to_json
+from taskflux.http.bodies import Held, beside_loop, held_by, json_answer, path_id, read_json, rfc3339, to_json
 from taskflux.http.client import client_of
 from taskflux.http.problems import (
     INVALID_RESOLUTION,
@@ -27,6 +27,7 @@ from taskflux.http.problems import (
 from taskflux.http.queries import read_task_query, task_cursor
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Resolution, Tasks
+from taskflux.tasks.bounds import check
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry.logs import TASK
@@ -39,6 +40,33 @@ def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
     document["payload"] = stored_json(row["payload"])
     document["timeline"] = parse_timeline(row["timeline"] or (), document.get("traceId"))
     return document
+
+
+async def shown_task(row: Mapping[str, Any], held: Held) -> bytes:
+    """The same as an answer's body.
+
+    Raises:
+        Problem: 503, too much is in flight.
+    """
+    hold_stored(row, held)
+    return await _shown(row)
+
+
+def hold_stored(row: Mapping[str, Any], held: Held) -> None:
+    """Hold what it takes to answer with a row that has a payload: as it was read, parsed, and written.
+
+    Raises:
+        Problem: 503, too much is in flight.
+    """
+    held.take(3 * len(row["payload"] or ""))
+
+
+async def _shown(row: Mapping[str, Any]) -> bytes:
+    return await beside_loop(len(row["payload"]), lambda: to_json(task_document(row)))
+
+
+def _json(document: bytes) -> Response:
+    return Response(document, media_type="application/json")
 
 
 def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,12 +101,13 @@ def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_json(text: str | None) -> Any:
-    """What a stored JSON text says. A foreign record may hold what is nearly JSON: it is shown, not refused."""
+    """What a stored JSON text says. One that is nearly JSON, or out of bounds, is shown as a text, not refused."""
     if text is None:
         return None
     try:
+        check(text.encode())
         return json.loads(text, parse_float=_float, parse_constant=str)
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 
@@ -158,10 +187,10 @@ class TaskRoutes:
             row = await self.tasks.get(task, DEFAULT_TENANT)
             if row is None:
                 raise _unknown(str(task))
-            document = to_json(task_document(row))
+            document = await shown_task(row, held_by(request.scope))
             if self.cache and row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
                 await self.cache.cache(DEFAULT_TENANT, task, document)
-        return Response(document, media_type="application/json")
+        return _json(document)
 
     async def page(self, request: Request) -> Response:
         """A page of what the query asks for.
@@ -187,21 +216,23 @@ class TaskRoutes:
             # It may have been released since, and wait again: then the same request finds it.
             why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: ask again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
-        return json_answer(task_document(row))
+        return _json(await shown_task(row, held_by(request.scope)))
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
-        _, document = await read_json(request.scope, request.receive, LARGEST_BODY)
+        _, document, _ = await read_json(request.scope, request.receive, LARGEST_BODY)
         resolution, reason = read_resolution(document)
+        # What is done must be told: so there is room for the answer, or nothing is done.
+        hold_stored(await self._decided(task), held_by(request.scope))
         client_of(request.scope).check()
         resolved = await self.tasks.resolve(task, DEFAULT_TENANT, resolution, reason)
         row = await self._decided(task)
         if not resolved:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")
         log.info("a task was resolved", extra={"task_id": str(task), "outcome": resolution.value})
-        return json_answer(task_document(row))
+        return _json(await _shown(row))
 
     async def _decided(self, task: UUID) -> Mapping[str, Any]:
         row: Mapping[str, Any] | None = await self.tasks.get(task, DEFAULT_TENANT)

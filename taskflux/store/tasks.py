@@ -429,12 +429,20 @@ class TaskTypes:
             max_attempts=task_type.max_attempts,
             ambiguous=task_type.ambiguous,
             provider=task_type.provider,
+            max_bytes=task_type.max_bytes,
         )
 
     async def all(self) -> Mapping[str, TaskType]:
         """Every registered type by name."""
         return {
-            row["type"]: TaskType(row["type"], row["schema"], row["max_attempts"], row["ambiguous"], row["provider"])
+            row["type"]: TaskType(
+                row["type"],
+                row["schema"],
+                row["max_attempts"],
+                row["ambiguous"],
+                row["provider"],
+                row["max_bytes"],
+            )
             for row in await self.database.fetch(SQL["list_types"])
         }
 

@@ -317,16 +317,17 @@ SELECT id FROM resolved;
 -- Types
 
 -- name: register_type
-INSERT INTO task_types (type, schema, max_attempts, ambiguous, provider)
-VALUES (:type, :schema, :max_attempts, :ambiguous, :provider)
+INSERT INTO task_types (type, schema, max_attempts, ambiguous, provider, max_bytes)
+VALUES (:type, :schema, :max_attempts, :ambiguous, :provider, :max_bytes)
 ON CONFLICT (type) DO UPDATE
 SET schema = EXCLUDED.schema, max_attempts = EXCLUDED.max_attempts, ambiguous = EXCLUDED.ambiguous,
-    provider = EXCLUDED.provider, updated_at = now()
-WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_types.provider)
-      IS DISTINCT FROM (EXCLUDED.schema, EXCLUDED.max_attempts, EXCLUDED.ambiguous, EXCLUDED.provider);
+    provider = EXCLUDED.provider, max_bytes = EXCLUDED.max_bytes, updated_at = now()
+WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_types.provider, task_types.max_bytes)
+      IS DISTINCT FROM
+      (EXCLUDED.schema, EXCLUDED.max_attempts, EXCLUDED.ambiguous, EXCLUDED.provider, EXCLUDED.max_bytes);
 
 -- name: list_types
-SELECT type, schema, max_attempts, ambiguous, provider FROM task_types ORDER BY type;
+SELECT type, schema, max_attempts, ambiguous, provider, max_bytes FROM task_types ORDER BY type;
 
 -- name: type_names
 SELECT type FROM task_types ORDER BY type;

@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 from uuid import UUID
 
 from taskflux.stream.topics import is_task_type
+from taskflux.tasks.bounds import MAX_DEPTH, OutOfBounds, TooManyValues, check, check_characters
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """In the order of the wire; a name may stand more than once."""
@@ -85,7 +86,8 @@ def record_identity(
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 _MAX_VERSION = 2**31 - 1
 _MAX_FOREIGN_ID = 200
 
@@ -131,11 +133,16 @@ class DeadTask:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A task that another producer wrote, payload and all; `payload` is the parsed JSON, `task_id` the producer's."""
+    """A task that another producer wrote, payload and all.
+
+    `task_id` is the producer's. `payload` is a JSON text, compact and in ASCII: what PostgreSQL's text does not take
+    (NUL) stays as JSON escapes it. `digest` is the SHA-256 of what it means, whatever the order of its names.
+    """
 
     task_id: str | None
     task_type: str
-    payload: object
+    payload: str
+    digest: bytes
     record: Record
     traceparent: str | None = None
 
@@ -189,11 +196,15 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
 
 
 def _parse_object(value: bytes) -> dict[str, object] | Poison:
-    """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity)."""
+    """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity), within the bounds of every task."""
     try:
+        check(value, depth=MAX_DEPTH + 1)  # a payload stands in its record
         body = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
-    except RecursionError:
-        return Poison(PoisonClass.NOT_JSON, "the value is nested too deeply")
+        check_characters(value, body)
+    except TooManyValues as error:
+        return Poison(PoisonClass.TOO_LARGE, f"the value is too large: {error}")
+    except OutOfBounds as error:
+        return Poison(PoisonClass.NOT_JSON, f"the value is not taken: {error}")
     except UnicodeDecodeError as error:
         return Poison(PoisonClass.NOT_JSON, f"the value is not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
@@ -235,7 +246,12 @@ def _foreign(record: Record, body: dict[str, object], task_type: str) -> Foreign
         isinstance(task_id, str) and task_id.isprintable() and 0 < len(task_id) <= _MAX_FOREIGN_ID
     ):
         return Poison(PoisonClass.UNKNOWN_SHAPE, f"taskId is not a text of 1 to {_MAX_FOREIGN_ID} printable characters")
-    return Foreign(task_id, task_type, body["payload"], record, trace_of(record.headers))
+    try:
+        payload, canonical = _ENCODE(body["payload"]), _CANONICAL(body["payload"])
+    except ValueError:
+        return Poison(PoisonClass.INVALID_PAYLOAD, "the payload holds a number beyond a double")
+    digest = hashlib.sha256(canonical.encode("ascii")).digest()
+    return Foreign(task_id, task_type, payload, digest, record, trace_of(record.headers))
 
 
 def _refuse_constant(name: str) -> NoReturn:

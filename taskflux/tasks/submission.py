@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from taskflux.tasks.bounds import USUAL_BYTES
+
 DEFAULT_TENANT = "default"
 
 
@@ -70,10 +72,14 @@ class KeyReused:
 
 @dataclass(frozen=True, slots=True)
 class TaskType:
-    """What a worker has registered about a type: the JSON schema of its payload and its policy's figures."""
+    """What a worker has registered about a type: the JSON schema of its payload and its policy's figures.
+
+    `max_bytes` is how many bytes a payload may have, as it is stored.
+    """
 
     name: str
     schema: str
     max_attempts: int
     ambiguous: str
     provider: str | None
+    max_bytes: int = USUAL_BYTES

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -31,14 +28,13 @@ from taskflux.stream.envelope import (
 )
 from taskflux.stream.producer import TOO_LARGE, NotPublished, Producer
 from taskflux.stream.topics import dead_letter_topic
+from taskflux.tasks.bounds import excess
+from taskflux.tasks.submission import TaskType
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED
 from taskflux.worker.process import Process
 
 log = logging.getLogger(__name__)
-
-_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-_canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
 @dataclass(slots=True)
@@ -59,19 +55,19 @@ class Adoption:
         self._grace = grace
 
     async def adopt(
-        self, records: Sequence[Foreign], max_attempts: Mapping[str, int], *, publish: bool = True
+        self, records: Sequence[Foreign], types: Mapping[str, TaskType], *, publish: bool = True
     ) -> Adopted | None:
         """Make these durable, however long PostgreSQL is away; None when told to drain meanwhile.
 
         Args:
-            max_attempts: of each type that stands in `records`.
+            types: each type that stands in `records`.
             publish: false leaves the new ones to the relay at once.
         """
         adopted = Adopted()
         batch: dict[str, tuple[Foreign, Adoptee]] = {}
         created: dict[UUID, tracing.Span] = {}
         for each in records:
-            found = adoptee(each, max_attempts[each.task_type])
+            found = adoptee(each, types[each.task_type])
             if isinstance(found, Poison):
                 adopted.poison.append((each.record, found))
                 continue
@@ -113,19 +109,13 @@ class Adoption:
             }
 
 
-def adoptee(foreign: Foreign, max_attempts: int) -> Adoptee | Poison:
+def adoptee(foreign: Foreign, task_type: TaskType) -> Adoptee | Poison:
     """The task that a foreign record is, under a name that every delivery of it shares.
 
     The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes.
     """
-    try:
-        # ASCII: what PostgreSQL's text does not take (NUL, lone surrogates) stays as JSON escapes it.
-        payload = _encode(foreign.payload)
-        digest = hashlib.sha256(_canonical(foreign.payload).encode("ascii")).digest()
-    except (ValueError, RecursionError):
-        return Poison(
-            PoisonClass.INVALID_PAYLOAD, "the payload is nested too deeply, or holds a number beyond a double"
-        )
+    if too_large := excess(foreign.payload, task_type.max_bytes):
+        return Poison(PoisonClass.TOO_LARGE, too_large)
     record = foreign.record
     if foreign.task_id is not None:
         identity = f"id:{foreign.task_type}:{foreign.task_id}"
@@ -133,7 +123,9 @@ def adoptee(foreign: Foreign, max_attempts: int) -> Adoptee | Poison:
         place = (record.topic, record.partition, record.offset, record.timestamp)
         identity = record_identity(*place, record.key, record.value)
     traceparent = foreign.traceparent or tracing.new_traceparent()
-    return Adoptee(identity, digest, uuid7(), foreign.task_type, payload, max_attempts, traceparent)
+    return Adoptee(
+        identity, foreign.digest, uuid7(), task_type.name, foreign.payload, task_type.max_attempts, traceparent
+    )
 
 
 def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | None) -> None:

@@ -9,12 +9,13 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from taskflux.providers.provider import Provider
 from taskflux.stream.topics import check_task_type
+from taskflux.tasks.bounds import MOST_BYTES, USUAL_BYTES, OutOfBounds, check, excess
 from taskflux.tasks.errors import InvalidPayload
 from taskflux.tasks.model import Receipt
 from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
@@ -35,6 +36,7 @@ class Handler(Generic[P]):
     concurrency: int
     adapter: TypeAdapter[P]
     function: Run
+    max_bytes: int = USUAL_BYTES
 
     def __call__(self, *args: Any) -> Awaitable[Receipt | None]:
         """The bare function, for tests of a handler's own logic."""
@@ -44,26 +46,48 @@ class Handler(Generic[P]):
         """The payload as the handler declared it.
 
         Raises:
-            InvalidPayload: naming each bad field, without its value.
+            InvalidPayload: naming each bad field, without its value; or it is beyond the bounds of every task.
         """
+        if too_large := excess(payload, self.max_bytes):
+            raise InvalidPayload(too_large)
         try:
+            check(payload.encode("utf-8", "replace"))
             return self.adapter.validate_json(payload)
+        except OutOfBounds as error:
+            raise InvalidPayload(f"payload: {error}") from None
         except ValidationError as error:
             raise InvalidPayload(describe(error)) from None
 
     def task_type(self) -> TaskType:
         """What a worker registers, so that ingest can refuse a payload before it is accepted."""
         schema = json.dumps(self.adapter.json_schema(by_alias=True), sort_keys=True)
-        return TaskType(self.type, schema, self.policy.retry.max_attempts, self.policy.ambiguous, self.policy.provider)
+        policy = self.policy
+        return TaskType(self.type, schema, policy.retry.max_attempts, policy.ambiguous, policy.provider, self.max_bytes)
 
 
 def describe(error: ValidationError) -> str:
     """The fields that are wrong and why, in one sentence that does not repeat what stood in them."""
-    found = [
-        f"{'.'.join(str(part) for part in each['loc']) or 'payload'}: {each['msg']}"
-        for each in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    return "; ".join(found)
+    found = [f"{'.'.join(map(str, where))[:200] or 'payload'}: {said}" for where, said in wrong_fields(error)]
+    further = error.error_count() - len(found)
+    return "; ".join(found) + (f"; and {further:,} more" if further else "")
+
+
+MOST_ERRORS: Final = 20
+"""Bad fields that are named; a large payload can have a hundred thousand."""
+
+_TOO_MANY: Final = 1000
+
+
+def wrong_fields(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
+    """The first bad fields, at most `MOST_ERRORS`: the path of each, and what is wrong with it.
+
+    pydantic writes all of its errors out or none: those of a payload that is wrong in a thousand places are not worth
+    the memory.
+    """
+    if error.error_count() > _TOO_MANY:
+        return [((), "it is not what the type's model takes")]
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
+    return [(each["loc"], each["msg"][:300]) for each in found]
 
 
 def handler(
@@ -75,6 +99,7 @@ def handler(
     ambiguous: AmbiguousPolicy = "resend",
     timeout: float = 60.0,
     concurrency: int = 64,
+    max_bytes: int = USUAL_BYTES,
 ) -> Callable[[Run], Handler[Any]]:
     """Declare an async function as the handler of a task type.
 
@@ -86,6 +111,8 @@ def handler(
         ambiguous: `resend` or `hold` where the side effect may have happened.
         timeout: seconds that one attempt may take.
         concurrency: attempts that one process runs at once.
+        max_bytes: bytes that a payload may have, as its JSON text is stored: compact, and in ASCII, so that a character
+            beyond it counts six or twelve. At most `bounds.MOST_BYTES`; larger things are better sent as a link.
 
     Raises:
         TypeError, ValueError: the declaration contradicts itself; the sentence says what to change.
@@ -93,13 +120,17 @@ def handler(
     check_task_type(type)
     if concurrency < 1:
         raise ValueError(f"concurrency of {type!r} is {concurrency}: at least one attempt must be able to run")
+    if not 1 <= max_bytes <= MOST_BYTES:
+        raise ValueError(
+            f"max_bytes of {type!r} is {max_bytes:,}: it can be 1 to {MOST_BYTES:,}; what is larger is sent as a link"
+        )
     policy = Policy(retry or RetryPolicy(), ambiguous, timeout, provider.name if provider else None)
     adapter: TypeAdapter[Any] = TypeAdapter(payload)
 
     def declare(function: Run) -> Handler[Any]:
         _check_signature(type, function, provider)
         name = function.__name__.replace("_", "-")
-        return Handler(type, name, policy, provider, concurrency, adapter, function)
+        return Handler(type, name, policy, provider, concurrency, adapter, function, max_bytes)
 
     return declare
 

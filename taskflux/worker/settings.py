@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
+from taskflux.tasks.bounds import MOST_BYTES
 from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings, wrong_otel_variables
 
 S = TypeVar("S", bound=BaseModel)
@@ -38,9 +39,15 @@ class HttpSettings(BaseModel):
             " host is refused, an address is always answered. Unset: any name"
         ),
     ] = ""
-    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, and largest item of a batch")] = (
-        32 * 1024 * 1024
-    )
+    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, a batch's too")] = MOST_BYTES
+    bytes_in_flight: Annotated[
+        int,
+        Field(
+            ge=1024,
+            description="bytes of bodies, and of the documents in them, that all requests of a process may hold: beyond"
+            " it they are answered by 503; the memory limit follows from it",
+        ),
+    ] = 64 * 1024 * 1024
     max_head_bytes: Annotated[
         int, Field(ge=1024, le=1024 * 1024, description="largest head of a request: its first line and all headers")
     ] = 32 * 1024
@@ -238,6 +245,11 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(
             f"TASKFLUX_RELAY__GRACE ({settings.relay.grace} s) must be longer than TASKFLUX_KAFKA__PRODUCE_TIMEOUT"
             f" ({settings.kafka.produce_timeout} s): a task would be published again while its record is under way"
+        )
+    if settings.http.bytes_in_flight < 2 * settings.http.max_body_bytes:
+        found.append(
+            f"TASKFLUX_HTTP__BYTES_IN_FLIGHT ({settings.http.bytes_in_flight:,}) must be at least twice"
+            f" TASKFLUX_HTTP__MAX_BODY_BYTES ({settings.http.max_body_bytes:,}): a large body would be refused for ever"
         )
     if settings.worker.lease_seconds < 3 * settings.worker.beat_seconds:
         found.append(

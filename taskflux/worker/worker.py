@@ -63,7 +63,7 @@ class Worker:
         self._poison = poison
         self._type = executor.handler.type
         self._asked: Mapping[UUID, int] = {}  # tasks whose claim is under way, and not the executor's yet
-        self._budget = {self._type: executor.handler.policy.retry.max_attempts}
+        self._types = {self._type: executor.handler.task_type()}
         self._claimed = metrics.CLAIMED.labels(self._type)
         self._skipped = metrics.SKIPPED.labels(self._type)
         self._batch = metrics.BATCH.labels("claim")
@@ -126,7 +126,7 @@ class Worker:
         """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
         ours, foreign, poison = self._sort(records)
         if foreign:
-            adopted = await self._adoption.adopt(foreign, self._budget)
+            adopted = await self._adoption.adopt(foreign, self._types)
             if adopted is None:
                 return
             ours |= adopted.tasks

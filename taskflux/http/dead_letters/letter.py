@@ -246,12 +246,7 @@ def _type_of_origin(letter: Mapping[str, Any], prefix: str) -> str | None:
 
 def _of_value(value: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     """The task that a record of this value asks for, read as whoever takes records reads it."""
-    try:
-        raw = value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise not_valid(
-            INVALID_REPLAY, [FieldError("value", "holds a lone surrogate, which no UTF-8 can carry")]
-        ) from None
+    raw = value.encode("utf-8")
     found = decode(Record(str(origin.get("topic")), 0, 0, 0, None, raw), max_bytes=len(raw) + 1)
     match found:
         case Poison():
@@ -261,7 +256,7 @@ def _of_value(value: str, origin: Mapping[str, Any]) -> dict[str, Any]:
                 INVALID_REPLAY, [FieldError("value", "names a task and brings no payload: a task needs one")]
             )
         case _:
-            return {"taskType": found.task_type, "payload": found.payload}
+            return {"taskType": found.task_type, "payload": json.loads(found.payload)}
 
 
 USUAL_RATE: Final = 50.0

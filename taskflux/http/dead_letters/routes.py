@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
-from taskflux.http.bodies import json_answer, json_object, path_id
+from taskflux.http.bodies import held_by, json_answer, json_object, path_id
 from taskflux.http.client import client_of
 from taskflux.http.dead_letters.letter import (
     bulk_document,
@@ -36,7 +36,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.queries import letter_cursor, read_letter_query
 from taskflux.http.submissions import Submissions
-from taskflux.http.tasks import LONGEST_REASON
+from taskflux.http.tasks import LONGEST_REASON, hold_stored
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetters
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
@@ -77,7 +77,9 @@ class DeadLetterRoutes:
 
     async def show(self, request: Request) -> Response:
         """One letter with everything about it."""
-        return json_answer(letter_document(await self._get(request)))
+        row = await self._get(request)
+        _hold(row, request)
+        return json_answer(letter_document(row))
 
     async def replay(self, request: Request) -> Response:
         """Send one letter again, as it was or repaired. It is sent once: asked again, the answer is a 409 that names
@@ -113,6 +115,7 @@ class DeadLetterRoutes:
         """Say that a letter needs no replay, and why. Asked again, the first reason stays."""
         reason = _reason(await self._body(request))
         letter = await self._get(request)
+        _hold(letter, request)
         client_of(request.scope).check()
         if await self.letters.discard(DEFAULT_TENANT, letter["id"], reason):
             log.info("a dead letter was discarded", extra={"letter": str(letter["id"])})
@@ -163,6 +166,16 @@ class DeadLetterRoutes:
         if row is None:
             raise _unknown_letter(request.path_params["letter_id"])
         return row
+
+
+def _hold(row: Mapping[str, Any], request: Request) -> None:
+    """Make room for an answer with everything about a letter: its record's bytes are written as text.
+
+    Raises:
+        Problem: 503, too much is in flight.
+    """
+    hold_stored(row, held_by(request.scope))
+    held_by(request.scope).take(4 * len(row["record_value"] or b""))
 
 
 def _unknown_letter(text: str) -> Problem:

@@ -121,6 +121,7 @@ _BODY: Final = (
     p.TOO_LARGE,
     p.UNSUPPORTED_MEDIA_TYPE,
     p.TOO_MANY_CONNECTIONS,
+    p.BUSY,
 )
 _CURSOR: Final = _parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
 _LIMIT: Final = _parameter(
@@ -203,7 +204,8 @@ TASKS: Final[Sequence[Operation]] = (
         "Tasks",
         "Submit many tasks",
         "A JSON array, or NDJSON, taken while it arrives. One result for each item, in their order and in the form of"
-        " the request: a bad item is named, the others are accepted. An item may have an `idempotencyKey`.",
+        " the request: a bad item is named, the others are accepted. An item may have an `idempotencyKey`. Where many"
+        " items are bad, the first are told in full and the others by their status alone.",
         {
             202: _answer(
                 "One result for each item.",
@@ -214,7 +216,7 @@ TASKS: Final[Sequence[Operation]] = (
                 | _LINES,
             )
         },
-        (p.MALFORMED_JSON, p.BAD_REQUEST, p.REQUEST_TIMEOUT, p.UNSUPPORTED_MEDIA_TYPE, *_STORE),
+        (*_BODY, *_STORE),
         (_TRACEPARENT,),
         _request(
             _content(
@@ -252,7 +254,7 @@ TASKS: Final[Sequence[Operation]] = (
         "Look at a task",
         "Where it stands, its payload, and what has happened to it.",
         {200: _task("The task.", "A mail that was sent", s.TASK)},
-        (p.UNKNOWN_TASK, *_STORE),
+        (p.UNKNOWN_TASK, p.BUSY, *_STORE),
         (_TASK_ID,),
     ),
     Operation(
@@ -263,7 +265,7 @@ TASKS: Final[Sequence[Operation]] = (
         "Cancel a task",
         "Possible until a worker takes it. A task that is cancelled already is answered as it is.",
         {200: _task("The task, cancelled.", "Cancelled", s.CANCELLED)},
-        (p.UNKNOWN_TASK, p.WRONG_STATE, *_STORE),
+        (p.UNKNOWN_TASK, p.WRONG_STATE, p.BUSY, *_STORE),
         (_TASK_ID,),
     ),
     Operation(
@@ -352,7 +354,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "Look at a dead letter",
         "With its payload, its task's timeline, and of a record that was no task the bytes as they came.",
         {200: _whole("The dead letter.", s.DEAD_LETTER_IN_FULL)},
-        (p.UNKNOWN_DEAD_LETTER, *_STORE),
+        (p.UNKNOWN_DEAD_LETTER, p.BUSY, *_STORE),
         (_LETTER_ID,),
     ),
     Operation(

@@ -183,7 +183,7 @@ def task_schemas(types: Mapping[str, str]) -> dict[str, Json]:
                     {"index": COUNT, "taskId": ID, "taskType": TEXT, "status": {"const": 202}, "createdAt": MOMENT},
                     {"idempotentReplay": {"const": True}},
                 ),
-                obj({"index": COUNT, "status": {"type": "integer", "minimum": 400}, "problem": ref("Problem")}),
+                obj({"index": COUNT, "status": {"type": "integer", "minimum": 400}}, {"problem": ref("Problem")}),
             ]
         },
         "Status": STATUS,

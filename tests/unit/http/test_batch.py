@@ -211,7 +211,8 @@ async def test_bad_items_are_named_and_good_ones_accepted(form: str, http: Fixtu
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_the_order_of_the_items_is_the_order_of_the_answers(form: str, http: Fixture) -> None:
+async def test_the_order_of_the_items_is_the_order_of_the_answers(form: str) -> None:
+    http = Fixture(Limits())
     found = results(await send(http, form, [{"payload": str(n)} for n in range(3000)], size=64_000))
     by_id = {str(task.id): task.payload for task in http.intake.accepted}
     assert [by_id[result["taskId"]] for result in found] == [f'"{n}"' for n in range(3000)]
@@ -309,13 +310,14 @@ async def test_a_broken_array_ends_with_an_answer_that_says_so(tail: bytes, size
     assert found[-1]["problem"]["type"] == "/problems/malformed-json"
 
 
-async def test_a_store_that_goes_away_midway_is_told_item_by_item(http: Fixture) -> None:
+async def test_a_store_that_goes_away_midway_is_told_item_by_item() -> None:
+    http = Fixture(Limits())
     http.intake.trouble, http.intake.fail_from = StoreUnavailable("gone"), 600
     found = results(await send(http, "ndjson", [{"payload": str(n)} for n in range(2000)], size=64_000))
     statuses = [result["status"] for result in found]
     assert statuses.count(202) == len(http.intake.accepted) == 600
     assert statuses == sorted(statuses)
-    assert found[-1]["problem"]["retryAfter"] == 5
+    assert found[600]["problem"]["retryAfter"] == 5
 
 
 async def test_the_items_of_a_batch_stand_in_the_trace_of_their_request(http: Fixture) -> None:
@@ -370,3 +372,55 @@ async def test_answers_wait_for_the_end_of_the_request_up_to_a_limit() -> None:
         assert sum(message.get("body", b"").count(b"\n") for message in sent) == 2000
     assert sent_before_end[1 << 20] == 0
     assert sent_before_end[1000] > 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_the_answer_to_a_batch_of_bad_items_is_bounded(form: str) -> None:
+    """40 KB of `1,1,1,…` were answered with 4.4 MB."""
+    http = Fixture(Limits())
+    response = await send(http, form, [1] * 20_000)
+    found = results(response)
+    assert [result["status"] for result in found] == [422] * 20_000
+    assert len(response.content) < 750_000
+    told = [result for result in found if "problem" in result]
+    assert told == found[: len(told)]
+    assert 100 < len(told) < 1000
+    assert found[-1] == {"index": 19_999, "status": 422}
+
+
+async def test_a_batch_in_which_too_many_items_have_failed_is_read_no_further() -> None:
+    http = Fixture(Limits())
+    response = await send(http, "ndjson", [1] * 120_000 + [GOOD], size=64_000)
+    found = results(response)
+    assert 50_000 < len(found) < 90_000
+    assert found[-1]["problem"]["type"] == "/problems/too-large"
+    assert http.intake.accepted == []
+    assert len(response.content) < 3_000_000
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_batch_has_so_many_bytes_and_no_more(form: str, announced: bool) -> None:
+    http = Fixture(Limits(max_body_bytes=10_000))
+    if announced:
+        headers = {"content-type": "application/json"}
+        response = await http.client.post("/tasks/batch", content=b"[1" + b" " * 10_000, headers=headers)
+        assert (response.status_code, problem(response)["type"]) == (413, "/problems/too-large")
+    else:
+        found = results(await send(http, form, [{"payload": "x" * 90}] * 200))
+        assert [result["status"] for result in found] == [202] * len(http.intake.accepted) + [413]
+        assert 80 < len(http.intake.accepted) < 100
+
+
+async def test_a_batch_that_meets_too_much_in_flight_says_so_and_where() -> None:
+    http = Fixture(Limits(bytes_in_flight=1_000_000))
+    http.intake.gate.clear()
+    body = b'{"payload":"' + b"x" * 840_000 + b'"}'
+    other = asyncio.create_task(http.client.post("/tasks", content=body, headers={"content-type": "application/json"}))
+    await http.intake.entered.acquire()
+    batch = asyncio.create_task(send(http, "ndjson", [{"payload": "x" * 990}] * 200))
+    await http.intake.entered.acquire()
+    http.intake.gate.set()
+    await other
+    statuses = [result["status"] for result in results(await batch)]
+    assert statuses == sorted(statuses)

@@ -71,7 +71,8 @@ def submission(kind: str, task_type: str = "simulated") -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["single", "batch"])
-async def test_a_type_that_appears_after_the_client_has_gone_accepts_nothing(kind: str, http: Fixture) -> None:
+async def test_a_type_that_appears_after_the_client_has_gone_accepts_nothing(kind: str) -> None:
+    http = Fixture(Limits())
     http.source.gate.clear()
     path, body = submission(kind, "fax")
     asking = Asking(http, "POST", path, body)
@@ -86,7 +87,8 @@ async def test_a_type_that_appears_after_the_client_has_gone_accepts_nothing(kin
 
 
 @pytest.mark.parametrize("kind", ["single", "batch"])
-async def test_what_waits_for_postgresql_is_taken_back_when_the_client_goes(kind: str, http: Fixture) -> None:
+async def test_what_waits_for_postgresql_is_taken_back_when_the_client_goes(kind: str) -> None:
+    http = Fixture(Limits())
     http.intake.gate.clear()
     path, body = submission(kind)
     asking = Asking(http, "POST", path, body)
@@ -98,12 +100,15 @@ async def test_what_waits_for_postgresql_is_taken_back_when_the_client_goes(kind
     assert http.intake.accepted == []
 
 
-async def test_a_batch_looks_once_for_all_types_that_it_does_not_know(http: Fixture) -> None:
+async def test_a_batch_looks_once_for_all_types_that_it_does_not_know() -> None:
+    http = Fixture(Limits())
     await http.registry.refresh()
     began = http.clock.now
     items = [{"taskType": f"fax{n % 7}", "payload": n} for n in range(3000)]
     response = await http.client.post("/tasks/batch", json=items)
-    assert {result["problem"]["type"] for result in response.json()} == {"/problems/unknown-task-type"}
+    assert {result["status"] for result in response.json()} == {422}
+    told = {result["problem"]["type"] for result in response.json() if "problem" in result}
+    assert told == {"/problems/unknown-task-type"}
     assert (http.source.asked, http.clock.now - began) == (2, 1.0)
 
 

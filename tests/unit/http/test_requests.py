@@ -42,7 +42,8 @@ async def client() -> httpx.AsyncClient:
             Route("/things/{name}", shown),
             Route("/broken", broken, methods=["POST"]),
             *probe_routes(lambda: True, metrics),
-        ]
+        ],
+        bytes_in_flight=100_000,
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(Requests(app)), base_url="http://test")
 

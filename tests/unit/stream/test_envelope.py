@@ -56,7 +56,7 @@ def test_another_producers_task_is_foreign_and_keeps_its_payload_and_record() ->
     value = b'{"taskId": "abc-1", "taskType": "email", "payload": {"to": "a@b.example"}, "priority": 3}'
     found = decoded(value)
     assert isinstance(found, Foreign)
-    assert (found.task_id, found.task_type, found.payload) == ("abc-1", "email", {"to": "a@b.example"})
+    assert (found.task_id, found.task_type, found.payload) == ("abc-1", "email", '{"to":"a@b.example"}')
     assert found.record.value == value
 
 
@@ -95,9 +95,12 @@ def test_a_foreign_number_is_an_id_too() -> None:
         (b'{"taskType": "email", "taskId": "%s", "version": -1}' % str(ID).encode(), "UnknownShape"),
         (b'{"taskType": "email", "taskId": "%s", "version": 9223372036854775808}' % str(ID).encode(), "UnknownShape"),
         (b'{"taskType": "email", "taskId": {}, "payload": 1}', "UnknownShape"),
-        (b'{"taskType": "email", "taskId": "\\ud800", "payload": 1}', "UnknownShape"),
+        (b'{"taskType": "email", "taskId": "\\u0000", "payload": 1}', "UnknownShape"),
+        (b'{"taskType": "email", "payload": "\\ud800"}', "NotJson"),
+        (b'{"taskType": "email", "payload": 1e999}', "InvalidPayload"),
+        (b'{"taskType": "email", "payload": ' + b"[" * 65 + b"]" * 65 + b"}", "NotJson"),
         (b'{"taskType": "sms", "payload": 1}', "UnknownType"),
-        (b'{"taskType": "\\ud800", "payload": 1}', "UnknownType"),
+        (b'{"taskType": "\\u0000", "payload": 1}', "UnknownType"),
         (b'{"taskType": "email", "payload": "%s"}' % (b"x" * 10_000), "TooLarge"),
     ],
 )
@@ -106,7 +109,7 @@ def test_what_cannot_run_is_poison_of_a_bounded_class(value: bytes | None, error
 
 
 def test_a_poisons_reason_can_be_written_anywhere_and_quotes_no_payload() -> None:
-    found = decoded(b'{"taskType": "\\ud800\\u0000", "payload": "secret"}')
+    found = decoded(b'{"taskType": "\\u00e9\\u0000", "payload": "secret"}')
     assert isinstance(found, Poison)
     assert found.reason.encode("ascii")
     assert "secret" not in found.reason
