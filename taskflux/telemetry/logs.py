@@ -119,7 +119,7 @@ class _Context(logging.Filter):
         if task is not None and not hasattr(record, "task_id"):
             record.task_id = str(task)
         if trace:
-            record.trace_id = trace[3:35]
+            record.trace_id = tracing.trace_id(trace)
             if tracing.on and tracing.sampled(trace):
                 record.span_id = trace[36:52]
         error = record.exc_info[1] if record.exc_info else None
