@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from taskflux.http.bodies import to_json
@@ -154,6 +156,24 @@ class _Refused(Exception):
     """Ends the parsing; why is in the connection."""
 
 
+class _Parser(httptools.HttpRequestParser):
+    """A parser that goes on where a request asks for another protocol: RFC 9110, section 7.8, lets us ignore that.
+
+    httptools skips the body then, and reads nothing more. Java's client asks for HTTP/2 like this by default.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._connection = connection
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+
+    def feed_data(self, data: Any) -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._connection.ignore_upgrade(data[upgrade.args[0] :])
+
+
 class Connection(HttpToolsProtocol):
     """One connection; the event loop, the parser and uvicorn call its methods.
 
@@ -165,6 +185,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        self.parser = _Parser(self)
         self.place = _Place.WAITING
         self._asked: deque[_Asked] = deque()
         self._fault: Problem | None = None  # what is wrong with what is being parsed
@@ -230,8 +251,14 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request begins."""
+        if self._upgrades:
+            return
         if len(self._asked) >= MOST_PIPELINED:
             self._stop(Problem(BAD_REQUEST, f"more than {MOST_PIPELINED} requests wait for their answers"))
+        version = self.parser.get_http_version()
+        fault = _fault(version, self.headers)
+        if fault is not None:
+            self._stop(Problem(BAD_REQUEST, fault))
         client = Client()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         introduce(client, scope)
@@ -248,9 +275,22 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request has arrived whole."""
+        if self._upgrades:
+            return
         self._in_head, self._fed = True, 0
         self.owner.move(self, _Place.ANSWERING if self._asked else _Place.WAITING)
         super().on_message_complete()
+
+    @property
+    def _upgrades(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request again as one that asks for no other protocol; `rest` is what follows its head."""
+        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = _Parser(self)
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]) + rest)
 
     def send_400_response(self, msg: str) -> None:
         """What has come is not HTTP, or was refused while it was parsed. The parser cannot go on."""
@@ -371,6 +411,19 @@ class Connection(HttpToolsProtocol):
 def _head_too_large(demands: Demands) -> Problem:
     most = f"{demands.header_fields} fields and {demands.head_bytes:,} bytes"
     return Problem(HEAD_TOO_LARGE, f"the head of the request is larger than is taken here: {most}")
+
+
+def _fault(version: str, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Why a head that can be parsed is refused: a proxy may see another request in it (RFC 9112, 3.2 and 6.1)."""
+    hosts = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+            return "the only Transfer-Encoding that is taken is chunked, in HTTP/1.1"
+    if version not in ("1.0", "1.1"):
+        return "HTTP/1.1 and HTTP/1.0 are spoken here"
+    return "a request has one Host" if hosts != 1 and (hosts or version == "1.1") else None
 
 
 def _answer(problem: Problem) -> bytes:

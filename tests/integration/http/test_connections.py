@@ -90,6 +90,16 @@ async def http() -> AsyncIterator[Fixture]:
         (b"GET / HTTP/1.1\r\n" + b"x" * 50_000, "head-too-large"),
         (b"\r\n" * 20_000, "head-too-large"),
         (b"NONSENSE\r\n\r\n", "bad-request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "bad-request"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", "bad-request"),
+        (b"GET / HTTP/2.0\r\nhost: x\r\n\r\n", "bad-request"),
+        (b"GET /\r\n\r\n", "bad-request"),
+        (b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n", "bad-request"),
+        (HEAD + b"content-length: 16\r\ncontent-length: 16\r\n\r\n", "bad-request"),
+        (HEAD + b"content-length: 16\r\ntransfer-encoding: chunked\r\n\r\n", "bad-request"),
+        (HEAD + b"transfer-encoding: gzip, chunked\r\n\r\n", "bad-request"),
+        (HEAD + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n", "bad-request"),
+        (HEAD.replace(b"1.1", b"1.0") + b"transfer-encoding: chunked\r\n\r\n", "bad-request"),
         (b"GET / HTTP/1.1\r\nhost : x\r\n\r\n", "bad-request"),
     ],
 )
@@ -269,6 +279,29 @@ async def test_a_body_that_is_not_framed_as_http_demands_is_a_400_and_what_was_a
         told = await batch.ended()
         assert told.count(b'"status":202') == 1
         assert told.count(b"/problems/bad-request") == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"content-length: %d\r\n\r\n" % len(TASK) + TASK,
+        b"transfer-encoding: chunked\r\n\r\n10\r\n" + TASK + b"\r\n0\r\n\r\n",
+    ],
+)
+async def test_a_request_that_asks_for_another_protocol_is_taken_as_it_is(
+    framed: bytes, size: int, http: Fixture, connect: Connect
+) -> None:
+    asks = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n"
+    async with served(http.app) as server:
+        peer = await connect(server)
+        sent = HEAD + asks + framed
+        sent += b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n" + sent
+        for at in range(0, len(sent), size):
+            peer.writer.write(sent[at : at + size])
+            await asyncio.sleep(0)
+        assert [(await peer.answer())[0] for _ in range(3)] == [202, 200, 202]
+        assert [task.payload for task in http.intake.accepted] == ['"x"', '"x"']
 
 
 async def test_trailers_are_bounded_and_no_headers(http: Fixture, connect: Connect) -> None:
