@@ -100,7 +100,8 @@ class Relay:
         allowance = await self._outflow.allowance(task_type)
         if not allowance.tasks:
             return 0
-        tasks = await self._publishing.take(task_type, min(allowance.tasks, self._settings.batch))
+        limit = min(allowance.tasks, self._settings.batch)
+        tasks = await self._publishing.take(task_type, limit, probe=allowance.probe)
         published = await self._publisher.publish(tasks, probe=allowance.probe)
         self._outflow.released(task_type, published)
         return published

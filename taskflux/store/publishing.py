@@ -14,7 +14,7 @@ from taskflux.store.database import Database, Row
 from taskflux.store.errors import until_available
 from taskflux.store.statements import statements
 from taskflux.store.texts import storable
-from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE
+from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE, MOST_PROBES
 from taskflux.telemetry import metrics
 
 SQL: Final = statements("publishing")
@@ -64,9 +64,13 @@ class Publishing:
         """Seconds until each type's next row is due, negative when overdue. Dead letters stand under None."""
         return {row["type"]: row["wait"] for row in await self.database.fetch(SQL["next_due"])}
 
-    async def take(self, task_type: str, limit: int) -> Sequence[Due]:
-        """Promise to publish up to `limit` tasks that are due now."""
-        found = _versions(await self.database.fetch(SQL["due_now"], type=task_type, limit=limit))
+    async def take(self, task_type: str, limit: int, *, probe: bool = False) -> Sequence[Due]:
+        """Promise to publish up to `limit` tasks that are due now.
+
+        `probe`: those that say most of their provider, see `probes_now`, and not those that wait longest.
+        """
+        statement = SQL["probes_now" if probe else "due_now"]
+        found = _versions(await self.database.fetch(statement, type=task_type, limit=limit))
         if not found:
             return []
         ids = list(found)
@@ -140,12 +144,16 @@ def _versions(rows: Sequence[Row]) -> dict[UUID, int]:
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """A provider's circuit; `closed_for` is seconds since it last closed, None if it never opened."""
+    """A provider's circuit; `closed_for` is seconds since it last closed, None if it never opened.
+
+    `served_for` is seconds since it last closed because a task was served, and not for a check of the client's.
+    """
 
     provider: str
     open: bool
     reason: str | None
     closed_for: float | None
+    served_for: float | None = None
 
 
 class Circuits:
@@ -154,23 +162,27 @@ class Circuits:
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
-        self._closings: dict[str, tuple[datetime, float]] = {}  # closed_at, and when that was by our clock
+        # When it closed, and when a task that was served closed it: by PostgreSQL's clock and by ours.
+        self._known: dict[tuple[str, str], tuple[datetime, float]] = {}
 
     async def all(self) -> Mapping[str, Circuit]:
         """Every circuit that ever opened, by provider."""
         rows = await self._database.fetch(SQL["list_circuits"])
         return {
-            row["provider"]: Circuit(row["provider"], row["open"], row["reason"], self._closed(row)) for row in rows
+            row["provider"]: Circuit(
+                row["provider"], row["open"], row["reason"], self._since(row, "closed"), self._since(row, "served")
+            )
+            for row in rows
         }
 
-    def _closed(self, row: Row) -> float | None:
-        """Seconds since it closed: counted from the first time that we read of it, whatever PostgreSQL's clock does."""
-        if row["closed_at"] is None:
+    def _since(self, row: Row, what: str) -> float | None:
+        """Seconds since `what`: counted from the first time that we read of it, whatever PostgreSQL's clock does."""
+        if (then := row[f"{what}_at"]) is None:
             return None
-        now = self._clock()
-        known = self._closings.get(row["provider"])
-        if known is None or known[0] != row["closed_at"]:
-            known = self._closings[row["provider"]] = row["closed_at"], now - max(0.0, row["closed_for"])
+        now, key = self._clock(), (row["provider"], what)
+        known = self._known.get(key)
+        if known is None or known[0] != then:
+            known = self._known[key] = then, now - max(0.0, row[f"{what}_for"])
         return now - known[1]
 
     async def open(self, provider: str, error_class: str, reason: str) -> bool:
@@ -184,13 +196,24 @@ class Circuits:
         )
         return row is not None
 
-    async def close(self, provider: str) -> bool:
-        """The provider serves again; whether it was us who closed it."""
-        return await self._database.fetchrow(SQL["close_circuit"], provider=provider) is not None
+    async def close(self, provider: str, *, served: bool = True) -> bool:
+        """The provider serves again; whether it was us who closed it. `served`: a task was, not only a check."""
+        return await self._database.fetchrow(SQL["close_circuit"], provider=provider, served=served) is not None
 
-    async def take_probe(self, provider: str) -> bool:
-        """The right to send the one probe whose time has come."""
+    async def take_probe(self, provider: str) -> int:
+        """The right to send the one probe whose time has come: the tasks that it is, 0 without the right."""
         row = await self._database.fetchrow(
             SQL["take_probe"], provider=provider, first_probe=FIRST_PROBE, last_probe=LAST_PROBE
         )
-        return row is not None
+        return 0 if row is None else int(row["breadth"])
+
+    async def probe_failed(self, provider: str, error_class: str, reason: str, *, refused: bool) -> None:
+        """A task that was a probe met this. `refused`: the provider answered it: see `circuit.probe_breadth`."""
+        await self._database.fetch(
+            SQL["probe_failed"],
+            provider=provider,
+            error_class=error_class,
+            reason=storable(reason),
+            refused=refused,
+            most_probes=MOST_PROBES,
+        )

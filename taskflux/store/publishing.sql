@@ -14,6 +14,22 @@ UNION ALL
 SELECT task_id, version FROM due
 WHERE type = :type AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT :limit;
 
+-- name: probes_now
+-- Those that find out whether a provider is back: tasks that it has not failed for yet, and where there are no more of
+-- them, those that it failed for least. Nothing is locked.
+(SELECT d.task_id, d.version
+ FROM due d CROSS JOIN LATERAL (SELECT handbacks FROM tasks WHERE id = d.task_id OFFSET 0) AS t
+ WHERE d.type = :type AND NOT d.dead AND d.publish_at <= now() AND t.handbacks = 0
+ ORDER BY d.publish_at LIMIT :limit)
+UNION ALL
+(SELECT d.task_id, d.version
+ FROM (SELECT task_id, version, publish_at FROM due
+       WHERE type = :type AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT 1000) AS d
+ CROSS JOIN LATERAL (SELECT handbacks FROM tasks WHERE id = d.task_id OFFSET 0) AS t
+ WHERE t.handbacks > 0
+ ORDER BY t.handbacks, d.publish_at LIMIT :limit)
+LIMIT :limit;
+
 -- name: take_due
 -- Whoever publishes first says so: publish_at moves by the grace and the version rises. Rows whose task has moved on
 -- (its record overtook the confirmation, or it was cancelled) are dropped.
@@ -142,7 +158,9 @@ SELECT id, type FROM expired;
 -- Circuits
 
 -- name: list_circuits
-SELECT provider, open, reason, closed_at, extract(epoch FROM now() - closed_at)::float8 AS closed_for FROM circuits;
+SELECT provider, open, reason, closed_at, extract(epoch FROM now() - closed_at)::float8 AS closed_for,
+       served_at, extract(epoch FROM now() - served_at)::float8 AS served_for
+FROM circuits;
 
 -- name: open_circuit
 -- True to whoever opened it.
@@ -150,20 +168,28 @@ INSERT INTO circuits (provider, open, error_class, reason, opened_at, probes, pr
 VALUES (:provider, true, :error_class, :reason, now(), 0, now() + make_interval(secs => :first_probe))
 ON CONFLICT (provider) DO UPDATE
 SET open = true, error_class = EXCLUDED.error_class, reason = EXCLUDED.reason, opened_at = now(), probes = 0,
-    probe_at = EXCLUDED.probe_at
+    breadth = 1, probe_at = EXCLUDED.probe_at
 WHERE NOT circuits.open
 RETURNING provider;
 
 -- name: close_circuit
-UPDATE circuits SET open = false, closed_at = now() WHERE provider = :provider AND open RETURNING provider;
+UPDATE circuits SET open = false, closed_at = now(), served_at = CASE WHEN :served THEN now() ELSE served_at END
+WHERE provider = :provider AND open RETURNING provider;
 
 -- name: take_probe
--- The right to send the next probe. The wait doubles from :first_probe seconds up to :last_probe; a longer one was
--- written before the clock was set back.
+-- The right to send the next probe, and how many tasks it is. The wait doubles from :first_probe seconds up to
+-- :last_probe; a longer one was written before the clock was set back.
 UPDATE circuits
 SET probes = probes + 1,
     probe_at = now() + make_interval(
         secs => LEAST(:last_probe::float8, :first_probe::float8 * 2 ^ LEAST(probes + 1, 30)))
 WHERE provider = :provider AND open
   AND (probe_at <= now() OR probe_at > now() + make_interval(secs => :last_probe::float8))
-RETURNING probes;
+RETURNING breadth;
+
+-- name: probe_failed
+-- What the tasks of the last probe met; how many the next one is. They say the same, so that it does not matter how
+-- many of them say it.
+UPDATE circuits SET error_class = :error_class, reason = :reason,
+    breadth = CASE WHEN :refused THEN LEAST(:most_probes, 2 ^ LEAST(probes, 30))::integer ELSE 1 END
+WHERE provider = :provider AND open;

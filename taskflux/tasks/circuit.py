@@ -11,6 +11,9 @@ FIRST_PROBE: Final = 1.0
 LAST_PROBE: Final = 15.0
 """Seconds to the first probe, and the longest wait between two."""
 
+MOST_PROBES: Final = 64
+"""Tasks that one probe is at most."""
+
 RAMP_START: Final = 20.0
 RAMP_SECONDS: Final = 20.0
 """Tasks a second right after closing, doubled every two seconds; after `RAMP_SECONDS` there is no limit."""
@@ -19,6 +22,15 @@ RAMP_SECONDS: Final = 20.0
 def probe_delay(probes: int) -> float:
     """Seconds until the next probe after `probes` of them failed."""
     return min(LAST_PROBE, FIRST_PROBE * 2.0 ** min(probes, 30))
+
+
+def probe_breadth(probes: int) -> int:
+    """Tasks that the next probe is after `probes` of them were answered by a refusal.
+
+    A provider that answers may refuse those very tasks, and not us: so each probe asks for twice as many. While it does
+    not answer, a probe is one task, because what becomes of it may stay unknown.
+    """
+    return min(MOST_PROBES, 1 << min(probes, 30))
 
 
 def release_rate(closed_for: float | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from taskflux.tasks.errors import (
@@ -21,10 +21,10 @@ from taskflux.tasks.policy import Policy
 from taskflux.tasks.states import Event, State
 
 HANDBACK_DELAY: Final = 5.0
-"""Seconds (before jitter) that a task waits after its provider was away while the circuit is still closed."""
+"""Seconds (before jitter) that a task waits after its provider failed; doubled by each further failure of it alone."""
 
 FREE_HANDBACKS: Final = 3
-"""Hand-backs that cost nothing while other tasks of the same provider succeeded; the next one pays an attempt."""
+"""Hand-backs that cost nothing while other tasks of the same provider succeeded; from the next one on, each pays."""
 
 
 LONGEST_DELAY: Final = 30 * 86400.0
@@ -33,7 +33,10 @@ LONGEST_DELAY: Final = 30 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What `decide` has to know of the claim: its number (from 1), the budget, and hand-backs counted so far."""
+    """What `decide` has to know of the claim: its number (from 1), the budget, and hand-backs counted so far.
+
+    `others_succeeded`: the provider has served other tasks since it last failed for this one.
+    """
 
     number: int
     max_attempts: int
@@ -85,11 +88,14 @@ def decide(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) ->
 
 
 def _provider_failed(policy: Policy, attempt: Attempt, error: ProviderError, jitter: float) -> Decision:
-    handbacks = attempt.handbacks + attempt.others_succeeded
-    if handbacks > FREE_HANDBACKS:
+    # The first failure counts in any case: the next probe is rather drawn from tasks that have not failed.
+    handbacks = max(1, attempt.handbacks + attempt.others_succeeded)
+    longest = max(policy.retry.max_delay, HANDBACK_DELAY)
+    delay = min(HANDBACK_DELAY * 2.0 ** min(handbacks - 1, 30), longest) * (0.5 + jitter / 2)
+    if attempt.others_succeeded and handbacks > FREE_HANDBACKS:
         # The provider serves others: it is this task that it cannot stand.
-        return _retry(policy, attempt, error, jitter)
-    delay = HANDBACK_DELAY * (0.5 + jitter / 2)
+        paid = _retry(policy, attempt, error, jitter)
+        return replace(paid, delay=max(paid.delay, delay), handbacks=handbacks)
     return _failed(Event.HANDED_BACK, State.SCHEDULED, error, delay=delay, give_back=True, handbacks=handbacks)
 
 

@@ -26,7 +26,7 @@ TYPES_HOLD: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Tasks that may be published now; a `probe` is the one that an open circuit lets through."""
+    """Tasks that may be published now; a `probe` is what an open circuit lets through."""
 
     tasks: int
     probe: bool = False
@@ -89,7 +89,8 @@ class Outflow:
         known = self._types.get(task_type)
         circuit = self._known_circuits.get(known.provider) if known and known.provider else None
         if circuit is not None and circuit.open:
-            return Allowance(1, probe=True) if await self._circuits.take_probe(circuit.provider) else NOTHING
+            tasks = await self._circuits.take_probe(circuit.provider)
+            return Allowance(tasks, probe=True) if tasks else NOTHING
         flow = self._flows.setdefault(task_type, _Flow())
         room = await self._room(task_type, flow)
         ramp = self._ramp(flow, circuit)

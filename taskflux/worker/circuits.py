@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 from taskflux.providers.provider import Checkable
@@ -14,21 +15,28 @@ from taskflux.store.accelerator import Accelerator
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Circuit, Circuits
 from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS
-from taskflux.tasks.errors import ProviderError, attribute, text_of
+from taskflux.tasks.errors import Misconfigured, ProviderError, attribute, text_of
 from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 REFRESH: Final = 1.0
 """Seconds between two looks at the circuits."""
 
+REMEMBERED: Final = 10_000
+"""Failed tasks of which a worker remembers when their provider failed for them."""
+
 
 class CircuitWatch:
-    """All circuits, as they stood a moment ago."""
+    """All circuits, as they stood a moment ago. `clock` says monotonic seconds."""
 
-    def __init__(self, circuits: Circuits) -> None:
+    def __init__(self, circuits: Circuits, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = circuits
         self.known: Mapping[str, Circuit] = {}
+        self._clock = clock
+        self._read_at = float("-inf")
 
     async def refresh(self) -> None:
         """Read them again.
@@ -36,7 +44,9 @@ class CircuitWatch:
         Raises:
             StoreError: they could not be read; what was known stays.
         """
+        asked_at = self._clock()
         self.known = await self.store.all()
+        self._read_at = asked_at
 
     async def keep_fresh(self) -> None:
         """Refresh until cancelled; while PostgreSQL is away, what was known is kept."""
@@ -53,6 +63,13 @@ class CircuitWatch:
         if circuit is None:
             return True
         return not circuit.open and (circuit.closed_for is None or circuit.closed_for >= RAMP_SECONDS)
+
+    def served_at(self, provider: str | None) -> float:
+        """When a task of `provider` that was served last closed its circuit, for whichever worker; -inf: never."""
+        circuit = self.known.get(provider) if provider else None
+        if circuit is None or circuit.served_for is None:
+            return float("-inf")
+        return self._read_at - circuit.served_for
 
 
 class Gate:
@@ -76,7 +93,8 @@ class Gate:
         self._limiter = limiter
         self._clock = clock
         self._failed: set[UUID] = set()  # tasks, since the last success
-        self._last_success = float("-inf")
+        self._failed_at: OrderedDict[UUID, float] = OrderedDict()  # when the provider last failed for a task
+        self._served_at = float("-inf")
 
     @property
     def open(self) -> bool:
@@ -98,40 +116,64 @@ class Gate:
                     await self.client.check()
                 except ProviderError as error:
                     return f"the provider was probed: {text_of(attribute(error, 'reason'))}"
-                await self.served()
+                await self._close(served=False)
         if self._limiter is not None:
             await self._limiter.turn()
         return None
 
-    def succeeded_since(self, then: float) -> bool:
-        """Whether the provider served any task after monotonic time `then`."""
-        return self._last_success > then
+    async def served(self, task: UUID | None = None) -> None:
+        """The provider did its work for `task`, or refused it for its own fault: it is there."""
+        if task is not None:
+            self._failed_at.pop(task, None)
+        self._served_at = self._clock()
+        await self._close(served=True)
 
-    async def served(self) -> None:
-        """The provider did its work, or refused a task for the task's own fault: it is there."""
-        self._failed.clear()
-        self._last_success = self._clock()
-        if self._provider is not None and self.open:
-            await self._change(self._watch.store.close(self._provider), "the circuit is closed")
+    async def failed(self, task: UUID, error: ProviderError, since: float, *, probe: bool = False) -> bool:
+        """The provider failed for `task`, whose attempt began at monotonic time `since`; whether it serves others.
 
-    async def failed(self, task: UUID, error: ProviderError) -> None:
-        """The provider failed for `task`: several different ones open the circuit."""
+        It does where it has served any other since it last failed for this one, or since `since` where it never has.
+        Then it is this task that it cannot stand. Otherwise, several different ones open the circuit, and what a
+        `probe` met is noted there.
+        """
         if self._provider is None:
-            return
-        self._failed.add(task)
-        if len(self._failed) < OPEN_AFTER or self.open:
-            return
-        opening = self._watch.store.open(self._provider, error.error_class, error.reason)
-        await self._change(opening, "the circuit is open", error.error_class)
+            return False
+        then = self._failed_at.pop(task, since)
+        self._failed_at[task] = self._clock()
+        if len(self._failed_at) > REMEMBERED:
+            self._failed_at.popitem(last=False)
+        serves_others = max(self._served_at, self._watch.served_at(self._provider)) > then
+        if not serves_others:
+            self._failed.add(task)
+        store, name = self._watch.store, self._provider
+        if self.open:
+            if probe:
+                refused = isinstance(error, Misconfigured)
+                await self._tell(store.probe_failed(name, error.error_class, error.reason, refused=refused))
+        elif len(self._failed) >= OPEN_AFTER:
+            opening = store.open(name, error.error_class, error.reason)
+            await self._change(opening, "the circuit is open", error.error_class)
+        return serves_others
+
+    async def _close(self, *, served: bool) -> None:
+        self._failed.clear()
+        if self._provider is not None and self.open:
+            closing = self._watch.store.close(self._provider, served=served)
+            await self._change(closing, "the circuit is closed")
 
     async def _change(self, change: Awaitable[bool], message: str, error_class: str = "") -> None:
+        if await self._tell(change):
+            log.warning(message, extra={"provider": self._provider, "error_class": error_class})
+
+    async def _tell(self, change: Awaitable[T]) -> T | None:
+        """Change the circuit's row, and look at it."""
         try:
-            if await change:
-                log.warning(message, extra={"provider": self._provider, "error_class": error_class})
+            changed = await change
             await self._watch.refresh()
         except StoreError as error:
             # The next failure or success says it again.
             log.warning("the circuit could not be changed", extra={"provider": self._provider, "error": str(error)})
+            return None
+        return changed
 
 
 class Limiter:

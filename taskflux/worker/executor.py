@@ -346,12 +346,10 @@ class Executor:
         if running.settled:
             log.warning("a handler that was left to itself has ended")
             return None
-        await self._tell(running, error)
-        return (
-            Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
-            if error is None
-            else self._decision(running, error)
-        )
+        serves_others = await self._tell(running, error)
+        if error is None:
+            return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
+        return self._decision(running, error, serves_others=serves_others)
 
     def _free(self, running: _Running) -> None:
         if running.slot:
@@ -464,26 +462,29 @@ class Executor:
             running.span.raised(raised)
         return error
 
-    async def _tell(self, running: _Running, error: TaskError | None) -> None:
-        """Let the provider's circuit learn how a call has ended: before it, there was nothing to learn."""
+    async def _tell(self, running: _Running, error: TaskError | None) -> bool:
+        """Let the provider's circuit learn how a call has ended: before it, there was nothing to learn.
+
+        Whether the provider failed for this task while it serves others.
+        """
         if running.seconds is None:
-            return
+            return False
         try:
             if error is None or isinstance(error, Permanent):
-                await self._gate.served()
+                await self._gate.served(running.claim.id)
             elif isinstance(error, ProviderError):
-                await self._gate.failed(running.claim.id, error)
+                return await self._gate.failed(running.claim.id, error, running.since, probe=running.probe)
         except (
             asyncio.CancelledError
         ):  # by something that the handler has left behind: what follows is known all the same
             log.warning("an attempt was cancelled after its handler had ended")
+        return False
 
-    def _decision(self, running: _Running, error: TaskError) -> Decision:
-        """What follows `error`."""
+    def _decision(self, running: _Running, error: TaskError, *, serves_others: bool = False) -> Decision:
+        """What follows `error`; `serves_others`: its provider failed for it alone."""
         claim = running.claim
         metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
-        others_succeeded = self._gate.succeeded_since(running.since)
-        attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, others_succeeded)
+        attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, serves_others)
         return decide(self.handler.policy, attempt, error, self._jitter())
 
 

@@ -20,6 +20,7 @@ TASKS: Final = ("tests/integration/store/test_tasks.py",)
 DECISIONS: Final = ("tests/integration/store/test_decisions.py",)
 RECEIPTS: Final = ("tests/integration/store/test_receipts.py",)
 CIRCUITS: Final = ("tests/integration/store/test_circuits.py",)
+REFUSED: Final = ("tests/unit/worker/test_refused_tasks.py",)
 DECISION: Final = ("tests/unit/tasks/test_decision.py",)
 POLICY: Final = ("tests/unit/tasks/test_policy.py",)
 CIRCUIT: Final = ("tests/unit/tasks/test_circuit.py",)
@@ -35,6 +36,8 @@ ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
 OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
 SWEEP: Final = ("tests/unit/upkeep/test_sweep.py",)
 EMAIL: Final = ("tests/unit/providers/test_email.py",)
+ANSWERS: Final = ("tests/unit/providers/test_answers.py",)
+MSG91_API: Final = ("tests/integration/providers/test_msg91.py",)
 MSG91: Final = ("tests/unit/providers/test_msg91.py",)
 SMTP: Final = ("tests/integration/providers/test_smtp.py",)
 SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
@@ -60,7 +63,7 @@ _TASKS: Final = (
     Mutation(
         "a task that its provider cannot stand never spends an attempt",
         "taskflux/tasks/decision.py",
-        "if handbacks > FREE_HANDBACKS:",
+        "if attempt.others_succeeded and handbacks > FREE_HANDBACKS:",
         "if False:",
         DECISION,
     ),
@@ -425,8 +428,29 @@ _WORKER: Final = (
     Mutation(
         "one task that fails time and again opens the circuit",
         "taskflux/worker/circuits.py",
-        "if len(self._failed) < OPEN_AFTER or self.open:",
-        "if self.open:",
+        "elif len(self._failed) >= OPEN_AFTER:",
+        "else:",
+        GATE,
+    ),
+    Mutation(
+        "tasks that fail while others are served open the circuit",
+        "taskflux/worker/circuits.py",
+        "        if not serves_others:\n            self._failed.add(task)\n",
+        "        self._failed.add(task)\n",
+        GATE,
+    ),
+    Mutation(
+        "a probe is drawn from whatever waits longest",
+        "taskflux/store/publishing.py",
+        'SQL["probes_now" if probe else "due_now"]',
+        'SQL["due_now"]',
+        REFUSED,
+    ),
+    Mutation(
+        "forty refused tasks hold a good one",
+        "taskflux/store/publishing.sql",
+        "CASE WHEN :refused THEN LEAST(:most_probes, 2 ^ LEAST(probes, 30))::integer ELSE 1 END",
+        "CASE WHEN :refused THEN LEAST(:most_probes, 1)::integer ELSE 1 END",
         GATE,
     ),
     Mutation(
@@ -517,6 +541,34 @@ _PROVIDERS: Final = (
         "taskflux/providers/smtp.py",
         "    sending.begin()\n    client.protocol.write(message.wire)\n",
         "    client.protocol.write(message.wire)\n",
+        SMTP,
+    ),
+    Mutation(
+        "an error that nobody foresaw after the request is no reason to hold",
+        "taskflux/providers/answers.py",
+        "                if sending is not None:\n                    sending.begin()\n",
+        "",
+        MSG91_API,
+    ),
+    Mutation(
+        "an answer is unpacked whatever its size",
+        "taskflux/providers/answers.py",
+        "self._gzip.decompress(chunk, room) if",
+        "self._gzip.decompress(chunk) if",
+        ANSWERS,
+    ),
+    Mutation(
+        "a submitter's wrong template stops all messages",
+        "taskflux/providers/msg91.py",
+        "if code in PERMANENT_CODES or code in own:",
+        "if code in PERMANENT_CODES:",
+        MSG91,
+    ),
+    Mutation(
+        "a yes to DATA counts as a delivery",
+        "taskflux/providers/smtp_replies.py",
+        "range(354, 355) if stage is Stage.DATA else range(200, 300)",
+        "range(200, 400)",
         SMTP,
     ),
 )

@@ -16,7 +16,7 @@ from tests.integration.store.scene import TYPE, Scene, succeeded
 DAILY = (
     "insert_tasks", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm", "due_now",
     "take_due", "dead_now", "take_dead", "confirm_dead", "expired_now", "expire_waiting", "sweep", "requeue",
-    "audit_page", "add_dead_letters", "measure_letters",
+    "probes_now", "audit_page", "add_dead_letters", "measure_letters",
 )  # fmt: skip
 SMALL = {"task_types", "workers"}
 """Tables that stay small enough to be read as a whole."""

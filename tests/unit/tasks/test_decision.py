@@ -141,9 +141,29 @@ def test_a_task_handed_back_three_times_while_others_succeeded_pays() -> None:
     assert paid.error_class == "Unavailable"
 
 
-def test_who_has_paid_begins_to_count_anew() -> None:
-    paid = after(Unavailable("x"), replace(FIRST, handbacks=FREE_HANDBACKS, others_succeeded=True))
-    assert paid.handbacks == 0
+def test_who_has_paid_goes_on_paying_until_it_succeeds() -> None:
+    attempt = replace(FIRST, max_attempts=100, handbacks=FREE_HANDBACKS, others_succeeded=True)
+    for number in range(1, 6):
+        paid = after(Misconfigured("x"), replace(attempt, number=number))
+        assert (paid.event, paid.give_back, paid.handbacks) == (Event.RETRY, False, FREE_HANDBACKS + number)
+        attempt = replace(attempt, handbacks=paid.handbacks)
+
+
+def test_a_task_that_alone_fails_waits_twice_as_long_each_time() -> None:
+    attempt, delays = replace(FIRST, max_attempts=100, others_succeeded=True), []
+    for number in range(1, 9):
+        decision = after(Misconfigured("x"), replace(attempt, number=number))
+        delays.append(decision.delay)
+        attempt = replace(attempt, handbacks=decision.handbacks)
+    assert delays == [3.75, 7.5, 15.0, 40.0, 60.0, 75.0, 75.0, 75.0]  # the retry's own backoff where that is longer
+
+
+def test_the_first_failure_is_counted_whoever_s_fault_it_is_and_further_ones_of_the_provider_are_not() -> None:
+    attempt = FIRST
+    for _ in range(20):
+        decision = after(Unavailable("x"), attempt)
+        assert (decision.handbacks, decision.delay) == (1, 3.75)
+        attempt = replace(attempt, handbacks=decision.handbacks)
 
 
 def test_a_hand_back_of_the_whole_provider_leaves_the_count_alone() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 import pytest
@@ -7,14 +8,15 @@ import pytest
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.publishing import Circuits
 from taskflux.store.settings import RedisSettings
-from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS
+from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS, probe_breadth
 from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
-from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
+from taskflux.worker.circuits import REMEMBERED, CircuitWatch, Gate, Limiter
 from tests.integration.store.scene import Scene
 from tests.unit.world import Clock, WatchedDatabase
 
 PROVIDER = "smtp"
 DOWN = Unavailable("it is down")
+NOW = Clock().now
 
 
 class Client:
@@ -42,12 +44,13 @@ class Turns(Limiter):
 
 
 def a_gate(scene: Scene, client: object | None = None, limiter: Limiter | None = None) -> Gate:
-    return Gate(CircuitWatch(Circuits(scene.database)), PROVIDER, client, limiter, Clock())
+    clock = Clock()
+    return Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, client, limiter, clock)
 
 
 async def failures(gate: Gate, number: int, error: ProviderError = DOWN) -> None:
     for task in range(number):
-        await gate.failed(UUID(int=task), error)
+        await gate.failed(UUID(int=task), error, NOW)
 
 
 async def opened(scene: Scene, client: object | None = None, limiter: Limiter | None = None) -> Gate:
@@ -74,7 +77,7 @@ async def test_failures_of_several_tasks_open_the_circuit_for_everybody(scene: S
 async def test_one_task_that_fails_time_and_again_opens_nothing(scene: Scene) -> None:
     gate = a_gate(scene)
     for _ in range(10 * OPEN_AFTER):
-        await gate.failed(UUID(int=1), DOWN)
+        await gate.failed(UUID(int=1), DOWN, NOW)
     assert not gate.open
 
 
@@ -83,7 +86,7 @@ async def test_a_success_in_between_begins_the_count_again(scene: Scene) -> None
     await failures(gate, OPEN_AFTER - 1)
     await gate.served()
     for number in range(OPEN_AFTER - 1):
-        await gate.failed(UUID(int=100 + number), DOWN)
+        await gate.failed(UUID(int=100 + number), DOWN, NOW)
     assert not gate.open
 
 
@@ -154,7 +157,7 @@ async def test_a_circuit_that_could_not_be_opened_is_opened_by_the_next_failure(
     await failures(gate, OPEN_AFTER)
     assert not gate.open
     scene.database.unreachable.clear()
-    await gate.failed(UUID(int=99), DOWN)
+    await gate.failed(UUID(int=99), DOWN, NOW)
     assert gate.open
 
 
@@ -165,13 +168,102 @@ async def test_a_handler_without_a_provider_has_no_circuit(scene: Scene) -> None
     assert await gate.refusal(probe=False) is None
 
 
-async def test_only_a_success_after_that_moment_counts(scene: Scene) -> None:
+GOOD = UUID(int=10**9)
+REFUSED = Misconfigured("your template is wrong")
+
+
+async def test_who_fails_while_its_provider_serves_others_is_told_so_and_opens_nothing(scene: Scene) -> None:
     clock = Clock()
-    gate = Gate(CircuitWatch(Circuits(scene.database)), PROVIDER, clock=clock)
-    assert not gate.succeeded_since(0.0)
-    await gate.served()
-    assert gate.succeeded_since(clock.now - 1)
-    assert not gate.succeeded_since(clock.now)
+    gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, clock=clock)
+    for task in range(10 * OPEN_AFTER):
+        assert not await gate.failed(UUID(int=task), REFUSED, clock.now)
+        clock.now += 5
+        await gate.served(GOOD)  # after its failure, and long before the next one began
+        clock.now += 5
+        assert await gate.failed(UUID(int=task), REFUSED, clock.now)
+    assert not gate.open
+
+
+async def test_tasks_that_failed_while_others_were_served_do_not_open_the_circuit_together(scene: Scene) -> None:
+    clock = Clock()
+    gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, clock=clock)
+    for at, task in enumerate([*range(OPEN_AFTER), *range(OPEN_AFTER)]):
+        if at <= OPEN_AFTER:
+            await gate.served(GOOD)
+        clock.now += 1
+        await gate.failed(UUID(int=task), REFUSED, clock.now)
+        clock.now += 1
+    assert not gate.open
+
+
+async def test_a_success_before_the_last_failure_of_a_task_says_nothing(scene: Scene) -> None:
+    clock = Clock()
+    gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, clock=clock)
+    await gate.served(GOOD)
+    clock.now += 1
+    assert not await gate.failed(UUID(int=1), REFUSED, clock.now)
+    clock.now += 1
+    assert not await gate.failed(UUID(int=1), REFUSED, clock.now)
+
+
+@pytest.mark.parametrize(("checked", "counts"), [(False, True), (True, False)])
+async def test_another_worker_s_success_counts_once_it_closed_the_circuit_and_its_check_does_not(
+    scene: Scene, checked: bool, counts: bool
+) -> None:
+    clock = Clock()
+    watch, others = (CircuitWatch(Circuits(scene.database), clock) for _ in range(2))
+    gate, other = Gate(watch, PROVIDER, clock=clock), Gate(others, PROVIDER, Client(), clock=clock)
+    await failures(gate, OPEN_AFTER)
+    await others.refresh()
+    if checked:
+        assert await other.refusal(probe=True) is None
+    else:
+        await other.served(GOOD)
+    assert not await is_open(scene)
+    clock.now += 5
+    await watch.refresh()
+    assert await gate.failed(UUID(int=0), REFUSED, clock.now) is counts
+
+
+async def test_a_check_that_succeeds_serves_nobody(scene: Scene) -> None:
+    clock = Clock()
+    gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, Client(), clock=clock)
+    await failures(gate, OPEN_AFTER)
+    clock.now += 5
+    assert await gate.refusal(probe=True) is None
+    assert not gate.open
+    assert not await gate.failed(UUID(int=0), REFUSED, clock.now)
+
+
+async def test_a_refused_probe_widens_the_next_one_and_an_unanswered_one_narrows_it(scene: Scene) -> None:
+    gate = await opened(scene, object())
+
+    async def breadth() -> int:
+        await scene.sql("UPDATE circuits SET probe_at = now() - interval '1 millisecond'")
+        return await scene.circuits.take_probe(PROVIDER)
+
+    found = [await breadth()]
+    for number in range(8):
+        for task in range(found[-1]):  # each of them says the same
+            await gate.failed(UUID(int=1000 * (number + 1) + task), REFUSED, NOW, probe=True)
+        found.append(await breadth())
+    assert found == [probe_breadth(probes) for probes in range(9)] == [1, 2, 4, 8, 16, 32, 64, 64, 64]
+    ((error_class,),) = await scene.sql("SELECT error_class FROM circuits WHERE provider = $1", PROVIDER)
+    assert error_class == "Misconfigured"
+    await gate.failed(UUID(int=1), REFUSED, NOW)  # no probe: it was under way
+    await gate.failed(UUID(int=2), DOWN, NOW, probe=True)
+    assert await breadth() == 1
+
+
+async def test_what_a_gate_remembers_of_failures_is_bounded(scene: Scene) -> None:
+    clock = Clock()
+    gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, clock=clock)
+    await gate.served(GOOD)
+    await asyncio.gather(*(gate.failed(UUID(int=task), REFUSED, clock.now - 1) for task in range(REMEMBERED + 1)))
+    clock.now += 5
+    await gate.served(GOOD)
+    assert not await gate.failed(UUID(int=0), REFUSED, clock.now)  # as if it had never failed
+    assert await gate.failed(UUID(int=9), REFUSED, clock.now)
 
 
 @pytest.mark.parametrize(("closed_for", "flows"), [(0.0, False), (RAMP_SECONDS + 1, True)])

@@ -90,7 +90,7 @@ class Workplace:
         claims = await scene.worker()
         lease = Lease(claims, LEASE, clock)
         await lease.renew(0)
-        watch = CircuitWatch(Circuits(scene.database))
+        watch = CircuitWatch(Circuits(scene.database), clock)
         gate = Gate(watch, None if client is None else PROVIDER, client, clock=clock)
         executor = Executor(
             declare(run if client is None else run_with_client),
