@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,12 @@ import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
+from taskflux.local.servers import PostgresServer
 from taskflux.store.claims import Claims, LeaseEnded
+from taskflux.store.database import Database
+from taskflux.store.migrate import migrate
+from taskflux.store.settings import PostgresSettings
+from taskflux.store.upkeep import Beat
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene, succeeded
@@ -41,6 +47,27 @@ async def test_a_beat_of_the_release_before_which_only_set_a_time_counts_too(sce
             *(row.id, row.handler, row.label, row.origin, row.pid, 0, row.type),
         )
         assert (await scene.upkeep.beats())[row.id].number == expected
+
+
+async def test_a_start_of_postgresql_makes_every_beat_another(servers_dir: Path) -> None:
+    """So that the leader gives every worker a whole lease again, though it may not have been interrupted itself."""
+    async with PostgresServer(servers_dir / f"restarted-{uuid7()}") as server:
+        settings = PostgresSettings.model_validate({"dsn": server.dsn})
+        await migrate(settings)
+        seen: list[Mapping[UUID, Beat]] = []
+        for _ in range(2):
+            database = Database(settings, pool_size=2)
+            await database.open()
+            async with Scene.over(settings.model_copy(update={"migrate_dsn": settings.dsn}), database) as scene:
+                if not seen:
+                    await scene.worker()
+                seen.append(await scene.upkeep.beats())
+                assert await scene.upkeep.beats() == seen[-1]
+            await database.close()
+            await server.stop()
+            await server.start()
+    ((before,), (after,)) = (each.values() for each in seen)
+    assert (before.number, before.server < after.server) == (after.number, True)
 
 
 async def test_a_live_lease_is_left_alone(scene: Scene) -> None:
