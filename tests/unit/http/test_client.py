@@ -187,6 +187,40 @@ async def test_nothing_is_decided_for_a_client_that_has_gone(
     assert http.letters.bulk == {}
 
 
+class Leaving(dict[Any, Any]):
+    """Rows whose reader's client disconnects as soon as the first is read."""
+
+    leave: Callable[[], None]
+
+    def get(self, *key: Any) -> Any:
+        self.leave()
+        return super().get(*key)
+
+
+@pytest.mark.parametrize(("verb", "body"), [("replay", b"{}"), ("discard", b'{"reason": "x"}')])
+async def test_nothing_is_done_with_a_dead_letter_once_its_client_has_gone(
+    verb: str, body: bytes, http: Fixture
+) -> None:
+    found = http.letters.put(letter())
+    http.letters.rows = rows = Leaving(http.letters.rows)
+    asking = Asking(http, "POST", f"/dead-letters/{found}/{verb}", body)
+    rows.leave = asking.client.leave
+    await asyncio.wait_for(asking.task, 10)
+    assert (rows[found]["state"], http.letters.sent) == ("open", [])
+
+
+async def test_what_was_read_in_time_and_not_begun_is_not_begun_late(http: Fixture) -> None:
+    known = {"taskType": "simulated", "payload": "x"}
+    await http.registry.refresh()
+    http.source.gate.clear()
+    asking = Asking(http, "POST", "/tasks/batch", json.dumps([known, known | {"taskType": "fax"}]).encode())
+    await until(lambda: http.source.asked == 2)
+    asking.client.expire("it took too long")
+    assert await asking.status() == 202
+    assert http.intake.accepted == []
+    http.source.gate.set()
+
+
 async def test_a_wait_ends_by_its_client_and_by_nothing_else() -> None:
     client = Client()
     client.expire("it took too long")
