@@ -29,7 +29,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from taskflux.tasks.errors import JsonValue, Permanent
+from taskflux.tasks.errors import InvalidPayload, JsonValue
 
 MAX_RECIPIENTS: Final = 500
 """Recipients of one mail, to, cc and bcc together."""
@@ -298,7 +298,7 @@ def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Me
     something no reader understands. Bcc is on the envelope only.
 
     Raises:
-        Permanent: a field cannot stand in a header; the sentence names it.
+        InvalidPayload: a field cannot stand in a header; the sentence names it.
     """
     utf8 = any(address.needs_utf8 for address in [sender, *email.recipients, *email.reply_to])
     message_id = f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
@@ -306,7 +306,7 @@ def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Me
     for name, value in _headers(email, sender, message_id, date):
         field = f"{name}: {value}\r\n".encode()
         if any(len(line) > _LONGEST_LINE for line in field.split(b"\r\n")):
-            raise Permanent(f"{name} has a word that is too long for a header line")
+            raise InvalidPayload(f"{name} has a word that is too long for a header line")
         head += field
     data = _LINE_END.sub(b"\r\n", head + _content(email).as_bytes(policy=_POLICY))
     if not data.endswith(b"\r\n"):
@@ -334,7 +334,7 @@ def _content(email: Email) -> EmailMessage:
         content.add_alternative(email.html, subtype="html")
     for attachment in email.attachments:
         if _FORBIDDEN.search(attachment.filename) or "=?" in attachment.filename:
-            raise Permanent("attachments.filename has characters that cannot stand in a header")
+            raise InvalidPayload("attachments.filename has characters that cannot stand in a header")
         maintype, _, subtype = attachment.content_type.partition("/")
         content.add_attachment(attachment.content, maintype=maintype, subtype=subtype, filename=attachment.filename)
     return content
@@ -342,7 +342,7 @@ def _content(email: Email) -> EmailMessage:
 
 def _field(name: str, value: str) -> str:
     if _FORBIDDEN.search(value) or not re.fullmatch("[!-9;-~]+", name):
-        raise Permanent(f"{name} has a line break or another character that cannot stand in a header")
+        raise InvalidPayload(f"{name} has a line break or another character that cannot stand in a header")
     plain = _PLAIN.fullmatch(value) is not None and "=?" not in value
     header = Header(value, "us-ascii" if plain else "utf-8", maxlinelen=_WIDTH, header_name=name)
     return header.encode(linesep=_CRLF)
@@ -351,7 +351,7 @@ def _field(name: str, value: str) -> str:
 def _mailbox(name: str, address: Address) -> str:
     shown = address.name
     if _FORBIDDEN.search(shown) or _FORBIDDEN.search(address.spec):
-        raise Permanent(f"{name} has a line break or another character that cannot stand in a header")
+        raise InvalidPayload(f"{name} has a line break or another character that cannot stand in a header")
     if not shown:
         return address.envelope
     if not shown.isascii() or "=?" in shown:

@@ -29,7 +29,16 @@ from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.sms import Sms
 from taskflux.tasks.decision import LONGEST_DELAY
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
-from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.tasks.errors import (
+    Ambiguous,
+    InvalidPayload,
+    JsonValue,
+    Misconfigured,
+    Permanent,
+    TaskError,
+    Transient,
+    Unavailable,
+)
 from taskflux.telemetry.tracing import http_attributes
 
 PATH: Final = "/api/v5/flow/"
@@ -188,12 +197,12 @@ def _written(flow: Mapping[str, JsonValue]) -> bytes:
     """The request's body.
 
     Raises:
-        Permanent: a variable holds what JSON cannot say.
+        InvalidPayload: a variable holds what JSON cannot say.
     """
     try:
         return json.dumps(flow, allow_nan=False, separators=(",", ":")).encode("ascii")
     except ValueError as error:  # an infinite number, or one of too many digits
-        raise Permanent("a variable is a number that the SMS service cannot be told") from error
+        raise InvalidPayload("a variable is a number that the SMS service cannot be told") from error
 
 
 @provider("msg91", settings=Msg91Settings, through=notify.sms)

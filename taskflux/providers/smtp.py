@@ -16,7 +16,7 @@ from taskflux.providers.email import Address, Email, Message, compose
 from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge
 from taskflux.providers.smtp_session import LOST, Connection, Pool, SmtpSettings, answer, dial, hang_up, tls_context
-from taskflux.tasks.errors import Ambiguous, JsonValue, Misconfigured, Permanent, TaskError, Unavailable
+from taskflux.tasks.errors import Ambiguous, InvalidPayload, JsonValue, Misconfigured, Permanent, TaskError, Unavailable
 from taskflux.telemetry import metrics
 from taskflux.telemetry.tracing import Value
 
@@ -110,13 +110,13 @@ class Mailer:
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
         weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
         # Composed of the task's fields alone: what fails now fails at every attempt.
-        with Sending("the mail", "the SMTP server", (), unforeseen=Permanent):
+        with Sending("the mail", "the SMTP server", (), unforeseen=InvalidPayload):
             if weight <= _LIGHT:
                 message = compose(email, sender=self._sender, unique=message_id, date=date)
             else:
                 message = await asyncio.to_thread(compose, email, sender=self._sender, unique=message_id, date=date)
         if message.size > self._settings.max_message_bytes:
-            raise Permanent(
+            raise InvalidPayload(
                 f"the mail has {message.size} bytes, attachments encoded; max_message_bytes allows"
                 f" {self._settings.max_message_bytes}"
             )

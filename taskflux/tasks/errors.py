@@ -89,7 +89,7 @@ class Misconfigured(ProviderError):
 
 
 class InvalidPayload(Permanent):
-    """The payload is not what the handler's type declares."""
+    """The payload is not what the handler's type declares, or cannot be sent: the provider was not asked."""
 
 
 class Expired(Permanent):

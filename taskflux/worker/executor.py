@@ -21,6 +21,7 @@ from taskflux.tasks.errors import (
     Ambiguous,
     Crash,
     Expired,
+    InvalidPayload,
     Permanent,
     ProviderError,
     TaskError,
@@ -470,7 +471,8 @@ class Executor:
         if running.seconds is None:
             return False
         try:
-            if error is None or isinstance(error, Permanent):
+            # An invalid payload is refused before its provider is asked.
+            if error is None or (isinstance(error, Permanent) and not isinstance(error, InvalidPayload)):
                 await self._gate.served(running.claim.id)
             elif isinstance(error, ProviderError):
                 return await self._gate.failed(running.claim.id, error, running.since, probe=running.probe)

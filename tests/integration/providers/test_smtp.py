@@ -13,7 +13,7 @@ from taskflux.providers.email import Attachment, Email
 from taskflux.providers.smtp import Mailer, connect
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.providers.smtp_session import SmtpSettings
-from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.tasks.errors import Ambiguous, InvalidPayload, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from tests.integration.providers.smtp_server import (
     DROP,
     HANG,
@@ -307,7 +307,7 @@ async def test_a_mail_beyond_the_servers_size_is_permanent_before_it_is_sent() -
 async def test_a_mail_beyond_our_own_size_is_permanent() -> None:
     async with plain(Postbox(), max_message_bytes=1024) as mailer:
         error = await failed(mailer, Email(to="ann@example.org", subject="s", body="x" * 3000))
-    assert type(error) is Permanent
+    assert type(error) is InvalidPayload
     assert "max_message_bytes allows 1024" in error.reason
 
 
@@ -488,4 +488,4 @@ async def test_replies_without_end_take_no_memory_without_end() -> None:
 async def test_what_cannot_be_composed_is_the_task_s_own_fault() -> None:
     email = mail().model_copy(update={"subject": "half an emoji: \ud83d"})
     async with plain(Postbox()) as mailer:
-        assert type(await failed(mailer, email)) is Permanent
+        assert type(await failed(mailer, email)) is InvalidPayload

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
 from pydantic import BeforeValidator
 
 from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transient, Unavailable
+from taskflux.tasks.circuit import OPEN_AFTER
 from taskflux.tasks.decision import FREE_HANDBACKS
-from taskflux.tasks.errors import ProviderError, TaskError
+from taskflux.tasks.errors import InvalidPayload, ProviderError, TaskError
 from tests.integration.store.scene import Scene
 from tests.unit.worker.workplace import LEASE, Payload, Work, Workplace
 
@@ -529,6 +531,19 @@ async def test_what_is_no_receipt_is_a_success_all_the_same(scene: Scene, value:
     place = await Workplace.of(scene, returning(value))
     row = await scene.row(await place.run_one())
     assert (row["state"], row["result"]) == ("succeeded", None)
+
+
+@pytest.mark.parametrize(("error", "opens"), [(InvalidPayload("too large"), True), (Permanent("refused"), False)])
+async def test_what_its_provider_was_not_asked_of_is_no_sign_that_it_serves(
+    scene: Scene, error: TaskError, opens: bool
+) -> None:
+    place = await Workplace.of(scene, raising(error), client=object())
+    since = place.clock.now
+    for number in range(OPEN_AFTER):
+        await place.gate.failed(UUID(int=number), Unavailable("down"), since)
+        if number == 0:
+            await place.run_one()
+    assert place.gate.open is opens
 
 
 # What is not run at all ----------------------------------------------------------------------------------------------
