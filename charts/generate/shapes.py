@@ -166,6 +166,7 @@ SHAPES: Final[Mapping[str, Schema]] = {
     "ingress.hosts": many(closed({"host": {"type": "string"}, "paths": PATHS}, "paths")),
     "ingress.tls": many(reference("ingressTls")),
     "networkPolicy.apiFrom": _PEERS,
+    "networkPolicy.notifyFrom": _PEERS,
     "networkPolicy.metricsFrom": _PEERS,
     **{
         f"networkPolicy.{server}.to": _PEERS

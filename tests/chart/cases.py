@@ -18,6 +18,7 @@ LEAST: Final[Mapping[str, Any]] = {
         "smtp": {"host": "smtp.example.com", "sender": "taskflux@example.com"},
     },
     "secrets": {"postgres": {"existingSecret": "postgres"}, "msg91": {"existingSecret": "msg91"}},
+    "networkPolicy": {"apiFrom": [{"podSelector": {}}]},
 }
 """What every install has to say that leaves no handler out."""
 

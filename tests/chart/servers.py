@@ -40,6 +40,7 @@ class Servers:
                 "http": {"host": "127.0.0.1"},
             },
             "secrets": {name: {"existingSecret": name} for name in ("postgres", "redis", "msg91")},
+            "networkPolicy": {"apiFrom": [{"podSelector": {}}]},
             "handlerDefaults": {"scaling": {"maxReplicas": self.kafka_demands.get("partitions", 12)}},
             "handlers": {name: {"enabled": True, "port": free_port()} for name in handlers},
         }

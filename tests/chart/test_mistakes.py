@@ -59,6 +59,7 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         scaling("process-email", maxReplicas=24),
         "email.*maxReplicas.*24.*12 partitions",
     ),
+    "nobody named who may submit tasks": ({"networkPolicy": {"apiFrom": []}}, r"networkPolicy\.apiFrom.*ingest"),
     "fewer at most than at least": (scaling("process-email", minReplicas=4, maxReplicas=2), "minReplicas"),
     "a password among the settings": ({"settings": {"smtp": {"password": "x"}}}, "password"),
     "a DSN among the settings": ({"settings": {"postgres": {"dsn": "postgresql://u:p@h/d"}}}, "dsn"),

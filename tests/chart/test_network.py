@@ -234,14 +234,43 @@ def test_an_egress_of_one_s_own_is_added() -> None:
     assert not open_to(rendering, of(rendering, "process-sms"), 2525)
 
 
-def test_only_the_apis_are_called_from_everywhere_and_only_where_nobody_is_named() -> None:
+RELEASE = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+
+
+def callers(rendering: Rendering, handler: str) -> list[Mapping[str, Any]]:
+    """Whom the policies let in, besides the release's own pods; that somebody is named at all is looked at, too."""
+    found = list(rules(rendering, of(rendering, handler), "ingress"))
+    assert found
+    assert all(rule.get("from") for rule in found), "a rule without `from` lets everybody in"
+    peers = [peer for rule in found for peer in rule["from"]]
+    return [peer for peer in peers if (peer.get("podSelector") or {}).get("matchLabels", {}).keys() != RELEASE]
+
+
+def test_tasks_are_submitted_only_by_those_who_are_named() -> None:
     somebody = [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}]
-    rendering = full({"networkPolicy": {"apiFrom": somebody, "metricsFrom": somebody}})
-    for handler in ("ingest", "notify", "relay"):
-        found = list(rules(rendering, of(rendering, handler), "ingress"))
-        assert found
-        assert all(rule.get("from") for rule in found), handler
-        assert any(somebody[0] in rule["from"] for rule in found), handler
+    assert callers(full({"networkPolicy": {"apiFrom": somebody}}), "ingest") == somebody
+    own = {"handlers": {"mine": {"target": "a.b:c", "service": {"enabled": True}, "scaling": {"enabled": False}}}}
+    assert callers(full(own, {"networkPolicy": {"apiFrom": somebody}}), "mine") == somebody
+
+
+def test_notify_is_called_by_the_releases_namespace_unless_others_are_named() -> None:
+    somebody = [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}]
+    assert callers(full({"networkPolicy": {"apiFrom": somebody}}), "notify") == [{"podSelector": {}}]
+    assert callers(full({"networkPolicy": {"notifyFrom": somebody}}), "notify") == somebody
+    assert callers(full({"networkPolicy": {"notifyFrom": []}}), "notify") == []
+
+
+def test_metrics_are_read_by_those_who_are_named_of_every_handler() -> None:
+    somebody = [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}]
+    rendering = full({"networkPolicy": {"metricsFrom": somebody}})
+    for handler in ("ingest", "notify", "relay", "process-email"):
+        assert somebody[0] in callers(rendering, handler)
+
+
+def test_a_choice_of_who_may_submit_is_asked_for_only_where_it_matters() -> None:
+    nobody: Values = {"networkPolicy": {"apiFrom": []}}
+    assert least(nobody, {"handlers": {"ingest": {"enabled": False}}}).of("NetworkPolicy")
+    assert not least(nobody, {"networkPolicy": {"enabled": False}}).of("NetworkPolicy")
 
 
 def test_a_test_pod_reaches_the_service_that_it_submits_to() -> None:

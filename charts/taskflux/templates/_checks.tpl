@@ -106,6 +106,13 @@ one render at a time.
 {{- $found = append $found "ingress.enabled is true, but ingress.hosts is empty: say which paths lead to which handler" -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.apiFrom) -}}
+{{- range $name, $handler := $handlers -}}
+{{- if and $handler.service.enabled (ne $handler.target "notify") -}}
+{{- $found = append $found (printf "networkPolicy.apiFrom is empty, and %s asks nobody who they are: say who may call it. [{podSelector: {}}] are the pods of the release's namespace, [{namespaceSelector: {}}] those of the cluster, and an Ingress controller is in a namespace of its own; or set networkPolicy.enabled=false" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.prune -}}
 {{- if and .enabled (not (or .succeeded .dead .cancelled .deadLetters)) -}}
 {{- $found = append $found "prune.enabled is true, but nothing has an age: set prune.succeeded, prune.dead, prune.cancelled or prune.deadLetters, or prune.enabled=false" -}}
