@@ -2,6 +2,7 @@
 #
 #   make image                             taskflux:<version>, with docker, podman or buildah
 #   docker build -t taskflux .             the same by hand; --build-arg BASE=… takes another base, best by its digest
+#   make image BASE=$(image/base.py)       upon the base by its digest, as CI builds it: a tag can be moved
 #   docker build --target dev -t taskflux-dev .
 #
 # Behind a private index or a private CA, two secrets that end in no layer:

@@ -68,6 +68,10 @@ test-readme: $(VENV)/.dev ## the commands of the README, run as written in a fre
 image: ## the container image (IMAGE, BASE, ENGINE, TARGET=dev, PIP_CONF, CA; ARGS is passed to the engine's build)
 	@IMAGE="$(IMAGE)" BASE="$(BASE)" ENGINE="$(ENGINE)" TARGET="$(TARGET)" PIP_CONF="$(PIP_CONF)" CA="$(CA)" image/build $(ARGS)
 
+.PHONY: base
+base: ## the image's base by its digest, as its registry has it now (ARGS=--write puts it into the Dockerfile)
+	@image/base.py $(ARGS)
+
 .PHONY: test-image
 test-image: $(VENV)/.dev ## the image built for real and run as the chart runs it (installs podman where it may)
 	@$(BIN)/python -m tests.image $(ARGS)

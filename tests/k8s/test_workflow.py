@@ -139,6 +139,18 @@ def test_the_image_is_scanned_before_anything_is_done_with_it() -> None:
     assert scan["with"]["image-ref"] in "".join(step.get("run", "") for step in steps[: steps.index(scan)])
 
 
+def test_what_is_scanned_and_released_is_built_upon_one_base_by_its_digest() -> None:
+    image, release = _jobs()["image"], _jobs()["release"]
+    (asks,) = (step for step in image["steps"] if "image/base.py" in step.get("run", ""))
+    (builds,) = (step for step in image["steps"] if "make image" in step.get("run", ""))
+    found = "${{ steps." + asks["id"] + ".outputs.base }}"
+    assert image["outputs"]["base"] == builds["env"]["BASE"] == found
+    assert image["steps"].index(asks) < image["steps"].index(builds)
+    (pushes,) = (step for step in release["steps"] if "build-push-action" in step.get("uses", ""))
+    assert "BASE=${{ needs.image.outputs.base }}" in pushes["with"]["build-args"].splitlines()
+    assert "image" in release["needs"]
+
+
 def _release_names(tag: str, repository: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "GITHUB_REF_NAME": tag, "GITHUB_REPOSITORY": repository}
     return subprocess.run([RELEASE_NAMES], env=environment, capture_output=True, text=True, check=False)
