@@ -46,6 +46,26 @@ async def test_poison_is_a_dead_letter_with_its_bytes_untouched_and_stops_no_par
     await eventually(taken, "all offsets are committed")
 
 
+async def test_poison_that_neither_kafka_nor_postgresql_takes_stops_no_partition(stack: Stack) -> None:
+    size = 400_001  # beyond what the dead-letter topic takes
+    await stack.sql.execute(
+        f"ALTER TABLE dead_letters ADD CONSTRAINT refusal CHECK (length(record_value) <> {size}) NOT VALID"
+    )
+    try:
+        record = OutRecord(stack.topic("scripted"), b"key", bytes(size), HEADERS)
+        (place,) = await stack.produce(record)
+        letter = await _letter_from(stack, record.topic, place.partition, place.offset)
+    finally:
+        await stack.sql.execute("ALTER TABLE dead_letters DROP CONSTRAINT refusal")
+    assert (letter["error_class"], letter["record_key"], letter["record_value"]) == ("TooLarge", None, None)
+    assert "400,001 bytes" in letter["reason"]
+
+    async def taken() -> bool:
+        return await stack.lag("scripted") == 0
+
+    await eventually(taken, "all offsets are committed")
+
+
 async def _produce_and_find(stack: Stack, payloads: list[tuple[str, bytes | None]]) -> None:
     topic = stack.topic("scripted")
     records = [OutRecord(topic, b"key\x00%d" % number, value, HEADERS) for number, (_, value) in enumerate(payloads)]
