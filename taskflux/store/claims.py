@@ -192,6 +192,10 @@ class Claims:
         """
         return self._settlements.submit(settlement, settlement.id)
 
+    def give_up(self) -> None:
+        """Try no longer to write what `settle` was given: each answer is a StoreUnavailable."""
+        self._settlements.stop()
+
     async def settle_all(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """Write these outcomes in one statement, and count them; one answer for each."""
         if not settlements:

@@ -75,6 +75,11 @@ class GroupCommit(Generic[I, O]):
             self._writer = asyncio.create_task(self._write(), context=Context())
         return future
 
+    def stop(self) -> None:
+        """End the statement that is under way or tried again; who waits is told that it is unavailable."""
+        if self._writer is not None:
+            self._writer.cancel()
+
     async def _write(self) -> None:
         try:
             while self._waiting:

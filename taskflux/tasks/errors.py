@@ -130,6 +130,7 @@ def understood(error: BaseException) -> TaskError | None:
     kind = next((each for each in _KINDS if issubclass(type(error), each)), Crash)
     said, name = attribute(error, "reason"), attribute(error, "error_class")
     named = (text_of(name, LONGEST_NAME) if issubclass(type(name), str) else "") or class_name(error)
+    named = "".join(char if char.isprintable() else "\ufffd" for char in named)  # it goes where not all texts can
     reason = text_of(error if said is None else said)
     if kind is Crash:
         return Crash(f"{named}: {reason}")

@@ -201,7 +201,8 @@ class Executor:
 
     def runs(self, task: UUID, version: int) -> bool:
         """Whether it will be settled by itself: its attempt runs, or its outcome is being written."""
-        return (task, version) in self._running
+        running = self._running.get((task, version))
+        return running is not None and (running.settled or running.task is None or not running.task.done())
 
     @property
     def room(self) -> int:
@@ -249,8 +250,7 @@ class Executor:
         """
         self._draining = True
         for running in self._at(_Stage.WAITING):
-            if running.task is not None:
-                running.task.cancel()
+            _cancel(running)
         await self._settled(seconds, hurry)
         for running in self._at(_Stage.CALLED):
             self._cut(running, CUT_BY_DRAIN)
@@ -260,6 +260,7 @@ class Executor:
         await self._settled(LAST_SETTLES - last_cut, asyncio.Event())
         if self._running:
             log.warning("outcomes could not be written: their lease will run out", extra={"tasks": len(self._running)})
+            self._outcomes.give_up()
 
     def _at(self, stage: _Stage) -> list[_Running]:
         return [running for running in self._running.values() if running.stage is stage]
@@ -421,7 +422,7 @@ class Executor:
 
     def _cut(self, running: _Running, why: str) -> None:
         """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then left to itself."""
-        if running.stage is not _Stage.CALLED or running.task is None or running.again is None:
+        if running.stage is not _Stage.CALLED or running.again is None:
             return
         running.again.cancel()
         running.cut = running.cut or why
@@ -429,8 +430,8 @@ class Executor:
             self._leave(running)
             return
         running.cuts += 1
-        running.task.cancel()
         running.again = asyncio.get_running_loop().call_later(self._patience, self._cut, running, why)
+        _cancel(running)
 
     def _leave(self, running: _Running) -> None:
         """Settle an attempt whose handler does not end; what that says later counts for nothing."""
@@ -476,9 +477,7 @@ class Executor:
                 await self._gate.served(running.claim.id)
             elif isinstance(error, ProviderError):
                 return await self._gate.failed(running.claim.id, error, running.since, probe=running.probe)
-        except (
-            asyncio.CancelledError
-        ):  # by something that the handler has left behind: what follows is known all the same
+        except asyncio.CancelledError:  # by what the handler has left behind: what follows is known all the same
             log.warning("an attempt was cancelled after its handler had ended")
         return False
 
@@ -488,6 +487,14 @@ class Executor:
         metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
         attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, serves_others)
         return decide(self.handler.policy, attempt, error, self._jitter())
+
+
+def _cancel(running: _Running) -> None:
+    try:
+        if running.task is not None:
+            running.task.cancel()
+    except BaseException as error:  # noqa: BLE001 - what it waits for may be foreign code: one of its own futures
+        log.error("an attempt could not be cancelled\n%s", logs.frames(error), extra={"error_class": class_name(error)})
 
 
 def attempt_span(source: tracing.Destination, claim: Claim, sent: str | None, received: str | None) -> tracing.Span:

@@ -29,6 +29,7 @@ class Outcomes:
     def __init__(self, claims: Claims) -> None:
         self.under_way = 0
         """Outcomes that are not written yet."""
+        self._given_up = False
         self._claims = claims
         self._type = task_type = claims.worker.type
         metrics.ATTEMPTS.zeros(task_type, metrics.SETTLES)
@@ -49,6 +50,11 @@ class Outcomes:
         self.under_way += 1
         self._submit(claim, settlement, written)
 
+    def give_up(self) -> None:
+        """Write no more: the process ends, and so does its lease."""
+        self._given_up = True
+        self._claims.give_up()
+
     def _submit(self, claim: Claim, settlement: Settlement, written: Callable[[], None]) -> None:
         answer = self._claims.settle(settlement)
         answer.add_done_callback(partial(self._answered, claim, settlement, written))
@@ -61,6 +67,8 @@ class Outcomes:
             self.under_way -= 1
             written()
             self._tell(claim, settlement.decision)
+            return
+        if self._given_up:
             return
         log.error("an outcome could not be written yet", extra={"error_class": class_name(error)})
         if isinstance(error, RefusedData) and settlement.decision.reason != NOT_STORABLE:

@@ -99,3 +99,12 @@ def test_a_reason_is_bounded_plain_text_whatever_is_given_for_it() -> None:
     assert len(Permanent("x" * 100_000_000).reason) == LONGEST_REASON
     assert Permanent(10**5000).reason == "(its text cannot be read: ValueError)"  # type: ignore[arg-type]
     assert type(Permanent(Text("as it is")).reason) is str
+
+
+def test_a_name_is_bounded_and_printable_whatever_a_kind_says_of_itself() -> None:
+    class Own(Permanent):
+        error_class = "a\x00b\ud800\n" + "x" * 1000
+
+    error = understood(Own("why"))
+    assert error is not None
+    assert error.error_class == "a\ufffdb\ufffd\ufffd" + "x" * 94 + "…"

@@ -17,6 +17,7 @@ from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transie
 from taskflux.tasks.circuit import OPEN_AFTER
 from taskflux.tasks.decision import FREE_HANDBACKS
 from taskflux.tasks.errors import InvalidPayload, ProviderError, TaskError
+from taskflux.worker.executor import LAST_SETTLES
 from tests.integration.store.scene import Scene
 from tests.unit.worker.workplace import LEASE, Payload, Work, Workplace
 
@@ -463,6 +464,48 @@ async def test_a_handler_that_ignores_its_timeout_is_left_to_itself_and_takes_no
     await asyncio.wait([left])
     assert (await scene.row(row["id"]))["state"] == state  # what it says now counts for nothing
     assert place.executor.in_flight == 0
+
+
+class Unwilling(asyncio.Future[None]):
+    """What a handler waits for and nobody can cancel."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        raise SystemExit(3)
+
+
+async def test_a_handler_that_waits_for_what_cannot_be_cancelled_is_left_to_itself(scene: Scene) -> None:
+    forever = Unwilling()
+
+    async def work(task: Task[Payload]) -> Receipt:
+        entered.set()
+        await forever
+        return Receipt()
+
+    entered = asyncio.Event()
+    place = await Workplace.of(scene, work, timeout=0.01, patience=0.01)
+    row = await scene.row(await place.run_one())
+    assert row["error_reason"] == "it was cut off after 0.01 s, and did not end"
+    place = await Workplace.of(scene, work)
+    (claim,) = await place.claim()
+    entered.clear()
+    place.begin(claim)
+    await entered.wait()
+    await place.executor.drain(0.0, asyncio.Event(), last_cut=0.01)
+    assert (await scene.row(claim.id))["error_reason"] == "it was cut off when its worker ended, and did not end"
+    forever.set_result(None)
+
+
+async def test_a_drain_leaves_nothing_behind_that_tries_to_write_what_postgresql_does_not_take(scene: Scene) -> None:
+    place = await Workplace.of(scene, returning(Receipt()))
+    (claim,) = await place.claim()
+    place.database.unreachable.add("settle")
+    before = asyncio.all_tasks()
+    place.begin(claim)
+    await place.database.failed.wait()
+    await place.executor.drain(0.0, asyncio.Event(), last_cut=LAST_SETTLES)
+    await asyncio.wait(asyncio.all_tasks() - before, timeout=20)
+    assert asyncio.all_tasks() == before
+    assert (await scene.state(claim.id))[0] == "running"
 
 
 async def test_a_handler_that_answers_its_timeout_with_a_success_has_succeeded(scene: Scene) -> None:

@@ -384,6 +384,21 @@ async def test_a_claim_whose_attempt_a_fault_of_ours_has_ended_is_settled_by_its
     assert not place.executor.holds(claim.id, claim.version)
 
 
+async def test_a_claim_whose_attempt_was_cancelled_before_its_first_step_is_released(scene: Scene) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen)
+    (claim,) = await place.claim()
+    before = asyncio.all_tasks()
+    place.begin(claim)
+    (attempt,) = asyncio.all_tasks() - before
+    attempt.cancel()
+    await asyncio.wait([attempt])
+    await Shift(place).worker.release_lost()
+    await place.settled()
+    assert (await scene.events(claim.id))[-1] == "handed-back"
+    assert seen.tasks == []
+
+
 async def test_a_claim_whose_answer_is_under_way_is_not_released(scene: Scene) -> None:
     seen = Seen()
     place = await Workplace.of(scene, seen)
