@@ -45,7 +45,8 @@ async def relay(process: Process) -> None:
         publisher = Publisher(producer, publishing, settings.kafka.topic_prefix)
         outflow = Outflow(settings, positions, Circuits(database), TaskTypes(database))
         auditor = Auditor(settings, database, positions)
-        sweep = LeaseSweep(Upkeep(database), settings.worker.lease_seconds, settings.relay.requeue_rate)
+        rate, losses_alone = settings.relay.requeue_rate, settings.relay.losses_alone
+        sweep = LeaseSweep(Upkeep(database), settings.worker.lease_seconds, rate, losses_alone=losses_alone)
         leader = Leader(process, publishing, auditor, Measuring(settings, database, positions), sweep)
         async with process.background(leader.run()):
             process.started()

@@ -102,6 +102,7 @@ def show_task(task: Document) -> None:
             "type": task["taskType"],
             "status": task["status"],
             "attempts": f"{task['attempts']} of {task['maxAttempts']}",
+            "losses": task.get("losses") or None,
             "created": moment(task["createdAt"]),
             "updated": moment(task["updatedAt"]),
             "due": moment(task.get("dueAt")),

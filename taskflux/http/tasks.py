@@ -91,6 +91,7 @@ def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "attempts": row["attempts"],
         "maxAttempts": row["max_attempts"],
         "retryCount": max(row["attempts"] - 1, 0),
+        "losses": row["losses"],
         "createdAt": rfc3339(row["created_at"]),
         "updatedAt": rfc3339(row["updated_at"]),
         "dueAt": rfc3339(row["due_at"]),

@@ -137,8 +137,14 @@ class Claims:
         """Give the lease up: what is not settled is free at once."""
         await self.database.fetch(SQL["end_lease"], id=self.worker.id)
 
-    async def claim(self, task_type: str, versions: Mapping[UUID, int]) -> Sequence[Claim]:
+    async def exonerate(self) -> None:
+        """Clear the tasks that are suspects only because this worker's lease was ended: it lives."""
+        await self.database.fetch(SQL["exonerate"], worker=self.worker.id)
+
+    async def claim(self, task_type: str, versions: Mapping[UUID, int], *, suspects: bool = False) -> Sequence[Claim]:
         """Claim these tasks (id → version of the record); those not claimable at their version are left out.
+
+        So are suspects, unless `suspects` says that these are members of a group.
 
         Raises:
             LeaseEnded: nothing was claimed, since our lease was ended.
@@ -153,12 +159,29 @@ class Claims:
             least=ids[0],
             greatest=ids[-1],
             type=task_type,
+            suspects=suspects,
             worker=self.worker.id,
             label=self.worker.label,
         )
         if not rows:
             raise LeaseEnded
         return [Claim(**row) for row in rows if row["id"] is not None]
+
+    async def suspected(self, versions: Mapping[UUID, int]) -> Sequence[Mapping[UUID, int]]:
+        """The groups of suspects that these tasks (id → version of the record) belong to: of each group the members
+        that can be claimed now, with their versions."""
+        ids = sorted(versions)
+        rows = await self.database.fetch(SQL["suspected"], ids=ids, versions=[versions[task] for task in ids])
+        groups: dict[UUID, dict[UUID, int]] = {}
+        for group, task, version in rows:
+            groups.setdefault(group, {})[task] = version
+        return list(groups.values())
+
+    async def begin_alone(self, group: Sequence[Claim]) -> None:
+        """Note that these suspects begin to run, with nothing beside them."""
+        batch = sorted((claim.id, claim.version) for claim in group)
+        ids, versions = zip(*batch, strict=True)
+        await self.database.fetch(SQL["begin_alone"], ids=ids, versions=versions)
 
     async def reclaim(self, versions: Mapping[UUID, int]) -> Sequence[Claim]:
         """Those of these tasks that an earlier `claim` made ours though its answer was lost.

@@ -15,16 +15,19 @@ UPDATE workers SET beat = beat + 1, beat_at = now(), in_flight = :in_flight WHER
 UPDATE workers SET ended = true WHERE id = :id;
 
 -- name: claim
--- A batch of records becomes running tasks of one worker; the payload comes with the claim. No row comes back once its
--- lease was ended, one of NULLs where nothing could be claimed. The lock lets it beat meanwhile; who ends its lease for
--- its silence waits (`end_silent`).
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim. Suspects are claimed as the
+-- members of a group (:suspects) or not at all. No row comes back once the worker's lease was ended, one of NULLs where
+-- nothing could be claimed. The lock lets it beat meanwhile; who ends its lease for its silence waits (`end_silent`).
 WITH lease AS MATERIALIZED (
     SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
+), suspected AS MATERIALIZED (
+    SELECT array_agg(task_id) AS ids FROM suspects WHERE task_id = ANY(:ids)
 ), locked AS (
     SELECT t.id FROM tasks t
     WHERE EXISTS (SELECT FROM lease) AND t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
       AND t.state IN ('scheduled', 'queued') AND t.type = :type
+      AND (:suspects OR array_position((SELECT ids FROM suspected), t.id) IS NULL)
     ORDER BY t.id FOR UPDATE
 ), claimed AS (
     UPDATE tasks t
@@ -59,9 +62,42 @@ WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'runn
 -- What a worker has claimed and not settled.
 SELECT task_id, version FROM claims WHERE worker = :worker;
 
+-- name: suspected
+-- The members of the groups that these tasks belong to, as they stand now; only groups of which one of these tasks is
+-- still to be claimed at the version of its record.
+WITH asked AS MATERIALIZED (
+    SELECT s.task_id, s.group_id FROM suspects s WHERE s.task_id = ANY(:ids)
+), named AS MATERIALIZED (
+    SELECT DISTINCT a.group_id FROM asked a JOIN tasks t ON t.id = a.task_id
+    WHERE t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state IN ('scheduled', 'queued')
+)
+SELECT s.group_id, t.id, t.version
+FROM suspects s JOIN tasks t ON t.id = s.task_id
+WHERE s.group_id IN (SELECT group_id FROM named) AND t.state IN ('scheduled', 'queued');
+
+-- name: begin_alone
+-- From here on these claims run with nothing beside them: if their worker is lost, one of them may be why.
+WITH free AS MATERIALIZED (
+    SELECT task_id FROM suspects WHERE task_id = ANY(:ids) ORDER BY task_id FOR UPDATE SKIP LOCKED
+)
+UPDATE suspects SET begun = (:versions::integer[])[width_bucket(task_id, :ids::uuid[])]
+WHERE task_id = ANY(ARRAY(SELECT task_id FROM free));
+
+-- name: exonerate
+-- This worker lives, though its lease was ended: none of the tasks that it held was why.
+WITH free AS MATERIALIZED (
+    SELECT task_id, lost = :worker AND cardinality(array_remove(alone, :worker)) = 0 AS cleared FROM suspects
+    WHERE lost = :worker OR :worker = ANY(alone) ORDER BY task_id FOR UPDATE SKIP LOCKED
+), counted AS (
+    UPDATE suspects SET alone = array_remove(alone, :worker)
+    WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE NOT cleared))
+)
+DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cleared));
+
 -- name: settle
 -- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed
--- the task again.
+-- the task again: the attempt that was given back with its worker's loss did happen. A task that was released unrun is
+-- as suspect as before.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
@@ -81,7 +117,8 @@ WITH input AS MATERIALIZED (
 ), settled AS (
     UPDATE tasks t
     SET state = i.state, version = t.version + (t.state <> 'running')::integer, claim_version = NULL, worker = NULL,
-        attempts = t.attempts - i.given_back, handbacks = i.handbacks, updated_at = now(),
+        attempts = t.attempts + (t.state IN ('scheduled', 'queued'))::integer - i.given_back, handbacks = i.handbacks,
+        updated_at = now(),
         due_at = CASE WHEN i.state = 'scheduled' THEN now() + make_interval(secs => i.delay) ELSE t.due_at END,
         result = COALESCE(i.result, t.result), error_class = i.error_class, error_reason = i.reason,
         attempt_span = COALESCE(i.span, t.attempt_span),
@@ -90,15 +127,18 @@ WITH input AS MATERIALIZED (
             (SELECT timeline_now()) || '|'
             || CASE WHEN t.state = 'running' THEN i.event WHEN i.state = 'succeeded' THEN 'late-success'
                     ELSE 'late-death' END
-            || '|' || i.state || '|' || (t.attempts - i.given_back) || '|1|' || i.note)
+            || '|' || i.state || '|'
+            || (t.attempts + (t.state IN ('scheduled', 'queued'))::integer - i.given_back) || '|1|' || i.note)
     FROM input i
     WHERE i.place = width_bucket(t.id, :ids::uuid[])
       AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, t.version <> i.version AS late,
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, i.event, t.version <> i.version AS late,
               GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), released AS (
     DELETE FROM claims c
     WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
+), cleared AS (
+    DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM settled WHERE event <> 'handed-back'))
 ), waiting AS (
     INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
     SELECT id, state = 'dead', type, version, CASE WHEN state = 'dead' THEN now() ELSE due_at END, expires_at

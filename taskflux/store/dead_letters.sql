@@ -131,7 +131,8 @@ WITH job AS MATERIALIZED (
 ), replayed AS (
     UPDATE tasks t
     SET state = 'scheduled', version = t.version + 1, claim_version = NULL, worker = NULL, attempts = 0, handbacks = 0,
-        replays = t.replays + 1, payload = COALESCE(:payload::text, t.payload), updated_at = now(), due_at = now(),
+        losses = 0, replays = t.replays + 1, payload = COALESCE(:payload::text, t.payload), updated_at = now(),
+        due_at = now(),
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END,  -- a person wants it to run all the same
         error_class = NULL, error_reason = NULL,
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|replayed|scheduled|0|1|' || :note::text)
@@ -147,6 +148,8 @@ WITH job AS MATERIALIZED (
     FROM replayed ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE
     SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
+), cleared AS (
+    DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT id FROM replayed))
 ), closed AS (
     UPDATE dead_letters SET state = 'replayed' WHERE id = ANY(ARRAY(SELECT letter FROM replayed))
 ), noted AS (

@@ -148,6 +148,8 @@ WITH waiting AS MATERIALIZED (
 ), gone AS (
     DELETE FROM due d
     WHERE d.task_id = ANY(ARRAY(SELECT id FROM expired UNION ALL SELECT task_id FROM stale)) AND NOT d.dead
+), cleared AS (
+    DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM expired))
 ), owed AS (
     INSERT INTO due (task_id, dead, type, version, publish_at)
     SELECT id, true, type, version, now() FROM expired ORDER BY id

@@ -80,8 +80,8 @@ SELECT identity, task_id, digest FROM foreign_tasks WHERE identity = ANY(:identi
 -- Reading
 
 -- name: get_task
-SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, payload, metadata, traceparent,
-       created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
+SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, payload, metadata,
+       traceparent, created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
 FROM tasks WHERE id = :id AND tenant = :tenant;
 
 -- Lists, newest first, which is the order of their ids. Each call looks at :look rows at most, whatever the filters:
@@ -93,7 +93,7 @@ FROM tasks WHERE id = :id AND tenant = :tenant;
 -- All tasks, by the primary key.
 WITH found AS MATERIALIZED (
     SELECT * FROM (
-        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent,
+        SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
                created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
         FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC LIMIT :look
     ) AS looked_at
@@ -121,7 +121,7 @@ ORDER BY f.id DESC;
 -- Those of one key (:key), by the index on it.
 WITH found AS MATERIALIZED (
     SELECT * FROM (
-        SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent,
+        SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
                created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
         FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start ORDER BY id DESC LIMIT :look
     ) AS looked_at
@@ -162,8 +162,8 @@ WITH looked_at AS MATERIALIZED (
 ), batch AS MATERIALIZED (
     SELECT array_agg(id ORDER BY id) AS ids FROM candidates
 ), found AS MATERIALIZED (
-    SELECT id, tenant, type, state, version, attempts, max_attempts, replays, key, metadata, traceparent, created_at,
-           updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+    SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
+           created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
     FROM tasks
     WHERE id = ANY((SELECT ids FROM batch)::uuid[])
       AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
@@ -201,13 +201,16 @@ WITH locked AS (
     RETURNING t.id
 ), gone AS (
     DELETE FROM due d USING cancelled c WHERE d.task_id = c.id AND d.task_id = :id AND NOT d.dead
+), cleared AS (
+    DELETE FROM suspects s USING cancelled c WHERE s.task_id = c.id AND s.task_id = :id
 )
 SELECT id FROM cancelled;
 
 -- name: resolve
 -- An uncertain task has succeeded, is due again, or is dead and owed to the dead-letter topic. One that is to be sent
 -- again has an attempt left, whatever its budget was, and no expiry that has passed: whoever says so wants it to run.
--- The claim that was lost may still report while its task waits to run again.
+-- The claim that was lost may still report while its task waits to run again; its attempt is given back, as where the
+-- policy is to resend.
 WITH locked AS (
     SELECT id FROM tasks
     WHERE id = :id AND (:tenant::text IS NULL OR tenant = :tenant) AND state = 'uncertain' FOR UPDATE
@@ -215,7 +218,9 @@ WITH locked AS (
     UPDATE tasks t
     SET state = :state::text, version = t.version + 1, worker = NULL, updated_at = now(),
         claim_version = CASE WHEN :state = 'scheduled' THEN t.claim_version END,
-        attempts = CASE WHEN :state = 'scheduled' THEN LEAST(t.attempts, t.max_attempts - 1) ELSE t.attempts END,
+        attempts = CASE WHEN :state = 'scheduled'
+                        THEN LEAST(t.attempts - (t.claim_version IS NOT NULL)::integer, t.max_attempts - 1)
+                        ELSE t.attempts END,
         due_at = CASE WHEN :state = 'scheduled' THEN now() ELSE t.due_at END,
         expires_at = CASE WHEN :state = 'scheduled' AND t.expires_at <= now() THEN NULL ELSE t.expires_at END,
         error_class = CASE WHEN :state <> 'succeeded' THEN t.error_class END,
@@ -224,7 +229,9 @@ WITH locked AS (
         timeline = timeline_add(
             t.timeline,
             (SELECT timeline_now()) || '|' || :event::text || '|' || :state || '|'
-            || CASE WHEN :state = 'scheduled' THEN LEAST(t.attempts, t.max_attempts - 1) ELSE t.attempts END
+            || CASE WHEN :state = 'scheduled'
+                    THEN LEAST(t.attempts - (t.claim_version IS NOT NULL)::integer, t.max_attempts - 1)
+                    ELSE t.attempts END
             || '|1|' || :note)
     FROM locked WHERE t.id = locked.id AND t.id = :id
     RETURNING t.id, t.type, t.state, t.version, t.expires_at

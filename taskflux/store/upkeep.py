@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from uuid_utils.compat import uuid7
+
 from taskflux.store.database import Database, Row
 from taskflux.store.statements import statements
+from taskflux.tasks.suspects import LOSSES_ALONE, Held, Verdict, judge
 
 SQL: Final = statements("upkeep")
 
@@ -72,20 +77,33 @@ class Upkeep:
             SQL["end_silent"], ids=ids, beats=[silent[worker].number for worker in ids], overdue=list(overdue)
         )
 
-    async def sweep(self, limit: int, rate: float, start: float = 0.0) -> Swept:
-        """Free up to `limit` claims whose lease was ended.
+    async def sweep(self, limit: int, rate: float, start: float = 0.0, *, losses_alone: int = LOSSES_ALONE) -> Swept:
+        """Free the claims whose lease was ended, of one worker after the other until `limit` is reached.
 
-        They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says.
+        They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says. What
+        a lost worker held runs again as suspects; one that has ended `losses_alone` workers by itself is dead.
         """
         lapsed = await self.database.fetch(SQL["lapsed"], limit=limit)
         if not lapsed:
             return Swept(0, {})
-        ids, versions, workers = zip(*sorted(lapsed, key=lambda claim: claim["task_id"]), strict=True)
+        verdicts = _verdicts(lapsed, losses_alone)
+        batch = sorted(lapsed, key=itemgetter("task_id"))
+        ids = [claim["task_id"] for claim in batch]
+        decisions = [verdicts[task].decision for task in ids]
         rows = await self.database.fetch(
             SQL["sweep"],
             ids=ids,
-            versions=versions,
-            workers=workers,
+            versions=[claim["version"] for claim in batch],
+            workers=[claim["worker"] for claim in batch],
+            states=[decision.state for decision in decisions],
+            events=[decision.event for decision in decisions],
+            given_back=[int(decision.give_back) for decision in decisions],
+            error_classes=[decision.error_class for decision in decisions],
+            reasons=[decision.reason for decision in decisions],
+            notes=[verdicts[task].note for task in ids],
+            groups=[verdicts[task].group for task in ids],
+            alone=[verdicts[task].alone for task in ids],
+            losses=[int(verdicts[task].begun) for task in ids],
             least=ids[0],
             greatest=ids[-1],
             rate=rate,
@@ -100,6 +118,11 @@ class Upkeep:
     async def forget_workers(self) -> int:
         """Delete workers whose lease was ended and that hold nothing."""
         return len(await self.database.fetch(SQL["forget_workers"]))
+
+    async def clear_suspects(self) -> int:
+        """Forget suspects whose task has ended; how many."""
+        cleared = [row["task_id"] for row in await self.database.fetch(SQL["cleared"])]
+        return len(await self.database.fetch(SQL["clear"], ids=cleared)) if cleared else 0
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
         """The queued ones among the next `limit` tasks, and where the next page begins (None: that was all)."""
@@ -143,6 +166,16 @@ class Upkeep:
     async def forget_keys(self, limit: int) -> int:
         """Delete idempotency keys that have expired."""
         return len(await self.database.fetch(SQL["forget_keys"], limit=limit))
+
+
+def _verdicts(lapsed: Sequence[Row], losses_alone: int) -> Mapping[UUID, Verdict]:
+    """What becomes of each of these claims, which are all that their workers held."""
+    verdicts: dict[UUID, Verdict] = {}
+    for _, claims in groupby(sorted(lapsed, key=itemgetter("worker")), key=itemgetter("worker")):
+        of_worker = list(claims)
+        held = [Held(row["task_id"], row["hold"], row["suspect"], row["begun"], row["alone"]) for row in of_worker]
+        verdicts |= judge(held, lost=of_worker[0]["lost"], losses_alone=losses_alone, new_group=uuid7)
+    return verdicts
 
 
 @dataclass(frozen=True, slots=True)

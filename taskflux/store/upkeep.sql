@@ -26,21 +26,35 @@ WITH silent AS (
     WHERE id = ANY(:ids) AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended
     ORDER BY id FOR UPDATE SKIP LOCKED
 )
-UPDATE workers w SET ended = true
+UPDATE workers w SET ended = true, lost = true
 WHERE w.id = ANY(ARRAY(SELECT id FROM silent))
    OR w.id = ANY(:overdue) AND w.beat = (:beats::bigint[])[width_bucket(w.id, :ids::uuid[])] AND NOT w.ended
 RETURNING w.label, w.in_flight;
 
 -- name: lapsed
--- Claims whose lease was ended, and those of workers that nobody knows.
-SELECT c.task_id, c.version, c.worker FROM claims c LEFT JOIN workers w ON w.id = c.worker
-WHERE w.ended IS NOT FALSE LIMIT :limit;
+-- The claims whose lease was ended, and those of workers that nobody knows: of whole workers, until :limit is reached.
+-- `lost` are those that did not end in order.
+WITH gone AS MATERIALIZED (
+    SELECT c.worker, w.lost IS NOT FALSE AS lost, sum(count(*)) OVER (ORDER BY c.worker) - count(*) AS before
+    FROM claims c LEFT JOIN workers w ON w.id = c.worker
+    WHERE w.ended IS NOT FALSE GROUP BY c.worker, w.lost
+)
+SELECT c.task_id, c.version, c.worker, g.lost,
+       EXISTS (SELECT FROM task_types tt WHERE tt.type = c.type AND tt.ambiguous = 'hold') AS hold,
+       s.task_id IS NOT NULL AS suspect, COALESCE(s.begun = c.version, false) AS begun,
+       COALESCE(cardinality(s.alone), 0) AS alone
+FROM gone g JOIN claims c ON c.worker = g.worker LEFT JOIN suspects s ON s.task_id = c.task_id
+WHERE g.before < :limit;
 
 -- name: sweep
--- Resend or hold lapsed claims, as the type's policy says: a lease that was ended never comes back. :rate is rows a
--- second that may be published again, the first in :start seconds.
-WITH held AS MATERIALIZED (
-    SELECT array_agg(type) AS types FROM task_types WHERE ambiguous = 'hold'
+-- Do with lapsed claims as the verdict on each says: a lease that was ended never comes back. A loss is counted apart
+-- from attempts, and gives the attempt back (:given_back). :rate is rows a second that may be published again, the first
+-- in :start seconds.
+WITH verdict AS MATERIALIZED (
+    SELECT * FROM unnest(
+        :states::text[], :events::text[], :given_back::integer[], :error_classes::text[], :reasons::text[],
+        :notes::text[], :groups::uuid[], :alone::boolean[], :losses::integer[]
+    ) WITH ORDINALITY AS v (state, event, given_back, error_class, reason, note, group_id, alone, losses, place)
 ), locked AS (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running'
@@ -49,37 +63,48 @@ WITH held AS MATERIALIZED (
     ORDER BY t.id FOR UPDATE
 ), swept AS (
     UPDATE tasks t
-    SET state = CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN 'uncertain' ELSE 'scheduled' END,
-        version = t.version + 1, updated_at = now(),
-        due_at = CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN t.due_at ELSE now() END,
-        error_class = 'Ambiguous', error_reason = 'the worker that ran it was lost',
+    SET state = v.state, version = t.version + 1, losses = t.losses + v.losses, attempts = t.attempts - v.given_back,
+        claim_version = CASE WHEN v.state <> 'dead' THEN t.claim_version END, updated_at = now(),
+        due_at = CASE WHEN v.state = 'scheduled' THEN now() ELSE t.due_at END,
+        error_class = v.error_class, error_reason = v.reason,
         timeline = timeline_add(
             t.timeline,
-            (SELECT timeline_now()) || '|lease-ran-out|'
-            || CASE WHEN t.type = ANY((SELECT types FROM held)::text[]) THEN 'uncertain' ELSE 'scheduled' END
-            || '|' || t.attempts || '|1|')
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.expires_at
+            (SELECT timeline_now()) || '|' || v.event || '|' || v.state || '|' || (t.attempts - v.given_back) || '|1|'
+            || v.note)
+    FROM verdict v
+    WHERE v.place = width_bucket(t.id, :ids::uuid[])
+      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.state, t.version, t.expires_at, t.worker, v.group_id, v.alone
 ), released AS (
     DELETE FROM claims c
     WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
       AND c.worker = (:workers::uuid[])[width_bucket(c.task_id, :ids::uuid[])]
+), suspected AS (
+    INSERT INTO suspects (task_id, group_id, lost, alone)
+    SELECT id, group_id, worker, CASE WHEN alone THEN ARRAY[worker] ELSE '{}' END
+    FROM swept WHERE state = 'scheduled' AND group_id IS NOT NULL ORDER BY id
+    ON CONFLICT (task_id) DO UPDATE
+    SET group_id = EXCLUDED.group_id, lost = EXCLUDED.lost, begun = NULL, alone = suspects.alone || EXCLUDED.alone
+), cleared AS (
+    DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM swept WHERE state <> 'scheduled'))
 ), waiting AS (
-    INSERT INTO due (task_id, type, version, publish_at, expires_at)
-    SELECT id, type, version,
+    INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
+    SELECT id, state = 'dead', type, version,
            now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
            expires_at
-    FROM swept WHERE state = 'scheduled' ORDER BY id
+    FROM swept WHERE state IN ('scheduled', 'dead') ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
 )
 SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
 
 -- name: end_leases_of
--- A supervisor ends the leases of its own former run, or of one child (:pid) that it saw die.
+-- A supervisor ends the leases of its own former run, which it has ended itself, or of one child (:pid) that it saw die
+-- though nobody had told it to: a task may be why.
 WITH deposed AS (
     DELETE FROM leaders WHERE origin = :origin AND :pid::integer IS NULL
 )
-UPDATE workers SET ended = true WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid)
+UPDATE workers SET ended = true, lost = :pid IS NOT NULL
+WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid)
 RETURNING id;
 
 -- name: forget_workers
@@ -88,6 +113,17 @@ DELETE FROM workers WHERE id = ANY(ARRAY(
     SELECT id FROM workers w WHERE ended AND NOT EXISTS (SELECT FROM claims c WHERE c.worker = w.id)
     FOR UPDATE SKIP LOCKED
 )) RETURNING id;
+
+-- name: cleared
+-- Suspects whose task has ended, which nobody leaves behind but a late outcome that waited for the sweep, and did not see
+-- what that wrote, or a worker of the release before, which knows of no suspects.
+SELECT s.task_id FROM suspects s LEFT JOIN tasks t ON t.id = s.task_id
+WHERE t.state IS NULL OR t.state NOT IN ('scheduled', 'queued', 'running');
+
+-- name: clear
+DELETE FROM suspects WHERE task_id = ANY(ARRAY(
+    SELECT task_id FROM suspects WHERE task_id = ANY(:ids) ORDER BY task_id FOR UPDATE SKIP LOCKED
+)) RETURNING task_id;
 
 -- name: audit_page
 -- The queued ones among the next :limit tasks behind id :after. `last` is where the next page begins, NULL at the end.

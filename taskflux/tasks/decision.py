@@ -15,7 +15,6 @@ from taskflux.tasks.errors import (
     ProviderError,
     TaskError,
     Transient,
-    WorkerLost,
 )
 from taskflux.tasks.policy import Policy
 from taskflux.tasks.states import Event, State
@@ -79,8 +78,8 @@ def decide(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) ->
         case Ambiguous() if policy.ambiguous == "hold":
             return _failed(Event.HELD, State.UNCERTAIN, error)
         case Permanent():
-            # A claim that came too late, or beyond the budget, never ran: the row shows the attempts that did.
-            return _failed(Event.DIED, State.DEAD, error, give_back=isinstance(error, Expired | WorkerLost))
+            # A claim that came too late never ran: the row shows the attempts that did.
+            return _failed(Event.DIED, State.DEAD, error, give_back=isinstance(error, Expired))
         case Transient() | Ambiguous() | Crash():
             return _retry(policy, attempt, error, jitter)
         case _:

@@ -97,7 +97,7 @@ class Expired(Permanent):
 
 
 class WorkerLost(Permanent):
-    """Every attempt ended with the loss of its worker; running it again would likely kill another."""
+    """It ended its worker more than once while it ran there alone; running it again would likely kill another."""
 
 
 class Crash(TaskError):

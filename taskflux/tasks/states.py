@@ -47,7 +47,7 @@ class Event(StrEnum):
     SUCCEEDED = "succeeded"
     RETRY = "retry"  # an attempt failed, another follows
     HANDED_BACK = "handed-back"  # no attempt spent: drain, open circuit, provider away
-    DIED = "died"  # permanent, exhausted, expired, or its workers were lost too often
+    DIED = "died"  # permanent, exhausted, expired, or it ended its workers
     HELD = "held"  # the side effect may have happened, and the policy is to hold
     LEASE_RAN_OUT = "lease-ran-out"
     NOT_OWED = "not-owed"  # the log does not hold its record any more

@@ -278,7 +278,7 @@ LEASES_SWEPT: Final = Counter(
     "taskflux_leases_swept_total",
     "Tasks whose worker was lost, by what became of them.",
     _TYPE,
-    Label("state", (State.SCHEDULED.value, State.UNCERTAIN.value)),
+    Label("state", (State.SCHEDULED.value, State.UNCERTAIN.value, State.DEAD.value)),
     by="relay",
 )
 REQUEUED: Final = Counter(

@@ -70,6 +70,7 @@ class Leader:
         self._duties = (
             _Duty(EVERY_TICK, self._expire_tasks),
             _Duty(EVERY_TICK, self._resolve_early_reports),
+            _Duty(EVERY_TICK, self._clear_suspects),
             _Duty(EVERY_TICK, BulkReplays(DeadLetters(database)).tick),
             _Duty(HOURLY, self._keep_house),
         )
@@ -129,6 +130,9 @@ class Leader:
 
     async def _resolve_early_reports(self) -> None:
         await self._receipts.resolve_early(BATCH)
+
+    async def _clear_suspects(self) -> None:
+        await self._upkeep.clear_suspects()
 
     async def _keep_house(self) -> None:
         await self._upkeep.make_partitions(WEEKS_AHEAD)

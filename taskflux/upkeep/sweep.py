@@ -11,6 +11,7 @@ from uuid import UUID
 
 from taskflux.store.errors import StoreError
 from taskflux.store.upkeep import Beat, Upkeep
+from taskflux.tasks.suspects import LOSSES_ALONE
 from taskflux.telemetry import metrics
 from taskflux.upkeep.auditor import Pace
 
@@ -21,7 +22,7 @@ LOOK: Final = 1.0
 GAP: Final = 5 * LOOK
 """Seconds between two looks after which nothing is known of the time in between, and every lease counts anew."""
 SWEEP: Final = 500
-"""Claims that one statement frees at most."""
+"""Claims at which one statement stops; those of one worker are freed by the same one."""
 ROUNDS: Final = 10
 """Statements that free claims between two looks, at most."""
 
@@ -40,12 +41,18 @@ class LeaseSweep:
     """
 
     def __init__(
-        self, upkeep: Upkeep, seconds: float, rate: float, clock: Callable[[], float] = time.monotonic
+        self,
+        upkeep: Upkeep,
+        seconds: float,
+        rate: float,
+        clock: Callable[[], float] = time.monotonic,
+        losses_alone: int = LOSSES_ALONE,
     ) -> None:
         self._upkeep = upkeep
         self._seconds = seconds
         self._pace = Pace(rate)
         self._clock = clock
+        self._losses_alone = losses_alone
         self._seen: dict[UUID, tuple[Beat, float]] = {}  # each worker's last beat, and since when it has been the same
         self._looked = float("-inf")
 
@@ -92,7 +99,8 @@ class LeaseSweep:
     async def _free_claims(self) -> None:
         for _ in range(ROUNDS):
             now = self._clock()
-            swept = await self._upkeep.sweep(SWEEP, self._pace.rate, self._pace.start(now))
+            start = self._pace.start(now)
+            swept = await self._upkeep.sweep(SWEEP, self._pace.rate, start, losses_alone=self._losses_alone)
             self._pace.took(sum(swept.tasks.values()), now)
             for (task_type, state), tasks in swept.tasks.items():
                 metrics.LEASES_SWEPT.labels(task_type, state).inc(tasks)

@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from taskflux.tasks.errors import (
     Permanent,
     ProviderError,
     TaskError,
-    WorkerLost,
     attribute,
     class_name,
     text_of,
@@ -109,6 +109,7 @@ class Lease:
                 self.lose()
                 if self.term:
                     log.warning("the lease was ended: the worker goes on with a new one, without what it held")
+                    await self.claims.exonerate()
                 began = self._clock()
                 await self.claims.begin(in_flight)
             if began >= self._until:
@@ -125,18 +126,23 @@ class _Stage(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A claim in this process, made in `term` of the lease; `probe`: it is let through an open circuit."""
+    """A claim in this process, made in `term` of the lease; `probe`: it is let through an open circuit.
+
+    `turn` is set once it may begin; None: it need not wait for that.
+    """
 
     claim: Claim
     term: int
     probe: bool
     since: float
     context: Context
+    turn: asyncio.Event | None = None
     task: asyncio.Task[None] | None = None
     stage: _Stage = _Stage.READING
     slot: bool = False  # it has one
     seconds: float | None = None  # that its handler took
     span: tracing.Span | None = None  # where its trace is recorded
+    released: str = ""  # why this worker has cancelled it before it began
     cut: str = ""  # why this worker has cancelled it
     cuts: int = 0
     again: asyncio.TimerHandle | None = None  # when it is cut off, if it has not ended by then
@@ -182,6 +188,7 @@ class Executor:
         self._slots = asyncio.Semaphore(concurrency)
         # By task and version: a task whose lease was lost may come again meanwhile.
         self._running: dict[tuple[UUID, int], _Running] = {}
+        self._turns: Counter[asyncio.Event] = Counter()  # of those that were given one: how many are not settled
         self._lost: dict[tuple[UUID, int], _Running] = {}  # those that a fault of ours has ended without an outcome
         self._room = asyncio.Event()
         self._empty = asyncio.Event()
@@ -208,9 +215,14 @@ class Executor:
     def room(self) -> int:
         """Claims that may be taken now: as many may wait here as may run.
 
-        Outcomes on their way to PostgreSQL take no room, up to two batches of them.
+        Outcomes on their way to PostgreSQL take no room, up to two batches of them, nor does what waits for its turn.
         """
-        return max(0, 2 * self._concurrency - len(self._running) + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
+        return max(0, 2 * self._concurrency - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
+
+    @property
+    def _active(self) -> int:
+        """Claims that do not wait for their turn."""
+        return len(self._running) - sum(claims for turn, claims in self._turns.items() if not turn.is_set())
 
     async def wait_for_room(self) -> None:
         """Return once `room` is not zero."""
@@ -218,17 +230,39 @@ class Executor:
             self._room.clear()
             await self._room.wait()
 
+    async def wait_until_idle(self) -> None:
+        """Return once nothing is in flight but what waits for its turn."""
+        while self._active:
+            self._room.clear()
+            await self._room.wait()
+
     def start(
-        self, claim: Claim, term: int, *, probe: bool = False, sent: str | None = None, received: str | None = None
+        self,
+        claim: Claim,
+        term: int,
+        *,
+        turn: asyncio.Event | None = None,
+        probe: bool = False,
+        sent: str | None = None,
+        received: str | None = None,
     ) -> None:
-        """Run `claim`, made in `term` of the lease, as soon as a slot is free.
+        """Run `claim`, made in `term` of the lease, as soon as a slot is free, and not before `turn` is set.
 
         `probe` marks the one that is let through an open circuit. `sent` is the traceparent of its record, `received`
         that of the claim's span.
         """
-        running = _Running(claim, term, probe, self._clock(), copy_context())
+        running = _Running(claim, term, probe, self._clock(), copy_context(), turn)
         self._running[claim.id, claim.version] = running
+        if turn is not None:
+            self._turns[turn] += 1
         running.task = asyncio.create_task(self._run(running, sent, received), context=running.context)
+
+    def release_waiting(self, turn: asyncio.Event | None, reason: str) -> None:
+        """Release those claims of this turn (None: of none) that have not begun, at no cost."""
+        for running in self._at(_Stage.WAITING):
+            if running.turn is turn and running.task is not None:
+                running.released = reason
+                running.task.cancel()
 
     def release(self, claim: Claim) -> None:
         """Settle a claim of this worker of which `runs` is false: PostgreSQL has it, and no attempt here does."""
@@ -240,6 +274,7 @@ class Executor:
             decision = hand_back(ATTEMPT_LOST, handbacks=claim.handbacks)
         log.error("a claim had no attempt any more", extra={"task_id": str(claim.id)})
         self._lost.pop(key, None)
+        lost.turn = None
         self._running[key] = lost
         self._settle(lost, decision)
 
@@ -281,7 +316,10 @@ class Executor:
             each.cancel()
 
     def _forget(self, key: tuple[UUID, int]) -> None:
-        del self._running[key]
+        running = self._running.pop(key)
+        if running.turn is not None:
+            self._turns[running.turn] -= 1
+            self._turns += Counter()  # drops those that are at zero
         self._room.set()
         if not self._running:
             self._empty.set()
@@ -329,6 +367,10 @@ class Executor:
         """
         claim, error, result = running.claim, None, None
         try:
+            if running.turn is not None:
+                running.stage = _Stage.WAITING
+                await running.turn.wait()
+                running.stage = _Stage.READING
             task = self._task(claim)
             running.stage = _Stage.WAITING
             refusal = WORKER_ENDED if self._draining else None
@@ -342,7 +384,8 @@ class Executor:
         except BaseException as raised:  # noqa: BLE001
             error = self._understood(running, raised)
             if error is None:  # it was cancelled while it waited
-                return hand_back(WORKER_ENDED if self._draining else NEVER_BEGUN, handbacks=claim.handbacks)
+                why = WORKER_ENDED if self._draining else running.released or NEVER_BEGUN
+                return hand_back(why, handbacks=claim.handbacks)
         finally:
             self._free(running)
         if running.settled:
@@ -367,8 +410,6 @@ class Executor:
         """
         if claim.expired:
             raise Expired("its expiresAt had passed when a worker took it")
-        if claim.attempt > claim.max_attempts:
-            raise WorkerLost("its last attempts ended with the loss of their workers")
         return Task(
             claim.id,
             self.handler.type,

@@ -296,6 +296,16 @@ class Process:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.draining.wait(), seconds)
 
+    async def wait(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
+        """Wait for `work`, for so many seconds and not beyond the order to drain; whether it was over first."""
+        waiting, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.draining.wait())
+        try:
+            await asyncio.wait([waiting, stop], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.done()
+        finally:
+            waiting.cancel()
+            stop.cancel()
+
     @asynccontextmanager
     async def background(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         """Let `work` go on while the block runs. If it fails, the process drains and the block ends with its error."""

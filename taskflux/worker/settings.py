@@ -16,6 +16,7 @@ from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
 from taskflux.tasks.bounds import MOST_BYTES
+from taskflux.tasks.suspects import LOSSES_ALONE
 from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings, wrong_otel_variables
 
 S = TypeVar("S", bound=BaseModel)
@@ -125,6 +126,10 @@ class RelaySettings(BaseModel):
         float, Field(gt=0, description="least seconds between two measurements of depth, age and lag")
     ] = 5.0
     requeue_rate: Annotated[float, Field(gt=0, description="lost tasks that are published again, a second")] = 2000.0
+    losses_alone: Annotated[
+        int,
+        Field(ge=1, description="times that a task may end its worker while it runs alone; then it is dead"),
+    ] = LOSSES_ALONE
     leader_seconds: Annotated[float, Field(gt=1, description="seconds until a silent leader is replaced")] = 10.0
 
 

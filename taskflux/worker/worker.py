@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Final
@@ -37,6 +37,7 @@ from taskflux.worker.handler import Handler
 from taskflux.worker.outcomes import Outcomes
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import load_provider
+from taskflux.worker.suspects import Group, Suspects
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Worker:
         self._lease = executor.lease
         self._adoption = adoption
         self._poison = poison
+        self._suspects = Suspects(process, executor)
         self._type = executor.handler.type
         self._asked: Mapping[UUID, int] = {}  # tasks whose claim is under way, and not the executor's yet
         self._types = {self._type: executor.handler.task_type()}
@@ -107,14 +109,17 @@ class Worker:
         process, executor = self._process, self._executor
         try:
             while not process.draining.is_set():
-                if not executor.room and not await _before(process.draining, executor.wait_for_room()):
+                if not executor.room and not await process.wait(executor.wait_for_room()):
                     continue
-                records = await self._consumer.fetch(min(executor.room, MAX_RECORDS), FETCH)
+                records = await self._consumer.fetch(min(executor.room, MAX_RECORDS), 0.0 if self._suspects else FETCH)
                 if records and not process.draining.is_set():
                     try:
                         await self._take(records)
                     finally:
                         self._asked = {}
+                # One group between two looks for other work: neither waits for all of the other.
+                if self._suspects and not process.draining.is_set():
+                    await self._suspects.run_next()
         finally:
             # At once: leaving the group takes seconds, and what has not begun need not wait for it.
             drain = executor.drain(process.settings.worker.drain_seconds, process.hurry)
@@ -140,17 +145,60 @@ class Worker:
             claimed = await self._claim(self._asked)
         if claimed is None:
             return
+        received = None if span is None else span.traceparent
+        taken = self._start(claimed, ours, received)
+        left = {each.task_id: each.version for each in ours.values() if each.task_id not in taken}
+        if left:
+            suspects = await self._claim_suspects(left, ours, received)
+            if suspects is None:
+                return
+            taken |= suspects
+        self._skipped.inc(len(records) - len(poison) - len(taken & ours.keys()))
+        self._consumer.note_done(records)
+
+    def _start(
+        self,
+        claimed: tuple[int, Sequence[Claim]],
+        ours: Mapping[UUID, Envelope],
+        received: str | None,
+        turn: asyncio.Event | None = None,
+    ) -> set[UUID]:
+        """Give claims to the executor; their tasks. `received` is the traceparent of their span."""
         term, claims = claimed
         self._claimed.inc(len(claims))
-        self._skipped.inc(len(records) - len(poison) - len(claims))
         if claims:
             self._batch.observe(len(claims))
             self._waited.observe_all([claim.waited for claim in claims])
-        self._consumer.note_done(records)
-        received = None if span is None else span.traceparent
         for claim in claims:
-            record = ours[claim.id]
-            self._executor.start(claim, term, probe=record.probe, sent=record.traceparent, received=received)
+            record = ours.get(claim.id)  # suspects are claimed with the members of their group
+            probe, sent = (record.probe, record.traceparent) if record is not None else (False, None)
+            self._executor.start(claim, term, turn=turn, probe=probe, sent=sent, received=received)
+        return {claim.id for claim in claims}
+
+    async def _claim_suspects(
+        self, left: Mapping[UUID, int], ours: Mapping[UUID, Envelope], received: str | None
+    ) -> set[UUID] | None:
+        """Claim the groups of those of these tasks that are suspects, to run each group alone; the tasks of them all.
+
+        None when told to drain: what was claimed is released then.
+        """
+        try:
+            claims = self._lease.claims
+            groups = await until_available(lambda: claims.suspected(left), stop=self._process.draining)
+        except Stopped:
+            return None
+        taken: set[UUID] = set()
+        for versions in groups:
+            self._asked = {**self._asked, **versions}
+            claimed = await self._claim(versions, suspects=True)
+            if claimed is None:
+                return None
+            _, members = claimed
+            if members:
+                group = Group(members)
+                taken |= self._start(claimed, ours, received, group.turn)
+                self._suspects.add(group)
+        return taken
 
     def _sort(
         self, records: Sequence[Record]
@@ -172,8 +220,13 @@ class Worker:
                     poison.append((record, found))
         return ours, foreign, poison
 
-    async def _claim(self, versions: Mapping[UUID, int]) -> tuple[int, Sequence[Claim]] | None:
-        """The lease's term and the claims, however long PostgreSQL is unavailable; None when told to drain."""
+    async def _claim(
+        self, versions: Mapping[UUID, int], *, suspects: bool = False
+    ) -> tuple[int, Sequence[Claim]] | None:
+        """The lease's term and the claims, however long PostgreSQL is unavailable; None when told to drain.
+
+        `suspects`: these are members of a group, which are left out otherwise.
+        """
         claims = self._lease.claims
         tries, asked, draining = 0, False, self._process.draining
         while not draining.is_set():
@@ -186,8 +239,8 @@ class Worker:
                     unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
                     found += await claims.reclaim(unknown)
                 asked = True
-                others = versions.keys() - {claim.id for claim in found}
-                return term, [*found, *await claims.claim(self._type, {task: versions[task] for task in others})]
+                others = {task: versions[task] for task in versions.keys() - {claim.id for claim in found}}
+                return term, [*found, *await claims.claim(self._type, others, suspects=suspects)]
             except LeaseEnded:
                 self._lease.lose()
                 continue
@@ -196,17 +249,6 @@ class Worker:
             tries += 1
             await pause(tries, draining)
         return None
-
-
-async def _before(event: asyncio.Event, wait: Coroutine[Any, Any, None]) -> bool:
-    """Wait for `wait`, but not beyond `event`; whether `wait` was over first."""
-    waiting, stop = asyncio.ensure_future(wait), asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait([waiting, stop], return_when=asyncio.FIRST_COMPLETED)
-        return waiting.done()
-    finally:
-        waiting.cancel()
-        stop.cancel()
 
 
 def service_of(target: Handler[Any] | Service) -> Service:

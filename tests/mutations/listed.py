@@ -26,6 +26,8 @@ POLICY: Final = ("tests/unit/tasks/test_policy.py",)
 CIRCUIT: Final = ("tests/unit/tasks/test_circuit.py",)
 GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
 EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
+SUSPECTS: Final = ("tests/unit/upkeep/test_suspects.py",)
+RUN_ALONE: Final = ("tests/unit/worker/test_suspects.py",)
 LEASE: Final = ("tests/unit/worker/test_lease.py",)
 WORKER: Final = ("tests/unit/worker/test_worker.py",)
 INTAKE: Final = ("tests/unit/worker/test_intake.py",)
@@ -115,8 +117,8 @@ _STORE: Final = (
     Mutation(
         "a claim locks in the order in which rows are found",
         "taskflux/store/claims.sql",
-        "AND t.state IN ('scheduled', 'queued') AND t.type = :type\n    ORDER BY t.id FOR UPDATE",
-        "AND t.state IN ('scheduled', 'queued') AND t.type = :type\n    FOR UPDATE",
+        "t.id) IS NULL)\n    ORDER BY t.id FOR UPDATE",
+        "t.id) IS NULL)\n    FOR UPDATE",
         LOCK_ORDER,
     ),
     Mutation(
@@ -143,9 +145,51 @@ _STORE: Final = (
     Mutation(
         "a release costs an attempt",
         "taskflux/store/claims.sql",
-        "attempts = t.attempts - i.given_back, handbacks",
-        "attempts = t.attempts, handbacks",
+        "::integer - i.given_back, handbacks",
+        "::integer, handbacks",
         SETTLE + CLAIMS,
+    ),
+    Mutation(
+        "a suspect is claimed beside other work",
+        "taskflux/store/claims.sql",
+        "\n      AND (:suspects OR array_position((SELECT ids FROM suspected), t.id) IS NULL)",
+        "",
+        SUSPECTS,
+    ),
+    Mutation(
+        "a suspect that ran is as suspect as before",
+        "taskflux/store/claims.sql",
+        "WHERE event <> 'handed-back'",
+        "WHERE false",
+        SUSPECTS,
+    ),
+    Mutation(
+        "a suspect that was released is none any more",
+        "taskflux/store/claims.sql",
+        "SELECT id FROM settled WHERE event <> 'handed-back'",
+        "SELECT id FROM settled",
+        SUSPECTS,
+    ),
+    Mutation(
+        "the loss of a worker costs an attempt",
+        "taskflux/store/upkeep.sql",
+        "losses = t.losses + v.losses, attempts = t.attempts - v.given_back",
+        "losses = t.losses + v.losses, attempts = t.attempts",
+        SUSPECTS,
+    ),
+    Mutation(
+        "a worker that ended in order makes suspects",
+        "taskflux/store/upkeep.sql",
+        "w.lost IS NOT FALSE AS lost",
+        "true AS lost",
+        SUSPECTS,
+    ),
+    Mutation(
+        "suspects that waited for their turn are taken for the cause",
+        "taskflux/tasks/suspects.py",
+        "begun=each.begun or not each.suspect)",
+        "begun=True)",
+        SUSPECTS,
     ),
     Mutation(
         "a worker finds claims of others again",
@@ -305,6 +349,13 @@ _WORKER: Final = (
         "                asked = True\n",
         "",
         WORKER,
+    ),
+    Mutation(
+        "suspects begin while other work is in flight",
+        "taskflux/worker/executor.py",
+        "await running.turn.wait()",
+        "pass",
+        RUN_ALONE,
     ),
     Mutation(
         "poison is forgotten before it is durable",

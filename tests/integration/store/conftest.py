@@ -11,6 +11,7 @@ from tests.integration.store.scene import Scene
 
 EMPTY = """
 DELETE FROM tasks; DELETE FROM parked; DELETE FROM due; DELETE FROM workers; DELETE FROM claims;
+DELETE FROM suspects;
 DELETE FROM idempotency_keys;
 DELETE FROM task_types; DELETE FROM circuits; DELETE FROM dead_letters; DELETE FROM leaders;
 DELETE FROM foreign_tasks; DELETE FROM early_reports; DELETE FROM notifications; DELETE FROM bulk_replays;

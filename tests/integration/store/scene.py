@@ -120,7 +120,7 @@ class Scene:
 
     async def lose(self, worker: Claims) -> None:
         """The leader has ended the worker's lease, since it did not beat."""
-        await self.sql("UPDATE workers SET ended = true WHERE id = $1", worker.worker.id)
+        await self.sql("UPDATE workers SET ended = true, lost = true WHERE id = $1", worker.worker.id)
 
     async def make_due(self, *tasks: UUID) -> None:
         """Their time to be published has come."""
@@ -154,6 +154,13 @@ class Scene:
         """(id, version) of what runs."""
         return {(row["task_id"], row["version"]) for row in await self.sql("SELECT * FROM claims")}
 
+    async def groups(self) -> list[set[UUID]]:
+        """The groups of suspects, the one with the least task first."""
+        rows = await self.sql(
+            "SELECT array_agg(task_id) AS tasks FROM suspects GROUP BY group_id ORDER BY min(task_id::text)"
+        )
+        return [set(row["tasks"]) for row in rows]
+
     async def check_transitions(self) -> None:
         """Every step of every timeline is a row of the table of transitions."""
         for row in await self.sql("SELECT id, state, timeline FROM tasks"):
@@ -167,7 +174,8 @@ class Scene:
             assert entries[-1]["state"] == row["state"], (row["id"], entries)
 
     async def check_whereabouts(self) -> None:
-        """What is neither ended nor held is where somebody will find it: due, in Kafka, or under a lease."""
+        """What is neither ended nor held is where somebody will find it: due, in Kafka, or under a lease; and nothing
+        else is a suspect."""
         lost = await self.sql(
             """
             SELECT t.id, t.state, t.version, d.version AS due, c.version AS claimed, t.published_offset
@@ -181,3 +189,8 @@ class Scene:
             """
         )
         assert not lost, lost
+        left = await self.sql(
+            "SELECT s.task_id, t.state FROM suspects s LEFT JOIN tasks t ON t.id = s.task_id"
+            " WHERE t.state IS NULL OR t.state NOT IN ('scheduled', 'queued', 'running')"
+        )
+        assert not left, left

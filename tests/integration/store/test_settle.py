@@ -156,7 +156,7 @@ async def test_a_late_outcome_loses_once_somebody_has_claimed_again(decision: De
     (claim,) = await scene.running(zombie)
     await scene.lose(zombie)
     await scene.upkeep.sweep(100, 1000)
-    (again,) = await heir.claim(TYPE, {claim.id: claim.version + 1})
+    (again,) = await heir.claim(TYPE, {claim.id: claim.version + 1}, suspects=True)
     assert not (await scene.settle(zombie, claim, decision)).written
     assert await scene.state(claim.id) == ("running", again.version)
     assert await scene.claims() == {(claim.id, again.version)}

@@ -54,7 +54,7 @@ class Bustle:
     async def act(self, random: Random) -> None:
         steps = (
             self.publish, self.publish, self.confirm, self.confirm, self.claim, self.claim, self.claim,
-            self.settle, self.settle, self.settle, self.lose, self.audit, self.expire, self.bury,
+            self.settle, self.settle, self.settle, self.lose, self.audit, self.expire, self.bury, self.exonerate,
         )  # fmt: skip
         for _ in range(ROUNDS):
             await random.choice(steps)(random)
@@ -73,8 +73,14 @@ class Bustle:
     async def claim(self, random: Random) -> None:
         records = random.sample(self.log[-400:], min(len(self.log[-400:]), random.randint(1, 150)))
         worker = random.choice(self.workers)
+        versions = dict(records)
         with suppress(LeaseEnded):
-            self.held += [(worker, claim) for claim in await worker.claim(TYPE, dict(records))]
+            claims = list(await worker.claim(TYPE, versions))
+            self.held += [(worker, claim) for claim in claims]
+            for group in await worker.suspected(versions):
+                if members := await worker.claim(TYPE, group, suspects=True):
+                    self.held += [(worker, claim) for claim in members]
+                    await worker.begin_alone(members)
 
     async def settle(self, random: Random) -> None:
         worker = random.choice(self.workers)
@@ -91,6 +97,9 @@ class Bustle:
         for worker in self.workers:
             if not await worker.beat(0):
                 await worker.begin()
+
+    async def exonerate(self, random: Random) -> None:
+        await random.choice(self.workers).exonerate()
 
     async def audit(self, random: Random) -> None:
         _, queued = await self.scene.upkeep.audit_page(FIRST_ID, 10_000)
@@ -113,6 +122,7 @@ async def test_everybody_at_once_in_any_order_loses_nothing(scene: Scene) -> Non
     async with asyncio.TaskGroup() as actors:  # a deadlock would come out as StoreBusy
         for number in range(ACTORS):
             actors.create_task(bustle.act(Random(seed * 100 + number)))
+    await scene.upkeep.clear_suspects()
     await scene.check_whereabouts()
     await scene.check_transitions()
     assert max(bustle.successes.values()) == 1
@@ -134,7 +144,7 @@ async def bring_home(scene: Scene) -> None:
     async with asyncio.timeout(30):
         while await scene.sql("SELECT FROM due WHERE NOT dead"):
             due = await scene.publishing.take(TYPE, 100)
-            claims = await worker.claim(TYPE, {each.id: each.version for each in due})
+            claims = await worker.claim(TYPE, {each.id: each.version for each in due}, suspects=True)
             await worker.settle_all([Settlement(claim.id, claim.version, succeeded(None)) for claim in claims])
             await scene.publishing.confirm([Confirmation(each.id, each.version, LOG, 0, 0) for each in due])
     assert await scene.claims() == set()

@@ -21,12 +21,12 @@ MODULE = "tests.integration.system.frail"
 
 @dataclass(frozen=True, slots=True)
 class Catastrophe:
-    """`repeated`, `exhausted` and `held` were cut by kill -9, the first is run again by another worker; `mid_call` and
+    """`repeated`, `once` and `held` were cut by kill -9, the first two are run again by another worker; `mid_call` and
     `waiting` belong to the worker `zombie`, which was halted (SIGSTOP)."""
 
     traces: Traces
     repeated: UUID
-    exhausted: UUID
+    once: UUID
     held: UUID
     mid_call: UUID
     waiting: UUID
@@ -44,17 +44,17 @@ async def happen(stack: Stack) -> Catastrophe:
 
     doomed, doomed_held, zombie = worker("frail", "frail-1"), worker("frail_held", "held"), worker("zombie", "zombie")
     repeated = await stack.submit("frail", ["hang", "succeed"])
-    exhausted = await stack.submit("frail", ["hang"], maxAttempts=1)
+    once = await stack.submit("frail", ["hang", "succeed"], maxAttempts=1)
     held = await stack.submit("frail-held", ["hang", "succeed"])
     mid_call = await stack.submit("zombie", ["hang", "succeed"])
-    await asyncio.gather(*(begun(traces, task) for task in (repeated, exhausted, held, mid_call)))
+    await asyncio.gather(*(begun(traces, task) for task in (repeated, once, held, mid_call)))
     waiting = await stack.submit("zombie")
     await stack.until(waiting, "running")
     doomed.kill()
     doomed_held.kill()
     zombie.send(signal.SIGSTOP)
     worker("frail", "frail-2")
-    return Catastrophe(traces, repeated, exhausted, held, mid_call, waiting, zombie)
+    return Catastrophe(traces, repeated, once, held, mid_call, waiting, zombie)
 
 
 async def begun(traces: Traces, task: UUID) -> None:

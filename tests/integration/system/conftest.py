@@ -13,7 +13,7 @@ from taskflux.store.settings import RedisSettings
 from taskflux.stream.settings import KafkaSettings
 from taskflux.upkeep import measuring
 from tests.conftest import NewDatabase
-from tests.integration.system import frail, scripted
+from tests.integration.system import frail, killers, scripted
 from tests.integration.system.catastrophe import Catastrophe, happen
 from tests.integration.system.fragile import Fragile
 from tests.integration.system.scripted import WORLD, World
@@ -68,7 +68,11 @@ async def stack(
     services = [stack.start(part) for part in ("ingest", "relay", "dlq-sink")]
     await asyncio.gather(*services, *map(stack.start, scripted.RUNNING))
     wanted = {name for item in _to_come(request.session) for name in item.fixturenames}
-    kinds = {"catastrophe": lambda: happen(stack), "fragile": lambda: Fragile.build(kafka_settings, stack.directory)}
+    kinds = {
+        "catastrophe": lambda: happen(stack),
+        "fragile": lambda: Fragile.build(kafka_settings, stack.directory),
+        "killers": lambda: killers.happen(stack),
+    }
     for name in kinds.keys() & wanted:
         stack.begin(name, kinds[name])
     yield stack
@@ -79,6 +83,13 @@ async def stack(
 async def catastrophe(stack: Stack) -> Catastrophe:
     """Workers that were killed and halted in mid-task."""
     found: Catastrophe = await stack.begin("catastrophe", lambda: happen(stack))
+    return found
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session", name="killers")
+async def killed_workers(stack: Stack) -> dict[int, killers.Outcome]:
+    """A task that kills its workers, and its neighbours, by how many workers there were."""
+    found: dict[int, killers.Outcome] = await stack.begin("killers", lambda: killers.happen(stack))
     return found
 
 

@@ -46,11 +46,18 @@ class Traces:
 
 
 async def act(task: Task[Script]) -> Receipt:
+    """The script's next word, the last one for ever."""
     traces = Traces(Path(os.environ["FRAIL_TRACES"]))
     traces.add(task.id, task.attempt)
     script = task.payload.script
-    if script[min(task.attempt, len(script)) - 1] == "hang":
-        await traces.hang(task.id)
+    match script[min(len(traces.attempts(task.id)), len(script)) - 1]:
+        case "hang":
+            await traces.hang(task.id)
+        case "take-time":
+            await asyncio.sleep(0.3)
+        case "kill":
+            await asyncio.sleep(0.1)  # beside the others
+            os._exit(70)
     return Receipt()
 
 
@@ -70,4 +77,14 @@ async def zombie(task: Task[Script]) -> Receipt:
     return await act(task)
 
 
-HANDLERS = (frail, frail_held, zombie)
+@handler("killers-one", payload=Script, retry=QUICK, concurrency=50)
+async def killers_one(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+@handler("killers-three", payload=Script, retry=QUICK, concurrency=50)
+async def killers_three(task: Task[Script]) -> Receipt:
+    return await act(task)
+
+
+HANDLERS = (frail, frail_held, zombie, killers_one, killers_three)

@@ -44,7 +44,8 @@ def row(**columns: Any) -> Row:
     """The row of a task."""
     plain = {
         "id": ID, "tenant": "default", "type": "email", "state": "scheduled", "version": 1, "attempts": 0,
-        "max_attempts": 8, "replays": 0, "key": None, "payload": '{"to":"a"}', "metadata": None, "traceparent": None,
+        "max_attempts": 8, "losses": 0, "replays": 0, "key": None, "payload": '{"to":"a"}', "metadata": None,
+        "traceparent": None,
         "created_at": NOW, "updated_at": NOW, "due_at": NOW, "expires_at": None, "result": None, "error_class": None,
         "error_reason": None, "timeline": ["2030-01-01T00:00:00.000000Z|accepted|scheduled|0|1|"],
     }  # fmt: skip

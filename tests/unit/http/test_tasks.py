@@ -27,6 +27,7 @@ def test_a_fresh_task_shows_what_every_task_has() -> None:
         "attempts": 0,
         "maxAttempts": 8,
         "retryCount": 0,
+        "losses": 0,
         "createdAt": "2030-01-01T00:00:00.000000Z",
         "updatedAt": "2030-01-01T00:00:00.000000Z",
         "dueAt": "2030-01-01T00:00:00.000000Z",

@@ -176,12 +176,6 @@ def test_paying_at_the_last_attempt_is_death() -> None:
     assert after(Misconfigured("x"), paying).state is State.DEAD
 
 
-def test_a_task_whose_workers_were_lost_gives_back_the_attempt_that_never_ran() -> None:
-    decision = after(WorkerLost("x"), Attempt(6, 5))
-    assert decision.state is State.DEAD
-    assert decision.give_back
-
-
 def test_a_task_that_came_too_late_gives_back_the_attempt_that_never_ran() -> None:
     assert after(Expired("x"), FIRST).give_back
 

@@ -176,7 +176,8 @@ async def test_what_a_lost_worker_held_is_due_again_as_another_version(scene: Sc
     (claim,) = await scene.running(worker)
     await Watch(scene).looks()
     assert await scene.state(claim.id) == ("scheduled", claim.version + 1)
-    assert (await scene.row(claim.id))["attempts"] == 1
+    row = await scene.row(claim.id)
+    assert (row["attempts"], row["losses"]) == (0, 1)
     assert await scene.claims() == set()
 
 
@@ -197,6 +198,23 @@ async def test_a_lease_that_was_ended_is_swept_at_the_first_look(scene: Scene) -
     assert not await running(scene, claim)
 
 
+async def test_what_a_worker_whose_lease_expired_had_held_comes_under_suspicion(scene: Scene) -> None:
+    worker, ended = await scene.worker(), await scene.worker()
+    lost = await scene.running(worker, 2)
+    await scene.running(ended, 2)
+    await ended.end()
+    await Watch(scene).looks()
+    assert await scene.groups() == [{claim.id} for claim in sorted(lost, key=lambda claim: claim.id)]
+
+
+async def test_a_task_is_dead_once_it_has_ended_as_many_workers_alone_as_the_setting_says(scene: Scene) -> None:
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.lose(worker)
+    await LeaseSweep(Upkeep(scene.database), LEASE, RATE, losses_alone=1).tick()
+    assert (await scene.state(claim.id))[0] == "dead"
+
+
 async def test_many_come_back_at_a_bounded_rate_in_one_tick_and_over_several(scene: Scene) -> None:
     watch = Watch(scene)
     for expected in (3, 6):
@@ -210,18 +228,20 @@ async def test_many_come_back_at_a_bounded_rate_in_one_tick_and_over_several(sce
 
 
 async def test_more_than_one_statement_takes_are_swept_in_one_tick(scene: Scene) -> None:
-    worker = await scene.worker()
-    await scene.running(worker, 501)
-    await scene.lose(worker)
+    for held in (SWEEP, 1):
+        worker = await scene.worker()
+        await scene.running(worker, held)
+        await scene.lose(worker)
     await Watch(scene).sweep.tick()
     assert await scene.claims() == set()
     assert cast("WatchedDatabase", scene.database).ran["sweep"] == 2
 
 
 async def test_a_flood_of_them_does_not_keep_the_leader_from_its_next_look(scene: Scene) -> None:
-    worker = await scene.worker()
-    await scene.running(worker, ROUNDS * SWEEP + 1)
-    await scene.lose(worker)
+    for held in (*[SWEEP] * ROUNDS, 1):
+        worker = await scene.worker()
+        await scene.running(worker, held)
+        await scene.lose(worker)
     watch = Watch(scene)
     await watch.sweep.tick()
     assert len(await scene.claims()) == 1

@@ -112,10 +112,12 @@ class Workplace:
         """Tasks that this worker has claimed."""
         return await self.scene.running(self.claims, count, **changes)
 
-    def begin(self, *claims: Claim, probe: bool = False, term: int | None = None) -> None:
+    def begin(
+        self, *claims: Claim, probe: bool = False, term: int | None = None, turn: asyncio.Event | None = None
+    ) -> None:
         """Let these run."""
         for claim in claims:
-            self.executor.start(claim, self.lease.term if term is None else term, probe=probe)
+            self.executor.start(claim, self.lease.term if term is None else term, turn=turn, probe=probe)
 
     async def settled(self) -> None:
         """Return once all that was begun is settled."""
