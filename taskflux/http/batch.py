@@ -332,7 +332,7 @@ class SubmitBatch:
         results = Results(send, form, limits.batch_hold_bytes, held)
         batch = Batch(self.submissions, results, client, held)
         try:
-            async with client.until_gone():
+            with client.until_gone():
                 await batch.run(stream_body(headers, receive, limits.max_body_bytes), splitter)
         except ClientDisconnect:
             pass  # there is nobody to answer

@@ -89,34 +89,39 @@ class Client:
 
 
 class _Wait:
-    """An `asyncio.Timeout` that its client sets off."""
+    """Cancels what its task waits for, once its client sets it off; as `asyncio.Timeout`, at a tenth of the cost."""
 
-    __slots__ = ("_client", "_problem", "_timeout", "only_gone")
+    __slots__ = ("_cancelled", "_cancelling", "_client", "_problem", "_task", "only_gone")
 
     def __init__(self, client: Client, problem: Callable[[], Problem], *, only_gone: bool = False) -> None:
         self._client = client
         self._problem = problem
-        self._timeout = asyncio.timeout(None)
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
         self.only_gone = only_gone
 
     def end(self) -> None:
-        if not self._timeout.expired():
-            self._timeout.reschedule(asyncio.get_running_loop().time())
+        asyncio.get_running_loop().call_soon(self._cancel)
 
-    async def __aenter__(self) -> None:
+    def _cancel(self) -> None:
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    def __enter__(self) -> None:
         self._client.check()
         if self._client.late and not self.only_gone:
             raise self._problem()
-        await self._timeout.__aenter__()
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task else 0
         self._client._waits.append(self)
 
-    async def __aexit__(
+    def __exit__(
         self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client._waits.remove(self)
-        try:
-            await self._timeout.__aexit__(error, value, trace)
-        except TimeoutError:
+        task, self._task = self._task, None
+        if self._cancelled and task and task.uncancel() <= self._cancelling and error is asyncio.CancelledError:
             self._client.check()
             raise self._problem() from None
 

@@ -74,7 +74,7 @@ class Requests:
 
         async def listen() -> Message:
             try:
-                async with client.until_arrived():
+                with client.until_arrived():
                     message = await receive()
             except ClientDisconnect:
                 return {"type": "http.disconnect"}

@@ -222,7 +222,7 @@ class Submissions:
         try:
             submission = await self._requested(scope, receive, client)
             TASK.set(submission.id)
-            async with client.until_gone():
+            with client.until_gone():
                 accepted = await self.accept(submission, "Idempotency-Key")
             TASK.set(accepted.id)
         except Problem as problem:
@@ -279,7 +279,7 @@ class Submissions:
         registered = self.registry.known(name)
         if registered is None:
             try:
-                async with client.until_late():
+                with client.until_late():
                     registered = await self.registry.find(name, since)
             except StoreError as error:
                 raise store_problem(error) from error

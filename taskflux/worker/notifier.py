@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
@@ -100,9 +100,7 @@ class Notifier(Generic[P]):
         self._longest_turn = longest_turn
         self._note_patience = note_patience
 
-    async def deliver(
-        self, notification: Notification[P], waiting: AbstractAsyncContextManager[None] = NOBODY
-    ) -> Delivered:
+    async def deliver(self, notification: Notification[P], waiting: AbstractContextManager[None] = NOBODY) -> Delivered:
         """Deliver now, unless it was before.
 
         Args:
@@ -121,9 +119,9 @@ class Notifier(Generic[P]):
         metrics.NOTIFICATIONS.labels(self.channel, "repeated" if delivered.repeated else "accepted").inc()
         return delivered
 
-    async def _deliver(self, notification: Notification[P], waiting: AbstractAsyncContextManager[None]) -> Delivered:
+    async def _deliver(self, notification: Notification[P], waiting: AbstractContextManager[None]) -> Delivered:
         # Before it is begun: a caller that is cut off while it waits has begun nothing.
-        async with waiting:
+        with waiting:
             await self._turn()
         if notification.id is None:
             date = notification.created_at or datetime.now(UTC)

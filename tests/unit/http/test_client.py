@@ -224,22 +224,20 @@ async def test_what_was_read_in_time_and_not_begun_is_not_begun_late(http: Fixtu
 async def test_a_wait_ends_by_its_client_and_by_nothing_else() -> None:
     client = Client()
     client.expire("it took too long")
-    async with client.until_gone():
+    with client.until_gone():
         await asyncio.sleep(0)
-    with pytest.raises(Problem) as refused:
-        async with client.until_late():
-            raise AssertionError("nothing begins")
+    with pytest.raises(Problem) as refused, client.until_late():
+        raise AssertionError("nothing begins")
     assert (refused.value.kind, refused.value.detail) == (NOT_BEGUN, "it took too long")
-    with pytest.raises(TimeoutError):
-        async with client.until_gone():
-            raise TimeoutError
+    with pytest.raises(TimeoutError), client.until_gone():
+        raise TimeoutError
 
 
 async def test_of_two_waits_in_each_other_both_end() -> None:
     client = Client()
 
     async def wait() -> None:
-        async with client.until_late(), client.until_gone():
+        with client.until_late(), client.until_gone():
             client.expire("it took too long")
             client.leave()
             await asyncio.Event().wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,7 +37,7 @@ class Service(Notifier[Email]):
         self.client = httpx.AsyncClient(transport=transport, base_url="http://notify")
 
     async def deliver(
-        self, notification: Notification[Email], waiting: AbstractAsyncContextManager[None] = NOBODY
+        self, notification: Notification[Email], waiting: AbstractContextManager[None] = NOBODY
     ) -> Delivered:
         self.asked.append(notification)
         if self.trouble is not None:
