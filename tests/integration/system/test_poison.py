@@ -11,12 +11,14 @@ from uuid_utils.compat import uuid7
 
 from taskflux.stream.envelope import DeadTask, Headers, OutRecord, encode
 from taskflux.stream.topics import dead_letter_topic
+from tests.integration.stream.batches import batch, send_batch
 from tests.integration.system.stack import Row, Stack, eventually
 
 ADDED = [
     f"taskflux-{name}"
     for name in ("origin-topic", "origin-partition", "origin-offset", "origin-timestamp", "error-class", "reason")
 ]
+GZIP = 1
 HEADERS: Headers = (("who", b"\x00\xff"), ("who", None), ("traceparent", b"no trace"))
 
 
@@ -39,6 +41,26 @@ async def test_poison_is_a_dead_letter_with_its_bytes_untouched_and_stops_no_par
     for partition_key in (b"a", b"b", b"c", b"d"):  # every partition goes on
         await stack.produce(OutRecord(stack.topic("scripted"), partition_key, b"{}", HEADERS))
     await stack.until_all(await stack.submit_many("scripted", 20), "succeeded")
+
+    async def taken() -> bool:
+        return await stack.lag("scripted") == 0
+
+    await eventually(taken, "all offsets are committed")
+
+
+async def test_a_batch_that_unpacks_to_too_much_is_a_dead_letter_with_its_bytes_and_stops_no_partition(
+    stack: Stack,
+) -> None:
+    topic = stack.topic("scripted")
+    (before,) = await stack.produce(OutRecord(topic, b"k", b"{}", HEADERS))
+    bomb = batch(GZIP, *[bytes(10_000)] * 100)  # a megabyte; the limit is twice the largest dead letter, 600,000 bytes
+    await send_batch(stack.settings.kafka, topic, before.partition, bomb)
+    letter = await _letter_from(stack, topic, before.partition, before.offset + 100)
+    assert (letter["error_class"], letter["record_key"]) == ("Unreadable", None)
+    assert (
+        letter["record_value"][61:] == bomb[61:]
+    )  # what the producer has packed; the broker notes its place before it
+    await stack.until_all(await stack.submit_many("scripted", 10), "succeeded")
 
     async def taken() -> bool:
         return await stack.lag("scripted") == 0
