@@ -17,6 +17,7 @@ from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Record, decode
 from taskflux.stream.producer import Producer
 from taskflux.stream.topics import is_own_topic, router_group
+from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.submission import TaskType
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch
@@ -146,7 +147,8 @@ class Router:
 
     async def take(self, records: Sequence[Record]) -> Adopted | None:
         """Put poison aside and make the rest durable; None when told to drain meanwhile."""
-        foreign, poison = self._sort(records)
+        size = sum(len(record.value or b"") for record in records)
+        foreign, poison = await asyncio.to_thread(self._sort, records) if size > LARGE else self._sort(records)
         types = await self._types.of({each.task_type for each in foreign})
         if types is None:
             return None

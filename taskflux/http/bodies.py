@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskflux.http.problems import BAD_REQUEST, BUSY, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
-from taskflux.tasks.bounds import LARGE, MAX_DEPTH, OutOfBounds, TooManyValues, check, check_characters
+from taskflux.tasks.bounds import LARGE, MAX_DEPTH, VALUE_BYTES, OutOfBounds, TooManyValues, check, check_characters
 
 Headers = Mapping[bytes, bytes]
 T = TypeVar("T")
@@ -38,9 +38,6 @@ def _refuse_constant(name: str) -> object:
 
 _decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
-
-VALUE_BYTES: Final = 200
-"""What a value of a document takes in memory, at most on average: an object in an object, with a name of its own."""
 
 SMALL: Final = 64 * 1024
 """Bytes that a request may hold while the last eighth of what may be in flight is left."""

@@ -41,7 +41,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from taskflux.http.app import application, probe_routes
-from taskflux.http.bodies import Headers, json_answer, moment, read_json, to_json
+from taskflux.http.bodies import Headers, beside_loop, json_answer, moment, read_json, to_json
 from taskflux.http.client import client_of
 from taskflux.http.openapi.document import documentation_routes, notify_json
 from taskflux.http.problems import (
@@ -96,10 +96,10 @@ class Notify(Generic[P]):
 
     async def deliver(self, request: Request) -> Response:
         """Deliver now, and answer with the outcome."""
-        headers, document, _ = await read_json(request.scope, request.receive, self._limit)
+        headers, document, size = await read_json(request.scope, request.receive, self._limit)
         try:
             waiting = client_of(request.scope).until_late()
-            delivered = await self._notifier.deliver(self._read(headers, document), waiting)
+            delivered = await self._notifier.deliver(await self._read(headers, document, size), waiting)
         except TaskError as error:
             raise delivery_problem(error) from error
         except StoreError as error:
@@ -107,14 +107,14 @@ class Notify(Generic[P]):
         replay = {"Idempotent-Replay": "true"} if delivered.repeated else {}
         return json_answer({"status": "accepted", "result": delivered.result}, headers=replay)
 
-    def _read(self, headers: Headers, document: Any) -> Notification[P]:
+    async def _read(self, headers: Headers, document: Any, size: int) -> Notification[P]:
         errors: list[FieldError] = []
         progress = document.pop("progress", None) if isinstance(document, dict) else None
         if progress is not None and not isinstance(progress, dict):
             errors.append(FieldError("progress", "must be a JSON object"))
         name, attempt, created_at = _read_headers(headers, errors)
         try:
-            payload = self._adapter.validate_json(to_json(document))
+            payload = await beside_loop(size, lambda: self._adapter.validate_json(to_json(document)))
         except ValidationError as error:
             raise _invalid([*errors, *_field_errors(error)]) from None
         except ValueError:

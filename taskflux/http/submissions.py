@@ -300,7 +300,7 @@ class Submissions:
         text = ""
         try:
             text = _encode(payload)
-            if too_large := excess(text, task_type.max_bytes):
+            if too_large := excess(len(text), task_type.max_bytes):
                 raise Problem(TOO_LARGE, too_large)
             errors += registered.schema.errors(payload) if "payload" in document else []
         except ValueError:

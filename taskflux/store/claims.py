@@ -23,13 +23,16 @@ from taskflux.telemetry.tracing import UNTRACED, Destination
 
 SQL: Final = statements("claims")
 SETTLE_BATCH: Final = 500
+CARRIED: Final = 64 * 1024
+"""Bytes of a payload that comes with its claim: a batch of claims would otherwise hold gigabytes."""
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
 
 
 class Claim(NamedTuple):
     """A task that is ours until we settle it or our lease runs out. `waited` is seconds since it was due.
 
-    `attempt_span` is the traceparent of the last attempt's span that was recorded.
+    `attempt_span` is the traceparent of the last attempt's span that was recorded. `size` is the payload's, in bytes;
+    one of more than `CARRIED` is None here, and had by `Claims.payload`.
     """
 
     id: UUID
@@ -40,7 +43,7 @@ class Claim(NamedTuple):
     replays: int
     tenant: str
     key: str | None
-    payload: str
+    payload: str | None
     metadata: str | None
     progress: str | None
     traceparent: str | None
@@ -48,6 +51,7 @@ class Claim(NamedTuple):
     created_at: datetime
     expired: bool
     waited: float
+    size: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -162,10 +166,16 @@ class Claims:
             suspects=suspects,
             worker=self.worker.id,
             label=self.worker.label,
+            carried=CARRIED,
         )
         if not rows:
             raise LeaseEnded
         return [Claim(**row) for row in rows if row["id"] is not None]
+
+    async def payload(self, task: UUID) -> str:
+        """The payload of a task, which is there as long as it is ours."""
+        row = await self.database.fetchrow(SQL["payload"], id=task)
+        return "" if row is None else str(row["payload"])
 
     async def suspected(self, versions: Mapping[UUID, int]) -> Sequence[Mapping[UUID, int]]:
         """The groups of suspects that these tasks (id → version of the record) belong to: of each group the members
@@ -198,6 +208,7 @@ class Claims:
             least=ids[0],
             greatest=ids[-1],
             worker=self.worker.id,
+            carried=CARRIED,
         )
         return [Claim(**row) for row in rows]
 

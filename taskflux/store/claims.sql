@@ -15,9 +15,10 @@ UPDATE workers SET beat = beat + 1, beat_at = now(), in_flight = :in_flight WHER
 UPDATE workers SET ended = true WHERE id = :id;
 
 -- name: claim
--- A batch of records becomes running tasks of one worker; the payload comes with the claim. Suspects are claimed as the
--- members of a group (:suspects) or not at all. No row comes back once the worker's lease was ended, one of NULLs where
--- nothing could be claimed. The lock lets it beat meanwhile; who ends its lease for its silence waits (`end_silent`).
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large. Suspects
+-- are claimed as the members of a group (:suspects) or not at all. No row comes back once the worker's lease was ended,
+-- one of NULLs where nothing could be claimed. The lock lets it beat meanwhile; who ends its lease for its silence waits
+-- (`end_silent`).
 WITH lease AS MATERIALIZED (
     SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
 ), suspected AS MATERIALIZED (
@@ -37,7 +38,9 @@ WITH lease AS MATERIALIZED (
             t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || :label)
     WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
     RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
-              t.payload, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+              CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
+              octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span,
+              t.created_at,
               COALESCE(t.expires_at <= now(), false) AS expired,
               GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
 ), leased AS (
@@ -49,14 +52,19 @@ SELECT c.* FROM lease LEFT JOIN claimed c ON true;
 
 -- name: reclaim
 -- Tasks that a claim of ours took though its answer was lost, unless our lease was ended since.
-SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key, t.payload,
-       t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
+       CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
+       octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
        COALESCE(t.expires_at <= now(), false) AS expired,
        GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
 FROM tasks t
 WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running' AND t.worker = :worker
   AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1
   AND EXISTS (SELECT FROM workers WHERE id = :worker AND NOT ended);
+
+-- name: payload
+-- A large payload, once there is room for it.
+SELECT payload FROM tasks WHERE id = :id;
 
 -- name: held
 -- What a worker has claimed and not settled.

@@ -25,6 +25,12 @@ USUAL_BYTES: Final = 1024 * 1024
 MOST_BYTES: Final = 16 * 1024 * 1024
 """The largest limit that a type may declare."""
 
+VALUE_BYTES: Final = 200
+"""What a value takes in memory once it is parsed: on average at most, an object in an object, with a name."""
+
+FEW: Final = 1000
+"""Values up to which a text is not counted exactly."""
+
 LARGE: Final = 256 * 1024
 """Bytes from which on a text is parsed beside the event loop."""
 
@@ -37,7 +43,6 @@ class TooManyValues(OutOfBounds):
     """There are more than `MAX_VALUES`."""
 
 
-_FEW: Final = 1000
 _SPACE: Final = b" \t\r\n"
 _BRACKETS: Final = b"[{]}"
 _OTHERS: Final = bytes(set(range(256)) - set(_BRACKETS))
@@ -55,7 +60,7 @@ def check(text: bytes, *, depth: int = MAX_DEPTH) -> int:
     """
     opened = text.count(b"[") + text.count(b"{")
     values = 1 + opened + text.count(b",")
-    if opened > depth or values > _FEW:  # commas and brackets of strings were counted, too
+    if opened > depth or values > FEW:  # commas and brackets of strings were counted, too
         return _count(text, depth)
     return values
 
@@ -76,11 +81,11 @@ def check_characters(text: bytes, document: object) -> None:
 _plain: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def excess(payload: str, limit: int) -> str | None:
-    """What is wrong with a payload, a JSON text in ASCII, of more than `limit` bytes; None where it has fewer."""
-    if len(payload) <= limit:
+def excess(size: int, limit: int) -> str | None:
+    """What is wrong with a payload of `size` bytes where its type takes `limit`; None where it has no more."""
+    if size <= limit:
         return None
-    return f"the payload has {len(payload):,} bytes as it is stored, and a task of its type {limit:,} at most"
+    return f"the payload has {size:,} bytes as it is stored, and a task of its type {limit:,} at most"
 
 
 def _count(text: bytes, depth: int) -> int:

@@ -17,6 +17,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.claims import SETTLE_BATCH, Claim, Claims, Settlement
+from taskflux.store.errors import until_available
+from taskflux.tasks.bounds import FEW, LARGE, MOST_BYTES, VALUE_BYTES
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, unforeseen
 from taskflux.tasks.errors import (
     Ambiguous,
@@ -117,6 +119,14 @@ class Lease:
             self._until = began + self._seconds
 
 
+PAYLOAD_BYTES: Final = 2 * MOST_BYTES
+"""Bytes that the payloads of all attempts in a worker take together: twice its own, and `VALUE_BYTES` for each of its
+values. The worker's memory limit follows from it."""
+
+LIGHT: Final = 4096
+"""Bytes of a payload that is not counted there."""
+
+
 class _Stage(Enum):
     READING = auto()  # what the handler is given is made
     WAITING = auto()  # for a slot or a turn: nothing has happened yet
@@ -140,6 +150,7 @@ class _Running:
     task: asyncio.Task[None] | None = None
     stage: _Stage = _Stage.READING
     slot: bool = False  # it has one
+    room: int = 0  # bytes that its payload takes, where that is not light
     seconds: float | None = None  # that its handler took
     span: tracing.Span | None = None  # where its trace is recorded
     released: str = ""  # why this worker has cancelled it before it began
@@ -154,6 +165,29 @@ class _Running:
         return self.stage is _Stage.CALLED or self.seconds is not None
 
 
+class _Payloads:
+    """Room for what payloads take: `most` bytes, or a single one of any size."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._turn = asyncio.Lock()
+        self._given = asyncio.Event()
+
+    async def take(self, size: int) -> None:
+        """Return once there is room for `size` bytes, which are held until `give`."""
+        async with self._turn:  # in their order: smaller ones would pass a large one for ever
+            while self._held and self._held + size > self._most:
+                self._given.clear()
+                await self._given.wait()
+            self._held += size
+
+    def give(self, size: int) -> None:
+        """Hold `size` bytes less."""
+        self._held -= size
+        self._given.set()
+
+
 class Executor:
     """Runs claims of one handler, `concurrency` at once.
 
@@ -161,7 +195,7 @@ class Executor:
     called, `_call` calls it, `_understood` says what an exception stands for, `_decision` what follows, and the outcome
     is written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
 
-    `patience` is in seconds (`PATIENCE`).
+    `patience` is in seconds (`PATIENCE`), `payload_bytes` in bytes (`PAYLOAD_BYTES`).
     """
 
     def __init__(
@@ -175,6 +209,7 @@ class Executor:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
+        payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
         self.handler = handler
         self.lease = lease
@@ -186,6 +221,7 @@ class Executor:
         self._patience = patience
         self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
+        self._payloads = _Payloads(payload_bytes)
         # By task and version: a task whose lease was lost may come again meanwhile.
         self._running: dict[tuple[UUID, int], _Running] = {}
         self._turns: Counter[asyncio.Event] = Counter()  # of those that were given one: how many are not settled
@@ -371,7 +407,12 @@ class Executor:
                 running.stage = _Stage.WAITING
                 await running.turn.wait()
                 running.stage = _Stage.READING
-            task = self._task(claim)
+            payload = await self._payload(running)
+            if len(payload) < LARGE:
+                task = self._task(claim, payload)
+            else:
+                task = await asyncio.to_thread(self._task, claim, payload)
+            del payload
             running.stage = _Stage.WAITING
             refusal = WORKER_ENDED if self._draining else None
             if refusal is None:
@@ -397,11 +438,45 @@ class Executor:
         return self._decision(running, error, serves_others=serves_others)
 
     def _free(self, running: _Running) -> None:
+        self._give_room(running)
         if running.slot:
             running.slot = False
             self._slots.release()
 
-    def _task(self, claim: Claim) -> Task[Any]:
+    async def _payload(self, running: _Running) -> str:
+        """The payload, once there is room for what it takes, which the attempt then holds.
+
+        A large one did not come with its claim, and is read here. While it waits, nothing of it is kept.
+
+        Raises:
+            InvalidPayload: it is larger than its type takes, and is not read at all; or it is out of bounds.
+        """
+        claim, payload = running.claim, running.claim.payload
+        if payload is not None and len(payload) <= LIGHT:
+            return payload
+        self.handler.check_size(claim.size)
+        running.stage = _Stage.WAITING
+        needed = 2 * claim.size + FEW * VALUE_BYTES
+        while running.room < needed:
+            payload = None
+            self._give_room(running)
+            await self._payloads.take(needed)
+            running.room = needed
+            payload = claim.payload
+            if payload is None:
+                payload = await until_available(lambda: self.lease.claims.payload(claim.id))
+            values = self.handler.values
+            counted = values(payload) if len(payload) < LARGE else await asyncio.to_thread(values, payload)
+            needed = 2 * claim.size + max(FEW, counted) * VALUE_BYTES
+        running.stage = _Stage.READING
+        return payload or ""
+
+    def _give_room(self, running: _Running) -> None:
+        if running.room:
+            self._payloads.give(running.room)
+            running.room = 0
+
+    def _task(self, claim: Claim, payload: str) -> Task[Any]:
         """The claimed task as its handler is given it.
 
         Raises:
@@ -413,7 +488,7 @@ class Executor:
         return Task(
             claim.id,
             self.handler.type,
-            self.handler.parse(claim.payload),
+            self.handler.parse(payload),
             claim.attempt,
             claim.max_attempts,
             claim.replays,

@@ -114,7 +114,7 @@ def adoptee(foreign: Foreign, task_type: TaskType) -> Adoptee | Poison:
 
     The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes.
     """
-    if too_large := excess(foreign.payload, task_type.max_bytes):
+    if too_large := excess(len(foreign.payload), task_type.max_bytes):
         return Poison(PoisonClass.TOO_LARGE, too_large)
     record = foreign.record
     if foreign.task_id is not None:

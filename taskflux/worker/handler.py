@@ -48,15 +48,32 @@ class Handler(Generic[P]):
         Raises:
             InvalidPayload: naming each bad field, without its value; or it is beyond the bounds of every task.
         """
-        if too_large := excess(payload, self.max_bytes):
-            raise InvalidPayload(too_large)
+        self.check_size(len(payload))
+        self.values(payload)
         try:
-            check(payload.encode("utf-8", "replace"))
             return self.adapter.validate_json(payload)
-        except OutOfBounds as error:
-            raise InvalidPayload(f"payload: {error}") from None
         except ValidationError as error:
             raise InvalidPayload(describe(error)) from None
+
+    def check_size(self, size: int) -> None:
+        """Whether a payload of `size` bytes may be read at all.
+
+        Raises:
+            InvalidPayload: it is larger than the type takes.
+        """
+        if too_large := excess(size, self.max_bytes):
+            raise InvalidPayload(too_large)
+
+    def values(self, payload: str) -> int:
+        """How many values stand in a payload, at most.
+
+        Raises:
+            InvalidPayload: it is beyond the bounds of every task.
+        """
+        try:
+            return check(payload.encode("utf-8", "replace"))
+        except OutOfBounds as error:
+            raise InvalidPayload(f"payload: {error}") from None
 
     def task_type(self) -> TaskType:
         """What a worker registers, so that ingest can refuse a payload before it is accepted."""

@@ -28,6 +28,7 @@ from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, Record, decode
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.topics import task_group, task_topic
+from taskflux.tasks.bounds import LARGE
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
 from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
@@ -129,7 +130,8 @@ class Worker:
 
     async def _take(self, records: Sequence[Record]) -> None:
         """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
-        ours, foreign, poison = self._sort(records)
+        size = sum(len(record.value or b"") for record in records)  # of ours 100 bytes each
+        ours, foreign, poison = await asyncio.to_thread(self._sort, records) if size > LARGE else self._sort(records)
         if foreign:
             adopted = await self._adoption.adopt(foreign, self._types)
             if adopted is None:

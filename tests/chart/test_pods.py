@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import pytest
 
+from taskflux.worker.executor import PAYLOAD_BYTES
+from taskflux.worker.settings import HttpSettings
 from tests.chart.cases import EACH_CI_FILE, full
 from tests.chart.containers import quantity
 from tests.chart.objects import Object, PodTemplate, pods
@@ -160,3 +162,23 @@ def test_probes_take_the_numbers_that_are_given() -> None:
         assert pod is not None
         for probe in PROBES:
             assert numbers.items() <= pod.containers[0][probe].items()
+
+
+BASE = 96 * 1024**2
+"""Bytes of a process that does nothing; most have some 65 MiB."""
+FOLD = 5
+"""Memory that a byte of work takes at its most: measured are 4.5 in ingest, 5.2 in notify, 5 for mails in a worker."""
+
+
+@EACH_CI_FILE
+def test_the_memory_limit_follows_from_what_a_process_may_hold(ci: Path) -> None:
+    rendering = render(ci)
+    for deployment in rendering.of("Deployment"):
+        pod = deployment.pod
+        assert pod is not None
+        settings = settings_of(pod, rendering.of("ConfigMap"))
+        in_flight = int(settings.get("TASKFLUX_HTTP__BYTES_IN_FLIGHT", HttpSettings().bytes_in_flight))
+        serves = pod.labels["app.kubernetes.io/component"] in ("ingest", "notify")
+        held = in_flight if serves else PAYLOAD_BYTES
+        (container,) = pod.containers
+        assert quantity(container["resources"]["limits"]["memory"]) >= BASE + FOLD * held, str(deployment)

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from taskflux.http.bodies import SMALL, VALUE_BYTES, beside_loop
+from taskflux.http.bodies import SMALL, beside_loop
 from taskflux.http.submissions import Limits
-from taskflux.tasks.bounds import LARGE
+from taskflux.tasks.bounds import LARGE, VALUE_BYTES
 from taskflux.tasks.submission import TaskType
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.stores import ID, row

@@ -810,3 +810,105 @@ async def test_one_task_may_run_here_twice_once_its_lease_was_lost(scene: Scene)
     await place.settled()
     assert [task.attempt for task in calls.tasks] == [1, 1]  # the loss gave it back
     assert (await scene.row(claim.id))["state"] == "succeeded"
+
+
+# Large payloads ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_large_payload_is_read_when_its_task_begins(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    name = "x" * 500_000
+    (claim,) = await place.claim(payload=json.dumps({"to": name}))
+    assert (claim.payload, claim.size) == (None, 500_010)
+    place.begin(claim)
+    await place.settled()
+    assert [task.payload.to for task in calls.tasks] == [name]
+    assert (await scene.row(claim.id))["state"] == "succeeded"
+
+
+async def test_so_many_bytes_of_large_payloads_are_in_a_worker_at_once(
+    scene: Scene,
+) -> None:
+    at_once, most = 0, 0
+
+    async def work(task: Task[Payload]) -> Receipt:
+        nonlocal at_once, most
+        at_once += len(task.payload.to) > 100
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= len(task.payload.to) > 100
+        return Receipt()
+
+    place = await Workplace.of(scene, work, payload_bytes=2_500_000)
+    large = await place.claim(8, payload=json.dumps({"to": "x" * 400_000}))
+    small = await place.claim(8, payload=json.dumps({"to": "x"}))
+    place.begin(*large, *small)
+    await place.settled()
+    assert most == 2
+    assert {(await scene.row(claim.id))["state"] for claim in [*large, *small]} == {"succeeded"}
+
+
+async def test_values_of_payloads_take_room_too(scene: Scene) -> None:
+    at_once, most = 0, 0
+
+    async def work(task: Task[Any]) -> Receipt:
+        nonlocal at_once, most
+        at_once, most = at_once + 1, max(most, at_once + 1)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return Receipt()
+
+    place = await Workplace.of(scene, work, payload=Any, payload_bytes=5_000_000)
+    kinds = ["[" + "[]," * 10_000 + "[]]", "[" + "[]," * 30_000 + "[]]"]  # some come with their claims, some do not
+    claims = [claim for payload in kinds for claim in await place.claim(3, payload=payload)]
+    assert [claim.payload is None for claim in claims] == [False] * 3 + [True] * 3
+    place.begin(*claims)
+    await place.settled()
+    assert most <= 2
+    assert {(await scene.row(claim.id))["state"] for claim in claims} == {"succeeded"}
+
+
+async def test_a_payload_larger_than_its_type_takes_is_a_dead_letter_and_never_read(scene: Scene) -> None:
+    calls = Calls()
+    place = await Workplace.of(scene, calls)
+    (claim,) = await place.claim(payload=json.dumps({"to": "x" * 1_100_000}))
+    place.begin(claim)
+    await place.settled()
+    row = await scene.row(claim.id)
+    assert (row["state"], row["error_class"], calls.tasks) == ("dead", "InvalidPayload", [])
+    assert "1,048,576 at most" in row["error_reason"]
+    assert place.database.ran["payload"] == 0
+
+
+@pytest.mark.parametrize("payload", ['{"to":[' + "[]," * 200_000 + "[]]}", '{"to":' + "[" * 70 + "]" * 70 + "}"])
+async def test_a_payload_out_of_bounds_is_a_dead_letter(payload: str, scene: Scene) -> None:
+    place = await Workplace.of(scene, Calls())
+    row = await scene.row(await place.run_one(payload=payload))
+    assert (row["state"], row["error_class"]) == ("dead", "InvalidPayload")
+
+
+async def test_a_large_payload_is_waited_for_while_postgresql_is_unreachable(scene: Scene) -> None:
+    place = await Workplace.of(scene, Calls())
+    (claim,) = await place.claim(payload=json.dumps({"to": "x" * 400_000}))
+    place.database.unreachable.add("payload")
+    place.begin(claim)
+    await place.database.failed.wait()
+    place.database.unreachable.clear()
+    await place.settled()
+    row = await scene.row(claim.id)
+    assert (row["state"], row["attempts"]) == ("succeeded", 1)
+
+
+async def test_a_drain_releases_what_waits_for_room(scene: Scene) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls, payload_bytes=1_500_000)
+    claims = await place.claim(3, payload=json.dumps({"to": "x" * 400_000}))
+    place.begin(*claims)
+    await calls.entered.wait()
+    draining = asyncio.create_task(place.executor.drain(20, asyncio.Event()))
+    await asyncio.sleep(0)
+    calls.go.set()
+    await draining
+    states = sorted([(await scene.row(claim.id))["state"] for claim in claims])
+    assert states == ["scheduled", "scheduled", "succeeded"]

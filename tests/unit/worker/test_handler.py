@@ -133,3 +133,32 @@ def test_a_payload_may_be_any_annotation() -> None:
     bare = handler("x", payload=list[int] | None)(alone)
     assert bare.parse("[1, 2]") == [1, 2]
     assert bare.parse("null") is None
+
+
+@pytest.mark.parametrize("most", [0, 16 * 1024 * 1024 + 1])
+def test_a_limit_that_no_payload_can_have_is_refused(most: int) -> None:
+    with pytest.raises(ValueError, match="sent as a link"):
+        handler("resize", payload=Image, max_bytes=most)
+
+
+def test_what_a_type_declares_is_registered_and_held_against_its_payloads() -> None:
+    @handler("wide", payload=list[str], max_bytes=2_000_000)
+    async def wide(task: Task[list[str]]) -> None: ...
+
+    assert wide.task_type().max_bytes == 2_000_000
+    assert wide.parse(json.dumps(["x" * 1_500_000]))
+    with pytest.raises(InvalidPayload, match="2,000,000 at most"):
+        wide.parse(json.dumps(["x" * 2_000_000]))
+
+
+def test_a_payload_that_is_wrong_in_very_many_places_is_not_told_place_by_place() -> None:
+    @handler("counts", payload=list[int])
+    async def counts(task: Task[list[int]]) -> None: ...
+
+    with pytest.raises(InvalidPayload) as refused:
+        counts.parse(json.dumps(["x"] * 50_000))
+    assert "and 49,999 more" in refused.value.reason
+    with pytest.raises(InvalidPayload) as refused:
+        counts.parse(json.dumps(["x"] * 100))
+    assert refused.value.reason.count(": ") == 20
+    assert refused.value.reason.endswith("; and 80 more")

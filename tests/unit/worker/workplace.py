@@ -16,7 +16,7 @@ from taskflux.store.claims import Claim, Claims
 from taskflux.store.publishing import Circuits
 from taskflux.tasks.policy import AmbiguousPolicy
 from taskflux.worker.circuits import CircuitWatch, Gate
-from taskflux.worker.executor import Executor, Lease
+from taskflux.worker.executor import PAYLOAD_BYTES, Executor, Lease
 from taskflux.worker.outcomes import Outcomes
 from tests.integration.store.scene import TYPE, Scene
 from tests.unit.world import Clock, WatchedDatabase
@@ -70,6 +70,7 @@ class Workplace:
         jitter: Callable[[], float] = lambda: 0.5,
         payload: Any = Payload,
         patience: float = 60.0,
+        payload_bytes: int = PAYLOAD_BYTES,
     ) -> Workplace:
         async def run(task: Task[Payload]) -> Receipt | None:
             return await work(task)
@@ -101,6 +102,7 @@ class Workplace:
             jitter=jitter,
             clock=clock,
             patience=patience,
+            payload_bytes=payload_bytes,
         )
         return cls(scene, clock, claims, lease, watch, gate, executor)
 
