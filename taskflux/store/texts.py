@@ -30,8 +30,8 @@ _TOO_DEEP: Final = f"(left out: below {DEEPEST} levels)"
 _ITSELF: Final = "(left out: it holds itself)"
 
 _encode: Final = json.JSONEncoder(check_circular=False, allow_nan=False).encode
-_SMALL: Final = 32
-_LONGEST_VALUE: Final = 10_000
+_FEW: Final = 1000
+_SHORT: Final = 1000
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 
 
@@ -62,20 +62,42 @@ def json_text(document: object) -> str | None:
     another object by its text, a set too, a key that is no text by its own. A text in parentheses stands for what
     cannot be read, holds itself, or is too large: `LONGEST_JSON`, `MOST_VALUES`, `DEEPEST`.
     """
-    if type(document) is dict and len(document) <= _SMALL:  # as nearly all are
-        for key, value in document.items():
-            kind = type(value)
-            if type(key) is not str or len(key) > _LONGEST_VALUE:
-                break
-            if kind not in _NUMBERS and not (kind is str and len(value) <= _LONGEST_VALUE):
-                break
-        else:
-            try:
-                return _encode(document)
-            except ValueError:  # a float that is no number, an integer of too many digits
-                pass
+    if type(document) is dict and _small(document):
+        try:
+            return _encode(document)
+        except ValueError:  # a float that is no number, an integer of too many digits
+            pass
     copy = _Copy().of(document)
     return _encode(copy) if type(copy) is dict else None
+
+
+def _small(document: dict[Any, Any]) -> bool:
+    """Whether it holds little, and but for numbers only what JSON knows: as nearly all do. Calls no foreign code."""
+    left, level = _FEW, [document]
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for value in level:
+            kind: Any = type(value)
+            if kind in _NUMBERS:
+                continue
+            if kind is str:
+                if len(value) > _SHORT:
+                    return False
+                continue
+            if (kind is not dict and kind is not list) or len(value) > left:
+                return False
+            left -= len(value)
+            if kind is list:
+                below += value
+                continue
+            for key in value:
+                if type(key) is not str or len(key) > _SHORT:
+                    return False
+            below += value.values()
+        if not below:
+            return True
+        level = below
+    return False
 
 
 class _Copy:

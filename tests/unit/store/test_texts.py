@@ -171,9 +171,10 @@ def test_what_holds_itself_is_replaced_where_it_would_begin_again() -> None:
     }
 
 
-def test_what_is_nested_too_deeply_is_left_out_below() -> None:
+@pytest.mark.parametrize("levels", [40, 400, 10_000])
+def test_what_is_nested_too_deeply_is_left_out_below(levels: int) -> None:
     deep: Any = {"rows": 12}
-    for _ in range(10_000):
+    for _ in range(levels):
         deep = {"in": [deep]}
     said = json_text({"rows": 12, "deep": deep})
     assert said is not None
