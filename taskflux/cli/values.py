@@ -10,6 +10,8 @@ from uuid import UUID
 
 import click
 
+from taskflux.tasks.bounds import OutOfBounds, check
+
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
 
@@ -131,14 +133,19 @@ def payload_of(argument: str | None, file: BinaryIO | None, stdin: BinaryIO) -> 
 
 
 def _json_or_text(text: str) -> Any:
+    like_json = text.lstrip()[:1] in ("{", "[", '"')
     try:
+        if like_json:
+            check(text.encode("utf-8", "replace"))
         return json.loads(text, parse_constant=_refuse)
+    except OutOfBounds as error:
+        raise click.UsageError(f"the payload is not taken: {error}") from None
     except json.JSONDecodeError as error:
-        if text.lstrip()[:1] in ("{", "[", '"'):
+        if like_json:
             where = f"line {error.lineno}, column {error.colno}"
             raise click.UsageError(f"the payload begins like JSON, but: {error.msg} at {where}") from None
         return text
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 

@@ -27,6 +27,7 @@ from taskflux.providers import notify
 from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.sms import Sms
+from taskflux.tasks.bounds import OutOfBounds, check
 from taskflux.tasks.decision import LONGEST_DELAY
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import (
@@ -385,10 +386,13 @@ def _document(body: bytes, *, form: bool) -> Any:
         text = body.decode("utf-8")
         if form:
             [text] = parse_qs(text, strict_parsing=True, max_num_fields=20)["data"]
+        check(text.encode())
         return json.loads(text)
     except KeyError:
         raise MalformedReports("the form has no field data") from None
-    except (ValueError, RecursionError):
+    except OutOfBounds as error:
+        raise MalformedReports(str(error)) from None
+    except ValueError:
         raise MalformedReports("it is not JSON") from None
 
 

@@ -224,7 +224,8 @@ async def new_task(
         Problem: 422, something is still missing or wrong; 503, the type is not known here, and the store cannot be
             asked.
     """
-    return await submissions.read(_document(letter, repair, prefix), client, traceparent=letter["traceparent"])
+    size, trace = len(letter["payload"] or ""), letter["traceparent"]
+    return await submissions.read(_document(letter, repair, prefix), client, traceparent=trace, size=size)
 
 
 def _document(letter: Mapping[str, Any], repair: Repair, prefix: str) -> dict[str, Any]:

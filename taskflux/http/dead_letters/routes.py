@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
-from taskflux.http.bodies import held_by, json_answer, json_object, path_id
+from taskflux.http.bodies import beside_loop, held_by, json_answer, json_object, path_id
 from taskflux.http.client import client_of
 from taskflux.http.dead_letters.letter import (
     bulk_document,
@@ -79,7 +79,8 @@ class DeadLetterRoutes:
         """One letter with everything about it."""
         row = await self._get(request)
         _hold(row, request)
-        return json_answer(letter_document(row))
+        size = len(row["payload"] or "") + len(row["record_value"] or b"")
+        return await beside_loop(size, lambda: json_answer(letter_document(row)))
 
     async def replay(self, request: Request) -> Response:
         """Send one letter again, as it was or repaired. It is sent once: asked again, the answer is a 409 that names
@@ -90,6 +91,7 @@ class DeadLetterRoutes:
         letter = await self._get(request)
         if letter["state"] != OPEN:
             raise _not_open(letter)
+        _hold(letter, request)
         link_request(letter["traceparent"])
         if letter["task_state"] is not None:
             payload = await edited_payload(letter, repair, self.submissions, client)

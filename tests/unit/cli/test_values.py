@@ -61,6 +61,12 @@ def test_a_payload_is_json_or_else_a_text(text: str, payload: Any) -> None:
     assert payload_of(None, BytesIO(text.encode()), BytesIO()) == payload
 
 
+@pytest.mark.parametrize("text", ["[" * 65 + "]" * 65, "[" + "0," * 100_000 + "0]"], ids=["deep", "crowded"])
+def test_a_payload_that_no_handler_takes_is_not_sent(text: str) -> None:
+    with pytest.raises(click.UsageError, match="the payload is not taken: it"):
+        payload_of(text, None, BytesIO())
+
+
 @pytest.mark.parametrize("text", ['{"a": 1', "[1,", '"open'])
 def test_what_begins_like_json_must_be_json(text: str) -> None:
     with pytest.raises(click.UsageError, match="begins like JSON"):

@@ -232,3 +232,12 @@ def test_words_are_made_storable_and_name_nobody() -> None:
 def test_what_is_in_neither_form_is_refused(body: bytes, form: bool) -> None:
     with pytest.raises(MalformedReports):
         read_reports(body, form=form)
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_reports_are_counted_before_they_are_built(form: bool) -> None:
+    crowded = b"[" + b"[]," * 600_000 + b"[]]"
+    with pytest.raises(MalformedReports, match="more than 100,000 values"):
+        read_reports(b"data=" + crowded if form else crowded, form=form)
+    with pytest.raises(MalformedReports, match="64 deep"):
+        read_reports(b"data=" + b"[" * 900 if form else b"[" * 900, form=form)

@@ -162,3 +162,13 @@ def test_a_payload_that_is_wrong_in_very_many_places_is_not_told_place_by_place(
         counts.parse(json.dumps(["x"] * 100))
     assert refused.value.reason.count(": ") == 20
     assert refused.value.reason.endswith("; and 80 more")
+
+
+@pytest.mark.parametrize("payload", ["[" * 65 + "]" * 65, "[" + "0," * 100_000 + "0]"], ids=["deep", "crowded"])
+def test_a_payload_out_of_bounds_is_refused_though_its_model_would_take_it(payload: str) -> None:
+    @handler("anything", payload=Any)
+    async def anything(task: Task[Any]) -> None: ...
+
+    with pytest.raises(InvalidPayload, match="payload: it "):
+        anything.parse(payload)
+    assert anything.parse("[" * 64 + "]" * 64)
