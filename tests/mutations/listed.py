@@ -21,6 +21,7 @@ DECISIONS: Final = ("tests/integration/store/test_decisions.py",)
 RECEIPTS: Final = ("tests/integration/store/test_receipts.py",)
 CIRCUITS: Final = ("tests/integration/store/test_circuits.py",)
 REFUSED: Final = ("tests/unit/worker/test_refused_tasks.py",)
+BOUNDS: Final = ("tests/unit/tasks/test_bounds.py",)
 DECISION: Final = ("tests/unit/tasks/test_decision.py",)
 POLICY: Final = ("tests/unit/tasks/test_policy.py",)
 CIRCUIT: Final = ("tests/unit/tasks/test_circuit.py",)
@@ -42,6 +43,9 @@ ANSWERS: Final = ("tests/unit/providers/test_answers.py",)
 MSG91_API: Final = ("tests/integration/providers/test_msg91.py",)
 MSG91: Final = ("tests/unit/providers/test_msg91.py",)
 SMTP: Final = ("tests/integration/providers/test_smtp.py",)
+BODIES: Final = ("tests/unit/http/test_bodies.py",)
+BATCH: Final = ("tests/unit/http/test_batch.py",)
+REGISTRY: Final = ("tests/unit/http/test_registry.py",)
 SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
 WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
 
@@ -511,6 +515,13 @@ _WORKER: Final = (
         "self._settings.max_unclaimed - flow.lag",
         OUTFLOW,
     ),
+    Mutation(
+        "a worker holds any number of payloads",
+        "taskflux/worker/executor.py",
+        "while self._held and self._held + size > self._most:",
+        "while False:",
+        EXECUTOR,
+    ),
 )
 
 _STREAM: Final = (
@@ -638,6 +649,62 @@ _HTTP: Final = (
         'if not hmac.compare_digest(request.path_params["secret"].encode("utf-8", "replace"), self._secret):',
         "if False:",
         WEBHOOK,
+    ),
+    Mutation(
+        "a text may hold any number of values",
+        "taskflux/tasks/bounds.py",
+        "    if values > MAX_VALUES:",
+        "    if False:",
+        BOUNDS,
+    ),
+    Mutation(
+        "a text may be nested as deep as it likes",
+        "taskflux/tasks/bounds.py",
+        "if opened > depth and max(",
+        "if False and max(",
+        BOUNDS,
+    ),
+    Mutation(
+        "all requests together may hold any number of bytes",
+        "taskflux/http/bodies.py",
+        "if flight.bytes + size > limit:",
+        "if False:",
+        BODIES,
+    ),
+    Mutation(
+        "a request that ends keeps what it held",
+        "taskflux/http/bodies.py",
+        "            held.give_all()",
+        "            pass",
+        BODIES,
+    ),
+    Mutation(
+        "a type takes payloads of any size",
+        "taskflux/http/submissions.py",
+        "if too_large := excess(len(text), task_type.max_bytes):",
+        "if too_large := str():",
+        BODIES,
+    ),
+    Mutation(
+        "each bad item of a batch is told in full",
+        "taskflux/http/batch.py",
+        "if self._told > TOLD and not last:",
+        "if False:",
+        BATCH,
+    ),
+    Mutation(
+        "a batch is read on, however many of its items fail",
+        "taskflux/http/batch.py",
+        "if self._failed > MOST_FAILED:",
+        "if False:",
+        BATCH,
+    ),
+    Mutation(
+        "every error of a crowded payload is made",
+        "taskflux/http/registry.py",
+        "if values > DESCRIBED:",
+        "if False:",
+        REGISTRY,
     ),
 )
 

@@ -34,7 +34,7 @@ async def test_all_requests_together_hold_so_many_bytes_and_no_more() -> None:
     held = [asyncio.create_task(post(http, text_task(200_000))) for _ in range(4)]
     for _ in held:
         await http.intake.entered.acquire()
-    refused = await post(http, text_task(200_000))
+    refused = await asyncio.wait_for(post(http, text_task(200_000)), 10)
     assert (refused.status_code, problem(refused)["type"]) == (503, "/problems/busy")
     assert refused.headers["retry-after"] == "1"
     http.intake.gate.set()
