@@ -75,15 +75,28 @@ class Lease:
 
     Once it was ended, by whomever, no beat brings it back: the worker goes on under a new identity, without what it
     held. `clock` counts on while the machine is suspended, so that a worker which wakes begins nothing of what it held.
+
+    A worker that lost its lease because it was cut off or suspended says that none of its tasks was why. It cannot say
+    so where its own event loop stood still for a lease: one of them may have held it. `awake` counts the seconds of a
+    machine that runs.
     """
 
-    def __init__(self, claims: Claims, seconds: float, clock: Callable[[], float] = boottime) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        seconds: float,
+        clock: Callable[[], float] = boottime,
+        awake: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.claims = claims
         self.term = 0
         """The number of this lease: one that is renewed after it had expired, or had been ended, is another."""
         self._seconds = seconds
         self._clock = clock
+        self._awake = awake
         self._until = float("-inf")
+        self._tried = awake()  # when a beat was last begun
+        self._stalled = False
         self._renewing = asyncio.Lock()
 
     @property
@@ -106,14 +119,17 @@ class Lease:
             StoreError: it is not known to be renewed.
         """
         async with self._renewing:  # two would take two identities
-            began = self._clock()
+            began, tried, self._tried = self._clock(), self._tried, self._awake()
+            self._stalled = self._stalled or self._tried - tried >= self._seconds
             if not await self.claims.beat(in_flight):
                 self.lose()
                 if self.term:
                     log.warning("the lease was ended: the worker goes on with a new one, without what it held")
-                    await self.claims.exonerate()
+                    if not self._stalled:
+                        await self.claims.exonerate()
                 began = self._clock()
                 await self.claims.begin(in_flight)
+            self._stalled = False
             if began >= self._until:
                 self.term += 1
             self._until = began + self._seconds

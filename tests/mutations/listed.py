@@ -427,8 +427,8 @@ _WORKER: Final = (
     Mutation(
         "a lease does not count while the machine is suspended",
         "taskflux/worker/executor.py",
-        "clock: Callable[[], float] = boottime) -> None:",
-        "clock: Callable[[], float] = time.monotonic) -> None:",
+        "clock: Callable[[], float] = boottime,",
+        "clock: Callable[[], float] = time.monotonic,",
         LEASE,
     ),
     Mutation(
