@@ -22,7 +22,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from taskflux.http.bodies import to_json
-from taskflux.http.client import Client, introduce
+from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     BAD_REQUEST,
     HEAD_TOO_LARGE,
@@ -259,9 +259,8 @@ class Connection(HttpToolsProtocol):
         fault = _fault(version, self.headers)
         if fault is not None:
             self._stop(Problem(BAD_REQUEST, fault))
-        client = Client()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        introduce(client, scope)
+        client = client_of(scope)
         super().on_headers_complete()
         self._in_head, self._head_since = False, None
         self._received, self._stalled = 0, 0.0

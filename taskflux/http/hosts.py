@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -11,17 +13,20 @@ from taskflux.http.bodies import to_json
 from taskflux.http.problems import PROBLEM, UNKNOWN_HOST, Problem
 from taskflux.worker.hosts import refusal
 
+NAMES: Final = 16
+"""Host headers whose answer is remembered: clients mostly ask by the same few."""
+
 
 class KnownHosts:
     """`app`, asked by one of the names that are `allowed`; none: by any."""
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
-        self._allowed = allowed
+        self._refusal = lru_cache(NAMES)(partial(refusal, allowed))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
-        said = refusal(self._allowed, hosts) if scope["type"] == "http" else None
+        hosts = tuple([value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"])
+        said = self._refusal(hosts) if scope["type"] == "http" else None
         if said is None:
             await self._app(scope, receive, send)
             return

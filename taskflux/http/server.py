@@ -67,8 +67,9 @@ async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
         WrongSettings: before anything is served.
     """
     http = process.settings.http
+    allowed = names(http.allowed_hosts)
     await serve(
-        KnownHosts(app, names(http.allowed_hosts)),
+        KnownHosts(app, allowed) if allowed else app,
         listen(http.host, http.port),
         draining=process.draining,
         grace=grace,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from taskflux.http.client import Client, introduce
+from taskflux.http.client import Client, client_of
 from taskflux.http.problems import NOT_BEGUN, Problem
 from taskflux.http.requests import Requests
 from taskflux.http.submissions import Limits
@@ -27,13 +27,12 @@ class Asking:
     """A request whose client the test plays: it sends `body`, and more only if it says so."""
 
     def __init__(self, http: Fixture, method: str, path: str, body: bytes = b"", **options: Any) -> None:
-        self.client = Client()
         self.sent: list[dict[str, Any]] = []
         self._messages = [{"type": "http.request", "body": body, "more_body": options.pop("more", False)}]
         media_type = options.pop("media_type", "application/json").encode()
         scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "scheme": "http", "query_string": b""}
         scope["headers"] = [(b"content-type", media_type)]
-        introduce(self.client, scope)
+        self.client = client_of(scope)
         self.task = asyncio.create_task(Requests(http.app)(scope, self._receive, self._send))
 
     async def _receive(self) -> Any:
