@@ -101,6 +101,7 @@ def _outcome(error: BaseException) -> str:
     return next((kind.__name__ for kind in OUTCOMES if isinstance(error, kind)), CRASHED)
 
 
+@dataclass(slots=True, eq=False)
 class Sending:
     """One side effect at a provider, for a `with` block around it: the one place that knows whether any of it has left.
 
@@ -117,19 +118,12 @@ class Sending:
             it is the task's and says nothing of the provider.
     """
 
-    def __init__(
-        self,
-        what: str,
-        service: str,
-        lost: tuple[type[Exception], ...],
-        unforeseen: type[TaskError] = Transient,
-    ) -> None:
-        self.begun = False
-        """Whether bytes of it may have left: once they may have, for good."""
-        self._what = what
-        self._service = service
-        self._lost = lost
-        self._unforeseen = unforeseen
+    what: str
+    service: str
+    lost: tuple[type[Exception], ...]
+    unforeseen: type[TaskError] = Transient
+    begun: bool = field(default=False, init=False)
+    """Whether bytes of it may have left: once they may have, for good."""
 
     def begin(self) -> None:
         """Bytes may leave from now on."""
@@ -143,17 +137,17 @@ class Sending:
     ) -> None:
         if not isinstance(error, Exception) or isinstance(error, TaskError):
             return
-        name, lost = type(error).__name__, isinstance(error, self._lost)
+        name, lost = type(error).__name__, isinstance(error, self.lost)
         if not lost:
             # Where it happened, without what it says: that may name a person.
             log.error("a call to a provider crashed\n%s", logs.frames(error), extra={"error_class": name})
         if self.begun and lost and isinstance(error, TimeoutError):
-            raise Ambiguous(f"{self._what} was sent, and {self._service} did not answer in time") from error
+            raise Ambiguous(f"{self.what} was sent, and {self.service} did not answer in time") from error
         if self.begun:
-            raise Ambiguous(f"{self._what} was sent, and the answer of {self._service} was lost: {name}") from error
+            raise Ambiguous(f"{self.what} was sent, and the answer of {self.service} was lost: {name}") from error
         if lost:
-            raise Unavailable(f"{self._service} cannot be reached: {str(error) or name}") from error
-        raise self._unforeseen(f"{self._what} was not sent: {name}") from error
+            raise Unavailable(f"{self.service} cannot be reached: {str(error) or name}") from error
+        raise self.unforeseen(f"{self.what} was not sent: {name}") from error
 
 
 @runtime_checkable
