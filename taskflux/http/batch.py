@@ -67,6 +67,7 @@ from taskflux.http.problems import (
     not_valid,
 )
 from taskflux.http.submissions import Submissions, accepted_members, is_idempotency_key
+from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.submission import Accepted, Submission
 from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import frames
@@ -333,7 +334,7 @@ class SubmitBatch:
         batch = Batch(self.submissions, results, client, held)
         try:
             with client.until_gone():
-                await batch.run(stream_body(headers, receive, limits.max_body_bytes), splitter)
+                await batch.run(stream_body(headers, receive, limits.max_body_bytes, held), splitter)
         except ClientDisconnect:
             pass  # there is nobody to answer
         finally:
@@ -455,10 +456,11 @@ class Batch:
             return problem
 
     async def _read(self, item: bytes) -> Submission:
-        size, weight = len(item), await beside_loop(len(item), weigh, item)
+        size = len(item)
+        weight = weigh(item) if size < LARGE else await beside_loop(weigh, item)
         self._held.take(weight)
         try:
-            document = await beside_loop(size, decode_json, item)
+            document = decode_json(item) if size < LARGE else await beside_loop(decode_json, item)
             key = _take_key(document)
             return await self._submissions.read(document, self._client, key, since=self._looks, size=size)
         finally:

@@ -8,16 +8,26 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, TypeVarTuple
 from uuid import UUID
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskflux.http.problems import BAD_REQUEST, BUSY, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
-from taskflux.tasks.bounds import LARGE, MAX_DEPTH, VALUE_BYTES, OutOfBounds, TooManyValues, check, check_characters
+from taskflux.tasks.bounds import (
+    ESCAPE,
+    LARGE,
+    MAX_DEPTH,
+    VALUE_BYTES,
+    OutOfBounds,
+    TooManyValues,
+    check,
+    check_characters,
+)
 
 Headers = Mapping[bytes, bytes]
 T = TypeVar("T")
@@ -43,12 +53,12 @@ SMALL: Final = 64 * 1024
 """Bytes that a request may hold while the last eighth of what may be in flight is left."""
 
 
+@dataclass(slots=True, eq=False)
 class Held:
     """What one request holds of the bytes that may be in flight; whatever becomes of it, `Bounded` gives them back."""
 
-    def __init__(self, flight: Bounded) -> None:
-        self._flight = flight
-        self._bytes = 0
+    _flight: Bounded
+    _bytes: int = 0
 
     @property
     def scarce(self) -> bool:
@@ -87,8 +97,8 @@ class Held:
 class Bounded:
     """An application whose requests hold at most so many bytes of bodies and documents, all together.
 
-    A body's bytes are counted as they arrive and not as they are announced: who only announces takes nothing from
-    anybody. A request finds what it holds by `held_by`.
+    Whoever reads a body counts its bytes as they arrive and not as they are announced: who only announces takes nothing
+    from anybody. A request finds what it holds by `held_by`.
 
     Args:
         most: the bytes.
@@ -103,14 +113,8 @@ class Bounded:
         """Serve a request."""
         held = scope[_HELD] = Held(self)
 
-        async def count() -> Message:
-            message = await receive()
-            if body := message.get("body"):
-                held.take(len(body))
-            return message
-
         try:
-            await self._app(scope, count, send)
+            await self._app(scope, receive, send)
         finally:
             held.give_all()
 
@@ -128,10 +132,8 @@ BUSY_AGAIN: Final = 1
 _beside = ThreadPoolExecutor(2, "large-body")
 
 
-async def beside_loop(size: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
-    """`work(*given)`, in one of two threads where it has to do with `LARGE` bytes: livez is answered meanwhile."""
-    if size < LARGE:
-        return work(*given)
+async def beside_loop(work: Callable[[*Ts], T], *given: *Ts) -> T:
+    """`work(*given)`, in one of two threads: for work on `LARGE` bytes, so that livez is answered meanwhile."""
     return await asyncio.get_running_loop().run_in_executor(_beside, work, *given)
 
 
@@ -147,8 +149,11 @@ def parse_json(body: bytes) -> Any:
 
 async def _parse_held(body: bytes, held: Held) -> Any:
     """The same; `held` is charged with the document before it is built."""
-    held.take(await beside_loop(len(body), weigh, body))
-    return await beside_loop(len(body), decode_json, body)
+    if len(body) < LARGE:
+        held.take(weigh(body))
+        return decode_json(body)
+    held.take(await beside_loop(weigh, body))
+    return await beside_loop(decode_json, body)
 
 
 def weigh(body: bytes) -> int:
@@ -173,7 +178,8 @@ def decode_json(body: bytes) -> Any:
     """
     try:
         document = _decode(body.removeprefix(_BOM).decode("utf-8"))
-        check_characters(body, document)
+        if ESCAPE in body:
+            check_characters(body, document)
         return document
     except UnicodeDecodeError as error:
         raise Problem(MALFORMED_JSON, f"byte {error.start + 1} is not UTF-8") from None
@@ -221,11 +227,11 @@ def media_type(headers: Headers, accepted: frozenset[str]) -> str:
     return essence
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes.
+async def read_body(headers: Headers, receive: Receive, limit: int, held: Held) -> bytes:
+    """The whole body, at most `limit` bytes, which `held` is charged with.
 
     Raises:
-        Problem: 413, as soon as it is known.
+        Problem: 413, as soon as it is known; 503, too much is in flight.
         ClientDisconnect: the client disconnected.
     """
     if _announced(headers) > limit:
@@ -237,17 +243,19 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise too_large("the body", limit)
+        if part := message.get("body", b""):
+            held.take(len(part))
+            body += part
+            if len(body) > limit:
+                raise too_large("the body", limit)
     return bytes(body)
 
 
-async def stream_body(headers: Headers, receive: Receive, limit: int) -> AsyncIterator[bytes]:
-    """The parts of a body as they arrive, at most `limit` bytes.
+async def stream_body(headers: Headers, receive: Receive, limit: int, held: Held) -> AsyncIterator[bytes]:
+    """The parts of a body as they arrive, at most `limit` bytes, which `held` is charged with.
 
     Raises:
-        Problem: 413, as soon as it is known.
+        Problem: 413, as soon as it is known; 503, too much is in flight.
         ClientDisconnect: the client disconnected before the end.
     """
     if _announced(headers) > limit:
@@ -259,6 +267,7 @@ async def stream_body(headers: Headers, receive: Receive, limit: int) -> AsyncIt
             raise ClientDisconnect
         more = message.get("more_body", False)
         if part := message.get("body", b""):
+            held.take(len(part))
             size += len(part)
             if size > limit:
                 raise too_large("the body", limit)
@@ -309,8 +318,9 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers
     headers = headers_of(scope)
     if headers.get(b"content-type") != JSON or b"content-encoding" in headers:  # most requests say just this
         media_type(headers, JSON_TYPES)
-    body = await read_body(headers, receive, limit)
-    return headers, await _parse_held(body, held_by(scope)), len(body)
+    held = held_by(scope)
+    body = await read_body(headers, receive, limit, held)
+    return headers, await _parse_held(body, held), len(body)
 
 
 async def json_object(request: Request, limit: int) -> dict[str, Any]:
@@ -319,12 +329,12 @@ async def json_object(request: Request, limit: int) -> dict[str, Any]:
     Raises:
         Problem: 400, 413, 415 or 503.
     """
-    headers = headers_of(request.scope)
-    body = await read_body(headers, request.receive, limit)
+    headers, held = headers_of(request.scope), held_by(request.scope)
+    body = await read_body(headers, request.receive, limit, held)
     if not body:
         return {}
     media_type(headers, JSON_TYPES)
-    document = await _parse_held(body, held_by(request.scope))
+    document = await _parse_held(body, held)
     if not isinstance(document, dict):
         raise Problem(BAD_REQUEST, "the body must be a JSON object")
     return document

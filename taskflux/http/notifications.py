@@ -66,6 +66,7 @@ from taskflux.providers.email import Email
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
 from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError
+from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
 from taskflux.telemetry.logs import TASK
 from taskflux.worker.handler import wrong_fields
@@ -114,7 +115,7 @@ class Notify(Generic[P]):
             errors.append(FieldError("progress", "must be a JSON object"))
         name, attempt, created_at = _read_headers(headers, errors)
         try:
-            payload = await beside_loop(size, lambda: self._adapter.validate_json(to_json(document)))
+            payload = self._validated(document) if size < LARGE else await beside_loop(self._validated, document)
         except ValidationError as error:
             raise _invalid([*errors, *_field_errors(error)]) from None
         except ValueError:
@@ -122,6 +123,9 @@ class Notify(Generic[P]):
         if errors:
             raise _invalid(errors)
         return Notification(payload, name, attempt, created_at, progress or {}, self._digest(payload))
+
+    def _validated(self, document: Any) -> P:
+        return self._adapter.validate_json(to_json(document))
 
     def _digest(self, payload: P) -> bytes:
         """What a payload means, without what is the same as left out: a later release may know further fields."""

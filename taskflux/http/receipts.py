@@ -17,7 +17,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from taskflux.http.bodies import headers_of, json_answer, read_body
+from taskflux.http.bodies import headers_of, held_by, json_answer, read_body
 from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
 from taskflux.providers.msg91 import MalformedReports, read_reports
 from taskflux.store.accelerator import Accelerator
@@ -52,7 +52,7 @@ class Msg91Webhook:
         if essence not in (FORM, JSON_TYPE):
             accepted = f"{JSON_TYPE} or {FORM}"
             raise Problem(UNSUPPORTED_MEDIA_TYPE, f"send reports as {accepted}", headers={"Accept": accepted})
-        body = await read_body(headers, request.receive, MAX_BYTES)
+        body = await read_body(headers, request.receive, MAX_BYTES, held_by(request.scope))
         try:
             reports, foreign = read_reports(body, form=essence == FORM)
         except MalformedReports as error:

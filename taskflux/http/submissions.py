@@ -33,7 +33,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.registry import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
-from taskflux.tasks.bounds import MOST_BYTES, excess
+from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.telemetry import metrics
@@ -220,7 +220,10 @@ class Submissions:
         """
         client = client_of(scope)
         try:
-            submission = await self._requested(scope, receive, client)
+            headers, document, size = await read_json(scope, receive, self.limits.max_body_bytes)
+            key = headers.get(b"idempotency-key")
+            submission = await self.read(document, client, None if key is None else key.decode("latin-1"), size=size)
+            del document  # it may be large
             TASK.set(submission.id)
             with client.until_gone():
                 accepted = await self.accept(submission, "Idempotency-Key")
@@ -238,12 +241,6 @@ class Submissions:
             answer_headers.append((b"idempotent-replay", b"true"))
         await send({"type": "http.response.start", "status": 202, "headers": answer_headers})
         await send({"type": "http.response.body", "body": body})
-
-    async def _requested(self, scope: Scope, receive: Receive, client: Client) -> Submission:
-        """The submission that a request asks for; body and document are gone once it is read."""
-        headers, document, size = await read_json(scope, receive, self.limits.max_body_bytes)
-        key = headers.get(b"idempotency-key")
-        return await self.read(document, client, None if key is None else key.decode("latin-1"), size=size)
 
     async def read(
         self,
@@ -285,7 +282,9 @@ class Submissions:
                 raise store_problem(error) from error
         if registered is None:
             raise unknown_type(name, self.registry.names)
-        return await beside_loop(size, self._checked, document, registered, key, traceparent or TRACE.get())
+        if size < LARGE:
+            return self._checked(document, registered, key, traceparent or TRACE.get())
+        return await beside_loop(self._checked, document, registered, key, traceparent or TRACE.get())
 
     def _checked(
         self, document: dict[str, Any], registered: Registered, key: str | None, traceparent: str | None
@@ -300,8 +299,8 @@ class Submissions:
         text = ""
         try:
             text = _encode(payload)
-            if too_large := excess(len(text), task_type.max_bytes):
-                raise Problem(TOO_LARGE, too_large)
+            if len(text) > task_type.max_bytes:
+                raise Problem(TOO_LARGE, excess(len(text), task_type.max_bytes))
             errors += registered.schema.errors(payload) if "payload" in document else []
         except ValueError:
             errors.append(FieldError("payload", "holds a number beyond the range of a double"))

@@ -27,7 +27,7 @@ from taskflux.http.problems import (
 from taskflux.http.queries import read_task_query, task_cursor
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Resolution, Tasks
-from taskflux.tasks.bounds import check
+from taskflux.tasks.bounds import LARGE, check
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry.logs import TASK
@@ -62,7 +62,9 @@ def hold_stored(row: Mapping[str, Any], held: Held) -> None:
 
 
 async def _shown(row: Mapping[str, Any]) -> bytes:
-    return await beside_loop(len(row["payload"]), lambda: to_json(task_document(row)))
+    if len(row["payload"]) < LARGE:
+        return to_json(task_document(row))
+    return await beside_loop(lambda: to_json(task_document(row)))
 
 
 def _json(document: bytes) -> Response:

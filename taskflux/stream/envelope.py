@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 from uuid import UUID
 
 from taskflux.stream.topics import is_task_type
-from taskflux.tasks.bounds import MAX_DEPTH, OutOfBounds, TooManyValues, check, check_characters
+from taskflux.tasks.bounds import ESCAPE, MAX_DEPTH, OutOfBounds, TooManyValues, check, check_characters
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """In the order of the wire; a name may stand more than once."""
@@ -200,7 +200,8 @@ def _parse_object(value: bytes) -> dict[str, object] | Poison:
     try:
         check(value, depth=MAX_DEPTH + 1)  # a payload stands in its record
         body = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
-        check_characters(value, body)
+        if ESCAPE in value:
+            check_characters(value, body)
     except TooManyValues as error:
         return Poison(PoisonClass.TOO_LARGE, f"the value is too large: {error}")
     except OutOfBounds as error:

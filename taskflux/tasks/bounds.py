@@ -35,6 +35,10 @@ LARGE: Final = 256 * 1024
 """Bytes from which on a text is parsed beside the event loop."""
 
 
+ESCAPE: Final = rb"\u"
+"""How a character begins that stands in a JSON text by its number."""
+
+
 class OutOfBounds(ValueError):
     """The text is not taken; the message is a sentence that quotes nothing of it."""
 
@@ -68,10 +72,12 @@ def check(text: bytes, *, depth: int = MAX_DEPTH) -> int:
 def check_characters(text: bytes, document: object) -> None:
     """Look for halves of surrogate pairs in what a JSON text was parsed to: they are no characters.
 
+    Only a text that holds `ESCAPE` has to be looked through: bytes that are UTF-8 hold none but by an escape.
+
     Raises:
         OutOfBounds: there is one.
     """
-    if rb"\ud" in text or rb"\uD" in text:  # bytes that are UTF-8 hold none but by an escape
+    if rb"\ud" in text or rb"\uD" in text:
         try:
             _plain(document).encode()
         except UnicodeEncodeError:
@@ -81,10 +87,8 @@ def check_characters(text: bytes, document: object) -> None:
 _plain: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def excess(size: int, limit: int) -> str | None:
-    """What is wrong with a payload of `size` bytes where its type takes `limit`; None where it has no more."""
-    if size <= limit:
-        return None
+def excess(size: int, limit: int) -> str:
+    """What is wrong with a payload of `size` bytes where its type takes only `limit`."""
     return f"the payload has {size:,} bytes as it is stored, and a task of its type {limit:,} at most"
 
 

@@ -454,7 +454,8 @@ class Executor:
         return self._decision(running, error, serves_others=serves_others)
 
     def _free(self, running: _Running) -> None:
-        self._give_room(running)
+        if running.room:
+            self._give_room(running)
         if running.slot:
             running.slot = False
             self._slots.release()
@@ -475,7 +476,8 @@ class Executor:
         needed = 2 * claim.size + FEW * VALUE_BYTES
         while running.room < needed:
             payload = None
-            self._give_room(running)
+            if running.room:
+                self._give_room(running)
             await self._payloads.take(needed)
             running.room = needed
             payload = claim.payload
@@ -488,9 +490,8 @@ class Executor:
         return payload or ""
 
     def _give_room(self, running: _Running) -> None:
-        if running.room:
-            self._payloads.give(running.room)
-            running.room = 0
+        self._payloads.give(running.room)
+        running.room = 0
 
     def _task(self, claim: Claim, payload: str) -> Task[Any]:
         """The claimed task as its handler is given it.

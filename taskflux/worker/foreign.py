@@ -114,8 +114,8 @@ def adoptee(foreign: Foreign, task_type: TaskType) -> Adoptee | Poison:
 
     The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes.
     """
-    if too_large := excess(len(foreign.payload), task_type.max_bytes):
-        return Poison(PoisonClass.TOO_LARGE, too_large)
+    if len(foreign.payload) > task_type.max_bytes:
+        return Poison(PoisonClass.TOO_LARGE, excess(len(foreign.payload), task_type.max_bytes))
     record = foreign.record
     if foreign.task_id is not None:
         identity = f"id:{foreign.task_type}:{foreign.task_id}"

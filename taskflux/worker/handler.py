@@ -61,8 +61,8 @@ class Handler(Generic[P]):
         Raises:
             InvalidPayload: it is larger than the type takes.
         """
-        if too_large := excess(size, self.max_bytes):
-            raise InvalidPayload(too_large)
+        if size > self.max_bytes:
+            raise InvalidPayload(excess(size, self.max_bytes))
 
     def values(self, payload: str) -> int:
         """How many values stand in a payload, at most.

@@ -681,8 +681,8 @@ _HTTP: Final = (
     Mutation(
         "a type takes payloads of any size",
         "taskflux/http/submissions.py",
-        "if too_large := excess(len(text), task_type.max_bytes):",
-        "if too_large := str():",
+        "if len(text) > task_type.max_bytes:",
+        "if False:",
         BODIES,
     ),
     Mutation(

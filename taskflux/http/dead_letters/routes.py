@@ -38,6 +38,7 @@ from taskflux.http.queries import letter_cursor, read_letter_query
 from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import LONGEST_REASON, hold_stored
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetters
+from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry import metrics
@@ -80,7 +81,9 @@ class DeadLetterRoutes:
         row = await self._get(request)
         _hold(row, request)
         size = len(row["payload"] or "") + len(row["record_value"] or b"")
-        return await beside_loop(size, lambda: json_answer(letter_document(row)))
+        if size < LARGE:
+            return json_answer(letter_document(row))
+        return await beside_loop(lambda: json_answer(letter_document(row)))
 
     async def replay(self, request: Request) -> Response:
         """Send one letter again, as it was or repaired. It is sent once: asked again, the answer is a 409 that names
