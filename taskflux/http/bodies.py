@@ -91,7 +91,8 @@ class Held:
 
     def give_all(self) -> None:
         """Hold nothing more."""
-        self.give(self._bytes)
+        self._flight.bytes -= self._bytes
+        self._bytes = 0
 
 
 class Bounded:

@@ -107,13 +107,14 @@ class _Wait:
             self._task.cancel()
 
     def __enter__(self) -> None:
-        if self._client.gone:
+        client = self._client
+        if client.gone:
             raise ClientDisconnect
-        if self._client.late and not self.only_gone:
+        if not self.only_gone and client.late:
             raise self._problem()
         self._task = task = asyncio.current_task()
         self._cancelling = task.cancelling() if task else 0
-        self._client._waits.append(self)
+        client._waits.append(self)
 
     def __exit__(
         self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum, auto
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -65,7 +65,7 @@ class Demands:
     target_bytes: int = 8 * 1024
 
 
-class _Place(Enum):
+class _Place(IntEnum):  # its hash is an integer's: a name's takes a function of Python's each time
     """What a connection is doing."""
 
     ENDING = auto()  # it was refused, and may read why
@@ -115,8 +115,7 @@ class Connections:
 
     def move(self, connection: Connection, place: _Place) -> None:
         """Note what it is doing now, unless it is being closed."""
-        if connection in self._by_place[connection.place]:
-            del self._by_place[connection.place][connection]
+        if self._by_place[connection.place].pop(connection, self) is None:
             self._by_place[place][connection] = None
             connection.place = place
 
