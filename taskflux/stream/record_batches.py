@@ -109,15 +109,11 @@ def _batches(answer: memoryview) -> Iterator[memoryview]:
         at = end
 
 
-def _attributes(batch: memoryview) -> int:
-    if batch[_MAGIC_AT] < _NEWEST_MAGIC:
-        return int(_MESSAGE.unpack_from(batch)[4])
-    return int(_HEADER.unpack_from(batch)[5]) if len(batch) >= _HEADER.size else 0
-
-
 def _codec(batch: memoryview) -> int:
     """The number of the codec that the records of a batch are packed with; 0: none, or nobody unpacks it."""
-    attributes = _attributes(batch)
+    if batch[_MAGIC_AT] < _NEWEST_MAGIC:
+        return int(_MESSAGE.unpack_from(batch)[4]) & _CODEC
+    attributes = int(_HEADER.unpack_from(batch)[5]) if len(batch) >= _HEADER.size else 0
     control = batch[_MAGIC_AT] == _NEWEST_MAGIC and attributes & _CONTROL
     return 0 if control else attributes & _CODEC
 

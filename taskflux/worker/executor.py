@@ -423,7 +423,9 @@ class Executor:
                 running.stage = _Stage.WAITING
                 await running.turn.wait()
                 running.stage = _Stage.READING
-            payload = await self._payload(running)
+            payload = claim.payload
+            if payload is None or len(payload) > LIGHT:
+                payload = await self._payload(running)
             if len(payload) < LARGE:
                 task = self._task(claim, payload)
             else:
@@ -461,7 +463,7 @@ class Executor:
             self._slots.release()
 
     async def _payload(self, running: _Running) -> str:
-        """The payload, once there is room for what it takes, which the attempt then holds.
+        """A payload that is not light, once there is room for what it takes, which the attempt then holds.
 
         A large one did not come with its claim, and is read here. While it waits, nothing of it is kept.
 
@@ -469,8 +471,6 @@ class Executor:
             InvalidPayload: it is larger than its type takes, and is not read at all; or it is out of bounds.
         """
         claim, payload = running.claim, running.claim.payload
-        if payload is not None and len(payload) <= LIGHT:
-            return payload
         self.handler.check_size(claim.size)
         running.stage = _Stage.WAITING
         needed = 2 * claim.size + FEW * VALUE_BYTES
