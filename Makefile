@@ -11,6 +11,9 @@ PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --disabl
 # Three workers: the suite waits much, and a broker per worker has its price. tests/workers.py says what shares one.
 PYTEST := $(BIN)/python -m pytest -n 3
 ARGS ?=
+SYSTEM := tests/integration/system
+LONG := $(SYSTEM)/test_killers.py $(SYSTEM)/test_clock_steps.py $(SYSTEM)/test_exhaustion.py \
+	tests/integration/local/test_hosts.py
 # How long building a control plane may take before `make test-apiserver` gives up.
 MINUTES ?= 60
 
@@ -59,6 +62,10 @@ mutate: $(VENV)/.dev ## some fifty small wrong changes, each of which a test mus
 .PHONY: drill
 drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …")
 	$(BIN)/python -m tests.drills $(ARGS)
+
+.PHONY: test-long
+test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, steps of the clock, exhaustion, names of hosts
+	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
 
 .PHONY: test-readme
 test-readme: $(VENV)/.dev ## the commands of the README, run as written in a fresh clone

@@ -14,10 +14,12 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 SYSTEM, CLI = "tests/integration/system/", "tests/integration/cli/"
 
+OUTAGES = ("test_clock_steps", "test_own_handler", "test_provider", "test_store_outages")
+
 TOGETHER = (
     # The stack of these two is that of their package, which one worker may build once only: they are neighbours here,
     # so that a worker that takes both takes one right after the other.
-    ("system-outages", tuple(SYSTEM + name for name in ("test_own_handler", "test_provider", "test_store_outages"))),
+    ("system-outages", tuple(SYSTEM + name for name in OUTAGES)),
     ("system", (SYSTEM,)),
     ("tracing", ("tests/integration/tracing/",)),
     ("cli", tuple(CLI + name for name in ("test_bare_pod", "test_doctor", "test_reload", "test_termination"))),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from taskflux.local.ports import free_port
 from tests.integration.local.test_dev import PARTS, Dev, folder, remember_free_ports
@@ -22,6 +23,7 @@ MAIL = {"to": "ada@example.org", "subject": "hi", "body": "x"}
 __all__ = ["folder"]
 
 
+@pytest.mark.slow
 async def test_no_page_and_no_server_of_dev_answers_to_the_name_of_a_website(folder: Path) -> None:
     port, data = free_port(), folder / "data"
     remember_free_ports(data)

@@ -96,7 +96,7 @@ async def relations(scene: Scene, plan: str, tasks: list[UUID]) -> set[str]:
         await scene.direct.execute(f"SET LOCAL plan_cache_mode = {plan}")
         batch = {"ids": tasks, "versions": [1] * len(tasks), "least": min(tasks), "greatest": max(tasks)}
         claim = SQL["claim"]
-        given = {**batch, "type": TYPE, "suspects": False, "worker": worker.worker.id, "label": "x"}
+        given = {**batch, "type": TYPE, "suspects": False, "carried": 1000, "worker": worker.worker.id, "label": "x"}
         arguments = [given[name] for name in claim.parameters]
         (row,) = await scene.sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {claim.text}", *arguments)
     found: set[str] = set()

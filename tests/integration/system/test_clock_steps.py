@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.store.clock import step
 from tests.integration.system.fragile import Fragile
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import LEASE, Stack, eventually
 
 
+@pytest.mark.slow
 async def test_a_step_of_postgresql_s_clock_repeats_no_running_task_and_holds_up_no_new_one(
     fragile: Fragile, world: World
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import pytest
 import pytest_asyncio
 from uuid_utils.compat import uuid7
 
@@ -20,6 +21,8 @@ from taskflux.stream.provision import ensure_topics
 from taskflux.tasks.bounds import MOST_BYTES
 from taskflux.worker.handler import Handler
 from tests.integration.system.stack import Stack, eventually
+
+pytestmark = pytest.mark.slow
 
 MOST_MIB = 300
 """What neither may ever have held: once ingest held 992 MiB, and a worker 1,159."""

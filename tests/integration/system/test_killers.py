@@ -7,6 +7,8 @@ import pytest
 from tests.integration.system.killers import INNOCENTS, Outcome
 from tests.integration.system.stack import Stack
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
 
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_a_task_that_kills_its_workers_dies_alone_and_its_neighbours_are_not_charged(
