@@ -13,7 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-PYTEST: Final = (sys.executable, "-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider")
+UNUSED: Final = ("cacheprovider", "schemathesis", "hypothesispytest")
+PYTEST: Final = (
+    *(sys.executable, "-m", "pytest", "-q", "-x", "--tb=short"),
+    *(word for plugin in UNUSED for word in ("-p", f"no:{plugin}")),
+)
 LIMIT: Final = 300.0
 """Seconds that the tests of one change may take: a wrong change can make them wait."""
 COPIED: Final = ("taskflux", "handlers", "tests", "benchmarks", "charts", "docs", "k8s", "pyproject.toml")
