@@ -31,9 +31,22 @@ Examples = Mapping[str, tuple[str, object]]
 """Name → (summary, value)."""
 
 
+CONNECTION: Final = (
+    p.BAD_REQUEST,
+    p.REQUEST_TIMEOUT,
+    p.TARGET_TOO_LONG,
+    p.HEAD_TOO_LARGE,
+    p.TOO_MANY_CONNECTIONS,
+)
+"""What any call may be answered before it is known which one it is (`taskflux.http.connections`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call. `answers` are those where all went well: status → response object."""
+    """One call. `answers` are those where all went well: status → response object.
+
+    `problems` are those of this call; it shares `CONNECTION` with all others.
+    """
 
     method: str
     path: str
@@ -49,7 +62,7 @@ class Operation:
     def document(self) -> Json:
         """The operation object."""
         by_status: dict[int, list[p.Kind]] = {}
-        for kind in self.problems:
+        for kind in dict.fromkeys((*self.problems, *CONNECTION)):
             by_status.setdefault(kind.status, []).append(kind)
         refused = {status: _problem(status, alike) for status, alike in sorted(by_status.items())}
         told: Json = {
@@ -116,11 +129,8 @@ _LINES: Final = _content({"type": "string"}, media_type="application/x-ndjson")
 _STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
 _BODY: Final = (
     p.MALFORMED_JSON,
-    p.BAD_REQUEST,
-    p.REQUEST_TIMEOUT,
     p.TOO_LARGE,
     p.UNSUPPORTED_MEDIA_TYPE,
-    p.TOO_MANY_CONNECTIONS,
     p.BUSY,
 )
 _CURSOR: Final = _parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
