@@ -53,6 +53,7 @@ QUIET = {
     "handler: annotation Deployments": "the same",
     "stores: annotation Deployments": "the same",
     "handler: Its scaling / Not done twice [swept]": "no worker is lost",
+    "stores: API / Connections cut [{{how}}]": "no client is slow, silent or wrong",
     "stores: Relay / Set right [lost worker: {{state}}]": "no worker is lost",
     "stores: Relay / Set right [published again: {{type}}]": "Kafka loses nothing",
     "stores: PostgreSQL / Failed statements [{{error}}]": "PostgreSQL is there all the time",
