@@ -1,4 +1,4 @@
-"""The way of a claim through its worker: the lease that guards it, what its handler is given, what follows."""
+"""The way of a claim through its worker: what its handler is given, what follows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.claims import SETTLE_BATCH, Claim, Claims, Settlement
+from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
 from taskflux.store.errors import until_available
 from taskflux.tasks.bounds import FEW, LARGE, MOST_BYTES, VALUE_BYTES
 from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, unforeseen
@@ -39,6 +39,7 @@ from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
+from taskflux.worker.lease import Lease
 from taskflux.worker.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
@@ -59,81 +60,6 @@ CUTS: Final = 2
 
 
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
-
-
-# macOS has no CLOCK_BOOTTIME: its CLOCK_MONOTONIC goes on while it sleeps, and that of Linux does not.
-_BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boottime() -> float:
-    """Seconds that no step of the machine's time changes, and that go on while the machine is suspended."""
-    return time.clock_gettime(_BOOTTIME)
-
-
-class Lease:
-    """A worker's one row, which guards all its `claims`; valid for `seconds` from the beginning of the last good beat.
-
-    Once it was ended, by whomever, no beat brings it back: the worker goes on under a new identity, without what it
-    held. `clock` counts on while the machine is suspended, so that a worker which wakes begins nothing of what it held.
-
-    A worker that lost its lease because it was cut off or suspended says that none of its tasks was why. It cannot say
-    so where its own event loop stood still for a lease: one of them may have held it. `awake` counts the seconds of a
-    machine that runs.
-    """
-
-    def __init__(
-        self,
-        claims: Claims,
-        seconds: float,
-        clock: Callable[[], float] = boottime,
-        awake: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.claims = claims
-        self.term = 0
-        """The number of this lease: one that is renewed after it had expired, or had been ended, is another."""
-        self._seconds = seconds
-        self._clock = clock
-        self._awake = awake
-        self._until = float("-inf")
-        self._tried = awake()  # when a beat was last begun
-        self._stalled = False
-        self._renewing = asyncio.Lock()
-
-    @property
-    def valid(self) -> bool:
-        """Whether our claims are surely still ours."""
-        return self._clock() < self._until
-
-    def covers(self, term: int) -> bool:
-        """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
-        return term == self.term and self.valid
-
-    def lose(self) -> None:
-        """The store has said that it was ended: nothing is covered before the next beat."""
-        self._until = float("-inf")
-
-    async def renew(self, in_flight: int) -> None:
-        """Beat once, with the number of claims that are not settled.
-
-        Raises:
-            StoreError: it is not known to be renewed.
-        """
-        async with self._renewing:  # two would take two identities
-            began, tried, self._tried = self._clock(), self._tried, self._awake()
-            self._stalled = self._stalled or self._tried - tried >= self._seconds
-            if not await self.claims.beat(in_flight):
-                self.lose()
-                if self.term:
-                    log.warning("the lease was ended: the worker goes on with a new one, without what it held")
-                    if not self._stalled:
-                        await self.claims.exonerate()
-                began = self._clock()
-                await self.claims.begin(in_flight)
-            self._stalled = False
-            if began >= self._until:
-                self.term += 1
-            self._until = began + self._seconds
-
 
 PAYLOAD_BYTES: Final = 2 * MOST_BYTES
 """Bytes that the payloads of all attempts in a worker take together: twice its own, and `VALUE_BYTES` for each of its

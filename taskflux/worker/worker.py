@@ -32,9 +32,10 @@ from taskflux.tasks.bounds import LARGE
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
 from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
-from taskflux.worker.executor import Executor, Lease
+from taskflux.worker.executor import Executor
 from taskflux.worker.foreign import Adoption, PoisonOutlet
 from taskflux.worker.handler import Handler
+from taskflux.worker.lease import Lease
 from taskflux.worker.outcomes import Outcomes
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import load_provider

@@ -419,14 +419,14 @@ _WORKER: Final = (
     ),
     Mutation(
         "a lease that came back covers claims of the one before",
-        "taskflux/worker/executor.py",
+        "taskflux/worker/lease.py",
         "return term == self.term and self.valid",
         "return self.valid",
         LEASE,
     ),
     Mutation(
         "a lease does not count while the machine is suspended",
-        "taskflux/worker/executor.py",
+        "taskflux/worker/lease.py",
         "clock: Callable[[], float] = boottime,",
         "clock: Callable[[], float] = time.monotonic,",
         LEASE,
@@ -454,7 +454,7 @@ _WORKER: Final = (
     ),
     Mutation(
         "a lease counts from the answer to its beat",
-        "taskflux/worker/executor.py",
+        "taskflux/worker/lease.py",
         "self._until = began + self._seconds",
         "self._until = self._clock() + self._seconds",
         LEASE,

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from taskflux.store.errors import StoreUnavailable
-from taskflux.worker.executor import Lease, boottime
+from taskflux.worker.lease import Lease, boottime
 from tests.integration.store.scene import Scene
 from tests.unit.world import Clock, WatchedDatabase
 
@@ -138,7 +138,7 @@ async def test_a_worker_whose_claim_finds_its_lease_ended_is_covered_by_the_next
 
 WOKEN = """
 import time
-from taskflux.worker.executor import boottime
+from taskflux.worker.lease import boottime
 print(boottime() - time.monotonic())
 """
 

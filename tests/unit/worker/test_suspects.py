@@ -13,7 +13,7 @@ import pytest
 from taskflux import Receipt, Task
 from taskflux.store.errors import StoreUnavailable
 from taskflux.tasks.states import State
-from taskflux.worker.executor import Lease
+from taskflux.worker.lease import Lease
 from taskflux.worker.process import Process
 from taskflux.worker.settings import Settings
 from taskflux.worker.suspects import Group, Suspects

@@ -16,7 +16,8 @@ from taskflux.store.claims import Claim, Claims
 from taskflux.store.publishing import Circuits
 from taskflux.tasks.policy import AmbiguousPolicy
 from taskflux.worker.circuits import CircuitWatch, Gate
-from taskflux.worker.executor import PAYLOAD_BYTES, Executor, Lease
+from taskflux.worker.executor import PAYLOAD_BYTES, Executor
+from taskflux.worker.lease import Lease
 from taskflux.worker.outcomes import Outcomes
 from tests.integration.store.scene import TYPE, Scene
 from tests.unit.world import Clock, WatchedDatabase
