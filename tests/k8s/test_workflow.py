@@ -115,6 +115,7 @@ def test_what_is_called_with_make_is_a_target() -> None:
     called = {found[1] for _, line in _commands() if (found := re.search(r"\bmake (\S+)", line))}
     targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
     assert called >= {"lint", "types", "test", "test-kafka", "image", "test-image", "test-chart", "test-k8s", "e2e"}
+    assert called >= {"test-long", "mutate"}
     assert called - targets == set()
 
 
