@@ -267,6 +267,13 @@ def test_metrics_are_read_by_those_who_are_named_of_every_handler() -> None:
         assert somebody[0] in callers(rendering, handler)
 
 
+def test_a_list_of_callers_that_is_null_is_an_empty_one() -> None:
+    rendering = full({"networkPolicy": {"notifyFrom": None, "metricsFrom": None}})
+    assert callers(rendering, "notify") == []
+    assert callers(rendering, "ingest") == callers(full(), "ingest")
+    assert callers(rendering, "relay") == [{"namespaceSelector": {}}]
+
+
 def test_a_choice_of_who_may_submit_is_asked_for_only_where_it_matters() -> None:
     nobody: Values = {"networkPolicy": {"apiFrom": []}}
     assert least(nobody, {"handlers": {"ingest": {"enabled": False}}}).of("NetworkPolicy")
