@@ -196,6 +196,8 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
         self.closely = False
         self._assigned = assigned
         self._limit = limit
+        self._inspecting = asyncio.Lock()
+        """Every node is asked at once, and each answer may unpack to what the others leave."""
         self._unpacked: dict[Place, int] = {}
         """To how many bytes each partition's last answer unpacks: the next is asked for once that is handed out."""
 
@@ -203,10 +205,14 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
         """Send a request; of an answer to a fetch the batches that may be unpacked."""
         response = await super().send(node_id, request, **options)
         if isinstance(request, FetchRequest):
-            await self._inspect(response)
+            async with self._inspecting:
+                held_back = await self._inspect(response)
+            if held_back:
+                await asyncio.sleep(_FULL)  # the consumer would ask again at once
         return response
 
-    async def _inspect(self, response: Any) -> None:
+    async def _inspect(self, response: Any) -> bool:
+        """Leave what may be unpacked; whether that is nothing of all that would have to be."""
         answered = {(topic, partition[0]) for topic, partitions in response.topics for partition in partitions}
         held = self._assigned()
         self._unpacked = {at: size for at, size in self._unpacked.items() if at in held and at not in answered}
@@ -224,5 +230,4 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
                 inspected.append((number, *about, records))
             topics.append((topic, inspected))
         response.topics = topics
-        if whole and not taken:
-            await asyncio.sleep(_FULL)  # the consumer would ask again at once
+        return whole > 0 and not taken
