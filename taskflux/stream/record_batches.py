@@ -258,6 +258,8 @@ def _repaired(batch: memoryview) -> bytearray | None:
             delta, later, key, value, headers, at = _parse(data, at)
             timestamp = newest if attributes & _LOG_APPEND_TIME else first_timestamp + later
             records.append((delta, timestamp, key, value, headers))
+        if at != len(data):
+            raise ValueError("bytes follow the last record")
         return _rebuilt(base, last, records)
     except (ValueError, IndexError, OverflowError, StructError):
         return None

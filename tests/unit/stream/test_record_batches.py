@@ -13,6 +13,7 @@ from typing import Any
 import cramjam
 import pytest
 from aiokafka.codec import snappy_encode
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record import MemoryRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
@@ -199,6 +200,16 @@ def test_a_repaired_batch_ends_where_it_ended() -> None:
     answer = patched(answer, answer.index(b"broken"), b"\xff" * 6)
     left, _ = readable(answer, LIMIT, LIMIT, closely=True)
     assert MemoryRecords(left).next_batch().next_offset == 50
+
+
+@pytest.mark.parametrize("codec", [0, *CODECS])
+@pytest.mark.parametrize("count", [2, 1, 0, -1])
+def test_a_batch_whose_header_counts_fewer_records_than_it_holds_keeps_its_bytes(codec: int, count: int) -> None:
+    broken = patched(batch(codec, b"one", b"two", b"three"), 57, struct.pack(">i", count))
+    with pytest.raises(CorruptRecordException):  # what makes the consumer look closely
+        list(read(broken))
+    record = one_unreadable(readable(broken, LIMIT, LIMIT, closely=True)[0])
+    assert (record.offset, record.value) == (42, broken)
 
 
 def test_a_wrong_checksum_is_the_clients_to_find_until_it_looks_closely() -> None:
