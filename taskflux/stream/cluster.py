@@ -35,8 +35,9 @@ _STOP_TIMEOUT: Final = 2.0
 _READER: Final = {
     # What a batch exceeds comes alone, what fits comes with others in one answer.
     "max_partition_fetch_bytes": 4096,
-    # It reads no more of a batch than the time of a record, which stands in the batch's header, too.
+    # It reads the time of one record of each partition, and then drops the rest of what it has unpacked of that one.
     "limit": 1_048_576,
+    "apart": True,
     "auto_offset_reset": "earliest",
 }
 

@@ -174,16 +174,17 @@ async def stop(consumer: AIOKafkaConsumer, timeout: float, *, tansu: bool = Fals
 
 
 class BoundedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
-    """A consumer that unpacks no more than `limit` bytes of what it has not handed out yet.
+    """A consumer that unpacks no more than `limit` bytes of what it has not handed out yet: of all its partitions
+    together, or with `apart` of each of them.
 
     A record that stands for what it could not unpack or parse says so (`record_batches.why_unreadable`). What it finds
     out only while it parses (one of `record_batches.BROKEN` is raised) is so after `look_closely` and a seek.
     """
 
-    def __init__(self, *, limit: int, **options: Any) -> None:
+    def __init__(self, *, limit: int, apart: bool = False, **options: Any) -> None:
         super().__init__(**options)
         connection = {name: value for name, value in options.items() if name in signature(AIOKafkaClient).parameters}
-        self._client = self._inspector = _Inspector(self.assignment, limit, connection)
+        self._client = self._inspector = _Inspector(self.assignment, limit, apart, connection)
 
     def look_closely(self) -> None:
         """Parse every record before it is handed out; this takes longer."""
@@ -191,11 +192,14 @@ class BoundedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
 
 
 class _Inspector(AIOKafkaClient):  # type: ignore[misc]
-    def __init__(self, assigned: Callable[[], Collection[Place]], limit: int, connection: dict[str, Any]) -> None:
+    def __init__(
+        self, assigned: Callable[[], Collection[Place]], limit: int, apart: bool, connection: dict[str, Any]
+    ) -> None:
         super().__init__(**connection)
         self.closely = False
         self._assigned = assigned
         self._limit = limit
+        self._apart = apart
         self._inspecting = asyncio.Lock()
         """Every node is asked at once, and each answer may unpack to what the others leave."""
         self._unpacked: dict[Place, int] = {}
@@ -222,7 +226,7 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
             inspected = []
             for number, *about, records in partitions:
                 if records and (self.closely or record_batches.suspect(records)):
-                    left = self._limit - sum(self._unpacked.values())
+                    left = self._limit if self._apart else self._limit - sum(self._unpacked.values())
                     look = partial(record_batches.readable, records, self._limit, left, closely=self.closely)
                     records, self._unpacked[topic, number] = await asyncio.to_thread(look)
                     whole += 1

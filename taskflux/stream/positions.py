@@ -196,6 +196,8 @@ async def _written_at(clients: Clients, heads: Mapping[Place, int]) -> dict[Plac
                     found = await reader.getmany(place, timeout_ms=int(left * 1000), max_records=1)
                 except _UNREADABLE:
                     continue
+                reader.pause(place)
+                reader.seek(place, offsets[place])  # drops the rest of what was unpacked
                 for record in found.get(place, ()):
                     if record.timestamp >= 0:
                         written[place] = record.timestamp / 1000

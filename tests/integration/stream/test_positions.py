@@ -83,6 +83,21 @@ async def test_a_batch_too_large_to_be_unpacked_tells_when_it_was_written(settin
     await positions.close()
 
 
+async def test_large_compressed_heads_of_many_partitions_all_tell_when_they_were_written(
+    settings: KafkaSettings,
+) -> None:
+    settings = settings.model_copy(update={"partitions": 8})
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    for number in range(8):
+        await send_batch(settings, topic, number, batch(1, bytes(200_000), bytes(200_000)))
+    positions = Positions(settings)
+    for offset in (0, 1):
+        found = await positions.written_at({(topic, number): offset for number in range(8)})
+        assert found == {(topic, number): TIME / 1000 for number in range(8)}
+    await positions.close()
+
+
 async def test_deep_in_a_log_the_oldest_record_is_found_too(settings: KafkaSettings) -> None:
     await ensure_topics(settings, ["email"])
     topic, written = f"{settings.topic_prefix}tasks.email", 1_700_000_000_000

@@ -14,9 +14,10 @@ from taskflux.stream.internals import _Inspector
 from tests.unit.stream.test_record_batches import CODECS, LIMIT, batch
 
 
+@pytest.mark.parametrize(("apart", "most"), [(False, 1), (True, 4)])
 @pytest.mark.parametrize("codec", CODECS)
-async def test_what_all_nodes_answer_at_once_unpacks_to_no_more_than_the_limit(
-    monkeypatch: pytest.MonkeyPatch, codec: int
+async def test_what_all_nodes_answer_at_once_is_bounded_together_unless_each_partition_is_by_itself(
+    monkeypatch: pytest.MonkeyPatch, codec: int, apart: bool, most: int
 ) -> None:
     records = batch(codec, bytes(LIMIT - 100))
 
@@ -24,8 +25,8 @@ async def test_what_all_nodes_answer_at_once_unpacks_to_no_more_than_the_limit(
         return SimpleNamespace(topics=[("tasks.email", [(node_id, 0, 1, 1, [], records)])])
 
     monkeypatch.setattr(AIOKafkaClient, "send", answered)
-    client = _Inspector(lambda: [TopicPartition("tasks.email", node) for node in range(4)], LIMIT, {})
+    client = _Inspector(lambda: [TopicPartition("tasks.email", node) for node in range(4)], LIMIT, apart, {})
     asked = FetchRequest(1, 1, 1, 0, [])
     answers = await asyncio.gather(*(client.send(node, asked) for node in range(4)))
     kept = [bool(partition[-1]) for answer in answers for _, (partition,) in answer.topics]
-    assert sum(kept) == 1
+    assert sum(kept) == most
