@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from taskflux.store.statements import parse
 from tests.mutations.listed import MUTATIONS
 from tests.mutations.mutant import Copy, DoesNotApply, Mutation, Verdict
 
 ROOT = Path(__file__).parents[2]
+STATEMENTS = [each for each in MUTATIONS if each.path.endswith(".sql") and "/migrations/" not in each.path]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.wrong)
@@ -15,7 +18,23 @@ def test_each_listed_change_still_applies_and_names_tests_that_exist(mutation: M
     text = (ROOT / mutation.path).read_text(encoding="utf-8")
     assert mutation.changed(text) != text
     for test in mutation.tests:
-        assert (ROOT / test.partition("::")[0]).is_file()
+        file, *names = test.split("::")
+        written = (ROOT / file).read_text(encoding="utf-8")
+        for name in names:
+            assert re.search(
+                rf"^ *(?:async def|def|class) {re.escape(name.partition('[')[0])}\b", written, re.MULTILINE
+            )
+
+
+@pytest.mark.parametrize("mutation", STATEMENTS, ids=lambda mutation: mutation.wrong)
+def test_a_changed_statement_takes_the_parameters_that_it_took(mutation: Mutation) -> None:
+    """Otherwise every call of it fails, whatever the rule, and any test at all notices that."""
+    text = (ROOT / mutation.path).read_text(encoding="utf-8")
+    assert parameters(mutation.changed(text)) == parameters(text)
+
+
+def parameters(text: str) -> dict[str, set[str]]:
+    return {name: set(statement.parameters) for name, statement in parse(text).items()}
 
 
 def tiny(root: Path) -> Mutation:
