@@ -86,6 +86,7 @@ class Held:
 
     def give(self, size: int) -> None:
         """Hold `size` bytes less."""
+        size = min(size, self._bytes)  # a batch's chunk may end after its request
         self._flight.bytes -= size
         self._bytes -= size
 

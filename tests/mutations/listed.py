@@ -44,6 +44,7 @@ MSG91_API: Final = ("tests/integration/providers/test_msg91.py",)
 MSG91: Final = ("tests/unit/providers/test_msg91.py",)
 SMTP: Final = ("tests/integration/providers/test_smtp.py",)
 BODIES: Final = ("tests/unit/http/test_bodies.py",)
+CLIENT: Final = ("tests/unit/http/test_client.py",)
 BATCH: Final = ("tests/unit/http/test_batch.py",)
 REGISTRY: Final = ("tests/unit/http/test_registry.py",)
 SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
@@ -679,6 +680,13 @@ _HTTP: Final = (
         "            held.give_all()",
         "            pass",
         BODIES,
+    ),
+    Mutation(
+        "a batch gives back what its request has given back already",
+        "taskflux/http/bodies.py",
+        "        size = min(size, self._bytes)",
+        "        size = max(size, 0)",
+        CLIENT,
     ),
     Mutation(
         "a type takes payloads of any size",

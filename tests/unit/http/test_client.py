@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
+from taskflux.http.bodies import Bounded
 from taskflux.http.client import Client, client_of
 from taskflux.http.problems import NOT_BEGUN, Problem
 from taskflux.http.requests import Requests
@@ -97,6 +98,23 @@ async def test_what_waits_for_postgresql_is_taken_back_when_the_client_goes(kind
     http.intake.gate.set()
     await until(lambda: http.intake.in_flight == 0)
     assert http.intake.accepted == []
+
+
+async def test_a_batch_that_ends_before_its_items_gives_back_what_it_held_and_no_more() -> None:
+    http = Fixture(Limits())
+    http.source.gate.clear()
+    asking = Asking(http, "POST", *submission("batch", "fax"))
+    await http.source.looks.acquire()
+    bounded: Any = http.app.middleware_stack
+    while not isinstance(bounded, Bounded):
+        bounded = bounded.app
+    held = bounded.bytes
+    asking.client.leave()
+    await asyncio.wait_for(asking.task, 10)
+    http.source.gate.set()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (held > 0, bounded.bytes) == (True, 0)
 
 
 async def test_a_batch_looks_once_for_all_types_that_it_does_not_know() -> None:
