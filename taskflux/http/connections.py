@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from http import HTTPStatus
@@ -250,6 +251,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request begins."""
+        if self.parser.get_method() == b"CONNECT":
+            self._stop(Problem(BAD_REQUEST, "CONNECT is not supported: this server is not a proxy"))
         if self._upgrades:
             return
         if len(self._asked) >= MOST_PIPELINED:
@@ -281,11 +284,12 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _upgrades(self) -> bool:
-        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        return self.parser.should_upgrade()
 
     def ignore_upgrade(self, rest: bytes) -> None:
         """Read the request again as one that asks for no other protocol; `rest` is what follows its head."""
-        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        version = self.parser.get_http_version().encode("ascii")
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = _Parser(self)
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]) + rest)
@@ -395,7 +399,8 @@ class Connection(HttpToolsProtocol):
             self.transport.write(_answer(self._refusal))
         # The client may be sending still. What it sends is dropped for a while: closed at once, the connection would be
         # reset, and what it was told might never be read.
-        self.transport.write_eof()
+        with suppress(OSError):  # the client has reset the connection, and nobody has noticed yet
+            self.transport.write_eof()
         self.flow.resume_reading()
         self._cut_at = self.loop.time() + self.owner.demands.linger
         self.owner.move(self, _Place.ENDING)

@@ -9,7 +9,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -131,18 +131,28 @@ async def serve(
     told = asyncio.create_task(draining.wait())
     watching = asyncio.create_task(connections.watch())
     try:
-        await asyncio.wait((serving, told), return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(watching, serving, told)
         if linger and not serving.done():
             await _pause(linger, hurry)
         connections.last_call(grace / 2)
         server.should_exit = True
-        await asyncio.shield(serving)
+        await _first_of(watching, serving)
+        serving.result()
     finally:
         told.cancel()
         watching.cancel()
         await _cut_off(server)
         if not serving.done():
             serving.cancel()
+
+
+async def _first_of(watching: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:
+    """Wait for one of the others. Without what watches the connections, no client has to keep to anything: its error
+    ends the server.
+    """
+    await asyncio.wait((watching, *others), return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        watching.result()
 
 
 async def _pause(seconds: float, hurry: asyncio.Event | None) -> None:

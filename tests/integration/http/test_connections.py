@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from taskflux.http.connections import MOST_PIPELINED, Demands
+from taskflux.http.connections import MOST_PIPELINED, Connection, Connections, Demands
 from taskflux.telemetry import metrics
 from tests.integration.http.serving import Served, served
 from tests.integration.system.stack import eventually
@@ -95,6 +99,7 @@ async def http() -> AsyncIterator[Fixture]:
         (b"GET / HTTP/2.0\r\nhost: x\r\n\r\n", "bad-request"),
         (b"GET /\r\n\r\n", "bad-request"),
         (b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n", "bad-request"),
+        (b"CONNECT * HTTP/1.1\r\nhost: x\r\n\r\n", "bad-request"),
         (HEAD + b"content-length: 16\r\ncontent-length: 16\r\n\r\n", "bad-request"),
         (HEAD + b"content-length: 16\r\ntransfer-encoding: chunked\r\n\r\n", "bad-request"),
         (HEAD + b"transfer-encoding: gzip, chunked\r\n\r\n", "bad-request"),
@@ -302,6 +307,45 @@ async def test_a_request_that_asks_for_another_protocol_is_taken_as_it_is(
             await asyncio.sleep(0)
         assert [(await peer.answer())[0] for _ in range(3)] == [202, 200, 202]
         assert [task.payload for task in http.intake.accepted] == ['"x"', '"x"']
+
+
+async def test_a_request_of_http_1_0_that_asks_for_another_protocol_stays_one(http: Fixture, connect: Connect) -> None:
+    async with served(http.app) as server:
+        peer = await connect(server, b"GET /livez HTTP/1.0\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        assert (await peer.answer())[0] == 200
+        assert await peer.ended() == b""
+
+
+async def test_connect_begins_no_request(connect: Connect) -> None:
+    begun: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append(scope["method"])
+        await Response()(scope, receive, send)
+
+    async with served(app) as server:
+        peer = await connect(server, b"CONNECT * HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await peer.answer())[1]["detail"] == "CONNECT is not supported: this server is not a proxy"
+        assert await peer.ended() == b""
+    assert begun == []
+
+
+async def test_a_client_that_has_reset_its_connection_can_be_refused() -> None:
+    made: list[Connection] = []
+    loop = asyncio.get_running_loop()
+    connections = Connections(Demands())
+
+    def protocol() -> Connection:
+        made.append(connections.protocol()(uvicorn.Config(None), ServerState(), {}))  # type: ignore[arg-type]
+        return made[0]
+
+    listening = await loop.create_server(protocol, "127.0.0.1", 0)
+    with socket.create_connection(listening.sockets[0].getsockname()) as client:
+        await until(lambda: bool(made) and hasattr(made[0], "place"))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made[0].refuse(None)  # before the loop can notice
+    listening.close()
+    await until(lambda: made[0].transport.is_closing())
 
 
 async def test_trailers_are_bounded_and_no_headers(http: Fixture, connect: Connect) -> None:

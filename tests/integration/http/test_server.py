@@ -13,6 +13,7 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from taskflux.http.connections import Demands
 from taskflux.http.server import listen, serve
 from taskflux.http.submissions import Limits
 from taskflux.worker.settings import WrongSettings
@@ -129,6 +130,17 @@ async def test_a_server_that_is_cancelled_stops_listening() -> None:
     await asyncio.gather(serving, return_exceptions=True)
     with socket.create_server(("127.0.0.1", number)):
         pass
+
+
+async def test_a_server_that_no_longer_watches_its_connections_ends_with_the_error() -> None:
+    nonsense = Demands(least_rate=0, stall=0.1)  # the first look at a body divides by it
+    listener = listen("127.0.0.1", 0)
+    serving = asyncio.create_task(serve(Slow(), listener, draining=asyncio.Event(), grace=5.0, demands=nonsense))
+    _, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"POST /tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+    with pytest.raises(ZeroDivisionError):
+        await ended(serving)
+    writer.close()
 
 
 async def test_a_fault_is_logged_without_what_it_quotes(caplog: pytest.LogCaptureFixture) -> None:
