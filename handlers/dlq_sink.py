@@ -5,14 +5,11 @@ It never writes to the topic.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.stream.consumer import Consumer
-from taskflux.stream.envelope import Record
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic
 from taskflux.telemetry import metrics
 from taskflux.telemetry.tracing import Destination
@@ -43,19 +40,7 @@ async def dlq_sink(process: Process) -> None:
         letters = DeadLetters(database)
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, 1.0)
-            if records and await _keep(records, letters, source, process):
+            # However long PostgreSQL is unavailable: what a drain interrupts is not done, and comes again.
+            if records and await process.wait(letters.keep([dead_letter(record) for record in records], source)):
                 metrics.CLAIMED.labels(DLQ).inc(len(records))
                 consumer.note_done(records)
-
-
-async def _keep(records: Sequence[Record], letters: DeadLetters, source: Destination, process: Process) -> bool:
-    """Store these, however long PostgreSQL is unavailable; false when told to drain meanwhile."""
-    storing = asyncio.create_task(letters.keep([dead_letter(record) for record in records], source))
-    draining = asyncio.create_task(process.draining.wait())
-    await asyncio.wait([storing, draining], return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    if not storing.done():
-        storing.cancel()
-        return False
-    await storing
-    return True

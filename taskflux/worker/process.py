@@ -297,11 +297,17 @@ class Process:
             await asyncio.wait_for(self.draining.wait(), seconds)
 
     async def wait(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
-        """Wait for `work`, for so many seconds and not beyond the order to drain; whether it was over first."""
+        """Wait for `work`, for so many seconds and not beyond the order to drain; whether it was over first.
+
+        Its error is raised, once it has failed.
+        """
         waiting, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.draining.wait())
         try:
             await asyncio.wait([waiting, stop], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.done()
+            if waiting.done():
+                waiting.result()
+                return True
+            return False
         finally:
             waiting.cancel()
             stop.cancel()
