@@ -1,7 +1,8 @@
 """The client of a request: a request ends with it, and begins nothing new once its time is up.
 
 Nothing that was begun is cut off: what a statement writes, or a provider has been asked for, comes to an end, and its
-outcome is kept. Between two steps a request asks `check`; what only waits, waits inside `until_late` or `until_gone`.
+outcome is kept. Before a step that changes something, a request calls `begin`; what only waits, waits inside
+`until_late` or `until_gone`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,17 @@ class Client:
         """
         if self.gone:
             raise ClientDisconnect
+
+    def begin(self) -> None:
+        """Something new begins, unless the client has disconnected or the request's time is up.
+
+        Raises:
+            ClientDisconnect: it has disconnected.
+            Problem: 503, the request's time is up.
+        """
+        self.check()
+        if self.late:
+            raise self.not_begun()
 
     def until_gone(self) -> _Wait:
         """A context that ends with ClientDisconnect once it has disconnected."""

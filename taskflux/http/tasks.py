@@ -211,7 +211,9 @@ class TaskRoutes:
         """The cancelled task, also where it was cancelled before; 409 where it waits no more."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
-        client_of(request.scope).check()
+        # What is done must be told: so there is room for the answer, or nothing is done.
+        hold_stored(await self._decided(task), held_by(request.scope))
+        client_of(request.scope).begin()
         if await self.tasks.cancel(task, DEFAULT_TENANT):
             log.info("a task was cancelled", extra={"task_id": str(task)})
         row = await self._decided(task)
@@ -219,7 +221,7 @@ class TaskRoutes:
             # It may have been released since, and wait again: then the same request finds it.
             why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: ask again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
-        return _json(await shown_task(row, held_by(request.scope)))
+        return _json(await _shown(row))
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
@@ -229,7 +231,7 @@ class TaskRoutes:
         resolution, reason = read_resolution(document)
         # What is done must be told: so there is room for the answer, or nothing is done.
         hold_stored(await self._decided(task), held_by(request.scope))
-        client_of(request.scope).check()
+        client_of(request.scope).begin()
         resolved = await self.tasks.resolve(task, DEFAULT_TENANT, resolution, reason)
         row = await self._decided(task)
         if not resolved:

@@ -98,11 +98,11 @@ class DeadLetterRoutes:
         link_request(letter["traceparent"])
         if letter["task_state"] is not None:
             payload = await edited_payload(letter, repair, self.submissions, client)
-            client.check()
+            client.begin()
             replayed = await self.letters.replay(DEFAULT_TENANT, letter["id"], payload)
         else:
             repaired = await new_task(letter, repair, self.submissions, client, self.topic_prefix)
-            client.check()
+            client.begin()
             replayed = await self.letters.replay_as(DEFAULT_TENANT, letter["id"], repaired, edited=repair.edited)
         if replayed is None:
             raise _not_open(await self._get(request))
@@ -121,7 +121,7 @@ class DeadLetterRoutes:
         reason = _reason(await self._body(request))
         letter = await self._get(request)
         _hold(letter, request)
-        client_of(request.scope).check()
+        client_of(request.scope).begin()
         if await self.letters.discard(DEFAULT_TENANT, letter["id"], reason):
             log.info("a dead letter was discarded", extra={"letter": str(letter["id"])})
         letter = await self._get(request)
@@ -142,7 +142,7 @@ class DeadLetterRoutes:
             if len(groups) >= MOST_GROUPS:
                 matched = await self.letters.count(DEFAULT_TENANT, wanted, OPEN)
             return json_answer({"matched": matched, "groups": groups_document(groups)})
-        client_of(request.scope).check()
+        client_of(request.scope).begin()
         row = await self.letters.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
         log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
         told = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}

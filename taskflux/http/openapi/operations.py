@@ -275,7 +275,7 @@ TASKS: Final[Sequence[Operation]] = (
         "Cancel a task",
         "Possible until a worker takes it. A task that is cancelled already is answered as it is.",
         {200: _task("The task, cancelled.", "Cancelled", s.CANCELLED)},
-        (p.UNKNOWN_TASK, p.WRONG_STATE, p.BUSY, *_STORE),
+        (p.UNKNOWN_TASK, p.WRONG_STATE, p.BUSY, p.NOT_BEGUN, *_STORE),
         (_TASK_ID,),
     ),
     Operation(
@@ -287,7 +287,7 @@ TASKS: Final[Sequence[Operation]] = (
         "`uncertain` means that the side effect may have happened and must not be repeated unasked. `succeeded`: it did"
         " happen. `resend`: try again. `dead`: give it up.",
         {200: _task("The task as it stands now.", "Resolved", s.TASK)},
-        (*_BODY, p.UNKNOWN_TASK, p.WRONG_STATE, p.INVALID_RESOLUTION, *_STORE),
+        (*_BODY, p.UNKNOWN_TASK, p.WRONG_STATE, p.INVALID_RESOLUTION, p.NOT_BEGUN, *_STORE),
         (_TASK_ID,),
         _request(
             _content(
@@ -417,6 +417,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             p.ALREADY_REPLAYED,
             p.TASK_MOVED_ON,
             p.INVALID_DISCARD,
+            p.NOT_BEGUN,
             p.REFUSED_DATA,
             *_STORE,
         ),
@@ -449,7 +450,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
                 _LOCATION,
             ),
         },
-        (*_BODY, p.INVALID_REPLAY, p.EMPTY_FILTER, p.REFUSED_DATA, *_STORE),
+        (*_BODY, p.INVALID_REPLAY, p.EMPTY_FILTER, p.NOT_BEGUN, p.REFUSED_DATA, *_STORE),
         (),
         _request(
             _content(

@@ -31,6 +31,7 @@ class Asking:
         self.sent: list[dict[str, Any]] = []
         self._messages = [{"type": "http.request", "body": body, "more_body": options.pop("more", False)}]
         media_type = options.pop("media_type", "application/json").encode()
+        self._late_after_body: str | None = options.pop("late_after_body", None)
         scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "scheme": "http", "query_string": b""}
         scope["headers"] = [(b"content-type", media_type)]
         self.client = client_of(scope)
@@ -38,6 +39,8 @@ class Asking:
 
     async def _receive(self) -> Any:
         if self._messages:
+            if self._late_after_body:
+                self.client.expire(self._late_after_body)
             return self._messages.pop(0)
         return await asyncio.Event().wait()
 
@@ -180,16 +183,16 @@ async def test_a_fault_in_one_item_leaves_the_others_their_answers(
     assert "ada@example.org" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("DELETE", f"/tasks/{ID}", {}),
-        ("POST", f"/tasks/{ID}/resolve", {"outcome": "dead"}),
-        ("POST", "/dead-letters/{letter}/replay", {}),
-        ("POST", "/dead-letters/{letter}/discard", {"reason": "x"}),
-        ("POST", "/dead-letters/replay", {"filter": {"taskType": "email"}}),
-    ],
-)
+DECISIONS: list[tuple[str, str, dict[str, Any]]] = [
+    ("DELETE", f"/tasks/{ID}", {}),
+    ("POST", f"/tasks/{ID}/resolve", {"outcome": "dead"}),
+    ("POST", "/dead-letters/{letter}/replay", {}),
+    ("POST", "/dead-letters/{letter}/discard", {"reason": "x"}),
+    ("POST", "/dead-letters/replay", {"filter": {"taskType": "email"}}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), DECISIONS)
 async def test_nothing_is_decided_for_a_client_that_has_gone(
     method: str, path: str, body: dict[str, Any], http: Fixture
 ) -> None:
@@ -201,6 +204,25 @@ async def test_nothing_is_decided_for_a_client_that_has_gone(
     await asyncio.wait_for(asking.task, 10)
     assert http.tasks.rows[ID]["state"] == state
     assert http.letters.rows[found]["state"] == "open"
+    assert http.letters.bulk == {}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), DECISIONS)
+async def test_nothing_is_decided_once_the_time_is_up(
+    method: str, path: str, body: dict[str, Any], http: Fixture
+) -> None:
+    http.tasks.rows[ID] = row(state="uncertain" if method == "POST" else "scheduled")
+    state = http.tasks.rows[ID]["state"]
+    found = http.letters.put(letter())
+    late = "it took too long"
+    asking = Asking(http, method, path.format(letter=found), json.dumps(body).encode(), late_after_body=late)
+    if method == "DELETE":  # nobody reads its body
+        asking.client.expire(late)
+    assert await asking.status() == 503
+    told = json.loads(asking.sent[1]["body"])
+    assert (told["type"], told["detail"]) == ("/problems/not-begun", late)
+    assert http.tasks.rows[ID]["state"] == state
+    assert (http.letters.rows[found]["state"], http.letters.sent) == ("open", [])
     assert http.letters.bulk == {}
 
 
