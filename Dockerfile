@@ -1,8 +1,8 @@
 # One image for every handler: the arguments say which one a container is, as in `args: ["run", "process-email"]`.
 #
 #   make image                             taskflux:<version>, with docker, podman or buildah
-#   docker build -t taskflux .             the same by hand; --build-arg BASE=… takes another base, best by its digest
-#   make image BASE=$(image/base.py)       upon the base by its digest, as CI builds it: a tag can be moved
+#   docker build -t taskflux .             the same by hand; --build-arg BASE=… uses another base, best named by digest
+#   base=$(image/base.py) && make image BASE="$base"    with the base named by digest, as in CI: a tag can be moved
 #   docker build --target dev -t taskflux-dev .
 #
 # Behind a private index or a private CA, two secrets that end in no layer:

@@ -56,7 +56,7 @@ test-observability: $(VENV)/.dev ## dashboards and alerts, against a real Promet
 	@$(BIN)/python -m tests.observability $(ARGS)
 
 .PHONY: mutate
-mutate: $(VENV)/.dev ## some fifty small wrong changes, each of which a test must notice (ARGS="--only …", "--parts 4")
+mutate: $(VENV)/.dev ## small wrong changes, each of which a test must notice (ARGS="--only …", "--parts 4")
 	$(BIN)/python -m tests.mutations $(ARGS)
 
 .PHONY: drill
@@ -64,7 +64,7 @@ drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is k
 	$(BIN)/python -m tests.drills $(ARGS)
 
 .PHONY: test-long
-test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, steps of the clock, exhaustion, names of hosts
+test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, clock steps, exhaustion, host names
 	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
 
 .PHONY: test-readme
@@ -76,7 +76,7 @@ image: ## the container image (IMAGE, BASE, ENGINE, TARGET=dev, PIP_CONF, CA; AR
 	@IMAGE="$(IMAGE)" BASE="$(BASE)" ENGINE="$(ENGINE)" TARGET="$(TARGET)" PIP_CONF="$(PIP_CONF)" CA="$(CA)" image/build $(ARGS)
 
 .PHONY: base
-base: ## the image's base by its digest, as its registry has it now (ARGS=--write puts it into the Dockerfile)
+base: ## prints the base image with its current digest in the registry (ARGS=--write writes it into the Dockerfile)
 	@image/base.py $(ARGS)
 
 .PHONY: test-image
