@@ -33,6 +33,9 @@ _REFERENCE: Final = re.compile(
     r"(?:@sha256:[0-9a-f]{64})?"
 )
 _LOOPBACK: Final = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?")
+_REALM: Final = re.compile(rf"https://\S+|http://{_LOOPBACK.pattern}/\S*")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""What a header may hold of a token (RFC 6750, section 2.1)."""
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _MANIFESTS: Final = ", ".join(
     [
@@ -84,12 +87,17 @@ def _token(challenge: str) -> str:
     """What a registry wants of whoever has no account (https://distribution.github.io/distribution/spec/auth/token/)."""
     asked = dict(_CHALLENGE.findall(challenge))
     realm = asked.pop("realm", "")
-    if not challenge.lower().startswith("bearer ") or not realm.startswith(
-        ("https://", "http://localhost", "http://127.")
-    ):
-        raise Refused("the registry wants credentials of a kind that nobody here has")
-    answer = json.loads(_get(f"{realm}?{urlencode(asked)}", {}))
-    return str(answer.get("token") or answer.get("access_token"))
+    if not challenge.lower().startswith("bearer ") or not _REALM.fullmatch(realm):
+        raise Refused("the registry requires credentials, and only anonymous access is supported")
+    answered = _get(f"{realm}?{urlencode(asked)}", {})
+    try:
+        answer = json.loads(answered)
+    except (ValueError, RecursionError):
+        answer = None
+    token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise Refused("the registry's token service did not answer with a token")
+    return token
 
 
 def _get(url: str, headers: dict[str, str]) -> bytes:
@@ -99,7 +107,7 @@ def _get(url: str, headers: dict[str, str]) -> bytes:
     if len(body) > MOST_BYTES:
         raise Refused(f"{url} answered more than {MOST_BYTES:,} bytes")
     if told is not None and told != f"sha256:{hashlib.sha256(body).hexdigest()}":
-        raise Refused(f"{url} says another digest than its answer has")
+        raise Refused(f"{url} sent a Docker-Content-Digest that does not match its answer")
     return body
 
 

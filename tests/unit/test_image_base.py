@@ -33,6 +33,8 @@ class Registry:
 
     port: int = 0
     told: str | None = DIGEST
+    token: bytes = b'{"token": "for-python"}'
+    realm: str = "http://127.0.0.1:{port}/token"
     asked: list[str] = field(default_factory=list)
 
     @property
@@ -50,9 +52,9 @@ def registry() -> Iterator[Registry]:
             asked = urlsplit(self.path)
             if asked.path == "/token":
                 scope = parse_qs(asked.query)["scope"]
-                self.answer(200 if scope == ["repository:library/python:pull"] else 403, b'{"token": "for-python"}')
+                self.answer(200 if scope == ["repository:library/python:pull"] else 403, registry.token)
             elif self.headers.get("Authorization") != "Bearer for-python":
-                realm = f'Bearer realm="http://127.0.0.1:{registry.port}/token",service="registry"'
+                realm = f'Bearer realm="{registry.realm.format(port=registry.port)}",service="registry"'
                 self.answer(401, b"{}", {"WWW-Authenticate": f'{realm},scope="repository:library/python:pull"'})
             elif asked.path == "/v2/library/python/manifests/3.12-slim" and "image.index" in self.headers["Accept"]:
                 self.answer(200, INDEX, {"Docker-Content-Digest": registry.told} if registry.told else {})
@@ -71,7 +73,7 @@ def registry() -> Iterator[Registry]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     registry.port = server.server_address[1]
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield registry
     server.shutdown()
     server.server_close()
@@ -107,7 +109,7 @@ def test_the_digest_is_that_of_the_answer_whether_the_registry_tells_one_or_not(
     registry.told = f"sha256:{'1' * 64}"
     done = run(tmp_path / "Dockerfile", registry.base, "--write")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "another digest" in done.stderr
+    assert "a Docker-Content-Digest that does not match its answer" in done.stderr
     assert "@" not in (tmp_path / "Dockerfile").read_text()
 
 
@@ -128,6 +130,47 @@ def test_a_base_that_there_is_not_is_said_in_a_sentence(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert "@" not in (tmp_path / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        b"<html>",
+        b"\xff",
+        b"[" * 100_000,
+        b"[]",
+        b'{"token": null}',
+        b'{"token": 7}',
+        b'{"token": "a\\nb"}',
+    ],
+)
+def test_an_answer_of_the_token_service_without_a_token_is_not_an_unreachable_registry(
+    registry: Registry, tmp_path: Path, token: bytes
+) -> None:
+    registry.token = token
+    done = run(tmp_path / "Dockerfile", registry.base, "--write")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the registry's token service did not answer with a token" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "@" not in (tmp_path / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "http://localhost.evil.test:{port}/token",
+        "http://127.evil.test:{port}/token",
+        "http://localhost:{port}@127.0.0.2/token",
+        "http://localhost",
+        "https:// 127.0.0.1:{port}/token",
+        "ftp://127.0.0.1:{port}/token",
+    ],
+)
+def test_a_token_is_asked_for_over_tls_or_on_the_loopback_only(registry: Registry, tmp_path: Path, realm: str) -> None:
+    registry.realm = realm
+    done = run(tmp_path / "Dockerfile", registry.base)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the registry requires credentials, and only anonymous access is supported" in done.stderr
 
 
 def test_without_a_registry_nothing_is_invented(tmp_path: Path) -> None:
