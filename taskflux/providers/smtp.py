@@ -16,7 +16,16 @@ from taskflux.providers.email import Address, Email, Message, compose
 from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge
 from taskflux.providers.smtp_session import LOST, Connection, Pool, SmtpSettings, answer, dial, hang_up, tls_context
-from taskflux.tasks.errors import Ambiguous, InvalidPayload, JsonValue, Misconfigured, Permanent, TaskError, Unavailable
+from taskflux.tasks.errors import (
+    Ambiguous,
+    InvalidPayload,
+    JsonValue,
+    Misconfigured,
+    Permanent,
+    TaskError,
+    Transient,
+    Unavailable,
+)
 from taskflux.telemetry import metrics
 from taskflux.telemetry.tracing import Value
 
@@ -109,18 +118,25 @@ class Mailer:
 
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
         weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
-        # Composed of the task's fields alone: what fails now fails at every attempt.
-        with Sending("the mail", "the SMTP server", (), unforeseen=InvalidPayload):
-            if weight <= _LIGHT:
-                message = compose(email, sender=self._sender, unique=message_id, date=date)
-            else:
-                message = await asyncio.to_thread(compose, email, sender=self._sender, unique=message_id, date=date)
+        if weight <= _LIGHT:
+            message = self._composed(email, message_id, date)
+        else:
+            with Sending("the mail", "the SMTP server", ()):  # there may be no thread for it now
+                message = await asyncio.to_thread(self._composed, email, message_id, date)
         if message.size > self._settings.max_message_bytes:
             raise InvalidPayload(
                 f"the mail has {message.size} bytes, attachments encoded; max_message_bytes allows"
                 f" {self._settings.max_message_bytes}"
             )
         return message
+
+    def _composed(self, email: Email, message_id: str, date: datetime) -> Message:
+        # Composed of the task's fields alone: what fails now fails at every attempt, unless memory is short.
+        with Sending("the mail", "the SMTP server", (), unforeseen=InvalidPayload):
+            try:
+                return compose(email, sender=self._sender, unique=message_id, date=date)
+            except MemoryError as error:
+                raise Transient("the mail was not sent: MemoryError") from error
 
     async def _transact(self, message: Message, deliveries: Deliveries) -> None:
         """Have the server take `message` for everybody who is open: one call, over a connection of the pool."""

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import tracemalloc
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import trustme
 
-from taskflux.providers.email import Attachment, Email
+from taskflux.providers.email import Attachment, Email, Message
 from taskflux.providers.smtp import Mailer, connect
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.providers.smtp_session import SmtpSettings
@@ -485,7 +486,31 @@ async def test_replies_without_end_take_no_memory_without_end() -> None:
         assert peak < 2_000_000
 
 
-async def test_what_cannot_be_composed_is_the_task_s_own_fault() -> None:
-    email = mail().model_copy(update={"subject": "half an emoji: \ud83d"})
+class NoThreads(ThreadPoolExecutor):
+    """As an executor is where the process may start no more threads."""
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+
+async def test_a_mail_for_which_there_is_no_thread_or_memory_now_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_memory(*_: Any, **__: Any) -> Message:
+        raise MemoryError
+
+    heavy = mail().model_copy(update={"body": "a" * 300_000})
+    async with plain(Postbox()) as mailer:
+        asyncio.get_running_loop().set_default_executor(NoThreads())
+        assert type(await failed(mailer, heavy)) is Transient
+        monkeypatch.setattr("taskflux.providers.smtp.compose", without_memory)
+        assert type(await failed(mailer, mail())) is Transient
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        assert type(await failed(mailer, heavy)) is Transient
+
+
+@pytest.mark.parametrize("body", ["light", "heavy" * 60_000])
+async def test_what_cannot_be_composed_is_the_task_s_own_fault(body: str) -> None:
+    email = mail().model_copy(update={"subject": "half an emoji: \ud83d", "body": body})
     async with plain(Postbox()) as mailer:
         assert type(await failed(mailer, email)) is InvalidPayload
