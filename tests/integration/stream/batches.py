@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
@@ -33,11 +35,20 @@ def with_broken_header() -> bytes:
 
 
 async def send_batch(settings: KafkaSettings, topic: str, partition: int, batch: bytes) -> None:
+    """Append `batch` to a partition; a broker that has not yet heard of a new topic is asked again, for 10 s."""
     client = AIOKafkaClient(bootstrap_servers=settings.bootstrap_servers)
     await client.bootstrap()
     request: Any = ProduceRequest(
         required_acks=-1, timeout=5000, topics=[(topic, [(partition, batch)])], transactional_id=None
     )
-    answer = await client.send(client.get_random_node(), request)
-    await client.close()
-    assert answer.topics[0][1][0][1] == 0
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                answer = await client.send(client.get_random_node(), request)
+                error = for_code(answer.topics[0][1][0][1])
+                if not error.invalid_metadata:
+                    break
+                await asyncio.sleep(0.05)
+    finally:
+        await client.close()
+    assert error.errno == 0, error
