@@ -435,7 +435,16 @@ class Batch:
         self._held.give(oldest.size)
         error = oldest.outcomes.exception()
         outcomes = oldest.outcomes.result() if error is None else [error] * oldest.items
-        await self._results.write([self._answer(outcome) for outcome in outcomes])
+        faults: dict[int, Problem] = {}  # one that several items met is logged once
+        results = []
+        for outcome in outcomes:
+            if isinstance(outcome, Accepted | Problem):
+                results.append(self._answer(outcome))
+                continue
+            if id(outcome) not in faults:
+                faults[id(outcome)] = _fault(outcome)
+            results.append(self._answer(faults[id(outcome)]))
+        await self._results.write(results)
 
     async def _accept(self, items: Sequence[Item]) -> list[Accepted | BaseException]:
         """What becomes of these items."""
@@ -478,9 +487,9 @@ class Batch:
                 self._trouble = problem  # every further item would wait as long for the same answer
             return problem
 
-    def _answer(self, outcome: Accepted | BaseException) -> bytes:
-        if isinstance(outcome, BaseException):
-            return self._refusal(outcome if isinstance(outcome, Problem) else _fault(outcome))
+    def _answer(self, outcome: Accepted | Problem) -> bytes:
+        if isinstance(outcome, Problem):
+            return self._refusal(outcome)
         index, self._answered = self._answered, self._answered + 1
         replay = ',"idempotentReplay":true' if outcome.repeated else ""
         return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
