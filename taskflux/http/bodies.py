@@ -325,8 +325,8 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers
     return headers, await _parse_held(body, held), len(body)
 
 
-async def json_object(request: Request, limit: int) -> dict[str, Any]:
-    """The JSON object in the body; no body is an empty one.
+async def json_object(request: Request, limit: int) -> tuple[dict[str, Any], int]:
+    """The JSON object in the body, and of how many bytes; no body is an empty one.
 
     Raises:
         Problem: 400, 413, 415 or 503.
@@ -334,12 +334,12 @@ async def json_object(request: Request, limit: int) -> dict[str, Any]:
     headers, held = headers_of(request.scope), held_by(request.scope)
     body = await read_body(headers, request.receive, limit, held)
     if not body:
-        return {}
+        return {}, 0
     media_type(headers, JSON_TYPES)
     document = await _parse_held(body, held)
     if not isinstance(document, dict):
         raise Problem(BAD_REQUEST, "the body must be a JSON object")
-    return document
+    return document, len(body)
 
 
 def path_id(request: Request, name: str, unknown: Callable[[str], Problem]) -> UUID:

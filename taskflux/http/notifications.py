@@ -115,17 +115,20 @@ class Notify(Generic[P]):
             errors.append(FieldError("progress", "must be a JSON object"))
         name, attempt, created_at = _read_headers(headers, errors)
         try:
-            payload = self._validated(document) if size < LARGE else await beside_loop(self._validated, document)
+            given = document, name is not None
+            payload, digest = self._validated(*given) if size < LARGE else await beside_loop(self._validated, *given)
         except ValidationError as error:
             raise _invalid([*errors, *_field_errors(error)]) from None
         except ValueError:
             raise _invalid([*errors, FieldError("body", "holds a number beyond the range of a double")]) from None
         if errors:
             raise _invalid(errors)
-        return Notification(payload, name, attempt, created_at, progress or {}, self._digest(payload))
+        return Notification(payload, name, attempt, created_at, progress or {}, digest)
 
-    def _validated(self, document: Any) -> P:
-        return self._adapter.validate_json(to_json(document))
+    def _validated(self, document: Any, named: bool) -> tuple[P, bytes]:
+        """The payload, and its digest where another one could come by the same name."""
+        payload = self._adapter.validate_json(to_json(document))
+        return payload, self._digest(payload) if named else b""
 
     def _digest(self, payload: P) -> bytes:
         """What a payload means, without what is the same as left out: a later release may know further fields."""

@@ -17,11 +17,12 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from taskflux.http.bodies import headers_of, held_by, json_answer, read_body
+from taskflux.http.bodies import beside_loop, headers_of, held_by, json_answer, read_body
 from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
 from taskflux.providers.msg91 import MalformedReports, read_reports
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Receipts, Recorded
+from taskflux.tasks.bounds import LARGE, MAX_VALUES, VALUE_BYTES
 from taskflux.tasks.delivery import DeliveryReport
 from taskflux.tasks.states import State
 from taskflux.telemetry import metrics
@@ -52,9 +53,14 @@ class Msg91Webhook:
         if essence not in (FORM, JSON_TYPE):
             accepted = f"{JSON_TYPE} or {FORM}"
             raise Problem(UNSUPPORTED_MEDIA_TYPE, f"send reports as {accepted}", headers={"Accept": accepted})
-        body = await read_body(headers, request.receive, MAX_BYTES, held_by(request.scope))
+        held = held_by(request.scope)
+        body = await read_body(headers, request.receive, MAX_BYTES, held)
+        held.take(_weight(body))
         try:
-            reports, foreign = read_reports(body, form=essence == FORM)
+            if len(body) < LARGE:
+                reports, foreign = read_reports(body, form=essence == FORM)
+            else:
+                reports, foreign = await beside_loop(lambda: read_reports(body, form=essence == FORM))
         except MalformedReports as error:
             metrics.REPORTS.labels("malformed").inc()
             raise Problem(MALFORMED_JSON, f"these are no delivery reports: {error}") from None
@@ -84,6 +90,13 @@ class Msg91Webhook:
             await self._cache.forget(recorded.tenant, recorded.task)
         if recorded.kept and recorded.before is State.UNCERTAIN:
             log.info("a delivery report has resolved a task", extra={"task_id": str(recorded.task)})
+
+
+def _weight(body: bytes) -> int:
+    """What the reports in a body will take in memory, in bytes, at most: the marks of a form are percent-encoded."""
+    text = body.lower()
+    marks = sum(map(text.count, (b"[", b"{", b",", b"%5b", b"%7b", b"%2c")))
+    return VALUE_BYTES * min(1 + marks, MAX_VALUES)  # of more values than that, nothing is built
 
 
 def _one_of_each_task(reports: Sequence[DeliveryReport]) -> list[list[DeliveryReport]]:

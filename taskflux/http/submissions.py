@@ -248,18 +248,18 @@ class Submissions:
         client: Client,
         key: str | None = None,
         *,
+        size: int,
         traceparent: str | None = None,
         since: int | None = None,
-        size: int = 0,
     ) -> Submission:
         """The submission that a document asks for.
 
         Args:
             client: whoever waits for it.
             key: its idempotency key.
+            size: bytes that it was read from; a large one is looked through beside the event loop.
             traceparent: the trace that it stands in, when that is not the request's.
             since: `TypeRegistry.looks` when the request came, of which this is one of several documents.
-            size: bytes that it was read from; a large one is looked through beside the event loop.
 
         Raises:
             Problem: 422, with every bad field; 413, its payload is larger than its type takes; 503, its type is not

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from taskflux.http.bodies import moment, parse_json, rfc3339
+from taskflux.http.bodies import beside_loop, moment, parse_json, rfc3339
 from taskflux.http.client import Client
 from taskflux.http.problems import EMPTY_FILTER, INVALID_REPLAY, FieldError, Problem, not_valid, unknown_fields
 from taskflux.http.queries import LETTER_FILTERS, read_fields
@@ -22,6 +22,7 @@ from taskflux.http.tasks import parse_timeline, stored_json
 from taskflux.store.dead_letters import LetterFilter
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
+from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Submission
 from taskflux.telemetry.tracing import trace_id
@@ -196,9 +197,9 @@ def read_repair(document: Mapping[str, Any]) -> Repair:
 
 
 async def edited_payload(
-    letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client
+    letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, size: int
 ) -> str | None:
-    """The JSON text that replaces the payload of a letter's task; None keeps it.
+    """The JSON text that replaces the payload of a letter's task; None keeps it. The repair came in `size` bytes.
 
     Raises:
         Problem: 422, it is not what the type takes, or the fields are those of a broken record; 503, the type is not
@@ -210,22 +211,25 @@ async def edited_payload(
         raise not_valid(INVALID_REPLAY, [FieldError(name, said) for name in wrong])
     if not repair.payload:
         return None
-    return (await submissions.read({"taskType": letter["type"], "payload": repair.payload[0]}, client)).payload
+    document = {"taskType": letter["type"], "payload": repair.payload[0]}
+    return (await submissions.read(document, client, size=size)).payload
 
 
 async def new_task(
-    letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, prefix: str
+    letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, size: int, prefix: str
 ) -> Submission:
     """The task that a letter without one becomes: a repaired record, or a task that was pruned.
 
-    The letter's own trace goes on; a record that had none stands in the request's.
+    The letter's own trace goes on; a record that had none stands in the request's. The repair came in `size` bytes.
 
     Raises:
         Problem: 422, something is still missing or wrong; 503, the type is not known here, and the store cannot be
             asked.
     """
-    size, trace = len(letter["payload"] or ""), letter["traceparent"]
-    return await submissions.read(_document(letter, repair, prefix), client, traceparent=trace, size=size)
+    size, trace = size + len(letter["payload"] or ""), letter["traceparent"]
+    given = letter, repair, prefix
+    document = _document(*given) if size < LARGE else await beside_loop(_document, *given)
+    return await submissions.read(document, client, size=size, traceparent=trace)
 
 
 def _document(letter: Mapping[str, Any], repair: Repair, prefix: str) -> dict[str, Any]:

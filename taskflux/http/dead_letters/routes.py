@@ -80,28 +80,26 @@ class DeadLetterRoutes:
         """One letter with everything about it."""
         row = await self._get(request)
         _hold(row, request)
-        size = len(row["payload"] or "") + len(row["record_value"] or b"")
-        if size < LARGE:
-            return json_answer(letter_document(row))
-        return await beside_loop(lambda: json_answer(letter_document(row)))
+        return await _shown(row)
 
     async def replay(self, request: Request) -> Response:
         """Send one letter again, as it was or repaired. It is sent once: asked again, the answer is a 409 that names
         the task it became.
         """
         client = client_of(request.scope)
-        repair = read_repair(await self._body(request))
+        document, size = await self._body(request)
+        repair = read_repair(document)
         letter = await self._get(request)
         if letter["state"] != OPEN:
             raise _not_open(letter)
         _hold(letter, request)
         link_request(letter["traceparent"])
         if letter["task_state"] is not None:
-            payload = await edited_payload(letter, repair, self.submissions, client)
+            payload = await edited_payload(letter, repair, self.submissions, client, size)
             client.begin()
             replayed = await self.letters.replay(DEFAULT_TENANT, letter["id"], payload)
         else:
-            repaired = await new_task(letter, repair, self.submissions, client, self.topic_prefix)
+            repaired = await new_task(letter, repair, self.submissions, client, size, self.topic_prefix)
             client.begin()
             replayed = await self.letters.replay_as(DEFAULT_TENANT, letter["id"], repaired, edited=repair.edited)
         if replayed is None:
@@ -118,7 +116,8 @@ class DeadLetterRoutes:
 
     async def discard(self, request: Request) -> Response:
         """Say that a letter needs no replay, and why. Asked again, the first reason stays."""
-        reason = _reason(await self._body(request))
+        document, _ = await self._body(request)
+        reason = _reason(document)
         letter = await self._get(request)
         _hold(letter, request)
         client_of(request.scope).begin()
@@ -127,14 +126,15 @@ class DeadLetterRoutes:
         letter = await self._get(request)
         if letter["state"] != _DISCARDED:
             raise _not_open(letter)
-        return json_answer(letter_document(letter))
+        return await _shown(letter)
 
     async def start_bulk(self, request: Request) -> Response:
         """Ask for a bulk replay of the open letters that a filter finds; a dry run only says how many there are.
 
         Two at once over the same letters send each letter once. The relay's leader carries it on, at a rate.
         """
-        wanted, rate, dry_run = read_bulk(await self._body(request))
+        document, _ = await self._body(request)
+        wanted, rate, dry_run = read_bulk(document)
         if dry_run:
             groups = await self.letters.groups(DEFAULT_TENANT, wanted, OPEN)
             # Of one look, so that the two figures agree while further letters come.
@@ -162,7 +162,7 @@ class DeadLetterRoutes:
             log.info("a bulk replay was stopped", extra={"replay": str(replay)})
         return await self.show_bulk(request)
 
-    async def _body(self, request: Request) -> dict[str, Any]:
+    async def _body(self, request: Request) -> tuple[dict[str, Any], int]:
         return await json_object(request, self.submissions.limits.max_body_bytes)
 
     async def _get(self, request: Request) -> Mapping[str, Any]:
@@ -171,6 +171,12 @@ class DeadLetterRoutes:
         if row is None:
             raise _unknown_letter(request.path_params["letter_id"])
         return row
+
+
+async def _shown(row: Mapping[str, Any]) -> Response:
+    if len(row["payload"] or "") + len(row["record_value"] or b"") < LARGE:
+        return json_answer(letter_document(row))
+    return await beside_loop(lambda: json_answer(letter_document(row)))
 
 
 def _hold(row: Mapping[str, Any], request: Request) -> None:

@@ -26,12 +26,12 @@ MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}
 class Service(Notifier[Email]):
     """A channel that does as it is told, and its HTTP side."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 100_000) -> None:
         self.asked: list[Notification[Email]] = []
         self.trouble: Exception | None = None
         self.repeated = False
         nobody: Any = None
-        mail, text = Notify(Email, self, 100_000), Notify(Sms, nobody, 100_000)
+        mail, text = Notify(Email, self, most), Notify(Sms, nobody, most)
         app = create_notify_app(mail, text, self.check, started=bool)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://notify")
