@@ -46,7 +46,7 @@ class Lease:
         self._clock = clock
         self._awake = awake
         self._until = float("-inf")
-        self._tried = awake()  # when a beat was last begun
+        self._beaten = awake()  # when a beat last ended: the store may keep the next one waiting for any time
         self._stalled = False
         self._renewing = asyncio.Lock()
 
@@ -70,17 +70,26 @@ class Lease:
             StoreError: it is not known to be renewed.
         """
         async with self._renewing:  # two would take two identities
-            began, tried, self._tried = self._clock(), self._tried, self._awake()
-            self._stalled = self._stalled or self._tried - tried >= self._seconds
-            if not await self.claims.beat(in_flight):
-                self.lose()
-                if self.term:
-                    log.warning("the lease was ended: the worker goes on with a new one, without what it held")
-                    if not self._stalled:
-                        await self.claims.exonerate()
-                began = self._clock()
-                await self.claims.begin(in_flight)
+            self._stalled = self._stalled or self._awake() - self._beaten >= self._seconds
+            try:
+                began = await self._beat(in_flight)
+            finally:
+                self._beaten = self._awake()
             self._stalled = False
             if began >= self._until:
                 self.term += 1
             self._until = began + self._seconds
+
+    async def _beat(self, in_flight: int) -> float:
+        """When the beat that has renewed the lease, or begun a new one, was begun."""
+        began = self._clock()
+        if await self.claims.beat(in_flight):
+            return began
+        self.lose()
+        if self.term:
+            log.warning("the lease was ended: the worker goes on with a new one, without what it held")
+            if not self._stalled:
+                await self.claims.exonerate()
+        began = self._clock()
+        await self.claims.begin(in_flight)
+        return began

@@ -310,6 +310,29 @@ async def test_a_worker_that_finds_its_lease_ended_clears_its_tasks_unless_its_l
     assert len(await scene.groups()) == groups
 
 
+async def test_a_beat_that_waits_for_postgresql_for_a_lease_is_no_loop_that_stood_still(scene: Scene) -> None:
+    """Where packets are dropped, a beat fails only after its timeouts, which are longer than a lease together."""
+    claims, clock, awake = await scene.worker(), Clock(), Clock()
+    lease, database = Lease(claims, LEASE, clock, awake), cast("WatchedDatabase", scene.database)
+    await lease.renew(0)
+    await scene.running(claims, 3)
+    await scene.lose(claims)
+    await scene.upkeep.sweep(500, RATE)
+
+    async def it_takes_long() -> None:
+        clock.now += LEASE
+        awake.now += LEASE
+
+    database.when["beat"] = it_takes_long
+    database.unreachable.add("beat")
+    with pytest.raises(StoreUnavailable):
+        await lease.renew(0)
+    database.when.clear()
+    database.unreachable.clear()
+    await lease.renew(0)
+    assert await scene.groups() == []
+
+
 async def test_a_log_line_says_that_suspects_run(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     place = await Workplace.of(scene, Beside())
     group = await suspects(scene, 2)
