@@ -92,8 +92,11 @@ UPDATE suspects SET begun = (:versions::integer[])[width_bucket(task_id, :ids::u
 WHERE task_id = ANY(ARRAY(SELECT task_id FROM free));
 
 -- name: exonerate
--- This worker lives, though its lease was ended: none of the tasks that it held was why.
-WITH free AS MATERIALIZED (
+-- This worker lives, though its lease was ended: none of the tasks that it held was why, nor will those be that wait for
+-- the sweep.
+WITH found AS (
+    UPDATE workers SET lost = false WHERE id = :worker AND lost
+), free AS MATERIALIZED (
     SELECT task_id, lost = :worker AND cardinality(array_remove(alone, :worker)) = 0 AS cleared FROM suspects
     WHERE lost = :worker OR :worker = ANY(alone) ORDER BY task_id FOR UPDATE SKIP LOCKED
 ), counted AS (

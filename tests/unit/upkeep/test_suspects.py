@@ -334,6 +334,16 @@ async def test_a_worker_that_was_cut_off_or_suspended_clears_its_tasks_when_it_i
     assert len(await scene.groups()) == 2
 
 
+async def test_a_worker_that_is_back_before_its_claims_were_freed_makes_no_suspects(scene: Scene) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 3)
+    await scene.lose(worker)
+    await worker.exonerate()
+    assert (await scene.upkeep.sweep(500, RATE)).looked_at == 3
+    assert {(await scene.state(each.id))[0] for each in claims} == {"scheduled"}
+    assert await scene.groups() == []
+
+
 async def test_a_loss_that_was_none_does_not_count_towards_a_task_s_end(scene: Scene) -> None:
     (task,) = await lost_together(scene, 1)
     cut_off, _ = await run_alone(scene, task)
