@@ -107,8 +107,8 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cl
 
 -- name: settle
 -- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed
--- the task again: the attempt that was given back with its worker's loss did happen. A task that was released unrun is
--- as suspect as before.
+-- the task again: the attempt that was given back with its worker's loss did happen. A task that was released unrun
+-- (without an error) is as suspect as before.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
@@ -143,13 +143,15 @@ WITH input AS MATERIALIZED (
     FROM input i
     WHERE i.place = width_bucket(t.id, :ids::uuid[])
       AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, i.event, t.version <> i.version AS late,
-              GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, i.event, t.error_class,
+              t.version <> i.version AS late, GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), released AS (
     DELETE FROM claims c
     WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
 ), cleared AS (
-    DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM settled WHERE event <> 'handed-back'))
+    DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(
+        SELECT id FROM settled WHERE event <> 'handed-back' OR error_class IS NOT NULL
+    ))
 ), waiting AS (
     INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
     SELECT id, state = 'dead', type, version, CASE WHEN state = 'dead' THEN now() ELSE due_at END, expires_at

@@ -166,15 +166,15 @@ _STORE: Final = (
     Mutation(
         "a suspect that ran is as suspect as before",
         "taskflux/store/claims.sql",
-        "WHERE event <> 'handed-back'",
+        "WHERE event <> 'handed-back' OR error_class IS NOT NULL",
         "WHERE false",
         SUSPECTS,
     ),
     Mutation(
         "a suspect that was released is none any more",
         "taskflux/store/claims.sql",
-        "SELECT id FROM settled WHERE event <> 'handed-back'",
-        "SELECT id FROM settled",
+        "WHERE event <> 'handed-back' OR error_class IS NOT NULL",
+        "",
         SUSPECTS,
     ),
     Mutation(

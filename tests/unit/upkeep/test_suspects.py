@@ -18,6 +18,7 @@ from tests.integration.store.scene import TYPE, Scene, succeeded
 RATE = 1e6
 ORIGIN = {"topic": "tasks.dlq", "partition": 0, "offset": 7, "timestamp": 1}
 RETRY = Decision(Event.RETRY, State.SCHEDULED, error_class="Transient", reason="busy")
+PROVIDER_FAILED = Decision(Event.HANDED_BACK, State.SCHEDULED, give_back=True, error_class="ProviderUnavailable")
 
 
 async def lose(scene: Scene, worker: Claims) -> None:
@@ -225,7 +226,7 @@ async def test_two_workers_that_want_a_group_get_it_once(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     "decision",
-    [succeeded(None), RETRY, Decision(Event.DIED, State.DEAD), Decision(Event.HELD, State.UNCERTAIN)],
+    [succeeded(None), RETRY, Decision(Event.DIED, State.DEAD), Decision(Event.HELD, State.UNCERTAIN), PROVIDER_FAILED],
     ids=lambda decision: decision.event,
 )
 async def test_a_task_that_ran_and_left_its_worker_alive_is_no_suspect_any_more(
