@@ -1,7 +1,7 @@
-"""Answers to HTTP requests, of bounded size and time: a server that is hostile or broken costs us neither.
+"""HTTP answers of bounded size and time, so that a hostile or broken server cannot exhaust the process.
 
-A body is unpacked while it is read, and never further than its reader wants. What is too large, or cannot be unpacked,
-is read as an empty body: then the status alone says what happened.
+A body is unpacked while it is read, and never further than its reader wants. An oversized or unreadable body counts as
+empty; the status alone decides.
 """
 
 from __future__ import annotations

@@ -198,12 +198,12 @@ def _written(flow: Mapping[str, JsonValue]) -> bytes:
     """The request's body.
 
     Raises:
-        InvalidPayload: a variable holds what JSON cannot say.
+        InvalidPayload: a variable holds what JSON cannot represent.
     """
     try:
         return json.dumps(flow, allow_nan=False, separators=(",", ":")).encode("ascii")
     except ValueError as error:  # an infinite number, or one of too many digits
-        raise InvalidPayload("a variable is a number that the SMS service cannot be told") from error
+        raise InvalidPayload("a variable is a number that JSON cannot represent: send it as a text") from error
 
 
 @provider("msg91", settings=Msg91Settings, through=notify.sms)

@@ -103,8 +103,9 @@ def _outcome(error: BaseException) -> str:
 
 @dataclass(slots=True, eq=False)
 class Sending:
-    """One side effect at a provider, for a `with` block around it: the one place that knows whether any of it has left.
+    """One side effect at a provider, for a `with` block around it.
 
+    The one place that knows whether any bytes were sent.
     A `TaskError` that leaves the block is a judgement, and passes. Whatever else does (an error of a library or of
     Python, a bug of ours in reading the answer) means: from `begin` on `Ambiguous`; before it nothing was sent, so
     `Unavailable` where it is one of `lost`, and else `unforeseen`.

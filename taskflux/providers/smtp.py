@@ -162,7 +162,7 @@ class Mailer:
         Raises:
             Unavailable, Misconfigured: the server takes nothing from us; no recipient has the mail.
             Permanent: the mail needs SMTPUTF8 and the server has none.
-            Ambiguous: the mail was sent, and its answer means nothing.
+            Ambiguous: the mail was sent, and the reply is not valid.
         """
         sender = await self._mail_from(connection, message)
         client = connection.client
@@ -225,7 +225,7 @@ async def _mail_itself(client: SMTP, message: Message, timeout: float, sending: 
         client.close()
     reply = judge(code, text, Stage.MAIL)
     if reply.kind is Kind.MEANINGLESS:
-        raise Ambiguous(f"the mail was sent, and the SMTP server answered {reply}, which means nothing there")
+        raise Ambiguous(f"the mail was sent, but the SMTP server's reply {reply} is not valid there")
     return reply
 
 

@@ -205,7 +205,7 @@ def _parse_object(value: bytes) -> dict[str, object] | Poison:
     except TooManyValues as error:
         return Poison(PoisonClass.TOO_LARGE, f"the value is too large: {error}")
     except OutOfBounds as error:
-        return Poison(PoisonClass.NOT_JSON, f"the value is not taken: {error}")
+        return Poison(PoisonClass.NOT_JSON, f"the value is invalid: {error}")
     except UnicodeDecodeError as error:
         return Poison(PoisonClass.NOT_JSON, f"the value is not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
@@ -250,7 +250,7 @@ def _foreign(record: Record, body: dict[str, object], task_type: str) -> Foreign
     try:
         payload, canonical = _ENCODE(body["payload"]), _CANONICAL(body["payload"])
     except ValueError:
-        return Poison(PoisonClass.INVALID_PAYLOAD, "the payload holds a number beyond a double")
+        return Poison(PoisonClass.INVALID_PAYLOAD, "the payload holds a number that a double cannot represent")
     digest = hashlib.sha256(canonical.encode("ascii")).digest()
     return Foreign(task_id, task_type, payload, digest, record, trace_of(record.headers))
 

@@ -1,9 +1,8 @@
 """Record batches as a broker delivers them, looked at before aiokafka unpacks them: it unpacks whatever it is given.
 
-Only foreign batches are compressed; ours are so where a topic's `compression.type` says it. One that would unpack to
-too much, in a codec that nobody knows, or broken, is replaced by a batch of one record, which holds the bytes of the
-whole batch and says why (`why_unreadable`). The partition goes on behind it, and whoever takes the record puts it aside
-as poison.
+Our own batches are compressed only if a topic's `compression.type` says so. A batch that would unpack to too much, uses
+an unknown codec, or is broken, is replaced by a batch of one record. That record holds the bytes of the whole batch and
+the reason (`why_unreadable`). The partition continues after it, and the record is handled as poison.
 
 The format: https://kafka.apache.org/documentation/#recordbatch; before Kafka 0.11, a batch was a message whose value
 held the others (magic 0 and 1).
@@ -65,7 +64,7 @@ def why_unreadable(headers: Headers) -> str:
 
 
 def suspect(answer: bytes) -> bool:
-    """Whether any batch in an answer has to be unpacked, or is of a format that nobody knows."""
+    """Whether any batch in an answer has to be unpacked, or is of a format that is not supported."""
     return any(batch[_MAGIC_AT] > _NEWEST_MAGIC or _codec(batch) for batch in _batches(memoryview(answer)))
 
 
@@ -124,17 +123,22 @@ def _weight(batch: memoryview, limit: int) -> int:
     Raises Unreadable where it is more than `limit`, or cannot be unpacked.
     """
     if batch[_MAGIC_AT] > _NEWEST_MAGIC:
-        raise Unreadable(f"the batch is of format {batch[_MAGIC_AT]}, which nobody here knows")
+        raise Unreadable(f"the batch has format {batch[_MAGIC_AT]}, which is not supported")
     number = _codec(batch)
     if not number or not _is_intact(batch):
         return 0
     unpacked_size = _SIZES.get(number)
     if unpacked_size is None:
-        raise Unreadable(f"the batch is packed with codec {number}, which nobody here knows")
+        raise Unreadable(
+            f"the batch uses codec {number}, which is not supported: its producer must use gzip, snappy, lz4 or zstd"
+        )
     try:
         return unpacked_size(_packed(batch), limit)
     except (cramjam.DecompressionError, zlib.error, StructError, EOFError) as error:
-        raise Unreadable(f"the batch cannot be unpacked to at most {limit:,} bytes: {error}") from None
+        raise Unreadable(
+            f"the batch is broken or unpacks to more than {limit:,} bytes;"
+            f" its producer must send smaller batches: {error}"
+        ) from None
 
 
 def _is_intact(batch: memoryview) -> bool:
