@@ -28,12 +28,15 @@ UNREACHABLE: Final = 75
 TIMEOUT: Final = 30.0
 MOST_BYTES: Final = 4 * 1024 * 1024
 _BASE: Final = re.compile(r"^(ARG BASE=)(\S+)$", re.MULTILINE)
+_PORT: Final = r"(:([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 _REFERENCE: Final = re.compile(
-    r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<name>[a-z0-9._/-]+):(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})"
+    rf"(?P<registry>[A-Za-z0-9.-]+{_PORT})/(?P<name>[a-z0-9._/-]+):(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})"
     r"(?:@sha256:[0-9a-f]{64})?"
 )
-_LOOPBACK: Final = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?")
-_REALM: Final = re.compile(rf"https://\S+|http://{_LOOPBACK.pattern}/\S*")
+_LOOPBACK: Final = re.compile(rf"(localhost|127\.0\.0\.1){_PORT}")
+_HOST: Final = r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?"
+_REALM: Final = re.compile(rf"(https://{_HOST}{_PORT}|http://{_LOOPBACK.pattern}(?=/))(/[!$-;=@-~]*)?")
+"""Where a token is asked for. It has no query of its own, and nothing in it that a request could not carry."""
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a header may hold of a token (RFC 6750, section 2.1)."""
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')

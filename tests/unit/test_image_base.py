@@ -120,6 +120,7 @@ def test_the_digest_is_that_of_the_answer_whether_the_registry_tells_one_or_not(
         ("{host}/library/other:3.12-slim", "HTTP 404"),
         ("python", "registry/name:tag"),
         ("{host}/library/python", "registry/name:tag"),
+        ("127.0.0.1:99999/library/python:3.12-slim", "registry/name:tag"),
     ],
 )
 def test_a_base_that_there_is_not_is_said_in_a_sentence(
@@ -164,6 +165,15 @@ def test_an_answer_of_the_token_service_without_a_token_is_not_an_unreachable_re
         "http://localhost",
         "https:// 127.0.0.1:{port}/token",
         "ftp://127.0.0.1:{port}/token",
+        "http://127.0.0.1:{port}/token\x7f",
+        "http://127.0.0.1:{port}/tok\xe9n",
+        "http://127.0.0.1:{port}/token?scope=all",
+        "http://127.0.0.1:{port}/token#all",
+        "http://127.0.0.1:99999/token",
+        "https://127.0.0.1:port/token",
+        "https://registry..test/token",
+        "https://[::1/token",
+        "https://?",
     ],
 )
 def test_a_token_is_asked_for_over_tls_or_on_the_loopback_only(registry: Registry, tmp_path: Path, realm: str) -> None:
