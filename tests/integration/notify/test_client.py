@@ -6,7 +6,6 @@ import asyncio
 import base64
 import gzip
 import json
-import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from tests.integration.notify.conftest import Service
 from tests.integration.providers.flow_api import Answer
 from tests.integration.providers.raw_http import Say, answer, endlessly, raw_http, saying
 from tests.integration.system.stack import eventually
+from tests.memory import traced_peak
 
 ID = UUID("0199f000-0000-7000-8000-000000000001")
 CREATED = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -209,14 +209,9 @@ async def test_no_answer_of_something_broken_is_more_than_ambiguous_and_a_check_
 async def test_an_answer_of_the_service_takes_no_more_memory_than_it_may_have() -> None:
     bomb = answer(gzip.compress(bytes(50_000_000), 9), 500, [PACKED])
     async with raw_http(saying(bomb)) as (url, _), through(msg91.connect, NotifySettings(url=url)) as sms:
-        tracemalloc.start()
-        try:
-            with pytest.raises(Ambiguous):
-                await process_sms(task(process_sms, SMS), sms)
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak < 3 * MOST_BYTES
+        with traced_peak() as peak, pytest.raises(Ambiguous):
+            await process_sms(task(process_sms, SMS), sms)
+    assert peak.bytes < 3 * MOST_BYTES
 
 
 @pytest.mark.parametrize(

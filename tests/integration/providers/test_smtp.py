@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import tracemalloc
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from tests.integration.providers.smtp_server import (
     server_that_says,
     smtp_server,
 )
+from tests.memory import traced_peak
 
 DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 BOUND = 20.0
@@ -477,13 +477,9 @@ async def test_a_check_s_odd_answer_is_the_server_s_matter() -> None:
 async def test_replies_without_end_take_no_memory_without_end() -> None:
     for command in ("greeting", "ehlo", "rcpt", "content"):
         async with server_that_says(**{command: b"250-x\r\n" * 2_000_000}) as port, mailer_at(port) as mailer:
-            tracemalloc.start()
-            try:
+            with traced_peak() as peak:
                 assert isinstance(await failed(mailer), Unavailable | Ambiguous)
-                _, peak = tracemalloc.get_traced_memory()
-            finally:
-                tracemalloc.stop()
-        assert peak < 2_000_000
+        assert peak.bytes < 2_000_000
 
 
 class NoThreads(ThreadPoolExecutor):

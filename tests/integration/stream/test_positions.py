@@ -1,5 +1,4 @@
 import time
-import tracemalloc
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -14,6 +13,7 @@ from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.batches import TIME, batch, send_batch
 from tests.integration.stream.patience import committed, eventually, log_ends, log_starts
+from tests.memory import traced_peak
 
 
 async def test_positions_tell_what_was_sent_and_what_was_committed(settings: KafkaSettings, producer: Producer) -> None:
@@ -73,13 +73,10 @@ async def test_a_batch_too_large_to_be_unpacked_tells_when_it_was_written(settin
     await send_batch(settings, topic, 0, batch(1, bytes(50_000_000)))
     await send_batch(settings, topic, 1, batch(0, b"v"))
     positions = Positions(settings)
-    tracemalloc.start()
-    assert await positions.written_at({(topic, 0): 0, (topic, 1): 0}) == {
-        (topic, 0): TIME / 1000,
-        (topic, 1): TIME / 1000,
-    }
-    assert tracemalloc.get_traced_memory()[1] < 20_000_000
-    tracemalloc.stop()
+    with traced_peak() as peak:
+        found = await positions.written_at({(topic, 0): 0, (topic, 1): 0})
+    assert found == {(topic, 0): TIME / 1000, (topic, 1): TIME / 1000}
+    assert peak.bytes < 20_000_000
     await positions.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import random
 import struct
-import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from taskflux.stream.record_batches import readable, suspect, why_unreadable
+from tests.memory import traced_peak
 
 LIMIT = 1_000_000
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
@@ -134,11 +134,9 @@ def test_a_batch_of_the_limits_size_is_no_bomb() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_bomb_is_not_unpacked_beyond_the_limit(codec: int) -> None:
     bomb = with_records(codec, PACKERS[codec](bytes(50_000_000)))
-    tracemalloc.start()
-    readable(bomb, LIMIT, LIMIT, closely=False)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 20_000_000
+    with traced_peak() as peak:
+        readable(bomb, LIMIT, LIMIT, closely=False)
+    assert peak.bytes < 20_000_000
 
 
 @pytest.mark.parametrize("number", [5, 6, 7])
