@@ -44,6 +44,7 @@ from taskflux.http.app import application, probe_routes
 from taskflux.http.bodies import Headers, beside_loop, json_answer, moment, read_json, to_json
 from taskflux.http.client import client_of
 from taskflux.http.openapi.document import documentation_routes, notify_json
+from taskflux.http.payloads import field_name
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
     DELIVERY_REFUSED,
@@ -60,7 +61,6 @@ from taskflux.http.problems import (
     not_valid,
     shortened,
 )
-from taskflux.http.registry import field_name
 from taskflux.http.submissions import Limits
 from taskflux.providers.email import Email
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID

@@ -46,7 +46,7 @@ SMTP: Final = ("tests/integration/providers/test_smtp.py",)
 BODIES: Final = ("tests/unit/http/test_bodies.py",)
 CLIENT: Final = ("tests/unit/http/test_client.py",)
 BATCH: Final = ("tests/unit/http/test_batch.py",)
-REGISTRY: Final = ("tests/unit/http/test_registry.py",)
+PAYLOADS: Final = ("tests/unit/http/test_payloads.py",)
 SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
 WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
 
@@ -711,10 +711,10 @@ _HTTP: Final = (
     ),
     Mutation(
         "every error of a crowded payload is made",
-        "taskflux/http/registry.py",
+        "taskflux/http/payloads.py",
         "if values > DESCRIBED:",
         "if False:",
-        REGISTRY,
+        PAYLOADS,
     ),
 )
 
