@@ -20,7 +20,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from taskflux.http.bodies import json_answer, to_json
-from taskflux.http.openapi.operations import API, NOTIFY, Operation, example
+from taskflux.http.openapi.operation import Operation, example
+from taskflux.http.openapi.operations import API, NOTIFY
 from taskflux.http.openapi.schemas import (
     Json,
     dead_letter_schemas,

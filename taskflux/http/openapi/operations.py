@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from taskflux.http import problems as p
 from taskflux.http.openapi import schemas as s
+from taskflux.http.openapi.notifications import NOTIFICATIONS
+from taskflux.http.openapi.operation import BODY, REPLAYED, Operation, answer, content, parameter, request
 from taskflux.http.openapi.schemas import Json, optional, ref
 from taskflux.http.queries import (
     ALL,
@@ -24,134 +25,27 @@ from taskflux.http.queries import (
 )
 from taskflux.http.submissions import LONGEST_KEY
 from taskflux.http.tasks import LONGEST_REASON
-from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
 from taskflux.store.dead_letters import OPEN
 
-Examples = Mapping[str, tuple[str, object]]
-"""Name → (summary, value)."""
-
-
-CONNECTION: Final = (
-    p.BAD_REQUEST,
-    p.REQUEST_TIMEOUT,
-    p.TARGET_TOO_LONG,
-    p.HEAD_TOO_LARGE,
-    p.TOO_MANY_CONNECTIONS,
-)
-"""What any call may be answered before it is known which one it is (`taskflux.http.connections`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One call. `answers` are those where all went well: status → response object.
-
-    `problems` are those of this call; it shares `CONNECTION` with all others.
-    """
-
-    method: str
-    path: str
-    id: str
-    tag: str
-    summary: str
-    description: str
-    answers: Mapping[int, Json]
-    problems: Sequence[p.Kind] = ()
-    parameters: Sequence[Json] = ()
-    body: Json | None = None
-
-    def document(self) -> Json:
-        """The operation object."""
-        by_status: dict[int, list[p.Kind]] = {}
-        for kind in dict.fromkeys((*self.problems, *CONNECTION)):
-            by_status.setdefault(kind.status, []).append(kind)
-        refused = {status: _problem(status, alike) for status, alike in sorted(by_status.items())}
-        told: Json = {
-            "operationId": self.id,
-            "tags": [self.tag],
-            "summary": self.summary,
-            "description": self.description,
-            "responses": {str(status): answer for status, answer in {**self.answers, **refused}.items()},
-        }
-        if self.parameters:
-            told["parameters"] = list(self.parameters)
-        if self.body is not None:
-            told["requestBody"] = self.body
-        return told
-
-
-def example(kind: p.Kind) -> Json:
-    """A problem of this kind, as it may look."""
-    told = p.explanation(kind)
-    document: Json = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": told.detail}
-    if told.errors:
-        document["errors"] = [{"field": name, "message": message} for name, message in told.errors.items()]
-    return document
-
-
-def _problem(status: int, kinds: Sequence[p.Kind]) -> Json:
-    """The answer of a status, with every kind of problem that shares it."""
-    schema = {
-        "allOf": [ref("Problem")],
-        "properties": {"type": {"enum": [kind.type for kind in kinds]}, "status": {"const": status}},
-    }
-    examples = {kind.slug: (kind.title, example(kind)) for kind in kinds}
-    headers = {"Retry-After": ({"type": "string"}, "Seconds after which to try again.")} if status == 503 else {}
-    described = "; ".join(kind.title for kind in kinds)
-    return _answer(described, _content(schema, examples, p.PROBLEM), headers)
-
-
-def _content(schema: Json, examples: Examples | None = None, media_type: str = "application/json") -> Json:
-    """A map of media types with this one."""
-    shown = {name: {"summary": summary, "value": value} for name, (summary, value) in (examples or {}).items()}
-    return {media_type: {"schema": schema} | ({"examples": shown} if shown else {})}
-
-
-def _answer(
-    description: str, content: Json | None = None, headers: Mapping[str, tuple[Json, str]] | None = None
-) -> Json:
-    told: Json = {"description": description}
-    if headers:
-        told["headers"] = {name: {"schema": schema, "description": text} for name, (schema, text) in headers.items()}
-    return told | ({} if content is None else {"content": content})
-
-
-def _request(content: Json, *, required: bool = True) -> Json:
-    return {"required": required, "content": content}
-
-
-def _parameter(name: str, place: str, schema: Json, description: str, **more: Any) -> Json:
-    always = {"required": True} if place == "path" else {}
-    return {"name": name, "in": place, "schema": schema, "description": description, **always, **more}
-
-
 _PLAIN: Final[Json] = {"type": "string"}
-_LINES: Final = _content({"type": "string"}, media_type="application/x-ndjson")
+_LINES: Final = content({"type": "string"}, media_type="application/x-ndjson")
 _STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
-_BODY: Final = (
-    p.MALFORMED_JSON,
-    p.TOO_LARGE,
-    p.UNSUPPORTED_MEDIA_TYPE,
-    p.BUSY,
-)
-_CURSOR: Final = _parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
-_LIMIT: Final = _parameter(
+_CURSOR: Final = parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
+_LIMIT: Final = parameter(
     "limit",
     "query",
     {"type": "integer", "minimum": 1, "maximum": MOST_ON_A_PAGE, "default": USUAL_PAGE},
     "Items on a page, at most.",
 )
-_TRACEPARENT: Final = _parameter(
+_TRACEPARENT: Final = parameter(
     "traceparent", "header", {"type": "string"}, "W3C trace context: the task's spans go on with it."
 )
 _LOCATION: Final = {"Location": (_PLAIN, "Where it can be looked at.")}
-_REPLAYED: Final[dict[str, tuple[Json, str]]] = {
-    "Idempotent-Replay": ({"const": "true"}, "The key came with this request before: nothing was done twice.")
-}
 
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
-_TASK_ID: Final = _parameter("taskId", "path", s.ID, "The task's id.", example=s.TASK_ID)
-_METADATA: Final = _parameter(
+_TASK_ID: Final = parameter("taskId", "path", s.ID, "The task's id.", example=s.TASK_ID)
+_METADATA: Final = parameter(
     "metadata",
     "query",
     {
@@ -171,7 +65,7 @@ def _text(most: int) -> Json:
 
 
 def _task(description: str, summary: str, value: object) -> Json:
-    return _answer(description, _content(ref("Task"), {"task": (summary, value)}))
+    return answer(description, content(ref("Task"), {"task": (summary, value)}))
 
 
 TASKS: Final[Sequence[Operation]] = (
@@ -184,19 +78,19 @@ TASKS: Final[Sequence[Operation]] = (
         "Answered once the task is durable. With an `Idempotency-Key` a repeat makes no second task and gets the same"
         " answer, with `Idempotent-Replay: true`. A `payload` that is a text needs no `taskType`: it is simulated.",
         {
-            202: _answer(
+            202: answer(
                 "The task is durable.",
-                _content(ref("Accepted"), {"accepted": ("Accepted", s.ACCEPTED)}),
-                {**_LOCATION, **_REPLAYED},
+                content(ref("Accepted"), {"accepted": ("Accepted", s.ACCEPTED)}),
+                {**_LOCATION, **REPLAYED},
             )
         },
-        (*_BODY, p.INVALID_TASK, p.UNKNOWN_TASK_TYPE, p.KEY_REUSED, p.REFUSED_DATA, p.NOT_BEGUN, *_STORE),
+        (*BODY, p.INVALID_TASK, p.UNKNOWN_TASK_TYPE, p.KEY_REUSED, p.REFUSED_DATA, p.NOT_BEGUN, *_STORE),
         (
-            _parameter("Idempotency-Key", "header", s.IDEMPOTENCY_KEY, "Names this request for 24 hours."),
+            parameter("Idempotency-Key", "header", s.IDEMPOTENCY_KEY, "Names this request for 24 hours."),
             _TRACEPARENT,
         ),
-        _request(
-            _content(
+        request(
+            content(
                 ref("NewTask"),
                 {
                     "email": ("An e-mail", s.EMAIL),
@@ -217,19 +111,19 @@ TASKS: Final[Sequence[Operation]] = (
         " the request: a bad item is named, the others are accepted. An item may have an `idempotencyKey`. Where many"
         " items are bad, the first are told in full and the others by their status alone.",
         {
-            202: _answer(
+            202: answer(
                 "One result for each item.",
-                _content(
+                content(
                     {"type": "array", "items": ref("BatchResult")},
                     {"results": ("One accepted, one refused", s.BATCH_RESULTS)},
                 )
                 | _LINES,
             )
         },
-        (*_BODY, *_STORE),
+        (*BODY, *_STORE),
         (_TRACEPARENT,),
-        _request(
-            _content(
+        request(
+            content(
                 {"type": "array", "items": {}, "contentSchema": ref("BatchItem")},
                 {"two": ("Two tasks", [s.EMAIL, s.TEXT_TASK])},
             )
@@ -243,14 +137,14 @@ TASKS: Final[Sequence[Operation]] = (
         "Tasks",
         "List tasks",
         "Newest first. A page may be short, or empty, and still have a `nextCursor`: the work of one call is bounded.",
-        {200: _answer("A page.", _content(ref("TaskPage"), {"page": ("The last page", s.TASK_PAGE)}))},
+        {200: answer("A page.", content(ref("TaskPage"), {"page": ("The last page", s.TASK_PAGE)}))},
         (p.INVALID_QUERY, *_STORE),
         (
-            _parameter("status", "query", ref("Status"), "Only tasks in this state."),
-            _parameter("taskType", "query", _text(LONGEST_TEXT), "Only tasks of this type."),
-            _parameter("createdAfter", "query", s.MOMENT, "Only tasks accepted at this time or later."),
-            _parameter("createdBefore", "query", s.MOMENT, "Only tasks accepted before this time."),
-            _parameter("key", "query", _text(LONGEST_KEY), "Only tasks with this key."),
+            parameter("status", "query", ref("Status"), "Only tasks in this state."),
+            parameter("taskType", "query", _text(LONGEST_TEXT), "Only tasks of this type."),
+            parameter("createdAfter", "query", s.MOMENT, "Only tasks accepted at this time or later."),
+            parameter("createdBefore", "query", s.MOMENT, "Only tasks accepted before this time."),
+            parameter("key", "query", _text(LONGEST_KEY), "Only tasks with this key."),
             _METADATA,
             _LIMIT,
             _CURSOR,
@@ -287,10 +181,10 @@ TASKS: Final[Sequence[Operation]] = (
         "`uncertain` means that the side effect may have happened and must not be repeated unasked. `succeeded`: it did"
         " happen. `resend`: try again. `dead`: give it up.",
         {200: _task("The task as it stands now.", "Resolved", s.TASK)},
-        (*_BODY, p.UNKNOWN_TASK, p.WRONG_STATE, p.INVALID_RESOLUTION, p.NOT_BEGUN, *_STORE),
+        (*BODY, p.UNKNOWN_TASK, p.WRONG_STATE, p.INVALID_RESOLUTION, p.NOT_BEGUN, *_STORE),
         (_TASK_ID,),
-        _request(
-            _content(
+        request(
+            content(
                 {
                     "type": "object",
                     "properties": {
@@ -308,8 +202,8 @@ TASKS: Final[Sequence[Operation]] = (
 
 # Dead letters --------------------------------------------------------------------------------------------------------
 
-_LETTER_ID: Final = _parameter("deadLetterId", "path", s.ID, "The dead letter's id.", example=s.DEAD_LETTER_ID)
-_REPLAY_ID: Final = _parameter("replayId", "path", s.ID, "The bulk replay's id.", example=s.REPLAY_ID)
+_LETTER_ID: Final = parameter("deadLetterId", "path", s.ID, "The dead letter's id.", example=s.DEAD_LETTER_ID)
+_REPLAY_ID: Final = parameter("replayId", "path", s.ID, "The bulk replay's id.", example=s.REPLAY_ID)
 _DESCRIPTIONS: Final = {
     "taskType": "Only this task type.",
     "errorClass": "Only this class of error.",
@@ -319,18 +213,18 @@ _DESCRIPTIONS: Final = {
 }
 _STATE: Final = {"type": "string", "enum": [*STATES, ALL], "default": OPEN}
 _FILTERS: Final = (
-    *(_parameter(name, "query", schema, _DESCRIPTIONS[name]) for name, schema in s.FILTERS.items()),
-    _parameter("state", "query", _STATE, "What has been done about them."),
+    *(parameter(name, "query", schema, _DESCRIPTIONS[name]) for name, schema in s.FILTERS.items()),
+    parameter("state", "query", _STATE, "What has been done about them."),
 )
 _FILTER: Final = {"filter": {"taskType": "email", "errorClass": "Permanent"}}
 
 
 def _bulk(description: str) -> Json:
-    return _answer(description, _content(ref("BulkReplay"), {"replay": ("At its end", s.BULK)}))
+    return answer(description, content(ref("BulkReplay"), {"replay": ("At its end", s.BULK)}))
 
 
 def _whole(description: str, value: object) -> Json:
-    return _answer(description, _content(ref("DeadLetterInFull"), {"deadLetter": (description, value)}))
+    return answer(description, content(ref("DeadLetterInFull"), {"deadLetter": (description, value)}))
 
 
 DEAD_LETTERS: Final[Sequence[Operation]] = (
@@ -341,7 +235,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "Dead letters",
         "List dead letters",
         "What could not be done, newest first.",
-        {200: _answer("A page.", _content(ref("DeadLetterPage"), {"page": ("The last page", s.DEAD_LETTER_PAGE)}))},
+        {200: answer("A page.", content(ref("DeadLetterPage"), {"page": ("The last page", s.DEAD_LETTER_PAGE)}))},
         (p.INVALID_QUERY, *_STORE),
         (*_FILTERS, _LIMIT, _CURSOR),
     ),
@@ -352,7 +246,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "Dead letters",
         "Count dead letters by cause",
         "How many there are of each type and error class: where to begin.",
-        {200: _answer("The groups.", _content(ref("DeadLetterGroups"), {"groups": ("One group", s.GROUPS)}))},
+        {200: answer("The groups.", content(ref("DeadLetterGroups"), {"groups": ("One group", s.GROUPS)}))},
         (p.INVALID_QUERY, *_STORE),
         _FILTERS,
     ),
@@ -376,9 +270,9 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "As it was (no body, or `{}`), or with a repaired `payload`, which its type's schema must take. A record that"
         " was no task is repaired by `payload` and `taskType`, or as a whole by `value`. It is sent once: asked again,"
         " the answer is 409 and names the task it became.",
-        {202: _answer("It is sent again.", _content(ref("Replayed"), {"replayed": ("Sent", s.REPLAYED)}), _LOCATION)},
+        {202: answer("It is sent again.", content(ref("Replayed"), {"replayed": ("Sent", s.REPLAYED)}), _LOCATION)},
         (
-            *_BODY,
+            *BODY,
             p.UNKNOWN_DEAD_LETTER,
             p.ALREADY_REPLAYED,
             p.ALREADY_DISCARDED,
@@ -391,8 +285,8 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             *_STORE,
         ),
         (_LETTER_ID,),
-        _request(
-            _content(
+        request(
+            content(
                 s.REPAIR,
                 {
                     "asItWas": ("As it was", {}),
@@ -412,7 +306,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "It stays to be looked at, with the reason, and is not replayed. Asked again, the first reason stays.",
         {200: _whole("The dead letter, discarded.", s.DISCARDED)},
         (
-            *_BODY,
+            *BODY,
             p.UNKNOWN_DEAD_LETTER,
             p.ALREADY_REPLAYED,
             p.TASK_MOVED_ON,
@@ -422,8 +316,8 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             *_STORE,
         ),
         (_LETTER_ID,),
-        _request(
-            _content(
+        request(
+            content(
                 {
                     "type": "object",
                     "properties": {"reason": _text(LONGEST_REASON)},
@@ -443,17 +337,17 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "All open ones that fit the filter, at a rate. With `dryRun` they are only counted. An empty filter is refused."
         " Two at once over the same dead letters send each once.",
         {
-            200: _answer("A dry run: how many there are.", _content(ref("DryRun"), {"dryRun": ("Counted", s.DRY_RUN)})),
-            202: _answer(
+            200: answer("A dry run: how many there are.", content(ref("DryRun"), {"dryRun": ("Counted", s.DRY_RUN)})),
+            202: answer(
                 "It has begun; `Location` tells how far it is.",
-                _content(ref("BulkReplayStarted"), {"started": ("Begun", s.BULK_STARTED)}),
+                content(ref("BulkReplayStarted"), {"started": ("Begun", s.BULK_STARTED)}),
                 _LOCATION,
             ),
         },
-        (*_BODY, p.INVALID_REPLAY, p.EMPTY_FILTER, p.NOT_BEGUN, p.REFUSED_DATA, *_STORE),
+        (*BODY, p.INVALID_REPLAY, p.EMPTY_FILTER, p.NOT_BEGUN, p.REFUSED_DATA, *_STORE),
         (),
-        _request(
-            _content(
+        request(
+            content(
                 s.BULK_REQUEST,
                 {
                     "dryRun": ("How many would it be?", {**_FILTER, "dryRun": True}),
@@ -486,7 +380,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
     ),
 )
 
-# Delivery reports, probes, notifications -----------------------------------------------------------------------------
+# Delivery reports, probes -------------------------------------------------------------------------------------------
 
 REPORTS: Final = Operation(
     "POST",
@@ -497,14 +391,14 @@ REPORTS: Final = Operation(
     "In both of MSG91's forms. The same report may come any number of times. The path is the secret: with a wrong"
     " one nothing is served here.",
     {
-        200: _answer(
+        200: answer(
             "Taken.",
-            _content(s.obj({"reports": s.COUNT, "matched": s.COUNT}), {"one": ("One", {"reports": 1, "matched": 1})}),
+            content(s.obj({"reports": s.COUNT, "matched": s.COUNT}), {"one": ("One", {"reports": 1, "matched": 1})}),
         )
     },
-    (*_BODY, p.NOT_FOUND, p.REFUSED_DATA, *_STORE),
-    (_parameter("secret", "path", s.TEXT, "As in TASKFLUX_MSG91__WEBHOOK_SECRET."),),
-    _request(_content({}, {"delivered": ("Version 3", s.REPORT)})),
+    (*BODY, p.NOT_FOUND, p.REFUSED_DATA, *_STORE),
+    (parameter("secret", "path", s.TEXT, "As in TASKFLUX_MSG91__WEBHOOK_SECRET."),),
+    request(content({}, {"delivered": ("Version 3", s.REPORT)})),
 )
 
 PROBES: Final[Sequence[Operation]] = (
@@ -515,7 +409,7 @@ PROBES: Final[Sequence[Operation]] = (
         "Probes",
         "Is it alive?",
         "The loop's own heartbeat; it asks neither Kafka nor PostgreSQL.",
-        {200: _answer("It is.", _content(_PLAIN, media_type="text/plain"))},
+        {200: answer("It is.", content(_PLAIN, media_type="text/plain"))},
     ),
     Operation(
         "GET",
@@ -524,7 +418,7 @@ PROBES: Final[Sequence[Operation]] = (
         "Probes",
         "Has it started?",
         "True once started, whatever the stores do later.",
-        {200: _answer("It has.", _content(_PLAIN, media_type="text/plain"))},
+        {200: answer("It has.", content(_PLAIN, media_type="text/plain"))},
         (p.NOT_STARTED,),
     ),
     Operation(
@@ -535,76 +429,12 @@ PROBES: Final[Sequence[Operation]] = (
         "Metrics",
         "For Prometheus, in the format that it asks for; OpenMetrics has exemplars.",
         {
-            200: _answer(
+            200: answer(
                 "Prometheus's text format, or OpenMetrics.",
-                _content(_PLAIN, media_type="text/plain") | _content(_PLAIN, media_type="application/openmetrics-text"),
+                content(_PLAIN, media_type="text/plain") | content(_PLAIN, media_type="application/openmetrics-text"),
             ),
-            404: _answer("`TASKFLUX_METRICS__ENABLED` is false.", _content(_PLAIN, media_type="text/plain")),
+            404: answer("`TASKFLUX_METRICS__ENABLED` is false.", content(_PLAIN, media_type="text/plain")),
         },
-    ),
-)
-
-_NAME: Final[Json] = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,80}$"}
-_DELIVERED: Final = s.obj({"status": {"const": "accepted"}, "result": {}})
-
-
-def _deliver(path: str, operation: str, channel: str) -> Operation:
-    task, result = s.DELIVERIES[channel]
-    return Operation(
-        "POST",
-        path,
-        operation,
-        "Notifications",
-        f"Deliver through {channel} now",
-        "Answered with the outcome; nothing is kept to be tried again. `accepted` is the provider's yes, not delivery.",
-        {
-            200: _answer(
-                "The provider has taken it.",
-                _content(_DELIVERED, {"accepted": ("Taken", {"status": "accepted", "result": result})}),
-                _REPLAYED,
-            )
-        },
-        (
-            *_BODY,
-            p.INVALID_NOTIFICATION,
-            p.KEY_REUSED,
-            p.DELIVERY_REFUSED,
-            p.INTERNAL,
-            p.PROVIDER_UNAVAILABLE,
-            p.PROVIDER_MISCONFIGURED,
-            p.DELIVERY_DEFERRED,
-            p.NOT_BEGUN,
-            p.STORE_UNAVAILABLE,
-            p.DELIVERY_UNKNOWN,
-        ),
-        (
-            _parameter(
-                TASK_ID,
-                "header",
-                _NAME,
-                "Names the notification: a repeat is told what became of the first, another payload is refused.",
-            ),
-            _parameter(ATTEMPT, "header", {"type": "integer", "minimum": 1}, "Which try of the caller's this is."),
-            _parameter(CREATED_AT, "header", s.MOMENT, "A mail's Date: the same for every try."),
-        ),
-        _request(_content(ref(s.payload_name(channel)), {channel: ("A message", task["payload"])})),
-    )
-
-
-NOTIFICATIONS: Final[Sequence[Operation]] = (
-    _deliver("/notifications/email", "notifyEmail", "email"),
-    _deliver("/api/email/send", "sendEmail", "email"),
-    _deliver("/notifications/sms", "notifySms", "sms"),
-    _deliver("/api/sms/send", "sendSms", "sms"),
-    Operation(
-        "POST",
-        "/notifications/email/check",
-        "checkEmail",
-        "Notifications",
-        "Does the provider of email serve us?",
-        "Connects and authenticates, and sends nothing.",
-        {204: _answer("It does.")},
-        (p.INTERNAL, p.PROVIDER_UNAVAILABLE, p.PROVIDER_MISCONFIGURED),
     ),
 )
 

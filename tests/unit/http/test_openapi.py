@@ -18,7 +18,8 @@ from taskflux.http.app import create_app
 from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.notifications import Notify, create_notify_app
 from taskflux.http.openapi.document import api_document, documentation_routes, notify_document, policy
-from taskflux.http.openapi.operations import API, Operation
+from taskflux.http.openapi.operation import Operation
+from taskflux.http.openapi.operations import API
 from taskflux.http.openapi.operations import NOTIFY as NOTIFY_API
 from taskflux.http.openapi.schemas import NEW_TASK
 from taskflux.http.problems import EXPLANATIONS, KINDS
