@@ -10,7 +10,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from taskflux.http.bodies import json_answer, to_json
-from taskflux.http.openapi.operation import Operation, example
+from taskflux.http.openapi.operation import Operation, example, refused
 from taskflux.http.openapi.operations import API, NOTIFY
 from taskflux.http.openapi.schemas import (
     Json,
@@ -65,7 +65,7 @@ def notify_json() -> bytes:
     return to_json(notify_document())
 
 
-def build(title: str, description: str, operations: Iterable[Operation], schemas: Mapping[str, Json]) -> Json:
+def build(title: str, description: str, operations: Sequence[Operation], schemas: Mapping[str, Json]) -> Json:
     """An OpenAPI 3.1 document of these operations."""
     paths: dict[str, Json] = {}
     tags: dict[str, None] = {}
@@ -83,7 +83,7 @@ def build(title: str, description: str, operations: Iterable[Operation], schemas
         "servers": [{"url": "/"}],
         "tags": [{"name": tag} for tag in tags],
         "paths": paths,
-        "components": {"schemas": {**schemas, "Problem": problem_schema()}},
+        "components": {"schemas": {**schemas, "Problem": problem_schema()}, **refused(operations)},
     }
 
 

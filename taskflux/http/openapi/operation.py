@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,12 +14,13 @@ Examples = Mapping[str, tuple[str, object]]
 
 CONNECTION: Final = (
     p.BAD_REQUEST,
+    p.UNKNOWN_HOST,
     p.REQUEST_TIMEOUT,
     p.TARGET_TOO_LONG,
     p.HEAD_TOO_LARGE,
     p.TOO_MANY_CONNECTIONS,
 )
-"""What any call may be answered before it is known which one it is (`taskflux.http.connections`)."""
+"""What any call may be answered before it is known which one it is (`taskflux.http.connections`, `….hosts`)."""
 BODY: Final = (p.MALFORMED_JSON, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE, p.BUSY)
 """What any call with a body may be answered."""
 REPLAYED: Final[dict[str, tuple[Json, str]]] = {
@@ -46,18 +47,27 @@ class Operation:
     parameters: Sequence[Json] = ()
     body: Json | None = None
 
+    def refusals(self) -> dict[int, tuple[p.Kind, ...]]:
+        """Status → the kinds of problem that share it, in the order of `KINDS`: alike calls have equal ones."""
+        own = {*self.problems, *CONNECTION}
+        by_status: dict[int, tuple[p.Kind, ...]] = {}
+        for kind in p.KINDS.values():
+            if kind in own:
+                by_status[kind.status] = (*by_status.get(kind.status, ()), kind)
+        return dict(sorted(by_status.items()))
+
     def document(self) -> Json:
-        """The operation object."""
-        by_status: dict[int, list[p.Kind]] = {}
-        for kind in dict.fromkeys((*self.problems, *CONNECTION)):
-            by_status.setdefault(kind.status, []).append(kind)
-        refused = {status: problem(status, alike) for status, alike in sorted(by_status.items())}
+        """The operation object; its problems refer to what `refused` adds to the document."""
+        answers = {
+            **self.answers,
+            **{status: ref(named(kinds), "responses") for status, kinds in self.refusals().items()},
+        }
         told: Json = {
             "operationId": self.id,
             "tags": [self.tag],
             "summary": self.summary,
             "description": self.description,
-            "responses": {str(status): answer for status, answer in {**self.answers, **refused}.items()},
+            "responses": {str(status): response for status, response in answers.items()},
         }
         if self.parameters:
             told["parameters"] = list(self.parameters)
@@ -75,16 +85,36 @@ def example(kind: p.Kind) -> Json:
     return document
 
 
+def named(kinds: Sequence[p.Kind]) -> str:
+    """The name under which the answer with exactly these kinds of problem stands in the document."""
+    return ".".join(kind.slug for kind in kinds)
+
+
+def refused(operations: Iterable[Operation]) -> dict[str, Json]:
+    """The components that the operations' problems refer to: each answer and each example once."""
+    shared = {named(kinds): (status, kinds) for each in operations for status, kinds in each.refusals().items()}
+    told = {kind for _, kinds in shared.values() for kind in kinds}
+    return {
+        "responses": {name: problem(*shared[name]) for name in sorted(shared)},
+        "examples": {
+            kind.slug: {"summary": kind.title, "value": example(kind)} for kind in p.KINDS.values() if kind in told
+        },
+    }
+
+
 def problem(status: int, kinds: Sequence[p.Kind]) -> Json:
     """The answer of a status, with every kind of problem that shares it."""
     schema = {
         "allOf": [ref("Problem")],
         "properties": {"type": {"enum": [kind.type for kind in kinds]}, "status": {"const": status}},
     }
-    examples = {kind.slug: (kind.title, example(kind)) for kind in kinds}
-    headers = {"Retry-After": ({"type": "string"}, "Seconds after which to try again.")} if status == 503 else {}
-    described = "; ".join(kind.title for kind in kinds)
-    return answer(described, content(schema, examples, p.PROBLEM), headers)
+    again = ({"type": "string"}, "Seconds after which to try again.")
+    examples = {kind.slug: ref(kind.slug, "examples") for kind in kinds}
+    return answer(
+        "; ".join(kind.title for kind in kinds),
+        {p.PROBLEM: {"schema": schema, "examples": examples}},
+        {"Retry-After": again} if status in (408, 503) else None,
+    )
 
 
 def content(schema: Json, examples: Examples | None = None, media_type: str = "application/json") -> Json:

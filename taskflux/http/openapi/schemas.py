@@ -36,9 +36,9 @@ IDEMPOTENCY_KEY: Final[Json] = {
 }
 
 
-def ref(name: str) -> Json:
-    """A reference to a schema of the document."""
-    return {"$ref": f"#/components/schemas/{name}"}
+def ref(name: str, section: str = "schemas") -> Json:
+    """A reference to a component of the document."""
+    return {"$ref": f"#/components/{section}/{name}"}
 
 
 def optional(schema: Json) -> Json:

@@ -18,7 +18,7 @@ from taskflux.http.app import create_app
 from taskflux.http.dead_letters.routes import DeadLetterRoutes
 from taskflux.http.notifications import Notify, create_notify_app
 from taskflux.http.openapi.document import api_document, documentation_routes, notify_document, policy
-from taskflux.http.openapi.operation import Operation
+from taskflux.http.openapi.operation import CONNECTION, Operation
 from taskflux.http.openapi.operations import API
 from taskflux.http.openapi.operations import NOTIFY as NOTIFY_API
 from taskflux.http.openapi.schemas import NEW_TASK
@@ -49,7 +49,7 @@ def media(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
             yield f"{name} {media_type}", content
         for status, answer in operation["responses"].items():
-            for media_type, content in answer.get("content", {}).items():
+            for media_type, content in followed(document, answer).get("content", {}).items():
                 yield f"{name} {status} {media_type}", content
 
 
@@ -68,6 +68,12 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
     found: Any = document
     for part in reference.removeprefix("#/").split("/"):
         found = found[part]
+    return found
+
+
+def followed(document: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """What stands here, or where this refers to."""
+    found: dict[str, Any] = resolve(document, value["$ref"]) if "$ref" in value else value
     return found
 
 
@@ -103,7 +109,7 @@ def test_every_example_is_what_its_schema_says(document: dict[str, Any]) -> None
     for place, content in media(document):
         check = validator(document, content["schema"])
         for name, example in content.get("examples", {}).items():
-            errors = [error.message for error in check.iter_errors(example["value"])]
+            errors = [error.message for error in check.iter_errors(followed(document, example)["value"])]
             assert not errors, f"{place}: {name}: {errors}"
 
 
@@ -140,19 +146,50 @@ def test_every_kind_of_problem_is_explained() -> None:
 
 
 def test_every_kind_of_problem_belongs_to_a_call_or_to_an_address_that_is_none() -> None:
-    told = {slug for operation in API for slug in _slugs(operation)}
-    told |= {
-        slug
-        for _, operation in operations(NOTIFY)
-        for answer in operation["responses"].values()
-        for slug in answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
-    }
-    elsewhere = {"not-found", "method-not-allowed", "unknown-host", "target-too-long", "head-too-large"}
-    assert set(KINDS) - told <= elsewhere
+    told = {slug for document in (DOCUMENT, NOTIFY) for *_, slugs in _refusals(document) for slug in slugs}
+    assert set(KINDS) - told == {"method-not-allowed"}
 
 
-def _slugs(operation: Operation) -> set[str]:
-    return {kind.slug for kind in operation.problems}
+@pytest.mark.parametrize(("document", "described"), [(DOCUMENT, API), (NOTIFY, NOTIFY_API)], ids=["ingest", "notify"])
+def test_a_call_tells_exactly_its_own_kinds_of_problem_and_those_of_its_connection(
+    document: dict[str, Any], described: Sequence[Operation]
+) -> None:
+    own = {each.id: {kind.slug for kind in (*each.problems, *CONNECTION)} for each in described}
+    told: dict[str, set[str]] = {each.id: set() for each in described}
+    for operation, status, slugs in _refusals(document):
+        assert {KINDS[slug].status for slug in slugs} == {status}
+        told[operation] |= slugs
+    assert told == own
+
+
+@DOCUMENTS
+def test_every_refusal_and_every_example_of_one_stands_in_the_document_once(document: dict[str, Any]) -> None:
+    components = document["components"]
+    combinations = {frozenset(slugs) for *_, slugs in _refusals(document)}
+    assert {frozenset(name.split(".")) for name in components["responses"]} == combinations
+    assert len(components["responses"]) == len(combinations)
+    assert set(components["examples"]) == {slug for slugs in combinations for slug in slugs}
+    examples = [content.get("examples", {}) for _, content in media(document)]
+    assert not [named for each in examples for named in each if named in KINDS and "value" in each[named]]
+
+
+@DOCUMENTS
+def test_a_refusal_names_the_types_of_its_problems_and_when_to_try_again(document: dict[str, Any]) -> None:
+    for name, answer in document["components"]["responses"].items():
+        kinds = [KINDS[slug] for slug in name.split(".")]
+        content = answer["content"]["application/problem+json"]
+        assert content["schema"]["properties"]["type"]["enum"] == [kind.type for kind in kinds]
+        assert list(content["examples"]) == [kind.slug for kind in kinds]
+        assert ("Retry-After" in answer.get("headers", {})) is (kinds[0].status in {408, 503})
+
+
+def _refusals(document: dict[str, Any]) -> Iterator[tuple[str, int, set[str]]]:
+    """Each operation with a status of problems, and their slugs."""
+    for _, operation in operations(document):
+        for status, answer in operation["responses"].items():
+            refused = followed(document, answer).get("content", {}).get("application/problem+json")
+            if refused is not None:
+                yield operation["operationId"], int(status), set(refused["examples"])
 
 
 def served(app: Starlette) -> set[tuple[str, str, str]]:
