@@ -344,7 +344,8 @@ class Connection(HttpToolsProtocol):
                 self.refuse(None)
         elif self._head_since is not None:
             if now - max(self._head_since, self._free_since) > demands.head:
-                self.refuse(Problem(REQUEST_TIMEOUT, f"the head of the request took longer than {demands.head:g} s"))
+                detail = f"the head of the request took longer than {demands.head:g} s"
+                self.refuse(Problem(REQUEST_TIMEOUT, detail, headers={"Retry-After": "1"}))
         elif now - self._free_since > (demands.head if self.cycle is None else demands.idle):
             self._cut("idle")
 

@@ -174,6 +174,7 @@ async def test_a_client_that_drips_is_cut(
                 peer.writer.write(drop)
             await asyncio.sleep(0.05)
         assert ended.result().startswith(b"HTTP/1.1 %d " % status)
+        assert ended.result().lower().count(b"retry-after: 1\r\n") == 1
 
 
 async def test_a_body_that_comes_fast_enough_may_take_longer_than_it_may_stall(http: Fixture, connect: Connect) -> None:
