@@ -38,7 +38,7 @@ PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
 ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
 OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
 SWEEP: Final = ("tests/unit/upkeep/test_sweep.py",)
-EMAIL: Final = ("tests/unit/providers/test_email.py",)
+MESSAGE: Final = ("tests/unit/providers/test_message.py",)
 ANSWERS: Final = ("tests/unit/providers/test_answers.py",)
 MSG91_API: Final = ("tests/integration/providers/test_msg91.py",)
 MSG91: Final = ("tests/unit/providers/test_msg91.py",)
@@ -561,24 +561,24 @@ _STREAM: Final = (
 _PROVIDERS: Final = (
     Mutation(
         "quotes in a display name end it",
-        "taskflux/providers/email.py",
+        "taskflux/providers/message.py",
         """.replace('"', '\\\\"') + '"'""",
         """ + '"'""",
-        EMAIL,
+        MESSAGE,
     ),
     Mutation(
         "a line that begins with a dot ends the mail",
-        "taskflux/providers/email.py",
+        "taskflux/providers/message.py",
         r"""stuffed = data.replace(b"\r\n.", b"\r\n..")""",
         "stuffed = data",
-        EMAIL,
+        MESSAGE,
     ),
     Mutation(
         "a blind copy is a header",
-        "taskflux/providers/email.py",
+        "taskflux/providers/message.py",
         '("Reply-To", email.reply_to)):',
         '("Reply-To", email.reply_to), ("Bcc", email.bcc)):',
-        EMAIL,
+        MESSAGE,
     ),
     Mutation(
         "an error that MSG91 answers with HTTP 200 is a success",

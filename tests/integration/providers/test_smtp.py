@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import trustme
 
-from taskflux.providers.email import Attachment, Email, Message
+from taskflux.providers.email import Attachment, Email
+from taskflux.providers.message import Message
 from taskflux.providers.smtp import Mailer, connect
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.providers.smtp_session import SmtpSettings

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from typing import Any
+
+import pytest
+
+from taskflux.providers.email import Address, Attachment, Email
+from taskflux.providers.message import Message, compose
+from taskflux.tasks.errors import Permanent
+
+DATE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+SENDER = Address.parse("TaskFlux <tasks@example.org>")
+
+
+def written(**fields: Any) -> Message:
+    fields = {"to": "ann@example.org", "subject": "Hello", "body": "Hi"} | fields
+    return compose(Email(**fields), sender=SENDER, unique="0199-7.1", date=DATE)
+
+
+def parsed(message: Message) -> EmailMessage:
+    assert message.wire.endswith(b"\r\n.\r\n")
+    data = message.wire[:-3].replace(b"\r\n..", b"\r\n.")
+    assert len(data) == message.size
+    return message_from_bytes(data, policy=default)
+
+
+def test_message_id_and_date_come_from_the_task() -> None:
+    mail = parsed(written())
+    assert mail["Message-ID"] == "<0199-7.1@example.org>"
+    assert mail["Date"].datetime == DATE
+    assert mail["From"] == "TaskFlux <tasks@example.org>"
+
+
+def test_text_comes_first_then_html_then_attachments() -> None:
+    mail = parsed(
+        written(
+            html="<p>Grüße</p>",
+            attachments=[
+                Attachment(
+                    filename="Ünï.pdf", content_type="application/pdf", content=base64.b64encode(b"%PDF").decode()
+                )
+            ],
+        )
+    )
+    leaves = [part for part in mail.walk() if not part.is_multipart()]
+    assert [part.get_content_type() for part in leaves] == ["text/plain", "text/html", "application/pdf"]
+    assert leaves[1].get_content() == "<p>Grüße</p>\r\n"
+    assert leaves[2].get_filename() == "Ünï.pdf"
+    assert leaves[2].get_content() == b"%PDF"
+
+
+@pytest.mark.parametrize("name", ['Ann "Lee"', "Lee, Ann", '"', "\\", 'Ann" <eve@example.net>, "Bob', "Ann\\"])
+def test_a_display_name_is_quoted_so_that_it_stays_one(name: str) -> None:
+    sender = Address("tasks", "example.org", name)
+    mail = parsed(
+        compose(Email(to="ann@example.org", subject="Hello", body="Hi"), sender=sender, unique="0199-7.1", date=DATE)
+    )
+    (address,) = mail["From"].addresses
+    assert (address.display_name, address.addr_spec) == (name, "tasks@example.org")
+
+
+def test_bcc_is_never_a_header() -> None:
+    message = written(bcc="secret@example.org")
+    assert b"secret" not in message.wire
+    assert b"bcc" not in message.wire.lower()
+
+
+def test_a_subject_beyond_ascii_is_encoded_in_words_of_at_most_75_characters() -> None:
+    subject = "Überraschung: 日本語の件名です " * 8
+    message = written(subject=subject)
+    assert parsed(message)["Subject"].split() == subject.split()
+    assert all(len(line) <= 78 for line in message.wire.split(b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"subject": "=?utf-8?q?a=0D=0ABcc:_evil@example.org?="},
+        {"headers": {"X-A": "=?utf-8?q?a=0ABcc:_evil@example.org?="}},
+        {"to": "=?utf-8?q?a=0D=0ABcc=3A_evil?= <ann@example.org>"},
+    ],
+)
+def test_an_encoded_word_cannot_smuggle_in_a_header(fields: dict[str, Any]) -> None:
+    message = written(**fields)
+    assert "Bcc" not in parsed(message)
+    assert b"\nBcc" not in message.wire
+
+
+def test_a_subject_that_looks_encoded_is_shown_as_it_was_given() -> None:
+    subject = "=?utf-8?q?a=0D=0ABcc:_evil@example.org?="
+    assert parsed(written(subject=subject))["Subject"] == subject
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"subject": "a\r\nBcc: x@y"}, "Subject"),
+        ({"subject": "a", "headers": {"X-A": "a\nBcc: x@y"}}, "X-A"),
+        ({"subject": "a", "to": [Address("ann", "example.org", "A\nBcc: x@y")]}, "To"),
+        ({"subject": "a", "headers": {"X-A": "a" * 1100}}, "X-A"),
+    ],
+)
+def test_a_line_break_that_got_past_the_model_is_permanent_and_names_the_field(
+    fields: dict[str, Any], named: str
+) -> None:
+    values = {"to": [Address("ann", "example.org")], "body": "Hi", "headers": {}, "attachments": []} | fields
+    email = Email.model_construct(**values)
+    with pytest.raises(Permanent, match=f"^{named} has"):
+        compose(email, sender=SENDER, unique="1", date=DATE)
+
+
+def test_a_long_unsubscribe_url_stays_whole() -> None:
+    url = "<https://example.org/unsubscribe/" + "a" * 300 + ">"
+    assert url.encode() in written(headers={"List-Unsubscribe": f"{url}, <mailto:u@example.org>"}).wire
+
+
+def test_lines_that_begin_with_a_dot_are_stuffed_and_lone_line_ends_made_whole() -> None:
+    message = written(body=".first\n..second\rthird\n.")
+    assert b"\r\n..first\r\n...second\r\nthird\r\n..\r\n" in message.wire
+    assert b"\n" not in message.wire.replace(b"\r\n", b"")
+    assert parsed(message).get_content() == ".first\r\n..second\r\nthird\r\n.\r\n"
+
+
+def test_everything_but_the_addresses_is_seven_bits() -> None:
+    assert written(body="Grüße", html="<b>ü</b>", subject="ü", to="Zoë <zoe@bücher.example>").wire.isascii()
+
+
+def test_a_local_part_beyond_ascii_is_written_as_it_is() -> None:
+    message = written(to="jörg@bücher.example")
+    assert message.encoding == "utf-8"
+    assert "To: jörg@xn--bcher-kva.example".encode() in message.wire
+
+
+def test_an_empty_header_and_an_empty_body_are_allowed() -> None:
+    mail = parsed(written(subject="", body="", headers={"X-Empty": ""}))
+    assert mail["Subject"] == ""
+    assert mail["X-Empty"] == ""
