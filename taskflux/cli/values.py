@@ -14,6 +14,9 @@ from taskflux.tasks.bounds import OutOfBounds, check
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
+_LEAP_SECOND: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:60(?:\.[0-9]+)?(?:[Zz]|[+-][0-9:]+)"
+)
 
 
 def seconds_of(text: str) -> float:
@@ -32,9 +35,13 @@ def seconds_of(text: str) -> float:
 def moment_of(text: str, now: datetime, *, past: bool) -> str:
     """A time as the API takes it: RFC 3339 as given, or a duration from now (back, where `past`).
 
+    A leap second is sent as it is: the API reads it, which `datetime` does not.
+
     Raises:
         ValueError: saying how a time is written.
     """
+    if _LEAP_SECOND.fullmatch(text):
+        return text
     try:
         given = datetime.fromisoformat(text)
     except ValueError:

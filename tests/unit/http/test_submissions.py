@@ -84,10 +84,31 @@ async def test_the_policy_of_the_type_decides_the_attempts_that_nobody_asked_for
 
 
 @pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("2030-06-30T23:59:60Z", "2030-07-01T00:00:00+00:00"),
+        ("2030-12-31t23:59:60.25z", "2031-01-01T00:00:00.250000+00:00"),
+        ("2030-12-31T15:59:60-08:00", "2031-01-01T00:00:00+00:00"),
+        ("2031-01-01T05:29:60+05:30", "2031-01-01T00:00:00+00:00"),
+    ],
+)
+async def test_a_leap_second_is_taken_as_the_second_after_it(given: str, taken: str, http: Fixture) -> None:
+    response = await http.submit({**EMAIL, "scheduleAt": given})
+    assert response.status_code == 202, response.text
+    at = http.intake.accepted[0].schedule_at
+    assert at is not None
+    assert at.isoformat() == taken
+
+
+@pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("scheduleAt", "2030-01-02T09:00:00", "has no offset"),
         ("scheduleAt", "2030-02-30T09:00:00Z", "no time that exists"),
+        ("scheduleAt", "2030-01-02T09:00:60Z", "a leap second is 23:59:60 in UTC"),
+        ("scheduleAt", "2030-01-02T23:59:60+01:00", "a leap second is 23:59:60 in UTC"),
+        ("scheduleAt", "2030-02-30T23:59:60Z", "no time that exists"),
+        ("scheduleAt", "2030-01-02T23:59:61Z", "no time that exists"),
         ("scheduleAt", "tomorrow", "RFC 3339"),
         ("scheduleAt", "2030-W01-1T00:00:00Z", "RFC 3339"),
         ("scheduleAt", 1893456000, "RFC 3339"),

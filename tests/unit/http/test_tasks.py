@@ -88,7 +88,7 @@ async def test_filters_limit_and_cursor_reach_the_store(http: Fixture) -> None:
     query = {
         "status": "uncertain",
         "taskType": "sms",
-        "createdAfter": "2030-01-01T00:00:00Z",
+        "createdAfter": "2029-12-31T23:59:60Z",
         "createdBefore": "2030-01-02T02:00:00+02:00",
         "key": "customer 7",
         "metadata.order": "17",
