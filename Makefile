@@ -124,7 +124,7 @@ bench: $(VENV)/.dev ## the benchmark suite beside its floors
 .PHONY: docs
 docs: $(VENV)/.dev ## the pages that are made from the code
 	@{ echo '# Settings'; echo; \
-	  echo 'Read from the environment. This page is made by `make docs` from the classes that read them.'; echo; \
+	  echo 'Read from the environment; a variable that is set but empty counts as unset. This page is made by `make docs` from the classes that read them.'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
 	@$(BIN)/taskflux openapi > docs/openapi.json
 	@$(BIN)/python -m taskflux.cli.reference docs/observability.md

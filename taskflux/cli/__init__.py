@@ -67,7 +67,13 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
 
 
 @main.command()
-@click.option("--port", default=8080, show_default=True, help="Port of the API; the next free one if it is taken.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8080,
+    show_default=True,
+    help="Port of the API; the next free one if it is taken.",
+)
 @click.option("--data-dir", default=".taskflux", show_default=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--samples/--no-samples", default=True, help="Send one e-mail, one SMS and one simulated task at start.")
 @click.option("--observe", is_flag=True, help="With Prometheus and the chart's alerts, and Grafana, where installed.")

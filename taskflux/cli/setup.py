@@ -93,10 +93,7 @@ def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], wai
     """
     settings = settings_or_leave("postgres", "kafka")
     chosen = _chosen(handlers, without)
-    try:
-        report, primed = finish(_prepare(settings, chosen, not handlers, prime, Patience(wait)), waited=wait)
-    except OSError as error:  # ssl.SSLError is one
-        leave(f"TASKFLUX_KAFKA__TLS_CA_FILE, _CERT_FILE, _KEY_FILE: they cannot be read: {error}", USAGE)
+    report, primed = finish(_prepare(settings, chosen, not handlers, prime, Patience(wait)), waited=wait)
     lines = [*_told_of_topics(report, settings), *_told_of_priming(primed)]
     for line in lines or ["all topics are there"]:
         click.echo(line)

@@ -16,13 +16,14 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs
 from uuid import UUID
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from taskflux.addresses import check_url
 from taskflux.providers import notify
 from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.providers.provider import Call, Sending, provider
@@ -93,14 +94,14 @@ class Msg91Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    base_url: Annotated[
-        str, Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$", description="where the API is; the path is added")
-    ] = "https://control.msg91.com"
+    base_url: Annotated[str, AfterValidator(check_url), Field(description="where the API is; the path is added")] = (
+        "https://control.msg91.com"
+    )
     auth_key: Annotated[SecretStr, Field(description="the account's auth key")] = SecretStr("")
     template_id: Annotated[str, Field(description="the flow that is sent where a task names none")] = ""
     sender: Annotated[str | None, Field(description="sender id; unset: the template's")] = None
     route: Annotated[str | None, Field(description="route; unset: the account's")] = None
-    short_url: Annotated[str, Field(pattern="^[01]$", description="1 shortens the URLs of a message")] = "0"
+    short_url: Annotated[Literal["0", "1"], Field(description="1 shortens the URLs of a message")] = "0"
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
     read_timeout: Annotated[
         float, Field(gt=0, description="seconds that an answer may take; after it nobody knows whether it was sent")

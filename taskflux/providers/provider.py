@@ -11,8 +11,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from taskflux.addresses import check_url
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE, Attributes, Value
@@ -26,11 +27,8 @@ class NotifySettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: Annotated[
-        str | None,
-        Field(
-            pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
-            description="where `taskflux run notify` serves; unset: handlers speak to the providers themselves",
-        ),
+        Annotated[str, AfterValidator(check_url)] | None,
+        Field(description="where `taskflux run notify` serves; unset: handlers speak to the providers themselves"),
     ] = None
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
     # Above what a mail may take there (SMTP's own ten minutes), below what process-email gives an attempt.

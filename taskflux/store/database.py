@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -74,30 +75,23 @@ class Database:
         return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
 
     async def open(self) -> None:
-        """Get ready; nothing is connected yet, so PostgreSQL may still be unreachable.
-
-        Raises:
-            StoreError: the DSN cannot be read.
-        """
+        """Get ready; nothing is connected yet, so PostgreSQL may still be unreachable."""
         settings = self._settings
-        try:
-            self._pool = await asyncpg.create_pool(
-                settings.dsn.get_secret_value(),
-                min_size=0,
-                max_size=self._size,
-                max_inactive_connection_lifetime=300.0,
-                init=self._connected,
-                timeout=settings.connect_timeout,
-                command_timeout=settings.statement_timeout,
-                # Behind a pooler in transaction mode a kept statement may meet another server connection; and of all
-                # start-up parameters it passes on, application_name is the one we need.
-                statement_cache_size=0 if settings.pooler else 256,
-                server_settings={"application_name": self._name},
-                # The pool's usual reset frees a pooler's server connection after a cancelled statement.
-                reset=None if settings.pooler else _nothing_to_reset,
-            )
-        except (ValueError, asyncpg.InterfaceError) as error:
-            raise StoreError(f"TASKFLUX_POSTGRES__DSN cannot be used: {error}") from error
+        self._pool = await asyncpg.create_pool(
+            settings.dsn.get_secret_value(),
+            min_size=0,
+            max_size=self._size,
+            max_inactive_connection_lifetime=300.0,
+            init=self._connected,
+            timeout=settings.connect_timeout,
+            command_timeout=settings.statement_timeout,
+            # Behind a pooler in transaction mode a kept statement may meet another server connection; and of all
+            # start-up parameters it passes on, application_name is the one we need.
+            statement_cache_size=0 if settings.pooler else 256,
+            server_settings={"application_name": self._name},
+            # The pool's usual reset frees a pooler's server connection after a cancelled statement.
+            reset=None if settings.pooler else _nothing_to_reset,
+        )
         metrics.STATEMENT_ERRORS.zeros()
         metrics.OPENED.zeros("postgresql")
         metrics.POOL.labels("used").follow(self, lambda database: database.used)
@@ -185,4 +179,9 @@ def store_error(error: Exception) -> StoreError:
         return StoreError(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
     if isinstance(error, TimeoutError):
         return StoreUnavailable("PostgreSQL did not answer in time")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StoreUnavailable(
+            f"PostgreSQL's certificate is refused ({error.verify_message}): in TASKFLUX_POSTGRES__DSN, sslrootcert"
+            " names its CA's file, and the host must be one that the certificate is for"
+        )
     return StoreUnavailable(str(error) or type(error).__name__)

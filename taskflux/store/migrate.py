@@ -16,7 +16,6 @@ from typing import Any
 import asyncpg
 
 from taskflux.store.database import translated
-from taskflux.store.errors import StoreError
 from taskflux.store.settings import PostgresSettings
 
 LOCK_SECONDS, LOCK_PAUSE, LOCK_TRIES = 3, 3.0, 20
@@ -76,10 +75,7 @@ async def _connected(settings: PostgresSettings) -> AsyncIterator[Any]:
     """A connection past any pooler."""
     dsn = (settings.migrate_dsn or settings.dsn).get_secret_value()
     with translated():
-        try:
-            connection = await asyncpg.connect(dsn, timeout=settings.connect_timeout, statement_cache_size=0)
-        except ValueError as error:
-            raise StoreError(f"the DSN cannot be used: {error}") from error
+        connection = await asyncpg.connect(dsn, timeout=settings.connect_timeout, statement_cache_size=0)
         try:
             yield connection
         finally:

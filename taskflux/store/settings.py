@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+from taskflux.addresses import DSN_FORM, REDIS_FORM, check_dsn, check_redis
+
+
+def _address(value: SecretStr, check: Callable[[str], str]) -> SecretStr:
+    check(value.get_secret_value())
+    return value
+
+
+Dsn = Annotated[SecretStr, AfterValidator(partial(_address, check=check_dsn))]
+RedisUrl = Annotated[SecretStr, AfterValidator(partial(_address, check=check_redis))]
 
 
 class PostgresSettings(BaseModel):
@@ -12,9 +25,9 @@ class PostgresSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dsn: Annotated[SecretStr, Field(description="postgresql://user:password@host:port/database")] = SecretStr("")
+    dsn: Annotated[Dsn, Field(description=DSN_FORM)] = SecretStr("")
     migrate_dsn: Annotated[
-        SecretStr | None,
+        Dsn | None,
         Field(description="direct DSN for `taskflux migrate` where `dsn` goes through a pooler"),
     ] = None
     pool_size: Annotated[
@@ -34,7 +47,7 @@ class RedisSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[SecretStr | None, Field(description="redis://[:password@]host:port/db; unset: no Redis")] = None
+    url: Annotated[RedisUrl | None, Field(description=f"{REDIS_FORM}; unset: no Redis")] = None
     timeout: Annotated[float, Field(gt=0, description="seconds before a Redis call is given up and done without")] = (
         0.25
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from taskflux.addresses import SERVERS_FORM, check_authority, check_certificate, check_servers
+from taskflux.stream.topics import check_topic
 
 
 class KafkaSettings(BaseModel):
@@ -12,7 +15,7 @@ class KafkaSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bootstrap_servers: Annotated[str, Field(description="host:port[,host:port…]")] = ""
+    bootstrap_servers: Annotated[str, AfterValidator(check_servers), Field(description=SERVERS_FORM)] = ""
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Field(description="how to speak to the brokers")
     ] = "PLAINTEXT"
@@ -21,11 +24,14 @@ class KafkaSettings(BaseModel):
     ] = "SCRAM-SHA-512"
     sasl_username: Annotated[str | None, Field(description="used with a SASL protocol")] = None
     sasl_password: Annotated[SecretStr | None, Field(description="used with a SASL protocol")] = None
-    tls_ca_file: Annotated[str | None, Field(description="PEM file of the brokers' CA; unset: the system's")] = None
+    tls_ca_file: Annotated[
+        Annotated[str, AfterValidator(check_authority)] | None,
+        Field(description="PEM file of the brokers' CA; unset: the system's"),
+    ] = None
     tls_cert_file: Annotated[str | None, Field(description="PEM client certificate for mutual TLS")] = None
     tls_key_file: Annotated[str | None, Field(description="PEM key of the client certificate")] = None
     topic_prefix: Annotated[
-        str, Field(description="put before every topic and group name", pattern=r"^[A-Za-z0-9._-]*$")
+        str, AfterValidator(check_topic), Field(description="put before every topic and group name")
     ] = ""
     partitions: Annotated[int, Field(ge=1, le=1000, description="partitions of each topic that is created")] = 12
     replication_factor: Annotated[
@@ -74,4 +80,6 @@ class KafkaSettings(BaseModel):
             raise ValueError("dead_letter_max_bytes is below max_record_bytes: a poison record would fit nowhere")
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise ValueError("tls_cert_file and tls_key_file belong together: set both or neither")
+        if self.tls_cert_file and self.tls_key_file:
+            check_certificate(self.tls_cert_file, self.tls_key_file, "tls_cert_file and tls_key_file: ")
         return self

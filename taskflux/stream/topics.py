@@ -35,6 +35,13 @@ def check_task_type(name: str) -> str:
     return name
 
 
+def check_topic(name: str) -> str:
+    """`name`, or a ValueError that says what a topic may be called."""
+    if re.fullmatch(r"[A-Za-z0-9._-]{0,249}", name) is None:
+        raise ValueError("may hold only letters without accents, digits, '.', '_' and '-', 249 characters at most")
+    return name
+
+
 @cache  # it is asked for with each record
 def task_topic(prefix: str, task_type: str) -> str:
     """The topic that carries a type's claim checks. ValueError where `task_type` cannot be a type."""

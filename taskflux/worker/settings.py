@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from taskflux.addresses import DSN_FORM, SERVERS_FORM
 from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
+from taskflux.stream.topics import check_topic
 from taskflux.tasks.bounds import MOST_BYTES
 from taskflux.tasks.suspects import LOSSES_ALONE
 from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings, wrong_otel_variables
 
 S = TypeVar("S", bound=BaseModel)
+
+# Compose and Helm write a variable that nobody has given a value as an empty one.
+_READ: Final = SettingsConfigDict(env_nested_delimiter="__", env_ignore_empty=True, extra="ignore")
 
 
 class WrongSettings(Exception):
@@ -139,14 +145,14 @@ class RouterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     topic: Annotated[
-        str | None, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="the topic, as it is called in Kafka")
+        Annotated[str, AfterValidator(check_topic)] | None, Field(description="the topic, as it is called in Kafka")
     ] = None
 
 
 class Settings(BaseSettings):
     """All sections that are not a provider's own."""
 
-    model_config = SettingsConfigDict(env_prefix="TASKFLUX_", env_nested_delimiter="__", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TASKFLUX_", **_READ)
 
     postgres: PostgresSettings = Field(default_factory=PostgresSettings)
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
@@ -167,7 +173,7 @@ def _provider_model(name: str, section: type[BaseModel]) -> type[BaseSettings]:
     namespace: dict[str, Any] = {
         "__annotations__": {"value": section},
         "value": Field(default_factory=section, validation_alias=f"taskflux_{name}"),
-        "model_config": SettingsConfigDict(env_nested_delimiter="__", extra="ignore"),
+        "model_config": SettingsConfigDict(**_READ),
         "__module__": __name__,
     }
     return type(f"{section.__name__}FromEnvironment", (BaseSettings,), namespace)
@@ -182,8 +188,8 @@ def load_provider(name: str, section: type[S]) -> S:
     try:
         value: S = _provider_model(name, section)().value  # type: ignore[attr-defined]
     except (ValidationError, SettingsError) as error:
-        raise WrongSettings(_sentences(error, name)) from None
-    if complaints := _one_underscore(name, section):
+        raise WrongSettings(_sentences(error, {name: section}, name)) from None
+    if complaints := [*_one_underscore(name, section), *_line_breaks(name)]:
         raise WrongSettings("\n".join(complaints))
     return value
 
@@ -194,12 +200,15 @@ def load(*needs: str) -> Settings:
     Raises:
         WrongSettings: naming each variable that is wrong, missing, or at odds with another.
     """
+    sections = {
+        name: field.annotation for name, field in Settings.model_fields.items() if isinstance(field.annotation, type)
+    }
     try:
         settings = Settings()
     except (ValidationError, SettingsError) as error:
-        raise WrongSettings(_sentences(error)) from None
-    sections = [(name, type(getattr(settings, name))) for name in Settings.model_fields]
-    complaints = [complaint for section in sections for complaint in _one_underscore(*section)]
+        raise WrongSettings(_sentences(error, sections)) from None
+    complaints = [complaint for section in sections.items() for complaint in _one_underscore(*section)]
+    complaints += [complaint for section in sections for complaint in _line_breaks(section)]
     complaints += [*_missing(settings, needs), *_contradictions(settings), *wrong_otel_variables()]
     if complaints:
         raise WrongSettings("\n".join(complaints))
@@ -209,11 +218,9 @@ def load(*needs: str) -> Settings:
 def _missing(settings: Settings, needs: tuple[str, ...]) -> list[str]:
     missing = []
     if "postgres" in needs and not settings.postgres.dsn.get_secret_value():
-        form = "postgresql://user:password@host:port/database"
-        missing.append(f"TASKFLUX_POSTGRES__DSN is not set: give it {form}{_resembling('POSTGRES')}")
+        missing.append(f"TASKFLUX_POSTGRES__DSN is not set: give it {DSN_FORM}{_resembling('POSTGRES')}")
     if "kafka" in needs and not settings.kafka.bootstrap_servers:
-        form = "host:port[,host:port…]"
-        missing.append(f"TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: give it {form}{_resembling('KAFKA')}")
+        missing.append(f"TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: give it {SERVERS_FORM}{_resembling('KAFKA')}")
     return missing
 
 
@@ -228,9 +235,20 @@ def _one_underscore(section: str, model: type[BaseModel]) -> list[str]:
         found += [
             f"{name} is not read: two underscores follow the section, {right}"
             for name, value in os.environ.items()
-            if name.upper() == wrong and not value.startswith(("tcp://", "udp://", "sctp://"))
+            if name.upper() == wrong and value and not value.startswith(("tcp://", "udp://", "sctp://"))
         ]
     return found
+
+
+def _line_breaks(section: str) -> list[str]:
+    """Values that end with a line break, as a file or a Secret does that was made by `echo`."""
+    return [
+        f"{name} ends with a line break: make the file or the Secret without one, by printf or echo -n"
+        for name, value in os.environ.items()
+        if name.upper().startswith(f"TASKFLUX_{section}__".upper())
+        and value.endswith(("\n", "\r"))
+        and not value.lstrip().startswith(("{", "["))
+    ]
 
 
 def _resembling(section: str) -> str:
@@ -269,7 +287,9 @@ def _contradictions(settings: Settings) -> list[str]:
     return found
 
 
-def _sentences(error: ValidationError | SettingsError, provider: str | None = None) -> str:
+def _sentences(
+    error: ValidationError | SettingsError, sections: Mapping[str, type[BaseModel]], provider: str | None = None
+) -> str:
     if isinstance(error, SettingsError):
         field = re.search(r'field "(\w+)"', str(error))
         section = (provider or (field[1] if field else "<section>")).upper()
@@ -283,8 +303,22 @@ def _sentences(error: ValidationError | SettingsError, provider: str | None = No
         message = each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":
             message = "there is no such setting: correct its name or unset it"
-        lines.append(f"{name}: {message}")
+        if len(location) == 1 and (section := sections.get(location[0])):
+            # Several of its settings contradict each other: the sentence names them.
+            lines.append(_by_variable(message, name, section))
+        else:
+            lines.append(f"{name}: {message}")
     return "\n".join(lines)
+
+
+def _by_variable(message: str, prefix: str, section: type[BaseModel]) -> str:
+    """`message` with the names of a section's settings as variables."""
+    named = re.sub(
+        r"\b[a-z0-9_]+\b",
+        lambda word: f"{prefix}__{word[0].upper()}" if word[0] in section.model_fields else word[0],
+        message,
+    )
+    return named if named.startswith(prefix) else f"{prefix}: {named}"
 
 
 def masked(model: BaseModel) -> dict[str, Any]:

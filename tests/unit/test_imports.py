@@ -35,8 +35,9 @@ BELOW: Mapping[str, set[str]] = {
     LIBRARY: {"tasks", "providers", "worker"},
     "__main__": {"cli"},
     "version": set(),
+    "addresses": set(),
 }
-ANYONE_MAY_IMPORT = {"version"}
+ANYONE_MAY_IMPORT = {"version", "addresses"}
 NAMES = {
     "ingest",
     "relay",

@@ -44,11 +44,6 @@ def test_tls_checks_the_brokers_against_the_ca_and_shows_our_certificate(tmp_pat
     )
 
 
-def test_a_missing_ca_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        connection_options(KafkaSettings(security_protocol="SSL", tls_ca_file=str(tmp_path / "none.pem")))
-
-
 def test_a_dead_letter_topic_that_could_not_take_a_poison_record_is_refused() -> None:
     with pytest.raises(ValidationError, match="dead_letter_max_bytes is below max_record_bytes"):
         KafkaSettings(max_record_bytes=2_000_000, dead_letter_max_bytes=1_000_000)

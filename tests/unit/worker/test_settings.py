@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from taskflux.worker.settings import WrongSettings, load, load_provider, masked
+from taskflux.worker.settings import Settings, WrongSettings, load, load_provider, masked
 
 DSN = "postgresql://ann:s3cret@db.example.org/taskflux"
 NEEDED = {"TASKFLUX_POSTGRES__DSN": DSN, "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS": "kafka:9092"}
@@ -221,3 +221,73 @@ def test_logs_and_traces_are_set_by_the_environment(monkeypatch: pytest.MonkeyPa
     assert settings.otel.traces_url == "http://collector:4318/otlp/v1/traces"
     assert settings.otel.headers["authorization"].get_secret_value() == "Bearer secret"
     assert "secret" not in str(masked(settings.otel))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("TASKFLUX_POSTGRES__DSN", "postgresql://ann:s3c#ret@db/tasks", "%23"),
+        ("TASKFLUX_POSTGRES__MIGRATE_DSN", "postgresql://ann:s3c/ret@db/tasks", "%2F"),
+        ("TASKFLUX_REDIS__URL", "cache:6379", "must begin with redis://"),
+        ("TASKFLUX_KAFKA__BOOTSTRAP_SERVERS", "kafka:99999", "not between 1 and 65535"),
+        ("TASKFLUX_KAFKA__TLS_CA_FILE", "/none/ca.pem", "/none/ca.pem cannot be read"),
+        ("TASKFLUX_KAFKA__TOPIC_PREFIX", "shop/", "may hold only letters"),
+        ("TASKFLUX_ROUTER__TOPIC", "mixed tasks", "may hold only letters"),
+        ("TASKFLUX_NOTIFY__URL", "notify:8080", "must begin with http://"),
+    ],
+)
+def test_an_address_or_file_that_cannot_be_read_stops_the_start(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, **{name: value})
+    said = refusal()
+    assert said.startswith(f"{name}: ")
+    assert says in said
+    assert "s3c" not in said
+
+
+def test_settings_of_one_section_at_odds_are_named_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TASKFLUX_KAFKA__TLS_CERT_FILE="/none/client.pem")
+    assert refusal() == (
+        "TASKFLUX_KAFKA__TLS_CERT_FILE and TASKFLUX_KAFKA__TLS_KEY_FILE belong together: set both or neither"
+    )
+    given(monkeypatch, TASKFLUX_KAFKA__TLS_KEY_FILE="/none/client.key")
+    assert "TASKFLUX_KAFKA__TLS_CERT_FILE and TASKFLUX_KAFKA__TLS_KEY_FILE: /none/client.key cannot be" in refusal()
+
+
+EVERY = [
+    f"TASKFLUX_{section}__{field}".upper()
+    for section, model in Settings.model_fields.items()
+    for field in getattr(model.annotation, "model_fields", {})
+]
+
+
+@pytest.mark.parametrize("name", [*EVERY, "TASKFLUX_KAFKA", "TASKFLUX_REDIS_URL"])
+def test_a_variable_that_is_set_but_empty_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = load()
+    monkeypatch.setenv(name, "")
+    assert load() == unset
+
+
+@pytest.mark.parametrize("field", Billing.model_fields)
+def test_an_empty_variable_of_a_provider_counts_as_unset(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"TASKFLUX_BILLING__{field.upper()}", "")
+    assert load_provider("billing", Billing) == Billing()
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_line_break_at_the_end_of_a_secret_is_noticed(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(
+        monkeypatch,
+        TASKFLUX_KAFKA__SECURITY_PROTOCOL="SASL_SSL",
+        TASKFLUX_KAFKA__SASL_USERNAME="ann",
+        TASKFLUX_KAFKA__SASL_PASSWORD=f"s3cret{ending}",
+        TASKFLUX_LOG__LEVELS="{}\n",
+    )
+    said = refusal()
+    assert said.startswith("TASKFLUX_KAFKA__SASL_PASSWORD ends with a line break: ")
+    assert "s3cret" not in said
+    assert "LEVELS" not in said
+    monkeypatch.setenv("TASKFLUX_BILLING__API_KEY", f"s3cret{ending}")
+    with pytest.raises(WrongSettings, match="TASKFLUX_BILLING__API_KEY ends with a line break"):
+        load_provider("billing", Billing)
