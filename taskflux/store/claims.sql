@@ -76,12 +76,14 @@ SELECT task_id, version FROM claims WHERE worker = :worker;
 WITH asked AS MATERIALIZED (
     SELECT s.task_id, s.group_id FROM suspects s WHERE s.task_id = ANY(:ids)
 ), named AS MATERIALIZED (
-    SELECT DISTINCT a.group_id FROM asked a JOIN tasks t ON t.id = a.task_id
-    WHERE t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state IN ('scheduled', 'queued')
+    SELECT DISTINCT a.group_id
+    FROM asked a CROSS JOIN LATERAL (SELECT version, state FROM tasks WHERE id = a.task_id OFFSET 0) t
+    WHERE t.version = (:versions::integer[])[width_bucket(a.task_id, :ids::uuid[])]
+      AND t.state IN ('scheduled', 'queued')
 )
 SELECT s.group_id, t.id, t.version
-FROM suspects s JOIN tasks t ON t.id = s.task_id
-WHERE s.group_id IN (SELECT group_id FROM named) AND t.state IN ('scheduled', 'queued');
+FROM suspects s CROSS JOIN LATERAL (SELECT id, version, state FROM tasks WHERE id = s.task_id OFFSET 0) t
+WHERE s.group_id = ANY(ARRAY(SELECT group_id FROM named)) AND t.state IN ('scheduled', 'queued');
 
 -- name: begin_alone
 -- From here on these claims run with nothing beside them: if their worker is lost, one of them may be why.

@@ -43,7 +43,8 @@ SELECT c.task_id, c.version, c.worker, g.lost,
        EXISTS (SELECT FROM task_types tt WHERE tt.type = c.type AND tt.ambiguous = 'hold') AS hold,
        s.task_id IS NOT NULL AS suspect, COALESCE(s.begun = c.version, false) AS begun,
        COALESCE(cardinality(s.alone), 0) AS alone
-FROM gone g JOIN claims c ON c.worker = g.worker LEFT JOIN suspects s ON s.task_id = c.task_id
+FROM gone g JOIN claims c ON c.worker = g.worker
+LEFT JOIN LATERAL (SELECT * FROM suspects WHERE task_id = c.task_id OFFSET 0) s ON true
 WHERE g.before < :limit;
 
 -- name: sweep
@@ -117,7 +118,8 @@ DELETE FROM workers WHERE id = ANY(ARRAY(
 -- name: cleared
 -- Suspects whose task has ended, which nobody leaves behind but a late outcome that waited for the sweep, and did not see
 -- what that wrote, or a worker of the release before, which knows of no suspects.
-SELECT s.task_id FROM suspects s LEFT JOIN tasks t ON t.id = s.task_id
+SELECT s.task_id FROM suspects s
+LEFT JOIN LATERAL (SELECT state FROM tasks WHERE id = s.task_id OFFSET 0) t ON true
 WHERE t.state IS NULL OR t.state NOT IN ('scheduled', 'queued', 'running');
 
 -- name: clear

@@ -17,9 +17,12 @@ DAILY = (
     "insert_tasks", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm", "due_now",
     "take_due", "dead_now", "take_dead", "confirm_dead", "expired_now", "expire_waiting", "sweep", "requeue",
     "probes_now", "audit_page", "add_dead_letters", "measure_letters",
+    "suspected", "begin_alone", "lapsed", "cleared", "clear",
 )  # fmt: skip
 SMALL = {"task_types", "workers"}
 """Tables that stay small enough to be read as a whole."""
+WHOLE = {"cleared": {"suspects"}, "lapsed": {"claims"}}
+"""Narrow tables that these look through as a whole."""
 
 
 FILL = """
@@ -39,9 +42,10 @@ async def test_no_statement_of_the_daily_work_scans_a_table(size: int, own_scene
         " WHERE state IN ('scheduled', 'dead')"
     )
     await scene.sql("INSERT INTO claims SELECT id, id, type, version FROM tasks WHERE state = 'running'")
+    await scene.sql("INSERT INTO suspects SELECT id, id, id FROM tasks WHERE state IN ('scheduled', 'running')")
     if size:  # as autovacuum would: it leaves the partitions of weeks to come alone
         (row,) = await scene.sql("SELECT DISTINCT tableoid::regclass::text AS partition FROM tasks")
-        await scene.direct.execute(f"ANALYZE {row['partition']}; ANALYZE due; ANALYZE claims")
+        await scene.direct.execute(f"ANALYZE {row['partition']}; ANALYZE due; ANALYZE claims; ANALYZE suspects")
     scans = {name: found for name in DAILY if (found := await scanned(scene, name))}
     assert scans == {}
 
@@ -98,7 +102,7 @@ async def plan(scene: Scene, name: str) -> list[Any]:
 async def scanned(scene: Scene, name: str) -> set[str]:
     """Tables, the small ones aside, that the generic plan of the statement reads from beginning to end."""
     nodes = await plan(scene, name)
-    return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - SMALL
+    return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - SMALL - WHOLE.get(name, set())
 
 
 async def test_what_a_task_goes_through_updates_its_row_in_place(own_scene: Scene) -> None:
