@@ -103,7 +103,7 @@ class Upkeep:
             notes=[verdicts[task].note for task in ids],
             groups=[verdicts[task].group for task in ids],
             alone=[verdicts[task].alone for task in ids],
-            losses=[int(verdicts[task].begun) for task in ids],
+            losses=[int(verdicts[task].loss) for task in ids],
             least=ids[0],
             greatest=ids[-1],
             rate=rate,

@@ -44,14 +44,14 @@ class Verdict:
     """What becomes of a claim whose worker is gone; `note` stands in its timeline.
 
     `group` is the one that it runs again in (None: it is no suspect, or as suspect as before). `alone`: it was all that
-    its worker ran. Not `begun`: it certainly did not run, so that the loss is none of its own.
+    its worker ran. `loss`: its worker was lost, and it may have been running then.
     """
 
     decision: Decision
     note: str = ""
     group: UUID | None = None
     alone: bool = False
-    begun: bool = True
+    loss: bool = True
 
 
 def judge(
@@ -63,9 +63,10 @@ def judge(
     the cause either.
     """
     verdicts = {
-        each.task: Verdict(_HOLD if each.hold else _RESEND, begun=each.begun or not each.suspect) for each in held
+        each.task: Verdict(_HOLD if each.hold else _RESEND, loss=lost and (each.begun or not each.suspect))
+        for each in held
     }
-    causes = sorted((each for each in held if lost and verdicts[each.task].begun), key=lambda each: each.task)
+    causes = sorted((each for each in held if verdicts[each.task].loss), key=lambda each: each.task)
     halves = [causes] if len(causes) == 1 else [causes[: len(causes) // 2], causes[len(causes) // 2 :]]
     for half in halves:
         group = new_group()

@@ -194,8 +194,8 @@ _STORE: Final = (
     Mutation(
         "suspects that waited for their turn are taken for the cause",
         "taskflux/tasks/suspects.py",
-        "begun=each.begun or not each.suspect)",
-        "begun=True)",
+        "loss=lost and (each.begun or not each.suspect))",
+        "loss=lost)",
         SUSPECTS,
     ),
     Mutation(

@@ -69,6 +69,7 @@ def test_a_worker_that_ended_in_order_makes_no_suspects() -> None:
     found = verdicts(*tasks(5), Held(UUID(int=9), suspect=True, begun=True, alone=2), lost=False)
     assert sizes(found) == []
     assert {each.decision.state for each in found.values()} == {State.SCHEDULED}
+    assert not any(each.loss for each in found.values())
 
 
 def test_what_is_to_be_held_is_held_whatever_else_was_lost() -> None:
