@@ -90,7 +90,7 @@ WHERE s.group_id = ANY(ARRAY(SELECT group_id FROM named)) AND t.state IN ('sched
 WITH free AS MATERIALIZED (
     SELECT task_id FROM suspects WHERE task_id = ANY(:ids) ORDER BY task_id FOR UPDATE SKIP LOCKED
 )
-UPDATE suspects SET begun = (:versions::integer[])[width_bucket(task_id, :ids::uuid[])]
+UPDATE suspects SET begun = GREATEST(begun, (:versions::integer[])[width_bucket(task_id, :ids::uuid[])])
 WHERE task_id = ANY(ARRAY(SELECT task_id FROM free));
 
 -- name: exonerate

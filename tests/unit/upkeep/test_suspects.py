@@ -250,6 +250,17 @@ async def test_a_suspect_that_is_released_is_as_suspect_as_before(scene: Scene) 
     assert {first, second} in await scene.groups()
 
 
+async def test_the_beginning_of_a_group_that_is_written_late_does_not_hide_a_later_one(scene: Scene) -> None:
+    """A worker that could not reach PostgreSQL writes it again, whatever has become of the group since."""
+    task, _ = await lost_together(scene, 2)
+    first, claims = await run_alone(scene, task)
+    await scene.settle(first, claims[0], hand_back("drain"))
+    second, _ = await run_alone(scene, task)
+    await first.begin_alone(claims)
+    await lose(scene, second)
+    assert await scene.sql("SELECT task_id FROM suspects WHERE cardinality(alone) > 0") == [(task,)]
+
+
 async def test_a_suspect_that_is_cancelled_is_none_any_more(scene: Scene) -> None:
     task, other = await lost_together(scene, 2)
     assert await scene.tasks.cancel(task, "default")
