@@ -93,7 +93,6 @@ class Leader:
                     await self.tick()
                 except StoreError as error:
                     log.warning("the leader waits for PostgreSQL", extra={"error": str(error)})
-                    self._sweep.start_again()  # workers may not have been able to beat
                     metrics.LEADER.labels().set(0)
                 await self._process.pause(TICK)
         finally:
@@ -110,7 +109,11 @@ class Leader:
             StoreError: PostgreSQL cannot be reached; what was left out follows with the next tick.
         """
         now = self._clock()
-        leads = await self._upkeep.lead(NAME, self._id, self._seconds, self._process.settings.worker.origin)
+        try:
+            leads = await self._upkeep.lead(NAME, self._id, self._seconds, self._process.settings.worker.origin)
+        except StoreError:
+            self._sweep.start_again()  # workers may not have been able to beat
+            raise
         metrics.LEADER.labels().set(leads)
         if not leads:
             await self._stop_beside()

@@ -298,6 +298,19 @@ async def test_whoever_could_not_reach_postgresql_gives_every_worker_a_whole_lea
     assert relay.beside.started_again == 1
 
 
+async def test_a_duty_that_fails_keeps_the_sweep_counting(scene: Scene) -> None:
+    """The workers could beat: otherwise a duty that fails every second would keep every lease from expiring."""
+    relay = Relay(scene)
+    await relay.tick()
+    relay.database.unreachable.add("expired_now")
+    running = asyncio.create_task(relay.leader.run())
+    async with asyncio.timeout(20):
+        await relay.database.failed.wait()
+        relay.process.drain()
+        await running
+    assert relay.beside.started_again == 0
+
+
 async def test_a_supervisor_s_name_stands_with_its_leader(scene: Scene) -> None:
     """So that it can depose the leader of its own former run."""
     relay = Relay(scene)
