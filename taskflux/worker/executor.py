@@ -245,14 +245,15 @@ class Executor:
     def release(self, claim: Claim) -> None:
         """Settle a claim of this worker of which `runs` is false: PostgreSQL has it, and no attempt here does."""
         key = claim.id, claim.version
-        lost = self._lost.get(key) or _Running(claim, self.lease.term, False, self._clock(), copy_context())
+        lost = self._lost.get(key) or self._running.get(key)  # this one was cancelled before its first step
+        if lost is None:
+            lost = _Running(claim, self.lease.term, False, self._clock(), copy_context())
         if lost.called:
             decision = self._decision(lost, Ambiguous(ATTEMPT_LOST))
         else:
             decision = hand_back(ATTEMPT_LOST, handbacks=claim.handbacks)
         log.error("a claim had no attempt any more", extra={"task_id": str(claim.id)})
         self._lost.pop(key, None)
-        lost.turn = None
         self._running[key] = lost
         self._settle(lost, decision)
 
@@ -328,6 +329,7 @@ class Executor:
                 self._lost[key] = running
                 running.task = None
                 self._forget(key)
+                running.turn = None
 
     def _settle(self, running: _Running, decision: Decision) -> None:
         claim, span = running.claim, running.span

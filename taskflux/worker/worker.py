@@ -102,8 +102,9 @@ class Worker:
             for task, version in held.items()
             if task not in self._asked and not self._executor.runs(task, version)
         }
-        for claim in await self._lease.claims.reclaim(lost):  # what was settled meanwhile is not among them
-            if not self._executor.runs(claim.id, claim.version):
+        # What was settled meanwhile is not among them; what was asked for again meanwhile is claimed there.
+        for claim in await self._lease.claims.reclaim(lost):
+            if claim.id not in self._asked and not self._executor.runs(claim.id, claim.version):
                 self._executor.release(claim)
 
     async def run(self) -> None:

@@ -401,6 +401,20 @@ async def test_a_claim_whose_attempt_was_cancelled_before_its_first_step_is_rele
     assert seen.tasks == []
 
 
+async def test_a_claim_that_waited_for_its_turn_takes_no_part_in_the_count_once_it_is_released(scene: Scene) -> None:
+    place = await Workplace.of(scene, Seen())
+    room = place.executor.room
+    (claim,) = await place.claim()
+    before = asyncio.all_tasks()
+    place.begin(claim, turn=asyncio.Event())
+    (attempt,) = asyncio.all_tasks() - before
+    attempt.cancel()
+    await asyncio.wait([attempt])
+    await Shift(place).worker.release_lost()
+    await place.settled()
+    assert place.executor.room == room
+
+
 async def test_a_claim_whose_answer_is_under_way_is_not_released(scene: Scene) -> None:
     seen = Seen()
     place = await Workplace.of(scene, seen)
@@ -418,6 +432,30 @@ async def test_a_claim_whose_answer_is_under_way_is_not_released(scene: Scene) -
     await shift.work()
     assert (len(looks), [each.attempt for each in seen.tasks]) == (1, [1])
     assert await scene.events(task) == ["accepted", "published", "claimed", "succeeded"]
+
+
+async def test_a_claim_that_is_asked_for_again_while_it_is_looked_at_is_not_released(scene: Scene) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen)
+    (claim,) = await place.claim()
+    shift = Shift(place, [record(claim.id)])
+    place.database.mute.add("claim")
+    asked, looked, finds = asyncio.Event(), asyncio.Event(), list[asyncio.Task[None]]()
+
+    async def find() -> None:
+        if not finds:
+            finds.append(asyncio.create_task(shift.work()))
+            await asked.wait()
+        else:
+            asked.set()
+            await looked.wait()
+
+    place.database.when["reclaim"] = find
+    await shift.worker.release_lost()
+    looked.set()
+    await asyncio.gather(*finds)
+    assert [each.attempt for each in seen.tasks] == [1]
+    assert await scene.events(claim.id) == ["accepted", "published", "claimed", "succeeded"]
 
 
 async def test_a_claim_whose_outcome_is_under_way_is_not_released(
