@@ -103,10 +103,11 @@ SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
 -- though nobody had told it to: a task may be why.
 WITH deposed AS (
     DELETE FROM leaders WHERE origin = :origin AND :pid::integer IS NULL
+), locked AS (
+    SELECT id FROM workers WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid)
+    ORDER BY id FOR NO KEY UPDATE
 )
-UPDATE workers SET ended = true, lost = :pid IS NOT NULL
-WHERE origin = :origin AND NOT ended AND (:pid::integer IS NULL OR pid = :pid)
-RETURNING id;
+UPDATE workers SET ended = true, lost = :pid IS NOT NULL WHERE id = ANY(ARRAY(SELECT id FROM locked)) RETURNING id;
 
 -- name: forget_workers
 -- Workers whose lease was ended and that hold nothing.

@@ -74,6 +74,22 @@ async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behin
     assert [row["id"] for row in free] == tasks[COUNT // 2 :]
 
 
+async def test_whoever_ends_the_leases_of_a_former_run_locks_them_in_their_order(unordered: Scene) -> None:
+    """As the leader does, which ends leases at the same time."""
+    scene = unordered
+    workers = sorted([(await scene.worker(origin="/data")).worker.id for _ in range(COUNT)])
+    await scene.sql("CREATE TEMPORARY TABLE former AS SELECT * FROM workers")
+    await scene.sql("DELETE FROM workers")
+    await scene.sql("INSERT INTO workers SELECT * FROM former ORDER BY id DESC")
+    async with scene.direct.transaction():
+        await scene.direct.execute("SELECT FROM workers WHERE id = $1 FOR UPDATE", workers[COUNT // 2])
+        waiting = asyncio.ensure_future(scene.upkeep.end_leases_of("/data"))
+        await until_blocked(scene)
+        free = await scene.sql("SELECT id FROM workers ORDER BY id FOR UPDATE SKIP LOCKED")
+    assert await waiting == COUNT
+    assert [row["id"] for row in free] == workers[COUNT // 2 :]
+
+
 async def until_blocked(scene: Scene) -> None:
     """Return once a statement waits for a row of ours."""
     async with asyncio.timeout(10):
