@@ -1,18 +1,29 @@
-"""Payloads held against their types' schemas, which are compiled once."""
+"""Payloads held against what their types take, before a task is accepted: what a handler would refuse is refused here.
+
+A built-in type has its model, as its handler has it. Any other type has the JSON schema that its workers have
+registered, whose formats are asserted.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, Final
 
 import jsonschema_rs
+from pydantic import TypeAdapter, ValidationError
 
+from taskflux.http.formats import FORMATS, format_sentence
 from taskflux.http.problems import FieldError, shortened
+from taskflux.providers.email import Email
+from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import check
+from taskflux.tasks.patterns import UNSAID, sentence_of
+from taskflux.worker.handler import wrong_fields
+from taskflux.worker.schemas import schema_text
 
 log = logging.getLogger(__name__)
 
@@ -26,62 +37,221 @@ _MASK: Final = "the value"
 """Stands for the value in messages: it may be megabytes long, and an answer with it would end up in a client's log."""
 
 Kind = jsonschema_rs.ValidationErrorKind
+Path = tuple[str | int, ...]
 
 
 class PayloadSchema:
-    """A JSON schema (draft 2020-12) for payloads, compiled when it is first needed."""
+    """What a type takes, compiled when it is first needed: from its JSON schema (draft 2020-12), or as its model."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
 
-    def errors(self, payload: object) -> list[FieldError]:
-        """What is wrong with `payload`, at most `MOST_ERRORS`; nothing when it is valid.
+    def errors(self, payload: object, text: str) -> list[FieldError]:
+        """What is wrong with `payload`, at most `MOST_ERRORS`; nothing when it is valid. `text` is its JSON text.
 
         An error takes 20 µs, and the library makes all of them before it gives the first: of a payload with more than
         `DESCRIBED` values it is only told that it is wrong.
         """
+        if self._model is not None:
+            return _model_errors(self._model, payload, text)
         validator = self._validator
         if validator is None or validator.is_valid(payload):
             return []
-        values = check(json.dumps(payload).encode())
+        values = check(text.encode())
         if values > DESCRIBED:
             told = f"is not what the type's schema takes; with {values:,} values it is too large to be told where"
             return [FieldError("payload", told)]
-        return list(islice(_describe(validator.iter_errors(payload)), MOST_ERRORS))
+        found = _describe(validator.iter_errors(payload), self._schema)
+        return list(islice((_field_error(*each) for each in found), MOST_ERRORS))
+
+    @cached_property
+    def _model(self) -> TypeAdapter[Any] | None:
+        """The model of a built-in type; None where another release, or somebody else, has registered the type."""
+        adapter = built_in().get(self.name)
+        return adapter if adapter is not None and schema_text(adapter) == self.text else None
+
+    @cached_property
+    def _schema(self) -> Any:
+        return json.loads(self.text)
 
     @cached_property
     def _validator(self) -> jsonschema_rs.Draft202012Validator | None:
         """None for a schema that is none: what its workers take is then for them to say."""
         try:
             # Offline: a schema that refers to another address must not make ingest fetch it.
-            return jsonschema_rs.Draft202012Validator(json.loads(self.text), mask=_MASK, offline=True)
+            return jsonschema_rs.Draft202012Validator(
+                self._schema, mask=_MASK, offline=True, validate_formats=True, formats=dict(FORMATS)
+            )
         except ValueError:
             log.warning("the schema of task type %s cannot be compiled: its payloads are accepted unseen", self.name)
             return None
 
 
-def _describe(errors: Iterator[Any]) -> Iterator[FieldError]:
+@cache
+def built_in() -> Mapping[str, TypeAdapter[Any]]:
+    """The built-in types whose models a schema cannot say: what stands before and behind an @, base64, headers."""
+    return {"email": TypeAdapter(Email), "sms": TypeAdapter(Sms)}
+
+
+def _model_errors(adapter: TypeAdapter[Any], payload: object, text: str) -> list[FieldError]:
+    try:
+        # Strict, and by the fields' public names: what the schema says besides.
+        adapter.validate_json(text, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return _merged((_within(payload, where), said) for where, said in wrong_fields(error))
+    return []
+
+
+def _merged(found: Iterable[tuple[Path, str]]) -> list[FieldError]:
+    """One error for each field: the branches of a union are told together."""
+    said: dict[Path, dict[str, None]] = {}
+    for path, message in found:
+        said.setdefault(path, {})[message] = None
+    return [_field_error(path, ", or ".join(messages)) for path, messages in said.items()]
+
+
+def _within(payload: object, where: Path) -> Path:
+    """As much of pydantic's path as there is in the payload: it names the branches of unions, and items of a text."""
+    at, path = payload, list[str | int]()
+    for number, part in enumerate(where):
+        match at, part:
+            case dict(), str():
+                if part not in at:
+                    return (*path, part) if number == len(where) - 1 else tuple(path)
+                at = at[part]
+            case list(), int():
+                at = at[part]
+            case _:
+                break
+        path.append(part)
+    return tuple(path)
+
+
+# What is wrong, of a schema ------------------------------------------------------------------------------------------
+
+
+def _describe(errors: Iterable[Any], schema: Any) -> Iterator[tuple[Sequence[str | int], str]]:
+    """The path of each bad field, and what is wrong with it."""
     for error in errors:
         path = list(error.instance_path)
         match error.kind:
             case Kind.Required():
-                yield _field_error([*path, error.kind.property], "is required")
+                yield [*path, error.kind.property], "is required"
             case Kind.AdditionalProperties() | Kind.UnevaluatedProperties():
                 for name in error.kind.unexpected:
-                    yield _field_error([*path, name], "is not a known field")
+                    yield [*path, name], "is not a known field"
             case Kind.FalseSchema() if path:
-                yield _field_error(path, "is not a known field")
+                yield path, "is not a known field"
             case Kind.AnyOf() | Kind.OneOfNotValid():
-                yield _field_error(path, _alternatives(error))
+                yield from _of_union(error, schema)
+            case Kind.PropertyNames():
+                inner = error.kind.error
+                yield [*path, str(inner.instance)], f"is not taken as a name: {_sentence(inner, schema)}"
             case _:
-                yield _field_error(path, error.message)
+                yield path, _sentence(error, schema)
 
 
-def _alternatives(error: Any) -> str:
-    """What each branch of an anyOf wanted, without repeats."""
-    wanted = [branch[0].message for branch in error.kind.context if branch]
-    return ", or ".join(dict.fromkeys(wanted)) or str(error.message)
+def _of_union(error: Any, schema: Any) -> Iterator[tuple[Sequence[str | int], str]]:
+    """The errors of the branch that fits the value, or what each branch wanted."""
+    path = list(error.instance_path)
+    branches: list[list[Any]] = [branch for branch in error.kind.context if branch]
+    tag = _parent(error, schema).get("discriminator", {}).get("propertyName")
+    fitting = [branch for branch in branches if _fits(branch, len(path))]
+    tagged = [branch for branch in fitting if not _tags(branch, len(path), tag)]
+    if fitting and not tagged:
+        wanted = [each for branch in fitting for each in _tags(branch, len(path), tag)]
+        yield from _of_tags(path, wanted)
+        return
+    if not tagged:
+        yield path, ", or ".join(dict.fromkeys(_sentence(branch[0], schema) for branch in branches)) or error.message
+        return
+    inner = [branch for branch in tagged if not _at(branch, len(path))]
+    if len(tagged) > 1 and not inner:
+        yield path, ", or ".join(dict.fromkeys(_sentence(branch[0], schema) for branch in tagged))
+        return
+    nearest: list[Any] = min(inner or tagged, key=len)
+    yield from _describe(nearest, schema)
+
+
+def _at(branch: Sequence[Any], depth: int) -> bool:
+    """Whether a branch refuses the value itself, and not something in it."""
+    inner = (Kind.Required, Kind.AdditionalProperties, Kind.UnevaluatedProperties, Kind.AnyOf, Kind.OneOfNotValid)
+    return any(len(each.instance_path) == depth and not isinstance(each.kind, inner) for each in branch)
+
+
+def _fits(branch: Sequence[Any], depth: int) -> bool:
+    """Whether the value is of the JSON type that a branch takes."""
+    for each in branch:
+        if len(each.instance_path) == depth:
+            if isinstance(each.kind, Kind.Type):
+                return False
+            if isinstance(each.kind, Kind.AnyOf | Kind.OneOfNotValid):
+                return any(_fits(inner, depth) for inner in each.kind.context if inner)
+    return True
+
+
+def _tags(branch: Sequence[Any], depth: int, tag: str | None) -> list[Any]:
+    """The errors by which an object is not that of a branch: the field that tells them apart says another one."""
+    return [
+        each
+        for each in branch
+        if (
+            len(each.instance_path) == depth + 1
+            and isinstance(each.kind, Kind.Constant | Kind.Enum)
+            and tag in (None, each.instance_path[-1])
+            and isinstance(each.instance_path[-1], str)
+        )
+        or (tag is not None and isinstance(each.kind, Kind.Required) and each.kind.property == tag)
+    ]
+
+
+def _of_tags(path: Sequence[str | int], wanted: Sequence[Any]) -> Iterator[tuple[Sequence[str | int], str]]:
+    if isinstance(wanted[0].kind, Kind.Required):
+        yield [*path, wanted[0].kind.property], "is required"
+        return
+    name = wanted[0].instance_path[-1]
+    values: dict[str, None] = {}
+    for each in wanted:
+        if each.instance_path[-1] == name:
+            found = [each.kind.expected_value] if isinstance(each.kind, Kind.Constant) else each.kind.options
+            values |= dict.fromkeys(map(json.dumps, found))
+    yield [*path, name], f"is none of {', '.join(values)}"
+
+
+def _sentence(error: Any, schema: Any) -> str:
+    """What is wrong, without the value, and without a regular expression or a schema."""
+    match error.kind:
+        case Kind.Pattern():
+            return sentence_of(error.kind.pattern) or _by_description(error, schema)
+        case Kind.Format():
+            return format_sentence(error.kind.format)
+        case Kind.Not() | Kind.BacktrackLimitExceeded() | Kind.RegexEngineFailure():
+            return _by_description(error, schema)
+        case _:
+            return str(error.message)
+
+
+def _by_description(error: Any, schema: Any) -> str:
+    """What the schema says of the value in words."""
+    about = _parent(error, schema)
+    if isinstance(about.get("description"), str):
+        return f"is not as its type describes it: {about['description']}"
+    examples = about.get("examples")
+    if isinstance(examples, list) and examples:
+        return f"{UNSAID}, for example {json.dumps(examples[0], ensure_ascii=False)}"
+    return UNSAID
+
+
+def _parent(error: Any, schema: Any) -> Mapping[str, Any]:
+    """The schema whose keyword an error is of; an empty one where it cannot be found."""
+    at = schema
+    for part in list(error.schema_path)[:-1]:
+        try:
+            at = at[part]
+        except (KeyError, IndexError, TypeError):
+            return {}
+    return at if isinstance(at, dict) else {}
 
 
 def _field_error(path: Sequence[str | int], message: str) -> FieldError:

@@ -301,7 +301,7 @@ class Submissions:
             text = _encode(payload)
             if len(text) > task_type.max_bytes:
                 raise Problem(TOO_LARGE, excess(len(text), task_type.max_bytes))
-            errors += registered.schema.errors(payload) if "payload" in document else []
+            errors += registered.schema.errors(payload, text) if "payload" in document else []
         except ValueError:
             errors.append(FieldError("payload", "holds a number beyond the range of a double"))
         if key is not None and not is_idempotency_key(key):

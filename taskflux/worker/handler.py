@@ -6,20 +6,22 @@ To declare one needs neither Kafka nor PostgreSQL; `worker.service_of` makes a p
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from taskflux.providers.provider import Provider
 from taskflux.stream.topics import check_task_type
 from taskflux.tasks.bounds import MOST_BYTES, USUAL_BYTES, OutOfBounds, check, excess
 from taskflux.tasks.errors import InvalidPayload
 from taskflux.tasks.model import Receipt
+from taskflux.tasks.patterns import UNSAID, sentence_of
 from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
 from taskflux.tasks.submission import TaskType
+from taskflux.worker.schemas import schema_text
 
 P = TypeVar("P")
 Run = Callable[..., Awaitable[Receipt | None]]
@@ -77,8 +79,7 @@ class Handler(Generic[P]):
 
     def task_type(self) -> TaskType:
         """What a worker registers, so that ingest can refuse a payload before it is accepted."""
-        schema = json.dumps(self.adapter.json_schema(by_alias=True), sort_keys=True)
-        policy = self.policy
+        policy, schema = self.policy, schema_text(self.adapter)
         return TaskType(self.type, schema, policy.retry.max_attempts, policy.ambiguous, policy.provider, self.max_bytes)
 
 
@@ -103,8 +104,21 @@ def wrong_fields(error: ValidationError) -> list[tuple[tuple[str | int, ...], st
     """
     if error.error_count() > _TOO_MANY:
         return [((), "it is not what the type's model takes")]
-    found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
-    return [(each["loc"], each["msg"][:300]) for each in found]
+    found = error.errors(include_url=False, include_input=False)[:MOST_ERRORS]
+    return [(each["loc"], _sentence(each)[:300]) for each in found]
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """What pydantic says of a field, without regular expressions."""
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is not a known field"
+        case "string_pattern_mismatch":
+            return sentence_of(error.get("ctx", {}).get("pattern", "")) or UNSAID
+        case _:
+            return error["msg"].removeprefix("Value error, ")
 
 
 def handler(

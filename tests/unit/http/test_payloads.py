@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from datetime import date, datetime, time, timedelta
+from ipaddress import IPv4Address
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import pytest
+from pydantic import (
+    UUID4,
+    AnyUrl,
+    AwareDatetime,
+    Base64Bytes,
+    BaseModel,
+    Field,
+    HttpUrl,
+    Json,
+    NaiveDatetime,
+    TypeAdapter,
+    ValidationError,
+)
 
 from taskflux.http.payloads import PayloadSchema
+from taskflux.http.problems import FieldError
+from taskflux.worker.schemas import schema_text
 from tests.unit.http.stores import EMAIL_SCHEMA
 
 EMAIL = PayloadSchema("email", json.dumps(EMAIL_SCHEMA))
 
 
+def told(schema: PayloadSchema, payload: Any) -> list[FieldError]:
+    return schema.errors(payload, json.dumps(payload))
+
+
 def errors(payload: Any, schema: PayloadSchema = EMAIL) -> dict[str, str]:
-    return {error.field: error.message for error in schema.errors(payload)}
+    return {error.field: error.message for error in told(schema, payload)}
 
 
 def test_a_valid_payload_has_no_errors() -> None:
@@ -43,7 +65,7 @@ def test_a_payload_of_the_wrong_kind_is_named_as_a_whole() -> None:
 
 def test_values_are_never_quoted_and_names_are_cut() -> None:
     secret = "ada@example.org" * 300_000
-    found = EMAIL.errors({"to": "x", "subject": secret, "headers": {secret: 5}, secret: 1})
+    found = told(EMAIL, {"to": "x", "subject": secret, "headers": {secret: 5}, secret: 1})
     assert len(found) == 3
     assert max(len(error.message) for error in found) <= 300
     assert max(len(error.field) for error in found) <= 200
@@ -53,13 +75,13 @@ def test_values_are_never_quoted_and_names_are_cut() -> None:
 
 
 def test_at_most_twenty_errors_are_told() -> None:
-    assert len(EMAIL.errors({f"x{n}": n for n in range(1000)})) == 20
+    assert len(told(EMAIL, {f"x{n}": n for n in range(1000)})) == 20
 
 
 def test_a_payload_that_is_wrong_in_very_many_places_is_refused_without_describing_each() -> None:
     """The library makes every error before it gives the first: 99,000 took four seconds and 200 MiB."""
     wrong = {"to": list(range(99_000)), "subject": "x"}
-    [error] = EMAIL.errors(wrong)
+    [error] = told(EMAIL, wrong)
     assert (error.field, "99,003 values" in error.message) == ("payload", True)
     commas = {"to": 5, "subject": "x", "headers": {"list": "a, b" * 5000}}
     assert errors(commas).keys() == {"payload.to"}
@@ -69,13 +91,11 @@ def test_a_payload_that_is_wrong_in_very_many_places_is_refused_without_describi
 def test_a_schema_that_is_none_stops_no_task_and_fetches_nothing(schema: str, caplog: pytest.LogCaptureFixture) -> None:
     broken = PayloadSchema("broken", schema)
     with caplog.at_level(logging.WARNING):
-        assert broken.errors(1) == broken.errors(2) == []
+        assert told(broken, 1) == told(broken, 2) == []
     assert caplog.text.count("cannot be compiled") == 1
 
 
 def test_a_schema_as_pydantic_writes_it_is_understood() -> None:
-    from pydantic import BaseModel, Field, TypeAdapter
-
     class Attachment(BaseModel):
         name: str
         data: str | None = None
@@ -85,9 +105,155 @@ def test_a_schema_as_pydantic_writes_it_is_understood() -> None:
         attachments: list[Attachment] = Field(default_factory=list, max_length=2)
 
     schema = PayloadSchema("mail", json.dumps(TypeAdapter(Mail).json_schema(by_alias=True)))
-    assert schema.errors({"to": "x", "attachments": [{"name": "y", "data": None}]}) == []
+    assert told(schema, {"to": "x", "attachments": [{"name": "y", "data": None}]}) == []
     assert errors({"attachments": [{"data": 5}]}, schema).keys() == {
         "payload.to",
         "payload.attachments[0].name",
         "payload.attachments[0].data",
     }
+
+
+# What the schema of a handler of one's own refuses ------------------------------------------------------------------
+
+
+class Line(BaseModel):
+    sku: Annotated[str, Field(pattern=r"^[A-Z]{2}-[0-9]+$", examples=["AB-12"])]
+    count: Annotated[int, Field(ge=1)]
+
+
+class Card(BaseModel):
+    kind: Literal["card"]
+    number: str
+
+
+class Transfer(BaseModel):
+    kind: Literal["transfer"]
+    iban: Annotated[str, Field(min_length=5, description="an IBAN without spaces")]
+    due: date | None = None
+
+
+class Order(BaseModel):
+    line: Line | None = None
+    lines: list[Line] | None = None
+    by_name: dict[str, Line] | None = None
+    paid: Annotated[Card | Transfer, Field(discriminator="kind")] | None = None
+    either: Card | Transfer | None = None
+    at: datetime | None = None
+    aware: AwareDatetime | None = None
+    naive: NaiveDatetime | None = None
+    day: date | None = None
+    clock: time | None = None
+    lasts: timedelta | None = None
+    id: UUID | None = None
+    v4: UUID4 | None = None
+    page: HttpUrl | None = None
+    link: AnyUrl | None = None
+    host: IPv4Address | None = None
+    blob: Base64Bytes | None = None
+    spec: Json[dict[str, int]] | None = None
+    per_day: dict[date, int] = {}
+    per_number: dict[int, int] = {}
+    per_rate: dict[float, int] = {}
+    level: Literal["low", "high"] | None = None
+    size: int | Literal["any"] = 1
+
+
+ADAPTER: TypeAdapter[Order] = TypeAdapter(Order)
+ORDER = PayloadSchema("order", schema_text(ADAPTER))
+
+
+@pytest.mark.parametrize(
+    ("payload", "field", "message"),
+    [
+        ({"line": {"sku": "AB-1", "count": "x"}}, "payload.line.count", 'not of type "integer"'),
+        ({"line": {"sku": "AB-1"}}, "payload.line.count", "is required"),
+        ({"line": 5}, "payload.line", 'not of type "object"'),
+        ({"lines": [{"sku": "AB-1", "count": 1}, {"sku": "AB-1", "count": 0}]}, "payload.lines[1].count", "minimum"),
+        ({"lines": "x"}, "payload.lines", 'not of type "array"'),
+        ({"by_name": {"a": {"sku": 1, "count": 1}}}, "payload.by_name.a.sku", 'not of type "string"'),
+        ({"paid": {"kind": "card"}}, "payload.paid.number", "is required"),
+        ({"paid": {"kind": "transfer", "iban": "x"}}, "payload.paid.iban", "shorter than 5"),
+        ({"paid": {"kind": "cash"}}, "payload.paid.kind", 'is none of "card", "transfer"'),
+        ({"paid": {"number": "1"}}, "payload.paid.kind", "is required"),
+        ({"paid": {"kind": "transfer", "iban": "abcde", "due": "soon"}}, "payload.paid.due", "is not a date"),
+        ({"either": {"kind": "transfer"}}, "payload.either.iban", "is required"),
+        ({"line": {"sku": "ab", "count": 1}}, "payload.line.sku", 'that its type declares, for example "AB-12"'),
+        ({"at": "next monday"}, "payload.at", "is not a time, such as 2030-01-31T09:00:00Z"),
+        ({"aware": "2030-01-31T09:00:00"}, "payload.aware", "has no offset from UTC"),
+        ({"naive": "2030-01-31T09:00:00Z"}, "payload.naive", "may have no offset"),
+        ({"day": "2030-02-30"}, "payload.day", "is not a date"),
+        ({"clock": "25:00"}, "payload.clock", "is not a time of day"),
+        ({"lasts": "a while"}, "payload.lasts", "is not a duration"),
+        ({"id": "7f0c"}, "payload.id", "is not a UUID"),
+        ({"v4": "01890a5d-ac96-774b-bcce-b302099a8057"}, "payload.v4", "is not a UUID of version 4"),
+        ({"page": "ftp://example.org/"}, "payload.page", "begins with http: or https:"),
+        ({"page": "example.org"}, "payload.page", "is not a URI"),
+        ({"link": "example.org"}, "payload.link", "is not a URI"),
+        ({"host": "192.0.2.256"}, "payload.host", "is not an IPv4 address"),
+        ({"blob": "a"}, "payload.blob", "is not base64"),
+        ({"spec": "{"}, "payload.spec", "is not a JSON text"),
+        ({"per_day": {"soon": 1}}, "payload.per_day.soon", "is not taken as a name: is not a date"),
+        ({"per_number": {"one": 1}}, "payload.per_number.one", "is not a whole number"),
+        ({"per_rate": {"one": 1}}, "payload.per_rate.one", "is not a number"),
+        ({"level": "top"}, "payload.level", 'not one of "low" or "high"'),
+        ({"size": "all"}, "payload.size", '"any" was expected'),
+    ],
+)
+def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field: str, message: str) -> None:
+    found = errors(payload, ORDER)
+    assert list(found) == [field]
+    assert message in found[field]
+    assert not any(sign in found[field] for sign in ("^", "[0-9]", "anyOf", "{"))
+    with pytest.raises(ValidationError):
+        ADAPTER.validate_json(json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"at": "2030-01-31T09:00:00Z"},
+        {"at": "2030-01-31 09:00"},
+        {"at": "2030-01-31"},
+        {"aware": "2030-01-31T09:00:00+05:30"},
+        {"aware": "2030-01-31T09:00:00z"},
+        {"naive": "2030-01-31T09:00:00"},
+        {"naive": "2030-01-31"},
+        {"lasts": "P3DT12H"},
+        {"lasts": "1 day, 00:30:00"},
+        {"id": "01890a5dac96774bbcceb302099a8057"},
+        {"page": "HTTPS://example.org"},
+        {"link": "mailto:ann@example.org"},
+        {"link": "https://münchen.example/ü"},
+        {"blob": "aGk="},
+        {"spec": '{"a": 1}'},
+        {"per_day": {"2030-01-31": 1}},
+        {"per_number": {"-5": 1, " 7 ": 2}},
+        {"per_rate": {"1e3": 1, ".5": 2}},
+        {"size": "any"},
+        {"paid": None, "lines": []},
+    ],
+)
+def test_what_a_handler_takes_its_schema_takes(payload: Any) -> None:
+    assert errors(payload, ORDER) == {}
+    ADAPTER.validate_json(json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("hostname", "example.org", "a b"),
+        ("ipv6", "::1", "1::2::3"),
+        ("uri-reference", "/a?b", "\\\\"),
+        ("json-pointer", "/a/0", "a"),
+        ("regex", "^a+$", "("),
+        ("email", "ann@example.org", "ann@"),
+        ("email", "Ann <ann@example.org>", "ann..lee@example.org"),
+        ("multi-host-uri", "postgresql://a,b/c", "nowhere"),
+        ("ipvanyaddress", "::1", "here"),
+        ("uuid7", "01890a5d-ac96-774b-bcce-b302099a8057", "0f8fad5b-d9cb-469f-a165-70867728950e"),
+    ],
+)
+def test_every_format_is_asserted(name: str, good: str, bad: str) -> None:
+    schema = PayloadSchema("own", json.dumps({"type": "string", "format": name}))
+    assert errors(good, schema) == {}
+    assert list(errors(bad, schema)) == ["payload"]

@@ -132,7 +132,7 @@ async def test_a_schema_stays_compiled_until_its_text_changes() -> None:
     await registry.refresh()
     third = await registry.find("email")
     assert third is not None
-    assert third.schema.errors(5) != []
+    assert third.schema.errors(5, "5") != []
 
 
 async def test_it_refreshes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

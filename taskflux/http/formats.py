@@ -1,0 +1,134 @@
+"""What the `format` of a JSON schema asserts: what pydantic reads where a handler's model says so.
+
+A handler takes more than the standards do (a time without an offset, a UUID without dashes), and what it takes is
+taken here. Formats that pydantic does not write are asserted as JSON schema's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import (
+    UUID1,
+    UUID3,
+    UUID4,
+    UUID5,
+    UUID6,
+    UUID7,
+    UUID8,
+    AnyUrl,
+    Base64Bytes,
+    Base64UrlBytes,
+    IPvAnyAddress,
+    IPvAnyInterface,
+    IPvAnyNetwork,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import MultiHostUrl
+
+from taskflux.providers.email import Address
+
+
+def _reads(*types: Any) -> Callable[[str], bool]:
+    """Whether one of these types reads a text."""
+    adapters = [TypeAdapter(each) for each in types]
+
+    def read(text: str) -> bool:
+        for adapter in adapters:
+            try:
+                adapter.validate_python(text)
+            except ValidationError:
+                continue
+            return True
+        return False
+
+    return read
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+_NAMED: Final = re.compile(r"[^<>]*<([^<>]*)>\s*")
+
+
+def _is_email(text: str) -> bool:
+    """What pydantic's EmailStr takes (the package email-validator): a dot-atom before the @, a domain with a dot."""
+    named = _NAMED.fullmatch(text)
+    try:
+        address = Address.parse(named[1] if named else text.strip())
+    except ValueError:
+        return False
+    plain = not address.local.startswith('"') and all(address.local.split("."))
+    return plain and not address.name and "." in address.domain.strip(".") and "_" not in address.domain
+
+
+FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
+    "date-time": _reads(datetime),
+    "date": _reads(date),
+    "time": _reads(time),
+    "duration": _reads(timedelta),
+    "uuid": _reads(UUID),
+    "uuid1": _reads(UUID1),
+    "uuid3": _reads(UUID3),
+    "uuid4": _reads(UUID4),
+    "uuid5": _reads(UUID5),
+    "uuid6": _reads(UUID6),
+    "uuid7": _reads(UUID7),
+    "uuid8": _reads(UUID8),
+    "uri": _reads(AnyUrl),
+    "multi-host-uri": _reads(MultiHostUrl),
+    "email": _is_email,
+    "name-email": _is_email,
+    "ipv4": _reads(IPv4Address),
+    "ipv6": _reads(IPv6Address),
+    "ipv4network": _reads(IPv4Network),
+    "ipv6network": _reads(IPv6Network),
+    "ipv4interface": _reads(IPv4Interface),
+    "ipv6interface": _reads(IPv6Interface),
+    "ipvanyaddress": _reads(IPvAnyAddress),
+    "ipvanynetwork": _reads(IPvAnyNetwork),
+    "ipvanyinterface": _reads(IPvAnyInterface),
+    "regex": _reads(re.Pattern[str]),
+    "base64": _reads(Base64Bytes),
+    "base64url": _reads(Base64UrlBytes, Base64Bytes),
+    "json-string": _is_json,
+}
+
+_EXAMPLES: Final = {
+    "date-time": "a time, such as 2030-01-31T09:00:00Z",
+    "date": "a date, such as 2030-01-31",
+    "time": "a time of day, such as 09:00:00",
+    "duration": "a duration, such as P1DT2H",
+    "uri": "a URI, such as https://example.org/a",
+    "multi-host-uri": "a URI, such as https://example.org/a",
+    "email": "an e-mail address, such as ann@example.org",
+    "name-email": "an e-mail address, such as ann@example.org",
+    "ipv4": "an IPv4 address, such as 192.0.2.1",
+    "ipv6": "an IPv6 address, such as 2001:db8::1",
+    "ipvanyaddress": "an IP address, such as 192.0.2.1",
+    "hostname": "a host name, such as example.org",
+    "regex": "a regular expression",
+    "base64": "base64",
+    "base64url": "base64",
+    "json-string": "a JSON text",
+}
+
+
+def format_sentence(name: str) -> str:
+    """What is wrong with a text that is not of this format."""
+    if name.startswith("uuid"):
+        version = f" of version {name[4:]}" if name[4:] else ""
+        return f"is not a UUID{version}, such as 0f8fad5b-d9cb-469f-a165-70867728950e"
+    return f"is not {_EXAMPLES.get(name) or f'of the format {name}'}"

@@ -1,0 +1,37 @@
+"""Regular expressions of payloads, and the sentences that say them: nobody is answered with an expression."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_SAID: Final[dict[str, str]] = {}
+
+UNSAID: Final = "is not of the form that its type declares"
+
+
+def said_as(pattern: str, sentence: str) -> str:
+    """`pattern`, which is told by `sentence` from here on where a text does not match it: "may hold no line break"."""
+    _SAID[pattern] = sentence
+    return pattern
+
+
+def sentence_of(pattern: str) -> str | None:
+    """The sentence of a pattern; None where nobody has written one."""
+    return _SAID.get(pattern)
+
+
+AWARE: Final = said_as(
+    r"(?:[Zz]|[+\-][0-9]{2}:?[0-9]{2})\s*$|^\s*[+\-]?[0-9.]+\s*$",
+    "has no offset from UTC: end it with Z or, for example, +02:00",
+)
+"""A time with an offset, or in seconds since 1970."""
+
+NAIVE: Final = said_as(
+    r"^(?!.*(?:[Zz]|[+\-][0-9]{2}:?[0-9]{2})\s*$)(?!\s*[+\-]?[0-9.]+\s*$)",
+    "may have no offset from UTC",
+)
+"""A time without one."""
+
+INTEGER_NAME: Final = said_as(r"^\s*[+\-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?\s*$", "is not a whole number")
+NUMBER_NAME: Final = said_as(r"^\s*[+\-]?(?:[0-9_]+\.?[0-9_]*|\.[0-9_]+)(?:[eE][+\-]?[0-9]+)?\s*$", "is not a number")
+"""Names of an object whose keys a handler reads as numbers."""

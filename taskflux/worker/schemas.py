@@ -1,0 +1,60 @@
+"""The JSON schema of a payload's type: pydantic's own, and what it leaves out though the type insists on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from taskflux.tasks.patterns import AWARE, INTEGER_NAME, NAIVE, NUMBER_NAME
+
+
+def schema_text(adapter: TypeAdapter[Any]) -> str:
+    """The schema that a type is registered with. Two types are the same where their texts are."""
+    return json.dumps(adapter.json_schema(by_alias=True, schema_generator=_PayloadSchema), sort_keys=True)
+
+
+_ZONES: Final = {"aware": AWARE, "naive": NAIVE}
+_NAMES: Final = {"int": INTEGER_NAME, "float": NUMBER_NAME, "decimal": NUMBER_NAME}
+
+
+class _PayloadSchema(GenerateJsonSchema):
+    """What the model refuses, the schema refuses, as far as a schema can say it."""
+
+    def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
+        zone = _ZONES.get(str(schema.get("tz_constraint")))
+        return super().datetime_schema(schema) | ({"pattern": zone} if zone else {})
+
+    def url_schema(self, schema: core_schema.UrlSchema) -> JsonSchemaValue:
+        return super().url_schema(schema) | _schemes(schema.get("allowed_schemes"))
+
+    def multi_host_url_schema(self, schema: core_schema.MultiHostUrlSchema) -> JsonSchemaValue:
+        return super().multi_host_url_schema(schema) | _schemes(schema.get("allowed_schemes"))
+
+    def json_schema(self, schema: core_schema.JsonSchema) -> JsonSchemaValue:
+        found = super().json_schema(schema)
+        return found | ({"format": "json-string"} if self.mode == "validation" else {})
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        names = _NAMES.get(schema.get("keys_schema", {}).get("type", ""))
+        return super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
+
+
+def _schemes(allowed: Iterable[str] | None) -> JsonSchemaValue:
+    """Only URLs of these schemes."""
+    if not allowed:
+        return {}
+    names = sorted(allowed)
+    either = "|".join("".join(_letter(letter) for letter in name) for name in names)
+    return {
+        "pattern": rf"^\s*(?:{either}):",
+        "description": f"a URL that begins with {' or '.join(f'{name}:' for name in names)}",
+    }
+
+
+def _letter(letter: str) -> str:
+    return f"[{letter.upper()}{letter.lower()}]" if letter.isalpha() else f"[{letter}]"
