@@ -34,7 +34,10 @@ async def test_a_providers_outage_spends_no_attempts_and_fills_neither_kafka_nor
     expiring = await stack.submit("provided", expiresAt=expires_at.isoformat())
     assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
     await _handed_back(stack, tasks)
-    assert all(each.get("probe") for each in await _published_since(stack, before))
+    await _probed(world)
+    published = await _published_since(stack, before)
+    assert published
+    assert all(each.get("probe") for each in published)
     await eventually(lambda: _shown_open(stack), "the metric says so")
     assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
     assert await stack.sql.fetchval("SELECT count(*) FROM dead_letters WHERE task_id = ANY($1)", tasks) == 0
