@@ -4,6 +4,8 @@ import os
 import re
 import select
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -134,19 +136,30 @@ from pathlib import Path
 def test_for_ever() -> None:
     try:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        Path("pids").write_text(f"{os.getpid()} {child.pid}", encoding="utf-8")
+        Path("pids.new").write_text(f"{os.getpid()} {child.pid}", encoding="utf-8")
+        Path("pids.new").rename("pids")
         time.sleep(600)
     finally:
         child.wait()
 """
 
 
-def test_tests_that_are_not_done_in_time_end_with_all_that_they_started(tmp_path: Path) -> None:
+def test_tests_that_are_stopped_end_with_all_that_they_started(tmp_path: Path) -> None:
     (tmp_path / "test_waits.py").write_text(WAITS, encoding="utf-8")
-    run = Copy(tmp_path).run(("test_waits.py",), 5.0)
-    assert run.code is None
-    assert "KeyboardInterrupt" in run.printed
-    assert not any(Path("/proc", pid).exists() for pid in (tmp_path / "pids").read_text(encoding="utf-8").split())
+    stop, pids = threading.Event(), tmp_path / "pids"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(Copy(tmp_path, stop).run, ("test_waits.py",))
+        while not running.done() and not pids.exists():
+            time.sleep(0.05)
+        stop.set()
+        with pytest.raises(Stopped):
+            running.result()
+    assert not any(Path("/proc", pid).exists() for pid in pids.read_text(encoding="utf-8").split())
+
+
+def test_tests_have_a_time_in_which_to_be_done(tmp_path: Path) -> None:
+    (tmp_path / "test_waits.py").write_text(WAITS, encoding="utf-8")
+    assert Copy(tmp_path).run(("test_waits.py",), 0.0).code is None
 
 
 LEAVES = """
