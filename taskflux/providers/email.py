@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Protocol
 
 import idna
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,6 +26,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from taskflux.providers.headers import LONGEST_VALUE, field
 from taskflux.tasks.errors import JsonValue
 
 MAX_RECIPIENTS: Final = 500
@@ -164,7 +166,13 @@ Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f" + "\x85\u202
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=MAX_TEXT)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[!-9;-~]+$", max_length=76)]
-HeaderValue = Annotated[Line, StringConstraints(max_length=2000)]
+HeaderValue = Annotated[Line, StringConstraints(max_length=LONGEST_VALUE)]
+
+
+def _writable(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        field(name, value)
+    return headers
 
 
 def _decoded(value: Any) -> bytes:
@@ -222,6 +230,7 @@ class Email(_Payload):
     reply_to: Mailboxes = []
     headers: Annotated[
         dict[HeaderName, HeaderValue],
+        AfterValidator(_writable),
         Field(
             max_length=50,
             json_schema_extra={"propertyNames": {"pattern": "^[!-9;-~]{1,76}$", "not": {"pattern": _OWNED_NAME}}},

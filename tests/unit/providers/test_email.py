@@ -131,6 +131,7 @@ def test_what_cannot_be_sent_is_refused_by_schema_and_model_alike(fields: dict[s
         {},
         {"to": ["ann@example.org", "Bob <bob@example.org>"], "cc": "c@d", "bcc": [], "html": "<p>Hi</p>"},
         {"headers": {"List-Unsubscribe": "<https://x.org/u>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}},
+        {"headers": {"References": " ".join(f"<{number:032d}@mail.example.org>" for number in range(450))}},
         {"attachments": [{"filename": "Ünï.pdf", "contentType": "application/pdf", "content": "aGk=\n"}]},
     ],
 )
@@ -154,3 +155,17 @@ def test_more_recipients_than_one_mail_may_have_are_refused() -> None:
     many = [f"r{number}@example.org" for number in range(300)]
     with pytest.raises(ValidationError, match="more than 500 recipients"):
         read(to=many, bcc=[f"b{address}" for address in many])
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({"X-A": "a" * 1000}, "X-A has a word that is too long"),
+        ({"References": "<ü@example.org>"}, "References has characters beyond ASCII"),
+        ({"List-Id": "=?utf-8?q?a=0A?= <a.example.org>"}, "List-Id has an encoded word with a line break"),
+    ],
+)
+def test_a_header_that_could_not_be_written_is_refused_with_a_sentence(headers: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence) as refused:
+        read(headers=headers)
+    assert refused.value.errors()[0]["loc"] == ("headers",)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import base64
 from datetime import UTC, datetime
 from email import message_from_bytes
+from email.header import decode_header, make_header
 from email.message import EmailMessage
-from email.policy import default
+from email.policy import compat32, default
+from email.utils import getaddresses
 from typing import Any
 
 import pytest
@@ -140,3 +142,12 @@ def test_an_empty_header_and_an_empty_body_are_allowed() -> None:
     mail = parsed(written(subject="", body="", headers={"X-Empty": ""}))
     assert mail["Subject"] == ""
     assert mail["X-Empty"] == ""
+
+
+def test_long_lists_of_recipients_are_folded_between_addresses_and_names_are_kept() -> None:
+    names = ["Jörg Müller-Lüdenscheidt von und zu Überlingen am Bodensee", "Bob", "", "日本 太郎", "x" * 520]
+    message = written(to=[Address(f"r{at}", "example.org", name) for at, name in enumerate(names)])
+    to = message_from_bytes(message.wire, policy=compat32)["To"].replace("\r\n", "")
+    assert [str(make_header(decode_header(name))) for name, _ in getaddresses([to])] == names
+    head = message.wire.split(b"\r\n\r\n")[0].split(b"\r\n")
+    assert all(line.strip() and len(line) <= 78 for line in head)

@@ -1,0 +1,185 @@
+"""Header fields of a mail: what may stand in one, and the lines that it becomes. Pure.
+
+They are written here and not by the `email` package, which decodes encoded words in what it is given (a line break
+within one becomes a header of its own, CVE-2024-6923), encodes structured fields, and folds a long word so that the
+first line is empty.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from email.errors import HeaderParseError
+from email.header import decode_header
+from enum import Enum
+from typing import Final
+from urllib.parse import quote
+
+LONGEST_LINE: Final = 998
+"""Octets of a line, without its end (RFC 5322, 2.1.1)."""
+
+LONGEST_VALUE: Final = 32 * LONGEST_LINE
+"""Characters of a value: many lines, and below what servers keep of one header (Postfix: 102,400 bytes)."""
+
+_WIDTH: Final = 76
+_LONGEST_WORD: Final = 75
+_LONGEST_IN_SUBJECT: Final = LONGEST_LINE - len("Subject: ")
+_FRAME: Final = len("=?utf-8?q??=")
+
+_FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
+_NAME: Final = re.compile("[!-9;-~]+")
+_PIECE: Final = re.compile(" *[^ ]+")
+_BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+_ENCODED: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?")
+_WHOLE_WORD: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?.*?\?=")
+_QUOTED_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"')
+_SEGMENTS: Final = re.compile(
+    r"(?P<address><[^<>]*>)|(?P<comment>\([^()]*\))|(?P<separator>[,;:])"
+    r'|(?P<phrase>(?:"(?:\\.|[^"\\])*"|[^"<(,;:])+|.)'
+)
+
+
+class WrongHeader(ValueError):
+    """A value that cannot stand in a header; the sentence names the header and does not repeat the value."""
+
+
+class Kind(Enum):
+    """How characters beyond ASCII may stand in a field."""
+
+    TEXT = "text"  # unstructured: the whole value in encoded words (RFC 2047)
+    PHRASES = "phrases"  # names in encoded words, never what is between < and >
+    URLS = "urls"  # percent-encoded (RFC 3987, 3.1)
+    TOKENS = "tokens"  # in comments only
+
+
+_TOKENS: Final = frozenset({
+    "references", "in-reply-to", "message-id", "original-message-id", "supersedes", "obsoletes", "auto-submitted",
+    "precedence", "priority", "importance", "sensitivity", "x-priority", "x-msmail-priority", "autocrypt",
+    "x-auto-response-suppress", "expires", "expiry-date", "reply-by", "deferred-delivery", "latest-delivery-time",
+    "original-recipient", "accept-language", "dkim-signature", "authentication-results", "received-spf", "feedback-id",
+    "require-recipient-valid-since", "tls-required", "bimi-selector",
+})  # fmt: skip
+_PHRASES: Final = frozenset({
+    "list-id", "keywords", "disposition-notification-to", "return-receipt-to", "errors-to", "mail-followup-to",
+    "mail-reply-to", "x-confirm-reading-to",
+})  # fmt: skip
+
+
+def kind_of(name: str) -> Kind:
+    """What the registry of IANA, and common use, say of a field; unknown ones are text."""
+    name = name.lower()
+    if name in _PHRASES:
+        return Kind.PHRASES
+    if name in _TOKENS or name.startswith("arc-"):
+        return Kind.TOKENS
+    return Kind.URLS if name.startswith("list-") or name == "archived-at" else Kind.TEXT
+
+
+def field(name: str, value: str) -> str:
+    """`Name: value`, folded, without the line end.
+
+    ASCII stays as it is, however many spaces it has; only text that would be taken for encoded words is encoded.
+
+    Raises:
+        WrongHeader: it cannot stand in a header; the sentence names it.
+    """
+    if _FORBIDDEN.search(value) or not _NAME.fullmatch(name):
+        raise WrongHeader(f"{name} has a line break or another character that cannot stand in a header")
+    kind = kind_of(name)
+    if kind is Kind.TEXT:
+        plain = value.isascii() and value == value.strip(" ") and not _ENCODED.search(value)
+        if not plain or (name == "Subject" and len(max(value.split(" "), key=len)) > _LONGEST_IN_SUBJECT):
+            return folded(name, encoded_words(value, len(name) + 2))
+    else:
+        value = _structured(name, value.strip(" "), kind)
+    return folded(name, _PIECE.findall(value))
+
+
+def folded(name: str, pieces: Iterable[str]) -> str:
+    """The field with its lines broken before some of the `pieces`, each of which, but the first, begins with a space.
+
+    The first always stands beside the name: many readers take a first line without a value for an empty field.
+
+    Raises:
+        WrongHeader: a piece is longer than a line may be.
+    """
+    lines = [f"{name}: "]
+    for number, piece in enumerate(pieces):
+        if number and len(lines[-1]) + len(piece) > _WIDTH:
+            lines.append(piece)
+        else:
+            lines[-1] += piece
+    if any(len(line.encode()) > LONGEST_LINE for line in lines):
+        raise WrongHeader(f"{name} has a word that is too long for a header line ({LONGEST_LINE} characters)")
+    return "\r\n".join(lines)
+
+
+def encoded_words(text: str, indent: int = 0) -> list[str]:
+    """`text` in encoded words (RFC 2047), as pieces of a line that has `indent` characters already."""
+    quoted = [_quoted(char) for char in text]
+    octets = len(text.encode())
+    as_text = sum(map(len, quoted)) <= _base64_length(octets)
+    room = max(_WIDTH - indent - _FRAME, _base64_length(4))
+    words: list[str] = []
+    start = held = 0
+    for at, char in enumerate(text):
+        more = len(quoted[at]) if as_text else len(char.encode())
+        if at > start and (held + more if as_text else _base64_length(held + more)) > room:
+            words.append(_encoded_word(text[start:at], as_text=as_text))
+            start, held, room = at, 0, _LONGEST_WORD - _FRAME
+        held += more
+    if text:
+        words.append(_encoded_word(text[start:], as_text=as_text))
+    return [*words[:1], *(f" {word}" for word in words[1:])]
+
+
+def _encoded_word(text: str, *, as_text: bool) -> str:
+    if as_text:
+        return f"=?utf-8?q?{''.join(map(_quoted, text))}?="
+    return f"=?utf-8?b?{b64encode(text.encode()).decode('ascii')}?="
+
+
+def _quoted(char: str) -> str:
+    # The few characters that stand for themselves wherever an encoded word may stand (RFC 2047, 5, (3)).
+    if (char.isascii() and char.isalnum()) or char in "!*+-/":
+        return char
+    return "_" if char == " " else "".join(f"={octet:02X}" for octet in char.encode())
+
+
+def _base64_length(octets: int) -> int:
+    return (octets + 2) // 3 * 4
+
+
+def _structured(name: str, value: str, kind: Kind) -> str:
+    """The value of a structured field, all of it in ASCII: no encoded words but where RFC 2047, 5 allows them."""
+    for word in _WHOLE_WORD.findall(value):
+        if _CONTROL.search(_decoded(word)):
+            raise WrongHeader(f"{name} has an encoded word with a line break or another control character")
+    if value.isascii():
+        return value
+    return "".join(_segment(name, found, kind) for found in _SEGMENTS.finditer(value))
+
+
+def _segment(name: str, found: re.Match[str], kind: Kind) -> str:
+    text = found[0]
+    if text.isascii():
+        return text
+    if found.lastgroup == "comment":
+        return f"({''.join(encoded_words(text[1:-1], len(name) + 3))})"
+    if kind is Kind.URLS:
+        return _BEYOND_ASCII.sub(lambda beyond: quote(beyond[0]), text)
+    if kind is Kind.TOKENS or found.lastgroup != "phrase":
+        raise WrongHeader(f"{name} has characters beyond ASCII where such a header cannot have them")
+    phrase = _QUOTED_STRING.sub(lambda string: re.sub(r"\\(.)", r"\1", string[0][1:-1]), text.strip(" "))
+    words = "".join(encoded_words(phrase, len(name) + 2 if found.start() == 0 else 0))
+    before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
+    return " " * before + words + " " * after
+
+
+def _decoded(word: str) -> bytes:
+    try:
+        return b"".join(part.encode() if isinstance(part, str) else part for part, _ in decode_header(word))
+    except (HeaderParseError, ValueError):
+        return b""  # a reader cannot decode it either
