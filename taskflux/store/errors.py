@@ -53,7 +53,7 @@ async def until_available(
     retry: tuple[type[Exception], ...] = (StoreUnavailable, StoreBusy),
     seconds: float | None = None,
     stop: asyncio.Event | None = None,
-    pauses: tuple[float, float] | None = None,
+    pauses: tuple[float, float] = (FIRST_PAUSE, LAST_PAUSE),
     on_wait: Callable[[Exception], None] = lambda error: None,
 ) -> T:
     """The result of `work`, which is tried again while it raises one of `retry`; it must bear being done again.
@@ -63,7 +63,7 @@ async def until_available(
         retry: what passes by itself.
         seconds: how long to go on; None: for ever.
         stop: ends the waiting.
-        pauses: seconds between two tries, the first time and at most, instead of FIRST_PAUSE and LAST_PAUSE.
+        pauses: seconds between two tries, the first time and at most.
         on_wait: told what is waited for, before each pause.
 
     Raises:
@@ -83,15 +83,13 @@ async def until_available(
                 raise
             on_wait(error)
         tries += 1
-        await pause(tries, stop, pauses, left)
+        await _pause(tries, stop, pauses, left)
     raise Stopped
 
 
-async def pause(
-    tries: int, stop: asyncio.Event, pauses: tuple[float, float] | None = None, at_most: float = inf
-) -> None:
+async def _pause(tries: int, stop: asyncio.Event, pauses: tuple[float, float], at_most: float) -> None:
     """Wait before the next try, after `tries` that failed; `at_most` so many seconds, and not once `stop` is set."""
-    first, longest = pauses or (FIRST_PAUSE, LAST_PAUSE)
+    first, longest = pauses
     with suppress(TimeoutError):
         async with asyncio.timeout(min(first * 2.0 ** min(tries - 1, 30), longest, at_most)):
             await stop.wait()

@@ -64,12 +64,6 @@ def parse(text: str) -> Mapping[str, Statement]:
     return by_name
 
 
-def every_statement() -> Mapping[str, Statement]:
-    """All of the store, by name."""
-    names = [file.name for file in files("taskflux.store").iterdir() if file.name.endswith(".sql")]
-    return {name: found for file in sorted(names) for name, found in statements(file.removesuffix(".sql")).items()}
-
-
 def _statement(name: str, body: str) -> Statement:
     places: dict[str, str] = {}
 

@@ -121,10 +121,9 @@ class Gate:
             await self._limiter.turn()
         return None
 
-    async def served(self, task: UUID | None = None) -> None:
+    async def served(self, task: UUID) -> None:
         """The provider did its work for `task`, or refused it for its own fault: it is there."""
-        if task is not None:
-            self._failed_at.pop(task, None)
+        self._failed_at.pop(task, None)
         self._served_at = self._clock()
         await self._close(served=True)
 

@@ -20,7 +20,7 @@ from taskflux.store.claims import Claim, Claims, LeaseEnded
 from taskflux.store.claims import Worker as WorkerRow
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import Stopped, StoreBusy, StoreError, StoreUnavailable, pause, until_available
+from taskflux.store.errors import Stopped, StoreError, until_available
 from taskflux.store.publishing import Circuits
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.client import KafkaUnavailable
@@ -232,27 +232,33 @@ class Worker:
         `suspects`: these are members of a group, which are left out otherwise.
         """
         claims = self._lease.claims
-        tries, asked, draining = 0, False, self._process.draining
-        while not draining.is_set():
+        asked = False
+
+        async def claim() -> tuple[int, Sequence[Claim]]:
+            nonlocal asked
+            if not self._lease.valid:
+                await self._lease.renew(self._executor.in_flight)
+            term, found = self._lease.term, list[Claim]()
+            if asked:
+                # The lost answer may have been a yes.
+                unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
+                found += await claims.reclaim(unknown)
+            asked = True
+            others = {task: versions[task] for task in versions.keys() - {claim.id for claim in found}}
             try:
-                if not self._lease.valid:
-                    await self._lease.renew(self._executor.in_flight)
-                term, found = self._lease.term, list[Claim]()
-                if asked:
-                    # The lost answer may have been a yes.
-                    unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
-                    found += await claims.reclaim(unknown)
-                asked = True
-                others = {task: versions[task] for task in versions.keys() - {claim.id for claim in found}}
                 return term, [*found, *await claims.claim(self._type, others, suspects=suspects)]
             except LeaseEnded:
                 self._lease.lose()
-                continue
-            except (StoreUnavailable, StoreBusy) as error:
-                log.warning("tasks could not be claimed yet", extra={"error": str(error)})
-            tries += 1
-            await pause(tries, draining)
-        return None
+                return await claim()
+
+        try:
+            return await until_available(
+                claim,
+                stop=self._process.draining,
+                on_wait=lambda error: log.warning("tasks could not be claimed yet", extra={"error": str(error)}),
+            )
+        except Stopped:
+            return None
 
 
 def service_of(target: Handler[Any] | Service) -> Service:

@@ -353,7 +353,7 @@ _WORKER: Final = (
     Mutation(
         "a claim whose answer was lost is not looked for",
         "taskflux/worker/worker.py",
-        "                asked = True\n",
+        "            asked = True\n",
         "",
         WORKER,
     ),

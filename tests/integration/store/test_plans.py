@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from taskflux.store.claims import Settlement
-from taskflux.store.statements import every_statement
 from tests.integration.store.scene import TYPE, Scene, succeeded
+from tests.statements import every_statement
 
 DAILY = (
     "insert_tasks", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm", "due_now",

@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from taskflux.http.problems import KINDS
-from taskflux.store.statements import every_statement as statements
 from taskflux.stream.envelope import DeadTask, OutRecord, encode
 from taskflux.stream.topics import dead_letter_topic, task_group, task_topic
 from taskflux.telemetry.instruments import OTHER
@@ -21,6 +20,7 @@ from taskflux.telemetry.metrics import DECLARED, METHODS
 from taskflux.version import VERSION
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually, total
+from tests.statements import every_statement
 
 PERSON = "somebody.private@example.org"
 CLASS = re.compile(r"[A-Z][A-Za-z0-9]{0,49}")
@@ -87,7 +87,7 @@ async def test_labels_hold_what_they_are_declared_to_hold_and_nobodys_data(stack
         "provider": {"", "outside", *types},
         "version": {VERSION},
         "method": {*METHODS, OTHER},
-        "statement": set(statements()),
+        "statement": set(every_statement()),
     }
     shaped = {
         "route": re.compile(r"\(no route\)|(/[a-z0-9-]+|/\{[a-z0-9_]+\})+(/\{[a-z0-9_]+\})*|/[a-z.]+"),

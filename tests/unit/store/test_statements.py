@@ -9,7 +9,8 @@ import pytest
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.statements import Statement, every_statement, parse, statements
+from taskflux.store.statements import Statement, parse, statements
+from tests.statements import every_statement
 
 FILE = """\
 -- A head; it belongs to no statement: with :this, too.

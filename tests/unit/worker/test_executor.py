@@ -115,7 +115,7 @@ async def test_a_task_that_fails_while_its_provider_serves_others_pays_with_an_a
     async def work(task: Task[Payload]) -> Receipt:
         place.clock.now += 1
         if others_succeed:
-            await place.gate.served()
+            await place.gate.served(UUID(int=1))
         raise Unavailable("down")
 
     place = await Workplace.of(scene, work, client=object())

@@ -84,7 +84,7 @@ async def test_one_task_that_fails_time_and_again_opens_nothing(scene: Scene) ->
 async def test_a_success_in_between_begins_the_count_again(scene: Scene) -> None:
     gate = a_gate(scene)
     await failures(gate, OPEN_AFTER - 1)
-    await gate.served()
+    await gate.served(GOOD)
     for number in range(OPEN_AFTER - 1):
         await gate.failed(UUID(int=100 + number), DOWN, NOW)
     assert not gate.open
@@ -120,7 +120,7 @@ async def test_where_nothing_can_be_checked_the_probe_itself_goes_through(scene:
     gate = await opened(scene, object())
     assert await gate.refusal(probe=True) is None
     assert gate.open
-    await gate.served()
+    await gate.served(GOOD)
     assert (gate.open, await is_open(scene)) == (False, False)
 
 
@@ -143,10 +143,10 @@ async def test_while_postgresql_is_unreachable_what_was_known_stays(scene: Scene
     gate = await opened(scene, Client())
     assert isinstance(scene.database, WatchedDatabase)
     scene.database.unreachable.add("close_circuit")
-    await gate.served()
+    await gate.served(GOOD)
     assert gate.open
     scene.database.unreachable.clear()
-    await gate.served()  # the next success says it again
+    await gate.served(GOOD)  # the next success says it again
     assert not gate.open
 
 
@@ -274,7 +274,7 @@ async def test_work_flows_freely_again_some_time_after_the_circuit_closed(
     watch = CircuitWatch(Circuits(scene.database))
     await watch.refresh()
     assert not watch.flowing(PROVIDER)
-    await gate.served()
+    await gate.served(GOOD)
     await scene.sql("UPDATE circuits SET closed_at = now() - make_interval(secs => $1)", closed_for)
     await watch.refresh()
     assert watch.flowing(PROVIDER) is flows
