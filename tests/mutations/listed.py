@@ -407,6 +407,13 @@ _WORKER: Final = (
         WORKER,
     ),
     Mutation(
+        "a claim that is asked for again while it is looked at is released",
+        "taskflux/worker/worker.py",
+        "if claim.id not in self._asked and not",
+        "if not",
+        WORKER,
+    ),
+    Mutation(
         "a side effect begins without a lease",
         "taskflux/worker/executor.py",
         "        if not self.lease.covers(running.term):\n            return LEASE_LOST\n",
