@@ -29,7 +29,7 @@ _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every
 
 
 class Claim(NamedTuple):
-    """A task that is ours until we settle it or our lease runs out. `waited` is seconds since it was due.
+    """A task that is ours until we settle it or our lease expires. `waited` is seconds since it was due.
 
     `attempt_span` is the traceparent of the last attempt's span that was recorded. `size` is the payload's, in bytes;
     one of more than `CARRIED` is None here, and had by `Claims.payload`.
@@ -86,7 +86,7 @@ class LeaseEnded(Exception):
 class Settled(NamedTuple):
     """What became of a settlement; `age` is seconds since the task was accepted.
 
-    Not `written`: the lease had run out and somebody else has claimed the task since, or an earlier try of the same
+    Not `written`: the lease had expired and another worker has claimed the task since, or an earlier try of the same
     settlement was written though its answer was lost.
     """
 
@@ -141,9 +141,9 @@ class Claims:
         """Give the lease up: what is not settled is free at once."""
         await self.database.fetch(SQL["end_lease"], id=self.worker.id)
 
-    async def exonerate(self) -> None:
-        """Clear the tasks that are suspects only because this worker's lease was ended: it lives."""
-        await self.database.fetch(SQL["exonerate"], worker=self.worker.id)
+    async def clear_suspects(self) -> None:
+        """Clear the tasks that are suspects only because this worker's lease was ended: it is alive."""
+        await self.database.fetch(SQL["clear_own_suspects"], worker=self.worker.id)
 
     async def claim(self, task_type: str, versions: Mapping[UUID, int], *, suspects: bool = False) -> Sequence[Claim]:
         """Claim these tasks (id → version of the record); those not claimable at their version are left out.

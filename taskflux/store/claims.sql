@@ -93,9 +93,9 @@ WITH free AS MATERIALIZED (
 UPDATE suspects SET begun = GREATEST(begun, (:versions::integer[])[width_bucket(task_id, :ids::uuid[])])
 WHERE task_id = ANY(ARRAY(SELECT task_id FROM free));
 
--- name: exonerate
--- This worker lives, though its lease was ended: none of the tasks that it held was why, nor will those be that wait for
--- the sweep.
+-- name: clear_own_suspects
+-- This worker is alive, though its lease was ended: the tasks that it held are not suspects, nor will those be that still
+-- wait for the sweep.
 WITH found AS (
     UPDATE workers SET lost = false WHERE id = :worker AND lost
 ), free AS MATERIALIZED (

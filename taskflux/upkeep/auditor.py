@@ -63,7 +63,7 @@ class Auditor:
         """Audit until cancelled.
 
         Raises:
-            StoreError, KafkaUnavailable: a server is away; audit again when it is back.
+            StoreError, KafkaUnavailable: a server is unreachable; audit again when it is available.
         """
         while True:
             self._looked = 0.0

@@ -150,7 +150,7 @@ class Leader:
                 error = task.exception()
                 if not isinstance(error, StoreError | KafkaUnavailable):
                     raise error or RuntimeError(f"the {name} ended")
-                log.warning("the %s was broken off and begins again", name, extra={"error": str(error)})
+                log.warning("the %s was interrupted and starts again", name, extra={"error": str(error)})
                 task = None
             if task is None:
                 self._going_on[name] = asyncio.create_task(work())

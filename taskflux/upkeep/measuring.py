@@ -99,7 +99,7 @@ class Measuring:
             _show_oldest(self._measured, ages)
 
     async def _read(self, now: float) -> Measured | None:
-        """What PostgreSQL says, shown; None while it is away."""
+        """What PostgreSQL says, shown; None while it is unavailable."""
         try:
             measured = await self._measures.read()
         except StoreError as error:
@@ -116,7 +116,7 @@ class Measuring:
         return measured
 
     async def _queues(self, types: list[str]) -> list[Queue] | None:
-        """None while Kafka is away."""
+        """None while Kafka is unreachable."""
         prefix = self._settings.kafka.topic_prefix
         wanted = {task_topic(prefix, name): (name, task_group(prefix, name)) for name in types}
         wanted[dead_letter_topic(prefix)] = (DLQ, dead_letter_group(prefix))

@@ -106,7 +106,9 @@ class Outflow:
         if now - flow.lag_read_at >= LAG_HOLDS:
             lag = await self._lag(task_type)
             if lag is None and not flow.stuck:
-                log.warning("nothing is published: its topic is missing or Kafka is away", extra={"type": task_type})
+                log.warning(
+                    "nothing is published: its topic is missing or Kafka is unreachable", extra={"type": task_type}
+                )
             flow.lag, flow.lag_read_at, flow.released, flow.stuck = lag, now, 0, lag is None
         return 0 if flow.lag is None else self._settings.max_unclaimed - flow.lag - flow.released
 

@@ -99,7 +99,7 @@ class Pruner:
 
         Raises:
             PruneRefused: another prune is under way.
-            StoreError: PostgreSQL is away.
+            StoreError: PostgreSQL is unavailable.
         """
         await self._lead()
         try:

@@ -32,7 +32,7 @@ class BulkReplays:
         """Carry every running bulk replay on by what its rate allows now.
 
         Raises:
-            StoreUnavailable: PostgreSQL is away; what was sent is recorded, the rest follows with the next tick.
+            StoreUnavailable: PostgreSQL is unavailable; what was sent is recorded, the rest follows with the next tick.
         """
         try:
             for _ in range(ROUNDS):

@@ -49,7 +49,7 @@ class CircuitWatch:
         self._read_at = asked_at
 
     async def keep_fresh(self) -> None:
-        """Refresh until cancelled; while PostgreSQL is away, what was known is kept."""
+        """Refresh until cancelled; while PostgreSQL is unavailable, what was known is kept."""
         while True:
             try:
                 await self.refresh()
@@ -98,7 +98,7 @@ class Gate:
 
     @property
     def open(self) -> bool:
-        """Whether the provider's circuit is open, as it stood a moment ago: tasks are handed back instead of run."""
+        """Whether the provider's circuit is open, as it stood a moment ago: tasks are released instead of run."""
         circuit = self._watch.known.get(self._provider) if self._provider else None
         return circuit is not None and circuit.open
 

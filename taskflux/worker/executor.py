@@ -54,9 +54,9 @@ LAST_CUT: Final = 3.0
 LAST_SETTLES: Final = 5.0
 """Seconds that a process which ends waits for its outcomes to be written, those of `LAST_CUT` among them."""
 PATIENCE: Final = 10.0
-"""Seconds that a handler which was cut off has to end, before it is cut off again, and before it is left to itself."""
+"""Seconds that a handler which was cut off has to end, before it is cut off again, and before it is abandoned."""
 CUTS: Final = 2
-"""How often a handler is cut off before it is left to itself."""
+"""How often a handler is cut off before it is abandoned."""
 
 
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
@@ -252,7 +252,7 @@ class Executor:
             decision = self._decision(lost, Ambiguous(ATTEMPT_LOST))
         else:
             decision = hand_back(ATTEMPT_LOST, handbacks=claim.handbacks)
-        log.error("a claim had no attempt any more", extra={"task_id": str(claim.id)})
+        log.error("a claim no longer had an attempt", extra={"task_id": str(claim.id)})
         self._lost.pop(key, None)
         self._running[key] = lost
         self._settle(lost, decision)
@@ -273,7 +273,7 @@ class Executor:
             self._leave(running)
         await self._settled(LAST_SETTLES - last_cut, asyncio.Event())
         if self._running:
-            log.warning("outcomes could not be written: their lease will run out", extra={"tasks": len(self._running)})
+            log.warning("outcomes could not be written: their lease will expire", extra={"tasks": len(self._running)})
             self._outcomes.give_up()
 
     def _at(self, stage: _Stage) -> list[_Running]:
@@ -324,7 +324,7 @@ class Executor:
             if decision is not None:
                 self._settle(running, decision)
         finally:
-            if not running.settled:  # a fault of ours: `release` is told of it by the worker that compares
+            if not running.settled:  # a fault of ours: `release` settles it when the worker compares its claims
                 key = claim.id, claim.version
                 self._lost[key] = running
                 running.task = None
@@ -376,7 +376,7 @@ class Executor:
         finally:
             self._free(running)
         if running.settled:
-            log.warning("a handler that was left to itself has ended")
+            log.warning("a handler that was abandoned has ended")
             return None
         serves_others = await self._tell(running, error)
         if error is None:
@@ -478,11 +478,11 @@ class Executor:
             if issubclass(type(receipt), Receipt):
                 return attribute(receipt, "result")  # type: ignore[return-value]
             # It was done all the same: tried again, it would be done twice.
-            log.error("a handler returned something else than a Receipt", extra={"type": self.handler.type})
+            log.error("a handler returned something other than a Receipt", extra={"type": self.handler.type})
         return None
 
     def _cut(self, running: _Running, why: str) -> None:
-        """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then left to itself."""
+        """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then abandoned."""
         if running.stage is not _Stage.CALLED or running.again is None:
             return
         running.again.cancel()
@@ -501,7 +501,7 @@ class Executor:
         running.context.run(self._left, running)
 
     def _left(self, running: _Running) -> None:
-        log.error("a handler ignores that it was cut off: it is left to itself", extra={"type": self.handler.type})
+        log.error("a handler ignores that it was cut off: it is abandoned", extra={"type": self.handler.type})
         self._settle(running, self._decision(running, Ambiguous(f"{running.cut}, and did not end")))
 
     def _understood(self, running: _Running, raised: BaseException) -> TaskError | None:

@@ -57,7 +57,7 @@ class Adoption:
     async def adopt(
         self, records: Sequence[Foreign], types: Mapping[str, TaskType], *, publish: bool = True
     ) -> Adopted | None:
-        """Make these durable, however long PostgreSQL is away; None when told to drain meanwhile.
+        """Make these durable, however long PostgreSQL is unavailable; None when told to drain meanwhile.
 
         Args:
             types: each type that stands in `records`.
@@ -96,7 +96,7 @@ class Adoption:
                 lambda: self._store.adopt(batch, grace),
                 stop=self._process.draining,
                 on_wait=lambda error: log.warning(
-                    "foreign tasks could not be adopted yet", extra={"error": str(error)}
+                    "foreign tasks could not be accepted yet", extra={"error": str(error)}
                 ),
             )
         except RefusedData:
@@ -146,7 +146,7 @@ def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | No
 
 
 WAIT = 1.0
-"""Seconds between two tries while Kafka is away."""
+"""Seconds between two tries while Kafka is unreachable."""
 
 
 class PoisonOutlet:
@@ -168,7 +168,7 @@ class PoisonOutlet:
         left = list(poison)
         for _, found in left:
             metrics.POISON.labels(found.error_class).inc()
-            log.warning("a record is no task", extra={"error_class": found.error_class})
+            log.warning("a record is not a task", extra={"error_class": found.error_class})
         while left:
             left = await self._try(left)
             if left:

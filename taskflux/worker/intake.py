@@ -24,7 +24,7 @@ MAX_PENDING: Final = 20_000
 class Intake:
     """Makes submissions durable in groups, and publishes what is due at once behind their answers.
 
-    While Kafka is away, a circuit is open or ramping up, or too much is pending, the relay publishes instead.
+    While Kafka is unreachable, a circuit is open or ramping up, or too much is pending, the relay publishes instead.
     """
 
     def __init__(self, tasks: Tasks, publisher: Publisher, circuits: CircuitWatch, grace: float) -> None:

@@ -24,12 +24,12 @@ def boottime() -> float:
 class Lease:
     """A worker's one row, which guards all its `claims`; valid for `seconds` from the beginning of the last good beat.
 
-    Once it was ended, by whomever, no beat brings it back: the worker goes on under a new identity, without what it
-    held. `clock` counts on while the machine is suspended, so that a worker which wakes begins nothing of what it held.
+    Once it has ended, no beat renews it: the worker continues under a new identity, without the claims that it held.
+    `clock` runs while the machine is suspended, so that a worker which wakes starts none of those.
 
-    A worker that lost its lease because it was cut off or suspended says that none of its tasks was why. It cannot say
-    so where its own event loop stood still for a lease: one of them may have held it. `awake` counts the seconds of a
-    machine that runs.
+    A worker that lost its lease because it was cut off or suspended clears its tasks: none of them is suspect. It does
+    not clear them if its own event loop was blocked for a lease: one of them may have blocked it. `awake` is a clock
+    that stops while the machine is suspended.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Lease:
     ) -> None:
         self.claims = claims
         self.term = 0
-        """The number of this lease: one that is renewed after it had expired, or had been ended, is another."""
+        """The number of this lease: after it has expired or was ended, the next one begins."""
         self._seconds = seconds
         self._clock = clock
         self._awake = awake
@@ -52,22 +52,22 @@ class Lease:
 
     @property
     def valid(self) -> bool:
-        """Whether our claims are surely still ours."""
+        """Whether this worker certainly still has its claims."""
         return self._clock() < self._until
 
     def covers(self, term: int) -> bool:
-        """Whether claims made in `term` are surely still ours: after a gap, somebody else may hold them."""
+        """Whether this worker certainly still has the claims of `term`: after a gap, another worker may have them."""
         return term == self.term and self.valid
 
     def lose(self) -> None:
-        """The store has said that it was ended: nothing is covered before the next beat."""
+        """The store says that the lease has ended: no claim is covered before the next beat."""
         self._until = float("-inf")
 
     async def renew(self, in_flight: int) -> None:
         """Beat once, with the number of claims that are not settled.
 
         Raises:
-            StoreError: it is not known to be renewed.
+            StoreError: the lease may not have been renewed.
         """
         async with self._renewing:  # two would take two identities
             self._stalled = self._stalled or self._awake() - self._beaten >= self._seconds
@@ -81,15 +81,15 @@ class Lease:
             self._until = began + self._seconds
 
     async def _beat(self, in_flight: int) -> float:
-        """When the beat that has renewed the lease, or begun a new one, was begun."""
+        """When the beat started that renewed the lease, or took a new one."""
         began = self._clock()
         if await self.claims.beat(in_flight):
             return began
         self.lose()
         if self.term:
-            log.warning("the lease was ended: the worker goes on with a new one, without what it held")
+            log.warning("the lease has ended: the worker continues with a new one, without the claims that it held")
             if not self._stalled:
-                await self.claims.exonerate()
+                await self.claims.clear_suspects()
         began = self._clock()
         await self.claims.begin(in_flight)
         return began

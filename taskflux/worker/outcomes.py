@@ -46,7 +46,7 @@ class Outcomes:
         """
         decision = settlement.decision
         if decision.result is not None and settlement.result is None:
-            log.error("a result is no mapping and is not kept")  # of all others the store can make sense
+            log.error("a result is not a mapping and is not kept")  # the store can keep all others
         self.under_way += 1
         self._submit(claim, settlement, written)
 

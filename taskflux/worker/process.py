@@ -46,7 +46,7 @@ HANGS_AFTER: Final = 10.0
 
 
 class Health:
-    """What the probes ask. A store that is away is a metric, not a reason to be restarted."""
+    """What the probes ask. A store that is unreachable is a metric, not a reason to be restarted."""
 
     def __init__(self) -> None:
         self.started = False
@@ -360,7 +360,7 @@ def run(target: Service) -> int:
                 if not _cleared(loop, threads):  # Python would wait for it
                     error = sys.exc_info()[1]
                     log.error(
-                        "a handler has left behind what does not end: the process ends", exc_info=logs.about(error)
+                        "a handler left tasks or threads that do not end: the process exits", exc_info=logs.about(error)
                     )
                     if close_traces is not None:
                         close_traces()
@@ -376,7 +376,7 @@ def run(target: Service) -> int:
         print(f"taskflux run {target.name}: {error}", file=sys.stderr)
         return 1
     except SystemExit as error:  # of the code that it loads, a provider's `connect`: Python would end without a word
-        log.critical("the process fails: its own code wants it to end", exc_info=logs.about(error))
+        log.critical("the process fails: its own code raised SystemExit", exc_info=logs.about(error))
         return 1
     finally:
         if close_traces is not None:
@@ -398,7 +398,7 @@ def until_done(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) 
         except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
             if main.done():  # it was its own
                 raise
-            log.error("a task or a callback wanted to end the process: it goes on", exc_info=logs.about(error))
+            log.error("a task or a callback tried to end the process: it continues", exc_info=logs.about(error))
         else:
             return
 

@@ -54,7 +54,7 @@ class Bustle:
     async def act(self, random: Random) -> None:
         steps = (
             self.publish, self.publish, self.confirm, self.confirm, self.claim, self.claim, self.claim,
-            self.settle, self.settle, self.settle, self.lose, self.audit, self.expire, self.bury, self.exonerate,
+            self.settle, self.settle, self.settle, self.lose, self.audit, self.expire, self.bury, self.clear,
         )  # fmt: skip
         for _ in range(ROUNDS):
             await random.choice(steps)(random)
@@ -98,8 +98,8 @@ class Bustle:
             if not await worker.beat(0):
                 await worker.begin()
 
-    async def exonerate(self, random: Random) -> None:
-        await random.choice(self.workers).exonerate()
+    async def clear(self, random: Random) -> None:
+        await random.choice(self.workers).clear_suspects()
 
     async def audit(self, random: Random) -> None:
         _, queued = await self.scene.upkeep.audit_page(FIRST_ID, 10_000)

@@ -342,7 +342,7 @@ async def test_a_worker_that_was_cut_off_or_suspended_clears_its_tasks_when_it_i
     await lose(scene, alive)
     await lose(scene, dead)
     assert len(await scene.groups()) == 4
-    await alive.exonerate()
+    await alive.clear_suspects()
     assert len(await scene.groups()) == 2
 
 
@@ -350,7 +350,7 @@ async def test_a_worker_that_is_back_before_its_claims_were_freed_makes_no_suspe
     worker = await scene.worker()
     claims = await scene.running(worker, 3)
     await scene.lose(worker)
-    await worker.exonerate()
+    await worker.clear_suspects()
     assert (await scene.upkeep.sweep(500, RATE)).looked_at == 3
     assert {(await scene.state(each.id))[0] for each in claims} == {"scheduled"}
     assert await scene.groups() == []
@@ -360,7 +360,7 @@ async def test_a_loss_that_was_none_does_not_count_towards_a_task_s_end(scene: S
     (task,) = await lost_together(scene, 1)
     cut_off, _ = await run_alone(scene, task)
     await lose(scene, cut_off)
-    await cut_off.exonerate()
+    await cut_off.clear_suspects()
     for expected in ("scheduled", "dead"):
         worker, _ = await run_alone(scene, task)
         await lose(scene, worker)

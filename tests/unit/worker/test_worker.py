@@ -470,7 +470,7 @@ async def test_a_claim_whose_outcome_is_under_way_is_not_released(
     place.database.unreachable.clear()
     await place.settled()
     assert (await scene.events(claim.id))[-2:] == ["claimed", "succeeded"]
-    assert "no attempt" not in caplog.text
+    assert "no longer had an attempt" not in caplog.text
 
 
 async def test_a_worker_looks_for_lost_claims_again_after_postgresql_was_unreachable(scene: Scene) -> None:
