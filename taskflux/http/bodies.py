@@ -247,9 +247,11 @@ async def read_body(headers: Headers, receive: Receive, limit: int, held: Held) 
         more = message.get("more_body", False)
         if part := message.get("body", b""):
             held.take(len(part))
-            body += part
-            if len(body) > limit:
+            if len(body) + len(part) > limit:
                 raise too_large("the body", limit)
+            if not more and not body:  # as most come: in one part
+                return part  # type: ignore[no-any-return]
+            body += part
     return bytes(body)
 
 

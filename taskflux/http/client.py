@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
 
@@ -20,19 +19,28 @@ from taskflux.http.problems import NOT_BEGUN, REQUEST_TIMEOUT, Kind, Problem
 _NAME: Final = "taskflux.client"
 
 
-@dataclass(slots=True, eq=False)
 class Client:
     """Whoever waits for the answer to one request."""
 
-    gone: bool = field(default=False, init=False)
-    """Whether it has disconnected."""
-    _late: tuple[str, Kind] | None = field(default=None, init=False)
-    _waits: list[_Wait] = field(default_factory=list, init=False)
+    __slots__ = ("_late", "_waits", "arrived", "gone")
+
+    def __init__(self) -> None:
+        self.gone = False
+        """Whether it has disconnected."""
+        self.arrived = False
+        """Whether the whole body is here, to be taken without waiting."""
+        self._late: tuple[str, Kind] | None = None
+        self._waits: list[_Wait] = []
 
     @property
     def late(self) -> bool:
         """Whether the request's time is up."""
         return self._late is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is no reason to wait for the body, nor against taking it."""
+        return self.arrived and not self.gone and self._late is None
 
     def leave(self) -> None:
         """It has disconnected: whatever waits for its sake ends."""
@@ -50,7 +58,7 @@ class Client:
         if self._late is None:
             self._late = why, kind
             for wait in self._waits:
-                if not wait.only_gone:
+                if wait.problem is not None:
                     wait.end()
 
     def check(self) -> None:
@@ -75,7 +83,7 @@ class Client:
 
     def until_gone(self) -> _Wait:
         """A context that ends with ClientDisconnect once it has disconnected."""
-        return _Wait(self, self.not_begun, only_gone=True)
+        return _Wait(self, None)
 
     def until_late(self) -> _Wait:
         """The same, for what is to begin; it ends with the problem `not_begun`, too, once the request's time is up."""
@@ -99,16 +107,18 @@ class Client:
         return Problem(kind, why, headers={"Retry-After": "1"}, extra={"retryAfter": 1})
 
 
-@dataclass(slots=True, eq=False)
 class _Wait:
     """Cancels what its task waits for, once its client sets it off; as `asyncio.Timeout`, at a tenth of the cost."""
 
-    _client: Client
-    _problem: Callable[[], Problem]
-    only_gone: bool = False
-    _task: asyncio.Task[Any] | None = field(default=None, init=False)
-    _cancelled: bool = field(default=False, init=False)
-    _cancelling: int = field(default=0, init=False)
+    __slots__ = ("_cancelled", "_cancelling", "_client", "_task", "problem")
+
+    def __init__(self, client: Client, problem: Callable[[], Problem] | None) -> None:
+        """Without a `problem`, the end of the request's time does not set it off."""
+        self._client = client
+        self.problem = problem
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+        self._cancelling = 0
 
     def end(self) -> None:
         asyncio.get_running_loop().call_soon(self._cancel)
@@ -122,8 +132,8 @@ class _Wait:
         client = self._client
         if client.gone:
             raise ClientDisconnect
-        if not self.only_gone and client.late:
-            raise self._problem()
+        if self.problem is not None and client.late:
+            raise self.problem()
         self._task = task = asyncio.current_task()
         self._cancelling = task.cancelling() if task else 0
         client._waits.append(self)
@@ -135,13 +145,13 @@ class _Wait:
         task, self._task = self._task, None
         if self._cancelled and task and task.uncancel() <= self._cancelling and error is asyncio.CancelledError:
             self._client.check()
-            raise self._problem() from None
+            assert self.problem is not None  # or only a client that has gone has set it off
+            raise self.problem() from None
 
 
 def client_of(scope: MutableMapping[str, Any]) -> Client:
     """The client of the request with this scope. Our server asks for it first; under another one, it always stays."""
-    extensions = scope.setdefault("extensions", {})
-    client: Client | None = extensions.get(_NAME)
+    client: Client | None = scope.get(_NAME)
     if client is None:
-        client = extensions[_NAME] = Client()
+        client = scope[_NAME] = Client()
     return client

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -144,40 +144,16 @@ class Connections:
             looked = now
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A request that is not answered; `since` is when its turn came."""
-
-    client: Client
-    since: float
-
-
 class _Refused(Exception):
     """Ends the parsing; why is in the connection."""
-
-
-class _Parser(httptools.HttpRequestParser):
-    """A parser that goes on where a request asks for another protocol: RFC 9110, section 7.8, lets us ignore that.
-
-    httptools skips the body then, and reads nothing more. Java's client asks for HTTP/2 like this by default.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._connection = connection
-        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-
-    def feed_data(self, data: Any) -> None:
-        try:
-            super().feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._connection.ignore_upgrade(data[upgrade.args[0] :])
 
 
 class Connection(HttpToolsProtocol):
     """One connection; the event loop, the parser and uvicorn call its methods.
 
-    Requests that a client sends without waiting for answers (pipelined) are answered one after the other.
+    Requests that a client sends without waiting for answers (pipelined) are answered one after the other. What is
+    called for each header or request takes the place of uvicorn's own method where that is as short: calling it, too,
+    would cost more than it does.
     """
 
     owner: Connections
@@ -185,16 +161,18 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self.parser = _Parser(self)
+        self._demands = self.owner.demands
         self.place = _Place.WAITING
-        self._asked: deque[_Asked] = deque()
+        self._asked: deque[Client] = deque()  # whoever waits for an answer; the first one's turn it is
+        self._turn_since = 0.0
         self._fault: Problem | None = None  # what is wrong with what is being parsed
         self._refusal: Problem | None = None
-        self._deaf = False  # nothing more is read, and the connection ends when all is answered
+        self._refusing = False  # nothing more is read, and the connection ends when all is answered
         self._cut_at: float | None = None
-        self._free_since = self.loop.time()  # without a request to answer
+        self._now = self._free_since = self.loop.time()  # of the last read; without a request to answer
         self._head_since: float | None = None
-        self._fed = 0  # bytes that came while a head is incomplete
+        self._fields = self._size = 0  # of the head, and the trailers behind its body
+        self._fed = 0  # bytes that came since something was made of them: a whole head, a part of a body
         self._in_head = True
         self._received = 0  # bytes of the body
         self._stalled = 0.0  # seconds that it was waited for
@@ -207,116 +185,145 @@ class Connection(HttpToolsProtocol):
         """It is closed, by the client or by us."""
         self.owner.remove(self)
         super().connection_lost(exc)
-        for asked in self._asked:
-            asked.client.leave()
+        for client in self._asked:
+            client.leave()
         self._asked.clear()
 
     # What is received -------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, unless the connection is ending."""
-        if self._deaf:
+        if self._refusing:
             return
+        self._now = self.loop.time()
         if self._in_head and self._head_since is None:  # blank lines before a head count, too
-            self._head_since = self.loop.time()
+            self._head_since = self._now
         self._fed += len(data)
-        super().data_received(data)
-        if self._in_head and self._fed > self.owner.demands.head_bytes:
-            self.refuse(_head_too_large(self.owner.demands))
+        self._parse(data)
+        if self._fed > self._demands.head_bytes:
+            self._read_no_more(_head_too_large(self._demands))
+        if self._cut_at is None:
+            if not self._in_head and self._asked:
+                place = _Place.RECEIVING
+            else:
+                place = _Place.ANSWERING if self._asked else _Place.WAITING
+            if place is not self.place:
+                self.owner.move(self, place)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._read_no_more(self._fault or Problem(BAD_REQUEST, "this is not HTTP (RFC 9112)"))
+
+    def _read_no_more(self, why: Problem) -> None:
+        """The parser cannot go on, or shall not."""
+        if self._in_head:
+            self.refuse(why)
+            return
+        if self._asked:  # whoever takes its body answers, and learns from this that no more of it comes
+            self._asked[-1].expire(why.detail, why.kind)
+        self.refuse(None)
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
         self._fields = self._size = 0
         if self._head_since is None:
-            self._head_since = self.loop.time()
+            self._head_since = self._now
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
         self._size += len(url)
-        if self._size > self.owner.demands.target_bytes:
-            most = self.owner.demands.target_bytes
+        if self._size > self._demands.target_bytes:
+            most = self._demands.target_bytes
             self._stop(Problem(TARGET_TOO_LONG, f"the request's target is longer than {most:,} bytes"))
-        super().on_url(url)
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer behind a body: that one is counted, and nobody reads it."""
         self._fields += 1
         self._size += len(name) + len(value) + 4
-        demands = self.owner.demands
+        demands = self._demands
         if self._fields > demands.header_fields or self._size > demands.head_bytes:
             self._stop(_head_too_large(demands))
         if self._in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """A request begins."""
-        if self.parser.get_method() == b"CONNECT":
-            self._stop(Problem(BAD_REQUEST, "CONNECT is not supported: this server is not a proxy"))
-        if self._upgrades:
+        parser = self.parser
+        if parser.should_upgrade():
+            if parser.get_method() == b"CONNECT":
+                self._stop(Problem(BAD_REQUEST, "CONNECT is not supported: this server is not a proxy"))
             return
-        if len(self._asked) >= MOST_PIPELINED:
+        asked = self._asked
+        if len(asked) >= MOST_PIPELINED:
             self._stop(Problem(BAD_REQUEST, f"more than {MOST_PIPELINED} requests wait for their answers"))
-        version = self.parser.get_http_version()
-        fault = _fault(version, self.headers)
+        fault = _fault(parser.get_http_version(), self.headers)
         if fault is not None:
             self._stop(Problem(BAD_REQUEST, fault))
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        client = client_of(scope)
+        client = client_of(self.scope)  # type: ignore[arg-type]
         super().on_headers_complete()
         self._in_head, self._head_since = False, None
-        self._received, self._stalled = 0, 0.0
-        self._asked.append(_Asked(client, self.loop.time()))
-        self.owner.move(self, _Place.RECEIVING)
+        self._fed = self._received = 0
+        self._stalled = 0.0
+        if not asked:
+            self._turn_since = self._now
+        asked.append(client)
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
+        self._fed = 0
         self._received += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request has arrived whole."""
-        if self._upgrades:
+        if self._in_head:  # it asks for another protocol, and is read again
             return
         self._in_head, self._fed = True, 0
-        self.owner.move(self, _Place.ANSWERING if self._asked else _Place.WAITING)
+        if self._asked:
+            self._asked[-1].arrived = True
         super().on_message_complete()
 
-    @property
-    def _upgrades(self) -> bool:
-        return self.parser.should_upgrade()
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request again as one that asks for no other protocol; `rest` is what follows its head.
 
-    def ignore_upgrade(self, rest: bytes) -> None:
-        """Read the request again as one that asks for no other protocol; `rest` is what follows its head."""
+        RFC 9110, section 7.8, lets us do that. httptools skips the body of such a request, and reads nothing more; and
+        Java's client asks for HTTP/2 like this by default.
+        """
         version = self.parser.get_http_version().encode("ascii")
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-        self.parser = _Parser(self)
-        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]) + rest)
-
-    def send_400_response(self, msg: str) -> None:
-        """What has come is not HTTP, or was refused while it was parsed. The parser cannot go on."""
-        why = self._fault or Problem(BAD_REQUEST, "this is not HTTP (RFC 9112)")
-        if self._in_head:
-            self.refuse(why)
-            return
-        if self._asked:  # whoever takes its body answers, and learns from this that no more of it comes
-            self._asked[-1].client.expire(why.detail, why.kind)
-        self.refuse(None)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._parse(b"\r\n".join([*lines, b"", b""]) + rest)
 
     # What is answered -------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         """A request is answered; the next one's turn has come."""
-        if self._asked:
-            self._asked.popleft()
-        self._free_since = self.loop.time()
-        if self._asked:
-            self._asked[0].since = self._free_since
+        asked = self._asked
+        if asked:
+            asked.popleft()
+        now = self._free_since = self.loop.time()
+        if asked:
+            self._turn_since = now
         else:
             self.owner.move(self, _Place.WAITING)
-        super().on_response_complete()
-        if self._deaf and not self._asked:
+        if self.pipeline:
+            super().on_response_complete()
+        else:  # without uvicorn's timer for each pause between two requests: `look` has an eye on them
+            self.server_state.total_requests += 1
+            if not self.transport.is_closing():
+                self.flow.resume_reading()
+        if self._refusing and not asked:
             self._end()
 
     def resume_writing(self) -> None:
@@ -328,7 +335,7 @@ class Connection(HttpToolsProtocol):
 
     def look(self, now: float, passed: float, last_call: float) -> None:
         """See to it that the client does what is demanded; `passed` are the seconds since the last look."""
-        demands = self.owner.demands
+        demands = self._demands
         if self._reads_too_slowly(passed):
             self._cut("slow-reader")
         elif self._unsent and not self._asked:
@@ -350,18 +357,18 @@ class Connection(HttpToolsProtocol):
             self._cut("idle")
 
     def _look_at_request(self, now: float, passed: float, last_call: float) -> None:
-        demands, asked = self.owner.demands, self._asked[0]
+        demands, client = self._demands, self._asked[0]
         if now >= last_call:
-            asked.client.expire("this process ends, and another one takes its place")
-        if now - asked.since > demands.request:
-            asked.client.expire(f"the request took longer than {demands.request:g} s")
+            client.expire("this process ends, and another one takes its place")
+        if now - self._turn_since > demands.request:
+            client.expire(f"the request took longer than {demands.request:g} s")
         if self.place is _Place.RECEIVING and len(self._asked) == 1 and not self.flow.read_paused:
             self._stalled += passed
             if self._stalled > demands.stall + self._received / demands.least_rate:
-                asked.client.expire(f"its body came at less than {demands.least_rate:,} bytes a second")
+                client.expire(f"its body came at less than {demands.least_rate:,} bytes a second")
 
     def _reads_too_slowly(self, passed: float) -> bool:
-        demands, unsent = self.owner.demands, self.transport.get_write_buffer_size()
+        demands, unsent = self._demands, self.transport.get_write_buffer_size()
         if not unsent:
             self._unsent, self._read, self._unread_for = 0, 0, 0.0
             return False
@@ -373,7 +380,7 @@ class Connection(HttpToolsProtocol):
     def make_room(self) -> None:
         """Another connection needs the place."""
         if self.place is _Place.RECEIVING:  # whoever takes the body answers what belongs to it
-            self._asked[-1].client.expire("others need this connection", TOO_MANY_CONNECTIONS)
+            self._asked[-1].expire("others need this connection", TOO_MANY_CONNECTIONS)
             self.owner.move(self, _Place.ANSWERING)
             self.refuse(None)
         else:
@@ -381,9 +388,9 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, why: Problem | None) -> None:
         """Read nothing more, and end with this answer, if any, behind those that are under way."""
-        if self._deaf:
+        if self._refusing:
             return
-        self._deaf, self._refusal = True, why
+        self._refusing, self._refusal = True, why
         if why is not None:
             metrics.HTTP_CUT.labels(why.kind.slug).inc()
         if not self._asked:
@@ -403,7 +410,7 @@ class Connection(HttpToolsProtocol):
         with suppress(OSError):  # the client has reset the connection, and nobody has noticed yet
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._cut_at = self.loop.time() + self.owner.demands.linger
+        self._cut_at = self.loop.time() + self._demands.linger
         self.owner.move(self, _Place.ENDING)
 
     def _cut(self, why: str) -> None:

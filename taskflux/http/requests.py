@@ -51,6 +51,7 @@ class Requests:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._kinds: dict[tuple[str, str, int], _Kind] = {}
         self.in_progress = 0
         metrics.HTTP_IN_PROGRESS.labels().follow(self, lambda requests: requests.in_progress)
 
@@ -59,27 +60,24 @@ class Requests:
             await self._app(scope, receive, send)
             return
         method = scope["method"] if scope["method"] in metrics.METHODS else OTHER  # a caller may call any word one
-        span: Span | None = None
-        if tracing.on:
-            about = {"http.request.method": "_OTHER" if method == OTHER else method, "url.scheme": scope["scheme"]}
-            begun = tracing.request(scope["headers"], about)
-            traceparent = begun.traceparent
-            span = begun if tracing.sampled(traceparent) else None
-        else:
-            given = (incoming(value) for name, value in scope["headers"] if name == b"traceparent")
-            traceparent = next(given, None) or tracing.new_traceparent()
+        traceparent, span = _trace(scope, method)
         TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
         status, broke = 0, False
         client = client_of(scope)
 
         async def listen() -> Message:
-            try:
-                with client.until_arrived():
-                    message = await receive()
-            except ClientDisconnect:
-                return {"type": "http.disconnect"}
+            if client.ready:  # nothing has to be waited for
+                message = await receive()
+            else:
+                try:
+                    with client.until_arrived():
+                        message = await receive()
+                except ClientDisconnect:
+                    return {"type": "http.disconnect"}
             if message["type"] == "http.disconnect":
                 client.leave()
+            elif not message.get("more_body"):
+                client.arrived = False
             return message
 
         async def answer(message: Message) -> None:
@@ -92,30 +90,65 @@ class Requests:
         began = loop.time()
         self.in_progress += 1
         try:
-            with span or tracing.UNTRACED:
-                try:
-                    await self._app(scope, listen, answer)
-                finally:
-                    route = getattr(scope.get("route"), "path", UNMATCHED)
-                    if span is not None:
-                        _describe(span, method, route, status)
+            if span is None:
+                await self._app(scope, listen, answer)
+            else:
+                with span:
+                    try:
+                        await self._app(scope, listen, answer)
+                    finally:
+                        _describe(span, method, _route(scope), status)
         except Exception:
             broke = True
             if not status:
                 raise
             # Whoever answered has told the fault, too.
         finally:
-            seconds = loop.time() - began
             self.in_progress -= 1
-            metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED)).inc()
-            exemplar = tracing.exemplar(traceparent) if tracing.on else None
-            metrics.HTTP_SECONDS.labels(method, route).observe(seconds, exemplar)
-            failed = broke or status >= 500
-            sampler, level = (logs.failed_requests, logging.WARNING) if failed else (logs.requests, logging.INFO)
-            asked = f"{method} {route}"
-            # Without a status, the client has disconnected.
-            about = {"status": status or None, "duration_ms": round(seconds * 1000, 1)}
-            sampler.log(log, level, asked, f"{asked} {status}", about)
+            self._tell(method, _route(scope), status, loop.time() - began, traceparent, broke=broke)
+
+    def _tell(self, method: str, route: str, status: int, seconds: float, traceparent: str, *, broke: bool) -> None:
+        """Count a request, and log it. Without a status, the client has disconnected."""
+        kind = self._kinds.get((method, route, status))
+        if kind is None:
+            kind = self._kinds[method, route, status] = _Kind(method, route, status)
+        kind.count.inc()
+        kind.seconds.observe(seconds, tracing.exemplar(traceparent) if tracing.on else None)
+        failed = broke or status >= 500
+        sampler, level = (logs.failed_requests, logging.WARNING) if failed else (logs.requests, logging.INFO)
+        about = {"status": status or None, "duration_ms": round(seconds * 1000, 1)}
+        sampler.log(log, level, kind.asked, kind.told, about)
+
+
+class _Kind:
+    """What is the same for all requests of one kind: their series, and their line in the log."""
+
+    __slots__ = ("asked", "count", "seconds", "told")
+
+    def __init__(self, method: str, route: str, status: int) -> None:
+        self.count = metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED))
+        self.seconds = metrics.HTTP_SECONDS.labels(method, route)
+        self.asked = f"{method} {route}"
+        self.told = f"{method} {route} {status}"
+
+
+def _route(scope: Scope) -> str:
+    route: str = getattr(scope.get("route"), "path", UNMATCHED)
+    return route
+
+
+def _trace(scope: Scope, method: str) -> tuple[str, Span | None]:
+    """The trace that a request stands in, and its span where it is sampled."""
+    if tracing.on:
+        about = {"http.request.method": "_OTHER" if method == OTHER else method, "url.scheme": scope["scheme"]}
+        begun = tracing.request(scope["headers"], about)
+        return begun.traceparent, begun if tracing.sampled(begun.traceparent) else None
+    for name, value in scope["headers"]:
+        if name == b"traceparent":
+            given = incoming(value)
+            if given is not None:
+                return given, None
+    return tracing.new_traceparent(), None
 
 
 def _describe(span: Span, method: str, route: str, status: int) -> None:

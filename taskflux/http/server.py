@@ -121,7 +121,7 @@ async def serve(
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(demands.idle),
+        timeout_keep_alive=math.ceil(demands.idle) + 60,  # `Demands.idle` is the limit
         timeout_graceful_shutdown=max(1, math.ceil(grace)),
     )
     logging.getLogger("uvicorn.error").addFilter(_without_values)

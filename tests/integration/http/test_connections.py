@@ -360,6 +360,27 @@ async def test_trailers_are_bounded_and_no_headers(http: Fixture, connect: Conne
         assert await peer.ended() == b""
 
 
+async def test_a_trailer_without_an_end_is_cut_off(http: Fixture, connect: Connect) -> None:
+    async with served(http.app) as server:
+        peer = await connect(server, HEAD + b"transfer-encoding: chunked\r\n\r\n10\r\n" + TASK + b"\r\n0\r\nx: ")
+        for _ in range(4):  # each is within the bounds
+            await asyncio.sleep(0.05)
+            peer.writer.write(b"y" * 10_000)
+        status, problem = await peer.answer()
+        assert (status, problem["type"]) == (431, "/problems/head-too-large")
+        assert await peer.ended() == b""
+
+
+async def test_an_idle_connection_is_cut_by_our_rule_and_counted(http: Fixture, connect: Connect) -> None:
+    async with served(http.app, demands=Demands(idle=1.0)) as server:
+        cut = metrics.HTTP_CUT.labels("idle")
+        before = cut.value
+        peer = await connect(server, WHOLE)
+        assert (await peer.answer())[0] == 202
+        assert await peer.ended() == b""
+        assert cut.value == before + 1
+
+
 async def test_a_refused_body_may_go_on_for_a_while_and_the_connection_serves_again(
     http: Fixture, connect: Connect
 ) -> None:
