@@ -55,7 +55,7 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
         from taskflux.cli.reload import run_reloading
 
         sys.exit(run_reloading(handler))
-    from taskflux.cli.deployments import UnknownHandler, load
+    from taskflux.cli.loading import UnknownHandler, load
     from taskflux.worker.process import run as run_process
     from taskflux.worker.worker import service_of
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import click
 
-from taskflux.cli.deployments import BUILT_IN, UnknownHandler, deployments_folder, load
+from taskflux.cli.loading import BUILT_IN, UnknownHandler, deployments_folder, load
 from taskflux.cli.program import FAILED, leave, settings_or_leave
 from taskflux.local.processes import die_with_parent
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from taskflux.cli.deployments import UnknownHandler, built_in_handlers, load, services_that_read
+from taskflux.cli.loading import UnknownHandler, built_in_handlers, load, services_that_read
 from taskflux.cli.program import FAILED, USAGE, leave, settings_or_leave
 from taskflux.cli.values import Duration
 from taskflux.store import migrate as steps

@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 import httpx
 
-from taskflux.cli.deployments import BUILT_IN
+from taskflux.cli.loading import BUILT_IN
 from taskflux.local.ports import free_port
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from taskflux.local.supervisor import Inbox

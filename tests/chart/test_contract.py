@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from taskflux.cli.deployments import BUILT_IN, built_in_handlers, load
+from taskflux.cli.loading import BUILT_IN, built_in_handlers, load
 from taskflux.cli.reference import variables
 from taskflux.version import VERSION
 from taskflux.worker.process import Service

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from taskflux.cli.deployments import built_in_handlers
+from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.reference import variables
 from taskflux.worker.settings import load as load_settings
 from taskflux.worker.settings import load_provider

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from taskflux.cli.deployments import BUILT_IN, load
+from taskflux.cli.loading import BUILT_IN, load
 from taskflux.worker.handler import Handler
 from tests.chart.cases import full, least
 from tests.chart.objects import Object, pods

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from taskflux.cli.deployments import BUILT_IN
+from taskflux.cli.loading import BUILT_IN
 from taskflux.cli.reference import sections
 from taskflux.worker.settings import WorkerSettings
 from tests.chart.rendering import render

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import click
 
-from taskflux.cli.deployments import built_in_handlers
 from taskflux.cli.doctor import dependencies, kafka, postgres
 from taskflux.cli.doctor.findings import Finding, Level, Subject, document, print_findings
+from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.program import FAILED, OK
 from taskflux.cli.shown import json_option, print_json
 from taskflux.store.checkup import Checkup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID, uuid4
 
-from taskflux.cli.deployments import load
+from taskflux.cli.loading import load
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.topics import task_topic

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from uuid_utils.compat import uuid7
 
-from taskflux.cli.deployments import load
+from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.tasks import TaskTypes

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux import Receipt, Task, handler
-from taskflux.cli.deployments import load
+from taskflux.cli.loading import load
 from taskflux.store.dead_letters import DeadLetters, LetterFilter
 from taskflux.store.tasks import SQL, Adoptee, Tasks, TaskTypes
 from taskflux.stream.envelope import OutRecord

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from taskflux.cli.deployments import load
+from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.tasks.states import State
 from taskflux.worker.process import Process

@@ -13,7 +13,7 @@ from uuid import UUID
 import httpx
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from taskflux.cli.deployments import load
+from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.settings import PostgresSettings, RedisSettings

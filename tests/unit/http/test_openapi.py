@@ -12,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from taskflux.cli.deployments import built_in_handlers
+from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.reference import static_document
 from taskflux.http.app import create_app
 from taskflux.http.dead_letters.routes import DeadLetterRoutes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.cli.deployments import BUILT_IN, Reads, UnknownHandler, built_in_handlers, load
+from taskflux.cli.loading import BUILT_IN, Reads, UnknownHandler, built_in_handlers, load
 from taskflux.handlers.process_email import process_email
 from taskflux.http.app import probe_routes
 from taskflux.stream.settings import KafkaSettings
