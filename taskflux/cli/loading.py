@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,12 @@ BUILT_IN: Final[Sequence[str]] = sorted(
     module.name.replace("_", "-") for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
 )
 """Every module of `handlers/` is one deployment."""
+
+_LIBRARIES: Final = (
+    Path(__file__).parents[1],
+    *(Path(sysconfig.get_path(each)) for each in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+"""Where code stands that an application's author has not written."""
 
 
 def deployments_folder() -> Path:
@@ -59,17 +67,39 @@ def built_in_handlers() -> Sequence[Handler[Any]]:
 
 def _get(module: str, attribute: str, name: str) -> Handler[Any] | Service:
     try:
-        target = getattr(importlib.import_module(module), attribute)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UnknownHandler(f"{name!r} cannot be imported: {error}. Is its folder the one you stand in?") from error
-    except (TypeError, ValueError) as error:
-        # No name of a module, or a declaration that contradicts itself.
-        raise UnknownHandler(f"{name!r} cannot be run: {error}") from error
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise UnknownHandler(
+                f"{name!r} cannot be imported: {error}. Is its folder the one you stand in?"
+            ) from error
+        raise UnknownHandler(f"{name!r} cannot be imported: {_told(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever its own code raises, a declaration that contradicts itself too
+        raise UnknownHandler(f"{name!r} cannot be imported: {_told(error)}") from error
+    try:
+        target = getattr(loaded, attribute)
     except AttributeError as error:
-        raise UnknownHandler(f"{name!r}: the module {module} has no {attribute}") from error
+        there = [each for each, value in vars(loaded).items() if isinstance(value, Handler | Service)]
+        instead = f"; handlers in it: {', '.join(sorted(there))}" if there else ""
+        raise UnknownHandler(f"{name!r}: the module {module} has no {attribute}{instead}") from error
     if not isinstance(target, Handler | Service):
         raise UnknownHandler(f"{name!r} is no handler: declare the function with @handler(…)")
     return target
+
+
+def _told(error: BaseException) -> str:
+    """What has gone wrong inside a module, and where: the last line that is not a library's."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.msg}, in {error.filename} at line {error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    # An application may be installed beside the libraries.
+    frames = [frame for frame in frames if not _is_librarys(Path(frame.filename))] or frames
+    return f"{said}, in {frames[-1].filename} at line {frames[-1].lineno}" if frames else said
+
+
+def _is_librarys(file: Path) -> bool:
+    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -167,10 +168,26 @@ def handler(
 
 
 def _check_signature(task_type: str, function: Run, provider: Provider[Any] | None) -> None:
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"the handler of {task_type!r} must be declared with `async def`")
+    if complaint := _no_coroutine_function(function):
+        raise TypeError(f"the handler of {task_type!r} {complaint}")
     expected = 2 if provider else 1
     found = len(inspect.signature(function).parameters)
     if found != expected:
         takes = "the task and the provider's client" if provider else "the task alone (no provider is declared)"
         raise TypeError(f"the handler of {task_type!r} must take {takes}; it takes {found} arguments")
+
+
+def _no_coroutine_function(function: object) -> str:
+    """Why `function` cannot be a handler, to follow a subject; empty: it can."""
+    if isinstance(function, partial):
+        return "is a functools.partial, which has no name of its own: write an `async def` that calls it"
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        return "yields, so that it is a generator: declare it with `async def`, and let it return its receipt"
+    if inspect.iscoroutinefunction(function):
+        return ""
+    if not inspect.isroutine(function):
+        kind = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__} object"
+        return f"is {kind}, not a function: write an `async def` that calls it"
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return "has a decorator that makes a plain function of it: the decorator's own must be `async def`, too"
+    return "must be declared with `async def`"

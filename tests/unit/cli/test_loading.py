@@ -86,6 +86,39 @@ def test_a_name_that_leads_nowhere_is_a_sentence(name: str, says: str) -> None:
         load(name)
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import os\nTOKEN = os.environ.get('NOT_SET').strip()\n", "AttributeError: 'NoneType'.* at line 2"),
+        ("import os\n\nTOKEN = os.environ['NOT_SET']\n", "KeyError: 'NOT_SET', in .* at line 3"),
+        ("PORT = int('eighty')\n", r"ValueError: invalid literal.*faulty\.py at line 1"),
+        ("import json\n\n\njson.loads('{')\n", r"JSONDecodeError: .*faulty\.py at line 4"),
+        ("import datetime\ndatetime.nosuch\n", "AttributeError: .* at line 2"),
+        ("import nowhere_to_be_found\n", r"No module named 'nowhere_to_be_found', in .*faulty\.py at line 1"),
+        ("from my_app.tasks import nosuch\n", "ImportError: cannot import name 'nosuch'.* at line 1"),
+        ("x = (\n\ndef y(): pass\n", r"SyntaxError: '\(' was never closed, in .*faulty\.py at line 1"),
+        ("raise SystemExit\n", r"SystemExit, in .*faulty\.py at line 1"),
+        ("assert not 1, 'no key'\n", "AssertionError: no key"),
+        (
+            "from taskflux import handler\n\n@handler('x', payload=dict)\nasync def f(task):\n    yield 1\n",
+            "TypeError: the handler of 'x' yields.* at line 3",
+        ),
+    ],
+)
+def test_what_goes_wrong_inside_a_module_is_told_with_its_place(folder: Path, source: str, says: str) -> None:
+    (folder / "my_app" / "faulty.py").write_text(source, encoding="utf-8")
+    with pytest.raises(UnknownHandler, match=says) as refused:
+        load("my_app.faulty:f")
+    assert "has no" not in str(refused.value) or "has no attribute" in str(refused.value)
+    assert "Is its folder" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_wrong_name_is_answered_by_those_that_are_there() -> None:
+    with pytest.raises(UnknownHandler, match="has no resize; handlers in it: resize_image"):
+        load("my_app.tasks:resize")
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", ["", "my_app.tasks:", "my app:x"])
 def test_what_is_no_name_at_all_is_a_sentence_too(name: str) -> None:

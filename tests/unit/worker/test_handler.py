@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial, wraps
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +51,19 @@ async def with_client(task: Task[Image], client: Camera) -> Receipt:
 
 def not_async(task: Task[Image]) -> Receipt:
     return Receipt()
+
+
+async def yielding(task: Task[Image]) -> AsyncIterator[Receipt]:
+    yield Receipt()
+
+
+def yielding_plainly(task: Task[Image]) -> Iterator[Receipt]:
+    yield Receipt()
+
+
+@wraps(alone)
+def decorated(task: Task[Image]) -> Any:
+    return alone(task)
 
 
 def test_a_declaration_says_all_that_the_rest_needs_to_know() -> None:
@@ -120,6 +134,13 @@ def test_a_declaration_that_contradicts_itself_is_refused(arguments: dict[str, A
         (not_async, {}, "async def"),
         (with_client, {}, "the task alone"),
         (alone, {"provider": camera}, "the provider's client"),
+        (partial(with_client, client=Camera()), {}, "is a functools.partial"),
+        (yielding, {}, "yields, so that it is a generator"),
+        (yielding_plainly, {}, "yields, so that it is a generator"),
+        (Camera(), {}, "is a Camera object, not a function"),
+        (Camera, {}, "is the class Camera, not a function"),
+        (decorated, {}, "has a decorator that makes a plain function of it"),
+        (print, {}, "must be declared with `async def`"),
     ],
 )
 def test_a_function_that_does_not_fit_is_refused(
