@@ -17,7 +17,14 @@ from taskflux.cli.program import FAILED, USAGE, leave, settings_or_leave
 from taskflux.cli.values import Duration
 from taskflux.store import migrate as steps
 from taskflux.store.database import Database
-from taskflux.store.errors import SchemaTooOld, StoreBusy, StoreError, StoreUnavailable, until_available
+from taskflux.store.errors import (
+    OtherDeclaration,
+    SchemaTooOld,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+    until_available,
+)
 from taskflux.store.tasks import TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream import provision
@@ -111,7 +118,9 @@ def _chosen(names: Sequence[str], without: Sequence[str]) -> Sequence[Handler[An
     if names and without:
         leave("--without leaves out of all built-in handlers: name no others beside it", USAGE)
     if names:
-        return _named(names)
+        handlers = _named(names)
+        _leave_where_declared_twice(handlers)
+        return handlers
     omitted = {handler.type for handler in _named(without)}
     return [handler for handler in built_in_handlers() if handler.type not in omitted]
 
@@ -127,6 +136,25 @@ def _named(names: Sequence[str]) -> Sequence[Handler[Any]]:
             f"no task type belongs to {', '.join(others)}: name task handlers, or nothing for all built-in ones", USAGE
         )
     return [target for target in targets.values() if isinstance(target, Handler)]
+
+
+def _leave_where_declared_twice(handlers: Sequence[Handler[Any]]) -> None:
+    """End the command where two of these, or one of these and a built-in one, declare a type differently."""
+    declared = {handler.type: handler.task_type() for handler in built_in_handlers()}
+    built_in = set(declared)
+    for handler in handlers:
+        ours = handler.task_type()
+        theirs = declared.get(handler.type, ours)
+        if theirs.schema != ours.schema and not ours.replaces:
+            kind = "the built-in " if handler.type in built_in else ""
+            leave(
+                f"the task type {handler.type!r} is declared by {kind}{theirs.declared_by}, with another schema than"
+                f" {ours.declared_by} has: give this one another type, or, if it takes the other's place, declare it"
+                " with @handler(…, replaces=True); a built-in one is left out by --without",
+                USAGE,
+            )
+        declared[handler.type] = ours
+        built_in.discard(handler.type)
 
 
 async def _prepare(
@@ -242,6 +270,8 @@ def told(error: Exception) -> str:
     """Which server does not do what is asked, by the variable that names it, and why."""
     if isinstance(error, SchemaTooOld):
         return f"the schema: {error}"
+    if isinstance(error, OtherDeclaration):
+        return str(error)
     if isinstance(error, StoreError):
         return f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}"
     return f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error}"

@@ -6,6 +6,7 @@
     ├── StoreUnavailable   wait and try again: nothing was (surely) changed
     ├── StoreBusy          try again at once: a deadlock, a statement that took too long
     ├── RefusedData        this row will never be taken
+    ├── OtherDeclaration   give one of two task types another name
     └── SchemaTooOld       run `taskflux migrate`
 """
 
@@ -37,6 +38,10 @@ class StoreBusy(StoreError):
 
 class RefusedData(StoreError):
     """A value does not fit its column."""
+
+
+class OtherDeclaration(StoreError):
+    """A task type is declared twice, with different schemas."""
 
 
 class SchemaTooOld(StoreError):

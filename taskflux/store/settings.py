@@ -23,7 +23,7 @@ RedisUrl = Annotated[SecretStr, AfterValidator(partial(_address, check=check_red
 class PostgresSettings(BaseModel):
     """PostgreSQL, the record of truth."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     dsn: Annotated[Dsn, Field(description=DSN_FORM)] = SecretStr("")
     migrate_dsn: Annotated[
@@ -45,7 +45,7 @@ class PostgresSettings(BaseModel):
 class RedisSettings(BaseModel):
     """Redis or Valkey, an optional accelerator: finished tasks are cached and rate limits shared."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     url: Annotated[RedisUrl | None, Field(description=f"{REDIS_FORM}; unset: no Redis")] = None
     timeout: Annotated[float, Field(gt=0, description="seconds before a Redis call is given up and done without")] = (

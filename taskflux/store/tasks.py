@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database, Row
-from taskflux.store.errors import StoreBusy
+from taskflux.store.errors import OtherDeclaration, StoreBusy
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import Statement, statements
 from taskflux.store.texts import note, storable
@@ -421,7 +421,12 @@ class TaskTypes:
     database: Database
 
     async def register(self, task_type: TaskType) -> None:
-        """Write a type's schema and policy; nothing happens when they stand there already."""
+        """Write a type's schema and policy; nothing happens when they stand there already.
+
+        Raises:
+            OtherDeclaration: another function declares this type, with another schema, and this one does not say that
+                it replaces it.
+        """
         await self.database.fetch(
             SQL["register_type"],
             type=task_type.name,
@@ -430,7 +435,23 @@ class TaskTypes:
             ambiguous=task_type.ambiguous,
             provider=task_type.provider,
             max_bytes=task_type.max_bytes,
+            declared_by=task_type.declared_by,
+            replaces=task_type.replaces,
         )
+        if task_type.declared_by is None or task_type.replaces:
+            return
+        other = await self.database.fetchrow(
+            SQL["other_declaration"],
+            type=task_type.name,
+            schema=task_type.schema,
+            declared_by=task_type.declared_by,
+        )
+        if other is not None:
+            raise OtherDeclaration(
+                f"the task type {task_type.name!r} is declared by {other['declared_by']}, with another schema than"
+                f" {task_type.declared_by} has: give one of them another type; or, if this one takes the other's place,"
+                " declare it with @handler(…, replaces=True) and run the other no more"
+            )
 
     async def all(self) -> Mapping[str, TaskType]:
         """Every registered type by name."""

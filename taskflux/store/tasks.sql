@@ -324,14 +324,23 @@ SELECT id FROM resolved;
 -- Types
 
 -- name: register_type
-INSERT INTO task_types (type, schema, max_attempts, ambiguous, provider, max_bytes)
-VALUES (:type, :schema, :max_attempts, :ambiguous, :provider, :max_bytes)
+INSERT INTO task_types (type, schema, max_attempts, ambiguous, provider, max_bytes, declared_by)
+VALUES (:type, :schema, :max_attempts, :ambiguous, :provider, :max_bytes, :declared_by)
 ON CONFLICT (type) DO UPDATE
 SET schema = EXCLUDED.schema, max_attempts = EXCLUDED.max_attempts, ambiguous = EXCLUDED.ambiguous,
-    provider = EXCLUDED.provider, max_bytes = EXCLUDED.max_bytes, updated_at = now()
-WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_types.provider, task_types.max_bytes)
+    provider = EXCLUDED.provider, max_bytes = EXCLUDED.max_bytes, declared_by = EXCLUDED.declared_by,
+    updated_at = now()
+WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_types.provider, task_types.max_bytes,
+       task_types.declared_by)
       IS DISTINCT FROM
-      (EXCLUDED.schema, EXCLUDED.max_attempts, EXCLUDED.ambiguous, EXCLUDED.provider, EXCLUDED.max_bytes);
+      (EXCLUDED.schema, EXCLUDED.max_attempts, EXCLUDED.ambiguous, EXCLUDED.provider, EXCLUDED.max_bytes,
+       EXCLUDED.declared_by)
+  AND (:replaces OR task_types.schema = EXCLUDED.schema OR task_types.declared_by = EXCLUDED.declared_by
+       OR task_types.declared_by IS NULL OR EXCLUDED.declared_by IS NULL);
+
+-- name: other_declaration
+-- Who declares a type with another schema, if somebody else does.
+SELECT declared_by FROM task_types WHERE type = :type AND schema <> :schema AND declared_by <> :declared_by;
 
 -- name: list_types
 SELECT type, schema, max_attempts, ambiguous, provider, max_bytes FROM task_types ORDER BY type;

@@ -13,7 +13,7 @@ from taskflux.stream.topics import check_topic
 class KafkaSettings(BaseModel):
     """Kafka, which carries the work to the handlers and is what KEDA scales them by."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     bootstrap_servers: Annotated[str, AfterValidator(check_servers), Field(description=SERVERS_FORM)] = ""
     security_protocol: Annotated[

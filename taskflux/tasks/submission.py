@@ -74,7 +74,8 @@ class KeyReused:
 class TaskType:
     """What a worker has registered about a type: the JSON schema of its payload and its policy's figures.
 
-    `max_bytes` is how many bytes a payload may have, as it is stored.
+    `max_bytes` is how many bytes a payload may have, as it is stored; `declared_by` names the function, as
+    module:name, and `replaces` says that it may take the place of another one's declaration.
     """
 
     name: str
@@ -83,3 +84,5 @@ class TaskType:
     ambiguous: str
     provider: str | None
     max_bytes: int = USUAL_BYTES
+    declared_by: str | None = None
+    replaces: bool = False

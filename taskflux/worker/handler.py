@@ -40,6 +40,7 @@ class Handler(Generic[P]):
     adapter: TypeAdapter[P]
     function: Run
     max_bytes: int = USUAL_BYTES
+    replaces: bool = False
 
     def __call__(self, *args: Any) -> Awaitable[Receipt | None]:
         """The bare function, for tests of a handler's own logic."""
@@ -81,7 +82,16 @@ class Handler(Generic[P]):
     def task_type(self) -> TaskType:
         """What a worker registers, so that ingest can refuse a payload before it is accepted."""
         policy, schema = self.policy, schema_text(self.adapter)
-        return TaskType(self.type, schema, policy.retry.max_attempts, policy.ambiguous, policy.provider, self.max_bytes)
+        return TaskType(
+            self.type,
+            schema,
+            policy.retry.max_attempts,
+            policy.ambiguous,
+            policy.provider,
+            self.max_bytes,
+            declared_by=f"{self.function.__module__}:{self.function.__name__}",
+            replaces=self.replaces,
+        )
 
 
 def describe(error: ValidationError) -> str:
@@ -132,6 +142,7 @@ def handler(
     timeout: float = 60.0,
     concurrency: int = 64,
     max_bytes: int = USUAL_BYTES,
+    replaces: bool = False,
 ) -> Callable[[Run], Handler[Any]]:
     """Declare an async function as the handler of a task type.
 
@@ -145,6 +156,8 @@ def handler(
         concurrency: attempts that one process runs at once.
         max_bytes: bytes that a payload may have, as its JSON text is stored: compact, and in ASCII, so that a character
             beyond it counts six or twelve. At most `bounds.MOST_BYTES`; larger things are better sent as a link.
+        replaces: it takes the place of another function that declares this type with another schema, such as a
+            built-in one; without it, whoever comes second is refused.
 
     Raises:
         TypeError, ValueError: the declaration contradicts itself; the sentence says what to change.
@@ -162,7 +175,7 @@ def handler(
     def declare(function: Run) -> Handler[Any]:
         _check_signature(type, function, provider)
         name = function.__name__.replace("_", "-")
-        return Handler(type, name, policy, provider, concurrency, adapter, function, max_bytes)
+        return Handler(type, name, policy, provider, concurrency, adapter, function, max_bytes, replaces)
 
     return declare
 

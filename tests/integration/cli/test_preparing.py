@@ -33,6 +33,8 @@ from taskflux import Receipt, Task, handler
 async def resize_image(task: Task[str]) -> Receipt:
     return Receipt()
 """
+OWN_EMAIL = APP.replace('"image"', '"email"').replace("resize_image", "own_email")
+IN_PLACE = OWN_EMAIL.replace("payload=str", "payload=str, replaces=True")
 RESERVED = APP.replace('"image"', '"router"').replace("resize_image", "reserved")
 BUILT_IN = {"email", "sms", "simulated"}
 
@@ -82,6 +84,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "my_app").mkdir()
     (tmp_path / "my_app" / "handlers.py").write_text(APP)
     (tmp_path / "my_app" / "reserved.py").write_text(RESERVED)
+    (tmp_path / "my_app" / "other.py").write_text(APP.replace("payload=str", "payload=int"))
+    (tmp_path / "my_app" / "email.py").write_text(OWN_EMAIL)
+    (tmp_path / "my_app" / "in_place.py").write_text(IN_PLACE)
     return tmp_path
 
 
@@ -165,6 +170,45 @@ async def test_a_name_that_is_no_task_handlers_is_refused_before_anything_is_don
     assert outcome.status == 2
     assert says in outcome.err
     assert await sql.fetchval("SELECT count(*) FROM task_types") == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (
+            ("my_app.email:own_email",),
+            "'email' is declared by the built-in taskflux.handlers.process_email:process_email, with another schema"
+            " than my_app.email:own_email has",
+        ),
+        (
+            ("my_app.handlers:resize_image", "my_app.other:resize_image"),
+            "'image' is declared by my_app.handlers:resize_image, with another schema than my_app.other:resize_image",
+        ),
+    ],
+    ids=["as a built-in one", "as one named beside it"],
+)
+async def test_a_type_that_is_declared_twice_is_refused_before_anything_is_done(
+    taskflux: Command, sql: Any, folder: Path, names: tuple[str, ...], says: str
+) -> None:
+    outcome = await taskflux("topics", *names, cwd=folder)
+    assert outcome.status == 2
+    assert says in outcome.err
+    assert await sql.fetchval("SELECT count(*) FROM task_types") == 0
+
+
+async def test_one_of_ones_own_takes_a_built_in_types_place_where_it_says_so(
+    taskflux: Command, sql: Any, folder: Path
+) -> None:
+    assert (await taskflux("topics")).status == 0
+    own = await taskflux("topics", "my_app.in_place:own_email", cwd=folder)
+    assert own.status == 0, own.err
+    schema = "SELECT schema FROM task_types WHERE type = 'email'"
+    assert await sql.fetchval(schema) == '{"type": "string"}'
+    refused = await taskflux("topics")
+    assert refused.status == 1
+    assert "'email' is declared by my_app.in_place:own_email" in refused.err
+    assert (await taskflux("topics", "--without", "process-email")).status == 0
+    assert await sql.fetchval(schema) == '{"type": "string"}'
 
 
 async def test_the_routers_group_is_primed_where_its_topic_is_named(

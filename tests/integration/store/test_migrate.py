@@ -131,18 +131,9 @@ async def test_a_database_that_was_not_migrated_says_what_to_do(postgres: Postgr
         await database.close()
 
 
-@pytest.mark.parametrize(
-    ("dsn", "error"),
-    [
-        ("postgresql://x@127.0.0.1:1/x", StoreUnavailable),
-        ("postgresql://x@127.0.0.1:port/x", StoreError),
-        ("mysql://x@127.0.0.1/x", StoreError),
-    ],
-    ids=["nobody listens", "no port", "another database"],
-)
-async def test_a_dsn_that_leads_nowhere_is_a_sentence(dsn: str, error: type[StoreError]) -> None:
-    with pytest.raises(error):
-        await migrate(PostgresSettings.model_validate({"dsn": dsn, "connect_timeout": 5.0}))
+async def test_a_dsn_that_leads_nowhere_is_a_sentence() -> None:
+    with pytest.raises(StoreUnavailable):
+        await migrate(PostgresSettings.model_validate({"dsn": "postgresql://x@127.0.0.1:1/x", "connect_timeout": 5.0}))
 
 
 async def test_a_user_or_a_database_that_is_not_there_is_a_sentence(postgres: PostgresServer) -> None:

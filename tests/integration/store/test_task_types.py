@@ -1,0 +1,65 @@
+"""Who declares a task type: whoever was first, unless somebody says that it takes the other's place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from taskflux.store.errors import OtherDeclaration
+from taskflux.store.tasks import TaskTypes
+from taskflux.tasks.submission import TaskType
+from tests.integration.store.scene import Scene
+
+OURS = TaskType("fax", '{"type": "string"}', 8, "resend", None, declared_by="shop.tasks:send_fax")
+THEIRS = replace(OURS, schema='{"type": "integer"}', declared_by="crm.tasks:fax")
+
+
+@pytest.fixture
+def types(scene: Scene) -> TaskTypes:
+    return TaskTypes(scene.database)
+
+
+async def schema(types: TaskTypes) -> str:
+    return (await types.all())["fax"].schema
+
+
+async def test_another_functions_declaration_with_another_schema_is_refused(types: TaskTypes) -> None:
+    await types.register(OURS)
+    with pytest.raises(OtherDeclaration) as refused:
+        await types.register(THEIRS)
+    assert str(refused.value).startswith(
+        "the task type 'fax' is declared by shop.tasks:send_fax, with another schema than crm.tasks:fax has: "
+    )
+    assert await schema(types) == OURS.schema
+    await types.register(OURS)
+
+
+async def test_one_that_says_so_takes_the_place_and_the_other_is_refused_from_then_on(types: TaskTypes) -> None:
+    await types.register(OURS)
+    await types.register(replace(THEIRS, replaces=True))
+    assert await schema(types) == THEIRS.schema
+    with pytest.raises(OtherDeclaration, match=r"declared by crm\.tasks:fax"):
+        await types.register(OURS)
+    assert await schema(types) == THEIRS.schema
+
+
+async def test_a_function_changes_its_own_schema_as_it_likes(types: TaskTypes) -> None:
+    await types.register(OURS)
+    await types.register(replace(OURS, schema="{}"))
+    assert await schema(types) == "{}"
+
+
+async def test_a_function_that_has_moved_keeps_its_type_by_its_schema(types: TaskTypes) -> None:
+    await types.register(OURS)
+    moved = replace(OURS, declared_by="shop.messages:send_fax", max_attempts=3)
+    await types.register(moved)
+    assert (await types.all())["fax"].max_attempts == 3
+    await types.register(replace(moved, schema="{}"))
+    assert await schema(types) == "{}"
+
+
+async def test_what_a_release_before_has_registered_belongs_to_nobody(types: TaskTypes) -> None:
+    await types.register(replace(OURS, declared_by=None))
+    await types.register(THEIRS)
+    assert await schema(types) == THEIRS.schema
