@@ -33,7 +33,7 @@ from pydantic import (
 )
 from pydantic_core import MultiHostUrl
 
-from taskflux.providers.email import Address
+from taskflux.providers.addresses import Address
 
 
 def _reads(*types: Any) -> Callable[[str], bool]:

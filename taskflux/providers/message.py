@@ -11,7 +11,8 @@ from email.policy import SMTP
 from email.utils import format_datetime
 from typing import Final, Literal
 
-from taskflux.providers.email import Address, Email
+from taskflux.providers.addresses import Address
+from taskflux.providers.email import Email
 from taskflux.providers.headers import WrongHeader, encoded_words, field, folded
 from taskflux.tasks.errors import InvalidPayload
 

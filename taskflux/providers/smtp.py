@@ -12,7 +12,8 @@ from typing import Final
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from taskflux.providers import notify
-from taskflux.providers.email import Address, Email
+from taskflux.providers.addresses import Address
+from taskflux.providers.email import Email
 from taskflux.providers.message import Message, compose
 from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge

@@ -20,7 +20,7 @@ from aiosmtplib import (
 from aiosmtplib.response import SMTPResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from taskflux.providers.email import Address
+from taskflux.providers.addresses import Address
 from taskflux.providers.provider import Sending
 from taskflux.providers.smtp_replies import Reply, Stage, Throttled, judge
 from taskflux.tasks.errors import Misconfigured, Unavailable

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from taskflux.providers.email import Address, Attachment, Email
+from taskflux.providers.addresses import Address
+from taskflux.providers.email import Attachment, Email
 from taskflux.providers.message import Message, compose
 from taskflux.tasks.errors import Permanent
 
