@@ -335,7 +335,7 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         " have. `errors` names each field. Nothing was sent.",
         _AGAIN,
         "not valid: mobile",
-        {"mobile": "a mobile number is written internationally, digits only, such as +919876543210"},
+        {"mobile": "a mobile number is digits with the country code, e.g. 918812345678"},
     ),
     "delivery-refused": Explanation(
         "The provider says that this message can never be delivered: `errorClass` is Permanent.",

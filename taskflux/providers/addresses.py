@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import idna
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
+from taskflux.tasks.patterns import said_as
+
 MAX_RECIPIENTS: Final = 500
 """Recipients of one mail, to, cc and bcc together."""
 
+LONGEST: Final = 530
+"""Characters of an address with its display name."""
+
+_CONTROL: Final = r"\x00-\x1f\x7f" + "\x85\u2028\u2029"
 _PART: Final = r'[^\s@<>()\[\],;:\\"\x00-\x1f\x7f]'
-_SPEC: Final = rf"{_PART}+@{_PART}+"
-_NAME: Final = r"[^@<>\x00-\x1f\x7f]*"
+_QUOTED: Final = rf'"(?:[^"\\{_CONTROL}]|\\[^{_CONTROL}])*"'
+_SPEC: Final = rf"(?:{_PART}+|{_QUOTED})@{_PART}+"
+# A quotation mark that nobody closes stands for itself: such names were always taken.
+_NAME: Final = rf'(?:{_QUOTED}|[^"@<>{_CONTROL}])*'
+_PLAIN_NAME: Final = rf"[^@<>{_CONTROL}]*"
+_SPACE: Final = r"\s*"
 
-PATTERN: Final = rf"^(?:{_SPEC}|{_NAME}<{_SPEC}>)$"
-"""What a JSON schema can say of a mailbox: one @, no control character, an optional display name before <…>."""
-
-# RFC 5322 dot-atom, widened by RFC 6531 to anything beyond ASCII that is neither a control nor a space.
-_ATOM: Final = r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]|[^\x00-\x9f\s])+"
-_LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-_DOMAIN: Final = re.compile(
-    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+PATTERN: Final = said_as(
+    rf"^{_SPACE}(?:{_SPEC}|(?:{_NAME}|{_PLAIN_NAME})<{_SPACE}{_SPEC}{_SPACE}>){_SPACE}$",
+    "is not an address, such as ann@example.org or Ann Lee <ann@example.org>",
 )
+"""What a JSON schema can say of a mailbox: one @ outside quotation marks, no control character, a name before <…>."""
+
+# Dots stand anywhere but in front: `ann..lee@` and `ann.@` are in use, though RFC 5322 has no name for them. Beyond
+# ASCII, RFC 6531 takes anything that is neither a control nor a space.
+_LOCAL: Final = re.compile(
+    r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]|[^\x00-\x9f\s])(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]|[^\x00-\x9f\s])*"
+)
+_QUOTED_LOCAL: Final = re.compile(rf"({_QUOTED})@(.*)", re.DOTALL)
 _NAMED: Final = re.compile(rf"({_NAME})<([^<>]*)>")
+_PLAINLY_NAMED: Final = re.compile(rf"({_PLAIN_NAME})<([^<>]*)>")
+_NAMED_QUOTED: Final = re.compile(rf"({_NAME})<{_SPACE}({_QUOTED}@[^<>]*)>")
+_QUOTATION: Final = re.compile(_QUOTED)
+_FORBIDDEN: Final = re.compile(f"[{_CONTROL}]")
+_LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_USUAL: Final = re.compile(r"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)@([a-z0-9-]+(?:\.[a-z0-9-]+)+)")
+"""Most addresses: read by this alone, once their domain is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One mailbox. `domain` is as it was written; `envelope` is what an SMTP server is told."""
+    """One mailbox. `local` and `domain` are as they were written; `envelope` is what an SMTP server is told."""
 
     local: str
     domain: str
@@ -47,15 +69,15 @@ class Address:
             return text
         if not isinstance(text, str):
             raise ValueError("an address is a text, such as ann@example.org")
-        named = _NAMED.fullmatch(text.strip())
-        name, spec = (_unquoted(named[1].strip()), named[2].strip()) if named else ("", text.strip())
-        local, at, domain = spec.rpartition("@")
-        if not at or "@" in local:
-            raise ValueError("an address has one @, such as ann@example.org")
-        if not _LOCAL.fullmatch(local) or len(local.encode()) > 64:
-            raise ValueError("the part before the @ has a character that an address cannot have, or is too long")
-        _ascii_domain(domain)
-        return cls(local, domain, name)
+        usual = _USUAL.fullmatch(text)
+        if usual is not None and len(usual[1]) <= 64:
+            _ascii_domain(usual[2])
+            return cls(usual[1], usual[2])
+        _refuse_mistakes(text)
+        text = text.strip()
+        named = _NAMED_QUOTED.fullmatch(text) or _NAMED.fullmatch(text) or _PLAINLY_NAMED.fullmatch(text)
+        name, spec = (_unquoted(named[1].strip()), named[2].strip()) if named else ("", text)
+        return cls(*_local_and_domain(spec), name)
 
     @property
     def spec(self) -> str:
@@ -64,8 +86,13 @@ class Address:
 
     @property
     def envelope(self) -> str:
-        """`local@domain` with the domain in ASCII (IDNA 2008)."""
+        """`local@domain` with the domain in ASCII (IDNA 2008), and without the dot that ends it."""
         return f"{self.local}@{_ascii_domain(self.domain)}"
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the part before the @ is a quoted string (RFC 5321, 4.1.2)."""
+        return self.local.startswith('"')
 
     @property
     def needs_utf8(self) -> bool:
@@ -79,27 +106,73 @@ class Address:
         return f'"{quoted}" <{self.spec}>'
 
 
+def _refuse_mistakes(text: str) -> None:
+    """What people write often has a sentence of its own."""
+    if len(text) > LONGEST:
+        raise ValueError(f"an address with its name has at most {LONGEST} characters")
+    if text.lstrip()[:7].lower() == "mailto:":
+        raise ValueError("write the address alone, without the mailto: before the name and the @")
+    if _FORBIDDEN.search(text.strip()):
+        raise ValueError("a line break or another control character stands before or behind the @")
+    bare = _QUOTATION.sub("", text)
+    if bare.count("@") > 1 and re.search(r"[,;\s]", bare):
+        raise ValueError("an address has one @: write several as a list, each as a text of its own")
+
+
+def _local_and_domain(spec: str) -> tuple[str, str]:
+    quoted = _QUOTED_LOCAL.fullmatch(spec)
+    if quoted is not None:
+        local, domain = quoted[1], quoted[2]
+    else:
+        local, at, domain = spec.rpartition("@")
+        if not at or "@" in local:
+            raise ValueError("an address has one @, such as ann@example.org")
+        if not _LOCAL.fullmatch(local):
+            raise ValueError(
+                "the part before the @ begins with a dot, has a character that an address cannot have, or is missing"
+            )
+    if len(local.encode()) > 64:
+        raise ValueError("the part before the @ is longer than 64 bytes")
+    _ascii_domain(domain)
+    return local, domain
+
+
 def _unquoted(name: str) -> str:
-    if len(name) >= 2 and name[0] == name[-1] == '"':
-        return re.sub(r"\\(.)", r"\1", name[1:-1])
+    """A display name without the quotation marks around all of it, or around what must be quoted."""
+    if _QUOTATION.fullmatch(name) or re.search("[@<>]", name):
+        return _QUOTATION.sub(lambda quoted: re.sub(r"\\(.)", r"\1", quoted[0][1:-1]), name)
     return name
 
 
+@lru_cache(maxsize=1024)
 def _ascii_domain(domain: str) -> str:
-    try:
-        ascii_domain = domain.lower() if domain.isascii() else idna.encode(domain, uts46=True).decode("ascii")
-    except idna.IDNAError:
-        raise ValueError("the part after the @ is no domain name that can be written in ASCII (IDNA)") from None
-    if len(ascii_domain) > 253 or not _DOMAIN.fullmatch(ascii_domain):
+    """The name of the host, as servers are told it. They take underscores, and leave out a dot at its end.
+
+    A machine on a network has names with underscores. Postfix and Exim take them, though RFC 5321 does not. Postfix
+    drops the dot, and Exim does if it is told to: so it is dropped here.
+    """
+    name = domain.lower()
+    if not domain.isascii():
+        try:
+            labels = idna.uts46_remap(domain, std3_rules=False).split(".")
+            name = ".".join(label if label.isascii() else idna.encode(label).decode("ascii") for label in labels)
+        except idna.IDNAError:
+            raise ValueError("the part after the @ is no domain name that can be written in ASCII (IDNA)") from None
+    name = name.removesuffix(".")
+    if len(name) > 253 or not _DOMAIN.fullmatch(name):
         raise ValueError("the part after the @ is not a domain name")
-    return ascii_domain
+    return name
 
 
 def _several(value: Any) -> Any:
-    return [value] if isinstance(value, str | Address) else value
+    if isinstance(value, str | Address):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError("is an address, such as ann@example.org, or a list of addresses")
+    return value
 
 
-_SCHEMA: Final[dict[str, Any]] = {"type": "string", "maxLength": 530, "pattern": PATTERN}
+_SCHEMA: Final[dict[str, Any]] = {"type": "string", "maxLength": LONGEST, "pattern": PATTERN}
 
 
 def _one_or(least: int) -> WithJsonSchema:

@@ -19,6 +19,7 @@ from pydantic import (
     PlainSerializer,
     StringConstraints,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -26,6 +27,7 @@ from pydantic.alias_generators import to_camel
 from taskflux.providers.addresses import MAX_RECIPIENTS, Address, Mailboxes, Recipients
 from taskflux.providers.headers import LONGEST_VALUE, field
 from taskflux.tasks.errors import JsonValue
+from taskflux.tasks.patterns import said_as
 
 MAX_TEXT: Final = 10_000_000
 """Characters of a body. What the whole message may weigh is a setting of the SMTP server's."""
@@ -49,18 +51,24 @@ _OWNED_NAME: Final = (
 )
 _OWNED: Final = re.compile(_OWNED_NAME)
 
-Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f" + "\x85\u2028\u2029]*$")]
+_LINE: Final = said_as(
+    r"^[^\x00-\x1f\x7f" + "\x85\u2028\u2029]*$", "may have no line break, and no other control character"
+)
+_NO_NUL: Final = said_as(r"^[^\x00]*$", "may have no NUL character")
+_HEADER_NAME: Final = said_as(
+    r"^[!-9;-~]+$", "is not a header's name: ASCII without spaces and colons, such as X-Order"
+)
+_MEDIA_TYPE: Final = said_as(
+    r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$",
+    "is not a media type, such as application/pdf",
+)
+
+Line = Annotated[str, StringConstraints(pattern=_LINE)]
 """One line of text: nothing that could begin another header."""
 
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=MAX_TEXT)]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[!-9;-~]+$", max_length=76)]
+Text = Annotated[str, StringConstraints(pattern=_NO_NUL, max_length=MAX_TEXT)]
+HeaderName = Annotated[str, StringConstraints(pattern=_HEADER_NAME, max_length=76)]
 HeaderValue = Annotated[Line, StringConstraints(max_length=LONGEST_VALUE)]
-
-
-def _writable(headers: dict[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        field(name, value)
-    return headers
 
 
 def _decoded(value: Any) -> bytes:
@@ -68,10 +76,22 @@ def _decoded(value: Any) -> bytes:
         return value
     if not isinstance(value, str):
         raise ValueError("content is a text in base64")
+    text = "".join(value.split())
     try:
-        return base64.b64decode("".join(value.split()), validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("content is not base64") from None
+        raise ValueError(f"content is not base64{_mistake(text)}") from None
+
+
+def _mistake(text: str) -> str:
+    """What is often sent instead."""
+    if text[:5].lower() == "data:":
+        return ": it is a data: URI, give what stands behind its comma"
+    if "-" in text or "_" in text:
+        return ": it is of the kind for URLs, write + and / for - and _"
+    if text.isascii() and len(text.rstrip("=")) % 4 and re.fullmatch("[A-Za-z0-9+/]*", text):
+        return ": it is cut off, or the = at its end are missing"
+    return ""
 
 
 def _encoded(content: bytes) -> str:
@@ -86,9 +106,7 @@ class Attachment(_Payload):
     """A file that goes with the mail."""
 
     filename: Annotated[Line, Field(min_length=1, max_length=255)]
-    content_type: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$")
-    ] = "application/octet-stream"
+    content_type: Annotated[str, Field(pattern=_MEDIA_TYPE)] = "application/octet-stream"
     content: Annotated[
         bytes,
         BeforeValidator(_decoded),
@@ -96,14 +114,33 @@ class Attachment(_Payload):
         WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
     ]
 
-    @model_validator(mode="after")
-    def _no_encoded_word(self) -> Attachment:
+    @field_validator("filename")
+    @classmethod
+    def _no_encoded_word(cls, value: str) -> str:
         # Python's email package decodes =?…?= in a file name and would write its line breaks as they are.
-        if "=?" in self.filename:
+        if "=?" in value:
             raise ValueError("filename may not contain '=?'; write it in plain characters")
-        if self.content_type.lower().startswith(("message/", "multipart/")):
+        return value
+
+    @field_validator("content_type")
+    @classmethod
+    def _plain_file(cls, value: str) -> str:
+        if value.lower().startswith(("message/", "multipart/")):
             raise ValueError("contentType must be one of a plain file, neither message/* nor multipart/*")
-        return self
+        return value
+
+
+def _empty(default: list[Any] | dict[str, Any]) -> Any:
+    """A field that may be left out: pydantic copies a default that can change, and slowly."""
+    return Field(default_factory=type(default), json_schema_extra={"default": default})
+
+
+def _can_be_written(headers: dict[str, str]) -> dict[str, str]:
+    if owned := sorted(name for name in headers if _OWNED.match(name)):
+        raise ValueError(f"headers may not set {', '.join(owned)}: the other fields and the settings do")
+    for name, value in headers.items():
+        field(name, value)
+    return headers
 
 
 class Email(_Payload):
@@ -113,25 +150,27 @@ class Email(_Payload):
     subject: Annotated[Line, Field(max_length=998)]
     body: Text
     html: Text | None = None
-    cc: Mailboxes = []
-    bcc: Mailboxes = []
-    reply_to: Mailboxes = []
+    cc: Mailboxes = _empty([])
+    bcc: Mailboxes = _empty([])
+    reply_to: Mailboxes = _empty([])
     headers: Annotated[
         dict[HeaderName, HeaderValue],
-        AfterValidator(_writable),
         Field(
             max_length=50,
-            json_schema_extra={"propertyNames": {"pattern": "^[!-9;-~]{1,76}$", "not": {"pattern": _OWNED_NAME}}},
+            json_schema_extra={
+                "default": {},
+                "propertyNames": {"pattern": "^[!-9;-~]{1,76}$", "not": {"pattern": _OWNED_NAME}},
+            },
         ),
-    ] = {}
-    attachments: Annotated[list[Attachment], Field(max_length=50)] = []
+        AfterValidator(_can_be_written),
+    ] = Field(default_factory=dict)
+    attachments: Annotated[list[Attachment], Field(max_length=50)] = _empty([])
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Email:
-        if len(self.recipients) > MAX_RECIPIENTS:
+        named = len(self.to) + len(self.cc) + len(self.bcc)
+        if named > MAX_RECIPIENTS and len(self.recipients) > MAX_RECIPIENTS:
             raise ValueError(f"to, cc and bcc name more than {MAX_RECIPIENTS} recipients: send several mails")
-        if owned := sorted(name for name in self.headers if _OWNED.match(name)):
-            raise ValueError(f"headers may not set {', '.join(owned)}: the other fields and the settings do")
         return self
 
     @cached_property

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema, field_validator
 from pydantic.alias_generators import to_camel
 
-MOBILE_PATTERN: Final = r"^\+?[1-9][0-9]{6,14}$"
+from taskflux.tasks.patterns import said_as
+
+_NOT_MOBILE: Final = "a mobile number is digits with the country code, e.g. 918812345678"
+
+MOBILE_PATTERN: Final = said_as(r"^\+?[1-9][0-9]{6,14}$", _NOT_MOBILE)
 """International (E.164): country code first, no zero before it, no spaces; a + is allowed."""
 
 _MOBILE: Final = re.compile(MOBILE_PATTERN.rstrip("$") + r"\Z")
@@ -17,7 +21,7 @@ _TAKEN: Final = ("mobiles", "name")
 
 def _read_mobile(value: Any) -> str:
     if not isinstance(value, str) or not _MOBILE.match(value):
-        raise ValueError("a mobile number is written internationally, digits only, such as +919876543210")
+        raise ValueError(_NOT_MOBILE)
     return value.removeprefix("+")
 
 
@@ -26,7 +30,10 @@ Mobile = Annotated[
 ]
 """Digits with an optional + before them; kept without it."""
 
-VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
+_VARIABLE_NAME: Final = said_as(r"^[A-Za-z0-9_]+$", "is not a variable's name: letters, digits and _ alone")
+_TEMPLATE_ID: Final = said_as(r"^[A-Za-z0-9_-]{1,64}$", "is not a template's id: 1 to 64 letters, digits, _ and -")
+
+VariableName = Annotated[str, StringConstraints(pattern=_VARIABLE_NAME, max_length=64)]
 VariableValue = Annotated[str, StringConstraints(max_length=1000)] | int | float
 
 
@@ -37,7 +44,7 @@ class Sms(BaseModel):
 
     mobile: Mobile
     name: Annotated[str, Field(max_length=200)]
-    template_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
+    template_id: Annotated[str | None, Field(pattern=_TEMPLATE_ID)] = None
     variables: Annotated[
         dict[VariableName, VariableValue],
         Field(
@@ -46,12 +53,13 @@ class Sms(BaseModel):
         ),
     ] = {}
 
-    @model_validator(mode="after")
-    def _variables_are_not_ours(self) -> Sms:
-        taken = [name for name in _TAKEN if name in self.variables]
+    @field_validator("variables")
+    @classmethod
+    def _variables_are_not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = [name for name in _TAKEN if name in value]
         if taken:
             raise ValueError(f"variables may not set {' or '.join(taken)}: mobile and name do")
-        return self
+        return value
 
 
 class SendsSms(Protocol):

@@ -36,11 +36,11 @@ def test_anything_else_is_refused_by_schema_and_model_alike(payload: Any) -> Non
 
 
 def test_the_fail_rate_is_compared_with_the_draw() -> None:
-    payload = Simulated(fail_rate=0.3)
+    payload = Simulated.model_validate({"failRate": 0.3})
     assert payload.fails(0.29)
     assert not payload.fails(0.3)
     assert not Simulated().fails(0.0)
-    assert Simulated(fail_rate=1).fails(0.999)
+    assert Simulated.model_validate({"failRate": 1}).fails(0.999)
 
 
 async def test_a_text_takes_its_small_delay_and_succeeds() -> None:
@@ -52,3 +52,9 @@ async def test_a_text_takes_its_small_delay_and_succeeds() -> None:
 async def test_simulate_fail_always_fails_as_transient() -> None:
     with pytest.raises(Transient, match="asked for"):
         await process_simulated(task({"simulateFail": True}))
+
+
+def test_only_the_public_names_count_as_the_schema_says() -> None:
+    """A name of another spelling would be accepted whatever its value, and the handler would refuse it."""
+    payload = process_simulated.parse('{"delay_ms": "never", "simulate_fail": 5}')
+    assert (payload.delay_ms, payload.simulate_fail) == (0, False)

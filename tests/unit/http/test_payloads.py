@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import jsonschema_rs
 import pytest
 from pydantic import (
     UUID4,
@@ -24,7 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
-from taskflux.http.payloads import PayloadSchema
+from taskflux.http.payloads import PayloadSchema, built_in
 from taskflux.http.problems import FieldError
 from taskflux.worker.schemas import schema_text
 from tests.unit.http.stores import EMAIL_SCHEMA
@@ -257,3 +258,100 @@ def test_every_format_is_asserted(name: str, good: str, bad: str) -> None:
     schema = PayloadSchema("own", json.dumps({"type": "string", "format": name}))
     assert errors(good, schema) == {}
     assert list(errors(bad, schema)) == ["payload"]
+
+
+# The built-in types, whose models run --------------------------------------------------------------------------------
+
+MAIL: dict[str, Any] = {"to": "ann@example.org", "subject": "Hello", "body": "Hi"}
+SMS: dict[str, Any] = {"mobile": "918812345678", "name": "Ann"}
+BUILT_IN = {name: PayloadSchema(name, schema_text(adapter)) for name, adapter in built_in().items()}
+MANY = [f"a{number}@example.org" for number in range(300)]
+BAD_MAILS: list[tuple[dict[str, Any], str, str]] = [
+    ({"to": "ann@example.org; bob@example.org"}, "payload.to", "write several as a list"),
+    ({"to": ["ann@example.org", "mailto:bob@example.org"]}, "payload.to[1]", "without the mailto:"),
+    ({"cc": "ann@-x"}, "payload.cc", "is not a domain name"),
+    ({"bcc": [".ann@example.org"]}, "payload.bcc[0]", "begins with a dot"),
+    ({"replyTo": ["x"]}, "payload.replyTo[0]", "has one @"),
+    ({"to": 5}, "payload.to", "or a list of addresses"),
+    ({"to": []}, "payload.to", "at least 1 item"),
+    (
+        {"to": [f"a{n}@b.org" for n in range(300)], "cc": [f"c{n}@b.org" for n in range(300)]},
+        "payload",
+        "500 recipients",
+    ),
+    ({"subject": "two\nlines"}, "payload.subject", "may have no line break"),
+    ({"subject": "x" * 999}, "payload.subject", "at most 998 characters"),
+    ({"subject": 5}, "payload.subject", "valid string"),
+    ({"body": "\0"}, "payload.body", "may have no NUL"),
+    ({"html": ["x"]}, "payload.html", "valid string"),
+    ({"prio": 1}, "payload.prio", "is not a known field"),
+    ({"reply_to": "ann@example.org"}, "payload.reply_to", "is not a known field"),
+    ({"headers": {"Subject": "x"}}, "payload.headers", "may not set Subject"),
+    ({"headers": {"X-A": "a\nb"}}, "payload.headers.X-A", "may have no line break"),
+    ({"headers": {"X-A": "a" * 1100}}, "payload.headers", "X-A has a word that is too long"),
+    ({"headers": {"X A": "a"}}, "payload.headers.X A", "is not a header's name"),
+    ({"attachments": [{"filename": "a"}]}, "payload.attachments[0].content", "is required"),
+    ({"attachments": [{"filename": "=?a", "content": ""}]}, "payload.attachments[0].filename", "may not contain"),
+    ({"attachments": [{"filename": "a", "content": "aGk"}]}, "payload.attachments[0].content", "the = at its end"),
+    ({"attachments": [{"filename": "a", "content": "a-_="}]}, "payload.attachments[0].content", "the kind for URLs"),
+    (
+        {"attachments": [{"filename": "a", "content": "data:text/plain;base64,aGk="}]},
+        "payload.attachments[0].content",
+        "a data: URI",
+    ),
+    (
+        {"attachments": [{"filename": "a", "content": "", "contentType": "zip"}]},
+        "payload.attachments[0].contentType",
+        "is not a media type",
+    ),
+]
+BAD_TEXTS: list[tuple[dict[str, Any], str, str]] = [
+    ({"mobile": "0918812345678"}, "payload.mobile", "digits with the country code, e.g. 918812345678"),
+    ({"mobile": "+91 88123 45678"}, "payload.mobile", "digits with the country code, e.g. 918812345678"),
+    ({"mobile": 918812345678}, "payload.mobile", "digits with the country code, e.g. 918812345678"),
+    ({"templateId": "../x"}, "payload.templateId", "is not a template's id"),
+    ({"template_id": "x"}, "payload.template_id", "is not a known field"),
+    ({"variables": {"name": "x"}}, "payload.variables", "may not set name"),
+    ({"variables": {"a b": "x"}}, "payload.variables.a b", "is not a variable's name"),
+    ({"variables": {"a": True}}, "payload.variables.a", "valid string, or"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "field", "message"),
+    [
+        *(("email", MAIL | fields, field, message) for fields, field, message in BAD_MAILS),
+        *(("sms", SMS | fields, field, message) for fields, field, message in BAD_TEXTS),
+        ("email", "text", "payload", "object"),
+        ("sms", None, "payload", "object"),
+    ],
+)
+def test_the_model_of_a_built_in_type_names_the_bad_field(name: str, payload: Any, field: str, message: str) -> None:
+    found = errors(payload, BUILT_IN[name])
+    assert list(found) == [field]
+    assert message in found[field]
+    assert "^" not in found[field]
+
+
+@pytest.mark.parametrize(
+    ("name", "payload"),
+    [
+        ("email", MAIL),
+        ("email", MAIL | {"to": [" Ann <ann..lee@example.org> ", '"a b"@my_host.org.'], "html": None, "cc": []}),
+        ("email", MAIL | {"attachments": [{"filename": "a", "content": "aGk=\n"}], "headers": {"X-A": "b"}}),
+        ("sms", SMS | {"mobile": "+918812345678", "templateId": None, "variables": {"a": "x", "b": 1, "c": 1.5}}),
+    ],
+)
+def test_what_a_built_in_type_takes_its_schema_takes_too(name: str, payload: Any) -> None:
+    assert errors(payload, BUILT_IN[name]) == {}
+    assert jsonschema_rs.is_valid(json.loads(BUILT_IN[name].text), payload)
+
+
+def test_a_type_that_another_release_has_registered_is_held_against_its_schema() -> None:
+    older = json.loads(BUILT_IN["email"].text)
+    older["properties"]["campaign"] = {"type": "string"}
+    schema = PayloadSchema("email", json.dumps(older))
+    assert errors(MAIL | {"campaign": "spring"}, schema) == {}
+    assert errors(MAIL | {"to": "mailto"}, schema) == {
+        "payload.to": "is not an address, such as ann@example.org or Ann Lee <ann@example.org>"
+    }

@@ -48,6 +48,7 @@ def test_a_recipient_named_twice_gets_one_mail() -> None:
         {"headers": {"X-A": "a\nBcc: b@c"}},
         {"headers": {"X A": "a"}},
         {"headers": {"X-A:": "a"}},
+        {"headers": {f"X-{number}": "a" for number in range(51)}},
         {"attachments": [{"filename": "a\nb", "content": ""}]},
         {"attachments": [{"filename": "a", "contentType": "zip", "content": ""}]},
     ],

@@ -10,6 +10,7 @@ from email.utils import getaddresses
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from taskflux.providers.addresses import Address
 from taskflux.providers.email import Attachment, Email
@@ -152,3 +153,27 @@ def test_long_lists_of_recipients_are_folded_between_addresses_and_names_are_kep
     assert [str(make_header(decode_header(name))) for name, _ in getaddresses([to])] == names
     head = message.wire.split(b"\r\n\r\n")[0].split(b"\r\n")
     assert all(line.strip() and len(line) <= 78 for line in head)
+
+
+@pytest.mark.parametrize("length", [900, 985, 990, 991, 992, 993, 994, 995, 1200, 1999])
+@pytest.mark.parametrize("shape", ["{}", "a {}", "{} a", "ü{}", "=?{}", "a  {}"])
+def test_what_the_model_takes_can_be_written(length: int, shape: str) -> None:
+    value = shape.format("x" * length)
+    for fields in ({"headers": {"X-A": value}}, {"subject": value}):
+        try:
+            email = Email.model_validate({"to": "ann@example.org", "subject": "x", "body": "b"} | fields)
+        except ValidationError:
+            assert length > 985
+            continue
+        compose(email, sender=SENDER, unique="1", date=DATE)
+
+
+def test_names_and_quoted_local_parts_are_written_in_quotation_marks() -> None:
+    mail = parsed(written(to=['"Ann @ Work, <x>" <ann@example.org>', '"ann lee"@example.org']))
+    first, second = mail["To"].addresses
+    assert (first.display_name, first.addr_spec) == ("Ann @ Work, <x>", "ann@example.org")
+    assert (second.username, second.domain) == ("ann lee", "example.org")
+
+
+def test_two_dots_before_the_at_are_sent_as_they_are() -> None:
+    assert b"To: ann..lee@example.org\r\n" in written(to="ann..lee@example.org").wire
