@@ -405,6 +405,12 @@ LOOP_LAG: Final = Histogram(
     buckets=_FAST,
     by="every",
 )
+LOOP_BLOCKED: Final = Counter(
+    "taskflux_event_loop_blocked_total",
+    "Times that the code of a handler blocked the event loop for a second or more; the log says where.",
+    _TYPE,
+    by="process-*",
+)
 DRAINING: Final = Gauge("taskflux_draining", "1 once the process was told to end.", by="every")
 BUILD: Final = Gauge(
     "taskflux_build_info", "1, with the version.", Label("version", said="TaskFlux's version"), by="every"

@@ -48,18 +48,20 @@ HANGS_AFTER: Final = 10.0
 class Health:
     """What the probes ask. A store that is unreachable is a metric, not a reason to be restarted."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.started = False
-        self._beat = time.monotonic()
+        self._clock = clock
+        self.beaten = clock()
+        """When the loop last turned."""
 
     def beat(self) -> None:
         """The loop turns."""
-        self._beat = time.monotonic()
+        self.beaten = self._clock()
 
     @property
     def live(self) -> bool:
         """Whether the loop has turned lately."""
-        return time.monotonic() - self._beat < HANGS_AFTER
+        return self._clock() - self.beaten < HANGS_AFTER
 
 
 class ProbeServer:

@@ -36,6 +36,7 @@ from taskflux.worker.executor import Executor
 from taskflux.worker.foreign import Adoption, PoisonOutlet
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
+from taskflux.worker.loop_watch import watched
 from taskflux.worker.outcomes import Outcomes
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import load_provider
@@ -298,6 +299,7 @@ async def serve(handler: Handler[Any], process: Process) -> None:
         stack.push_async_callback(poison.close)
         limiter = _limiter(provider, section, accelerator)
         gate = Gate(watch, handler.policy.provider, client, limiter)
+        stack.enter_context(watched(handler, process.health))
         await _work(handler, process, database, gate, poison)
 
 

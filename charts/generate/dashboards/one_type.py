@@ -229,7 +229,6 @@ PROCESSES: Final = Row(
             "Cores in use.",
             "short",
             (Query(_of_its_processes("process_cpu_seconds_total", "handler"), "{{handler}}"),),
-            width=8,
             nothing="at zero",
         ),
         Plot(
@@ -237,7 +236,6 @@ PROCESSES: Final = Row(
             "Resident memory of the largest of its processes.",
             "bytes",
             (Query(f"max by (handler) ({selector('process_resident_memory_bytes')} {ITS_PROCESSES})", "{{handler}}"),),
-            width=8,
             nothing="at zero",
         ),
         Plot(
@@ -246,9 +244,15 @@ PROCESSES: Final = Row(
             "s",
             (Query(_quantile_of_its_processes(0.99, "taskflux_event_loop_lag_seconds"), "p99"),),
             Kind.TIMES,
-            width=8,
             warning=0.1,
             nothing="at zero",
+        ),
+        Plot(
+            "Blocked event loop",
+            "Times a second that the handler's code blocked the event loop for a second or more. Its log says where.",
+            "short",
+            (Query(happening("taskflux_event_loop_blocked_total", "type", TYPE), "{{type}}"),),
+            nothing="never",
         ),
     ),
 )
