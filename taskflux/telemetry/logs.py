@@ -1,7 +1,7 @@
 """Logs: JSON for machines, text for a terminal; the task and its trace are on every line about them.
 
-A line never quotes what was sent or what a provider said of it: that stays on the task's row. Errors are told by class
-and place; a traceback has its task or its request beside it, and no values in it.
+A line never quotes what was sent. Errors are logged by class and place; a traceback has its task or its request beside
+it, and no values in it. The reason of an outcome, which may quote what a provider said, is `scrubbed`, or left out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -40,6 +41,20 @@ _FRAMES, _CAUSES = 50, 10  # of a traceback, the innermost; of an error's causes
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 # What these report, the program knows by their answers; their own lines repeat it at every try.
 _NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
+
+
+_REASON: Final = 500  # characters of a reason that are looked at
+_PERSONAL: Final = re.compile(
+    r"""
+      (?P<server>\b[a-z][a-z0-9+-]{1,15}://)(?:[^\s/@<>"']*@)?(?P<host>[^\s/?#<>"'(),;]*)(?P<path>[^\s<>"'(),;]*)
+    | (?P<id>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b)
+    | (?P<code>\b[245]\d\d[ -][245]\.\d{1,3}\.\d{1,3}\b)  # of an SMTP server: they stand beside each other
+    | (?P<text>"[^"]*(?:"|$) | “[^”]*(?:”|$) | «[^»]*(?:»|$) | (?<!\w)['`‘](?:(?!['`’](?!\w)).)*(?:['`’]|$))
+    | (?<![^\s<>"'(),;:=])(?P<address>[^\s<>"'(),;:=@＠]+[@＠][^\s<>"'(),;]*)
+    | (?P<number>[+(]{0,2}\d(?:[ ().-]{0,2}\d){6,} | \d{6,})
+    """,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
 
 
 class Sampler:
@@ -78,8 +93,32 @@ failed_requests: Final = Sampler(LogSettings().outcomes)
 """For lines about requests that failed by our fault: their own, so that the others cannot hide them."""
 
 
+_with_reasons = True
+
+
+def reason(said: str) -> str | None:
+    """The reason of an outcome as it stands on a line; None where the settings leave reasons out."""
+    return scrubbed(said) if _with_reasons else None
+
+
+def scrubbed(text: str) -> str:
+    """The beginning of `text` without what looks like personal data: docs/observability.md states the rule."""
+    words = text[:_REASON].split()
+    if len(text) > _REASON:
+        words[-1:] = ["…"]  # half an address would not look like one
+    return _PERSONAL.sub(_replaced, " ".join(words))
+
+
+def _replaced(found: re.Match[str]) -> str:
+    if found["server"]:
+        return found["server"] + found["host"] + ("/…" if found["path"] else "")
+    return found[0] if found["id"] or found["code"] else f"({found.lastgroup})"
+
+
 def configure(settings: LogSettings, process: str) -> None:
     """Send this process's logs to standard error."""
+    global _with_reasons  # one process has one log
+    _with_reasons = settings.reasons
     for sampler in (outcomes, requests, failed_requests):
         sampler.rate = settings.outcomes
     output = logging.StreamHandler(sys.stderr)

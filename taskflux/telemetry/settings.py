@@ -42,6 +42,13 @@ class LogSettings(BaseModel):
             " attention come on top",
         ),
     ] = 50
+    reasons: Annotated[
+        bool,
+        Field(
+            description="lines about outcomes hold the reason, without what looks like personal data"
+            " (docs/observability.md); false leaves it out"
+        ),
+    ] = True
 
     @field_validator("levels")
     @classmethod

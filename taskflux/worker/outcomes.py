@@ -81,6 +81,8 @@ class Outcomes:
     def _tell(self, claim: Claim, decision: Decision) -> None:
         event = decision.event.value
         about = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
+        if decision.reason is not None and (reason := logs.reason(decision.reason)) is not None:
+            about["reason"] = reason
         if decision.event in (Event.DIED, Event.HELD):
             log.warning(event, extra=about)
         else:

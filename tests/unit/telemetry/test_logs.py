@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -301,3 +302,57 @@ def test_what_is_below_the_level_is_neither_written_nor_counted(caplog: pytest.L
     assert flood.tell("succeeded", 0.0, 0.1) == []
     caplog.set_level(logging.INFO)
     assert "omitted" not in flood.tell("succeeded", 0.2)[0]
+
+
+# Reasons --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        ("550 5.1.1 <ada@example.org>: User unknown", "550 5.1.1 <(address)>: User unknown"),
+        ("421-4.7.0 wait 421 4.7.0 later", "421-4.7.0 wait 421 4.7.0 later"),
+        ("mailto:ada@example.org, to=ada.l@example.org", "mailto:(address), to=(address)"),
+        ('"Ada L"@example.org', "(text)@example.org"),
+        ("ada@[IPv6:::1]", "(address)"),
+        ("ADA＠example.org", "(address)"),
+        ("KeyError: 'Ada Lovelace'", "KeyError: (text)"),
+        ("'O'Brien' is unknown", "(text) is unknown"),
+        ("the worker's lease isn't its own", "the worker's lease isn't its own"),
+        ('it answered {"to": "Ada', "it answered {(text): (text)"),
+        ("“Ada” «Ada» ‘Ada’ `Ada`", "(text) (text) (text) (text)"),
+        ("+91 98765 43210 is busy", "(number) is busy"),
+        ("(555) 123-4567 or 918812345678", "(number) or (number)"),
+        ("code 123456", "code (number)"),
+        ("it was cut off after 30.5 s, 12345 bytes", "it was cut off after 30.5 s, 12345 bytes"),
+        ("https://ada:secret@api.example.org/users/ada?x=1 answered 500", "https://api.example.org/… answered 500"),
+        ("https://api.example.org answered 500", "https://api.example.org answered 500"),
+        ("0190a1b2-0000-7000-8000-000000000001 is gone", "0190a1b2-0000-7000-8000-000000000001 is gone"),
+        ("two\nlines\t here", "two lines here"),
+    ],
+)
+def test_a_reason_is_logged_without_what_looks_like_personal_data(said: str, logged: str) -> None:
+    assert logs.scrubbed(said) == logged
+
+
+@pytest.mark.parametrize("spaces", [" ", "   "])
+def test_of_a_long_reason_whole_words_are_logged(spaces: str) -> None:
+    head = spaces.join(["word"] * (490 // (4 + len(spaces))))
+    assert logs.scrubbed(f"{head}{spaces}somebody.private@example.org") == " ".join([*head.split(), "…"])
+    assert logs.scrubbed("somebody.private" * 40 + "@example.org") == "…"
+
+
+@pytest.mark.parametrize("part", ["x.", "1", "'", '"', "a:/", "://", "a@", "1 ", "(", "+"])
+def test_no_reason_takes_long_to_scrub(part: str) -> None:
+    began = time.process_time()
+    for _ in range(10):
+        logs.scrubbed(part * 5000)
+        logs.scrubbed(" ".join([part * 8] * 1000))
+    assert time.process_time() - began < 1
+
+
+def test_reasons_can_be_left_out() -> None:
+    logs.configure(LogSettings(reasons=False), "process-email")
+    assert logs.reason("busy") is None
+    logs.configure(LogSettings(), "process-email")
+    assert logs.reason("busy") == "busy"

@@ -117,7 +117,7 @@ async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
         await write(Outcomes(worker), claims, died)
     (told,) = [record for record in caplog.records if record.name == "taskflux.worker.outcomes"]
     assert (told.levelno, told.getMessage()) == (logging.WARNING, "died")
-    assert vars(told)["error_class"] == "Permanent"
+    assert (vars(told)["error_class"], vars(told)["reason"]) == ("Permanent", "(address) refused")
     assert "ada@example.org" not in str(vars(told))
 
 
