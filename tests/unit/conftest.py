@@ -41,14 +41,10 @@ async def scene(watched: tuple[PostgresSettings, WatchedDatabase]) -> AsyncItera
 
 @pytest_asyncio.fixture
 async def own_scene(new_database: NewDatabase) -> AsyncIterator[Scene]:
-    """A scene in a database of its own, for what the tables themselves go through."""
+    """A scene in a database of its own, a `WatchedDatabase`."""
     settings = await new_database()
-    database = WatchedDatabase(settings, pool_size=4)
-    await database.open()
-    async with Scene.over(settings, database) as scene:
-        await scene.register("email")
+    async with Scene.of(settings, WatchedDatabase(settings, pool_size=4)) as scene:
         yield scene
-    await database.close()
 
 
 @pytest.fixture

@@ -43,9 +43,5 @@ async def scene(shared: tuple[PostgresSettings, Database]) -> AsyncIterator[Scen
 async def own_scene(new_database: NewDatabase) -> AsyncIterator[Scene]:
     """A scene in a database of its own, for what the tables themselves go through."""
     settings = await new_database()
-    database = Database(settings, pool_size=8)
-    await database.open()
-    async with Scene.over(settings, database) as scene:
-        await scene.register("email")
+    async with Scene.of(settings, Database(settings, pool_size=8)) as scene:
         yield scene
-    await database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -58,6 +59,18 @@ class Scene:
             yield cls(settings, database, direct)
         finally:
             await direct.close()
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, settings: PostgresSettings, database: Database) -> AsyncIterator[Scene]:
+        """A scene over a database of its own, which is opened for it; its type is registered."""
+        await database.open()
+        try:
+            async with cls.over(settings, database) as scene:
+                await scene.register(TYPE)
+                yield scene
+        finally:
+            await database.close()
 
     @property
     def tasks(self) -> Tasks:
@@ -130,6 +143,13 @@ class Scene:
 
     async def sql(self, statement: str, *arguments: Any) -> list[Any]:
         return list(await self.direct.fetch(statement, *arguments))
+
+    async def until_blocked(self) -> None:
+        """Return once a statement waits for a lock of `direct`'s transaction."""
+        statement = "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        async with asyncio.timeout(60):
+            while not await self.sql(statement):  # noqa: ASYNC110  # what PostgreSQL does sets no event of ours
+                await asyncio.sleep(0.01)
 
     async def row(self, task: UUID) -> Row:
         return await self.direct.fetchrow("SELECT * FROM tasks WHERE id = $1", task)

@@ -113,6 +113,7 @@ async def test_whatever_stands_in_the_dead_letter_topic_can_be_stored(scene: Sce
         json.dumps(
             {"taskId": str(uuid7()), "taskType": "a", "version": 1, "errorClass": "X", "attempts": 2**40}
         ).encode(),
+        b'{"taskId":"%s","taskType":"a","version":1,"errorClass":"\xed\xa0\x80","attempts":1}' % str(uuid7()).encode(),
     ]
     headers = (
         ("taskflux-origin-topic", b"\x00"),
@@ -124,7 +125,9 @@ async def test_whatever_stands_in_the_dead_letter_topic_can_be_stored(scene: Sce
     )
     records = [Record("tasks.dlq", 0, n, 0, b"\x00", value) for n, value in enumerate(values)]
     records += [record._replace(offset=100 + record.offset, headers=headers) for record in records]
-    assert len(await scene.dead_letters.add([dead_letter(record) for record in records])) > 10
+    assert len(await scene.dead_letters.add([dead_letter(record) for record in records])) == len(records)
+    stored = await scene.sql("SELECT error_class, count(*) FROM dead_letters GROUP BY 1")
+    assert dict(map(tuple, stored)) == {"MalformedDeadLetter": len(values), "\ufffd\ufffd": len(values)}
 
 
 RANDOM = random.Random(6)

@@ -68,7 +68,7 @@ async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behin
     async with scene.direct.transaction():
         await scene.direct.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", middle)
         waiting = asyncio.ensure_future(run())
-        await until_blocked(scene)
+        await scene.until_blocked()
         free = await scene.sql("SELECT id FROM tasks ORDER BY id FOR UPDATE SKIP LOCKED")
     await waiting
     assert [row["id"] for row in free] == tasks[COUNT // 2 :]
@@ -84,19 +84,7 @@ async def test_whoever_ends_the_leases_of_a_former_run_locks_them_in_their_order
     async with scene.direct.transaction():
         await scene.direct.execute("SELECT FROM workers WHERE id = $1 FOR UPDATE", workers[COUNT // 2])
         waiting = asyncio.ensure_future(scene.upkeep.end_leases_of("/data"))
-        await until_blocked(scene)
+        await scene.until_blocked()
         free = await scene.sql("SELECT id FROM workers ORDER BY id FOR UPDATE SKIP LOCKED")
     assert await waiting == COUNT
     assert [row["id"] for row in free] == workers[COUNT // 2 :]
-
-
-async def until_blocked(scene: Scene) -> None:
-    """Return once a statement waits for a row of ours."""
-    async with asyncio.timeout(10):
-        while True:
-            if await scene.sql(
-                "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-                " AND datname = current_database()"
-            ):
-                return
-            await asyncio.sleep(0.01)

@@ -49,11 +49,15 @@ class Supervised:
             worker.spawn()
 
     async def stop(self) -> None:
+        """End them all; what a worker ended by, unless it was the killer, is raised."""
         for keeper in self._keepers:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.wait(self._keepers)
         for worker in self._workers:
             worker.kill()
+        for keeper in self._keepers:
+            if not keeper.cancelled():
+                keeper.result()
 
 
 async def happen(stack: Stack) -> dict[int, Outcome]:
