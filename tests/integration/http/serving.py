@@ -61,6 +61,12 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
     return create_app(submissions, routes, letters, None, started=lambda: True)
 
 
+def demand(demands: Demands, **changes: float) -> None:
+    """Change what a server demands, from its next look at its connections on: a test says when, and not a clock."""
+    for name, value in changes.items():
+        object.__setattr__(demands, name, value)  # it is frozen for everybody else
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """An application on a port of 127.0.0.1."""

@@ -16,7 +16,7 @@ from taskflux.store.settings import PostgresSettings
 from taskflux.store.tasks import TaskTypes
 from taskflux.tasks.submission import TaskType
 from tests.conftest import NewDatabase
-from tests.integration.http.serving import application, served
+from tests.integration.http.serving import application, demand, served
 from tests.integration.http.test_store import task_count
 from tests.integration.system.stack import eventually
 
@@ -114,8 +114,15 @@ async def test_what_postgresql_is_being_told_stays_told_and_what_waits_behind_it
 
 
 async def test_a_batch_that_stalls_is_answered_when_its_time_is_up(database: Database) -> None:
-    async with served(await application(database), demands=Demands(request=0.4)) as server:
+    demands = Demands(request=3600.0)
+    async with served(await application(database), demands=demands) as server:
         reader, writer = await ask(server.port, "/tasks/batch", b'[{"payload": "1"}, {"payload": "2"}, {"p', length=99)
+
+        async def accepted() -> bool:
+            return await task_count(database) == 2
+
+        await eventually(accepted, "both tasks are accepted")
+        demand(demands, request=0.0)
         answer = await asyncio.wait_for(reader.readuntil(b"]\n"), 10)
         assert answer.startswith(b"HTTP/1.1 202 ")
         assert answer.count(b'"status":202') == await task_count(database) == 2
@@ -142,10 +149,12 @@ async def test_a_drain_answers_what_a_slow_batch_has_brought(database: Database)
 
 
 async def test_a_request_without_an_end_holds_up_no_other(database: Database) -> None:
-    async with served(await application(database), demands=Demands(request=0.4)) as server:
+    demands = Demands(request=3600.0)
+    async with served(await application(database), demands=demands) as server:
         stalled = [await ask(server.port, "/tasks", b"", length=99) for _ in range(100)]
         response: httpx.Response = await server.client.post("/tasks", json={"payload": "x"})
         assert response.status_code == 202
+        demand(demands, request=0.0)
         for reader, writer in stalled:
             assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 408 ")
             await hang_up(writer)

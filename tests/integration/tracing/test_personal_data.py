@@ -148,17 +148,17 @@ async def texts(scene: Scene, people: People) -> None:
 async def requests(scene: Scene, people: People) -> None:
     """What ingest refuses, in every place of a request."""
     client = scene.stack.client
-    for document in (
-        {"taskType": "email", "payload": people.mail(to=[people.words()])},
-        {"taskType": "email", "payload": {people.words(): people.address()}},
-        {"taskType": people.words(), "payload": {}},
-        {"taskType": "simulated", "payload": people.words(), people.words(): 1},
-        {"taskType": "simulated", "payload": people.words(), "metadata": {"name": "\0" + people.words()}},
-        {"taskType": "simulated", "payload": people.words(), "key": "\ud800" + people.words()},
-        {"taskType": "simulated", "payload": people.words(), "scheduleAt": people.words()},
+    for document, status in (
+        ({"taskType": "email", "payload": people.mail(to=[people.words()])}, 422),
+        ({"taskType": "email", "payload": {people.words(): people.address()}}, 422),
+        ({"taskType": people.words(), "payload": {}}, 422),
+        ({"taskType": "simulated", "payload": people.words(), people.words(): 1}, 422),
+        ({"taskType": "simulated", "payload": people.words(), "metadata": {"name": "\0" + people.words()}}, 202),
+        ({"taskType": "simulated", "payload": people.words(), "key": "\ud800" + people.words()}, 400),
+        ({"taskType": "simulated", "payload": people.words(), "scheduleAt": people.words()}, 422),
     ):
         answer = await client.post("/tasks", content=json.dumps(document), headers={"content-type": "application/json"})
-        assert answer.status_code in (202, 400, 422), answer.text
+        assert answer.status_code == status, answer.text
     broken = f'{{"taskType": "email", "payload": "{people.words()}'
     assert (
         await client.post("/tasks", content=broken, headers={"content-type": "application/json"})
@@ -174,15 +174,15 @@ async def requests(scene: Scene, people: People) -> None:
     assert (await client.get("/tasks", params={"status": people.words(), "who": people.address()})).status_code == 422
     assert (await client.post(f"/webhooks/msg91/{people.words()}", data={"data": people.number()})).status_code == 404
     async with httpx.AsyncClient(base_url=scene.notify_url, trust_env=False) as notify:
-        for channel, body in (
-            ("email", people.mail()),
-            ("sms", people.text()),
-            ("email", people.mail(to=people.words())),
-            ("sms", {"mobile": people.words()}),
+        for channel, body, status in (
+            ("email", people.mail(), 200),
+            ("sms", people.text(), 200),
+            ("email", people.mail(to=people.words()), 422),
+            ("sms", {"mobile": people.words()}, 422),
         ):
             name = {"Taskflux-Task-Id": "n" + people.number()}
             answer = await notify.post(f"/notifications/{channel}", json=body, headers=name)
-            assert answer.status_code in (200, 422), answer.text
+            assert answer.status_code == status, answer.text
 
 
 async def records(scene: Scene, people: People) -> None:

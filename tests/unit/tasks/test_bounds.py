@@ -11,12 +11,18 @@ import pytest
 from taskflux.tasks.bounds import (
     MAX_DEPTH,
     MAX_VALUES,
+    MOST_BYTES,
+    USUAL_BYTES,
     OutOfBounds,
     TooManyValues,
     check,
     check_characters,
     excess,
 )
+
+
+def test_the_bounds_are_those_that_the_api_names() -> None:
+    assert (MAX_DEPTH, MAX_VALUES, USUAL_BYTES, MOST_BYTES) == (64, 100_000, 1_048_576, 16_777_216)
 
 
 def values_of(document: Any) -> int:

@@ -827,45 +827,51 @@ async def test_a_large_payload_is_read_when_its_task_begins(scene: Scene) -> Non
     assert (await scene.row(claim.id))["state"] == "succeeded"
 
 
-async def test_so_many_bytes_of_large_payloads_are_in_a_worker_at_once(
-    scene: Scene,
-) -> None:
-    at_once, most = 0, 0
+class AtOnce:
+    """Work that goes on until `full` says that no more of it can be begun; `most` is how many went on at once."""
+
+    def __init__(self, full: int) -> None:
+        self.most = 0
+        self._full = full
+        self._now = 0
+        self._entered = asyncio.Condition()
+
+    async def __call__(self, task: Task[Any]) -> Receipt:
+        async with self._entered:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self._entered.notify_all()
+            await self._entered.wait_for(lambda: self.most >= self._full)
+        for _ in range(100):  # whoever has room beside it begins meanwhile
+            await asyncio.sleep(0)
+        self._now -= 1
+        return Receipt()
+
+
+async def test_so_many_bytes_of_large_payloads_are_in_a_worker_at_once(scene: Scene) -> None:
+    large_work = AtOnce(2)
 
     async def work(task: Task[Payload]) -> Receipt:
-        nonlocal at_once, most
-        at_once += len(task.payload.to) > 100
-        most = max(most, at_once)
-        await asyncio.sleep(0.01)
-        at_once -= len(task.payload.to) > 100
-        return Receipt()
+        return await large_work(task) if len(task.payload.to) > 100 else Receipt()
 
     place = await Workplace.of(scene, work, payload_bytes=2_500_000)
     large = await place.claim(8, payload=json.dumps({"to": "x" * 400_000}))
     small = await place.claim(8, payload=json.dumps({"to": "x"}))
     place.begin(*large, *small)
     await place.settled()
-    assert most == 2
+    assert large_work.most == 2
     assert {(await scene.row(claim.id))["state"] for claim in [*large, *small]} == {"succeeded"}
 
 
 async def test_values_of_payloads_take_room_too(scene: Scene) -> None:
-    at_once, most = 0, 0
-
-    async def work(task: Task[Any]) -> Receipt:
-        nonlocal at_once, most
-        at_once, most = at_once + 1, max(most, at_once + 1)
-        await asyncio.sleep(0.01)
-        at_once -= 1
-        return Receipt()
-
+    work = AtOnce(2)
     place = await Workplace.of(scene, work, payload=Any, payload_bytes=5_000_000)
     kinds = ["[" + "[]," * 10_000 + "[]]", "[" + "[]," * 30_000 + "[]]"]  # some come with their claims, some do not
     claims = [claim for payload in kinds for claim in await place.claim(3, payload=payload)]
     assert [claim.payload is None for claim in claims] == [False] * 3 + [True] * 3
     place.begin(*claims)
     await place.settled()
-    assert most <= 2
+    assert work.most == 2
     assert {(await scene.row(claim.id))["state"] for claim in claims} == {"succeeded"}
 
 
