@@ -56,6 +56,7 @@ from taskflux.http.client import Client, client_of
 from taskflux.http.items import ArraySplitter, Item, LineSplitter, MalformedBatch, Splitter
 from taskflux.http.problems import (
     BAD_REQUEST,
+    BUSY,
     INTERNAL,
     INVALID_TASK,
     MALFORMED_JSON,
@@ -211,7 +212,7 @@ class Batch:
         except MalformedBatch as error:
             fault = Problem(MALFORMED_JSON, str(error))
         except Problem as problem:  # the rest is not taken, or did not arrive in time
-            fault = problem
+            fault = _busy(problem, _REST) if problem.kind is BUSY and self._count else problem
         if fault is not None and self._count == 0:
             raise fault
         await self._results.release()
@@ -243,7 +244,7 @@ class Batch:
         while self._chunks and self._chunks[0].outcomes.done():
             await self._answer_oldest()
         if self._failed > MOST_FAILED:
-            raise Problem(TOO_LARGE, f"{self._failed:,} items have failed: what follows them was not read")
+            raise Problem(TOO_LARGE, f"{self._failed:,} items have failed, the most that a batch may: {_REST}")
 
     async def _begin(self, items: Sequence[Item]) -> None:
         limits = self._submissions.limits
@@ -294,7 +295,7 @@ class Batch:
                 raise self._client.not_begun()
             return await self._read(item)
         except Problem as problem:
-            return problem
+            return _busy(problem, "send this item again") if problem.kind is BUSY else problem
 
     async def _read(self, item: bytes) -> Submission:
         size = len(item)
@@ -342,6 +343,15 @@ def _fault(error: BaseException) -> Problem:
     """What is told of an item that met a fault of ours; the log has its place, without its text."""
     log.error("%s while taking an item of a batch\n%s", type(error).__name__, frames(error))
     return Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened")
+
+
+_REST: Final = "what follows was not read: send again what has no answer here, in a further batch"
+
+
+def _busy(problem: Problem, what: str) -> Problem:
+    """The problem of a request that holds too much, told of a part of it."""
+    detail = f"this process holds as much as it may at once: {what}"
+    return Problem(BUSY, detail, headers=problem.headers, extra=problem.extra)
 
 
 def _take_key(document: Any) -> str | None:

@@ -131,11 +131,11 @@ _HELD: Final = "taskflux.held"
 BUSY_AGAIN: Final = 1
 """Seconds after which a request that found too many bytes in flight may come again."""
 
-_beside = ThreadPoolExecutor(2, "large-body")
+_beside = ThreadPoolExecutor(1, "large-body")  # so that one large document at a time is built
 
 
 async def beside_loop(work: Callable[[*Ts], T], *given: *Ts) -> T:
-    """`work(*given)`, in one of two threads: for work on `LARGE` bytes, so that livez is answered meanwhile."""
+    """`work(*given)`, in a thread for all work on `LARGE` bytes, so that livez is answered meanwhile."""
     return await asyncio.get_running_loop().run_in_executor(_beside, work, *given)
 
 
@@ -165,11 +165,37 @@ def weigh(body: bytes) -> int:
         Problem: 400, it is nested too deeply; 413, it holds too many values.
     """
     try:
-        return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1)  # a payload stands in its task
+        return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1) + _widening(body)  # a payload stands in its task
     except TooManyValues as error:
         raise Problem(TOO_LARGE, f"{error}, the most that is taken here") from None
     except OutOfBounds as error:
         raise Problem(MALFORMED_JSON, str(error)) from None
+
+
+def _widening(body: bytes) -> int:
+    """What is to be held besides for texts that take more memory than their bytes.
+
+    Python keeps a text in 1, 2 or 4 bytes a character, as the widest of them needs: one emoji makes four bytes of each.
+    For each byte held, five of memory are reckoned with; of these, two are texts: the body's, and those in it.
+    """
+    plain, escaped = body.isascii(), ESCAPE in body
+    if plain and not escaped:
+        return 0
+    width, characters = 1, len(body)
+    if escaped:
+        width = 4 if rb"\ud" in body or rb"\uD" in body else 2
+    if not plain:
+        characters = len(body.translate(None, _CONTINUING))
+        wide = body.translate(None, _LATIN)
+        if wide:
+            width = max(width, 4 if wide.translate(None, _THREE_BYTES) else 2)
+    return 2 * max(0, width * characters - len(body)) // 5
+
+
+_CONTINUING: Final = bytes(range(0x80, 0xC0))
+_LATIN: Final = bytes(range(0xC4))
+"""What no character begins with in UTF-8 that takes more than one byte of memory."""
+_THREE_BYTES: Final = bytes(range(0xC4, 0xF0))
 
 
 def decode_json(body: bytes) -> Any:

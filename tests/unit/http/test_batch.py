@@ -259,6 +259,7 @@ async def test_a_batch_in_which_too_many_items_have_failed_is_read_no_further() 
     found = results(response)
     assert 50_000 < len(found) < 90_000
     assert found[-1]["problem"]["type"] == "/problems/too-large"
+    assert "send again what has no answer here" in found[-1]["problem"]["detail"]
     assert http.intake.accepted == []
     assert len(response.content) < 3_000_000
 
@@ -289,3 +290,23 @@ async def test_a_batch_that_meets_too_much_in_flight_says_so_and_where() -> None
     await other
     statuses = [result["status"] for result in results(await batch)]
     assert statuses == sorted(statuses)
+
+
+async def test_an_item_for_which_there_is_no_room_is_told_to_come_again_and_the_others_are_taken() -> None:
+    http = Fixture(Limits(bytes_in_flight=1_000_000))
+    found = results(await send(http, "ndjson", [GOOD, {"payload": [0] * 6_000}, GOOD], size=20_000))
+    assert [result["status"] for result in found] == [202, 503, 202]
+    assert found[1]["problem"]["type"] == "/problems/busy"
+    assert found[1]["problem"]["detail"].endswith(": send this item again")
+    assert found[1]["problem"]["retryAfter"] == 1
+
+
+async def test_a_batch_that_is_read_no_further_for_want_of_room_says_what_to_send_again() -> None:
+    http = Fixture(Limits(bytes_in_flight=200_000, batch_items_in_flight=10_000))
+    http.intake.gate.clear()
+    batch = asyncio.create_task(send(http, "ndjson", [{"payload": "x" * 90}] * 3_000, size=100_000))
+    await http.intake.entered.acquire()
+    http.intake.gate.set()
+    last = results(await batch)[-1]
+    assert (last["status"], last["problem"]["type"]) == (503, "/problems/busy")
+    assert "send again what has no answer here" in last["problem"]["detail"]

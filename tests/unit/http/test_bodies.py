@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from taskflux.http.bodies import SMALL, beside_loop
+from taskflux.http.bodies import SMALL, beside_loop, weigh
 from taskflux.http.submissions import Limits
 from taskflux.tasks.bounds import USUAL_BYTES, VALUE_BYTES
 from taskflux.tasks.submission import TaskType
@@ -143,3 +143,21 @@ async def test_a_task_is_shown_only_while_there_is_room_for_it(method: str, path
     assert http.tasks.rows[ID]["state"] == ("uncertain" if path else "scheduled")  # nothing is done that cannot be told
     http.tasks.rows[ID] = row(payload='"' + "x" * 200_000 + '"', state="uncertain" if path else "scheduled")
     assert (await http.client.request(method, f"/tasks/{ID}{path}", json=asked)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [
+        ("x" * 10_000, 1),
+        ("é" * 10_000, 0),
+        ("x" * 10_000 + "中", 2),
+        ("x" * 10_000 + "🎉", 4),
+        ("中" * 10_000, 0),  # two bytes of memory for three of the body
+        ("🎉" * 10_000, 0),
+        ("x" * 10_000 + r"\u4e2d", 2),
+        ("x" * 10_000 + r"\uD83C\uDF89", 4),
+    ],
+)
+def test_a_text_weighs_as_much_as_its_widest_character_makes_it(text: str, width: int) -> None:
+    weight = weigh(f'"{text}"'.encode()) - VALUE_BYTES
+    assert weight == pytest.approx(2 * max(0, width - 1) * 10_000 / 5, abs=50)
