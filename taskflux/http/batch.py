@@ -325,7 +325,7 @@ class Batch:
             return self._refusal(outcome)
         index, self._answered = self._answered, self._answered + 1
         replay = ',"idempotentReplay":true' if outcome.repeated else ""
-        return f'{{"index":{index},{accepted_members(outcome, "202")}{replay}}}'.encode("ascii")
+        return f'{{"index":{index},{accepted_members(outcome, "202", str(outcome.id))}{replay}}}'.encode("ascii")
 
     def _refusal(self, problem: Problem, *, last: bool = False) -> bytes:
         """The result of an item that failed. Only so many of them are told at length: a bad item has two bytes."""

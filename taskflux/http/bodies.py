@@ -359,7 +359,10 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers
         media_type(headers, JSON_TYPES)
     held = held_by(scope)
     body = await read_body(headers, receive, limit, held)
-    return headers, await _parse_held(body, held), len(body)
+    if len(body) >= LARGE:
+        return headers, await _parse_held(body, held), len(body)
+    held.take(weigh(body))
+    return headers, decode_json(body), len(body)
 
 
 async def json_object(request: Request, limit: int) -> tuple[dict[str, Any], int]:

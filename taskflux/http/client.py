@@ -110,23 +110,21 @@ class Client:
 class _Wait:
     """Cancels what its task waits for, once its client sets it off; as `asyncio.Timeout`, at a tenth of the cost."""
 
-    __slots__ = ("_cancelled", "_cancelling", "_client", "_task", "problem")
+    __slots__ = ("_cancelling", "_client", "_task", "problem")
 
     def __init__(self, client: Client, problem: Callable[[], Problem] | None) -> None:
         """Without a `problem`, the end of the request's time does not set it off."""
         self._client = client
         self.problem = problem
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelled = False
-        self._cancelling = 0
+        self._task: asyncio.Task[Any] | None = None  # until it has been cancelled from here
 
     def end(self) -> None:
         asyncio.get_running_loop().call_soon(self._cancel)
 
     def _cancel(self) -> None:
-        if self._task is not None and not self._cancelled:
-            self._cancelled = True
-            self._task.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
 
     def __enter__(self) -> None:
         client = self._client
@@ -134,16 +132,21 @@ class _Wait:
             raise ClientDisconnect
         if self.problem is not None and client.late:
             raise self.problem()
-        self._task = task = asyncio.current_task()
-        self._cancelling = task.cancelling() if task else 0
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
         client._waits.append(self)
 
     def __exit__(
         self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client._waits.remove(self)
-        task, self._task = self._task, None
-        if self._cancelled and task and task.uncancel() <= self._cancelling and error is asyncio.CancelledError:
+        if self._task is not None:
+            self._task = None
+            return
+        task = asyncio.current_task()
+        if task and task.uncancel() <= self._cancelling and error is asyncio.CancelledError:
             self._client.check()
             assert self.problem is not None  # or only a client that has gone has set it off
             raise self.problem() from None

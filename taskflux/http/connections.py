@@ -230,30 +230,30 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._fields = self._size = 0
         if self._head_since is None:
             self._head_since = self._now
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
-        self._size += len(url)
-        if self._size > self._demands.target_bytes:
-            most = self._demands.target_bytes
-            self._stop(Problem(TARGET_TOO_LONG, f"the request's target is longer than {most:,} bytes"))
         self.url += url
+        most = self._demands.target_bytes
+        if len(self.url) > most:
+            self._stop(Problem(TARGET_TOO_LONG, f"the request's target is longer than {most:,} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer behind a body: that one is counted, and nobody reads it."""
-        self._fields += 1
-        self._size += len(name) + len(value) + 4
-        demands = self._demands
-        if self._fields > demands.header_fields or self._size > demands.head_bytes:
-            self._stop(_head_too_large(demands))
         if self._in_head:
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
             self.headers.append((name, value))
+            if len(self.headers) > self._demands.header_fields:
+                self._stop(_head_too_large(self._demands))
+        else:
+            self._fields += 1
+            self._size += len(name) + len(value) + 4
+            if self._fields > self._demands.header_fields or self._size > self._demands.head_bytes:
+                self._stop(_head_too_large(self._demands))
 
     def on_headers_complete(self) -> None:
         """A request begins."""
@@ -265,7 +265,10 @@ class Connection(HttpToolsProtocol):
         asked = self._asked
         if len(asked) >= MOST_PIPELINED:
             self._stop(Problem(BAD_REQUEST, f"more than {MOST_PIPELINED} requests wait for their answers"))
-        fault = _fault(parser.get_http_version(), self.headers)
+        fault, size = _look_over(parser.get_http_version(), self.headers)
+        self._fields, self._size = len(self.headers), size + len(self.url)
+        if self._size > self._demands.head_bytes:
+            self._stop(_head_too_large(self._demands))
         if fault is not None:
             self._stop(Problem(BAD_REQUEST, fault))
         client = client_of(self.scope)  # type: ignore[arg-type]
@@ -424,17 +427,23 @@ def _head_too_large(demands: Demands) -> Problem:
     return Problem(HEAD_TOO_LARGE, f"the head of the request is larger than is taken here: {most}")
 
 
-def _fault(version: str, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Why a head that can be parsed is refused: a proxy may see another request in it (RFC 9112, 3.2 and 6.1)."""
-    hosts = 0
+def _look_over(version: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, int]:
+    """Why a head that can be parsed is refused, and the bytes of its fields.
+
+    It is refused where a proxy may see another request in it (RFC 9112, 3.2 and 6.1).
+    """
+    fault, size, hosts = None, 0, 0
     for name, value in headers:
+        size += len(name) + len(value) + 4
         if name == b"host":
             hosts += 1
         elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-            return "the only Transfer-Encoding that is taken is chunked, in HTTP/1.1"
-    if version not in ("1.0", "1.1"):
-        return "HTTP/1.1 and HTTP/1.0 are spoken here"
-    return "a request has one Host" if hosts != 1 and (hosts or version == "1.1") else None
+            fault = "the only Transfer-Encoding that is taken is chunked, in HTTP/1.1"
+    if fault is None and version not in ("1.0", "1.1"):
+        fault = "HTTP/1.1 and HTTP/1.0 are spoken here"
+    if fault is None and hosts != 1 and (hosts or version == "1.1"):
+        fault = "a request has one Host"
+    return fault, size
 
 
 def _answer(problem: Problem) -> bytes:

@@ -227,15 +227,17 @@ class Submissions:
             TASK.set(submission.id)
             with client.until_gone():
                 accepted = await self.accept(submission, "Idempotency-Key")
-            TASK.set(accepted.id)
+            if accepted.repeated:
+                TASK.set(accepted.id)
         except Problem as problem:
             metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
             raise
-        body = f"{{{accepted_members(accepted, _SCHEDULED)}}}".encode("ascii")
+        task = str(accepted.id)
+        body = f"{{{accepted_members(accepted, _SCHEDULED, task)}}}".encode("ascii")
         answer_headers = [
             (b"content-type", JSON),
             (b"content-length", b"%d" % len(body)),
-            (b"location", f"/tasks/{accepted.id}".encode("ascii")),
+            (b"location", f"/tasks/{task}".encode("ascii")),
         ]
         if accepted.repeated:
             answer_headers.append((b"idempotent-replay", b"true"))
@@ -346,8 +348,8 @@ class Submissions:
 _SCHEDULED: Final = f'"{State.SCHEDULED}"'
 
 
-def accepted_members(accepted: Accepted, status: str) -> str:
+def accepted_members(accepted: Accepted, status: str, task: str) -> str:
     """What the submitter is told, as members of a JSON object: written by hand, it takes a third of the time."""
     name = encode_basestring_ascii(accepted.type)
     created_at = rfc3339(accepted.created_at)
-    return f'"taskId":"{accepted.id}","taskType":{name},"status":{status},"createdAt":"{created_at}"'
+    return f'"taskId":"{task}","taskType":{name},"status":{status},"createdAt":"{created_at}"'
