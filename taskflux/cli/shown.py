@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -77,9 +78,12 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def moment(text: str | None) -> str:
-    """An RFC 3339 time to the second, as it is read in a table."""
-    return "" if not text else f"{text[:10]} {text[11:19]}Z"
+def moment(text: str | None, *, milliseconds: bool = False) -> str:
+    """An RFC 3339 time to the second, or to the millisecond, as it is read in a table."""
+    if not text:
+        return ""
+    fraction = text[20:].rstrip("Z").ljust(3, "0")[:3]
+    return f"{text[:10]} {text[11:19]}" + (f".{fraction}Z" if milliseconds else "Z")
 
 
 def counted(number: int, noun: str) -> str:
@@ -129,19 +133,22 @@ def show_payload(payload: object) -> None:
 
 
 def show_timeline(entries: Sequence[Document]) -> None:
-    """What happened, in its order."""
+    """What happened, in its order; with milliseconds where events share a second."""
     if not entries:
         return
     click.echo()
     columns = ("at", "event", "status", "attempt", "times", "note")
-    print_table(columns, [_timeline_row(entry) for entry in entries])
+    seconds = Counter(moment(entry["at"]) for entry in entries)
+    rows = [_timeline_row(entry, milliseconds=seconds[moment(entry["at"])] > 1) for entry in entries]
+    print_table(columns, rows)
 
 
-def _timeline_row(entry: Document) -> list[Any]:
+def _timeline_row(entry: Document, *, milliseconds: bool) -> list[Any]:
     times = entry.get("times") or 1
     status = entry.get("status") or entry.get("state")
     note = shortened(cell(entry.get("note")), 80)
-    return [moment(entry["at"]), entry["event"], status, entry.get("attempt"), times if times > 1 else "", note]
+    at = moment(entry["at"], milliseconds=milliseconds)
+    return [at, entry["event"], status, entry.get("attempt"), times if times > 1 else "", note]
 
 
 def show_tasks(tasks: Sequence[Document]) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NotRequired, TypedDict
 from uuid import UUID
 
@@ -141,12 +142,18 @@ def parse_timeline(entries: Iterable[str], trace: str | None = None) -> list[Tim
     On the row it is an array of texts, `at|event|state|attempt|times|note`, at most 32: a full one folds repeats of
     the same cause into one entry that counts them. A note holds no `|`.
 
+    An entry is never earlier than the one before it: a statement's time is the beginning of its transaction, which may
+    have waited for the statement before, and a clock can be set back. Folded repeats stand at their first time.
+
     Raises:
         ValueError: a text is no entry.
     """
     timeline: list[TimelineEntry] = []
+    latest = ""
     for text in entries:
         at, event, state, attempt, times, note = text.split("|", 5)
+        if times == "1":
+            at = latest = max(latest, at)
         entry: TimelineEntry = {"at": at, "event": event, "state": state, "attempt": int(attempt)}
         if times != "1":
             entry["times"] = int(times)
@@ -155,7 +162,7 @@ def parse_timeline(entries: Iterable[str], trace: str | None = None) -> list[Tim
         if trace:
             entry["traceId"] = trace
         timeline.append(entry)
-    return timeline
+    return sorted(timeline, key=itemgetter("at"))
 
 
 log = logging.getLogger(__name__)

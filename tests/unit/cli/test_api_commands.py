@@ -171,6 +171,16 @@ def test_every_answer_is_shown_to_people_and_whole_to_scripts(
     assert document in (whole, whole[0] if isinstance(whole, list) else None)
 
 
+def test_events_that_share_a_second_are_shown_with_milliseconds(server: Server) -> None:
+    times = ("2030-01-01T00:00:00.004567Z", "2030-01-01T00:00:00Z", "2030-01-01T00:00:01.5Z")
+    timeline = [{**e.TASK["timeline"][0], "at": at} for at in times]
+    server.answer(f"GET /tasks/{ID}", (200, {**e.TASK, "timeline": timeline}))
+    *_, first, second, third = server.run("tasks", "get", ID).stdout.splitlines()
+    assert first.startswith("2030-01-01 00:00:00.004Z ")
+    assert second.startswith("2030-01-01 00:00:00.000Z ")
+    assert third.startswith("2030-01-01 00:00:01Z ")
+
+
 def test_a_record_that_was_no_task_is_shown(server: Server) -> None:
     record: dict[str, Any] = {"key": None, "value": {"encoding": "base64", "data": "/w=="}, "headers": []}
     letter = {**e.DEAD_LETTER_IN_FULL, "taskId": None, "payload": None, "timeline": [], "record": record}

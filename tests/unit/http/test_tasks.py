@@ -11,7 +11,7 @@ import pytest
 from taskflux.http.bodies import to_json
 from taskflux.http.problems import Problem
 from taskflux.http.queries import Query, read_task_query, task_cursor
-from taskflux.http.tasks import task_document
+from taskflux.http.tasks import parse_timeline, task_document
 from taskflux.store.tasks import Page, TaskFilter
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
@@ -261,3 +261,25 @@ async def test_nothing_is_decided_about_an_unknown_task(task: str, http: Fixture
 async def test_a_405_names_every_method_of_its_address(method: str, path: str, allowed: str, http: Fixture) -> None:
     response = await http.client.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+def entry(second: float, event: str, state: str = "scheduled", times: int = 1) -> str:
+    return f"2030-01-01T00:00:{second:09.6f}Z|{event}|{state}|1|{times}|"
+
+
+def test_a_timeline_shows_no_event_before_the_one_that_led_to_it() -> None:
+    """A transaction may have waited for the one before, and a clock may have been set back."""
+    timeline = parse_timeline([entry(1, "accepted"), entry(5, "claimed"), entry(3, "retry"), entry(7, "claimed")])
+    assert [(each["event"], each["at"][17:19]) for each in timeline] == [
+        ("accepted", "01"),
+        ("claimed", "05"),
+        ("retry", "05"),
+        ("claimed", "07"),
+    ]
+
+
+def test_folded_repeats_stand_at_the_time_of_the_first_one() -> None:
+    row = [entry(1, "accepted"), entry(9, "resolved"), entry(3, "retry", times=7), entry(2, "claimed", times=8)]
+    timeline = parse_timeline([*row, entry(8, "succeeded")])
+    assert [each["event"] for each in timeline] == ["accepted", "claimed", "retry", "resolved", "succeeded"]
+    assert [each["at"] for each in timeline] == sorted(each["at"] for each in timeline)
