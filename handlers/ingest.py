@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from taskflux.http.app import Exposition, create_app, own_metrics
 from taskflux.http.dead_letters.routes import DeadLetterRoutes
@@ -66,13 +67,20 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
         prefix = settings.kafka.topic_prefix
         app = create_app(
             submissions,
-            TaskRoutes(tasks, cache),
+            TaskRoutes(tasks, cache, partial(_open_circuit, registry, watch)),
             DeadLetterRoutes(DeadLetters(database), submissions, prefix),
             webhook,
             started=lambda: process.health.started,
             exposition=exposition,
         )
         await serve_process(app, process, GRACE)
+
+
+def _open_circuit(registry: TypeRegistry, watch: CircuitWatch, task_type: str) -> str | None:
+    """The provider of this type, if its circuit is open."""
+    registered = registry.known(task_type)
+    provider = registered.type.provider if registered is not None else None
+    return provider if watch.open(provider) else None
 
 
 def _limits(http: HttpSettings) -> Limits:

@@ -110,6 +110,7 @@ def show_task(task: Document) -> None:
             "created": moment(task["createdAt"]),
             "updated": moment(task["updatedAt"]),
             "due": moment(task.get("dueAt")),
+            "waits for": task.get("waitsFor"),
             "expires": moment(task.get("expiresAt")),
             "key": task.get("key"),
             "metadata": task.get("metadata"),
@@ -153,7 +154,7 @@ def _timeline_row(entry: Document, *, milliseconds: bool) -> list[Any]:
 
 def show_tasks(tasks: Sequence[Document]) -> None:
     """A line for each task."""
-    columns = ("task", "type", "status", "attempts", "created", "due", "error")
+    columns = ("task", "type", "status", "attempts", "created", "due", "waits for", "error")
     print_table(columns, [_task_row(task) for task in tasks])
 
 
@@ -162,7 +163,8 @@ def _task_row(task: Document) -> list[Any]:
     told = f"{error.get('class')}: {error.get('reason')}" if error else ""
     attempts = f"{task['attempts']}/{task['maxAttempts']}"
     created, due = moment(task["createdAt"]), moment(task.get("dueAt"))
-    return [task["taskId"], task["taskType"], task["status"], attempts, created, due, shortened(told, _LONGEST_REASON)]
+    waits_for, error_shown = task.get("waitsFor", ""), shortened(told, _LONGEST_REASON)
+    return [task["taskId"], task["taskType"], task["status"], attempts, created, due, waits_for, error_shown]
 
 
 def explain_end(task: Document) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final, NotRequired, TypedDict
 from uuid import UUID
@@ -35,22 +36,22 @@ from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import link_request, trace_id
 
 
-def task_document(row: Mapping[str, Any]) -> dict[str, Any]:
+def task_document(row: Mapping[str, Any], waits_for: str | None = None) -> dict[str, Any]:
     """The JSON object of a task's row (columns of the query `get_task`)."""
-    document = task_summary(row)
+    document = task_summary(row, waits_for)
     document["payload"] = stored_json(row["payload"])
     document["timeline"] = parse_timeline(row["timeline"] or (), document.get("traceId"))
     return document
 
 
-async def shown_task(row: Mapping[str, Any], held: Held) -> bytes:
+async def shown_task(row: Mapping[str, Any], held: Held, waits_for: str | None = None) -> bytes:
     """The same as an answer's body.
 
     Raises:
         Problem: 503, too much is in flight.
     """
     hold_stored(row, held)
-    return await _shown(row)
+    return await _shown(row, waits_for)
 
 
 def hold_stored(row: Mapping[str, Any], held: Held) -> None:
@@ -62,17 +63,17 @@ def hold_stored(row: Mapping[str, Any], held: Held) -> None:
     held.take(3 * len(row["payload"] or ""))
 
 
-async def _shown(row: Mapping[str, Any]) -> bytes:
+async def _shown(row: Mapping[str, Any], waits_for: str | None = None) -> bytes:
     if len(row["payload"]) < LARGE:
-        return to_json(task_document(row))
-    return await beside_loop(lambda: to_json(task_document(row)))
+        return to_json(task_document(row, waits_for))
+    return await beside_loop(lambda: to_json(task_document(row, waits_for)))
 
 
 def _json(document: bytes) -> Response:
     return Response(document, media_type="application/json")
 
 
-def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
+def task_summary(row: Mapping[str, Any], waits_for: str | None = None) -> dict[str, Any]:
     """The same without payload and timeline, as lists show it (columns of the queries `list_…`)."""
     error_class, expires_at = row["error_class"], row["expires_at"]
     # What the provider has reported of this replay's message. It is no outcome of the task.
@@ -80,6 +81,7 @@ def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(delivery, dict) or delivery.pop("replay", 0) != row["replays"]:
         delivery = None
     only_when_set = {
+        "waitsFor": waits_for,
         "key": row["key"],
         "metadata": stored_json(row["metadata"]),
         "expiresAt": rfc3339(expires_at) if expires_at else None,
@@ -102,6 +104,25 @@ def task_summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "error": None if error_class is None else {"class": error_class, "reason": row["error_reason"]},
         **{name: value for name, value in only_when_set.items() if value is not None},
     }
+
+
+def waits_for(row: Mapping[str, Any], open_circuit: str | None, now: datetime) -> str | None:
+    """What a task waits for; None where it runs or has ended.
+
+    `open_circuit` is its type's provider, if the circuit of that is open: nothing else is published then.
+    """
+    match row["state"]:
+        case State.SCHEDULED if row["due_at"] > now:
+            return "its next attempt" if row["error_class"] else "its time"
+        case State.SCHEDULED | State.QUEUED if open_circuit is not None:
+            return f"the circuit of {open_circuit} to close"
+        case State.SCHEDULED:
+            return "the relay to publish it"
+        case State.QUEUED:
+            return "a worker"
+        case State.UNCERTAIN:
+            return "a decision"
+    return None
 
 
 def stored_json(text: str | None) -> Any:
@@ -182,11 +203,13 @@ _NOT_CANCELLED: Final = {
 class TaskRoutes:
     """What can be asked of tasks. Repeating a decision is harmless: nothing is done twice.
 
-    `cache` is None where there is no Redis.
+    `cache` is None where there is no Redis. `open_circuit` is asked for the provider of a task type, if its circuit is
+    open.
     """
 
     tasks: Tasks
     cache: Accelerator | None
+    open_circuit: Callable[[str], str | None]
 
     async def show(self, request: Request) -> Response:
         """A task as it stands."""
@@ -197,7 +220,7 @@ class TaskRoutes:
             row = await self.tasks.get(task, DEFAULT_TENANT)
             if row is None:
                 raise _unknown(str(task))
-            document = await shown_task(row, held_by(request.scope))
+            document = await shown_task(row, held_by(request.scope), self._waits_for(row))
             if self.cache and row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
                 await self.cache.cache(DEFAULT_TENANT, task, document)
         return _json(document)
@@ -211,7 +234,7 @@ class TaskRoutes:
         asked = read_task_query(request.query_params.multi_items())
         page = await self.tasks.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
         following = task_cursor(page.after, asked) if page.after else None
-        items = [task_summary(row) for row in page.rows]
+        items = [task_summary(row, self._waits_for(row)) for row in page.rows]
         return json_answer({"items": items, "nextCursor": following})
 
     async def cancel(self, request: Request) -> Response:
@@ -245,6 +268,9 @@ class TaskRoutes:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")
         log.info("a task was resolved", extra={"task_id": str(task), "outcome": resolution.value})
         return _json(await _shown(row))
+
+    def _waits_for(self, row: Mapping[str, Any]) -> str | None:
+        return waits_for(row, self.open_circuit(row["type"]), datetime.now(UTC))
 
     async def _decided(self, task: UUID) -> Mapping[str, Any]:
         row: Mapping[str, Any] | None = await self.tasks.get(task, DEFAULT_TENANT)

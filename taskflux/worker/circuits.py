@@ -57,6 +57,11 @@ class CircuitWatch:
                 log.debug("circuits could not be read", extra={"error": str(error)})
             await asyncio.sleep(REFRESH)
 
+    def open(self, provider: str | None) -> bool:
+        """Whether the circuit of `provider` is open."""
+        circuit = self.known.get(provider) if provider else None
+        return circuit is not None and circuit.open
+
     def flowing(self, provider: str | None) -> bool:
         """Whether work for `provider` may be published without limit."""
         circuit = self.known.get(provider) if provider else None
@@ -99,8 +104,7 @@ class Gate:
     @property
     def open(self) -> bool:
         """Whether the provider's circuit is open, as it stood a moment ago: tasks are released instead of run."""
-        circuit = self._watch.known.get(self._provider) if self._provider else None
-        return circuit is not None and circuit.open
+        return self._watch.open(self._provider)
 
     async def refusal(self, *, probe: bool) -> str | None:
         """Why the provider may not be asked now; None once its rate limit allows it.

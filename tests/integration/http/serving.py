@@ -57,7 +57,7 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
     intake = StoreIntake(tasks, patience)
     submissions = Submissions(intake, TypeRegistry(types), limits)
     letters = DeadLetterRoutes(DeadLetters(database), submissions)
-    routes = TaskRoutes(tasks, None)
+    routes = TaskRoutes(tasks, None, lambda task_type: None)
     return create_app(submissions, routes, letters, None, started=lambda: True)
 
 

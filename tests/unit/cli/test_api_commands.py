@@ -171,6 +171,13 @@ def test_every_answer_is_shown_to_people_and_whole_to_scripts(
     assert document in (whole, whole[0] if isinstance(whole, list) else None)
 
 
+def test_a_list_shows_what_each_task_waits_for(server: Server) -> None:
+    item = {**e.TASK, "status": "queued", "waitsFor": "the circuit of smtp to close"}
+    server.answer("GET /tasks", (200, {"items": [item], "nextCursor": None}))
+    heading, line = server.run("tasks", "list").stdout.splitlines()
+    assert line[heading.index("WAITS FOR") :].startswith("the circuit of smtp to close")
+
+
 def test_events_that_share_a_second_are_shown_with_milliseconds(server: Server) -> None:
     times = ("2030-01-01T00:00:00.004567Z", "2030-01-01T00:00:00Z", "2030-01-01T00:00:01.5Z")
     timeline = [{**e.TASK["timeline"][0], "at": at} for at in times]

@@ -41,6 +41,7 @@ class Fixture:
         self.tasks = MemoryTasks()
         self._before = counted(metrics.SUBMITTED), counted(metrics.REPLAYED)
         self.ready = True
+        self.open_circuits: dict[str, str] = {}
         self.clock = Clock()
         self.registry = TypeRegistry(self.source, clock=self.clock, sleep=self.clock.sleep)
         self.letters = MemoryLetters()
@@ -48,7 +49,7 @@ class Fixture:
         submissions = Submissions(self.intake, self.registry, self.limits, now=lambda: NOW)
         self.app: Starlette = create_app(
             submissions,
-            TaskRoutes(self.tasks, None),
+            TaskRoutes(self.tasks, None, self.open_circuits.get),
             DeadLetterRoutes(self.letters, submissions, "shop-"),
             None,
             started=lambda: self.ready,

@@ -214,7 +214,7 @@ def _described(operations: Sequence[Operation]) -> set[tuple[str, str, str]]:
 def test_every_route_of_ingest_is_described_and_every_call_that_is_described_is_served() -> None:
     nobody: Any = None  # nothing is called here
     submissions = Submissions(nobody, nobody)
-    tasks, letters = TaskRoutes(nobody, nobody), DeadLetterRoutes(nobody, submissions)
+    tasks, letters = TaskRoutes(nobody, nobody, nobody), DeadLetterRoutes(nobody, submissions)
     app = create_app(submissions, tasks, letters, Msg91Webhook("secret", nobody, nobody), nobody)
     assert served(app) == _described(API)
 

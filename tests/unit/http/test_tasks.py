@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from taskflux.http.bodies import to_json
 from taskflux.http.problems import Problem
 from taskflux.http.queries import Query, read_task_query, task_cursor
-from taskflux.http.tasks import parse_timeline, task_document
+from taskflux.http.tasks import parse_timeline, task_document, waits_for
 from taskflux.store.tasks import Page, TaskFilter
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
@@ -283,3 +284,38 @@ def test_folded_repeats_stand_at_the_time_of_the_first_one() -> None:
     timeline = parse_timeline([*row, entry(8, "succeeded")])
     assert [each["event"] for each in timeline] == ["accepted", "claimed", "retry", "resolved", "succeeded"]
     assert [each["at"] for each in timeline] == sorted(each["at"] for each in timeline)
+
+
+# What a task waits for ------------------------------------------------------------------------------------------------
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "open_circuit", "expected"),
+    [
+        ({"state": "scheduled", "due_at": LATER}, None, "its time"),
+        ({"state": "scheduled", "due_at": LATER, "error_class": "Transient"}, None, "its next attempt"),
+        ({"state": "scheduled", "due_at": LATER, "error_class": "Unavailable"}, "smtp", "its next attempt"),
+        ({"state": "scheduled", "due_at": NOW}, None, "the relay to publish it"),
+        ({"state": "scheduled", "due_at": NOW}, "smtp", "the circuit of smtp to close"),
+        ({"state": "queued"}, None, "a worker"),
+        ({"state": "queued"}, "smtp", "the circuit of smtp to close"),
+        ({"state": "uncertain", "error_class": "Ambiguous"}, "smtp", "a decision"),
+        ({"state": "running"}, "smtp", None),
+        *(({"state": state}, "smtp", None) for state in ("succeeded", "dead", "cancelled")),
+    ],
+)
+def test_a_task_says_what_it_waits_for(fields: dict[str, Any], open_circuit: str | None, expected: str | None) -> None:
+    assert waits_for(row(**fields), open_circuit, NOW) == expected
+
+
+async def test_a_task_and_a_list_show_what_is_waited_for(http: Fixture) -> None:
+    http.tasks.page_ = Page([row(state="queued"), row(state="dead")], None)
+    http.tasks.rows[ID] = row(state="queued")
+    http.open_circuits["email"] = "smtp"
+    waiting, dead = (await http.client.get("/tasks")).json()["items"]
+    assert waiting["waitsFor"] == "the circuit of smtp to close"
+    assert "waitsFor" not in dead
+    assert (await http.client.get(f"/tasks/{ID}")).json()["waitsFor"] == "the circuit of smtp to close"
