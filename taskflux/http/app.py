@@ -32,6 +32,7 @@ from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.errors import StoreError
+from taskflux.telemetry import outages
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 from taskflux.telemetry.logs import frames
 
@@ -97,7 +98,8 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
     """The routes of the probes.
 
     livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once
-    `started`, whatever the stores do later: were they a reason, all replicas would leave their service together.
+    `started`, whatever the stores do later: were they a reason, all replicas would leave their service together. Its
+    body says what the process waits for.
     """
 
     async def livez(request: Request) -> Response:
@@ -106,7 +108,7 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
     async def readyz(request: Request) -> Response:
         if not started():
             raise Problem(NOT_STARTED, "it is not ready yet", headers={"Retry-After": "1"})
-        return PlainTextResponse("ok\n")
+        return PlainTextResponse("".join(f"{line}\n" for line in ("ok", *outages.waiting())))
 
     async def exposed(request: Request) -> Response:
         if switched_off():

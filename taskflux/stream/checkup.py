@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import BrokerResponseError, IncompatibleBrokerVersion
 
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.causes import Link
+from taskflux.stream.client import TROUBLE, connection_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.settings import KafkaSettings
 
@@ -74,6 +76,7 @@ class KafkaCheckup:
     async def idempotence_refused(self) -> str | None:
         """Why no idempotent producer is had from this cluster; None where it is."""
         producer = AIOKafkaProducer(**connection_options(self._settings), enable_idempotence=True)
+        since = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.request_timeout):
                 await producer.start()
@@ -82,7 +85,7 @@ class KafkaCheckup:
         except BrokerResponseError as error:
             return error_name(error)
         except TROUBLE as error:
-            raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+            raise Link(self._settings).unavailable(error, since) from error
         finally:
             await producer.stop()
         return None

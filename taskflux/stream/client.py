@@ -15,7 +15,11 @@ TROUBLE = (KafkaError, OSError, asyncio.TimeoutError)
 
 
 class KafkaUnavailable(Exception):
-    """Kafka did not answer, or not in time: nothing is known about what was asked; ask again later."""
+    """Kafka did not answer, or not in time: nothing is known about what was asked; ask again later. `do` is the fix."""
+
+    def __init__(self, said: str, do: str = "") -> None:
+        super().__init__(said)
+        self.do = do
 
 
 def error_name(error: BaseException) -> str:

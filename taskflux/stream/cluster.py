@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import MappingProxyType
@@ -18,7 +19,8 @@ from aiokafka.errors import (
 )
 
 from taskflux.stream import internals
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.causes import Link
+from taskflux.stream.client import TROUBLE, connection_options
 from taskflux.stream.internals import BoundedConsumer
 from taskflux.stream.settings import KafkaSettings
 from taskflux.telemetry import metrics
@@ -107,6 +109,7 @@ class Cluster:
     def __init__(self, settings: KafkaSettings) -> None:
         self._options = connection_options(settings)
         self._timeout = settings.request_timeout
+        self._link = Link(settings)
         self._clients: Clients | None = None
 
     async def ask(self, question: Callable[[Clients], Awaitable[T]]) -> T:
@@ -116,12 +119,16 @@ class Cluster:
         """
         died, unled = iter((0.0,)), iter(LEADERLESS)
         while True:
+            since = time.monotonic()
             try:
-                return await self._try(question)
+                answer = await self._try(question)
             except TROUBLE as error:
                 pause = next(unled if isinstance(error, _NO_LEADER) else died, None)
                 if pause is None:
-                    raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+                    raise self._link.unavailable(error, since) from error
+            else:
+                self._link.works()
+                return answer
             await asyncio.sleep(pause)
 
     async def close(self) -> None:

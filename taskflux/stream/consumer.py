@@ -22,6 +22,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import ConsumerStoppedError
 
 from taskflux.stream import internals
+from taskflux.stream.causes import Link
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.envelope import Record
@@ -62,6 +63,7 @@ class Consumer:
         self._group = group
         self._topic = topic
         self._cluster = Cluster(settings)
+        self._link = Link(settings)
         metrics.REBALANCES.zeros()
         self._member: _Member | None = None
         self._joined = asyncio.Event()
@@ -144,6 +146,7 @@ class Consumer:
 
     async def _join(self) -> UUID | None:
         """Become a member; the id of the log that is read from here on, or None."""
+        since = time.monotonic()
         try:
             log_id = await self._log_id()
             if log_id is None:
@@ -156,7 +159,10 @@ class Consumer:
                 await self._member.join()
         except (*TROUBLE, KafkaUnavailable) as error:
             log.debug("the group cannot be joined", extra={"error": error_name(error)})
+            if not isinstance(error, KafkaUnavailable):  # which has been told
+                self._link.failed(error, since)
             return None
+        self._link.works()
         self._joined.set()
         return log_id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, UnknownTopicOrPartitionError
 
 from taskflux.stream import internals
+from taskflux.stream.causes import Link
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.internals import topic_metadata
@@ -73,7 +75,7 @@ class Producer:
             "max_batch_size": settings.batch_bytes,
             "max_request_size": self._max_bytes + _FRAME,
         }
-        self._connection = _Connection(options, connect_timeout=settings.request_timeout)
+        self._connection = _Connection(options, settings)
 
     async def start(self) -> None:
         """Begin to connect."""
@@ -105,11 +107,12 @@ class Producer:
                 producer = self._connection.producer or await self._connection.wait()
         except (KafkaUnavailable, TimeoutError) as error:
             return [NotPublished("KafkaUnavailable", str(error) or "Kafka cannot be reached")] * len(records)
+        since = time.monotonic()
         try:
             async with asyncio.timeout_at(deadline):
                 topics = await self._connection.topics(producer, {record.topic for record in records})
         except (*TROUBLE, KafkaUnavailable) as error:
-            self._connection.failed(producer, error)
+            self._connection.failed(producer, error, since)
             return [_not_published(error)] * len(records)
         outcomes: dict[int, Outcome] = {}
         accepted: list[tuple[int, OutRecord]] = []
@@ -141,16 +144,17 @@ class Producer:
     ) -> None:
         topic, partition = place
         for batch in batches:
+            since = time.monotonic()
             try:
                 if producer.client.cluster.partitions_for_topic(topic) is None:
                     raise UnknownTopicOrPartitionError(topic)  # it was deleted, and `send_batch` would create it
                 async with asyncio.timeout_at(deadline):
                     sent = await (await producer.send_batch(batch.builder, topic, partition=partition))
             except TROUBLE as error:
-                self._connection.failed(producer, error)
+                self._connection.failed(producer, error, since)
                 outcomes.update(dict.fromkeys(batch.places, _not_published(error)))
             else:
-                self._connection.failures = 0
+                self._connection.confirmed()
                 for offset, index in enumerate(batch.places, sent.offset):
                     outcomes[index] = Published(partition, offset, log_id)
 
@@ -198,19 +202,20 @@ class _Topic(NamedTuple):
 
 
 class _Connection:
-    """One started AIOKafkaProducer at a time, made from `options`; `connect_timeout` in seconds.
+    """One started AIOKafkaProducer at a time, made from `options`.
 
     A batch that failed is retried by an idempotent producer for ever, and one that was refused leaves a gap in its
     sequence numbers: after any failure the producer is thrown away and a fresh one takes its place.
     """
 
-    def __init__(self, options: dict[str, Any], connect_timeout: float) -> None:
+    def __init__(self, options: dict[str, Any], settings: KafkaSettings) -> None:
         self.producer: AIOKafkaProducer | None = None
         """Set while connected, and nothing has failed on this connection."""
-        self.failures = 0
-        """In a row; set it to 0 when a send was confirmed, so that the next failure is met without delay."""
+        self._failures = 0
+        """In a row, until a send is confirmed."""
         self._options = options
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = settings.request_timeout
+        self._connecting, self._sending = Link(settings), Link(settings)
         self._reason = "Kafka has not been asked yet"
         self._attempted = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -288,19 +293,25 @@ class _Connection:
             producer.client.force_metadata_update()  # the new topic may have other partitions and leaders
 
     async def _ask_again(self, producer: AIOKafkaProducer) -> None:
+        since = time.monotonic()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._ask(producer, set())
         except (*TROUBLE, KafkaUnavailable) as error:
-            self.failed(producer, error)
+            self.failed(producer, error, since)
 
-    def failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
-        """`producer` is not to be used any more; idempotent."""
+    def confirmed(self) -> None:
+        """A send was confirmed: the next failure is met without delay."""
+        self._failures = 0
+        self._sending.works()
+
+    def failed(self, producer: AIOKafkaProducer, error: BaseException, since: float) -> None:
+        """`producer` is not to be used any more, after an attempt that began at `since` (monotonic); idempotent."""
         self._log_ids = {}
         if producer is not self.producer:
             return
         self.producer = None
-        self._reason = f"Kafka did not take a record ({error_name(error)})"
+        self._reason = f"Kafka did not take a record: {self._sending.failed(error, since).said}"
         self._attempted.clear()
         self._abandon(producer)
         self._wanted.set()
@@ -308,29 +319,30 @@ class _Connection:
     async def _keep_connected(self) -> None:
         while True:
             await self._wanted.wait()
-            if self.failures:
+            if self._failures:
                 self._attempted.set()  # whoever asks meanwhile is told at once
-                delay = min(_FIRST_DELAY * 2.0 ** min(self.failures - 1, 10), _MAX_DELAY)
+                delay = min(_FIRST_DELAY * 2.0 ** min(self._failures - 1, 10), _MAX_DELAY)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 self._attempted.clear()
-            self.failures += 1
+            self._failures += 1
             self.producer = await self._connect()
             self._attempted.set()
             if self.producer is not None:
                 self._wanted.clear()
 
     async def _connect(self) -> AIOKafkaProducer | None:
-        producer = AIOKafkaProducer(**self._options)
+        producer, since = AIOKafkaProducer(**self._options), time.monotonic()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await producer.start()
         except TROUBLE as error:
-            self._reason = f"Kafka cannot be reached ({error_name(error)})"
+            self._reason = f"Kafka cannot be reached: {self._connecting.failed(error, since).said}"
             await producer.stop()
             return None
         except asyncio.CancelledError:
             await producer.stop()
             raise
+        self._connecting.works()
         metrics.OPENED.labels("kafka").inc()
         return producer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,7 @@ from aiokafka.errors import (
 )
 
 from taskflux.stream import internals
+from taskflux.stream.causes import Link
 from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.internals import TopicMetadata, topic_metadata
@@ -199,6 +201,7 @@ async def _commit(
     """Commit as nobody's member, which only a group without members takes. Raises KafkaUnavailable."""
     consumer = AIOKafkaConsumer(**connection_options(settings), group_id=group, enable_auto_commit=False)
     consumer.assign(list(bare))
+    since = time.monotonic()
     try:
         async with asyncio.timeout(settings.request_timeout):
             await consumer.start()
@@ -211,6 +214,6 @@ async def _commit(
         if isinstance(error, BrokerResponseError) and not error.retriable:
             report.refused[group] = error_name(error)
         else:
-            raise KafkaUnavailable(f"Kafka did not answer ({error_name(error)})") from error
+            raise Link(settings).unavailable(error, since) from error
     finally:
         await internals.stop(consumer, _STOP_TIMEOUT)

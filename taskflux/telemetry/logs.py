@@ -41,8 +41,7 @@ _FRAMES, _CAUSES = 50, 10  # of a traceback, the innermost; of an error's causes
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 # What these report, the program knows by their answers; their own lines repeat it at every try.
 _NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
-
-
+_KAFKA: Final = "aiokafka"
 _REASON: Final = 500  # characters of a reason that are looked at
 _PERSONAL: Final = re.compile(
     r"""
@@ -122,6 +121,7 @@ def configure(settings: LogSettings, process: str) -> None:
     for sampler in (outcomes, requests, failed_requests):
         sampler.rate = settings.outcomes
     output = logging.StreamHandler(sys.stderr)
+    output.addFilter(_OfKafka(settings.levels))
     output.addFilter(_Context())
     output.setFormatter(_formatter(settings, process))
     root = logging.getLogger()
@@ -129,9 +129,10 @@ def configure(settings: LogSettings, process: str) -> None:
     root.setLevel(settings.level)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(max(logging.ERROR, root.level))
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     for name, level in settings.levels.items():
         logging.getLogger(name).setLevel(level)
+    kafka = logging.getLogger(_KAFKA)
+    kafka.setLevel(min(kafka.level or logging.WARNING, logging.WARNING))  # `taskflux.stream.causes` hears its lines
     _catch_the_rest()
 
 
@@ -148,6 +149,21 @@ def frames(error: BaseException) -> str:
 def about(error: BaseException | None) -> Any:
     """`error` for a line's `exc_info`, where it may be foreign: logging would ask its class for its traceback."""
     return None if error is None else (type(error), error, None)
+
+
+class _OfKafka(logging.Filter):
+    """Leaves out what the Kafka client says, unless it is asked for by its name: causes are told in lines of ours."""
+
+    def __init__(self, asked: Mapping[str, str]) -> None:
+        super().__init__()
+        self._asked = {name: level for name, level in asked.items() if name.partition(".")[0] == _KAFKA}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] != _KAFKA:
+            return True
+        names = [name for name in self._asked if f"{record.name}.".startswith(f"{name}.")]
+        wanted = self._asked[max(names, key=len)] if names else "CRITICAL"
+        return record.levelno >= logging.getLevelNamesMapping()[wanted]
 
 
 class _Context(logging.Filter):

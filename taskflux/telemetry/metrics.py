@@ -36,6 +36,10 @@ CALLED: Final = ("succeeded", *PROVIDER_ERRORS, "crashed")
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 WAITING_STATES: Final = ("scheduled", "due", "running", "dead-due")
 PARKED_STATES: Final = (State.DEAD.value, State.UNCERTAIN.value, State.CANCELLED.value)
+KAFKA_CAUSES: Final = (
+    "login", "mechanism", "no-login", "client-certificate", "host-name", "authority", "certificate", "tls-port",
+    "not-tls", "http", "tls", "denied", "login-required", "name", "refused", "network", "closed", "timeout", "other",
+)  # fmt: skip
 SERVERS: Final = ("postgresql", "kafka", "redis", "smtp", "msg91", "notify")
 
 _TYPE: Final = Label("type", said="a registered task type")
@@ -389,6 +393,12 @@ OPENED: Final = Counter(
     " what such a client, or a consumer, does about its connections to single brokers is not told.",
     Label("server", SERVERS),
     by="every",
+)
+KAFKA_FAILURES: Final = Counter(
+    "taskflux_kafka_failures_total",
+    "Attempts to use Kafka that failed, by cause. The log and `/readyz` say the same in a sentence.",
+    Label("error", KAFKA_CAUSES),
+    by="ingest, relay, router, process-*, dlq-sink",
 )
 PRODUCE_SECONDS: Final = Histogram(
     "taskflux_produce_seconds",

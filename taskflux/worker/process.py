@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
-from taskflux.telemetry import instruments, logs, metrics
+from taskflux.telemetry import instruments, logs, metrics, outages
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 from taskflux.version import VERSION
 from taskflux.worker.hosts import names, refusal
@@ -195,7 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "/livez":
                 self._answer(200 if health.live else 503, b"ok" if health.live else b"the event loop hangs")
             case "/readyz":
-                self._answer(200 if health.started else 503, b"ok" if health.started else b"starting")
+                told = "\n".join(["ok" if health.started else "starting", *outages.waiting()])
+                self._answer(200 if health.started else 503, told.encode())
             case "/metrics":
                 self._show_metrics()
             case _:

@@ -55,6 +55,7 @@ class KafkaBroker(Server):
             self.data_dir.mkdir(parents=True, exist_ok=True)
             properties.write_text(self._properties())
             format_argv: list[str | Path] = ["kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", properties]
+            format_argv += self._accounts()
             await run(Process("Kafka's storage tool", [*program, *format_argv], log=self.log), timeout=60.0)
         await self._launch(Process(self.name, [*program, "kafka.Kafka", properties], log=self.log, cwd=self.data_dir))
 
@@ -81,6 +82,10 @@ class KafkaBroker(Server):
             return False
         finally:
             await client.close()
+
+    def _accounts(self) -> list[str]:
+        """What the storage is formatted with besides: who may log in."""
+        return []
 
     def _properties(self) -> str:
         controller = f"{LOOPBACK}:{self._controller_port}"

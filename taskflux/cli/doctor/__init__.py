@@ -38,7 +38,7 @@ def doctor(show_all: bool, as_json: bool) -> None:
     Ends with 1 if it found a problem; warnings do not count. It changes nothing and sends nothing.
     """
     # What a library says beside it would stand between the findings, which say it better.
-    logging.disable(logging.CRITICAL)
+    logging.getLogger().addHandler(logging.NullHandler())
     findings = asyncio.run(examine())
     if as_json:
         print_json(document(findings))

@@ -17,6 +17,7 @@ from taskflux.worker.settings import Settings
 KAFKA = Subject("Kafka")
 
 OFFSETS_RETENTION: Final = "offsets.retention.minutes"
+CHECK: Final = "check TASKFLUX_KAFKA__BOOTSTRAP_SERVERS and SECURITY_PROTOCOL, and read the brokers' logs"
 SINK_LOOKS_AGAIN: Final = 2.0
 """Seconds after which a dead-letter sink that works has committed something."""
 
@@ -33,14 +34,7 @@ async def examine(settings: Settings, types: Sequence[str] | None) -> list[Findi
     try:
         return await _examine(checkup, positions, kafka, types)
     except KafkaUnavailable as error:
-        return [
-            KAFKA.problem(
-                "reachable",
-                str(error),
-                "check TASKFLUX_KAFKA__BOOTSTRAP_SERVERS, SECURITY_PROTOCOL and SASL_…, and that the brokers'"
-                " advertised addresses can be reached from here; tasks are accepted and wait meanwhile",
-            )
-        ]
+        return [KAFKA.problem("reachable", str(error), f"{error.do or CHECK}; tasks are accepted and wait meanwhile")]
     finally:
         await positions.close()
         await checkup.close()

@@ -417,7 +417,7 @@ PROBES: Final[Sequence[Operation]] = (
         "readyz",
         "Probes",
         "Has it started?",
-        "True once started, whatever the stores do later.",
+        "True once started, whatever the stores do later; a line of the body says why Kafka cannot be reached.",
         {200: answer("It has.", content(_PLAIN, media_type="text/plain"))},
         (p.NOT_STARTED,),
     ),

@@ -6,6 +6,7 @@ import pytest
 
 from taskflux.http.requests import incoming
 from taskflux.store.errors import StoreUnavailable
+from taskflux.telemetry.outages import Link
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.stores import ID, row
 
@@ -61,6 +62,16 @@ async def test_readyz_says_when_it_has_started(http: Fixture) -> None:
     assert (response.status_code, problem(response)["type"]) == (503, "/problems/not-started")
     http.ready = True
     assert (await http.client.get("/readyz")).status_code == 200
+
+
+async def test_readyz_says_why_kafka_cannot_be_reached_and_stays_ready(http: Fixture) -> None:
+    http.ready = True
+    kafka = Link("Kafka")
+    kafka.failed("refused", "nothing listens at 127.0.0.1:1", "start it")
+    response = await http.client.get("/readyz")
+    assert (response.status_code, response.text) == (200, "ok\nwaiting for Kafka: nothing listens at 127.0.0.1:1\n")
+    kafka.works()
+    assert (await http.client.get("/readyz")).text == "ok\n"
 
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -111,6 +111,29 @@ def test_a_logger_may_have_a_level_of_its_own(capsys: pytest.CaptureFixture[str]
     assert [line["message"] for line in lines(capsys)] == ["told"]
 
 
+def test_the_kafka_client_s_own_lines_are_left_out_unless_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    client, groups = (logging.getLogger(name) for name in ("aiokafka", "aiokafka.consumer.group_coordinator"))
+    level = client.level
+    try:
+        logs.configure(LogSettings(), "relay")
+        assert client.isEnabledFor(logging.ERROR)  # `taskflux.stream.causes` hears it
+        client.error("Unable connect")
+        groups.error("failed")
+        assert lines(capsys) == []
+        logs.configure(LogSettings(levels={"aiokafka": "ERROR", groups.name: "INFO"}), "relay")
+        client.error("Unable connect")
+        client.warning("not told")
+        groups.info("joined")
+        assert [line["message"] for line in lines(capsys)] == ["Unable connect", "joined"]
+        logs.configure(LogSettings(levels={"aiokafka": "CRITICAL"}), "relay")
+        client.error("not told")
+        assert client.isEnabledFor(logging.ERROR)
+        assert lines(capsys) == []
+    finally:
+        client.setLevel(level)
+        groups.setLevel(logging.NOTSET)
+
+
 def test_a_crash_of_an_attempt_stands_on_one_line_with_where_it_happened_and_without_what_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

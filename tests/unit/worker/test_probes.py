@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from taskflux.telemetry.outages import Link
 from taskflux.worker.process import MOST_CONNECTIONS, Health, ProbeServer
 from taskflux.worker.settings import HttpSettings
 
@@ -103,6 +104,24 @@ def test_a_client_that_drips_is_cut(begin: bytes, drop: bytes) -> None:
         finally:
             cut.set()
             dripping.join()
+
+
+def test_readyz_says_why_kafka_cannot_be_reached_and_stays_ready() -> None:
+    health, kafka = Health(), Link("Kafka")
+    server = ProbeServer(HttpSettings(host="127.0.0.1", port=0), health)
+    server.start()
+    address = f"http://127.0.0.1:{server.port}/readyz"
+    kafka.failed("refused", "nothing listens at köln:1", "start it")
+    starting = httpx.get(address)
+    health.started = True
+    waiting = httpx.get(address)
+    kafka.works()
+    well = httpx.get(address)
+    server.stop()
+    said = "waiting for Kafka: nothing listens at köln:1"
+    assert (starting.status_code, starting.text) == (503, f"starting\n{said}")
+    assert (waiting.status_code, waiting.text) == (200, f"ok\n{said}")
+    assert (well.status_code, well.text) == (200, "ok")
 
 
 def test_silent_clients_do_not_lock_out_a_probe() -> None:
