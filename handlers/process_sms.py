@@ -22,4 +22,4 @@ from taskflux.worker.handler import handler
 async def process_sms(task: Task[Sms], sms: SendsSms) -> Receipt:
     """Hand the message over. Accepted is not delivered: the delivery report comes later."""
     request_id = await sms.send(task.payload, crqid=task.side_effect_id, attempt=task.attempt)
-    return Receipt({"requestId": request_id, "status": "accepted"})
+    return Receipt(({"requestId": request_id} if request_id else {}) | {"status": "accepted"})

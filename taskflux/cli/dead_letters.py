@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from time import sleep
-from typing import Any, BinaryIO, TypeVar
+from time import monotonic, sleep
+from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 
 from taskflux.cli.api import Api, ApiCommand, ApiError, Document, api_option
-from taskflux.cli.program import INTERRUPTED, UNREACHABLE, leave
+from taskflux.cli.program import FAILED, INTERRUPTED, STILL_OPEN, UNREACHABLE, leave
 from taskflux.cli.shown import (
     counted,
     json_option,
@@ -23,7 +23,7 @@ from taskflux.cli.shown import (
     show_groups,
     tell_more,
 )
-from taskflux.cli.values import Id, Moment, payload_of
+from taskflux.cli.values import Duration, Id, Moment, payload_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -131,6 +131,9 @@ def discard(dead_letter_ids: Sequence[str], reason: str, as_json: bool, api: Api
 LOOK_EVERY = 0.5
 """Seconds between two looks at a bulk replay."""
 
+ENDS: Final = frozenset({"succeeded", "dead", "cancelled", "uncertain", "pruned"})
+"""What becomes of a replayed task, and stays."""
+
 PATIENCE = 60
 """Looks in a row that may fail before the progress bar gives up; the job on the server goes on."""
 
@@ -146,9 +149,16 @@ PATIENCE = 60
 @click.option("--before", type=Moment(past=True), help="All stored before this time.")
 @click.option("--origin-topic", help="All that came from this Kafka topic.")
 @click.option("--dry-run", is_flag=True, help="Only say how many would be replayed.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk replay.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second, instead of 50.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk replay; needed where there is no terminal.")
 @click.option("--detach", is_flag=True, help="Start the bulk replay and do not look on.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default=60.0,
+    show_default="60s",
+    help="Once all are sent, give up waiting for the ends of the tasks after this time (status 4).",
+)
 @click.option("--follow", "followed", type=Id(), metavar="REPLAY", help="Look on at a bulk replay that was started.")
 @click.option("--stop", "stopped", type=Id(), metavar="REPLAY", help="Stop a bulk replay.")
 @json_option
@@ -160,11 +170,14 @@ def replay(
     value: str | None,
     followed: str | None,
     stopped: str | None,
+    timeout: float,
     as_json: bool,
     api: Api,
     **given: Any,
 ) -> None:
     """Send the dead letter ID again, or all that fit a filter.
+
+    A bulk replay ends with 0 if all its tasks succeeded, with 1 if some died again, and with 4 if some are still open.
 
     \b
     taskflux dead-letters replay 01890a5d-ac96-774b-bcce-b302099a8057
@@ -180,13 +193,13 @@ def replay(
     if stopped is not None:
         _show(api.call("DELETE", f"/dead-letters/replays/{stopped}").document, as_json)
     elif followed is not None:
-        _finish(_look_on(api, api.get(f"/dead-letters/replays/{followed}")), as_json)
+        _look_on(api, api.get(f"/dead-letters/replays/{followed}"), timeout, as_json)
     elif dead_letter_id is not None:
         _one(api, dead_letter_id, _replacement(payload, file, value, given), as_json)
     elif changed:
         raise click.UsageError("--payload, --file and --value mend one dead letter: name its ID")
     else:
-        _many(api, by_filter, given, as_json)
+        _many(api, by_filter, given, timeout, as_json)
 
 
 def on_terminal() -> bool:
@@ -224,12 +237,15 @@ def _one(api: Api, dead_letter_id: str, body: Document, as_json: bool) -> None:
         click.echo(f"{dead_letter_id} {answer['status']}")
 
 
-def _many(api: Api, by_filter: Document, given: dict[str, Any], as_json: bool) -> None:
+def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, as_json: bool) -> None:
     if not by_filter:
         raise click.UsageError(
             "say which: an ID, or a filter (--type, --error-class, --after, --before, --origin-topic);"
             " to replay everything, say so with --after 3650d"
         )
+    asks = not given["yes"] and not given["dry_run"]
+    if asks and not on_terminal():
+        raise click.UsageError("nobody is here to be asked: say --yes, or --dry-run to be told how many there are")
     dry = api.call("POST", "/dead-letters/replay", {"filter": by_filter, "dryRun": True}).document
     matched = dry["matched"]
     if given["dry_run"]:
@@ -240,38 +256,59 @@ def _many(api: Api, by_filter: Document, given: dict[str, Any], as_json: bool) -
         if dry.get("groups"):
             show_groups(dry["groups"])
         return
-    asked = not given["yes"] and on_terminal() and not as_json
-    if asked and matched and not click.confirm(f"Replay {counted(matched, 'dead letter')}?", err=True):
-        leave("nothing was replayed", 1)
+    if asks and matched and not click.confirm(f"Replay {counted(matched, 'dead letter')}?", err=True):
+        leave("nothing was replayed", FAILED)
     body = {"filter": by_filter, "dryRun": False} | ({} if given["rate"] is None else {"rate": given["rate"]})
     job = api.call("POST", "/dead-letters/replay", body).document
     if given["detach"]:
         _show(job, as_json)
     else:
-        _finish(_look_on(api, job), as_json)
+        _look_on(api, job, timeout, as_json)
 
 
-def _look_on(api: Api, job: Document) -> Document:
-    """Draw the job's progress on stderr until it ends. Ctrl-C asks what shall become of the job."""
+def _look_on(api: Api, job: Document, timeout: float, as_json: bool) -> None:
+    """Draw the progress on stderr until the job ends, and for `timeout` seconds that of its tasks; say what became.
+
+    Ctrl-C asks what shall become of the job.
+    """
     replay_id = job["replayId"]
     try:
         with click.progressbar(length=max(job["matched"], 1), label="replaying", file=sys.stderr) as bar:
-            failures = 0
             while True:
-                try:
-                    job = api.get(f"/dead-letters/replays/{replay_id}")
-                    failures = 0
-                except ApiError as error:
-                    failures += 1
-                    if error.status != UNREACHABLE or failures > PATIENCE:
-                        raise ApiError(f"{error}\n{_goes_on(replay_id)}", error.status) from error
+                job = _job(api, replay_id)
                 bar.update(job.get("replayed", 0) + job.get("skipped", 0) - bar.pos)
                 if job["status"] != "running":
-                    return job
+                    break
                 sleep(LOOK_EVERY)
+        until = monotonic() + timeout
+        with click.progressbar(length=max(job.get("replayed", 0), 1), label="their ends", file=sys.stderr) as bar:
+            while True:
+                bar.update(job.get("replayed", 0) - _still_open(job) - bar.pos)
+                if job["status"] != "finished" or not _still_open(job) or monotonic() >= until:
+                    break
+                sleep(LOOK_EVERY)
+                job = _job(api, replay_id)
     except KeyboardInterrupt:
         click.echo(err=True)
-        return _interrupted(api, replay_id)
+        job = _interrupted(api, replay_id)
+    _finish(job, as_json)
+
+
+def _job(api: Api, replay_id: str) -> Document:
+    failures = 0
+    while True:
+        try:
+            return api.get(f"/dead-letters/replays/{replay_id}")
+        except ApiError as error:
+            failures += 1
+            if error.status != UNREACHABLE or failures > PATIENCE:
+                raise ApiError(f"{error}\n{_goes_on(replay_id)}", error.status) from error
+        sleep(LOOK_EVERY)
+
+
+def _still_open(job: Document) -> int:
+    """How many of the job's tasks have not come to an end."""
+    return sum(number for name, number in (job.get("outcomes") or {}).items() if name not in ENDS)
 
 
 def _interrupted(api: Api, replay_id: str) -> Document:
@@ -295,8 +332,16 @@ def _goes_on(replay_id: str) -> str:
 
 def _finish(job: Document, as_json: bool) -> None:
     _show(job, as_json)
+    outcomes = job.get("outcomes") or {}
     if job["status"] != "finished":
-        leave(f"the replay was {job['status']} before its end", 1)
+        leave(f"the replay was {job['status']} before its end", FAILED)
+    if dead := outcomes.get("dead", 0):
+        leave(f"{counted(dead, 'task')} died again: taskflux dead-letters groups says of what", FAILED)
+    if uncertain := outcomes.get("uncertain", 0):
+        leave(f"{counted(uncertain, 'task')} may or may not be done: taskflux tasks list --status uncertain", FAILED)
+    if still := _still_open(job):
+        follow = f"taskflux dead-letters replay --follow {job['replayId']}"
+        leave(f"{counted(still, 'task')} have not come to an end. Look on: {follow}", STILL_OPEN)
 
 
 def _show(job: Document, as_json: bool) -> None:

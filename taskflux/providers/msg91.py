@@ -264,7 +264,7 @@ def classify(
     if answer is None:
         return _without_words(status, retry_after, now)
     if status < 300 and str(answer.get("type", "")).lower() == "success":
-        return _text(answer.get("message"))
+        return _request_id(answer.get("message"))
     if not _is_error(answer):
         return _without_words(status, retry_after, now)
     # Where nothing is known of the error: to send again spends money.
@@ -336,6 +336,12 @@ def _said(answer: Mapping[str, Any]) -> str:
     text = _text(answer.get("message") or answer.get("errors") or "no reason")
     code = answer.get("apiError") or answer.get("code")
     return f"the SMS service said: {text}" + (f" ({_text(code)})" if code else "")
+
+
+def _request_id(value: Any) -> str:
+    """An id of MSG91's; empty: there is none, also where one says so by the word null."""
+    line = _line(value, 100)
+    return "" if line.lower() == "null" else line
 
 
 def _text(value: Any) -> str:
@@ -424,7 +430,7 @@ def _report(entry: Mapping[str, Any]) -> DeliveryReport | None:
         code,
         # The words are the operator's, and may name whom it could not reach.
         _NUMBER.sub("…", _line(entry.get("desc"), 200)),
-        _line(entry.get("requestId"), 100),
+        _request_id(entry.get("requestId")),
         _line(entry.get("date"), 40),
     )
 

@@ -200,8 +200,9 @@ def test_a_bulk_replay_is_watched_to_its_end(server: Server, monkeypatch: pytest
     server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
     running = {**e.BULK, "status": "running", "replayed": 5, "skipped": 0}
     server.answer(f"GET {REPLAY}", (200, running), BUSY, (200, e.BULK))
-    result = server.run("dead-letters", "replay", "--type", "email", "--rate", "5")
-    assert (result.exit_code, "11 of 12 replayed, 1 skipped; so far 10 succeeded, 1 dead" in result.stdout) == (0, True)
+    result = server.run("dead-letters", "replay", "--type", "email", "--rate", "5", "--yes")
+    assert (result.exit_code, "11 of 12 replayed, 1 skipped; so far 10 succeeded, 1 dead" in result.stdout) == (1, True)
+    assert "1 task died again" in result.stderr
     assert server.asked[1][2] == {"filter": {"taskType": "email"}, "dryRun": False, "rate": 5.0}
 
 
@@ -214,7 +215,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_look_on_and_stop_it(
     monkeypatch.setattr(dead_letters, "sleep", interrupt)
     server.answer("POST /dead-letters/replay", (200, e.DRY_RUN), (202, e.BULK_STARTED))
     server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "running"}))
-    result = server.run("dead-letters", "replay", "--type", "email")
+    result = server.run("dead-letters", "replay", "--type", "email", "--yes")
     assert result.exit_code == 130
     assert f"--follow {e.REPLAY_ID}" in result.stderr
     assert f"--stop {e.REPLAY_ID}" in result.stderr
@@ -244,6 +245,44 @@ def test_at_a_terminal_a_bulk_replay_is_asked_for_first(server: Server, monkeypa
     result = server.run("dead-letters", "replay", "--type", "email", stdin="n\n")
     assert (result.exit_code, len(server.asked)) == (1, 1)
     assert "Replay 12 dead letters?" in result.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--json",), ("--detach",)])
+def test_without_a_terminal_a_bulk_replay_is_not_begun_unless_it_is_said(
+    words: tuple[str, ...], server: Server
+) -> None:
+    result = server.run("dead-letters", "replay", "--type", "email", *words)
+    assert result.exit_code == 2
+    assert "say --yes" in result.stderr
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status", "says"),
+    [
+        ({"succeeded": 11}, 0, ""),
+        ({"succeeded": 9, "cancelled": 1, "pruned": 1}, 0, ""),
+        ({"succeeded": 9, "dead": 2}, 1, "2 tasks died again"),
+        ({"succeeded": 10, "uncertain": 1}, 1, "1 task may or may not be done"),
+        ({"succeeded": 9, "dead": 1, "running": 1}, 1, "1 task died again"),
+        ({"succeeded": 9, "scheduled": 1, "running": 1}, 4, "2 tasks have not come to an end"),
+    ],
+)
+def test_the_exit_status_of_a_bulk_replay_says_what_became_of_its_tasks(
+    outcomes: dict[str, int], status: int, says: str, server: Server
+) -> None:
+    server.answer(f"GET {REPLAY}", (200, {**e.BULK, "outcomes": outcomes}))
+    result = server.run("dead-letters", "replay", "--follow", e.REPLAY_ID, "--timeout", "0")
+    assert result.exit_code == status
+    assert says in result.stderr
+
+
+def test_a_bulk_replay_waits_for_the_ends_of_its_tasks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "LOOK_EVERY", 0)
+    running = [(200, {**e.BULK, "outcomes": {"succeeded": ended, "running": 11 - ended}}) for ended in (0, 5, 10)]
+    server.answer(f"GET {REPLAY}", *running, (200, {**e.BULK, "outcomes": {"succeeded": 11}}))
+    result = server.run("dead-letters", "replay", "--follow", e.REPLAY_ID)
+    assert (result.exit_code, "11 succeeded" in result.stdout) == (0, True)
 
 
 def test_a_replay_that_was_stopped_is_no_success(server: Server) -> None:

@@ -188,6 +188,13 @@ def test_the_form_with_groups_is_read() -> None:
     assert report == DeliveryReport(TASK, 3, DeliveryStatus.FAILED, "2", "FAILED", "req-2", DATE)
 
 
+@pytest.mark.parametrize("nothing", [None, "null", "NULL", " null ", "", [], {}, True])
+def test_an_id_that_is_none_by_its_word_is_none(nothing: object) -> None:
+    assert meaning(200, {"type": "success", "message": nothing}) == ""
+    [report], _ = read(flat(requestId=nothing))
+    assert report.request_id == ""
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [
