@@ -17,13 +17,30 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from taskflux.http.problems import BAD_REQUEST, BUSY, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Problem
+from taskflux.http.problems import (
+    BAD_REQUEST,
+    BUSY,
+    INVALID_REPLAY,
+    INVALID_TASK,
+    MALFORMED_JSON,
+    TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    FieldError,
+    Kind,
+    Problem,
+    field_name,
+    not_valid,
+    shortened,
+)
 from taskflux.tasks.bounds import (
     ESCAPE,
     LARGE,
     MAX_DEPTH,
+    UTF_8_BOM,
+    UTF_16,
     VALUE_BYTES,
     OutOfBounds,
+    TooDeep,
     TooManyValues,
     check,
     check_characters,
@@ -39,7 +56,6 @@ NDJSON_TYPES: Final = frozenset(
 )
 
 JSON: Final = b"application/json"
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 def _refuse_constant(name: str) -> object:
@@ -149,27 +165,27 @@ def parse_json(body: bytes) -> Any:
     return decode_json(body)
 
 
-async def _parse_held(body: bytes, held: Held) -> Any:
+async def _parse_held(body: bytes, held: Held, invalid: Kind) -> Any:
     """The same; `held` is charged with the document before it is built."""
     if len(body) < LARGE:
-        held.take(weigh(body))
-        return decode_json(body)
-    held.take(await beside_loop(weigh, body))
-    return await beside_loop(decode_json, body)
+        held.take(weigh(body, invalid))
+        return decode_json(body, invalid)
+    held.take(await beside_loop(weigh, body, invalid))
+    return await beside_loop(decode_json, body, invalid)
 
 
-def weigh(body: bytes) -> int:
+def weigh(body: bytes, invalid: Kind = INVALID_TASK) -> int:
     """What the document in `body` will take in memory, in bytes.
 
     Raises:
-        Problem: 400, it is nested too deeply; 413, it holds too many values.
+        Problem: `invalid`, a field of it is nested too deeply; 400, all of it is; 413, it holds too many values.
     """
     try:
         return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1) + _widening(body)  # a payload stands in its task
     except TooManyValues as error:
         raise Problem(TOO_LARGE, f"{error}, the most that is taken here") from None
     except OutOfBounds as error:
-        raise Problem(MALFORMED_JSON, str(error)) from None
+        raise _out_of_bounds(error, invalid) from None
 
 
 def _widening(body: bytes) -> int:
@@ -198,24 +214,34 @@ _LATIN: Final = bytes(range(0xC4))
 _THREE_BYTES: Final = bytes(range(0xC4, 0xF0))
 
 
-def decode_json(body: bytes) -> Any:
+def _out_of_bounds(error: OutOfBounds, invalid: Kind) -> Problem:
+    """What no handler reads is refused at its field."""
+    if not error.path:
+        return Problem(MALFORMED_JSON, str(error))
+    said = f"is nested more than {MAX_DEPTH} deep" if isinstance(error, TooDeep) else str(error).removeprefix("it ")
+    return not_valid(invalid, [FieldError(shortened(field_name("", error.path).removeprefix("."), 200), said)])
+
+
+def decode_json(body: bytes, invalid: Kind = INVALID_TASK) -> Any:
     """The JSON document in a `body` that was weighed.
 
     Raises:
-        Problem: 400, saying where it stops being JSON.
+        Problem: 400, saying where it stops being JSON; `invalid`, naming the field that holds half of a character.
     """
     try:
-        document = _decode(body.removeprefix(_BOM).decode("utf-8"))
+        document = _decode(body.removeprefix(UTF_8_BOM).decode("utf-8"))
         if ESCAPE in body:
             check_characters(body, document)
         return document
     except UnicodeDecodeError as error:
-        raise Problem(MALFORMED_JSON, f"byte {error.start + 1} is not UTF-8") from None
+        wide = "it is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)"
+        said = wide if body.startswith(UTF_16) else f"byte {error.start + 1} is not UTF-8"
+        raise Problem(MALFORMED_JSON, said) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise Problem(MALFORMED_JSON, f"{error.msg} at {where}" if body.strip() else "the body is empty") from None
     except OutOfBounds as error:
-        raise Problem(MALFORMED_JSON, str(error)) from None
+        raise _out_of_bounds(error, invalid) from None
     except ValueError:  # a guard of Python's: turning digits into an integer takes quadratic time
         raise Problem(MALFORMED_JSON, "it holds a whole number of more than 4,300 digits") from None
 
@@ -347,11 +373,13 @@ def moment(value: object) -> datetime:
     return found + timedelta(seconds=1)
 
 
-async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers, Any, int]:
+async def read_json(
+    scope: Scope, receive: Receive, limit: int, invalid: Kind = INVALID_TASK
+) -> tuple[Headers, Any, int]:
     """The request's headers, and the JSON document that it brings in at most `limit` bytes, and in how many.
 
     Raises:
-        Problem: 400, 413, 415 or 503.
+        Problem: 400, 413, 415, 503, or `invalid`, naming a field that nobody can read.
         ClientDisconnect: the client disconnected.
     """
     headers = headers_of(scope)
@@ -360,23 +388,23 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> tuple[Headers
     held = held_by(scope)
     body = await read_body(headers, receive, limit, held)
     if len(body) >= LARGE:
-        return headers, await _parse_held(body, held), len(body)
-    held.take(weigh(body))
-    return headers, decode_json(body), len(body)
+        return headers, await _parse_held(body, held, invalid), len(body)
+    held.take(weigh(body, invalid))
+    return headers, decode_json(body, invalid), len(body)
 
 
-async def json_object(request: Request, limit: int) -> tuple[dict[str, Any], int]:
+async def json_object(request: Request, limit: int, invalid: Kind = INVALID_REPLAY) -> tuple[dict[str, Any], int]:
     """The JSON object in the body, and of how many bytes; no body is an empty one.
 
     Raises:
-        Problem: 400, 413, 415 or 503.
+        Problem: 400, 413, 415, 503, or `invalid`, naming a field that nobody can read.
     """
     headers, held = headers_of(request.scope), held_by(request.scope)
     body = await read_body(headers, request.receive, limit, held)
     if not body:
         return {}, 0
     media_type(headers, JSON_TYPES)
-    document = await _parse_held(body, held)
+    document = await _parse_held(body, held, invalid)
     if not isinstance(document, dict):
         raise Problem(BAD_REQUEST, "the body must be a JSON object")
     return document, len(body)

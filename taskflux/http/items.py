@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterator
 from enum import Enum, auto
 from typing import Final, Protocol
 
+from taskflux.tasks.bounds import UTF_8_BOM
+
 Item = bytes | None
 """The bytes of one item; None for one that was larger than allowed, of which nothing was kept."""
 
@@ -59,7 +61,6 @@ _TOP: Final = re.compile(rb'[\[\]{}",]')
 _NESTED: Final = re.compile(rb'[\[\]{}"]')
 _REST_OF_TEXT: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SPACE: Final = b" \t\r\n"
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 class ArraySplitter:
@@ -95,7 +96,7 @@ class ArraySplitter:
         return iter(())
 
     def _open(self, data: bytes) -> int:
-        head = data.lstrip(_SPACE + _BOM)
+        head = data.lstrip(_SPACE + UTF_8_BOM)
         if not head:
             return len(data)
         if not head.startswith(b"["):

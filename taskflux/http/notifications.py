@@ -44,7 +44,6 @@ from taskflux.http.app import application, probe_routes
 from taskflux.http.bodies import Headers, beside_loop, json_answer, moment, read_json, to_json
 from taskflux.http.client import client_of
 from taskflux.http.openapi.document import documentation_routes, notify_json
-from taskflux.http.payloads import field_name
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
     DELIVERY_REFUSED,
@@ -58,6 +57,7 @@ from taskflux.http.problems import (
     FieldError,
     Kind,
     Problem,
+    field_name,
     not_valid,
     shortened,
 )
@@ -97,7 +97,7 @@ class Notify(Generic[P]):
 
     async def deliver(self, request: Request) -> Response:
         """Deliver now, and answer with the outcome."""
-        headers, document, size = await read_json(request.scope, request.receive, self._limit)
+        headers, document, size = await read_json(request.scope, request.receive, self._limit, INVALID_NOTIFICATION)
         try:
             waiting = client_of(request.scope).until_late()
             delivered = await self._notifier.deliver(await self._read(headers, document, size), waiting)

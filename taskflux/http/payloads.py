@@ -17,7 +17,7 @@ import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
 from taskflux.http.formats import FORMATS, format_sentence
-from taskflux.http.problems import FieldError, shortened
+from taskflux.http.problems import FieldError, field_name, shortened
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import check
@@ -256,8 +256,3 @@ def _parent(error: Any, schema: Any) -> Mapping[str, Any]:
 
 def _field_error(path: Sequence[str | int], message: str) -> FieldError:
     return FieldError(shortened(field_name("payload", path), LONGEST_FIELD), shortened(message, LONGEST_MESSAGE))
-
-
-def field_name(root: str, path: Sequence[str | int]) -> str:
-    """`payload.attachments[0].name`."""
-    return root + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)

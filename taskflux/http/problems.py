@@ -146,6 +146,11 @@ def unknown_fields(given: Iterable[str], known: Sequence[str], root: str = "") -
     ]
 
 
+def field_name(root: str, path: Sequence[str | int]) -> str:
+    """`payload.attachments[0].name`."""
+    return root + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
 def shortened(text: str, longest: int) -> str:
     """At most `longest` characters."""
     return text if len(text) <= longest else text[: longest - 1] + "…"

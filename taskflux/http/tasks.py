@@ -257,7 +257,7 @@ class TaskRoutes:
         """The task after the decision; 409 where there was nothing to decide."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
-        _, document, _ = await read_json(request.scope, request.receive, LARGEST_BODY)
+        _, document, _ = await read_json(request.scope, request.receive, LARGEST_BODY, INVALID_RESOLUTION)
         resolution, reason = read_resolution(document)
         # What is done must be told: so there is room for the answer, or nothing is done.
         hold_stored(await self._decided(task), held_by(request.scope))

@@ -12,7 +12,16 @@ from typing import NamedTuple, NoReturn
 from uuid import UUID
 
 from taskflux.stream.topics import is_task_type
-from taskflux.tasks.bounds import ESCAPE, MAX_DEPTH, OutOfBounds, TooManyValues, check, check_characters
+from taskflux.tasks.bounds import (
+    ESCAPE,
+    MAX_DEPTH,
+    UTF_8_BOM,
+    UTF_16,
+    OutOfBounds,
+    TooManyValues,
+    check,
+    check_characters,
+)
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """In the order of the wire; a name may stand more than once."""
@@ -199,7 +208,7 @@ def _parse_object(value: bytes) -> dict[str, object] | Poison:
     """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity), within the bounds of every task."""
     try:
         check(value, depth=MAX_DEPTH + 1)  # a payload stands in its record
-        body = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
+        body = json.loads(value.removeprefix(UTF_8_BOM).decode("utf-8"), parse_constant=_refuse_constant)
         if ESCAPE in value:
             check_characters(value, body)
     except TooManyValues as error:
@@ -207,6 +216,8 @@ def _parse_object(value: bytes) -> dict[str, object] | Poison:
     except OutOfBounds as error:
         return Poison(PoisonClass.NOT_JSON, f"the value is invalid: {error}")
     except UnicodeDecodeError as error:
+        if value.startswith(UTF_16):
+            return Poison(PoisonClass.NOT_JSON, "the value is UTF-16, and JSON is UTF-8 (RFC 8259, section 8.1)")
         return Poison(PoisonClass.NOT_JSON, f"the value is not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
         return Poison(PoisonClass.NOT_JSON, f"the value is not JSON at character {error.pos}: {error.msg}")

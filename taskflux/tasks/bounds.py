@@ -10,7 +10,9 @@ The count costs a microsecond where a text is small or plain, and some 10 ms a M
 from __future__ import annotations
 
 import json
-from itertools import accumulate
+import re
+from collections.abc import Iterator
+from itertools import accumulate, takewhile
 from typing import Final
 
 MAX_DEPTH: Final = 64
@@ -39,8 +41,30 @@ ESCAPE: Final = rb"\u"
 """How a character begins that stands in a JSON text by its number."""
 
 
+Path = tuple[str | int, ...]
+"""Names and places, from the outermost value on."""
+
+
+UTF_8_BOM: Final = b"\xef\xbb\xbf"
+"""May stand before a JSON text, and is skipped (RFC 8259, section 8.1)."""
+
+UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+"""How a text begins that is not UTF-8."""
+
+
 class OutOfBounds(ValueError):
-    """The text is not taken; the message is a sentence that quotes nothing of it."""
+    """The text is not taken; the message is a sentence that quotes nothing of it.
+
+    `path` leads to what is wrong, as far as that is known: its names are Unicode.
+    """
+
+    def __init__(self, said: str, path: Path = ()) -> None:
+        super().__init__(said)
+        self.path = path
+
+
+class TooDeep(OutOfBounds):
+    """Its arrays and objects are nested more deeply than they may be."""
 
 
 class TooManyValues(OutOfBounds):
@@ -59,7 +83,7 @@ def check(text: bytes, *, depth: int = MAX_DEPTH) -> int:
     Whether it is JSON is for its parser to say: of a text that is none, what stands before its fault is counted.
 
     Raises:
-        OutOfBounds: it is nested more than `depth` deep.
+        TooDeep: it is nested more than `depth` deep.
         TooManyValues: it holds more than `MAX_VALUES`.
     """
     opened = text.count(b"[") + text.count(b"{")
@@ -81,7 +105,8 @@ def check_characters(text: bytes, document: object) -> None:
         try:
             _plain(document).encode()
         except UnicodeEncodeError:
-            raise OutOfBounds("it holds a lone surrogate, \\ud800 to \\udfff without its other half") from None
+            said = "it holds a lone surrogate, \\ud800 to \\udfff without its other half"
+            raise OutOfBounds(said, _first_lone(document)) from None
 
 
 _plain: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -104,8 +129,70 @@ def _count(text: bytes, depth: int) -> int:
     # Whatever follows so many brackets follows one that closes nothing: no parser gets there.
     steps = outside.translate(_STEPS, _OTHERS)[: 2 * opened + 1]
     if opened > depth and max(accumulate(memoryview(steps).cast("b"))) > depth:
-        raise OutOfBounds(f"it is nested more than {depth} deep")
+        raise TooDeep(f"it is nested more than {depth} deep", _deep_member(text, depth))
     return values
+
+
+LOOKED_THROUGH: Final = 256 * 1024
+"""Bytes of a text that are looked through for the name of what is nested too deeply."""
+
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{},:]', re.DOTALL)
+
+
+def _deep_member(text: bytes, depth: int) -> Path:
+    """The names that lead to what is nested more than `depth` deep, three at most."""
+    path = list[str | int]()  # of each bracket that is open: what stands in it now
+    last = b""
+    for found in _TOKEN.finditer(text[:LOOKED_THROUGH]):
+        token = found[0]
+        match token:
+            case b"[" | b"{":
+                path.append(0 if token == b"[" else "")
+                if len(path) > depth:
+                    break
+            case b"]" | b"}" if path:
+                path.pop()
+            case b"," if path and isinstance(path[-1], int):
+                path[-1] += 1
+            case b":" if path and isinstance(path[-1], str):
+                path[-1] = _name(last)
+            case _:
+                last = token
+    return tuple(takewhile(lambda part: isinstance(part, str) and part, path[:3]))
+
+
+def _name(token: bytes) -> str:
+    try:
+        return _unicode(json.loads(token))
+    except ValueError:
+        return token[1:-1].decode("utf-8", "replace")
+
+
+def _unicode(text: str) -> str:
+    """A text with a sign in place of each half of a surrogate pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _first_lone(document: object) -> Path:
+    """Where the first text, or name, stands that holds half of a surrogate pair."""
+    for path, text in _texts(document, ()):
+        if _unicode(text) != text:
+            return path
+    return ()
+
+
+def _texts(value: object, path: Path) -> Iterator[tuple[Path, str]]:
+    match value:
+        case str():
+            yield path, value
+        case list():
+            for place, each in enumerate(value):
+                yield from _texts(each, (*path, place))
+        case dict():
+            for name, each in value.items():
+                inner = (*path, _unicode(name))
+                yield inner, name
+                yield from _texts(each, inner)
 
 
 _TOO_MANY: Final = f"it holds more than {MAX_VALUES:,} values"

@@ -310,3 +310,18 @@ async def test_a_batch_that_is_read_no_further_for_want_of_room_says_what_to_sen
     last = results(await batch)[-1]
     assert (last["status"], last["problem"]["type"]) == (503, "/problems/busy")
     assert "send again what has no answer here" in last["problem"]["detail"]
+
+
+@pytest.mark.parametrize("form", ["array", "ndjson"])
+async def test_an_item_that_nobody_can_read_is_refused_at_its_field(form: str, http: Fixture) -> None:
+    texts = [
+        '{"payload": {"name": "\\ud83c"}}',
+        '{"payload": "x", "idempotencyKey": "\\udc00"}',
+        '{"payload": {"n": ' + "[" * 250 + "]" * 250 + "}}",
+        '{"payload": "x"}',
+    ]
+    body = "[" + ",".join(texts) + "]" if form == "array" else "\n\ufeff".join(texts)  # files that were put together
+    answered = results(await post(http, form, ("\ufeff" + body).encode()))
+    named = [each["problem"]["errors"][0]["field"] if "problem" in each else None for each in answered]
+    assert [each["status"] for each in answered] == [422, 422, 422, 202]
+    assert named == ["payload.name", "idempotencyKey", "payload.n", None]

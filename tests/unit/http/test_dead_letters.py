@@ -295,7 +295,8 @@ async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None
         assert message in bad_fields(response)["value"]
     wrong = await http.replay(name, value=json.dumps({"taskType": "email", "payload": {"to": "x"}}))
     assert set(bad_fields(wrong)) == {"payload.subject"}
-    right = await http.replay(name, value=json.dumps({"taskId": "7", "taskType": "email", "payload": MENDED}))
+    marked = "\ufeff" + json.dumps({"taskId": "7", "taskType": "email", "payload": MENDED})
+    right = await http.replay(name, value=marked)
     assert right.status_code == 202
     assert json.loads(http.letters.made[0][0].payload) == MENDED
 
@@ -425,3 +426,11 @@ async def test_no_log_line_holds_what_a_letter_holds(http: Fixture, caplog: pyte
     said = " ".join(str(vars(record)) for record in caplog.records if record.name.startswith("taskflux"))
     for secret in ("ada@", "ada left", "bob", "no such user"):  # no three letters that an id may hold
         assert secret not in said
+
+
+async def test_half_a_character_in_a_repair_is_refused_at_its_field(http: Fixture) -> None:
+    name = http.letters.put(poison())
+    body, headers = b'{"payload": {"to": ["\\ud83c"]}}', {"content-type": "application/json"}
+    response = await http.client.post(f"/dead-letters/{name}/replay", content=body, headers=headers)
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-replay")
+    assert list(bad_fields(response)) == ["payload.to[0]"]

@@ -192,3 +192,15 @@ def test_an_answer_that_is_not_the_services_own_is_taken_with_care(
 
 def test_every_class_of_error_can_be_told() -> None:
     assert set(ERROR_CLASSES) == {"Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured"}
+
+
+async def test_what_no_handler_reads_is_refused_at_its_field(service: Service) -> None:
+    headers = {"content-type": "application/json"}
+    for body, field in (
+        (b'{"subject": "Party \\ud83c"}', "subject"),
+        (b'{"headers": {"X-A": %s}}' % (b"[" * 99), "headers.X-A"),
+    ):
+        answer = await service.client.post("/notifications/email", content=body, headers=headers)
+        assert (answer.status_code, problem(answer)["type"]) == (422, "/problems/invalid-notification")
+        assert [error["field"] for error in problem(answer)["errors"]] == [field]
+    assert service.asked == []

@@ -220,9 +220,9 @@ async def test_a_type_that_was_registered_a_moment_ago_is_known(http: Fixture) -
         (b'{"payload": -Infinity}', "-Infinity is no JSON value"),
         (b'{"payload": ' + b"9" * 5000 + b"}", "more than 4,300 digits"),
         (b"[" * 5000, "nested more than 65 deep"),
-        (b'{"payload": "\\ud800 \\udc00"}', "lone surrogate"),
-        (b'{"payload": {"\\uDFFF": 1}}', "lone surrogate"),
-        (b'{"payload": 1, "key": "\\ud83d\\ud83d"}', "lone surrogate"),
+        (b'"\\ud800"', "lone surrogate"),
+        ('\ufeff{"payload": 1}'.encode("utf-16-le"), "it is UTF-16"),
+        ('{"payload": 1}'.encode("utf-16"), "it is UTF-16"),
         (b'{"payload": "a\nb"}', "Invalid control character"),
     ],
 )
@@ -230,6 +230,46 @@ async def test_what_is_not_json_is_a_400_that_says_where(body: bytes, detail: st
     response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, problem(response)["type"]) == (400, "/problems/malformed-json")
     assert detail in problem(response)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"payload": "\\ud800 \\udc00"}', "payload"),
+        (b'{"payload": {"\\uDFFF": 1}}', "payload.\ufffd"),
+        (b'{"payload": 1, "key": "\\ud83d\\ud83d"}', "key"),
+        (b'{"taskType": "email", "payload": {"to": ["a@b", "Party \\ud83c <a@b>"]}}', "payload.to[1]"),
+        (b'{"taskType": "email", "payload": {"headers": {"X-A": "\\udf89\\ud83c"}}}', "payload.headers.X-A"),
+        (b'{"payload": "x", "metadata": {"customer": {"name": "\\uD83C"}}}', "metadata.customer.name"),
+        (b'{"payload": "x", "prio\\ud83c": 1}', "prio\ufffd"),
+    ],
+)
+async def test_half_a_character_is_refused_at_its_field(body: bytes, field: str, http: Fixture) -> None:
+    response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-task")
+    assert bad_fields(response) == {field: "holds a lone surrogate, \\ud800 to \\udfff without its other half"}
+    assert http.intake.accepted == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"payload": {"n": %s}}', "payload.n"),
+        (b'{"payload": {"n": [1, {"m": %s}]}}', "payload.n"),
+        (b'{"payload": "%s"}' % (b"[{" * 99) + b"", None),
+        (b'{"payload": "x", "metadata": {"a": %s}}', "metadata.a"),
+        (b'{"payload": %s}', "payload"),
+        (b'{"payload": "%s", "key": {"b": %%s}}' % (b'\\"[{' * 99), "key.b"),
+    ],
+)
+async def test_what_is_nested_too_deeply_is_refused_at_its_field(body: bytes, field: str | None, http: Fixture) -> None:
+    body = body % (b"[" * 250 + b"]" * 250) if b"%s" in body else body
+    response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})
+    if field is None:
+        assert response.status_code == 202
+        return
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-task")
+    assert bad_fields(response) == {field: "is nested more than 64 deep"}
 
 
 async def test_any_json_text_is_kept_as_ascii(http: Fixture) -> None:
@@ -257,7 +297,7 @@ async def test_a_number_beyond_a_double_is_refused_where_it_stands(http: Fixture
     assert set(bad_fields(response)) == {"payload", "metadata"}
 
 
-@pytest.mark.parametrize(("depth", "status"), [(64, 202), (65, 400), (1100, 400)])
+@pytest.mark.parametrize(("depth", "status"), [(64, 202), (65, 422), (1100, 422)])
 async def test_a_payload_may_be_nested_so_deep_and_no_deeper(depth: int, status: int, http: Fixture) -> None:
     body = b'{"taskType":"simulated","payload":' + b"[" * depth + b"]" * depth + b"}"
     response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})

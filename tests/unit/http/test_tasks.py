@@ -319,3 +319,10 @@ async def test_a_task_and_a_list_show_what_is_waited_for(http: Fixture) -> None:
     assert waiting["waitsFor"] == "the circuit of smtp to close"
     assert "waitsFor" not in dead
     assert (await http.client.get(f"/tasks/{ID}")).json()["waitsFor"] == "the circuit of smtp to close"
+
+
+async def test_half_a_character_in_a_decision_is_refused_at_its_field(http: Fixture) -> None:
+    body, headers = b'{"outcome": "dead", "reason": "\\ud83c"}', {"content-type": "application/json"}
+    response = await http.client.post(f"/tasks/{ID}/resolve", content=body, headers=headers)
+    assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-resolution")
+    assert list(bad_fields(response)) == ["reason"]

@@ -108,6 +108,25 @@ def test_what_cannot_run_is_poison_of_a_bounded_class(value: bytes | None, error
     assert error_of(value) == error
 
 
+@pytest.mark.parametrize(
+    "value", [b'{"taskType": "email", "payload": 1}', encode(Envelope(ID, "email", 7)).value or b""]
+)
+def test_a_byte_order_mark_before_a_value_is_skipped_as_over_http(value: bytes) -> None:
+    marked, bare = decoded(b"\xef\xbb\xbf" + value), decoded(value)
+    assert type(marked) is type(bare)
+    if isinstance(marked, Foreign) and isinstance(bare, Foreign):
+        assert (marked.payload, marked.digest) == (bare.payload, bare.digest)
+        assert (marked.record.value or b"").startswith(b"\xef\xbb\xbf")
+    else:
+        assert marked == bare
+
+
+def test_a_value_in_utf_16_is_poison_that_says_so() -> None:
+    found = decoded('{"taskType": "email", "payload": 1}'.encode("utf-16"))
+    assert isinstance(found, Poison)
+    assert (found.error_class, "UTF-16" in found.reason) == ("NotJson", True)
+
+
 def test_a_poisons_reason_can_be_written_anywhere_and_quotes_no_payload() -> None:
     found = decoded(b'{"taskType": "\\u00e9\\u0000", "payload": "secret"}')
     assert isinstance(found, Poison)
