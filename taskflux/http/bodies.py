@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, TypeVarTuple
 from uuid import UUID
 
@@ -341,38 +339,6 @@ def too_large(what: str, limit: int) -> Problem:
     return Problem(TOO_LARGE, f"{what} is larger than {limit:,} bytes, the most that is taken here")
 
 
-_RFC3339: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:(?P<second>[0-9]{2})(?:\.[0-9]+)?"
-    r"(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})?"
-)
-
-
-def moment(value: object) -> datetime:
-    """The time that a text says, in UTC. A leap second is the second after it, as PostgreSQL reads it.
-
-    Raises:
-        ValueError: with a sentence; it is none as RFC 3339 writes it.
-        OverflowError: it is beyond the years that can be reckoned with.
-    """
-    match = _RFC3339.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("must be a time as RFC 3339 writes it, for example 2030-01-31T09:00:00Z")
-    if match["offset"] is None:
-        raise ValueError("has no offset from UTC: end it with Z or, for example, +02:00")
-    text, leap = match[0].upper(), match["second"] == "60"
-    if leap:
-        text = f"{text[: match.start('second')]}59{text[match.end('second') :]}"
-    try:
-        found = datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError as error:
-        raise ValueError(f"is no time that exists: {error}") from None
-    if not leap:
-        return found
-    if (found.hour, found.minute) != (23, 59):
-        raise ValueError("has a second 60 within the day: a leap second is 23:59:60 in UTC (RFC 3339, section 5.7)")
-    return found + timedelta(seconds=1)
-
-
 async def read_json(
     scope: Scope, receive: Receive, limit: int, invalid: Kind = INVALID_TASK
 ) -> tuple[Headers, Any, int]:
@@ -433,13 +399,6 @@ def to_json(document: object) -> bytes:
         ValueError: it holds a number that JSON does not know.
     """
     return _encode(document).encode("ascii")
-
-
-def rfc3339(moment: datetime) -> str:
-    """A moment in UTC with microseconds and a Z."""
-    if moment.tzinfo is not UTC:  # what the store returns is
-        moment = moment.astimezone(UTC)
-    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def json_answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

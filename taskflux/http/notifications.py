@@ -41,7 +41,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from taskflux.http.app import application, probe_routes
-from taskflux.http.bodies import Headers, beside_loop, json_answer, moment, read_json, to_json
+from taskflux.http.bodies import Headers, beside_loop, json_answer, read_json, to_json
 from taskflux.http.client import client_of
 from taskflux.http.openapi.document import documentation_routes, notify_json
 from taskflux.http.problems import (
@@ -68,6 +68,7 @@ from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
+from taskflux.tasks.fields import moment
 from taskflux.telemetry.logs import TASK
 from taskflux.worker.handler import wrong_fields
 from taskflux.worker.notifier import IdReused, Notification, Notifier

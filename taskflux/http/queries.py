@@ -16,12 +16,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
-from taskflux.http.bodies import moment
 from taskflux.http.problems import INVALID_QUERY, FieldError, not_valid, shortened, unknown_fields
-from taskflux.http.submissions import LONGEST_KEY
 from taskflux.store.dead_letters import OPEN, LetterFilter, Place
 from taskflux.store.tasks import TaskFilter
 from taskflux.store.texts import indexed
+from taskflux.tasks.fields import LONGEST_KEY, moment
 from taskflux.tasks.states import State
 
 F = TypeVar("F")

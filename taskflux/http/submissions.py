@@ -7,18 +7,17 @@ is stored and what the handler gets, so nobody sees the other one.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from taskflux.http.bodies import JSON, beside_loop, moment, read_json, rfc3339
+from taskflux.http.bodies import JSON, beside_loop, read_json
 from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     INVALID_TASK,
@@ -34,6 +33,7 @@ from taskflux.http.problems import (
 from taskflux.http.registry import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
+from taskflux.tasks.fields import OPTIONAL, digest, read_fields, rfc3339
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.telemetry import metrics
@@ -41,17 +41,12 @@ from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.intake import Intake
 
-LONGEST_DELAY: Final = timedelta(days=3653)
-LONGEST_KEY: Final = 200
 LONGEST_IDEMPOTENCY_KEY: Final = 255
-LARGEST_METADATA: Final = 16 * 1024
-MOST_ATTEMPTS: Final = 1000
 
 PLAIN_TYPE: Final = "simulated"
 """The type of a task that gives none and whose payload is a text, FluxTask's only shape."""
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-_canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
 def implied_type(document: dict[str, Any]) -> str:
@@ -81,34 +76,20 @@ def unknown_type(name: str, known: Sequence[str]) -> Problem:
     return Problem(UNKNOWN_TASK_TYPE, detail, errors, extra={"knownTypes": list(known[:50])})
 
 
-def digest(task_type: str, payload: object, given: dict[str, Any]) -> bytes:
-    """SHA-256 of what a request means: the order of its names, spaces and time zones make no difference."""
-    fields = {name: rfc3339(value) if isinstance(value, datetime) else value for name, value in given.items()}
-    return hashlib.sha256(_canonical({"taskType": task_type, "payload": payload, **fields}).encode("ascii")).digest()
-
-
 def is_idempotency_key(key: object) -> bool:
     """Whether `key` may name a request."""
     return isinstance(key, str) and 1 <= len(key) <= LONGEST_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()
 
 
-def _read_fields(
+def _read_document(
     document: dict[str, Any], now: datetime, *, repeatable: bool
 ) -> tuple[dict[str, Any], list[FieldError]]:
-    """The optional fields that are given (null is as good as absent), and what is wrong with the document's fields."""
+    """The optional fields that are given, and what is wrong with the document's fields."""
     errors = _unknown_fields(document)
     if "payload" not in document:
         errors.append(FieldError("payload", "is required"))
-    given: dict[str, Any] = {}
-    for name, read in _READERS.items():
-        value = document.get(name)
-        if value is None:
-            continue
-        try:
-            given[name] = read(value)
-        except (ValueError, OverflowError) as error:
-            errors.append(FieldError(name, str(error) if type(error) is ValueError else "is out of range"))
-    return given, errors + _check_times(given, now, repeatable=repeatable)
+    given, wrong = read_fields(document, now, repeatable=repeatable)
+    return given, [*errors, *(FieldError(*each) for each in wrong)]
 
 
 def _unknown_fields(document: dict[str, Any]) -> list[FieldError]:
@@ -120,63 +101,7 @@ def _unknown_fields(document: dict[str, Any]) -> list[FieldError]:
     return errors
 
 
-def _check_times(given: dict[str, Any], now: datetime, *, repeatable: bool) -> list[FieldError]:
-    schedule_at, delay, expires_at = (given.get(name) for name in ("scheduleAt", "delaySeconds", "expiresAt"))
-    errors = []
-    if schedule_at is not None and delay is not None:
-        errors.append(FieldError("delaySeconds", "contradicts scheduleAt: give one of the two"))
-    if schedule_at is not None and schedule_at - now > LONGEST_DELAY:
-        errors.append(FieldError("scheduleAt", "is more than ten years ahead"))
-    if expires_at is None:
-        return errors
-    if schedule_at is not None and expires_at <= schedule_at:
-        errors.append(FieldError("expiresAt", "is not after scheduleAt: the task could never run"))
-    # With an idempotency key this may be the repeat of a request that was in time, and must be answered like it.
-    elif not repeatable and expires_at <= now + timedelta(seconds=delay or 0):
-        when = "before delaySeconds have passed" if delay else "in the past"
-        errors.append(FieldError("expiresAt", f"is {when}: the task could never run"))
-    return errors
-
-
-def _delay(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_DELAY.total_seconds():
-        raise ValueError(f"must be a number of seconds from 0 to {LONGEST_DELAY.total_seconds():.0f} (ten years)")
-    return float(value)
-
-
-def _key(value: object) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_KEY or not value.isprintable():
-        raise ValueError(f"must be a text of 1 to {LONGEST_KEY} printable characters")
-    return value
-
-
-def _max_attempts(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_ATTEMPTS:
-        raise ValueError(f"must be a whole number from 1 to {MOST_ATTEMPTS}")
-    return value
-
-
-def _metadata(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a JSON object")
-    try:
-        size = len(_encode(value))
-    except ValueError:
-        raise ValueError("holds a number beyond the range of a double") from None
-    if size > LARGEST_METADATA:
-        raise ValueError(f"is larger than {LARGEST_METADATA:,} bytes of JSON")
-    return value
-
-
-_READERS: Final[dict[str, Callable[[object], Any]]] = {
-    "scheduleAt": moment,
-    "delaySeconds": _delay,
-    "expiresAt": moment,
-    "key": _key,
-    "maxAttempts": _max_attempts,
-    "metadata": _metadata,
-}
-FIELDS: Final = ("taskType", "payload", *_READERS)
+FIELDS: Final = ("taskType", "payload", *OPTIONAL)
 
 _FOREIGN: Final = {
     "idempotencyKey": "send the header Idempotency-Key (only an item of a batch has this field)",
@@ -296,7 +221,7 @@ class Submissions:
         given: dict[str, Any] = {}
         errors: list[FieldError] = []
         if len(document) != 2 or "taskType" not in document or "payload" not in document:
-            given, errors = _read_fields(document, self.now(), repeatable=key is not None)
+            given, errors = _read_document(document, self.now(), repeatable=key is not None)
         payload = document.get("payload")
         text = ""
         try:

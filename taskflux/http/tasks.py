@@ -15,7 +15,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from taskflux.http.bodies import Held, beside_loop, held_by, json_answer, path_id, read_json, rfc3339, to_json
+from taskflux.http.bodies import Held, beside_loop, held_by, json_answer, path_id, read_json, to_json
 from taskflux.http.client import client_of
 from taskflux.http.problems import (
     INVALID_RESOLUTION,
@@ -30,6 +30,7 @@ from taskflux.http.queries import read_task_query, task_cursor
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Resolution, Tasks
 from taskflux.tasks.bounds import LARGE, check
+from taskflux.tasks.fields import rfc3339
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry.logs import TASK

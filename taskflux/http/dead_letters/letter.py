@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from taskflux.http.bodies import beside_loop, moment, parse_json, rfc3339
+from taskflux.http.bodies import beside_loop, parse_json
 from taskflux.http.client import Client
 from taskflux.http.problems import EMPTY_FILTER, INVALID_REPLAY, FieldError, Problem, not_valid, unknown_fields
 from taskflux.http.queries import LETTER_FILTERS, read_fields
@@ -23,6 +23,7 @@ from taskflux.store.dead_letters import LetterFilter
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
 from taskflux.tasks.bounds import LARGE
+from taskflux.tasks.fields import moment, rfc3339
 from taskflux.tasks.states import State
 from taskflux.tasks.submission import Submission
 from taskflux.telemetry.tracing import trace_id

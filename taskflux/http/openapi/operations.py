@@ -23,9 +23,9 @@ from taskflux.http.queries import (
     STATES,
     USUAL_PAGE,
 )
-from taskflux.http.submissions import LONGEST_KEY
 from taskflux.http.tasks import LONGEST_REASON
 from taskflux.store.dead_letters import OPEN
+from taskflux.tasks.fields import LONGEST_KEY
 
 _PLAIN: Final[Json] = {"type": "string"}
 _LINES: Final = content({"type": "string"}, media_type="application/x-ndjson")

@@ -10,15 +10,10 @@ from pydantic import TypeAdapter
 
 from taskflux.http.dead_letters.letter import LEAST_RATE, MOST_RATE
 from taskflux.http.queries import LONGEST_NAME, LONGEST_TEXT, STATES
-from taskflux.http.submissions import (
-    LARGEST_METADATA,
-    LONGEST_DELAY,
-    LONGEST_IDEMPOTENCY_KEY,
-    LONGEST_KEY,
-    MOST_ATTEMPTS,
-)
+from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
+from taskflux.tasks.fields import LARGEST_METADATA, LONGEST_DELAY, LONGEST_KEY, MOST_ATTEMPTS
 from taskflux.tasks.states import Event, State
 
 Json = dict[str, Any]

@@ -10,11 +10,12 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from taskflux.http.queries import read_letter_query
-from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY, LONGEST_KEY
+from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY
 from taskflux.store.dead_letters import DeadLetter
 from taskflux.store.texts import LONGEST_INDEXED
 from taskflux.stream.envelope import DeadTask, Record, encode
 from taskflux.tasks.decision import Decision
+from taskflux.tasks.fields import LONGEST_KEY
 from taskflux.tasks.states import Event, State
 from taskflux.worker.foreign import dead_letter
 from tests.integration.store.scene import SOURCE, TYPE, Scene
