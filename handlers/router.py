@@ -171,7 +171,7 @@ class Router:
         if not self._ours:
             return
         due = [
-            Due(task, envelope.task_type, envelope.version, None, envelope.traceparent)
+            Due(task, envelope.task_type, envelope.version, adopted.keys.get(task), envelope.traceparent)
             for task, envelope in adopted.tasks.items()
             if task in adopted.fresh
         ]

@@ -37,7 +37,10 @@ INSERT: Final = tracing.Operation(
 
 @dataclass(frozen=True, slots=True)
 class Adoptee:
-    """A task that another producer wrote. `identity` says when two of them are the same, `id` is its name if not."""
+    """A task that another producer wrote. `identity` says when two of them are the same, `id` is its name if not.
+
+    `delay` is in seconds from the store's now, `metadata` a JSON text.
+    """
 
     identity: str
     digest: bytes
@@ -46,15 +49,29 @@ class Adoptee:
     payload: str
     max_attempts: int
     traceparent: str
+    key: str | None = None
+    schedule_at: datetime | None = None
+    delay: float = 0.0
+    expires_at: datetime | None = None
+    metadata: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may be due later than it is accepted."""
+        return self.schedule_at is not None or self.delay > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What stands under an identity: the task, the digest of its payload, and whether it was made just now."""
+    """What stands under an identity: the task, the digest of its payload, and whether it was made just now.
+
+    `due_now`: it was, and nothing keeps it from running at once.
+    """
 
     task: UUID
     digest: bytes
     fresh: bool = False
+    due_now: bool = False
 
 
 class Tasks:
@@ -171,8 +188,8 @@ class Tasks:
     async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
         """Make a row for each that has none yet; what stands under each identity then.
 
-        New ones are due after `grace` seconds, at version 1. Each identity stands once in a batch. It may be called
-        again with the same batch after an error: what was written then is found.
+        New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity stands once in
+        a batch. It may be called again with the same batch after an error: what was written then is found.
 
         Raises:
             StoreError: nothing is known to be written.
@@ -186,10 +203,19 @@ class Tasks:
             payloads=[each.payload for each in batch],
             max_attempts=[each.max_attempts for each in batch],
             traceparents=[each.traceparent for each in batch],
+            keys=[each.key for each in batch],
+            schedule_at=[each.schedule_at for each in batch],
+            delays=[each.delay for each in batch],
+            expires_at=[each.expires_at for each in batch],
+            metadata=[each.metadata for each in batch],
             grace=grace,
         )
-        made = {row["task_id"] for row in rows}
-        known = {each.identity: Known(each.id, each.digest, fresh=True) for each in batch if each.id in made}
+        made = {row["id"]: row["due_now"] for row in rows}
+        known = {
+            each.identity: Known(each.id, each.digest, fresh=True, due_now=made[each.id])
+            for each in batch
+            if each.id in made
+        }
         others = [each.identity for each in batch if each.identity not in known]
         if others:
             for row in await self.database.fetch(SQL["find_foreign"], identities=others):

@@ -50,28 +50,33 @@ WHERE tenant = ANY(:tenants) AND key = ANY(:keys)
 SELECT id, created_at FROM tasks WHERE id = ANY(:ids::uuid[]) AND id BETWEEN :least AND :greatest;
 
 -- name: adopt
--- Rows for records that were never seen before. They are due after :grace seconds: whoever adopts them claims or
--- publishes them first.
+-- Rows for records that were never seen before. Those that are due now are published after :grace seconds: whoever
+-- adopts them claims or publishes them first.
 WITH input AS (
     SELECT * FROM unnest(
         :identities::text[], :digests::bytea[], :ids::uuid[], :types::text[], :payloads::text[],
-        :max_attempts::integer[], :traceparents::text[]
-    ) AS i (identity, digest, id, type, payload, max_attempts, traceparent)
+        :max_attempts::integer[], :traceparents::text[], :keys::text[], :schedule_at::timestamptz[], :delays::float8[],
+        :expires_at::timestamptz[], :metadata::text[]
+    ) AS i (identity, digest, id, type, payload, max_attempts, traceparent, key, schedule_at, delay, expires_at,
+            metadata)
 ), fresh AS (
     INSERT INTO foreign_tasks (identity, task_id, digest)
     SELECT identity, id, digest FROM input ORDER BY identity
     ON CONFLICT (identity) DO NOTHING
     RETURNING task_id
 ), accepted AS (
-    INSERT INTO tasks (id, type, payload, max_attempts, traceparent, timeline)
-    SELECT id, type, payload, max_attempts, traceparent,
-           ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|from another producer']
+    INSERT INTO tasks (id, type, payload, max_attempts, key, due_at, expires_at, metadata, traceparent, timeline)
+    SELECT id, type, payload, max_attempts, key,
+           GREATEST(now(), COALESCE(schedule_at, now() + make_interval(secs => delay))), expires_at, metadata,
+           traceparent, ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|from another producer']
     FROM input WHERE id IN (SELECT task_id FROM fresh) ORDER BY id
-    RETURNING id, type
+    RETURNING id, type, due_at, expires_at
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at)
+    SELECT id, type, 1, CASE WHEN due_at <= now() THEN now() + make_interval(secs => :grace) ELSE due_at END, expires_at
+    FROM accepted
 )
-INSERT INTO due (task_id, type, version, publish_at)
-SELECT id, type, 1, now() + make_interval(secs => :grace) FROM accepted
-RETURNING task_id;
+SELECT id, due_at <= now() AS due_now FROM accepted;
 
 -- name: find_foreign
 -- Which tasks these have become before.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, NoReturn
 from uuid import UUID
@@ -22,6 +22,7 @@ from taskflux.tasks.bounds import (
     check,
     check_characters,
 )
+from taskflux.tasks.fields import OPTIONAL
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """In the order of the wire; a name may stand more than once."""
@@ -145,7 +146,8 @@ class Foreign:
     """A task that another producer wrote, payload and all.
 
     `task_id` is the producer's. `payload` is a JSON text, compact and in ASCII: what PostgreSQL's text does not take
-    (NUL) stays as JSON escapes it. `digest` is the SHA-256 of what it means, whatever the order of its names.
+    (NUL) stays as JSON escapes it. `digest` is the SHA-256 of what it means, whatever the order of its names. `fields`
+    are those that may stand beside a payload (`taskflux.tasks.fields`), as they came.
     """
 
     task_id: str | None
@@ -154,6 +156,7 @@ class Foreign:
     digest: bytes
     record: Record
     traceparent: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,8 @@ def _foreign(record: Record, body: dict[str, object], task_type: str) -> Foreign
     except ValueError:
         return Poison(PoisonClass.INVALID_PAYLOAD, "the payload holds a number that a double cannot represent")
     digest = hashlib.sha256(canonical.encode("ascii")).digest()
-    return Foreign(task_id, task_type, payload, digest, record, trace_of(record.headers))
+    fields = {name: body[name] for name in OPTIONAL if body.get(name) is not None}
+    return Foreign(task_id, task_type, payload, digest, record, trace_of(record.headers), fields)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -29,6 +32,7 @@ from taskflux.stream.envelope import (
 from taskflux.stream.producer import TOO_LARGE, NotPublished, Producer
 from taskflux.stream.topics import dead_letter_topic
 from taskflux.tasks.bounds import excess
+from taskflux.tasks.fields import digest, read_fields
 from taskflux.tasks.submission import TaskType
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED
@@ -39,20 +43,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Adopted:
-    """What became of foreign records: tasks at version 1, made now (`fresh`) or before, and what cannot be one."""
+    """What became of foreign records: tasks at version 1, made now (`fresh`) or before, and what cannot be one.
+
+    `later` counts those that are left to the relay, since they are not due yet or may not have been. `keys` are the
+    tasks' own.
+    """
 
     tasks: dict[UUID, Envelope] = field(default_factory=dict)
     fresh: set[UUID] = field(default_factory=set)
+    keys: dict[UUID, str] = field(default_factory=dict)
+    later: int = 0
     poison: list[tuple[Record, Poison]] = field(default_factory=list)
 
 
 class Adoption:
-    """Makes rows of foreign records; `grace` (seconds) is how long a new one is left to whoever adopts it."""
+    """Makes rows of foreign records; `grace` (seconds) is how long a new one is left to whoever adopts it.
 
-    def __init__(self, process: Process, store: Tasks, grace: float) -> None:
+    `now` is this process's clock: only to refuse times that make no sense.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        store: Tasks,
+        grace: float,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._process = process
         self._store = store
         self._grace = grace
+        self._now = now
 
     async def adopt(
         self, records: Sequence[Foreign], types: Mapping[str, TaskType], *, publish: bool = True
@@ -67,7 +88,7 @@ class Adoption:
         batch: dict[str, tuple[Foreign, Adoptee]] = {}
         created: dict[UUID, tracing.Span] = {}
         for each in records:
-            found = adoptee(each, types[each.task_type])
+            found = adoptee(each, types[each.task_type], self._now())
             if isinstance(found, Poison):
                 adopted.poison.append((each.record, found))
                 continue
@@ -109,11 +130,17 @@ class Adoption:
             }
 
 
-def adoptee(foreign: Foreign, task_type: TaskType) -> Adoptee | Poison:
+def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | Poison:
     """The task that a foreign record is, under a name that every delivery of it shares.
 
-    The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes.
+    The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes. Its
+    fields mean what they mean over HTTP. One that comes after its `expiresAt` may be a repeat of what came before: it
+    is accepted, and expires.
     """
+    given, wrong = read_fields(foreign.fields, now, repeatable=True)
+    if wrong:
+        said = "; ".join(f"{name} {message}" for name, message in wrong)
+        return Poison(PoisonClass.UNKNOWN_SHAPE, f"a field is not valid: {said}")
     if len(foreign.payload) > task_type.max_bytes:
         return Poison(PoisonClass.TOO_LARGE, excess(len(foreign.payload), task_type.max_bytes))
     record = foreign.record
@@ -122,9 +149,21 @@ def adoptee(foreign: Foreign, task_type: TaskType) -> Adoptee | Poison:
     else:
         place = (record.topic, record.partition, record.offset, record.timestamp)
         identity = record_identity(*place, record.key, record.value)
-    traceparent = foreign.traceparent or tracing.new_traceparent()
+    metadata = given.get("metadata")
     return Adoptee(
-        identity, foreign.digest, uuid7(), task_type.name, foreign.payload, task_type.max_attempts, traceparent
+        identity,
+        # Without fields the payload's own, as records have had it since before fields counted.
+        hashlib.sha256(foreign.digest + digest(task_type.name, None, given)).digest() if given else foreign.digest,
+        uuid7(),
+        task_type.name,
+        foreign.payload,
+        given.get("maxAttempts", task_type.max_attempts),
+        foreign.traceparent or tracing.new_traceparent(),
+        given.get("key"),
+        given.get("scheduleAt"),
+        given.get("delaySeconds", 0.0),
+        given.get("expiresAt"),
+        None if metadata is None else json.dumps(metadata, separators=(",", ":")),
     )
 
 
@@ -133,13 +172,19 @@ def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | No
     if known is None:
         poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not take a value of it")
     elif known.digest != wanted.digest:
-        poison = Poison(PoisonClass.ID_REUSED, "its taskId stands for a task with another payload")
+        poison = Poison(PoisonClass.ID_REUSED, "its taskId stands for a task with another payload or other fields")
     else:
         outcome = "adopted" if known.fresh else "repeated"
         metrics.ADOPTED.labels(foreign.task_type, outcome).inc()
-        adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
+        # One that waits is the relay's, whoever comes with its record again: its row does not say here when it is due.
+        if known.due_now if known.fresh else not wanted.waits:
+            adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
+        else:
+            adopted.later += 1
         if known.fresh:
             adopted.fresh.add(known.task)
+        if wanted.key is not None:
+            adopted.keys[known.task] = wanted.key
         return
     metrics.ADOPTED.labels(foreign.task_type, "poison").inc()
     adopted.poison.append((foreign.record, poison))

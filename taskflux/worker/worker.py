@@ -135,12 +135,14 @@ class Worker:
         """Put poison aside, claim what is ours, and only then let Kafka forget these records."""
         size = sum(len(record.value or b"") for record in records)  # of ours 100 bytes each
         ours, foreign, poison = await asyncio.to_thread(self._sort, records) if size > LARGE else self._sort(records)
+        later = 0
         if foreign:
             adopted = await self._adoption.adopt(foreign, self._types)
             if adopted is None:
                 return
             ours |= adopted.tasks
             poison += adopted.poison
+            later = adopted.later
         # Poison first: who is told to drain in between holds no claims that never begin.
         if poison and not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
@@ -158,7 +160,7 @@ class Worker:
             if suspects is None:
                 return
             taken |= suspects
-        self._skipped.inc(len(records) - len(poison) - len(taken & ours.keys()))
+        self._skipped.inc(len(records) - len(poison) - later - len(taken & ours.keys()))
         self._consumer.note_done(records)
 
     def _start(

@@ -262,7 +262,7 @@ def _of_value(value: str, origin: Mapping[str, Any]) -> dict[str, Any]:
                 INVALID_REPLAY, [FieldError("value", "names a task and brings no payload: a task needs one")]
             )
         case _:
-            return {"taskType": found.task_type, "payload": json.loads(found.payload)}
+            return {"taskType": found.task_type, "payload": json.loads(found.payload), **found.fields}
 
 
 USUAL_RATE: Final = 50.0

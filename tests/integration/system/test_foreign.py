@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -146,6 +147,27 @@ async def test_offsets_that_expired_make_no_second_task(elsewhere: Elsewhere, wo
     await eventually(read_again, "everything was read again")
     assert len(await known(stack)) == before + 1
     assert await made() == runs + 1
+
+
+async def test_the_fields_of_a_record_mean_what_they_mean_over_http(elsewhere: Elsewhere, world: World) -> None:
+    stack, later, soon, late = elsewhere.stack, str(uuid4()), str(uuid4()), str(uuid4())
+    fields = {"maxAttempts": 2, "key": "customer 7", "metadata": {"order": 12}}
+    for _ in range(2):  # a redelivery runs none of them early
+        await elsewhere.produce(record(later) | fields | {"scheduleAt": "2031-01-31T09:00:00Z"})
+        await elsewhere.produce(record(soon) | fields | {"delaySeconds": 1.5})
+        await elsewhere.produce(record(late) | fields | {"expiresAt": "2020-01-31T09:00:00Z"})
+    await elsewhere.produce(record(last := str(uuid4())))
+    await stack.until(await elsewhere.task(last), "succeeded")
+    scheduled = await stack.until(await elsewhere.task(later), "scheduled")
+    assert (scheduled["dueAt"][:19], scheduled["attempts"]) == ("2031-01-31T09:00:00", 0)
+    assert {name: scheduled[name] for name in fields} == fields
+    expired = await stack.until(task := await elsewhere.task(late), "dead")
+    assert (expired["error"]["class"], world.effects(task)) == ("Expired", 0)
+    done = await stack.until(task := await elsewhere.task(soon), "succeeded")
+    assert (world.effects(task), done["maxAttempts"]) == (1, 2)
+    began = next(entry["at"] for entry in done["timeline"] if entry["state"] == "running")
+    waited = datetime.fromisoformat(began) - datetime.fromisoformat(done["createdAt"])
+    assert waited.total_seconds() >= 1.5
 
 
 async def test_a_task_adopted_by_a_worker_that_was_lost_is_published_by_the_relay(

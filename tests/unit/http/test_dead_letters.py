@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -434,3 +434,13 @@ async def test_half_a_character_in_a_repair_is_refused_at_its_field(http: Fixtur
     response = await http.client.post(f"/dead-letters/{name}/replay", content=body, headers=headers)
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-replay")
     assert list(bad_fields(response)) == ["payload.to[0]"]
+
+
+async def test_a_repaired_record_keeps_the_fields_beside_its_payload(http: Fixture) -> None:
+    name = http.letters.put(poison())
+    value = {"taskType": "email", "payload": MENDED, "maxAttempts": 2, "scheduleAt": "2030-01-02T00:00:00Z"}
+    wrong = await http.replay(name, value=json.dumps(value | {"expiresAt": "2029-01-01T00:00:00Z"}))
+    assert set(bad_fields(wrong)) == {"expiresAt"}
+    assert (await http.replay(name, value=json.dumps(value))).status_code == 202
+    made = http.letters.made[0][0]
+    assert (made.max_attempts, made.schedule_at) == (2, datetime(2030, 1, 2, tzinfo=UTC))

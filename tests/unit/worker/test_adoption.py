@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decod
 from taskflux.tasks.submission import TaskType
 from taskflux.worker.foreign import adoptee
 
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
 EMAIL = TaskType("email", "{}", 6, "resend", "smtp", max_bytes=1000)
 
 
@@ -27,7 +29,7 @@ def foreign(value: bytes | dict[str, Any], **place: Any) -> Foreign:
 
 
 def adopted(value: bytes | dict[str, Any], **place: Any) -> Adoptee:
-    found = adoptee(foreign(value, **place), EMAIL)
+    found = adoptee(foreign(value, **place), EMAIL, NOW)
     assert isinstance(found, Adoptee)
     return found
 
@@ -68,13 +70,80 @@ def test_what_postgresql_does_not_take_stays_as_json_escapes_it() -> None:
 
 
 def test_a_payload_above_the_limit_of_its_type_is_poison() -> None:
-    found = adoptee(foreign({"taskType": "email", "payload": "x" * 999}), EMAIL)
+    found = adoptee(foreign({"taskType": "email", "payload": "x" * 999}), EMAIL, NOW)
     assert isinstance(found, Poison)
     assert (found.error_class, "1,001 bytes" in found.reason) == (PoisonClass.TOO_LARGE, True)
-    assert isinstance(adoptee(foreign({"taskType": "email", "payload": "x" * 998}), EMAIL), Adoptee)
+    assert isinstance(adoptee(foreign({"taskType": "email", "payload": "x" * 998}), EMAIL, NOW), Adoptee)
 
 
 def test_the_producers_trace_goes_on_and_every_task_has_one() -> None:
     parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     assert adopted(NAMED, headers=(("traceparent", parent),)).traceparent == parent.decode()
     assert len(adopted(NAMED).traceparent) == 55
+
+
+FIELDS: dict[str, Any] = {
+    "scheduleAt": "2030-01-02T09:00:00+02:00",
+    "expiresAt": "2030-01-03T00:00:00Z",
+    "key": "customer 7",
+    "maxAttempts": 3,
+    "metadata": {"order": 12, "name": "Zoë"},
+}
+
+
+def test_the_fields_of_a_record_mean_what_they_mean_over_http() -> None:
+    found = adopted(NAMED | FIELDS)
+    assert found.schedule_at == datetime(2030, 1, 2, 7, tzinfo=UTC)
+    assert found.expires_at == datetime(2030, 1, 3, tzinfo=UTC)
+    assert (found.key, found.max_attempts, found.metadata) == ("customer 7", 3, '{"order":12,"name":"Zo\\u00eb"}')
+    assert found.waits
+    delayed = adopted(NAMED | {"delaySeconds": 1.5})
+    assert (delayed.delay, delayed.schedule_at, delayed.waits) == (1.5, None, True)
+
+
+def test_null_is_as_good_as_absent_and_other_names_are_ignored() -> None:
+    bare = adopted(NAMED)
+    found = adopted(NAMED | dict.fromkeys(FIELDS) | {"delaySeconds": None, "priority": 3})
+    assert (found.digest, found.max_attempts, found.waits) == (bare.digest, 6, False)
+    assert (found.key, found.metadata, found.expires_at) == (None, None, None)
+
+
+def test_the_same_id_with_other_fields_is_another_task() -> None:
+    first = adopted(NAMED | FIELDS)
+    assert first.digest == adopted(NAMED | FIELDS | {"scheduleAt": "2030-01-02T07:00:00Z"}).digest
+    assert first.digest != adopted(NAMED | FIELDS | {"maxAttempts": 4}).digest
+    assert first.digest != adopted(NAMED).digest
+
+
+def test_one_that_comes_after_it_has_expired_may_be_a_repeat_and_is_accepted_to_expire() -> None:
+    found = adopted(NAMED | {"expiresAt": "2029-12-31T00:00:00Z"})
+    assert found.expires_at == datetime(2029, 12, 31, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scheduleAt": "tomorrow"}, "scheduleAt must be a time as RFC 3339 writes it"),
+        ({"scheduleAt": 1893456000}, "scheduleAt must be a time"),
+        ({"scheduleAt": "2030-01-02T09:00:00"}, "scheduleAt has no offset"),
+        ({"scheduleAt": "2050-01-01T00:00:00Z"}, "scheduleAt is more than ten years ahead"),
+        ({"scheduleAt": "2030-01-02T00:00:00Z", "delaySeconds": 5}, "delaySeconds contradicts scheduleAt"),
+        ({"scheduleAt": "2030-01-02T00:00:00Z", "expiresAt": "2030-01-01T00:00:00Z"}, "could never run"),
+        ({"delaySeconds": "5"}, "delaySeconds must be a number"),
+        ({"expiresAt": "0001-01-01T00:00:00+10:00"}, "expiresAt is out of range"),
+        ({"maxAttempts": 0}, "maxAttempts must be a whole number"),
+        ({"metadata": "x"}, "metadata must be a JSON object"),
+        ({"metadata": {"x": "y" * 17_000}}, "metadata is larger"),
+        ({"key": 7}, "key must be a text"),
+    ],
+)
+def test_a_field_that_is_not_valid_makes_the_record_poison_that_says_so(fields: dict[str, Any], said: str) -> None:
+    found = adoptee(foreign(NAMED | fields), EMAIL, NOW)
+    assert isinstance(found, Poison)
+    assert (found.error_class, said in found.reason) == (PoisonClass.UNKNOWN_SHAPE, True)
+
+
+def test_a_number_beyond_a_double_in_metadata_is_poison() -> None:
+    found = adoptee(foreign(b'{"taskType": "email", "payload": 1, "metadata": {"x": 1e999}}'), EMAIL, NOW)
+    assert isinstance(found, Poison)
+    assert "metadata holds a number beyond the range" in found.reason
