@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -266,10 +267,20 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             await self._rewind()
             return []
         self._empty = not found
+        if not found and not self._starts_wanted:
+            await self._pass_over()
         records = [self._record(each) for partition in found.values() for each in partition]
         for record in records:
             self.progress.handed((record.topic, record.partition), record.offset)
         return records
+
+    async def _pass_over(self) -> None:
+        """Have what is no record committed, too: aborted ones, and what ends a transaction. KEDA counts it as lag."""
+        with suppress(TimeoutError, *TROUBLE):
+            async with asyncio.timeout(0.0):  # a position is known, or a fetch will find it
+                for place in self._consumer.assignment():
+                    if self.progress.passed(place, await self._consumer.position(place)):
+                        self.noted.set()
 
     async def commit(self, timeout: float = _COMMIT_TIMEOUT) -> bool:
         """Commit what has moved; False where Kafka refused or was late."""
@@ -330,8 +341,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         return Record(found.topic, found.partition, found.offset, *content, self.epoch, why)
 
     async def _rewind(self) -> None:
-        """Back to behind what has been handed out: a `getmany` that raises forgets what it took from other
-        partitions."""
+        """Back to behind what has been handed out: a `getmany` that raises forgets what it took elsewhere."""
         for place in self._consumer.assignment():
             position = self.progress.position(place)
             if position is None:
@@ -401,6 +411,7 @@ def _options(settings: KafkaSettings, group: str) -> dict[str, Any]:
         "limit": _LARGEST_LETTERS * settings.dead_letter_max_bytes,
         "group_id": group,
         "auto_offset_reset": "earliest",
+        "isolation_level": "read_committed",  # nothing that another producer's transaction has aborted
         "enable_auto_commit": False,
         "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
         "session_timeout_ms": int(settings.session_timeout * 1000),
@@ -454,6 +465,14 @@ class Progress:
             first = held.outstanding.popleft()
             held.done.discard(first)
             held.next = first + 1
+
+    def passed(self, partition: Place, position: int) -> bool:
+        """Below `position`, the client has nothing more to hand out. Whether that lets a commit move on."""
+        held = self._partitions.get(partition)
+        if held is None or held.outstanding or position <= max(held.next or 0, held.committed or 0):
+            return False
+        held.next = position
+        return True
 
     def begin_at(self, partition: Place, offset: int) -> None:
         """The partition's log begins at `offset`, and the group has no (valid) commit: commit that."""

@@ -68,3 +68,15 @@ def test_a_client_that_went_back_begins_a_new_row() -> None:
     progress.done(A, 5)
     assert progress.to_commit() == {A: 6}
     assert progress.position(A) == 7
+
+
+def test_what_is_no_record_is_committed_once_nothing_before_it_is_under_way() -> None:
+    progress = holding(5)
+    assert not progress.passed(A, 9)
+    assert not progress.passed(("tasks.email", 7), 9)
+    progress.done(A, 5)
+    assert progress.passed(A, 9)
+    assert progress.to_commit() == {A: 9}
+    progress.committed({A: 9})
+    assert not progress.passed(A, 9)
+    assert not progress.passed(A, 6)
