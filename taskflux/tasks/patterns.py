@@ -32,6 +32,17 @@ NAIVE: Final = said_as(
 )
 """A time without one."""
 
+DECIMAL: Final = said_as(
+    r"^\s*[+\-]?(?:[0-9]+(?:_[0-9]+)*\.?(?:[0-9]+(?:_[0-9]+)*)?|\.[0-9]+(?:_[0-9]+)*)(?:[eE][+\-]?[0-9]+)?\s*$",
+    "is not a decimal number, such as 12.50",
+)
+"""A decimal number that is written as a text."""
+
 INTEGER_NAME: Final = said_as(r"^\s*[+\-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?\s*$", "is not a whole number")
 NUMBER_NAME: Final = said_as(r"^\s*[+\-]?(?:[0-9_]+\.?[0-9_]*|\.[0-9_]+)(?:[eE][+\-]?[0-9]+)?\s*$", "is not a number")
 """Names of an object whose keys a handler reads as numbers."""
+
+BOOLEAN_NAME: Final = said_as(
+    "^(?:0|1|[Oo][Nn]|[Oo][Ff][Ff]|[TtFfYyNn]|[Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|[Yy][Ee][Ss]|[Nn][Oo])$",
+    "is neither true nor false",
+)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from taskflux.tasks.patterns import AWARE, INTEGER_NAME, NAIVE, NUMBER_NAME
+from taskflux.tasks.patterns import AWARE, BOOLEAN_NAME, DECIMAL, INTEGER_NAME, NAIVE, NUMBER_NAME
 
 
 def schema_text(adapter: TypeAdapter[Any]) -> str:
@@ -19,11 +19,23 @@ def schema_text(adapter: TypeAdapter[Any]) -> str:
 
 
 _ZONES: Final = {"aware": AWARE, "naive": NAIVE}
-_NAMES: Final = {"int": INTEGER_NAME, "float": NUMBER_NAME, "decimal": NUMBER_NAME}
+_NAMES: Final = {"int": INTEGER_NAME, "float": NUMBER_NAME, "decimal": NUMBER_NAME, "bool": BOOLEAN_NAME}
 
 
 class _PayloadSchema(GenerateJsonSchema):
     """What the model refuses, the schema refuses, as far as a schema can say it."""
+
+    def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
+        found = super().str_schema(schema)
+        stripped = schema.get("strip_whitespace", self._config.str_strip_whitespace)
+        return _stripped(found) if stripped and "pattern" not in found else found
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
+        found = super().decimal_schema(schema)
+        for branch in found.get("anyOf", []):
+            if branch.get("type") == "string" and not schema.get("allow_inf_nan"):
+                branch.setdefault("pattern", DECIMAL)
+        return found
 
     def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
         zone = _ZONES.get(str(schema.get("tz_constraint")))
@@ -42,6 +54,30 @@ class _PayloadSchema(GenerateJsonSchema):
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         names = _NAMES.get(schema.get("keys_schema", {}).get("type", ""))
         return super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
+
+
+_COUNTED: Final = 500
+"""Characters up to which a pattern counts them."""
+
+
+def _stripped(found: JsonSchemaValue) -> JsonSchemaValue:
+    """A text that is read without the spaces around it, and so counted."""
+    least, most = found.get("minLength", 0), found.get("maxLength")
+    if not least and most is None:
+        return found
+    if (most is not None and most > _COUNTED) or least > _COUNTED:
+        return found | ({"pattern": r"\S", "description": "not only spaces"} if least else {})
+    inner = rf"\S(?:[\s\S]{{{max(least - 2, 0)},{'' if most is None else max(most - 2, 0)}}}\S)"
+    if most == 0:
+        core = ""
+    elif most == 1:
+        core = r"\S"
+    else:
+        core = inner if least > 1 else inner + "?"
+    counted = {name: each for name, each in found.items() if name not in ("minLength", "maxLength")}
+    said = f"at least {least}" if most is None else f"{least} to {most}"
+    pattern = rf"^\s*(?:{core}){'' if least else '?'}\s*$"
+    return counted | {"pattern": pattern, "description": f"{said} characters, without the spaces around them"}
 
 
 def _schemes(allowed: Iterable[str] | None) -> JsonSchemaValue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -21,6 +22,7 @@ from pydantic import (
     HttpUrl,
     Json,
     NaiveDatetime,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
 )
@@ -157,6 +159,11 @@ class Order(BaseModel):
     per_rate: dict[float, int] = {}
     level: Literal["low", "high"] | None = None
     size: int | Literal["any"] = 1
+    price: Decimal = Decimal(0)
+    flags: dict[bool, int] = {}
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4)] = "a"
+    code: Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)] = "ab"
+    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000)] = "a"
 
 
 ADAPTER: TypeAdapter[Order] = TypeAdapter(Order)
@@ -198,6 +205,12 @@ ORDER = PayloadSchema("order", schema_text(ADAPTER))
         ({"per_rate": {"one": 1}}, "payload.per_rate.one", "is not a number"),
         ({"level": "top"}, "payload.level", 'not one of "low" or "high"'),
         ({"size": "all"}, "payload.size", '"any" was expected'),
+        ({"price": "a lot"}, "payload.price", "is not a decimal number, such as 12.50"),
+        ({"flags": {"maybe": 1}}, "payload.flags.maybe", "is neither true nor false"),
+        ({"name": "   "}, "payload.name", "1 to 4 characters, without the spaces around them"),
+        ({"name": " ab cd "}, "payload.name", "1 to 4 characters"),
+        ({"code": " a "}, "payload.code", "at least 2 characters"),
+        ({"text": " "}, "payload.text", "not only spaces"),
     ],
 )
 def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field: str, message: str) -> None:
@@ -232,6 +245,15 @@ def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field:
         {"per_rate": {"1e3": 1, ".5": 2}},
         {"size": "any"},
         {"paid": None, "lines": []},
+        {"price": "12.50"},
+        {"price": " -1_000e-2 "},
+        {"price": ".5"},
+        {"price": 5},
+        {"flags": {"True": 1, "no": 2}},
+        {"name": "  ab d "},
+        {"name": "a"},
+        {"code": " a b "},
+        {"text": " a "},
     ],
 )
 def test_what_a_handler_takes_its_schema_takes(payload: Any) -> None:
