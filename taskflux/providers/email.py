@@ -7,8 +7,10 @@ import binascii
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from email.utils import decode_rfc2231
 from functools import cached_property
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +27,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from taskflux.providers.addresses import MAX_RECIPIENTS, Address, Mailboxes, Recipients
-from taskflux.providers.headers import LONGEST_VALUE, field
+from taskflux.providers.headers import LONGEST_VALUE, field, mime_field
 from taskflux.tasks.errors import JsonValue
 from taskflux.tasks.patterns import said_as
 
@@ -58,11 +60,6 @@ _NO_NUL: Final = said_as(r"^[^\x00]*$", "may have no NUL character")
 _HEADER_NAME: Final = said_as(
     r"^[!-9;-~]+$", "is not a header's name: ASCII without spaces and colons, such as X-Order"
 )
-_MEDIA_TYPE: Final = said_as(
-    r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$",
-    "is not a media type, such as application/pdf",
-)
-
 Line = Annotated[str, StringConstraints(pattern=_LINE)]
 """One line of text: nothing that could begin another header."""
 
@@ -102,22 +99,80 @@ class _Payload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
 
+_TYPE: Final = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+_ATTRIBUTE: Final = r"[A-Za-z0-9!#$&^_.+-]+\*?"
+_QUOTED: Final = r'"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"'
+_PARAMETER: Final = rf"""; *(?:({_ATTRIBUTE})=({_QUOTED}|[^\s";\x00-\x1f\x7f]+) *)?"""
+_CONTENT_TYPE: Final = said_as(
+    rf"^{_TYPE}/{_TYPE} *(?:{_PARAMETER})*$",
+    'is not a media type such as image/png or text/calendar; method=REQUEST; charset="utf-8"',
+)
+_CONTENT_ID: Final = said_as(
+    r"^(?:<[!-;=?-~]{1,200}>|[!-;=?-~]{1,200})$",
+    "is not an id of plain ASCII characters without spaces, such as logo@example.org",
+)
+
+
+class ContentType(NamedTuple):
+    """A media type and its parameters, read: `text/calendar; method=REQUEST`."""
+
+    media_type: str
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ContentType:
+        """Read a Content-Type that `Attachment` has let pass."""
+        media_type, _, rest = text.partition(";")
+        found = re.finditer(_PARAMETER, f";{rest}")
+        return cls(media_type.strip(), tuple(_parameter(each[1], each[2]) for each in found if each[1]))
+
+
+def _parameter(name: str, value: str) -> tuple[str, str]:
+    if value.startswith('"'):
+        value = re.sub(r"\\(.)", r"\1", value[1:-1])
+    if name.endswith("*"):  # RFC 2231, 4: charset'language'text
+        charset, _, text = decode_rfc2231(value)
+        try:
+            value = unquote(text, charset or "utf-8")
+        except LookupError:
+            raise ValueError(f"contentType has the parameter {name} in a character set that nobody knows") from None
+    return name.rstrip("*"), value
+
+
 class Attachment(_Payload):
-    """A file that goes with the mail."""
+    """A file that goes with the mail: beside it, or within its html as `<img src="cid:…">`."""
 
     filename: Annotated[Line, Field(min_length=1, max_length=255)]
-    content_type: Annotated[str, Field(pattern=_MEDIA_TYPE)] = "application/octet-stream"
+    content_type: Annotated[
+        str,
+        Field(
+            max_length=900,
+            pattern=_CONTENT_TYPE,
+            description="a media type, with parameters: text/calendar; method=REQUEST; charset=utf-8",
+        ),
+    ] = "application/octet-stream"
     content: Annotated[
         bytes,
         BeforeValidator(_decoded),
         PlainSerializer(_encoded, when_used="json"),
         WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
     ]
+    content_id: Annotated[
+        str | None,
+        Field(
+            pattern=_CONTENT_ID,
+            description='what the html calls it after "cid:", such as logo@example.org; it is then shown inline',
+        ),
+    ] = None
+    disposition: Annotated[
+        Literal["attachment", "inline"] | None,
+        Field(description="whether it is shown in the mail or beside it; unset: inline if it has a contentId"),
+    ] = None
 
     @field_validator("filename")
     @classmethod
     def _no_encoded_word(cls, value: str) -> str:
-        # Python's email package decodes =?…?= in a file name and would write its line breaks as they are.
+        # A reader may decode =?…?= in a file name, with the line breaks that it stands for.
         if "=?" in value:
             raise ValueError("filename may not contain '=?'; write it in plain characters")
         return value
@@ -125,9 +180,24 @@ class Attachment(_Payload):
     @field_validator("content_type")
     @classmethod
     def _plain_file(cls, value: str) -> str:
-        if value.lower().startswith(("message/", "multipart/")):
+        media_type, parameters = ContentType.parse(value)
+        if media_type.lower().startswith(("message/", "multipart/")):
             raise ValueError("contentType must be one of a plain file, neither message/* nor multipart/*")
+        names = [name.lower() for name, _ in parameters]
+        if len(set(names)) < len(names):
+            raise ValueError("contentType names a parameter twice")
+        mime_field("contentType", media_type, parameters)
         return value
+
+    @property
+    def cid(self) -> str | None:
+        """`content_id` without < and >."""
+        return self.content_id.strip("<>") if self.content_id is not None else None
+
+    @property
+    def inline(self) -> bool:
+        """Whether it is shown within the mail."""
+        return (self.disposition or ("inline" if self.content_id is not None else "attachment")) == "inline"
 
 
 def _empty(default: list[Any] | dict[str, Any]) -> Any:
@@ -165,6 +235,14 @@ class Email(_Payload):
         AfterValidator(_can_be_written),
     ] = Field(default_factory=dict)
     attachments: Annotated[list[Attachment], Field(max_length=50)] = _empty([])
+
+    @field_validator("attachments")
+    @classmethod
+    def _no_content_id_twice(cls, attachments: list[Attachment]) -> list[Attachment]:
+        cids = [attachment.cid for attachment in attachments if attachment.cid is not None]
+        if len(set(cids)) < len(cids):
+            raise ValueError("two of the attachments have the same contentId")
+        return attachments
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Email:

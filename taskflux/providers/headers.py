@@ -35,6 +35,8 @@ _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _ENCODED: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?")
 _WHOLE_WORD: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?.*?\?=")
 _QUOTED_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"')
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
+_ATTRIBUTE_CHARS: Final = "!#$&+-.^_`|~"
 _SEGMENTS: Final = re.compile(
     r"(?P<address><[^<>]*>)|(?P<comment>\([^()]*\))|(?P<separator>[,;:])"
     r'|(?P<phrase>(?:"(?:\\.|[^"\\])*"|[^"<(,;:])+|.)'
@@ -183,3 +185,38 @@ def _decoded(word: str) -> bytes:
         return b"".join(part.encode() if isinstance(part, str) else part for part, _ in decode_header(word))
     except (HeaderParseError, ValueError):
         return b""  # a reader cannot decode it either
+
+
+def _parameter(header: str, name: str, value: str) -> list[str]:
+    """A parameter as pieces: plain, quoted, or by RFC 2231 beyond ASCII."""
+    if _FORBIDDEN.search(value):
+        raise WrongHeader(f"{header} has a line break or another character that cannot stand in a header")
+    if _TOKEN.fullmatch(value) and "=?" not in value:
+        return [f" {name}={value}"]
+    if value.isascii() and "=?" not in value:
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return [f' {name}="{escaped}"']
+    encoded = [quote(char, safe=_ATTRIBUTE_CHARS) for char in value]
+    whole = f" {name}*=utf-8''{''.join(encoded)}"
+    if len(whole) < _WIDTH:
+        return [whole]
+    pieces = [f" {name}*0*=utf-8''"]
+    for each in encoded:
+        if len(pieces[-1]) + len(each) > _WIDTH - 1:
+            pieces[-1] += ";"
+            pieces.append(f" {name}*{len(pieces)}*=")
+        pieces[-1] += each
+    return pieces
+
+
+def mime_field(name: str, value: str, parameters: Iterable[tuple[str, str]]) -> str:
+    """`Name: value; parameter=…; …`, folded, without the line end.
+
+    Raises:
+        WrongHeader: a parameter cannot stand in a header.
+    """
+    pieces = [value]
+    for attribute, text in parameters:
+        pieces[-1] += ";"
+        pieces += _parameter(name, attribute, text)
+    return folded(name, pieces)

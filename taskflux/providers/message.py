@@ -1,19 +1,21 @@
-"""The bytes that an SMTP server is given for a mail. Pure."""
+"""The bytes that an SMTP server is given for a mail. No I/O."""
 
 from __future__ import annotations
 
 import re
+from base64 import encodebytes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
+from secrets import token_hex
 from typing import Final, Literal
 
 from taskflux.providers.addresses import Address
-from taskflux.providers.email import Email
-from taskflux.providers.headers import WrongHeader, encoded_words, field, folded
+from taskflux.providers.email import Attachment, ContentType, Email
+from taskflux.providers.headers import WrongHeader, encoded_words, field, folded, mime_field
 from taskflux.tasks.errors import InvalidPayload
 
 # Everything in seven bits: no server on the way has to convert, and no signature breaks.
@@ -49,11 +51,12 @@ def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Me
     utf8 = any(address.needs_utf8 for address in [sender, *email.recipients, *email.reply_to])
     message_id = f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
     try:
-        fields = list(_fields(email, sender, message_id, date))
+        content = _content(email)
+        fields = [*_fields(email, sender, message_id, date), "MIME-Version: 1.0"]
     except WrongHeader as error:
         raise InvalidPayload(str(error)) from error
     head = "".join(f"{each}\r\n" for each in fields).encode()
-    data = _LINE_END.sub(b"\r\n", head + _content(email).as_bytes(policy=_POLICY))
+    data = head + bytes(content)
     if not data.endswith(b"\r\n"):
         data += b"\r\n"
     stuffed = data.replace(b"\r\n.", b"\r\n..")
@@ -72,17 +75,58 @@ def _fields(email: Email, sender: Address, message_id: str, date: datetime) -> I
         yield field(name, value)
 
 
-def _content(email: Email) -> EmailMessage:
-    content = EmailMessage(policy=_POLICY)
-    content.set_content(email.body)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a MIME tree: its header fields and its body. The line end before a boundary is the boundary's."""
+
+    fields: Sequence[str]
+    body: bytes
+
+    def __bytes__(self) -> bytes:
+        return "".join(f"{each}\r\n" for each in self.fields).encode("ascii") + b"\r\n" + self.body
+
+
+def _content(email: Email) -> _Part:
+    """The tree: mixed(alternative(text, related(html, what it shows)), the other files), less what there is none of."""
+    body, beside = _text(email.body, "plain"), email.attachments
     if email.html is not None:
-        content.add_alternative(email.html, subtype="html")
-    for attachment in email.attachments:
-        if _FORBIDDEN.search(attachment.filename) or "=?" in attachment.filename:
-            raise InvalidPayload("attachments.filename has characters that cannot stand in a header")
-        maintype, _, subtype = attachment.content_type.partition("/")
-        content.add_attachment(attachment.content, maintype=maintype, subtype=subtype, filename=attachment.filename)
-    return content
+        html = _text(email.html, "html")
+        shown = [each for each in email.attachments if each.inline and each.cid]
+        if shown:
+            html = _multipart("related", [html, *map(_file, shown)], type="text/html")
+            beside = [each for each in email.attachments if not (each.inline and each.cid)]
+        body = _multipart("alternative", [body, html])
+    return _multipart("mixed", [body, *map(_file, beside)]) if beside else body
+
+
+def _text(text: str, subtype: str) -> _Part:
+    content = EmailMessage(policy=_POLICY)
+    content.set_content(text, subtype=subtype)
+    encoding = str(content["Content-Transfer-Encoding"])
+    fields = [f'Content-Type: text/{subtype}; charset="utf-8"', f"Content-Transfer-Encoding: {encoding}"]
+    return _Part(fields, _LINE_END.sub(b"\r\n", str(content.get_payload()).encode("ascii")))
+
+
+def _file(attachment: Attachment) -> _Part:
+    if "=?" in attachment.filename:
+        raise WrongHeader("attachments.filename has characters that cannot stand in a header")
+    disposition = "inline" if attachment.inline else "attachment"
+    fields = [
+        mime_field("Content-Type", *ContentType.parse(attachment.content_type)),
+        "Content-Transfer-Encoding: base64",
+        mime_field("Content-Disposition", disposition, [("filename", attachment.filename)]),
+    ]
+    if attachment.cid:
+        fields.append(f"Content-ID: <{attachment.cid}>")
+    return _Part(fields, encodebytes(attachment.content).rstrip().replace(b"\n", b"\r\n"))
+
+
+def _multipart(subtype: str, parts: Sequence[_Part], **parameters: str) -> _Part:
+    # Nobody can guess it, so that no content can contain it.
+    boundary = f"=_{token_hex(16)}"
+    fields = [mime_field("Content-Type", f"multipart/{subtype}", [*parameters.items(), ("boundary", boundary)])]
+    opened, closed = f"--{boundary}\r\n".encode(), f"--{boundary}--".encode()
+    return _Part(fields, b"".join([*(opened + bytes(part) + b"\r\n" for part in parts), closed]))
 
 
 def _mailboxes(name: str, addresses: Sequence[Address]) -> list[str]:

@@ -7,7 +7,7 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from taskflux.providers.email import Attachment, Email
+from taskflux.providers.email import Attachment, ContentType, Email
 
 MAIL: dict[str, Any] = {"to": "ann@example.org", "subject": "Hello", "body": "Hi"}
 SCHEMA = jsonschema_rs.validator_for(TypeAdapter(Email).json_schema(by_alias=True))
@@ -51,6 +51,14 @@ def test_a_recipient_named_twice_gets_one_mail() -> None:
         {"headers": {f"X-{number}": "a" for number in range(51)}},
         {"attachments": [{"filename": "a\nb", "content": ""}]},
         {"attachments": [{"filename": "a", "contentType": "zip", "content": ""}]},
+        {"attachments": [{"filename": "a", "contentType": "text/plain; name=two words", "content": ""}]},
+        {"attachments": [{"filename": "a", "contentType": "text/plain\n; a=b", "content": ""}]},
+        {"attachments": [{"filename": "a", "contentType": "text/plain; " + "a=b; " * 200, "content": ""}]},
+        {"attachments": [{"filename": "a", "content": "", "contentId": "two words"}]},
+        {"attachments": [{"filename": "a", "content": "", "contentId": "<a@b"}]},
+        {"attachments": [{"filename": "a", "content": "", "contentId": "lögo"}]},
+        {"attachments": [{"filename": "a", "content": "", "contentId": ""}]},
+        {"attachments": [{"filename": "a", "content": "", "disposition": "beside"}]},
     ],
 )
 def test_what_cannot_be_sent_is_refused_by_schema_and_model_alike(fields: dict[str, Any]) -> None:
@@ -67,6 +75,9 @@ def test_what_cannot_be_sent_is_refused_by_schema_and_model_alike(fields: dict[s
         {"headers": {"List-Unsubscribe": "<https://x.org/u>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}},
         {"headers": {"References": " ".join(f"<{number:032d}@mail.example.org>" for number in range(450))}},
         {"attachments": [{"filename": "Ünï.pdf", "contentType": "application/pdf", "content": "aGk=\n"}]},
+        {"attachments": [{"filename": "a", "contentType": 'text/calendar;method=A; charset="utf-8";', "content": ""}]},
+        {"attachments": [{"filename": "a", "contentType": "text/plain; name*=utf-8''%C3%BC; x=ü", "content": ""}]},
+        {"attachments": [{"filename": "a", "content": "", "contentId": "logo", "disposition": "attachment"}]},
     ],
 )
 def test_what_can_be_sent_passes_schema_and_model_alike(fields: dict[str, Any]) -> None:
@@ -103,3 +114,52 @@ def test_a_header_that_could_not_be_written_is_refused_with_a_sentence(headers: 
     with pytest.raises(ValidationError, match=sentence) as refused:
         read(headers=headers)
     assert refused.value.errors()[0]["loc"] == ("headers",)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "sentence"),
+    [
+        ("multipart/mixed; boundary=x", "neither message/\\* nor multipart/\\*"),
+        ("message/rfc822", "neither message/\\* nor multipart/\\*"),
+        ("text/plain; charset=utf-8; Charset=ascii", "contentType names a parameter twice"),
+        ("text/plain; name*=klingon''%C3", "in a character set that nobody knows"),
+        ("text/plain; name*=utf-8''%0D%0ABcc:%20b@example.org", "contentType has a line break"),
+    ],
+)
+def test_a_content_type_that_could_not_be_written_is_refused_with_a_sentence(content_type: str, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        Attachment(filename="a", content_type=content_type, content=b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("text/calendar", ()),
+        ("text/calendar ; method=REQUEST;charset=utf-8;", (("method", "REQUEST"), ("charset", "utf-8"))),
+        (r'a/b; name="a \"b\" c; d=e"', (("name", 'a "b" c; d=e'),)),
+        ("a/b; name*=utf-8'de'%C3%BC%20x", (("name", "ü x"),)),
+    ],
+)
+def test_the_parameters_of_a_content_type_are_read(text: str, parameters: tuple[tuple[str, str], ...]) -> None:
+    assert ContentType.parse(text).parameters == parameters
+
+
+def test_two_attachments_have_no_content_id_in_common() -> None:
+    named = [{"filename": "a", "content": "", "contentId": cid} for cid in ("<logo@example.org>", "logo@example.org")]
+    with pytest.raises(ValidationError, match="two of the attachments have the same contentId"):
+        read(attachments=named)
+
+
+@pytest.mark.parametrize(
+    ("fields", "inline"),
+    [
+        ({}, False),
+        ({"disposition": "inline"}, True),
+        ({"content_id": "logo"}, True),
+        ({"content_id": "logo", "disposition": "attachment"}, False),
+    ],
+)
+def test_an_attachment_with_a_content_id_is_inline_unless_it_says_otherwise(
+    fields: dict[str, Any], inline: bool
+) -> None:
+    assert Attachment(filename="a", content=b"", **fields).inline is inline

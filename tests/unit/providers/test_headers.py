@@ -5,7 +5,7 @@ from email.policy import default
 
 import pytest
 
-from taskflux.providers.headers import LONGEST_LINE, LONGEST_VALUE, WrongHeader, encoded_words, field
+from taskflux.providers.headers import LONGEST_LINE, LONGEST_VALUE, WrongHeader, encoded_words, field, mime_field
 
 
 def lines(name: str, value: str) -> list[str]:
@@ -120,3 +120,31 @@ def test_an_encoded_word_has_at_most_75_characters_and_whole_characters() -> Non
         assert all(len(word.strip()) <= 75 for word in words)
         assert all("\ufffd" not in str(message_from_string(f"X-A:{word}\n\n", policy=default)["X-A"]) for word in words)
         assert str(message_from_string(f"X-A: {''.join(words)}\r\n\r\n", policy=default)["X-A"]) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "REQUEST",
+        "two words",
+        'a "quoted" \\ one; x=y',
+        "Grüße.pdf",
+        "日本語" * 60 + ".pdf",
+        "=?utf-8?q?a?=",
+        "a" * 800,
+        "",
+    ],
+)
+def test_a_parameter_reads_as_it_was_given(value: str) -> None:
+    written = mime_field("Content-Type", "text/calendar", [("method", "REQUEST"), ("name", value)])
+    parameters = message_from_string(f"{written}\r\n\r\n", policy=default)["Content-Type"].params
+    assert parameters == {"method": "REQUEST", "name": value}
+    assert written.isascii()
+    assert all(line.strip() for line in written.split("\r\n"))
+
+
+def test_a_plain_parameter_is_written_plainly() -> None:
+    given = [("method", "REQUEST"), ("charset", "utf-8")]
+    assert mime_field("Content-Type", "text/calendar", given) == (
+        "Content-Type: text/calendar; method=REQUEST; charset=utf-8"
+    )

@@ -4,7 +4,7 @@ import base64
 from datetime import UTC, datetime
 from email import message_from_bytes
 from email.header import decode_header, make_header
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from email.policy import compat32, default
 from email.utils import getaddresses
 from typing import Any
@@ -177,3 +177,61 @@ def test_names_and_quoted_local_parts_are_written_in_quotation_marks() -> None:
 
 def test_two_dots_before_the_at_are_sent_as_they_are() -> None:
     assert b"To: ann..lee@example.org\r\n" in written(to="ann..lee@example.org").wire
+
+
+def shape(part: MIMEPart) -> Any:
+    """The tree of a mail: each part by its type."""
+    if not part.is_multipart():
+        return part.get_content_type()
+    return {part.get_content_subtype(): [shape(each) for each in part.iter_parts()]}
+
+
+PNG = {"filename": "l.png", "content_type": "image/png", "content": b"\x89PNG"}
+PDF = {"filename": "a.pdf", "content_type": "application/pdf", "content": b"%PDF"}
+
+
+def test_what_the_html_shows_is_related_to_it_and_the_rest_beside_the_mail() -> None:
+    mail = parsed(
+        written(
+            html='<img src="cid:logo@example.org"><img src="cid:two">',
+            attachments=[
+                Attachment(**PDF),
+                Attachment(**PNG, content_id="logo@example.org"),
+                Attachment(**PNG, content_id="<two>"),
+                Attachment(**PDF, content_id="terms", disposition="attachment"),
+                Attachment(**PNG, disposition="inline"),
+            ],
+        )
+    )
+    related = {"related": ["text/html", "image/png", "image/png"]}
+    assert shape(mail) == {
+        "mixed": [{"alternative": ["text/plain", related]}, "application/pdf", "application/pdf", "image/png"]
+    }
+    leaves = [part for part in mail.walk() if part.get_filename()]
+    assert [part["Content-ID"] for part in leaves] == ["<logo@example.org>", "<two>", None, "<terms>", None]
+    kinds = ["inline", "inline", "attachment", "attachment", "inline"]
+    assert [part.get_content_disposition() for part in leaves] == kinds
+    assert [part.get_content() for part in leaves] == [b"\x89PNG", b"\x89PNG", b"%PDF", b"%PDF", b"\x89PNG"]
+    [tree] = [part for part in mail.walk() if part.get_content_subtype() == "related"]
+    assert tree.get_param("type") == "text/html"
+
+
+def test_an_inline_attachment_of_a_mail_without_html_is_beside_its_text() -> None:
+    mail = parsed(written(attachments=[Attachment(**PNG, content_id="logo")]))
+    assert shape(mail) == {"mixed": ["text/plain", "image/png"]}
+
+
+def test_an_attachment_s_content_type_keeps_its_parameters() -> None:
+    content_type = "text/calendar; method=REQUEST; charset=utf-8; name=Grüße.ics"
+    message = written(attachments=[Attachment(filename="invite.ics", content_type=content_type, content=b"BEGIN")])
+    assert b"Content-Type: text/calendar; method=REQUEST; charset=utf-8;\r\n name*=utf-8''Gr" in message.wire
+    [_, invitation] = parsed(message).iter_parts()
+    assert invitation["Content-Type"].params == {"method": "REQUEST", "charset": "utf-8", "name": "Grüße.ics"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a" * 57, b"\r\n.\r\n", b"--=_\r\n", bytes(range(256)) * 300])
+def test_a_file_arrives_as_it_was_given(content: bytes) -> None:
+    mail = parsed(written(html="<p>hi</p>\n", attachments=[Attachment(filename="a", content=content)]))
+    [_, html, file] = [part for part in mail.walk() if not part.is_multipart()]
+    assert html.get_content() == "<p>hi</p>\r\n"
+    assert file.get_content() == content
