@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -213,13 +214,21 @@ def _can_be_written(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+def _given(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 class Email(_Payload):
-    """A mail: `to` one address or many, a text, and what else it may carry."""
+    """A mail: `to` one address or many, a text or html, and what else it may carry."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_given("body"), _given("html")]})
 
     to: Recipients
     subject: Annotated[Line, Field(max_length=998)]
-    body: Text
     html: Text | None = None
+    body: Annotated[
+        Text | None, Field(validate_default=True, description="the mail as plain text; unset: made of the html")
+    ] = None
     cc: Mailboxes = _empty([])
     bcc: Mailboxes = _empty([])
     reply_to: Mailboxes = _empty([])
@@ -243,6 +252,13 @@ class Email(_Payload):
         if len(set(cids)) < len(cids):
             raise ValueError("two of the attachments have the same contentId")
         return attachments
+
+    @field_validator("body")
+    @classmethod
+    def _has_a_text_or_html(cls, body: str | None, read: ValidationInfo) -> str | None:
+        if body is None and read.data.get("html", "") is None:
+            raise ValueError("neither body nor html is given: a mail has one of them, or both")
+        return body
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Email:

@@ -16,6 +16,7 @@ from typing import Final, Literal
 from taskflux.providers.addresses import Address
 from taskflux.providers.email import Attachment, ContentType, Email
 from taskflux.providers.headers import WrongHeader, encoded_words, field, folded, mime_field
+from taskflux.providers.plain_text import plain_text
 from taskflux.tasks.errors import InvalidPayload
 
 # Everything in seven bits: no server on the way has to convert, and no signature breaks.
@@ -88,14 +89,15 @@ class _Part:
 
 def _content(email: Email) -> _Part:
     """The tree: mixed(alternative(text, related(html, what it shows)), the other files), less what there is none of."""
-    body, beside = _text(email.body, "plain"), email.attachments
+    text = plain_text(email.html or "") if email.body is None else email.body
+    body, beside = _text(text, "plain"), email.attachments
     if email.html is not None:
         html = _text(email.html, "html")
         shown = [each for each in email.attachments if each.inline and each.cid]
         if shown:
             html = _multipart("related", [html, *map(_file, shown)], type="text/html")
             beside = [each for each in email.attachments if not (each.inline and each.cid)]
-        body = _multipart("alternative", [body, html])
+        body = _multipart("alternative", [body, html]) if text or email.body is not None else html
     return _multipart("mixed", [body, *map(_file, beside)]) if beside else body
 
 

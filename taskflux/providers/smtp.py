@@ -35,7 +35,8 @@ _FAILURES: Final = (SMTPException, OSError)
 """What aiosmtplib raises when a session breaks, or the server does not keep to the protocol."""
 
 _LIGHT: Final = 256 * 1024
-"""Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread."""
+"""Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread, and
+so does one whose text is made of its html."""
 
 
 class Mailer:
@@ -119,8 +120,8 @@ class Mailer:
         return client
 
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
-        weight = len(email.body) + len(email.html or "") + sum(len(each.content) for each in email.attachments)
-        if weight <= _LIGHT:
+        weight = len(email.body or "") + len(email.html or "") + sum(len(each.content) for each in email.attachments)
+        if weight <= _LIGHT and email.body is not None:
             message = self._composed(email, message_id, date)
         else:
             with Sending("the mail", "the SMTP server", ()):  # there may be no thread for it now

@@ -207,6 +207,15 @@ async def test_html_attachments_of_megabytes_and_any_subject_arrive_whole() -> N
     assert attachment.get_content() == content
 
 
+async def test_a_mail_of_html_alone_arrives_with_a_text() -> None:
+    postbox = Postbox()
+    async with plain(postbox) as mailer:
+        await sent(mailer, Email(to="ann@example.org", subject="Hello", html="<p>Grüße</p>"))
+    [received] = postbox.mails
+    text, html = received.message.iter_parts()
+    assert (text.get_content().strip(), html.get_content().strip()) == ("Grüße", "<p>Grüße</p>")
+
+
 async def test_a_local_part_beyond_ascii_goes_by_smtputf8() -> None:
     postbox = Postbox()
     async with plain(postbox, options={"enable_SMTPUTF8": True}) as mailer:

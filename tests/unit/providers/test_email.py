@@ -40,6 +40,8 @@ def test_a_recipient_named_twice_gets_one_mail() -> None:
         {"subject": "two\r\nBcc: x@example.org"},
         {"subject": "two\u2028lines"},
         {"body": "nul \0 byte"},
+        {"body": None},
+        {"body": 1, "html": "<p>Hi</p>"},
         {"unknown": 1},
         {"headers": {"From": "eve@example.org"}},
         {"headers": {"bCC": "eve@example.org"}},
@@ -72,6 +74,7 @@ def test_what_cannot_be_sent_is_refused_by_schema_and_model_alike(fields: dict[s
     [
         {},
         {"to": ["ann@example.org", "Bob <bob@example.org>"], "cc": "c@d", "bcc": [], "html": "<p>Hi</p>"},
+        {"body": None, "html": "<p>Hi</p>"},
         {"headers": {"List-Unsubscribe": "<https://x.org/u>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}},
         {"headers": {"References": " ".join(f"<{number:032d}@mail.example.org>" for number in range(450))}},
         {"attachments": [{"filename": "Ünï.pdf", "contentType": "application/pdf", "content": "aGk=\n"}]},
@@ -163,3 +166,12 @@ def test_an_attachment_with_a_content_id_is_inline_unless_it_says_otherwise(
     fields: dict[str, Any], inline: bool
 ) -> None:
     assert Attachment(filename="a", content=b"", **fields).inline is inline
+
+
+def test_a_mail_has_a_text_or_html() -> None:
+    with pytest.raises(ValidationError, match="neither body nor html is given") as refused:
+        Email.model_validate_json('{"to": "nobody", "subject": "Hello"}')
+    assert {error["loc"][0] for error in refused.value.errors()} == {"to", "body"}
+    assert Email.model_validate_json('{"to": "ann@example.org", "subject": "Hello", "html": "<p>Hi</p>"}').body is None
+    for fields, valid in (({}, False), ({"html": "<p>Hi</p>"}, True), ({"html": None}, False), ({"body": ""}, True)):
+        assert SCHEMA.is_valid({"to": "ann@example.org", "subject": "Hello"} | fields) is valid

@@ -235,3 +235,23 @@ def test_a_file_arrives_as_it_was_given(content: bytes) -> None:
     [_, html, file] = [part for part in mail.walk() if not part.is_multipart()]
     assert html.get_content() == "<p>hi</p>\r\n"
     assert file.get_content() == content
+
+
+def test_a_mail_of_html_alone_gets_a_text_of_its_own() -> None:
+    mail = parsed(written(body=None, html='<h1>Grüße</h1><p>from <a href="https://example.org">here</a></p>'))
+    assert shape(mail) == {"alternative": ["text/plain", "text/html"]}
+    [text, _] = mail.iter_parts()
+    assert text.get_content() == "Grüße\r\n\r\nfrom here <https://example.org>\r\n"
+
+
+@pytest.mark.parametrize("html", ["", "<p></p>", "<img src='cid:logo'>"])
+def test_html_without_any_text_goes_alone(html: str) -> None:
+    assert shape(parsed(written(body=None, html=html))) == "text/html"
+    mail = parsed(written(body=None, html=html, attachments=[Attachment(**PNG, content_id="logo")]))
+    assert shape(mail) == {"related": ["text/html", "image/png"]}
+
+
+def test_a_text_that_is_given_is_never_replaced() -> None:
+    mail = parsed(written(body="", html="<p>hi</p>"))
+    assert shape(mail) == {"alternative": ["text/plain", "text/html"]}
+    assert next(iter(mail.iter_parts())).get_content().strip() == ""
