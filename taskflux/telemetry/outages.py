@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
+from weakref import finalize
 
 from taskflux.telemetry import metrics
 
@@ -20,6 +21,7 @@ _MOST: Final = 100
 
 
 class _Failure(NamedTuple):
+    server: str
     said: str
     until: float
 
@@ -27,6 +29,8 @@ class _Failure(NamedTuple):
 # Replaced, never changed: the probes read them from a thread of their own.
 _failing: Mapping[int, _Failure] = MappingProxyType({})
 _logged: Mapping[tuple[str, str], float] = MappingProxyType({})
+_announced: frozenset[str] = frozenset()
+"""Servers about which the last line said that they are waited for."""
 
 
 class Link:
@@ -36,34 +40,41 @@ class Link:
         """`server` as in a sentence."""
         self._server = server
         self._clock = clock
-        self._told = False
+        finalize(self, _forget, id(self))
 
     def failed(self, kind: str, said: str, do: str) -> None:
         """It does not work. `kind` is one of the metric's causes, `said` a sentence without secrets, `do` the fix."""
-        global _failing, _logged  # one process has one log
+        global _failing, _logged, _announced  # one process has one log
         now = self._clock()
         metrics.KAFKA_FAILURES.labels(kind).inc()
-        _failing = {**_failing, id(self): _Failure(f"waiting for {self._server}: {said}", now + SHOWN)}
+        _failing = {**_failing, id(self): _Failure(self._server, said, now + SHOWN)}
         line = (self._server, said)
         if now - _logged.get(line, float("-inf")) < RARELY:
             return
         _logged = {**({} if len(_logged) >= _MOST else _logged), line: now}
         if log.hasHandlers():  # a command tells its reader itself
-            self._told = True
+            _announced |= {self._server}
             log.warning("waiting for %s", self._server, extra={"cause": kind, "error": said, "do": do})
 
     def works(self) -> None:
         """It works, again or still."""
-        global _failing
-        if id(self) not in _failing:
+        global _announced
+        _forget(id(self))
+        if self._server not in _announced:
             return
-        _failing = {link: failure for link, failure in _failing.items() if link != id(self)}
-        if self._told:
-            self._told = False
+        now = self._clock()
+        if not any(each.server == self._server and now < each.until for each in _failing.values()):
+            _announced -= {self._server}
             log.info("%s answers again", self._server)
+
+
+def _forget(link: int) -> None:
+    global _failing
+    if link in _failing:
+        _failing = {other: failure for other, failure in _failing.items() if other != link}
 
 
 def waiting(clock: Callable[[], float] = time.monotonic) -> list[str]:
     """What the process waits for now, a sentence each; may be asked from any thread."""
     now = clock()
-    return sorted({failure.said for failure in _failing.values() if now < failure.until})
+    return sorted({f"waiting for {each.server}: {each.said}" for each in _failing.values() if now < each.until})

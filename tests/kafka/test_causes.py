@@ -24,6 +24,8 @@ from taskflux.cli.doctor import kafka
 from taskflux.cli.doctor.findings import Level
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process
+from taskflux.stream.checkup import KafkaCheckup
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import NotPublished, Producer
@@ -69,6 +71,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test is spared a line that another one has written."""
     monkeypatch.setattr(outages, "_logged", {})
     monkeypatch.setattr(outages, "_failing", {})
+    monkeypatch.setattr(outages, "_announced", frozenset())
 
 
 def settings_for(broker: SecuredKafka, files: Files, case: str) -> KafkaSettings:
@@ -127,17 +130,21 @@ async def test_the_cause_is_told_by_the_doctor_the_log_readyz_and_a_metric(
     before = counted.value
     with caplog.at_level(logging.INFO):
         (finding,) = await kafka.examine(Settings(kafka=settings), [])
-        again = await kafka.examine(Settings(kafka=settings), [])
+        checkup = KafkaCheckup(settings)
+        with pytest.raises(KafkaUnavailable) as failure:
+            await checkup.brokers()
+        await checkup.close()
     assert finding.level is Level.PROBLEM
     assert said in finding.told
     assert do in finding.do
-    assert again == [finding]
+    assert str(failure.value) == finding.told
     assert counted.value == before + 2
     (line,) = [record for record in caplog.records if record.name == outages.log.name]
     assert said in vars(line)["error"]
     assert line.levelno == logging.WARNING
-    assert any(said in each for each in outages.waiting())
-    everything = "\n".join([finding.told, finding.do, *outages.waiting(), *map(str, map(vars, caplog.records))])
+    (waiting,) = outages.waiting()
+    assert waiting == f"waiting for Kafka: {vars(line)['error']}"
+    everything = "\n".join([finding.told, finding.do, waiting, *map(str, map(vars, caplog.records))])
     assert WRONG not in everything
     assert PASSWORD not in everything
 

@@ -24,6 +24,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(outages, "_logged", {})
     monkeypatch.setattr(outages, "_failing", {})
+    monkeypatch.setattr(outages, "_announced", frozenset())
     return Clock()
 
 
@@ -75,11 +76,28 @@ def test_what_fails_is_shown_until_it_works_or_nobody_tries_any_more(clock: Cloc
     assert outages.waiting(clock) == []
 
 
+def test_a_link_that_is_gone_is_not_shown_and_another_one_tells_that_the_server_answers_again(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
+    with caplog.at_level(logging.INFO):
+        Link("Kafka", clock).failed("refused", "nothing listens", "start it")
+        assert outages.waiting(clock) == []
+        one, other = Link("Kafka", clock), Link("Kafka", clock)
+        one.failed("refused", "nothing listens", "start it")
+        other.failed("refused", "nothing listens", "start it")
+        one.works()
+        assert len(lines(caplog)) == 1
+        other.works()
+        one.works()
+    assert lines(caplog) == [(logging.WARNING, "waiting for Kafka"), (logging.INFO, "Kafka answers again")]
+
+
 def test_each_failure_is_counted(clock: Clock) -> None:
     counted = metrics.KAFKA_FAILURES.labels("name")
     before = counted.value
+    link = Link("Kafka", clock)
     for _ in range(5):
-        Link("Kafka", clock).failed("name", "no such name", "check it")
+        link.failed("name", "no such name", "check it")
     assert counted.value == before + 5
 
 
