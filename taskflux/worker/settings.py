@@ -269,9 +269,9 @@ def _contradictions(settings: Settings) -> list[str]:
             f"TASKFLUX_RELAY__GRACE ({settings.relay.grace} s) must be longer than TASKFLUX_KAFKA__PRODUCE_TIMEOUT"
             f" ({settings.kafka.produce_timeout} s): a task would be published again while its record is under way"
         )
-    if settings.http.bytes_in_flight < 2 * settings.http.max_body_bytes:
+    if settings.http.bytes_in_flight < 3 * settings.http.max_body_bytes:
         found.append(
-            f"TASKFLUX_HTTP__BYTES_IN_FLIGHT ({settings.http.bytes_in_flight:,}) must be at least twice"
+            f"TASKFLUX_HTTP__BYTES_IN_FLIGHT ({settings.http.bytes_in_flight:,}) must be at least three times"
             f" TASKFLUX_HTTP__MAX_BODY_BYTES ({settings.http.max_body_bytes:,}): a large body would be refused for ever"
         )
     if settings.worker.lease_seconds < 3 * settings.worker.beat_seconds:

@@ -69,6 +69,10 @@ def test_what_is_not_needed_may_be_missing() -> None:
             {"TASKFLUX_POSTGRES__STATEMENT_TIMEOUT": "30"},
             ["TASKFLUX_POSTGRES__STATEMENT_TIMEOUT (30.0 s)", "TASKFLUX_WORKER__LEASE_SECONDS (30.0 s)"],
         ),
+        (
+            {"TASKFLUX_HTTP__BYTES_IN_FLIGHT": "4_000_000", "TASKFLUX_HTTP__MAX_BODY_BYTES": "1_500_000"},
+            ["TASKFLUX_HTTP__BYTES_IN_FLIGHT (4,000,000)", "TASKFLUX_HTTP__MAX_BODY_BYTES (1,500,000)"],
+        ),
     ],
 )
 def test_two_settings_at_odds_are_both_named(
