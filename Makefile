@@ -8,12 +8,16 @@ BIN := $(VENV)/bin
 # The first of these that is Python 3.11 or newer; PYTHON=/path/to/python overrides it.
 PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
-# Three workers: the suite waits much, and a broker per worker has its price. tests/workers.py says what shares one.
+# More workers than two cores: the suite waits much. A broker per worker has its price, and what of memory; so
+# whatever adds a server of its own has fewer. tests/workers.py says what shares one.
 PYTEST := $(BIN)/python -m pytest -n 3
+# Set on some machines: every process that a test starts would compile all that it imports, for half of its time.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 SYSTEM := tests/integration/system
 LONG := $(SYSTEM)/test_killers.py $(SYSTEM)/test_clock_steps.py $(SYSTEM)/test_exhaustion.py \
-	tests/integration/local/test_hosts.py
+	$(SYSTEM)/test_store_outages.py tests/integration/cli/test_preparing.py \
+	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py
 # How long building a control plane may take before `make test-apiserver` gives up.
 MINUTES ?= 60
 
@@ -35,7 +39,7 @@ setup: $(VENV)/.dev ## the command at .venv/bin/taskflux, and the tools to work 
 
 .PHONY: test
 test: $(VENV)/.dev ## unit and integration tests against embedded servers (ARGS is passed to pytest)
-	$(PYTEST) tests/unit tests/readme tests/integration $(ARGS)
+	$(PYTEST) -n 4 tests/unit tests/readme tests/integration $(ARGS)
 
 .PHONY: test-kafka
 test-kafka: $(VENV)/.dev ## the integration tests against a real Apache Kafka (Java 17 and Maven)
@@ -64,7 +68,7 @@ drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is k
 	$(BIN)/python -m tests.drills $(ARGS)
 
 .PHONY: test-long
-test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, clock steps, exhaustion, host names
+test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, outages, exhaustion, `dev`, host names
 	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
 
 .PHONY: test-readme

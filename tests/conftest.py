@@ -91,7 +91,8 @@ async def new_database(postgres: PostgresServer, pooler: PgBouncer | None) -> Ne
 
     async def create() -> PostgresSettings:
         name = f"test_{next(_numbers)}"
-        await _administer(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+        # Copying files instead would begin and end with a checkpoint.
+        await _administer(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY WAL_LOG")
         direct = _at(postgres.dsn, name)
         through = pooler.through(direct) if pooler else direct
         return PostgresSettings.model_validate({"dsn": through, "migrate_dsn": direct, "pooler": pooler is not None})

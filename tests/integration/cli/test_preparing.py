@@ -291,6 +291,7 @@ class Waiting:
         return self.process.returncode
 
 
+@pytest.mark.slow
 async def test_both_commands_wait_for_servers_that_start_after_them(servers_dir: Path) -> None:
     postgres = PostgresServer(servers_dir / "postgres-late", free_port())
     broker = Broker(free_port(), log=servers_dir / "broker-late.log")
@@ -349,8 +350,9 @@ async def test_the_wait_ends_and_says_what_was_not_there(command: str) -> None:
     assert "Traceback" not in waiting.said
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("command", ["migrate", "topics"])
+@pytest.mark.parametrize(
+    ("command", "number", "status"), [("migrate", signal.SIGTERM, 143), ("topics", signal.SIGINT, 130)]
+)
 async def test_a_signal_ends_the_wait_at_once(command: str, number: signal.Signals, status: int) -> None:
     nobody = free_port()
     waiting = await Waiting.call(

@@ -155,6 +155,7 @@ async def test_it_starts_serves_keeps_what_dies_running_and_ends_cleanly(folder:
         assert "Traceback" not in "".join(running.said)
 
 
+@pytest.mark.slow
 async def test_killed_it_leaves_nothing_running_and_starts_again_where_it_was(folder: Path) -> None:
     port = free_port()
     async with dev(folder / "data", port) as running:
@@ -207,7 +208,7 @@ async def test_a_start_that_fails_ends_with_a_sentence_and_leaves_nothing(folder
     assert json.loads((data_dir / "children.json").read_text()) == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 async def test_told_to_stop_while_it_starts_it_stops(folder: Path, number: signal.Signals) -> None:
     async with dev(folder / "data", free_port(), **OWN_SERVERS) as running:
         await running.says("POSTGRES: your own")

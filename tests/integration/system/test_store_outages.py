@@ -15,7 +15,7 @@ from tests.integration.system.scripted import World, late
 from tests.integration.system.stack import Stack, eventually
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.slow), "killed"])
 async def test_while_postgres_is_away_ingest_answers_503_and_nothing_accepted_is_lost_or_repeated(
     fragile: Fragile, world: World, how: str
 ) -> None:
