@@ -1,4 +1,7 @@
-"""The command as a person calls it: in a process of its own, configured by its environment alone."""
+"""The command as a person calls it, configured by its environment alone.
+
+Each way to end is seen of a process of its own too; what only differs in words is called in this process.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from taskflux.cli import main
 from taskflux.local.servers import PostgresServer
 from tests.conftest import NewDatabase
 
@@ -32,6 +37,14 @@ class Answer:
     status: int
     output: str
     errors: str
+
+
+def here(*arguments: str, **variables: str) -> Answer:
+    """The same in this process, where no loop runs."""
+    others = dict.fromkeys(name for name in os.environ if name.upper().startswith("TASKFLUX_"))
+    result = CliRunner().invoke(main, arguments, env={**others, **variables})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
 
 
 async def taskflux(*arguments: str, folder: Path | None = None, **variables: str) -> Answer:
@@ -66,40 +79,47 @@ async def test_the_version_is_one_line() -> None:
     assert re.fullmatch(r"taskflux \d+\.\d+\.\d+\S*\n", answer.output)
 
 
-async def test_help_names_the_commands_without_asking_any_server() -> None:
-    answer = await taskflux("-h")
+def test_help_names_the_commands_without_asking_any_server() -> None:
+    answer = here("-h")
     assert answer.status == 0
     assert {"run", "migrate", "topics", "dev", "config"} <= set(answer.output.split())
 
 
-async def test_a_handler_that_does_not_exist_is_answered_with_those_that_do() -> None:
-    answer = await taskflux("run", "nosuch")
+def test_a_handler_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    answer = here("run", "nosuch")
     assert answer.status != 0
     assert is_a_sentence(answer)
     assert "process-email" in answer.errors
 
 
-@pytest.mark.parametrize("command", [("run", "relay"), ("run", "process-simulated"), ("topics",)])
-async def test_missing_settings_are_all_named(command: tuple[str, ...]) -> None:
-    answer = await taskflux(*command)
+@pytest.mark.parametrize("command", [("run", "process-simulated"), ("topics",)])
+def test_missing_settings_are_all_named(command: tuple[str, ...]) -> None:
+    names_what_is_missing(here(*command))
+
+
+async def test_a_process_whose_settings_are_missing_names_them_all_and_ends() -> None:
+    names_what_is_missing(await taskflux("run", "relay"))
+
+
+def names_what_is_missing(answer: Answer) -> None:
     assert answer.status == 2
     assert is_a_sentence(answer)
     assert "TASKFLUX_POSTGRES__DSN" in answer.errors
     assert "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS" in answer.errors
 
 
-async def test_a_wrong_setting_of_a_provider_stops_its_handler_only() -> None:
-    answer = await taskflux("config", TASKFLUX_SMTP__PORT="smtp")
+def test_a_wrong_setting_of_a_provider_stops_its_handler_only() -> None:
+    answer = here("config", TASKFLUX_SMTP__PORT="smtp")
     assert answer.status == 2
     assert "TASKFLUX_SMTP__PORT" in answer.errors
-    assert "TASKFLUX_POSTGRES__DSN is not set" in (await taskflux("migrate", TASKFLUX_SMTP__PORT="smtp")).errors
+    assert "TASKFLUX_POSTGRES__DSN is not set" in here("migrate", TASKFLUX_SMTP__PORT="smtp").errors
 
 
 @pytest.mark.parametrize(
     "dsn", [NOBODY, "postgresql://ann:s3cret@127.0.0.1:port/x", "mysql://ann:s3cret@127.0.0.1/x", "nonsense"]
 )
-async def test_migrate_without_a_postgresql_is_a_sentence(dsn: str) -> None:
-    answer = await taskflux("migrate", TASKFLUX_POSTGRES__DSN=dsn)
+def test_migrate_without_a_postgresql_is_a_sentence(dsn: str) -> None:
+    answer = here("migrate", TASKFLUX_POSTGRES__DSN=dsn)
     assert answer.status == 1
     assert is_a_sentence(answer)
     assert "TASKFLUX_POSTGRES__DSN" in answer.errors
@@ -115,8 +135,8 @@ async def test_migrate_says_what_it_did_and_the_second_time_that_there_is_nothin
     assert (answer.status, answer.output) == (0, "the schema is current\n")
 
 
-async def test_config_shows_what_is_in_force_with_secrets_masked() -> None:
-    answer = await taskflux(
+def test_config_shows_what_is_in_force_with_secrets_masked() -> None:
+    answer = here(
         "config",
         TASKFLUX_POSTGRES__DSN=NOBODY,
         TASKFLUX_REDIS__URL="redis://:s3cret@127.0.0.1",
@@ -147,7 +167,7 @@ async def test_a_handler_of_ones_own_is_run_from_the_folder_it_stands_in(tmp_pat
     assert "Is its folder the one you stand in?" in lost.errors
 
 
-async def test_ending_leases_needs_to_know_whose() -> None:
-    answer = await taskflux("end-leases", TASKFLUX_POSTGRES__DSN=NOBODY)
+def test_ending_leases_needs_to_know_whose() -> None:
+    answer = here("end-leases", TASKFLUX_POSTGRES__DSN=NOBODY)
     assert answer.status == 2
     assert "TASKFLUX_WORKER__ORIGIN" in answer.errors
