@@ -52,7 +52,14 @@ def servers_dir() -> Iterator[Path]:
 @pytest_asyncio.fixture(scope="session")
 async def postgres(servers_dir: Path) -> AsyncIterator[PostgresServer]:
     async with PostgresServer(servers_dir / "postgres") as server:
+        await wait_for_the_disk(server, "off")  # no test outlives the machine
         yield server
+
+
+async def wait_for_the_disk(server: PostgresServer, wanted: str) -> None:
+    """Set fsync; `taskflux doctor` asks for it."""
+    await _administer(server.dsn, f"ALTER SYSTEM SET fsync = {wanted}")
+    await _administer(server.dsn, "SELECT pg_reload_conf()")
 
 
 @pytest_asyncio.fixture(scope="session")

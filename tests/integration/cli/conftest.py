@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from taskflux.local.servers import ValkeyServer
+from taskflux.local.servers import PostgresServer, ValkeyServer
 from taskflux.store.settings import RedisSettings
 from taskflux.stream.settings import KafkaSettings
-from tests.conftest import NewDatabase
+from tests.conftest import NewDatabase, wait_for_the_disk
 from tests.integration.cli.command import Command
 from tests.integration.system import scripted
 from tests.integration.system.stack import Stack, settings_for
@@ -20,6 +20,7 @@ from tests.workers import built_by_one_worker
 # Gone before other tests look at this process's metrics: two that lead would both show their figures there.
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(
+    postgres: PostgresServer,
     new_database: NewDatabase,
     kafka_settings: KafkaSettings,
     valkey: ValkeyServer,
@@ -28,6 +29,7 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     """A TaskFlux that the command is called against, apart from the other tests' by its topics' prefix."""
     built_by_one_worker("cli", tmp_path_factory)
+    await wait_for_the_disk(postgres, "on")
     kafka = kafka_settings.model_copy(update={"topic_prefix": "cli-"})
     redis = RedisSettings.model_validate({"url": valkey.url})
     settings = settings_for(await new_database(), kafka, redis)
@@ -38,6 +40,7 @@ async def stack(
     await asyncio.gather(*parts, *map(stack.start, scripted.RUNNING))
     yield stack
     await stack.close()
+    await wait_for_the_disk(postgres, "off")
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
