@@ -1,4 +1,4 @@
-"""The `taskflux` command as a process."""
+"""The `taskflux` command as a process, or called in this one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from taskflux.cli import main
 from taskflux.worker.settings import Settings
 
 
@@ -76,3 +79,11 @@ class Command:
         out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
         assert process.returncode is not None
         return Outcome(process.returncode, out.decode(), err.decode())
+
+    async def here(self, *words: str, **environment: str) -> Outcome:
+        """Run it to its end in a thread, for a third of what a process costs; meanwhile os.environ is its own."""
+        others = dict.fromkeys(name for name in os.environ if name.startswith("TASKFLUX_"))
+        variables = {**others, **self.environment, **environment}
+        result = await asyncio.to_thread(CliRunner().invoke, main, words, env=variables)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return Outcome(result.exit_code, result.stdout, result.stderr)

@@ -103,7 +103,7 @@ async def test_all_built_in_types_are_registered_have_their_topics_and_begin_at_
         assert await committed(positions, group, topic) == {0: 0, 1: 0}, topic
         assert f"created {topic}\n" in first.out
         assert f"primed {group}: it begins at the start of {topic} (2 partitions, 0 records wait)\n" in first.out
-    second = await taskflux("topics")
+    second = await taskflux.here("topics")
     assert (second.status, second.out) == (0, "all topics are there\n")
 
 
@@ -127,13 +127,13 @@ async def test_handlers_that_are_named_are_registered_alone(
 
 
 async def test_a_built_in_handler_that_runs_nowhere_is_left_out(taskflux: Command, sql: Any) -> None:
-    first = await taskflux("topics", "--without", "process-sms", "--without", "process-simulated")
+    first = await taskflux.here("topics", "--without", "process-sms", "--without", "process-simulated")
     assert first.status == 0, first.err
     assert [row["type"] for row in await sql.fetch("SELECT type FROM task_types")] == ["email"]
     assert "tasks.sms" not in first.out
     # What is registered stays so: its tasks may be there.
-    assert (await taskflux("topics")).status == 0
-    assert (await taskflux("topics", "--without", "process-sms")).status == 0
+    assert (await taskflux.here("topics")).status == 0
+    assert (await taskflux.here("topics", "--without", "process-sms")).status == 0
     assert {row["type"] for row in await sql.fetch("SELECT type FROM task_types")} == BUILT_IN
 
 
@@ -148,7 +148,7 @@ async def test_a_built_in_handler_that_runs_nowhere_is_left_out(taskflux: Comman
 async def test_what_cannot_be_left_out_is_said_before_anything_is_done(
     taskflux: Command, sql: Any, words: tuple[str, ...], says: str
 ) -> None:
-    outcome = await taskflux("topics", *words)
+    outcome = await taskflux.here("topics", *words)
     assert outcome.status == 2
     assert says in outcome.err
     assert await sql.fetch("SELECT type FROM task_types") == []
@@ -215,11 +215,11 @@ async def test_the_routers_group_is_primed_where_its_topic_is_named(
     taskflux: Command, kafka: KafkaSettings, positions: Positions
 ) -> None:
     group, topic = f"{kafka.topic_prefix}taskflux.router", f"{kafka.topic_prefix}of-others"
-    before = await taskflux("topics", TASKFLUX_ROUTER__TOPIC=topic)
+    before = await taskflux.here("topics", TASKFLUX_ROUTER__TOPIC=topic)
     assert before.status == 0
     assert f"{topic} does not exist: there is nothing to prime for {group}\n" in before.out
     await ensure_topics(kafka.model_copy(update={"topic_prefix": f"{topic}-"}), ["email"])
-    after = await taskflux("topics", TASKFLUX_ROUTER__TOPIC=f"{topic}-tasks.email")
+    after = await taskflux.here("topics", TASKFLUX_ROUTER__TOPIC=f"{topic}-tasks.email")
     assert f"primed {group}: it begins at the start of {topic}-tasks.email" in after.out
     assert await committed(positions, group, f"{topic}-tasks.email") == {0: 0, 1: 0}
 
@@ -227,7 +227,7 @@ async def test_the_routers_group_is_primed_where_its_topic_is_named(
 async def test_nothing_is_primed_where_it_is_not_wanted(
     taskflux: Command, kafka: KafkaSettings, positions: Positions
 ) -> None:
-    outcome = await taskflux("topics", "--no-prime")
+    outcome = await taskflux.here("topics", "--no-prime")
     assert outcome.status == 0
     assert "primed" not in outcome.out
     prefix = kafka.topic_prefix
@@ -237,14 +237,14 @@ async def test_nothing_is_primed_where_it_is_not_wanted(
 async def test_a_schema_of_a_newer_release_is_accepted_and_named(taskflux: Command, sql: Any) -> None:
     await sql.execute("INSERT INTO schema_migrations (version, name) VALUES (9999, 'of the future')")
     await sql.execute("ALTER TABLE tasks ADD COLUMN of_the_future text")
-    outcome = await taskflux("migrate", TASKFLUX_POSTGRES__POOLER="false")
+    outcome = await taskflux.here("migrate", TASKFLUX_POSTGRES__POOLER="false")
     assert outcome.status == 0, outcome.err
     assert "newer than this release" in outcome.out
     assert "9999 of the future" in outcome.out
 
 
 async def test_a_tls_file_that_is_missing_is_a_sentence(taskflux: Command) -> None:
-    outcome = await taskflux(
+    outcome = await taskflux.here(
         "topics", TASKFLUX_KAFKA__SECURITY_PROTOCOL="SSL", TASKFLUX_KAFKA__TLS_CA_FILE="/nowhere.pem"
     )
     assert outcome.status == 2
