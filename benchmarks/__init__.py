@@ -6,4 +6,5 @@ take turns within every round, so that what else the machine does hits all of th
 and ratios are medians of each round's own ratio. Nothing here passes or fails by time.
 
 `python -m benchmarks.kafka_clients BROKER` compares aiokafka with confluent-kafka: docs/decisions/0001-kafka-client.md.
+`python -m benchmarks.http_servers` compares HTTP servers: docs/decisions/0002-http-server.md.
 """
