@@ -17,7 +17,17 @@ from taskflux.providers.email import Email
 from taskflux.providers.message import Message, compose
 from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.smtp_replies import Deliveries, Kind, Reply, Stage, judge
-from taskflux.providers.smtp_session import LOST, Connection, Pool, SmtpSettings, answer, dial, hang_up, tls_context
+from taskflux.providers.smtp_session import (
+    LOST,
+    Connection,
+    Logins,
+    Pool,
+    SmtpSettings,
+    answer,
+    dial,
+    hang_up,
+    tls_context,
+)
 from taskflux.tasks.errors import (
     Ambiguous,
     InvalidPayload,
@@ -53,6 +63,10 @@ class Mailer:
         self._hostname = hostname
         self._tls = tls_context(settings)
         self._pool = Pool(self._dial, most=settings.connections, max_age=settings.max_connection_age)
+        self._logins = Logins()
+        self._denied: str | None = None  # a recipient, while the server denies us all of them
+        self.auth_methods: tuple[str, ...] = ()
+        """What the server offers for AUTH, as of the newest connection."""
         metrics.OPENED.zeros("smtp")
         metrics.PROVIDER_CONNECTIONS.labels("smtp", "used").follow(self._pool, lambda pool: pool.used)
         metrics.PROVIDER_CONNECTIONS.labels("smtp", "free").follow(self._pool, lambda pool: pool.free)
@@ -98,7 +112,7 @@ class Mailer:
         return deliveries.conclude()
 
     async def check(self) -> None:
-        """Connect, say EHLO, authenticate and NOOP, on a connection of its own.
+        """Connect, say EHLO, authenticate and NOOP, on a connection of its own; ask for who was last denied, too.
 
         Raises:
             Unavailable, Misconfigured: the server takes nothing from us.
@@ -107,6 +121,7 @@ class Mailer:
         try:
             with Sending("NOOP", "the SMTP server", _FAILURES, unforeseen=Unavailable):
                 (await answer(client.noop(), Stage.SESSION)).raise_for_server()
+                await self._relays_again(client)
         finally:
             await hang_up(client)
 
@@ -115,8 +130,9 @@ class Mailer:
         await self._pool.close()
 
     async def _dial(self) -> SMTP:
-        client = await dial(self._settings, self._hostname, self._tls)
+        client = await self._logins.run(lambda: dial(self._settings, self._hostname, self._tls))
         metrics.OPENED.labels("smtp").inc()
+        self.auth_methods = tuple(client.server_auth_methods)
         return client
 
     async def _compose(self, email: Email, message_id: str, date: datetime) -> Message:
@@ -149,6 +165,7 @@ class Mailer:
         ):
             async with self._pool.connection() as connection:
                 replies = await self._dialogue(connection, message, deliveries.open, sending)
+                self._raise_for_denial(replies, deliveries, connection.client)
             deliveries.note(replies)
             worst = max(replies.values(), key=lambda reply: reply.code)
             span.note("smtp.recipients", len(replies))
@@ -156,6 +173,36 @@ class Mailer:
             span.note("smtp.reply.code", worst.code)
             if worst.kind is not Kind.ACCEPTED:
                 span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
+
+    def _raise_for_denial(self, replies: Mapping[str, Reply], deliveries: Deliveries, client: SMTP) -> None:
+        """Without AUTH, and as long as nobody has the mail, a denial to all is about us: no mail would fare better.
+
+        Raises:
+            Misconfigured: the server does not relay for us.
+        """
+        everybody = all(reply.denied for reply in replies.values())
+        if not everybody or deliveries.delivered or self._settings.username is not None:
+            self._denied = None
+            return
+        self._denied, reply = next(iter(replies.items()))
+        raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
+
+    async def _relays_again(self, client: SMTP) -> None:
+        """Ask for a recipient who was denied: MAIL FROM and RCPT TO send nothing.
+
+        Raises:
+            Unavailable, Misconfigured: the server takes nothing from us.
+        """
+        if self._denied is None or not self._denied.isascii():
+            return
+        for asked, stage in (
+            (client.mail(self._sender.envelope), Stage.SENDER),
+            (client.rcpt(self._denied), Stage.RECIPIENT),
+        ):
+            reply = await answer(asked, stage)
+            reply.raise_for_server()
+            if reply.denied:
+                raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
 
     async def _dialogue(
         self, connection: Connection, message: Message, to: Sequence[str], sending: Sending
@@ -209,6 +256,14 @@ class Mailer:
                     reply.raise_for_server()
                     return reply
             await self._pool.renew(connection)  # then it is no longer one that was used before
+
+
+def denial(reply: Reply, recipient: str, offered: Sequence[str]) -> str:
+    """What to do about a server that does not relay for us; without the recipient, whom it is not about."""
+    told = str(reply).replace(recipient, "…")
+    if offered:
+        return f"the SMTP server takes no mail from us without AUTH ({told}): set TASKFLUX_SMTP__USERNAME and PASSWORD"
+    return f"the SMTP server does not relay for us ({told}): it has to allow this host's address, and offers no AUTH"
 
 
 async def _mail_itself(client: SMTP, message: Message, timeout: float, sending: Sending) -> Reply:

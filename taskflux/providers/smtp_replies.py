@@ -23,6 +23,28 @@ _ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
 _GREYLISTED: Final = re.compile(r"gr[ae]y-?list", re.IGNORECASE)
 _LONGEST_TEXT: Final = 400
 
+# What servers say to a client that they do not relay for, at RCPT, or at DATA where they delay their checks:
+# Postfix "Relay access denied", "Client host rejected: Access denied", "Sender address rejected: not logged in",
+# Exim "relay not permitted", Sendmail "Relaying denied", Exchange "Unable to relay", "Client was not authenticated",
+# qmail "that domain isn't in my list of allowed rcpthosts", others "authentication required".
+_DENIED: Final = re.compile(
+    r"relay(?:ing)?\b.{0,40}\b(?:denied|prohibited|refused|rejected|disallowed|forbidden)"
+    r"|relay(?:ing)?\b.{0,20}\bnot (?:permitted|allowed|authori[sz]ed|enabled|supported)"
+    r"|(?:unable|not (?:permitted|allowed|authori[sz]ed)) to relay"
+    r"|(?:(?:do|does|will|can) ?not|don't|doesn't|won't|can't) relay"
+    r"|\bno relay(?:ing)?\b|\brcpthosts\b"
+    r"|client (?:host|address)\b.{0,80}\b(?:rejected|denied|blocked)|client (?:was |is )?not authenticated"
+    r"|not an? (?:open )?relay\b"
+    r"|\bauth(?:entication|orization)? (?:is )?(?:required|needed)|requires? (?:smtp )?auth(?:entication)?\b"
+    r"|must (?:first )?(?:be authenticated|authenticate|log ?in)|please (?:first )?(?:authenticate|log ?in)"
+    r"|not (?:authenticated|logged in)\b",
+    re.IGNORECASE,
+)
+_ACCESS_DENIED: Final = re.compile(r"\baccess denied\b", re.IGNORECASE)
+_ABOUT_THE_RECIPIENT: Final = re.compile(
+    r"recipient address rejected|\bmailbox\b|\buser (?:unknown|not found)|resolver\.rst", re.IGNORECASE
+)
+
 
 class Stage(Enum):
     """What the reply answers: the way to the first mail, MAIL FROM, one RCPT TO, DATA, and the mail itself."""
@@ -56,6 +78,8 @@ class Reply:
     text: str
     kind: Kind
     retry_after: float = 0.0
+    denied: bool = False
+    """Whether it says that the server does not relay for us, or wants AUTH: of every mail, not of this one."""
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
@@ -85,7 +109,8 @@ def judge(code: int, text: str, stage: Stage) -> Reply:
     enhanced = _ENHANCED.match(text)
     status = enhanced[0] if enhanced else None
     kind = _kind(code, status, text, stage)
-    return Reply(code, text, kind, _wait(code, status, text) if kind is Kind.DEFERRED else 0.0)
+    wait = _wait(code, status, text) if kind is Kind.DEFERRED else 0.0
+    return Reply(code, text, kind, wait, kind in (Kind.DEFERRED, Kind.REFUSED) and _denies_us(code, status, text))
 
 
 _GO_ON: Final = {stage: range(354, 355) if stage is Stage.DATA else range(200, 300) for stage in Stage}
@@ -113,6 +138,19 @@ def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
     if stage is Stage.SENDER and not _about_this_message(code, status):
         return Kind.MISCONFIGURED  # MAIL FROM carries nothing but our own `sender`
     return Kind.REFUSED
+
+
+def _denies_us(code: int, status: str | None, text: str) -> bool:
+    """5.7.x is what servers have for it (RFC 3463, 3.8), or nothing. 5.4.1 "Access denied" is an unknown recipient."""
+    if _ABOUT_THE_RECIPIENT.search(text):
+        return False
+    if re.search("(?:helo command|sender address) rejected", text, re.IGNORECASE):
+        return code >= 500  # they have codes of their own
+    if status is not None and ".7." not in status:
+        return False
+    if code < 500:
+        return "relay" in text.lower() and _DENIED.search(text) is not None
+    return _DENIED.search(text) is not None or _ACCESS_DENIED.search(text) is not None
 
 
 def _about_this_message(code: int, status: str | None) -> bool:

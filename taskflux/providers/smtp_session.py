@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from taskflux.providers.addresses import Address
 from taskflux.providers.provider import Sending
 from taskflux.providers.smtp_replies import Reply, Stage, Throttled, judge
-from taskflux.tasks.errors import Misconfigured, Unavailable
+from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
 
 PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
 
@@ -145,15 +145,20 @@ async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | 
         start_tls=settings.tls == "starttls",  # never None: that would fall back to plaintext
         tls_context=context,
     )
-    ready = False
+    ready = greeted = False
     server = f"the SMTP server at {settings.host}:{settings.server_port}"
     try:
         # Nothing of a task is said yet: whatever goes wrong here is the server's matter.
         with Sending("a mail", server, (), unforeseen=Unavailable), _no_session(server):
             await client.connect(timeout=settings.connect_timeout)
+            greeted = True
             await client.ehlo()
             await _authenticate(client, settings)
         ready = True
+    except Unavailable as error:
+        if not greeted and isinstance(error.__cause__, SMTPTimeoutError | SMTPServerDisconnected):
+            await _raise_for_smtps(settings, server)
+        raise
     finally:
         if not ready:
             client.close()
@@ -230,7 +235,63 @@ def _raise_for_certificate(error: BaseException, where: str) -> None:
         cause = cause.__cause__
 
 
+async def _raise_for_smtps(settings: SmtpSettings, server: str) -> None:
+    """A server that expects TLS from the first byte waits for ours while we wait for its greeting."""
+    if settings.tls == "implicit":
+        return
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(min(settings.connect_timeout, 5.0)):
+            _, writer = await asyncio.open_connection(settings.host, settings.server_port, ssl=anybody)
+    except (OSError, TimeoutError):
+        return
+    writer.close()
+    raise Misconfigured(f"{server} speaks TLS from the first byte: set tls to implicit (TASKFLUX_SMTP__TLS=implicit)")
+
+
 Dial = Callable[[], Awaitable[SMTP]]
+
+
+class Logins:
+    """Lets one connection at a time log in until a login has gone well, and again after one was refused.
+
+    Who waited for a login that failed gets its error and does not try: ten wrong passwords in a second look like an
+    attack, and get this host's address blocked.
+    """
+
+    def __init__(self) -> None:
+        self._well = False
+        self._failed: ProviderError | None = None
+        self._failures = 0
+        self._turn = asyncio.Lock()
+
+    async def run(self, dial: Dial) -> SMTP:
+        """A connection from `dial`.
+
+        Raises:
+            ProviderError: it cannot be opened.
+        """
+        if not self._well:
+            before = self._failures
+            async with self._turn:
+                if not self._well:
+                    if self._failed is not None and self._failures > before:
+                        raise type(self._failed)(self._failed.reason) from self._failed
+                    return await self._try(dial)
+        return await self._try(dial)
+
+    async def _try(self, dial: Dial) -> SMTP:
+        try:
+            client = await dial()
+        except ProviderError as error:
+            self._failed, self._failures = error, self._failures + 1
+            if isinstance(error, Misconfigured):
+                self._well = False
+            raise
+        self._well = True
+        return client
+
 
 CALM: Final = 20
 """Mails that must go well before one more connection is tried."""

@@ -637,6 +637,20 @@ _PROVIDERS: Final = (
         MSG91,
     ),
     Mutation(
+        "relaying that is denied to everybody is a dead letter for each mail",
+        "taskflux/providers/smtp.py",
+        "if not everybody or deliveries.delivered or self._settings.username is not None:",
+        "if True:",
+        SMTP,
+    ),
+    Mutation(
+        "ten mails with a wrong password are ten failed logins",
+        "taskflux/providers/smtp_session.py",
+        "                    if self._failed is not None and self._failures > before:\n",
+        "                    if self._failed is not None and False:\n",
+        SMTP,
+    ),
+    Mutation(
         "a yes to DATA counts as a delivery",
         "taskflux/providers/smtp_replies.py",
         "range(354, 355) if stage is Stage.DATA else range(200, 300)",

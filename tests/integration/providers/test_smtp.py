@@ -135,6 +135,90 @@ async def test_too_many_logins_are_throttling_and_not_a_wrong_password(
         assert isinstance(await failed(mailer), Throttled)
 
 
+async def test_ten_mails_with_a_wrong_password_are_one_failed_login(
+    certificate: trustme.LeafCert, ca_file: str
+) -> None:
+    postbox = Postbox(credentials=("ann", "s3cret"))
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="wrong") as mailer,
+    ):
+        errors = await asyncio.gather(*(failed(mailer) for _ in range(10)))
+        assert postbox.logins == ["PLAIN"]
+        assert {type(error) for error in errors} == {Misconfigured}
+        postbox.credentials = ("ann", "wrong")
+        await asyncio.gather(*(sent(mailer) for _ in range(10)))
+    assert len(postbox.mails) == 10
+
+
+DENIALS = [
+    "554 5.7.1 <ann@example.org>: Relay access denied",
+    "550 relay not permitted",
+    "454 4.7.1 Relay access denied",
+]
+
+
+@pytest.mark.parametrize("denial", DENIALS)
+async def test_relaying_that_is_denied_for_all_without_auth_is_misconfigured(denial: str) -> None:
+    postbox = Postbox()
+    postbox.replies["ann@example.org"] = postbox.replies["bob@example.org"] = [denial] * 5
+    async with plain(postbox) as mailer:
+        error = await failed(mailer, mail("ann@example.org", "bob@example.org"))
+        assert type(error) is Misconfigured
+        assert "ann@" not in error.reason
+        assert error.progress is not None
+        assert (error.progress["refused"], error.progress["deferred"]) == ({}, {})
+        await refused_check(mailer, Misconfigured)  # a probe finds the same, and the circuit stays open
+        postbox.replies.clear()
+        await mailer.check()
+        await sent(mailer, mail("ann@example.org", "bob@example.org"), progress=error.progress)
+    assert [received.recipients for received in postbox.mails] == [["ann@example.org", "bob@example.org"]]
+
+
+async def test_relaying_that_is_denied_for_one_of_two_is_a_matter_of_that_one() -> None:
+    postbox = Postbox()
+    postbox.replies["bob@example.org"] = [DENIALS[0]] * 2
+    async with plain(postbox) as mailer:
+        result = await sent(mailer, mail("ann@example.org", "bob@example.org"))
+        assert list(result["refused"]) == ["bob@example.org"]
+        progress = {"delivered": {"ann@example.org": "250 Ok"}}
+        result = await sent(mailer, mail("ann@example.org", "bob@example.org"), progress=progress)
+        assert list(result["refused"]) == ["bob@example.org"]
+        await mailer.check()
+
+
+async def test_relaying_that_is_denied_to_a_user_who_logged_in_is_the_mail_s_matter(
+    certificate: trustme.LeafCert, ca_file: str
+) -> None:
+    postbox = Postbox(credentials=("ann", "s3cret"))
+    postbox.replies["ann@example.org"] = [DENIALS[0]]
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="s3cret") as mailer,
+    ):
+        assert type(await failed(mailer)) is Permanent
+
+
+async def test_a_denial_names_the_setting_where_the_server_offers_auth() -> None:
+    ehlo, no = b"250-mail.test\r\n250 AUTH PLAIN\r\n", b"554 5.7.1 <ann@example.org>: Relay access denied\r\n"
+    async with server_that_says(ehlo=ehlo, rcpt=no) as port, mailer_at(port) as mailer:
+        error = await failed(mailer)
+    assert type(error) is Misconfigured
+    assert "set TASKFLUX_SMTP__USERNAME" in error.reason
+
+
+@pytest.mark.parametrize("tls", ["starttls", "none"])
+async def test_a_port_that_speaks_tls_from_the_first_byte_is_answered_with_the_fix(
+    tls: str, certificate: trustme.LeafCert
+) -> None:
+    async with (
+        smtp_server(Postbox(), tls="implicit", certificate=certificate) as postbox,
+        mailer_at(postbox.port, tls=tls, connect_timeout=1.0) as mailer,
+    ):
+        assert "TASKFLUX_SMTP__TLS=implicit" in (await refused_check(mailer, Misconfigured)).reason
+        assert type(await failed(mailer)) is Misconfigured
+
+
 async def test_a_server_that_wants_auth_and_gets_none_is_misconfigured(
     certificate: trustme.LeafCert, ca_file: str
 ) -> None:

@@ -186,3 +186,53 @@ def test_a_recipient_taken_off_the_mail_is_forgotten() -> None:
     first = of("a@x", "b@x")
     first.note({"a@x": OK, "b@x": NO})
     assert resumed(first.progress(), "c@x").progress()["delivered"] == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (554, "5.7.1 <ann@example.org>: Relay access denied"),  # Postfix
+        (454, "4.7.1 <ann@example.org>: Relay access denied"),  # Postfix that defers it
+        (554, "5.7.1 <client.example.org[192.0.2.1]>: Client host rejected: Access denied"),
+        (554, "5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.spamhaus.org"),
+        (504, "5.5.2 <localhost>: Helo command rejected: need fully-qualified hostname"),
+        (550, "5.1.8 <tasks@nowhere.example>: Sender address rejected: Domain not found"),
+        (553, "5.7.1 <tasks@example.org>: Sender address rejected: not logged in"),
+        (554, "5.7.1 Access denied"),
+        (550, "relay not permitted"),  # Exim
+        (550, "5.7.1 <ann@example.org>... Relaying denied. Proper authentication required."),  # Sendmail
+        (550, "5.7.54 SMTP; Unable to relay recipient in non-accepted domain"),  # Exchange
+        (550, "5.7.1 Unable to relay for ann@example.org"),
+        (550, "5.7.1 Client was not authenticated"),
+        (553, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)"),  # qmail
+        (513, "Relaying denied."),  # Courier
+        (503, "This mail server requires authentication when attempting to send to a non-local e-mail address."),
+        (550, "5.7.1 Relaying not allowed"),
+        (550, "not authorized to relay through this server"),
+        (550, "5.7.1 we do not relay"),
+        (550, "5.7.64 TenantAttribution; Relay Access Denied"),
+        (550, "Please authenticate first"),
+    ],
+)
+def test_what_servers_say_to_a_client_that_they_do_not_relay_for_is_a_denial(code: int, text: str) -> None:
+    assert judge(code, text, RCPT).denied
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (250, "2.1.5 Ok, relay access denied"),
+        (550, "5.1.1 <relay@example.org>: User unknown"),
+        (550, "5.4.1 Recipient address rejected: Access denied"),  # Exchange Online: an unknown recipient
+        (554, "5.7.1 <ann@example.org>: Recipient address rejected: Access denied"),  # Postfix: of this one
+        (450, "4.7.1 <ann@example.org>: Recipient address rejected: Greylisted, see http://relay.example.org"),
+        (450, "4.7.1 Client host rejected: cannot find your hostname"),  # DNS, which may answer the next time
+        (454, "4.7.1 relay not yet"),
+        (550, "5.2.1 mailbox disabled, access denied"),
+        (550, "5.7.1 RESOLVER.RST.AuthRequired; authentication required"),  # Exchange: of this group
+        (554, "5.7.1 spam"),
+        (552, "5.2.2 mailbox full"),
+    ],
+)
+def test_what_is_about_a_recipient_or_the_moment_is_no_denial(code: int, text: str) -> None:
+    assert not judge(code, text, RCPT).denied

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -8,8 +9,8 @@ from pydantic import ValidationError
 
 from taskflux.providers.smtp import connect
 from taskflux.providers.smtp_replies import Throttled
-from taskflux.providers.smtp_session import CALM, Slots, SmtpSettings
-from taskflux.tasks.errors import Misconfigured
+from taskflux.providers.smtp_session import CALM, Logins, Slots, SmtpSettings
+from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
 
 
 @pytest.mark.parametrize(("tls", "port"), [("starttls", 587), ("implicit", 465), ("none", 25)])
@@ -110,3 +111,66 @@ async def test_as_many_slots_as_at_first_remain_after_a_complaint_was_lived_down
             assert not slots._free.locked()
             await stack.enter_async_context(slots.slot())
         assert slots._free.locked()
+
+
+class Server:
+    """Answers logins with `error`, if there is one, after all who can have come; notes how many came at once."""
+
+    def __init__(self, error: ProviderError | None = None) -> None:
+        self.error = error
+        self.logins = 0
+        self.at_once = 0
+        self._now = 0
+
+    async def dial(self) -> Any:
+        self.logins += 1
+        self._now += 1
+        self.at_once = max(self.at_once, self._now)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self._now -= 1
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+async def together(logins: Logins, server: Server, times: int) -> list[Any]:
+    return await asyncio.gather(*(logins.run(server.dial) for _ in range(times)), return_exceptions=True)
+
+
+@pytest.mark.parametrize("error", [Misconfigured("535 no"), Unavailable("nobody answers")])
+async def test_who_waited_for_a_login_that_failed_gets_its_error_and_does_not_try(error: ProviderError) -> None:
+    logins, server = Logins(), Server(error)
+    outcomes = await together(logins, server, 10)
+    assert server.logins == 1
+    assert {(type(outcome), outcome.reason) for outcome in outcomes} == {(type(error), error.reason)}
+    assert len(set(map(id, outcomes))) == 10
+    await together(logins, server, 10)
+    assert server.logins == 2
+
+
+async def test_once_a_login_has_gone_well_all_log_in_at_once() -> None:
+    logins, server = Logins(), Server()
+    assert await together(logins, server, 10) == [server] * 10
+    assert (server.logins, server.at_once) == (10, 9)
+
+
+async def test_after_a_refused_login_one_at_a_time_tries_again() -> None:
+    logins, server = Logins(), Server()
+    await logins.run(server.dial)
+    server.error = Misconfigured("535 no")
+    await together(logins, server, 1)
+    assert server.logins == 2
+    await together(logins, server, 10)
+    assert server.logins == 3
+    server.error = None
+    assert await together(logins, server, 5) == [server] * 5
+
+
+async def test_a_login_that_is_cut_off_lets_the_next_one_try() -> None:
+    logins, server = Logins(), Server()
+    first, second = (asyncio.create_task(logins.run(server.dial)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert server.logins == 2
