@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import httpx
 
@@ -72,11 +72,20 @@ async def examine_smtp() -> list[Finding]:
     try:
         async with smtp.connect.connect(settings) as mailer:
             await mailer.check()
+            findings += judge_auth(settings, mailer.auth_methods)
     except ProviderError as error:
         do = "check TASKFLUX_SMTP__HOST, PORT, TLS, USERNAME and PASSWORD; mails wait meanwhile, none is lost"
         return [SMTP.problem("server", f"{error.error_class}: {error.reason}", do), *findings]
     how = f"{settings.tls}, {'authenticated' if settings.username else 'without AUTH'}"
     return [SMTP.ok("server", f"{settings.host} takes mail from us ({how})"), *findings]
+
+
+def judge_auth(settings: SmtpSettings, offered: Sequence[str]) -> Iterator[Finding]:
+    """Whether the server would rather know who we are: without AUTH, many take mail for their own addresses only."""
+    if offered and not settings.username:
+        told = f"the server offers AUTH ({', '.join(sorted(set(offered))).upper()}), and no username is set"
+        do = "set TASKFLUX_SMTP__USERNAME and PASSWORD, unless the server relays for this host by its address"
+        yield SMTP.warning("AUTH", told, do)
 
 
 def judge_smtp(settings: SmtpSettings) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from taskflux.store.checkup import Checkup, pooling
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings
 from tests.integration.cli.command import Command, Outcome
+from tests.integration.providers.smtp_server import server_that_says
 
 
 def levels(outcome: Outcome) -> dict[tuple[str, str], str]:
@@ -68,6 +69,17 @@ async def test_the_password_is_tried_at_the_mail_server(taskflux: Command) -> No
         TASKFLUX_SMTP__TLS="none", TASKFLUX_SMTP__SENDER="us@example.org",
     )  # fmt: skip
     assert [(found["subject"], found["check"]) for found in problems(outcome)] == [("SMTP", "server")]
+
+
+async def test_a_mail_server_that_offers_auth_warns_where_no_username_is_set(taskflux: Command) -> None:
+    ehlo = b"250-mail.test\r\n250 AUTH PLAIN LOGIN\r\n"
+    async with server_that_says(ehlo=ehlo) as port:
+        outcome = await taskflux(
+            "doctor", "--json", TASKFLUX_SMTP__HOST="127.0.0.1", TASKFLUX_SMTP__PORT=str(port),
+            TASKFLUX_SMTP__TLS="none", TASKFLUX_SMTP__SENDER="us@example.org",
+        )  # fmt: skip
+    found = levels(outcome)
+    assert (found["SMTP", "server"], found["SMTP", "AUTH"]) == ("ok", "warning")
 
 
 async def test_an_empty_database_is_told_to_be_migrated(taskflux: Command, postgres: PostgresServer) -> None:

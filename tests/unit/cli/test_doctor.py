@@ -184,6 +184,14 @@ def test_what_runs() -> None:
     assert worst(postgres.judge_overdue({False: (300.0, 5), True: (3.0, 1)}, grace=15.0)) == {"due tasks": "warning"}
 
 
+def test_a_server_that_offers_auth_is_a_warning_where_no_username_is_set() -> None:
+    settings = SmtpSettings(host="mail", sender="a@example.org")
+    assert worst(dependencies.judge_auth(settings, ())) == {}
+    assert worst(dependencies.judge_auth(settings, ("plain", "login"))) == {"AUTH": "warning"}
+    known = SmtpSettings.model_validate({"host": "mail", "sender": "a@example.org", "username": "u", "password": "p"})
+    assert worst(dependencies.judge_auth(known, ("plain", "login"))) == {}
+
+
 def test_providers_and_redis() -> None:
     assert worst(dependencies.judge_smtp(SmtpSettings(host="mail", sender="a@example.org"))) == {}
     lax = {
