@@ -23,6 +23,7 @@ from taskflux.providers.smtp_session import (
     Logins,
     Pool,
     SmtpSettings,
+    access_token,
     answer,
     dial,
     hang_up,
@@ -302,11 +303,12 @@ async def connect(settings: SmtpSettings) -> AsyncIterator[Mailer]:
     """A `Mailer`. It opens its first connection with its first mail: an unreachable server stops no start.
 
     Raises:
-        Misconfigured: no server is named, or `ca_file` cannot be read.
+        Misconfigured: no server is named, or `ca_file` or `access_token_file` cannot be read.
     """
     if not settings.host:
         raise Misconfigured("host is not set: name the SMTP server, in TASKFLUX_SMTP__HOST")
     hostname = await asyncio.to_thread(socket.getfqdn) if settings.hostname is None else settings.hostname
+    await asyncio.to_thread(access_token, settings)
     mailer = Mailer(settings, hostname)
     try:
         yield mailer

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from aiosmtplib import (
@@ -39,6 +40,12 @@ class SmtpSettings(BaseModel):
     ] = None
     username: Annotated[str | None, Field(description="for AUTH; unset: no AUTH")] = None
     password: Annotated[SecretStr | None, Field(description="for AUTH")] = None
+    access_token: Annotated[
+        SecretStr | None, Field(description="for AUTH by XOAUTH2, instead of a password; one that expires is in a file")
+    ] = None
+    access_token_file: Annotated[
+        str | None, Field(description="file with the access token, read at each login, so that it can be renewed")
+    ] = None
     tls: Annotated[
         Literal["starttls", "implicit", "none"],
         Field(
@@ -83,10 +90,17 @@ class SmtpSettings(BaseModel):
 
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> SmtpSettings:
-        if self.username and self.password is None:
+        secrets = [
+            name for name in ("password", "access_token", "access_token_file") if getattr(self, name) is not None
+        ]
+        if len(secrets) > 1:
+            raise ValueError(f"{' and '.join(secrets)} are set: a user logs in with one of them")
+        if self.username and not secrets:
             raise ValueError("username is set, but password is not: set both, or neither for a server without AUTH")
-        if self.password is not None and not self.username:
-            raise ValueError("password is set, but username is not: set both, or neither for a server without AUTH")
+        if secrets and not self.username:
+            raise ValueError(
+                f"{secrets[0]} is set, but username is not: set both, or neither for a server without AUTH"
+            )
         if self.tls == "none" and self.ca_file:
             raise ValueError(
                 "ca_file is set, but tls is none: nothing would be verified; set tls to starttls or implicit"
@@ -189,26 +203,59 @@ async def _authenticate(client: SMTP, settings: SmtpSettings) -> None:
 
     `SMTP.login` goes on to the next mechanism after a refusal, so that one wrong password counts as several.
     """
-    if settings.username is None or settings.password is None:
+    if settings.username is None:
         return
-    username, password = settings.username, settings.password.get_secret_value()
-    mechanisms: dict[str, Callable[..., Awaitable[SMTPResponse]]] = {
-        "plain": client.auth_plain,
-        "login": client.auth_login,
-        "cram-md5": client.auth_crammd5,
-    }
+    mechanisms: dict[str, Callable[..., Awaitable[SMTPResponse]]]
+    if settings.password is not None:
+        secret = settings.password.get_secret_value()
+        mechanisms = {"plain": client.auth_plain, "login": client.auth_login, "cram-md5": client.auth_crammd5}
+    else:
+        secret = await asyncio.to_thread(access_token, settings)
+        mechanisms = {"xoauth2": client.auth_xoauth2}
     if settings.tls == "none":
         mechanisms = dict(reversed(mechanisms.items()))  # the one that does not show the password
     offered = [mechanism for mechanism in mechanisms if mechanism in client.server_auth_methods]
     if not offered:
-        raise Misconfigured(f"username is set, but the SMTP server at {settings.host} offers no AUTH that we know")
+        raise Misconfigured(_no_common_mechanism(settings, client.server_auth_methods))
     for mechanism in offered:
-        reply = await answer(mechanisms[mechanism](username, password), Stage.SESSION)
+        reply = await answer(mechanisms[mechanism](settings.username, secret), Stage.SESSION)
         if reply.code not in _NO_SUCH_MECHANISM:
             break
     reply.raise_for_server()
     if reply.code != 235:
         raise Unavailable(f"the SMTP server at {settings.host} answered {reply} to AUTH")
+
+
+def access_token(settings: SmtpSettings) -> str:
+    """The token for XOAUTH2, as it is now.
+
+    Raises:
+        Misconfigured: its file cannot be read.
+    """
+    if settings.access_token_file is None:
+        return settings.access_token.get_secret_value() if settings.access_token is not None else ""
+    try:
+        return Path(settings.access_token_file).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        told = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise Misconfigured(f"access_token_file {settings.access_token_file} cannot be read: {told}") from error
+
+
+def _no_common_mechanism(settings: SmtpSettings, offered: Sequence[str]) -> str:
+    server = f"the SMTP server at {settings.host}"
+    if not offered:
+        return f"username is set, but {server} offers no AUTH"
+    names = ", ".join(sorted(set(offered))).upper()
+    if settings.password is None:
+        return (
+            f"{server} offers no XOAUTH2, but AUTH by {names}: set TASKFLUX_SMTP__PASSWORD instead of an access token"
+        )
+    if "xoauth2" in offered:
+        return (
+            f"{server} takes no password, but AUTH by {names}: set TASKFLUX_SMTP__ACCESS_TOKEN_FILE (or ACCESS_TOKEN)"
+            " instead of the password"
+        )
+    return f"username is set, but {server} offers no AUTH that we know: {names}"
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def test_every_setting_has_its_place_in_the_values() -> None:
         "TASKFLUX_KAFKA__TLS_CA_FILE",
         "TASKFLUX_KAFKA__TLS_CERT_FILE",
         "TASKFLUX_KAFKA__TLS_KEY_FILE",
+        "TASKFLUX_SMTP__ACCESS_TOKEN_FILE",
         "TASKFLUX_SMTP__CA_FILE",
     }
     unsettable = [
@@ -131,6 +132,14 @@ def test_a_setting_arrives_under_the_program_s_name() -> None:
     assert (email["TASKFLUX_WORKER__CONCURRENCY"], email["TASKFLUX_SMTP__RATE"]) == ("3", "7.5")
     assert "TASKFLUX_WORKER__CONCURRENCY" not in sms
     assert sms["TASKFLUX_WORKER__LEASE_SECONDS"] == "60"
+
+
+def test_an_access_token_is_a_file_and_stands_in_the_place_of_the_password() -> None:
+    rendering = full({"secrets": {"smtp": {"accessTokenKey": "token"}}})
+    for name in ("notify", "process-email"):
+        container = handler_container(rendering, name)
+        assert container.files[container.environment["TASKFLUX_SMTP__ACCESS_TOKEN_FILE"]] == stand_in("smtp", "token")
+        assert "TASKFLUX_SMTP__PASSWORD" not in container.environment
 
 
 def test_each_secret_reaches_its_variable() -> None:

@@ -75,7 +75,7 @@ one render at a time.
 {{- $found := list -}}
 {{- with .Values.secrets.smtp -}}
 {{- $user := $.Values.settings.smtp.username -}}
-{{- $password := and .existingSecret .passwordKey -}}
+{{- $password := and .existingSecret (or .passwordKey .accessTokenKey) -}}
 {{- if and $user .existingSecret .usernameKey -}}
 {{- $found = append $found "settings.smtp.username and secrets.smtp.usernameKey both name the user of the SMTP server: clear one of them" -}}
 {{- else if and (or $user (and .existingSecret .usernameKey)) (not $password) -}}

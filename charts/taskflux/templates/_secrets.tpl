@@ -41,7 +41,11 @@
 {{- if has "smtp" $handler.secrets }}
 {{- with $secrets.smtp }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_SMTP__USERNAME" .existingSecret .usernameKey) }}
+{{- if and .existingSecret .accessTokenKey }}
+- {name: TASKFLUX_SMTP__ACCESS_TOKEN_FILE, value: /etc/taskflux/smtp/token}
+{{- else }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_SMTP__PASSWORD" .existingSecret .passwordKey) }}
+{{- end }}
 {{- if and .existingSecret .caKey }}
 - {name: TASKFLUX_SMTP__CA_FILE, value: /etc/taskflux/smtp/ca.crt}
 {{- end }}
@@ -66,7 +70,7 @@
 {{- $secrets := (first .).Values.secrets -}}
 {{- $handler := last . -}}
 {{- $found := dict -}}
-{{- $files := dict "caKey" "ca.crt" "certKey" "tls.crt" "keyKey" "tls.key" -}}
+{{- $files := dict "caKey" "ca.crt" "certKey" "tls.crt" "keyKey" "tls.key" "accessTokenKey" "token" -}}
 {{- range $name := list "postgres" "kafka" "smtp" -}}
 {{- $secret := get $secrets $name -}}
 {{- $items := list -}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import warnings
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -92,6 +93,24 @@ class Postbox:
         if reply in (DROP, HANG):
             await asyncio.Event().wait()  # until the connection goes, which cancels the session
         return reply
+
+
+class TokenPostbox(Postbox):
+    """A postbox that lets in who has the right access token (XOAUTH2), and offers no other AUTH with `ONLY_XOAUTH2`."""
+
+    async def auth_XOAUTH2(self, server: SMTP, args: list[str]) -> AuthResult:
+        self.logins.append("XOAUTH2")
+        assert self.credentials is not None
+        user, token = self.credentials
+        if b64decode(args[1]) == f"user={user}\x01auth=Bearer {token}\x01\x01".encode():
+            return AuthResult(success=True, auth_data=user)
+        # What Google and Microsoft do: an error as a challenge, an empty answer, and only then 535.
+        await server.push("334 " + b64encode(b'{"status":"400","schemes":"Bearer"}').decode())
+        await server._reader.readline()
+        return AuthResult(success=False, handled=False)
+
+
+ONLY_XOAUTH2 = {"auth_exclude_mechanism": ["LOGIN", "PLAIN"]}
 
 
 @asynccontextmanager

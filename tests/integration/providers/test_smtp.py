@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from taskflux.tasks.errors import Ambiguous, InvalidPayload, Misconfigured, Perm
 from tests.integration.providers.smtp_server import (
     DROP,
     HANG,
+    ONLY_XOAUTH2,
     Postbox,
+    TokenPostbox,
     server_that_greets,
     server_that_says,
     smtp_server,
@@ -133,6 +136,52 @@ async def test_too_many_logins_are_throttling_and_not_a_wrong_password(
         mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="s3cret") as mailer,
     ):
         assert isinstance(await failed(mailer), Throttled)
+
+
+async def test_a_server_that_takes_only_xoauth2_gets_the_token_as_it_is_at_each_login(
+    certificate: trustme.LeafCert, ca_file: str, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("old\n")
+    postbox = TokenPostbox(credentials=("ann", "old"))
+    secret = {"username": "ann", "access_token_file": str(token)}
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate, **ONLY_XOAUTH2),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, max_connection_age=1e-9, **secret) as mailer,
+    ):
+        await sent(mailer)
+        postbox.credentials = ("ann", "new")
+        error = await failed(mailer)
+        assert type(error) is Misconfigured
+        assert "535" in error.reason
+        token.write_text("new\n")
+        await mailer.check()
+        await sent(mailer)
+    assert (len(postbox.mails), set(postbox.logins)) == (2, {"XOAUTH2"})
+
+
+@pytest.mark.parametrize(
+    ("secret", "sentence"),
+    [
+        ({"access_token": "right"}, None),
+        ({"access_token": "wrong"}, "535"),
+        ({"password": "right"}, "set TASKFLUX_SMTP__ACCESS_TOKEN_FILE"),
+    ],
+)
+async def test_a_secret_of_the_wrong_kind_is_answered_with_the_setting(
+    secret: dict[str, str], sentence: str | None
+) -> None:
+    postbox = TokenPostbox(credentials=("ann", "right"))
+    async with plain(postbox, options=ONLY_XOAUTH2, username="ann", **secret) as mailer:
+        if sentence is None:
+            await sent(mailer)
+        else:
+            assert sentence in (await refused_check(mailer, Misconfigured)).reason
+
+
+async def test_a_server_without_xoauth2_is_answered_with_the_setting() -> None:
+    async with plain(Postbox(credentials=("ann", "s")), username="ann", access_token="t") as mailer:
+        assert "set TASKFLUX_SMTP__PASSWORD" in (await refused_check(mailer, Misconfigured)).reason
 
 
 async def test_ten_mails_with_a_wrong_password_are_one_failed_login(

@@ -24,6 +24,12 @@ def test_the_port_follows_from_tls(tls: str, port: int) -> None:
     [
         ({"username": "u"}, "username is set, but password is not"),
         ({"password": "p"}, "password is set, but username is not"),
+        ({"access_token": "t"}, "access_token is set, but username is not"),
+        ({"username": "u", "password": "p", "access_token": "t"}, "password and access_token are set"),
+        (
+            {"username": "u", "access_token": "t", "access_token_file": "/t"},
+            "access_token and access_token_file are set",
+        ),
         ({"tls": "none", "ca_file": "/ca.pem"}, "ca_file is set, but tls is none"),
         ({"tls_verify": False, "ca_file": "/ca.pem"}, "ca_file is set, but tls_verify is false"),
         ({"host": "mail.example.org"}, "host is set, but sender is not"),
@@ -43,7 +49,8 @@ def test_every_setting_is_described() -> None:
 
 
 def test_the_password_is_not_shown() -> None:
-    assert "hunter2" not in repr(SmtpSettings.model_validate({"username": "u", "password": "hunter2"}))
+    for name in ("password", "access_token"):
+        assert "hunter2" not in repr(SmtpSettings.model_validate({"username": "u", name: "hunter2"}))
 
 
 async def test_a_server_that_is_not_named_stops_the_start() -> None:
@@ -55,6 +62,13 @@ async def test_a_server_that_is_not_named_stops_the_start() -> None:
 async def test_a_ca_file_that_cannot_be_read_stops_the_start() -> None:
     settings = SmtpSettings(host="127.0.0.1", sender="a@b", ca_file="/nowhere/ca.pem")
     with pytest.raises(Misconfigured, match=r"ca_file /nowhere/ca\.pem cannot be used"):
+        async with connect.connect(settings):
+            pass
+
+
+async def test_a_token_file_that_cannot_be_read_stops_the_start() -> None:
+    settings = SmtpSettings(host="127.0.0.1", sender="a@b", username="u", access_token_file="/nowhere/token")
+    with pytest.raises(Misconfigured, match=r"access_token_file /nowhere/token cannot be read: No such file"):
         async with connect.connect(settings):
             pass
 
