@@ -48,7 +48,7 @@ class LoopWatch:
         self._health = health
         self._thread = thread
         self._clock = clock
-        self._beaten = health.beaten
+        self._beaten = self._first = health.beaten
         self._place: str | None = None  # where it is blocked
         self._stack = ""
         self._told = False
@@ -60,6 +60,8 @@ class LoopWatch:
             if self._place is not None:
                 self._tell("was", beaten - self._beaten - BEAT)
             self._beaten, self._place, self._told = beaten, None, False
+            return
+        if beaten == self._first:  # nobody beats it yet
             return
         late = self._clock() - beaten - BEAT
         if self._place is None and late >= BLOCKED:

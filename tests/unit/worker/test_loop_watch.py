@@ -36,6 +36,8 @@ class Watched:
         self.handler: Handler[Any] = resize
         self.line = inspect.getsourcelines(resize.function)[1] + 2
         self.watch = LoopWatch(resize, self.health, thread or threading.get_ident(), self.clock)
+        self.clock.now += BEAT
+        self.beat()
         self.before = self.counted
 
     @property
@@ -174,3 +176,11 @@ async def test_the_thread_that_looks_ends_with_its_worker() -> None:
         (thread,) = [each for each in threading.enumerate() if each.name == "loop-watch"]
     await asyncio.to_thread(thread.join, 10 * LOOK)
     assert not thread.is_alive()
+
+
+async def test_a_loop_that_has_not_begun_to_beat_is_not_blocked(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Watched()
+    scene.watch = LoopWatch(scene.handler, scene.health, threading.get_ident(), scene.clock)
+    scene.work = lambda: scene.later(HANGS_AFTER)
+    await scene.call()
+    assert (scene.blocks, caplog.text) == (0, "")
