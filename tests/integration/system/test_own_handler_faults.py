@@ -151,7 +151,7 @@ async def test_a_task_that_wants_its_process_to_end_fails_alone_and_a_real_order
     assert lines[-1]["message"] == "stopped"
     crashed = {line["error_class"] for line in lines if "crashed" in line["message"]}
     assert crashed == {"SystemExit", "KeyboardInterrupt"}
-    assert [line for line in lines if line["message"].endswith("it goes on")]
+    assert [line for line in lines if line["message"].endswith("it continues")]
 
 
 async def test_a_process_ends_in_time_whatever_a_handler_does_not_let_go_of(stack: Stack, unruly: Unruly) -> None:
