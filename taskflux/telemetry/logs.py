@@ -7,6 +7,7 @@ it, and no values in it. The reason of an outcome, which may quote what a provid
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -16,8 +17,9 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -51,9 +53,20 @@ _PERSONAL: Final = re.compile(
     | (?P<text>"[^"]*(?:"|$) | “[^”]*(?:”|$) | «[^»]*(?:»|$) | (?<!\w)['`‘](?:(?!['`’](?!\w)).)*(?:['`’]|$))
     | (?<![^\s<>"'(),;:=])(?P<address>[^\s<>"'(),;:=@＠]+[@＠][^\s<>"'(),;]*)
     | (?P<number>[+(]{0,2}\d(?:[ ().-]{0,2}\d){6,} | \d{6,})
+    | (?P<word>[^\W_]+)
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
+_WORD: Final = re.compile(r"[^\W_]+")
+_MANY_DIGITS: Final = re.compile(r"\d{6}")
+_SENT_AGAIN: Final = re.compile(r"\(sent\)(?: \(sent\))+")
+_COMMON: Final = frozenset((
+    "all", "and", "any", "are", "because", "been", "but", "can", "cannot", "could", "did", "does", "for", "from",
+    "had", "has", "have", "into", "its", "more", "not", "now", "off", "only", "other", "our", "out", "over", "than",
+    "that", "the", "their", "them", "then", "there", "they", "this", "too", "until", "was", "were", "when", "which",
+    "while", "with", "would", "you", "your",
+))  # fmt: skip
+"""English words that name nobody; shorter ones do not, either."""
 
 
 class Sampler:
@@ -66,10 +79,18 @@ class Sampler:
         self._written = 0
         self._omitted: Counter[str] = Counter()
 
-    def log(self, logger: logging.Logger, level: int, message: str, kind: str, about: Mapping[str, object]) -> None:
+    def log(
+        self,
+        logger: logging.Logger,
+        level: int,
+        message: str,
+        kind: str,
+        about: Mapping[str, object],
+        more: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
         """Log by `logger`, or leave it out: the next line of its `kind` says how many were.
 
-        What is None of what it is `about` does not stand on the line.
+        What is None of what it is `about` does not stand on the line. `more` is asked for only where that is written.
         """
         if not logger.isEnabledFor(level):
             return
@@ -80,7 +101,7 @@ class Sampler:
             self._omitted[kind] += 1
             return
         self._written += 1
-        extra = {**about, "omitted": self._omitted.pop(kind, None)}
+        extra = {**about, **more(), "omitted": self._omitted.pop(kind, None)}
         logger.log(level, message, extra={name: value for name, value in extra.items() if value is not None})
 
 
@@ -95,23 +116,62 @@ failed_requests: Final = Sampler(LogSettings().outcomes)
 _with_reasons = True
 
 
-def reason(said: str) -> str | None:
-    """The reason of an outcome as it stands on a line; None where the settings leave reasons out."""
-    return scrubbed(said) if _with_reasons else None
+def reason(said: str, sent: Sequence[str | None]) -> str | None:
+    """The reason of an outcome as it stands on a line; None where the settings leave reasons out.
+
+    `sent` is the JSON of what the task carries, see `scrubbed`.
+    """
+    return scrubbed(said, sent) if _with_reasons else None
 
 
-def scrubbed(text: str) -> str:
-    """The beginning of `text` without what looks like personal data: docs/observability.md states the rule."""
+def scrubbed(text: str, sent: Sequence[str | None] = ()) -> str:
+    """The beginning of `text` without what looks like personal data, and without words that were `sent` (JSON).
+
+    docs/observability.md states the rule.
+    """
     words = text[:_REASON].split()
     if len(text) > _REASON:
         words[-1:] = ["…"]  # half an address would not look like one
-    return _PERSONAL.sub(_replaced, " ".join(words))
+    known = _words(" ".join(value for each in sent if each is not None for value in _values(each)))
+    return _SENT_AGAIN.sub("(sent)", _PERSONAL.sub(partial(_replaced, known), " ".join(words)))
 
 
-def _replaced(found: re.Match[str]) -> str:
+def _replaced(known: str, found: re.Match[str]) -> str:
     if found["server"]:
-        return found["server"] + found["host"] + ("/…" if found["path"] else "")
-    return found[0] if found["id"] or found["code"] else f"({found.lastgroup})"
+        host = found["host"]
+        was_sent = host and _words(host) in known
+        return found["server"] + ("(sent)" if was_sent else host) + ("/…" if found["path"] else "")
+    if found["id"] or found["code"]:
+        return found[0]
+    if word := found["word"]:
+        if _MANY_DIGITS.search(word):
+            return "(number)"
+        names_nobody = word.isascii() and (len(word) < 3 or (word.isdigit() and len(word) < 4))
+        if names_nobody or word.casefold() in _COMMON or f" {word.casefold()}" not in known:
+            return word
+        return "(sent)"
+    return f"({found.lastgroup})"
+
+
+def _words(text: str) -> str:
+    """Its words alone, a space before each and behind the last."""
+    return " ".join(["", *_WORD.findall(text.casefold()), ""])
+
+
+def _values(text: str) -> Iterator[str]:
+    """All values that stand in a JSON text, and the text itself where it is none."""
+    try:
+        left = [json.loads(text)]
+    except (ValueError, RecursionError):
+        left = [text]
+    while left:
+        match left.pop():
+            case dict() as members:
+                left += members.values()
+            case list() as items:
+                left += items
+            case value:
+                yield str(value)
 
 
 def configure(settings: LogSettings, process: str) -> None:

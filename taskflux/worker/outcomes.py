@@ -81,9 +81,14 @@ class Outcomes:
     def _tell(self, claim: Claim, decision: Decision) -> None:
         event = decision.event.value
         about = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
-        if decision.reason is not None and (reason := logs.reason(decision.reason)) is not None:
-            about["reason"] = reason
         if decision.event in (Event.DIED, Event.HELD):
-            log.warning(event, extra=about)
+            log.warning(event, extra=about | _reason(claim, decision))
         else:
-            logs.outcomes.log(log, logging.INFO, event, event, about)
+            logs.outcomes.log(log, logging.INFO, event, event, about, partial(_reason, claim, decision))
+
+
+def _reason(claim: Claim, decision: Decision) -> dict[str, str | None]:
+    """The reason as it is logged. Where the payload did not come with the claim, nothing says what of it was sent."""
+    if decision.reason is None or claim.payload is None:
+        return {}
+    return {"reason": logs.reason(decision.reason, (claim.payload, claim.metadata, claim.progress))}

@@ -358,6 +358,34 @@ def test_a_reason_is_logged_without_what_looks_like_personal_data(said: str, log
     assert logs.scrubbed(said) == logged
 
 
+SENT = (
+    json.dumps({"subject": "Dear Zoë, your order", "to": ["ada@people.example"], "n": 4711, "l": [{"": "李 O'Brien"}]}),
+    json.dumps({"who": "Lovelace", "url": "http://shop.example"}),
+    None,
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        ("554 5.6.0 Dear Zoë, your order is not wanted", "554 5.6.0 (sent), your (sent) is not wanted"),
+        ("no mailbox for ZOË LOVELACE-Smith", "no mailbox for (sent)-Smith"),
+        ("user ada, account 4711, customer 李, o'brien", "user (sent), account (sent), customer (sent), o'(sent)"),
+        ("it was cut: Lovel", "it was cut: (sent)"),
+        ("the subject is missing", "the subject is missing"),  # a field's name
+        ("http://shop.example/ada is down", "http://(sent)/… is down"),
+        ("http://api.example/ada is down", "http://api.example/… is down"),
+    ],
+)
+def test_a_reason_is_logged_without_what_the_task_carries(said: str, logged: str) -> None:
+    assert logs.scrubbed(said, SENT) == logged
+
+
+@pytest.mark.parametrize("sent", ["no JSON: ada", '"ada"', "[" * 100_000 + '"ada"', '{"a": "\\ud800 ada"}'])
+def test_it_is_found_in_any_text_that_was_sent(sent: str) -> None:
+    assert logs.scrubbed("ada", [sent]) == "(sent)"
+
+
 @pytest.mark.parametrize("spaces", [" ", "   "])
 def test_of_a_long_reason_whole_words_are_logged(spaces: str) -> None:
     head = spaces.join(["word"] * (490 // (4 + len(spaces))))
@@ -376,6 +404,6 @@ def test_no_reason_takes_long_to_scrub(part: str) -> None:
 
 def test_reasons_can_be_left_out() -> None:
     logs.configure(LogSettings(reasons=False), "process-email")
-    assert logs.reason("busy") is None
+    assert logs.reason("busy", ()) is None
     logs.configure(LogSettings(), "process-email")
-    assert logs.reason("busy") == "busy"
+    assert logs.reason("busy", ()) == "busy"
