@@ -134,4 +134,4 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     except StoreError as error:
         leave(f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}", FAILED)
     except KafkaUnavailable as error:
-        leave(f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error}", UNREACHABLE)
+        leave(f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error.with_fix}", UNREACHABLE)

@@ -274,4 +274,5 @@ def told(error: Exception) -> str:
         return str(error)
     if isinstance(error, StoreError):
         return f"PostgreSQL (TASKFLUX_POSTGRES__DSN): {error}"
-    return f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {error}"
+    said = error.with_fix if isinstance(error, KafkaUnavailable) else error
+    return f"Kafka (TASKFLUX_KAFKA__BOOTSTRAP_SERVERS): {said}"

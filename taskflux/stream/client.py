@@ -21,6 +21,11 @@ class KafkaUnavailable(Exception):
         super().__init__(said)
         self.do = do
 
+    @property
+    def with_fix(self) -> str:
+        """What is wrong, and what to do about it where that is known."""
+        return f"{self}: {self.do}" if self.do else str(self)
+
 
 def error_name(error: BaseException) -> str:
     """A bounded name for metrics: the class, `Timeout` for every kind of one."""

@@ -35,6 +35,8 @@ INTAKE: Final = ("tests/unit/worker/test_intake.py",)
 GATE: Final = ("tests/unit/worker/test_gate.py",)
 POSITIONS: Final = ("tests/unit/stream/test_positions.py",)
 PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
+CAUSES: Final = ("tests/unit/stream/test_causes.py",)
+OUTAGES: Final = ("tests/unit/telemetry/test_outages.py",)
 ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
 OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
 SWEEP: Final = ("tests/unit/upkeep/test_sweep.py",)
@@ -562,6 +564,27 @@ _STREAM: Final = (
         "if record.size > max_bytes:",
         "if False:",
         ENVELOPE,
+    ),
+    Mutation(
+        "a password that a broker repeats is told",
+        "taskflux/stream/causes.py",
+        "if secret and secret in words:",
+        "if False:",
+        CAUSES,
+    ),
+    Mutation(
+        "what was heard before an attempt explains its failure",
+        "taskflux/stream/causes.py",
+        "if each.at >= since and each.kind in _TELLING",
+        "if each.kind in _TELLING",
+        CAUSES,
+    ),
+    Mutation(
+        "why Kafka cannot be reached is logged at every try",
+        "taskflux/telemetry/outages.py",
+        'if now - _logged.get(line, float("-inf")) < RARELY:',
+        "if False:",
+        OUTAGES,
     ),
 )
 

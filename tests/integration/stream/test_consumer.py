@@ -1,4 +1,5 @@
 import asyncio
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -145,7 +146,9 @@ async def until_nothing_is_left(
     await consumer.stop()
 
 
-async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, producer: Producer) -> None:
+async def test_a_second_member_takes_over_without_loss_and_without_an_error_in_the_log(
+    settings: KafkaSettings, producer: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
     await ensure_topics(settings, ["email"])
     topic = f"{settings.topic_prefix}tasks.email"
     before = rebalances()
@@ -175,6 +178,7 @@ async def test_a_second_member_takes_over_without_loss(settings: KafkaSettings, 
     await eventually(all_arrived, 15)
     assert sorted(key or b"" for key in taken) == sorted(b"b%d" % number for number in range(20))
     await asyncio.gather(first.stop(), second.stop())
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_topic_recreated_under_a_member_is_read_from_its_start(
