@@ -45,6 +45,7 @@ ANSWERS: Final = ("tests/unit/providers/test_answers.py",)
 MSG91_API: Final = ("tests/integration/providers/test_msg91.py",)
 MSG91: Final = ("tests/unit/providers/test_msg91.py",)
 SMTP: Final = ("tests/integration/providers/test_smtp.py",)
+SMTP_SESSIONS: Final = ("tests/integration/providers/test_smtp_sessions.py",)
 BODIES: Final = ("tests/unit/http/test_bodies.py",)
 CLIENT: Final = ("tests/unit/http/test_client.py",)
 BATCH: Final = ("tests/unit/http/test_batch.py",)
@@ -664,14 +665,14 @@ _PROVIDERS: Final = (
         "taskflux/providers/smtp.py",
         "if not everybody or deliveries.delivered or self._settings.username is not None:",
         "if True:",
-        SMTP,
+        SMTP_SESSIONS,
     ),
     Mutation(
         "ten mails with a wrong password are ten failed logins",
         "taskflux/providers/smtp_session.py",
         "                    if self._failed is not None and self._failures > before:\n",
         "                    if self._failed is not None and False:\n",
-        SMTP,
+        SMTP_SESSIONS,
     ),
     Mutation(
         "a yes to DATA counts as a delivery",
