@@ -272,12 +272,16 @@ def _no_session(where: str) -> Iterator[None]:
         raise Misconfigured(f"{where}: {error.message}") from error
 
 
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
+"""What OpenSSL calls a greeting in plaintext; the second since 3.2."""
+
+
 def _raise_for_certificate(error: BaseException, where: str) -> None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise Misconfigured(f"the certificate of {where} is not trusted: {cause.verify_message}") from error
-        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
             raise Misconfigured(f"{where} does not speak TLS from the first byte: set tls to starttls") from error
         cause = cause.__cause__
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from taskflux.providers.smtp import connect
 from taskflux.providers.smtp_replies import Throttled
-from taskflux.providers.smtp_session import CALM, Logins, Slots, SmtpSettings
+from taskflux.providers.smtp_session import CALM, Logins, Slots, SmtpSettings, _raise_for_certificate
 from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
 
 
@@ -71,6 +72,14 @@ async def test_a_token_file_that_cannot_be_read_stops_the_start() -> None:
     with pytest.raises(Misconfigured, match=r"access_token_file /nowhere/token cannot be read: No such file"):
         async with connect.connect(settings):
             pass
+
+
+@pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"])
+def test_a_greeting_in_plaintext_is_known_by_what_openssl_calls_it(reason: str) -> None:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    with pytest.raises(Misconfigured, match="set tls to starttls"):
+        _raise_for_certificate(error, "the server")
 
 
 async def complain(slots: Slots) -> None:
