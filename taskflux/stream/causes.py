@@ -43,8 +43,8 @@ from taskflux.telemetry import metrics, outages
 LIBRARY: Final = logging.getLogger("aiokafka")
 _ASKED: Final = "Unable to request metadata"
 """How the lines begin about a broker that was reached, and did not answer the first question."""
-_WORDS: Final = 200
-"""The most characters of what a library or a broker says."""
+_WORDS, _KEPT = 200, 10_000
+"""The most characters that are told of what a library or a broker says, and that are kept until then."""
 _UNREACHED: Final = (KafkaConnectionError, NodeNotReadyError, NoBrokersAvailable, StaleMetadata)
 _LATE: Final = (TimeoutError, RequestTimedOutError, KafkaTimeoutError)
 _REBALANCE: Final = (
@@ -150,7 +150,8 @@ def explained(error: BaseException, since: float, settings: KafkaSettings) -> Ca
             where, kind, words = best.where, best.kind, best.words
     secret = settings.sasl_password.get_secret_value() if settings.sasl_password else ""
     if secret and secret in words:
-        words = "(it repeats the password)"
+        words = "it repeats the password"
+    words = words[:_WORDS]
     if kind == "not-tls" and not settings.security_protocol.endswith("SSL"):
         kind = "closed"
     if kind in _TELLING:
@@ -300,4 +301,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _clean(words: object) -> str:
     """One line of what a library or a broker says."""
-    return "".join(each if each.isprintable() else " " for each in str(words or ""))[:_WORDS]
+    return "".join(each if each.isprintable() else " " for each in str(words or "")[:_KEPT])

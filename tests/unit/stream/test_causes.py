@@ -135,13 +135,13 @@ def test_a_broker_that_cannot_be_reached_by_its_advertised_name_is_told_by_its_n
     assert explained(RequestTimedOutError(), since, SETTINGS).said.startswith("nothing listens at broker 7")
 
 
-@pytest.mark.parametrize("words", [f"no such user ann/{PASSWORD}", PASSWORD])
+@pytest.mark.parametrize("words", [f"no such user ann/{PASSWORD}", PASSWORD, "a" * 195 + PASSWORD])
 def test_a_password_that_is_repeated_by_a_broker_is_not_told(words: str) -> None:
     since = time.monotonic()
     hear(SaslAuthenticationFailed(words))
     cause = explained(UNREACHED, since, SASL)
     assert cause.kind == "login"
-    assert PASSWORD not in cause.said + cause.do
+    assert PASSWORD[:4] not in cause.said + cause.do
 
 
 def test_what_a_broker_says_is_one_short_line() -> None:
