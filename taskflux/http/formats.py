@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, Final
 from uuid import UUID
@@ -31,9 +32,10 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic_core import MultiHostUrl
+from pydantic_core import MultiHostUrl, SchemaValidator
 
 from taskflux.providers.addresses import Address
+from taskflux.worker.schemas import LIMIT_NAMES
 
 
 def _reads(*types: Any) -> Callable[[str], bool]:
@@ -104,6 +106,42 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
     "base64": _reads(Base64Bytes),
     "base64url": _reads(Base64UrlBytes, Base64Bytes),
     "json-string": _is_json,
+}
+
+
+class Limited:
+    """Compares what a text stands for with its limits, as the handler's model does (the keyword `schemas.LIMITS`)."""
+
+    def __init__(
+        self, parent_schema: Mapping[str, Any], value: Mapping[str, Any], schema_path: Sequence[str | int]
+    ) -> None:
+        reads = _LIMITED[value["type"]]
+        # Of the limits, those that are of the type itself.
+        limits = {
+            name: reads(value[name]) if name in _OF_TYPE else value[name] for name in LIMIT_NAMES if name in value
+        }
+        schema: Any = {"type": value["type"], **limits}
+        self._validator = SchemaValidator(schema)
+
+    def validate(self, instance: object) -> None:
+        """Raises ValueError with a sentence."""
+        if not isinstance(instance, str):
+            return
+        try:
+            self._validator.validate_python(instance)
+        except ValidationError as error:
+            (found,) = error.errors(include_url=False, include_input=False, include_context=False)
+            if not found["type"].endswith(("_parsing", "_type")):  # its format or pattern says so
+                raise ValueError(found["msg"]) from None
+
+
+_OF_TYPE: Final = ("gt", "ge", "lt", "le", "multiple_of")
+_LIMITED: Final[Mapping[str, Callable[[object], Any]]] = {
+    "datetime": TypeAdapter(datetime).validate_python,
+    "date": TypeAdapter(date).validate_python,
+    "time": TypeAdapter(time).validate_python,
+    "timedelta": TypeAdapter(timedelta).validate_python,
+    "decimal": TypeAdapter(Decimal).validate_python,
 }
 
 _EXAMPLES: Final = {

@@ -16,14 +16,14 @@ from typing import Any, Final
 import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
-from taskflux.http.formats import FORMATS, format_sentence
+from taskflux.http.formats import FORMATS, Limited, format_sentence
 from taskflux.http.problems import FieldError, field_name, shortened
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import check
 from taskflux.tasks.patterns import UNSAID, sentence_of
 from taskflux.worker.handler import wrong_fields
-from taskflux.worker.schemas import schema_text
+from taskflux.worker.schemas import LIMITS, schema_text
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,12 @@ class PayloadSchema:
         try:
             # Offline: a schema that refers to another address must not make ingest fetch it.
             return jsonschema_rs.Draft202012Validator(
-                self._schema, mask=_MASK, offline=True, validate_formats=True, formats=dict(FORMATS)
+                self._schema,
+                mask=_MASK,
+                offline=True,
+                validate_formats=True,
+                formats=dict(FORMATS),
+                keywords={LIMITS: Limited},
             )
         except ValueError:
             log.warning("the schema of task type %s cannot be compiled: its payloads are accepted unseen", self.name)
@@ -164,7 +169,7 @@ def _of_union(error: Any, schema: Any) -> Iterator[tuple[Sequence[str | int], st
         yield from _of_tags(path, wanted)
         return
     if not tagged:
-        yield path, ", or ".join(dict.fromkeys(_sentence(branch[0], schema) for branch in branches)) or error.message
+        yield path, ", or ".join(dict.fromkeys(_wanted(error, schema))) or error.message
         return
     inner = [branch for branch in tagged if not _at(branch, len(path))]
     if len(tagged) > 1 and not inner:
@@ -172,6 +177,16 @@ def _of_union(error: Any, schema: Any) -> Iterator[tuple[Sequence[str | int], st
         return
     nearest: list[Any] = min(inner or tagged, key=len)
     yield from _describe(nearest, schema)
+
+
+def _wanted(error: Any, schema: Any) -> Iterator[str]:
+    """What each branch of a union wanted, and each branch of a branch."""
+    if not isinstance(error.kind, Kind.AnyOf | Kind.OneOfNotValid):
+        yield _sentence(error, schema)
+        return
+    for branch in error.kind.context:
+        if branch:
+            yield from _wanted(branch[0], schema)
 
 
 def _at(branch: Sequence[Any], depth: int) -> bool:

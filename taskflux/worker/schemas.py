@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import core_schema
+from pydantic_core import core_schema, to_jsonable_python
 
 from taskflux.tasks.patterns import AWARE, BOOLEAN_NAME, DECIMAL, INTEGER_NAME, NAIVE, NUMBER_NAME
 
@@ -35,11 +35,27 @@ class _PayloadSchema(GenerateJsonSchema):
         for branch in found.get("anyOf", []):
             if branch.get("type") == "string" and not schema.get("allow_inf_nan"):
                 branch.setdefault("pattern", DECIMAL)
+                branch |= _limits(schema)
         return found
+
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        found = super().tagged_union_schema(schema)
+        if "discriminator" not in found:  # a function tells them apart: a value may fit several
+            found["anyOf"] = found.pop("oneOf")
+        return found
+
+    def date_schema(self, schema: core_schema.DateSchema) -> JsonSchemaValue:
+        return super().date_schema(schema) | _limits(schema)
+
+    def time_schema(self, schema: core_schema.TimeSchema) -> JsonSchemaValue:
+        return super().time_schema(schema) | _limits(schema)
+
+    def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> JsonSchemaValue:
+        return super().timedelta_schema(schema) | _limits(schema)
 
     def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
         zone = _ZONES.get(str(schema.get("tz_constraint")))
-        return super().datetime_schema(schema) | ({"pattern": zone} if zone else {})
+        return super().datetime_schema(schema) | ({"pattern": zone} if zone else {}) | _limits(schema)
 
     def url_schema(self, schema: core_schema.UrlSchema) -> JsonSchemaValue:
         return super().url_schema(schema) | _schemes(schema.get("allowed_schemes"))
@@ -54,6 +70,18 @@ class _PayloadSchema(GenerateJsonSchema):
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         names = _NAMES.get(schema.get("keys_schema", {}).get("type", ""))
         return super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
+
+
+LIMITS: Final = "x-taskflux-limits"
+"""A keyword of our own: what JSON schema has no word for, of a value that is written as a text."""
+
+LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", "max_digits", "decimal_places", "now_op")
+
+
+def _limits(schema: Mapping[str, Any]) -> JsonSchemaValue:
+    """The type of the value that a text stands for, and how early, late, small or large it may be."""
+    found = {name: to_jsonable_python(schema[name]) for name in LIMIT_NAMES if schema.get(name) is not None}
+    return {LIMITS: {"type": schema["type"], **found}} if found else {}
 
 
 _COUNTED: Final = 500

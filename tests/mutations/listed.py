@@ -37,6 +37,7 @@ POSITIONS: Final = ("tests/unit/stream/test_positions.py",)
 PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
 CAUSES: Final = ("tests/unit/stream/test_causes.py",)
 OUTAGES: Final = ("tests/unit/telemetry/test_outages.py",)
+ADOPTION: Final = ("tests/unit/worker/test_adoption.py",)
 ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
 OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
 SWEEP: Final = ("tests/unit/upkeep/test_sweep.py",)
@@ -539,6 +540,20 @@ _WORKER: Final = (
 
 _STREAM: Final = (
     Mutation(
+        "the fields of another producer's record are ignored",
+        "taskflux/stream/envelope.py",
+        "fields = {name: body[name] for name in OPTIONAL if body.get(name) is not None}",
+        "fields: dict[str, object] = {}",
+        ADOPTION,
+    ),
+    Mutation(
+        "a task that waits runs as soon as its record comes again",
+        "taskflux/worker/foreign.py",
+        "if known.due_now if known.fresh else not wanted.waits:",
+        "if True:",
+        ADOPTION,
+    ),
+    Mutation(
         "a recreated topic is said to hold the records of the one before",
         "taskflux/stream/positions.py",
         "return log_id == self.log_id and at is not None",
@@ -684,6 +699,20 @@ _PROVIDERS: Final = (
 )
 
 _HTTP: Final = (
+    Mutation(
+        "formats of a payload's schema are not asserted",
+        "taskflux/http/payloads.py",
+        "validate_formats=True,",
+        "validate_formats=False,",
+        PAYLOADS,
+    ),
+    Mutation(
+        "a built-in type is held against its schema alone",
+        "taskflux/http/payloads.py",
+        "if self._model is not None:",
+        "if False:",
+        PAYLOADS,
+    ),
     Mutation(
         "a key that came with another request is answered with that one's task",
         "taskflux/http/submissions.py",

@@ -18,11 +18,14 @@ from pydantic import (
     AwareDatetime,
     Base64Bytes,
     BaseModel,
+    Discriminator,
     Field,
+    FutureDatetime,
     HttpUrl,
     Json,
     NaiveDatetime,
     StringConstraints,
+    Tag,
     TypeAdapter,
     ValidationError,
 )
@@ -161,6 +164,14 @@ class Order(BaseModel):
     size: int | Literal["any"] = 1
     price: Decimal = Decimal(0)
     flags: dict[bool, int] = {}
+    by_function: Annotated[
+        Annotated[Line, Tag("line")] | Annotated[dict[str, Any], Tag("other")], Discriminator(lambda value: "other")
+    ] = {}
+    future: FutureDatetime | None = None
+    born: Annotated[date, Field(lt=date(2020, 1, 1))] | None = None
+    lead: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=7))] | None = None
+    opens: Annotated[time, Field(ge=time(8))] | None = None
+    fee: Annotated[Decimal, Field(gt=0, max_digits=4, decimal_places=2)] | None = None
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4)] = "a"
     code: Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)] = "ab"
     text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000)] = "a"
@@ -205,6 +216,14 @@ ORDER = PayloadSchema("order", schema_text(ADAPTER))
         ({"per_rate": {"one": 1}}, "payload.per_rate.one", "is not a number"),
         ({"level": "top"}, "payload.level", 'not one of "low" or "high"'),
         ({"size": "all"}, "payload.size", '"any" was expected'),
+        ({"paid": 5}, "payload.paid", 'not of type "object", or the value is not of type "null"'),
+        ({"future": "2001-01-31T09:00:00Z"}, "payload.future", "should be in the future"),
+        ({"future": "soon"}, "payload.future", "is not a time"),
+        ({"born": "2020-01-01"}, "payload.born", "should be less than 2020-01-01"),
+        ({"lead": "-P1D"}, "payload.lead", "should be greater than"),
+        ({"lead": "P8D"}, "payload.lead", "should be less than or equal"),
+        ({"opens": "07:59"}, "payload.opens", "should be greater than or equal to 08:00"),
+        ({"fee": "-1"}, "payload.fee", "should be greater than 0"),
         ({"price": "a lot"}, "payload.price", "is not a decimal number, such as 12.50"),
         ({"flags": {"maybe": 1}}, "payload.flags.maybe", "is neither true nor false"),
         ({"name": "   "}, "payload.name", "1 to 4 characters, without the spaces around them"),
@@ -245,6 +264,13 @@ def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field:
         {"per_rate": {"1e3": 1, ".5": 2}},
         {"size": "any"},
         {"paid": None, "lines": []},
+        {"by_function": {"sku": "AB-1", "count": 1}},
+        {"future": "2999-01-31T09:00:00Z"},
+        {"born": "2019-12-31"},
+        {"lead": "P7D"},
+        {"opens": "08:00"},
+        {"fee": "12.50"},
+        {"fee": 0.5},
         {"price": "12.50"},
         {"price": " -1_000e-2 "},
         {"price": ".5"},

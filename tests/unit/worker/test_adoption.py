@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from taskflux.store.tasks import Adoptee
+from taskflux.store.tasks import Adoptee, Known, Tasks
 from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decode
 from taskflux.tasks.submission import TaskType
-from taskflux.worker.foreign import adoptee
+from taskflux.worker.foreign import Adoption, adoptee
+from taskflux.worker.process import Process
+from taskflux.worker.settings import Settings
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 EMAIL = TaskType("email", "{}", 6, "resend", "smtp", max_bytes=1000)
@@ -147,3 +150,43 @@ def test_a_number_beyond_a_double_in_metadata_is_poison() -> None:
     found = adoptee(foreign(b'{"taskType": "email", "payload": 1, "metadata": {"x": 1e999}}'), EMAIL, NOW)
     assert isinstance(found, Poison)
     assert "metadata holds a number beyond the range" in found.reason
+
+
+class Rows(Tasks):
+    """The table, in memory: it knows what was adopted, and when that is due."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Known] = {}
+
+    async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+        known = dict(self.made)
+        for each in batch:
+            due_now = each.delay == 0 and (each.schedule_at is None or each.schedule_at <= NOW)
+            known.setdefault(each.identity, Known(each.id, each.digest, fresh=True, due_now=due_now))
+            self.made.setdefault(each.identity, Known(each.id, each.digest))
+        return known
+
+
+async def test_a_task_that_is_not_due_is_left_to_the_relay_also_when_its_record_comes_again() -> None:
+    adoption = Adoption(Process("router", Settings()), Rows(), 15.0, now=lambda: NOW)
+    later = [foreign({**NAMED, "taskId": name, "key": name, **FIELDS}) for name in ("a", "b", "a")]
+    past = foreign({**NAMED, "taskId": "c", "key": "k", "scheduleAt": "2029-01-01T00:00:00Z"})
+    first = await adoption.adopt([*later, past], {"email": EMAIL})
+    assert first is not None
+    assert [(each.task_type, each.version) for each in first.tasks.values()] == [("email", 1)]
+    assert (len(first.fresh), first.later, first.poison) == (3, 3, [])
+    assert first.keys[next(iter(first.tasks))] == "k"
+    again = await adoption.adopt([*later, past], {"email": EMAIL})
+    assert again is not None
+    # Nobody knows here whether the task of the last one has waited: its row in the outbox does.
+    assert (again.tasks, again.fresh, again.later) == ({}, set(), 4)
+
+
+async def test_a_task_that_is_due_is_run_by_whoever_gets_its_record_again() -> None:
+    adoption = Adoption(Process("router", Settings()), Rows(), 15.0, now=lambda: NOW)
+    record = foreign(NAMED | {"maxAttempts": 2, "delaySeconds": 0})
+    first, again = [await adoption.adopt([record], {"email": EMAIL}) for _ in range(2)]
+    assert first is not None
+    assert again is not None
+    assert first.tasks.keys() == again.tasks.keys() == first.fresh
+    assert (again.fresh, first.later, again.later) == (set(), 0, 0)
