@@ -25,6 +25,16 @@ _NAMES: Final = {"int": INTEGER_NAME, "float": NUMBER_NAME, "decimal": NUMBER_NA
 class _PayloadSchema(GenerateJsonSchema):
     """What the model refuses, the schema refuses, as far as a schema can say it."""
 
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        found = super().model_schema(schema)
+        config, properties = schema["cls"].model_config, found.get("properties", {})
+        by_name = config.get("populate_by_name") or config.get("validate_by_name")
+        if by_name and config.get("extra") != "forbid":  # else every other name is refused anyway
+            for name, field in schema["cls"].model_fields.items():
+                if isinstance(field.validation_alias, str) and field.validation_alias in properties:
+                    properties.setdefault(name, properties[field.validation_alias])
+        return found
+
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
         found = super().str_schema(schema)
         stripped = schema.get("strip_whitespace", self._config.str_strip_whitespace)

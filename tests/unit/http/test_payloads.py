@@ -18,6 +18,7 @@ from pydantic import (
     AwareDatetime,
     Base64Bytes,
     BaseModel,
+    ConfigDict,
     Discriminator,
     Field,
     FutureDatetime,
@@ -29,6 +30,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic.alias_generators import to_camel
 
 from taskflux.http.payloads import PayloadSchema, built_in
 from taskflux.http.problems import FieldError
@@ -138,7 +140,14 @@ class Transfer(BaseModel):
     due: date | None = None
 
 
+class Hint(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    due_at: datetime | None = None
+
+
 class Order(BaseModel):
+    hint: Hint | None = None
     line: Line | None = None
     lines: list[Line] | None = None
     by_name: dict[str, Line] | None = None
@@ -216,6 +225,8 @@ ORDER = PayloadSchema("order", schema_text(ADAPTER))
         ({"per_rate": {"one": 1}}, "payload.per_rate.one", "is not a number"),
         ({"level": "top"}, "payload.level", 'not one of "low" or "high"'),
         ({"size": "all"}, "payload.size", '"any" was expected'),
+        ({"hint": {"dueAt": "soon"}}, "payload.hint.dueAt", "is not a time"),
+        ({"hint": {"due_at": "soon"}}, "payload.hint.due_at", "is not a time"),
         ({"paid": 5}, "payload.paid", 'not of type "object", or the value is not of type "null"'),
         ({"future": "2001-01-31T09:00:00Z"}, "payload.future", "should be in the future"),
         ({"future": "soon"}, "payload.future", "is not a time"),
@@ -264,6 +275,7 @@ def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field:
         {"per_rate": {"1e3": 1, ".5": 2}},
         {"size": "any"},
         {"paid": None, "lines": []},
+        {"hint": {"due_at": "2030-01-31T09:00:00Z", "more": 1}},
         {"by_function": {"sku": "AB-1", "count": 1}},
         {"future": "2999-01-31T09:00:00Z"},
         {"born": "2019-12-31"},
