@@ -23,7 +23,7 @@ from uuid import UUID
 import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from taskflux.addresses import check_url
+from taskflux.endpoints import check_url
 from taskflux.providers import notify
 from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.providers.provider import Call, Sending, provider

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, runt
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from taskflux.addresses import check_url
+from taskflux.endpoints import check_url
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE, Attributes, Value

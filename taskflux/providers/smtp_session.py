@@ -19,8 +19,9 @@ from aiosmtplib import (
     SMTPTimeoutError,
 )
 from aiosmtplib.response import SMTPResponse
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from taskflux.endpoints import check_authority, check_host
 from taskflux.providers.addresses import Address
 from taskflux.providers.provider import Sending
 from taskflux.providers.smtp_replies import Reply, Stage, Throttled, judge
@@ -34,7 +35,7 @@ class SmtpSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    host: Annotated[str, Field(pattern=r"^[^\s/@]*$", max_length=253, description="name or address of the server")] = ""
+    host: Annotated[str, AfterValidator(check_host), Field(description="name or address of the server")] = ""
     port: Annotated[
         int | None, Field(ge=1, le=65535, description="unset: 587 for starttls, 465 for implicit, 25 for none")
     ] = None
@@ -53,13 +54,16 @@ class SmtpSettings(BaseModel):
         ),
     ] = "starttls"
     tls_verify: Annotated[bool, Field(description="false accepts any certificate: for tests only")] = True
-    ca_file: Annotated[str | None, Field(description="PEM file of the server's CA; unset: the system's")] = None
+    ca_file: Annotated[
+        Annotated[str, AfterValidator(check_authority)] | None,
+        Field(description="PEM file of the server's CA; unset: the system's"),
+    ] = None
     sender: Annotated[
         str, Field(description="who the mails are from: ann@example.org or Ann Lee <ann@example.org>")
     ] = ""
     hostname: Annotated[
-        str | None,
-        Field(pattern=r"^[!-~]+$", description="what we call ourselves in EHLO; unset: the host's full name"),
+        Annotated[str, AfterValidator(check_host)] | None,
+        Field(description="what we call ourselves in EHLO; unset: the host's full name"),
     ] = None
     connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 10
     max_connection_age: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from taskflux.addresses import DSN_FORM, REDIS_FORM, check_dsn, check_redis
+from taskflux.endpoints import DSN_FORM, REDIS_FORM, check_dsn, check_redis
 
 
 def _address(value: SecretStr, check: Callable[[str], str]) -> SecretStr:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from taskflux.addresses import SERVERS_FORM, check_authority, check_certificate, check_servers
+from taskflux.endpoints import SERVERS_FORM, check_authority, check_certificate, check_servers
 from taskflux.stream.topics import check_topic
 
 

@@ -79,7 +79,10 @@ def stand_ins(rendering: Rendering) -> Outside:
 
 def stand_in(secret: str, key: str) -> str:
     """A value that is unmistakably this Secret's, and passes for what is read there."""
-    return f"{secret}.{key}.0123456789abcdef"
+    told = f"{secret}.{key}.0123456789abcdef"
+    if key == "url":
+        return f"redis://:{told}@redis"
+    return f"postgresql://{told}@postgres/taskflux" if key.endswith(("dsn", "uri")) else told
 
 
 def all_containers(rendering: Rendering) -> Iterator[Container]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trustme
 
 from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.reference import variables
@@ -46,14 +48,32 @@ def test_what_is_secret_comes_from_secrets_and_nothing_else_does(ci: Path) -> No
                     assert variable.get("valueFrom", {}).keys() == {"secretKeyRef"}, f"{pod}: {variable['name']}"
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """By the end of a variable's name: a file as it stands in a Secret."""
+    folder, authority = tmp_path_factory.mktemp("certificates"), trustme.CA()
+    issued = authority.issue_cert("client.example.org")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "client.pem")
+    issued.private_key_pem.write_to_path(folder / "client.key")
+    return {
+        "CA_FILE": str(folder / "ca.pem"),
+        "CERT_FILE": str(folder / "client.pem"),
+        "KEY_FILE": str(folder / "client.key"),
+    }
+
+
 @EACH_CI_FILE
-def test_the_program_is_content_with_each_container_s_environment(ci: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_is_content_with_each_container_s_environment(
+    ci: Path, certificates: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own checks, contradictions included, on exactly what is rendered: what `taskflux config` says in that pod."""
     for container in all_containers(render(ci)):
         for name in [name for name in os.environ if name.upper().startswith("TASKFLUX_")]:
             monkeypatch.delenv(name)
         for name, text in container.environment.items():
-            monkeypatch.setenv(name, text)
+            here = [file for end, file in certificates.items() if name.endswith(end) and text in container.files]
+            monkeypatch.setenv(name, here[0] if here else text)
         if container.args[0] == "send":
             continue  # asks the API and needs no server
         needs = ["postgres"] if container.args[0] in ("migrate", "prune") else ["postgres", "kafka"]

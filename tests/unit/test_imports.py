@@ -35,9 +35,9 @@ BELOW: Mapping[str, set[str]] = {
     LIBRARY: {"tasks", "providers", "worker"},
     "__main__": {"cli"},
     "version": set(),
-    "addresses": set(),
+    "endpoints": set(),
 }
-ANYONE_MAY_IMPORT = {"version", "addresses"}
+ANYONE_MAY_IMPORT = {"version", "endpoints"}
 NAMES = {
     "ingest",
     "relay",

@@ -116,11 +116,19 @@ def test_a_wrong_setting_of_a_provider_stops_its_handler_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "dsn", [NOBODY, "postgresql://ann:s3cret@127.0.0.1:port/x", "mysql://ann:s3cret@127.0.0.1/x", "nonsense"]
+    ("dsn", "status"),
+    [
+        (NOBODY, 1),
+        ("postgresql://ann:s3cret@127.0.0.1:port/x", 2),
+        ("postgresql://ann:s3c#ret@127.0.0.1/x", 2),
+        ("mysql://ann:s3cret@127.0.0.1/x", 2),
+        ("nonsense", 2),
+    ],
 )
-def test_migrate_without_a_postgresql_is_a_sentence(dsn: str) -> None:
+def test_migrate_without_a_postgresql_is_a_sentence(dsn: str, status: int) -> None:
     answer = here("migrate", TASKFLUX_POSTGRES__DSN=dsn)
-    assert answer.status == 1
+    assert answer.status == status
+    assert "s3c" not in answer.errors
     assert is_a_sentence(answer)
     assert "TASKFLUX_POSTGRES__DSN" in answer.errors
 

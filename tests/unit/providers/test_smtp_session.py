@@ -3,15 +3,20 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
+import trustme
 from pydantic import ValidationError
 
 from taskflux.providers.smtp import connect
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.providers.smtp_session import CALM, Logins, Slots, SmtpSettings, _raise_for_certificate
 from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
+
+CA_FILE = certifi.where()
 
 
 @pytest.mark.parametrize(("tls", "port"), [("starttls", 587), ("implicit", 465), ("none", 25)])
@@ -31,8 +36,8 @@ def test_the_port_follows_from_tls(tls: str, port: int) -> None:
             {"username": "u", "access_token": "t", "access_token_file": "/t"},
             "access_token and access_token_file are set",
         ),
-        ({"tls": "none", "ca_file": "/ca.pem"}, "ca_file is set, but tls is none"),
-        ({"tls_verify": False, "ca_file": "/ca.pem"}, "ca_file is set, but tls_verify is false"),
+        ({"tls": "none", "ca_file": CA_FILE}, "ca_file is set, but tls is none"),
+        ({"tls_verify": False, "ca_file": CA_FILE}, "ca_file is set, but tls_verify is false"),
         ({"host": "mail.example.org"}, "host is set, but sender is not"),
         ({"sender": "nobody"}, "an address has one @"),
         ({"hostname": "two words"}, "hostname"),
@@ -60,9 +65,16 @@ async def test_a_server_that_is_not_named_stops_the_start() -> None:
             pass
 
 
-async def test_a_ca_file_that_cannot_be_read_stops_the_start() -> None:
-    settings = SmtpSettings(host="127.0.0.1", sender="a@b", ca_file="/nowhere/ca.pem")
-    with pytest.raises(Misconfigured, match=r"ca_file /nowhere/ca\.pem cannot be used"):
+def test_a_ca_file_that_cannot_be_read_stops_the_start() -> None:
+    with pytest.raises(ValidationError, match=r"/nowhere/ca\.pem cannot be read: No such file"):
+        SmtpSettings(host="127.0.0.1", sender="a@b", ca_file="/nowhere/ca.pem")
+
+
+async def test_a_ca_file_that_has_gone_since_the_start_opens_the_circuit(tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    settings = SmtpSettings(host="127.0.0.1", sender="a@b", ca_file=str(tmp_path / "ca.pem"))
+    (tmp_path / "ca.pem").unlink()
+    with pytest.raises(Misconfigured, match=r"ca\.pem cannot be used"):
         async with connect.connect(settings):
             pass
 

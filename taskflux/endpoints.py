@@ -125,6 +125,19 @@ def check_servers(text: str) -> str:
     return text
 
 
+def check_host(text: str) -> str:
+    """`text`, the name or the address of a host and nothing else; empty: it is not set.
+
+    Raises:
+        ValueError: saying what is wrong and how to mend it.
+    """
+    if len(text) > 253 or not re.fullmatch(r"[!-~]*", text) or re.search(r"[/@]", text):
+        raise ValueError("must be the name or the address of a host alone, without a scheme, a port or a space")
+    if re.fullmatch(r"[^:\[\]]*:\d*", text):
+        raise ValueError("holds a port: give the host alone, and the port in its own setting")
+    return text
+
+
 def check_url(text: str) -> str:
     """`text`, the base URL of a service that speaks HTTP.
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import trustme
 
-from taskflux.addresses import check_authority, check_certificate, check_dsn, check_redis, check_servers, check_url
+from taskflux.endpoints import (
+    check_authority,
+    check_certificate,
+    check_dsn,
+    check_host,
+    check_redis,
+    check_servers,
+    check_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,28 @@ def test_a_list_of_kafkas_servers_that_would_be_misread_is_refused(servers: str,
 def test_what_is_no_base_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         check_url(url)
+
+
+@pytest.mark.parametrize("host", ["smtp.example.org", "localhost", "10.0.0.1", "::1", "[::1]", "mail_relay", ""])
+def test_a_host_alone_is_left_as_it_is(host: str) -> None:
+    assert check_host(host) == host
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("smtp://mail", "a host alone"),
+        ("ann@mail", "a host alone"),
+        ("mail relay", "a host alone"),
+        ("mail\n", "a host alone"),
+        ("mäil", "a host alone"),
+        ("m" * 254, "a host alone"),
+        ("mail:587", "holds a port"),
+    ],
+)
+def test_what_is_more_than_a_host_is_refused(host: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_host(host)
 
 
 def test_a_file_that_is_missing_or_holds_something_else_is_named(tmp_path: Path) -> None:
