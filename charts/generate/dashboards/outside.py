@@ -79,7 +79,7 @@ API: Final = Row(
         ),
         Plot(
             "Connections cut",
-            "Connections ended for what their client did or did not do, a second, by why.",
+            "Connections closed because of their client, per second, by reason.",
             "reqps",
             (Query(happening("taskflux_http_cut_total", "how"), "{{how}}"),),
             Kind.STACKED,

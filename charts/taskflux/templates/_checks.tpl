@@ -109,7 +109,7 @@ one render at a time.
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.apiFrom) -}}
 {{- range $name, $handler := $handlers -}}
 {{- if and $handler.service.enabled (ne $handler.target "notify") -}}
-{{- $found = append $found (printf "networkPolicy.apiFrom is empty, and %s asks nobody who they are: say who may call it. [{podSelector: {}}] are the pods of the release's namespace, [{namespaceSelector: {}}] those of the cluster, and an Ingress controller is in a namespace of its own; or set networkPolicy.enabled=false" $name) -}}
+{{- $found = append $found (printf "networkPolicy.apiFrom is empty, but %s has no authentication: set it to those who may call it. [{podSelector: {}}] allows the pods of the release's namespace, [{namespaceSelector: {}}] all pods of the cluster. An Ingress controller runs in its own namespace. To allow everything, set networkPolicy.enabled=false" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
