@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Record
 from taskflux.stream.positions import Positions
 
-
-async def eventually(condition: Callable[[], Awaitable[bool]], timeout: float = 10.0) -> None:
-    """Returns once `condition` holds; TimeoutError after `timeout` seconds."""
-    async with asyncio.timeout(timeout):
-        while not await condition():  # noqa: ASYNC110  # what Kafka does sets no event of ours
-            await asyncio.sleep(0.02)
+PATIENCE = 60.0
+"""Seconds after which a wait has failed: far above what any of them takes."""
 
 
-async def take(consumer: Consumer, count: int, timeout: float = 20.0) -> list[Record]:
+async def eventually(condition: Callable[[], Awaitable[Any]], what: str = "it", patience: float = PATIENCE) -> Any:
+    """The first true answer of `condition`; AssertionError after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if answer := await condition():
+            return answer
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not within {patience} s: {what}")
+
+
+async def take(consumer: Consumer, count: int, timeout: float = PATIENCE) -> list[Record]:
     """The next `count` records; TimeoutError after `timeout` seconds."""
     records: list[Record] = []
     async with asyncio.timeout(timeout):

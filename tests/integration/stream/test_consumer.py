@@ -163,7 +163,7 @@ async def test_a_second_member_takes_over_without_loss_and_without_an_error_in_t
         await first.fetch(10, 0.05)
         return bool(second.assigned) and first.assigned.isdisjoint(second.assigned) and rebalances() > before + 2
 
-    await eventually(shared, 30)
+    await eventually(shared)
     assert first.assigned | second.assigned == {(topic, 0), (topic, 1), (topic, 2)}
     await send(producer, topic, *(b"b%d" % number for number in range(20)))
     taken: list[bytes | None] = []
@@ -175,7 +175,7 @@ async def test_a_second_member_takes_over_without_loss_and_without_an_error_in_t
             each.note_done(batch)
         return len(taken) >= 20
 
-    await eventually(all_arrived, 15)
+    await eventually(all_arrived)
     assert sorted(key or b"" for key in taken) == sorted(b"b%d" % number for number in range(20))
     await asyncio.gather(first.stop(), second.stop())
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -217,7 +217,7 @@ async def test_a_topic_recreated_under_a_member_is_read_from_its_start(
         consumer.note_done([*old, *batch])
         return len(new) == 9 and await positions.lag(group, topic) == 0
 
-    await eventually(all_of_the_new_log_arrived, 25)
+    await eventually(all_of_the_new_log_arrived)
     await consumer.stop()
     await positions.close()
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,28 +35,17 @@ from taskflux.worker.handler import Handler
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import HttpSettings, RelaySettings, Settings, WorkerSettings
 from taskflux.worker.worker import service_of
+from tests.integration.stream.patience import PATIENCE as PATIENCE
+from tests.integration.stream.patience import eventually as eventually
 from tests.integration.stream.patience import log_ends
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
-
-PATIENCE = 60.0
-"""Seconds after which a wait has failed: far above what any of them takes."""
 
 LEASE = 3.0
 GRACE = 3.0
 
 Row = Any
 """An asyncpg.Record."""
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], what: str, patience: float = PATIENCE) -> Any:
-    """The first true answer of `condition`."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if answer := await condition():
-            return answer
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not within {patience} s: {what}")
 
 
 def settings_for(postgres: PostgresSettings, kafka: KafkaSettings, redis: RedisSettings) -> Settings:
