@@ -119,8 +119,8 @@ HTTP_SECONDS: Final = Histogram(
 )
 HTTP_CUT: Final = Counter(
     "taskflux_http_cut_total",
-    "Connections that were ended for what their client did or did not do. Those with the slug of a problem"
-    " were answered with it: what came was not HTTP, too large, or too slow.",
+    "Connections that were closed because of their client. Where `how` is the slug of a problem, the client got that"
+    " answer: the request was not HTTP, too large, or too slow.",
     Label("how", ("idle", "slow-reader", "too-many", *HTTP_REFUSALS)),
     by="ingest, notify",
 )

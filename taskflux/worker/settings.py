@@ -42,17 +42,19 @@ class HttpSettings(BaseModel):
     allowed_hosts: Annotated[
         str,
         Field(
-            description="names that this process is asked by, with commas between them; a request that names another"
-            " host is refused, an address is always answered. Unset: any name"
+            description="comma-separated host names that this process answers to; a request with another Host is"
+            " refused; IP addresses are always accepted. Unset: any name"
         ),
     ] = ""
-    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, a batch's too")] = MOST_BYTES
+    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body, including that of a batch")] = (
+        MOST_BYTES
+    )
     bytes_in_flight: Annotated[
         int,
         Field(
             ge=1024,
-            description="bytes of bodies, and of the documents in them, that all requests of a process may hold: beyond"
-            " it they are answered by 503; the memory limit follows from it",
+            description="bytes of bodies, and of the documents in them, that all requests of a process may hold"
+            " together; beyond it, requests get 503. The memory limit follows from it",
         ),
     ] = 64 * 1024 * 1024
     max_head_bytes: Annotated[
@@ -62,8 +64,8 @@ class HttpSettings(BaseModel):
         int,
         Field(
             ge=1,
-            description="open connections to ingest and notify; beyond, those that have waited longest for a request"
-            " or for its body make room",
+            description="open connections to ingest and notify; beyond that, the connections that have been idle"
+            " longest are closed",
         ),
     ] = 1000
     head_seconds: Annotated[float, Field(gt=0, description="seconds that the head of a request may take to arrive")] = (
@@ -73,16 +75,16 @@ class HttpSettings(BaseModel):
         float,
         Field(
             gt=0,
-            description="seconds that ingest and notify keep a connection between two requests; longer than load"
-            " balancers keep theirs (60 s), or those would send requests into connections that are being closed",
+            description="seconds that ingest and notify keep an idle connection open; longer than load balancers keep"
+            " theirs (60 s), which would otherwise send requests into connections that are being closed",
         ),
     ] = 75.0
     request_seconds: Annotated[
         float,
         Field(
             gt=0,
-            description="seconds that a request to ingest or notify may take to arrive and to begin all that belongs to"
-            " it; of a batch, what was not begun by then is answered 503",
+            description="seconds that a request to ingest or notify may take to arrive and to start all its work; items"
+            " of a batch that have not started by then get 503",
         ),
     ] = 60.0
     linger_seconds: Annotated[
@@ -134,7 +136,7 @@ class RelaySettings(BaseModel):
     requeue_rate: Annotated[float, Field(gt=0, description="lost tasks that are published again, a second")] = 2000.0
     losses_alone: Annotated[
         int,
-        Field(ge=1, description="times that a task may end its worker while it runs alone; then it is dead"),
+        Field(ge=1, description="a task is dead once it has ended its worker this many times while it ran alone"),
     ] = LOSSES_ALONE
     leader_seconds: Annotated[float, Field(gt=1, description="seconds until a silent leader is replaced")] = 10.0
 
