@@ -154,7 +154,7 @@ async def requests(scene: Scene, people: People) -> None:
         ({"taskType": people.words(), "payload": {}}, 422),
         ({"taskType": "simulated", "payload": people.words(), people.words(): 1}, 422),
         ({"taskType": "simulated", "payload": people.words(), "metadata": {"name": "\0" + people.words()}}, 202),
-        ({"taskType": "simulated", "payload": people.words(), "key": "\ud800" + people.words()}, 400),
+        ({"taskType": "simulated", "payload": people.words(), "key": "\ud800" + people.words()}, 422),
         ({"taskType": "simulated", "payload": people.words(), "scheduleAt": people.words()}, 422),
     ):
         answer = await client.post("/tasks", content=json.dumps(document), headers={"content-type": "application/json"})
