@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from email.errors import HeaderParseError
 from email.header import decode_header
 from enum import Enum
@@ -31,11 +31,13 @@ _FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _NAME: Final = re.compile("[!-9;-~]+")
 _PIECE: Final = re.compile(" *[^ ]+")
+_BETWEEN_BRACKETS: Final = re.compile("(?<=>)(?=<)|(?<=>,)(?=<)")
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _ENCODED: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?")
 _WHOLE_WORD: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?.*?\?=")
 _QUOTED_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"')
-_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
+# Not ' * and %, which RFC 2045 allows: readers take them for RFC 2231's, and lose the file name `ann's.pdf`.
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$&+.^_`{|}~-]+")
 _ATTRIBUTE_CHARS: Final = "!#$&+-.^_`|~"
 _SEGMENTS: Final = re.compile(
     r"(?P<address><[^<>]*>)|(?P<comment>\([^()]*\))|(?P<separator>[,;:])"
@@ -82,7 +84,7 @@ def kind_of(name: str) -> Kind:
 def field(name: str, value: str) -> str:
     """`Name: value`, folded, without the line end.
 
-    ASCII stays as it is, however many spaces it has; only text that would be taken for encoded words is encoded.
+    ASCII stays as it is, however many spaces it has within; only text that would be taken for encoded words is encoded.
 
     Raises:
         WrongHeader: it cannot stand in a header; the sentence names it.
@@ -90,13 +92,26 @@ def field(name: str, value: str) -> str:
     if _FORBIDDEN.search(value) or not _NAME.fullmatch(name):
         raise WrongHeader(f"{name} has a line break or another character that cannot stand in a header")
     kind = kind_of(name)
+    if name != "Subject":
+        value = value.strip(" ")  # a program reads it: `=?utf-8?q?welcome_?=` is no tag of its
     if kind is Kind.TEXT:
         plain = value.isascii() and value == value.strip(" ") and not _ENCODED.search(value)
         if not plain or (name == "Subject" and len(max(value.split(" "), key=len)) > _LONGEST_IN_SUBJECT):
             return folded(name, encoded_words(value, len(name) + 2))
     else:
-        value = _structured(name, value.strip(" "), kind)
-    return folded(name, _PIECE.findall(value))
+        value = _structured(name, value, kind)
+    return folded(name, _pieces(name, value, kind))
+
+
+def _pieces(name: str, value: str, kind: Kind) -> Iterator[str]:
+    """The value, where a line may be broken. A piece too long for any line has places for a break that nobody wrote."""
+    for piece in _PIECE.findall(value):
+        if kind is Kind.TEXT or len(piece) <= LONGEST_LINE - len(name) - 2:
+            yield piece
+            continue
+        first, *others = _BETWEEN_BRACKETS.split(piece.lstrip(" "))
+        yield f" {first}" if piece.startswith(" ") else first
+        yield from (f" {each}" for each in others)
 
 
 def folded(name: str, pieces: Iterable[str]) -> str:

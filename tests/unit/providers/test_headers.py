@@ -23,6 +23,7 @@ def shown(name: str, value: str) -> str:
 
 
 THREAD = " ".join(f"<{number:032d}@mail.example.org>" for number in range(450))
+URLS = [f"<https://example.org/{each * 400},1>" for each in "abc"]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,24 @@ def test_no_line_is_empty_and_none_is_too_long(name: str, value: str) -> None:
     assert all(line.strip() and len(line) <= LONGEST_LINE for line in written)
     assert all(line.startswith(" ") for line in written[1:])
     assert "".join(written).isascii()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("References", THREAD.replace(" ", ""), THREAD),
+        ("List-Unsubscribe", ",".join(URLS), ", ".join(URLS)),
+        ("In-Reply-To", f"<a@example.org>{' ' * 2000}<b@example.org>", "<a@example.org> <b@example.org>"),
+    ],
+)
+def test_what_is_too_long_for_a_line_is_folded_between_its_brackets(name: str, value: str, written: str) -> None:
+    assert unfolded(name, value) == written
+    assert all(line.strip() and len(line) <= LONGEST_LINE for line in lines(name, value))
+
+
+@pytest.mark.parametrize("value", ["welcome ", " welcome", "  welcome  "])
+def test_spaces_around_a_value_do_not_have_it_encoded(value: str) -> None:
+    assert unfolded("X-Mailgun-Tag", value) == "welcome"
 
 
 def test_a_value_of_many_lines_is_folded_between_its_words() -> None:
@@ -129,6 +148,9 @@ def test_an_encoded_word_has_at_most_75_characters_and_whole_characters() -> Non
         "two words",
         'a "quoted" \\ one; x=y',
         "Grüße.pdf",
+        "ann's.pdf",
+        "a*b*0*.pdf",
+        "100%25.pdf",
         "日本語" * 60 + ".pdf",
         "=?utf-8?q?a?=",
         "a" * 800,
