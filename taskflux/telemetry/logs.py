@@ -58,6 +58,7 @@ _PERSONAL: Final = re.compile(
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
 _WORD: Final = re.compile(r"[^\W_]+")
+_BETWEEN: Final = {each: " " for each in range(128) if not chr(each).isalnum()}
 _MANY_DIGITS: Final = re.compile(r"\d{6}")
 _SENT_AGAIN: Final = re.compile(r"\(sent\)(?: \(sent\))+")
 _COMMON: Final = frozenset((
@@ -137,25 +138,30 @@ def scrubbed(text: str, sent: Sequence[str | None] = ()) -> str:
 
 
 def _replaced(known: str, found: re.Match[str]) -> str:
-    if found["server"]:
-        host = found["host"]
-        was_sent = host and _words(host) in known
-        return found["server"] + ("(sent)" if was_sent else host) + ("/…" if found["path"] else "")
-    if found["id"] or found["code"]:
-        return found[0]
-    if word := found["word"]:
-        if _MANY_DIGITS.search(word):
-            return "(number)"
-        names_nobody = word.isascii() and (len(word) < 3 or (word.isdigit() and len(word) < 4))
-        if names_nobody or word.casefold() in _COMMON or f" {word.casefold()}" not in known:
-            return word
-        return "(sent)"
-    return f"({found.lastgroup})"
+    match found.lastgroup:
+        case "word":
+            word = found[0]
+            if len(word) > 5 and _MANY_DIGITS.search(word):
+                return "(number)"
+            names_nobody = word.isascii() and (len(word) < 3 or (word.isdigit() and len(word) < 4))
+            if names_nobody or (folded := word.casefold()) in _COMMON or f" {folded}" not in known:
+                return word
+            return "(sent)"
+        case "id" | "code":
+            return found[0]
+        case "path":  # the last part of an address with a server
+            host = found["host"]
+            was_sent = host and _words(host) in known
+            return found["server"] + ("(sent)" if was_sent else host) + ("/…" if found["path"] else "")
+        case kind:
+            return f"({kind})"
 
 
 def _words(text: str) -> str:
-    """Its words alone, a space before each and behind the last."""
-    return " ".join(["", *_WORD.findall(text.casefold()), ""])
+    """Its words alone, a space before each and behind the last. In ASCII, as most payloads are, without a search."""
+    folded = text.casefold()
+    words = folded.translate(_BETWEEN).split() if folded.isascii() else _WORD.findall(folded)
+    return " ".join(["", *words, ""])
 
 
 def _values(text: str) -> Iterator[str]:
@@ -165,13 +171,13 @@ def _values(text: str) -> Iterator[str]:
     except (ValueError, RecursionError):
         left = [text]
     while left:
-        match left.pop():
-            case dict() as members:
-                left += members.values()
-            case list() as items:
-                left += items
-            case value:
-                yield str(value)
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        else:
+            yield str(value)
 
 
 def configure(settings: LogSettings, process: str) -> None:

@@ -87,8 +87,9 @@ class Outcomes:
             logs.outcomes.log(log, logging.INFO, event, event, about, partial(_reason, claim, decision))
 
 
-def _reason(claim: Claim, decision: Decision) -> dict[str, str | None]:
+def _reason(claim: Claim, decision: Decision) -> dict[str, str]:
     """The reason as it is logged. Where the payload did not come with the claim, nothing says what of it was sent."""
     if decision.reason is None or claim.payload is None:
         return {}
-    return {"reason": logs.reason(decision.reason, (claim.payload, claim.metadata, claim.progress))}
+    reason = logs.reason(decision.reason, (claim.payload, claim.metadata, claim.progress))
+    return {} if reason is None else {"reason": reason}

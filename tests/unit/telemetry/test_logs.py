@@ -402,6 +402,12 @@ def test_no_reason_takes_long_to_scrub(part: str) -> None:
     assert time.process_time() - began < 1
 
 
+def test_the_words_of_a_text_in_ascii_are_those_of_any_other() -> None:
+    text = "".join(map(chr, range(128))) + " O'Brien\x00snake_case\x1cA12"
+    assert logs.scrubbed("brien snake case A12 xyz", [json.dumps(text)]) == "(sent) xyz"
+    assert logs.scrubbed("brien snake case A12 xyz", [json.dumps(f"{text} é")]) == "(sent) xyz"
+
+
 def test_reasons_can_be_left_out() -> None:
     logs.configure(LogSettings(reasons=False), "process-email")
     assert logs.reason("busy", ()) is None

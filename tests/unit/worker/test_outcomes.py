@@ -10,6 +10,7 @@ import pytest
 from taskflux.store.claims import Claim, Settlement
 from taskflux.tasks.decision import Decision, hand_back
 from taskflux.tasks.states import Event, State
+from taskflux.telemetry import logs
 from taskflux.worker.outcomes import Outcomes
 from tests.integration.store.scene import TYPE, Scene, succeeded
 from tests.unit.world import WatchedDatabase
@@ -119,6 +120,17 @@ async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
     assert (told.levelno, told.getMessage()) == (logging.WARNING, "died")
     assert (vars(told)["error_class"], vars(told)["reason"]) == ("Permanent", "(address) refused")
     assert "ada@example.org" not in str(vars(told))
+
+
+async def test_a_reason_that_is_left_out_leaves_no_empty_one_behind(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "reason", lambda said, sent: None)  # as with TASKFLUX_LOG__REASONS=false
+    worker = await scene.worker()
+    claims = await scene.running(worker)
+    await write(Outcomes(worker), claims, Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="refused"))
+    (told,) = [record for record in caplog.records if record.name == "taskflux.worker.outcomes"]
+    assert "reason" not in vars(told)
 
 
 async def test_a_task_that_is_released_may_be_claimed_by_another(scene: Scene) -> None:
