@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     UUID1,
@@ -32,7 +34,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic_core import MultiHostUrl, SchemaValidator
+from pydantic.color import parse_str
+from pydantic_core import CoreConfig, MultiHostUrl, PydanticCustomError, SchemaValidator
 
 from taskflux.providers.addresses import Address
 from taskflux.worker.schemas import LIMIT_NAMES
@@ -60,6 +63,28 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_color(text: str) -> bool:
+    try:
+        parse_str(text)
+    except PydanticCustomError:
+        return False
+    return True
+
+
+def _reads_bytes(config: CoreConfig) -> Callable[[str], bool]:
+    """Whether a text is one of bytes, as `val_json_bytes` of a model's config says."""
+    validator = SchemaValidator({"type": "bytes"}, config)
+
+    def read(text: str) -> bool:
+        try:
+            validator.validate_json(json.dumps(text))
+        except ValidationError:
+            return False
+        return True
+
+    return read
 
 
 _NAMED: Final = re.compile(r"[^<>]*<([^<>]*)>\s*")
@@ -104,8 +129,14 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
     "ipvanyinterface": _reads(IPvAnyInterface),
     "regex": _reads(re.Pattern[str]),
     "base64": _reads(Base64Bytes),
-    "base64url": _reads(Base64UrlBytes, Base64Bytes),
+    "base64url": _reads(Base64UrlBytes),
+    "base64-bytes": _reads_bytes({"val_json_bytes": "base64"}),
+    "hex-bytes": _reads_bytes({"val_json_bytes": "hex"}),
     "json-string": _is_json,
+    "zoneinfo": _reads(ZoneInfo),
+    "fraction": _reads(Fraction),
+    "complex": _reads(complex),
+    "color": _is_color,
 }
 
 
@@ -115,28 +146,41 @@ class Limited:
     def __init__(
         self, parent_schema: Mapping[str, Any], value: Mapping[str, Any], schema_path: Sequence[str | int]
     ) -> None:
-        reads = _LIMITED[value["type"]]
+        self._type, self._strict = value["type"], bool(value.get("strict"))
+        self._reads = _LIMITED[self._type]
         # Of the limits, those that are of the type itself.
         limits = {
-            name: reads(value[name]) if name in _OF_TYPE else value[name] for name in LIMIT_NAMES if name in value
+            name: self._reads(value[name]) if name in _OF_TYPE else value[name] for name in LIMIT_NAMES if name in value
         }
-        schema: Any = {"type": value["type"], **limits}
+        schema: Any = {"type": self._type, **limits}
         self._validator = SchemaValidator(schema)
 
     def validate(self, instance: object) -> None:
         """Raises ValueError with a sentence."""
-        if not isinstance(instance, str):
+        if not isinstance(instance, _GIVEN.get(self._type, str)) or isinstance(instance, bool):
             return
         try:
-            self._validator.validate_python(instance)
+            self._validator.validate_json(json.dumps(instance))
         except ValidationError as error:
             (found,) = error.errors(include_url=False, include_input=False, include_context=False)
-            if not found["type"].endswith(("_parsing", "_type")):  # its format or pattern says so
+            if not found["type"].endswith(("_parsing", "_type")) or (self._strict and self._is_read(instance)):
                 raise ValueError(found["msg"]) from None
 
+    def _is_read(self, instance: object) -> bool:
+        """Whether it is at all what its format or pattern says: else these tell what is wrong."""
+        try:
+            self._reads(instance)
+        except ValidationError:
+            return False
+        return True
+
+
+_GIVEN: Final[Mapping[str, Any]] = {"int": float, "decimal": str | int | float}
+"""What stands for a value in JSON, where its limits are looked at."""
 
 _OF_TYPE: Final = ("gt", "ge", "lt", "le", "multiple_of")
 _LIMITED: Final[Mapping[str, Callable[[object], Any]]] = {
+    "int": TypeAdapter(int).validate_python,
     "datetime": TypeAdapter(datetime).validate_python,
     "date": TypeAdapter(date).validate_python,
     "time": TypeAdapter(time).validate_python,
@@ -160,7 +204,21 @@ _EXAMPLES: Final = {
     "regex": "a regular expression",
     "base64": "base64",
     "base64url": "base64",
+    "base64-bytes": "base64",
+    "hex-bytes": "hexadecimal digits, two a byte",
     "json-string": "a JSON text",
+    "zoneinfo": "a time zone, such as Europe/Berlin",
+    "fraction": "a fraction, such as 3/4",
+    "complex": "a complex number, such as 1+2j",
+    "color": "a colour, such as #ff8800 or red",
+    "uri-reference": "a URI or a part of one, such as /a?b",
+    "iri": "an address, such as https://example.org/a",
+    "iri-reference": "an address or a part of one, such as /a?b",
+    "uri-template": "a URI template, such as /orders/{id}",
+    "idn-email": "an e-mail address, such as ann@example.org",
+    "idn-hostname": "a host name, such as example.org",
+    "json-pointer": "a JSON pointer, such as /lines/0",
+    "relative-json-pointer": "a relative JSON pointer, such as 1/lines",
 }
 
 

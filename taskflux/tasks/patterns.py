@@ -20,6 +20,8 @@ def sentence_of(pattern: str) -> str | None:
     return _SAID.get(pattern)
 
 
+ASCII: Final = said_as(r"^[\x00-\x7f]*$", "may have no character beyond ASCII")
+
 AWARE: Final = said_as(
     r"(?:[Zz]|[+\-][0-9]{2}:?[0-9]{2})\s*$|^\s*[+\-]?[0-9.]+\s*$",
     "has no offset from UTC: end it with Z or, for example, +02:00",

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import AliasChoices, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema, to_jsonable_python
 
-from taskflux.tasks.patterns import AWARE, BOOLEAN_NAME, DECIMAL, INTEGER_NAME, NAIVE, NUMBER_NAME
+from taskflux.tasks.patterns import ASCII, AWARE, BOOLEAN_NAME, DECIMAL, INTEGER_NAME, NAIVE, NUMBER_NAME
 
 
 def schema_text(adapter: TypeAdapter[Any]) -> str:
@@ -33,17 +33,35 @@ class _PayloadSchema(GenerateJsonSchema):
             for name, field in schema["cls"].model_fields.items():
                 if isinstance(field.validation_alias, str) and field.validation_alias in properties:
                     properties.setdefault(name, properties[field.validation_alias])
+        for field in schema["cls"].model_fields.values():
+            if isinstance(field.validation_alias, AliasChoices):
+                _add_names(found, [each for each in field.validation_alias.choices if isinstance(each, str)])
         return found
+
+    def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
+        strict = {LIMITS: {"type": "int", "strict": True}} if self._strict(schema) else {}
+        return super().int_schema(schema) | strict  # JSON schema's integers are 1.0, too
+
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
+        # pydantic says how they are written, and what counts is how they are read.
+        return super().bytes_schema(schema) | {"format": _BYTES[self._config.val_json_bytes]}
+
+    def complex_schema(self, schema: core_schema.ComplexSchema) -> JsonSchemaValue:
+        return super().complex_schema(schema) | {"format": "complex"}
 
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
         found = super().str_schema(schema)
         stripped = schema.get("strip_whitespace", self._config.str_strip_whitespace)
+        if schema.get("ascii_only") and "pattern" not in found:
+            found["pattern"] = ASCII
         return _stripped(found) if stripped and "pattern" not in found else found
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         found = super().decimal_schema(schema)
         for branch in found.get("anyOf", []):
-            if branch.get("type") == "string" and not schema.get("allow_inf_nan"):
+            if branch.get("type") == "number":
+                branch |= _limits({name: schema.get(name) for name in ("type", *_DIGITS)})
+            elif branch.get("type") == "string" and not schema.get("allow_inf_nan"):
                 branch.setdefault("pattern", DECIMAL)
                 branch |= _limits(schema)
         return found
@@ -55,17 +73,17 @@ class _PayloadSchema(GenerateJsonSchema):
         return found
 
     def date_schema(self, schema: core_schema.DateSchema) -> JsonSchemaValue:
-        return super().date_schema(schema) | _limits(schema)
+        return super().date_schema(schema) | self._limits_of(schema)
 
     def time_schema(self, schema: core_schema.TimeSchema) -> JsonSchemaValue:
-        return super().time_schema(schema) | _limits(schema)
+        return super().time_schema(schema) | self._limits_of(schema)
 
     def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> JsonSchemaValue:
-        return super().timedelta_schema(schema) | _limits(schema)
+        return super().timedelta_schema(schema) | self._limits_of(schema)
 
     def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
         zone = _ZONES.get(str(schema.get("tz_constraint")))
-        return super().datetime_schema(schema) | ({"pattern": zone} if zone else {}) | _limits(schema)
+        return super().datetime_schema(schema) | ({"pattern": zone} if zone else {}) | self._limits_of(schema)
 
     def url_schema(self, schema: core_schema.UrlSchema) -> JsonSchemaValue:
         return super().url_schema(schema) | _schemes(schema.get("allowed_schemes"))
@@ -81,17 +99,40 @@ class _PayloadSchema(GenerateJsonSchema):
         names = _NAMES.get(schema.get("keys_schema", {}).get("type", ""))
         return super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
 
+    def _strict(self, schema: Mapping[str, Any]) -> bool:
+        return bool(schema.get("strict", self._config.strict))
+
+    def _limits_of(self, schema: Mapping[str, Any]) -> JsonSchemaValue:
+        return _limits({**schema, "strict": self._strict(schema) or None})
+
 
 LIMITS: Final = "x-taskflux-limits"
 """A keyword of our own: what JSON schema has no word for, of a value that is written as a text."""
 
-LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", "max_digits", "decimal_places", "now_op")
+_DIGITS: Final = ("max_digits", "decimal_places")
+LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", *_DIGITS, "now_op", "strict")
 
 
 def _limits(schema: Mapping[str, Any]) -> JsonSchemaValue:
     """The type of the value that a text stands for, and how early, late, small or large it may be."""
     found = {name: to_jsonable_python(schema[name]) for name in LIMIT_NAMES if schema.get(name) is not None}
     return {LIMITS: {"type": schema["type"], **found}} if found else {}
+
+
+_BYTES: Final = {"utf8": "binary", "base64": "base64-bytes", "hex": "hex-bytes"}
+
+
+def _add_names(found: JsonSchemaValue, names: list[str]) -> None:
+    """Let a field have each of these names, of which the schema has one."""
+    properties, required = found.get("properties", {}), found.get("required", [])
+    known = next((name for name in names if name in properties), None)
+    if known is None:
+        return
+    for name in names:
+        properties.setdefault(name, properties[known])
+    if known in required and len(names) > 1:
+        found["required"] = [name for name in required if name != known]
+        found.setdefault("allOf", []).append({"anyOf": [{"required": [name]} for name in names]})
 
 
 _COUNTED: Final = 500
