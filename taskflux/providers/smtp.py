@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
@@ -166,7 +166,7 @@ class Mailer:
         ):
             async with self._pool.connection() as connection:
                 replies = await self._dialogue(connection, message, deliveries.open, sending)
-                self._raise_for_denial(replies, deliveries, connection.client)
+                await self._raise_for_denial(replies, deliveries, connection.client)
             deliveries.note(replies)
             worst = max(replies.values(), key=lambda reply: reply.code)
             span.note("smtp.recipients", len(replies))
@@ -175,35 +175,55 @@ class Mailer:
             if worst.kind is not Kind.ACCEPTED:
                 span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
 
-    def _raise_for_denial(self, replies: Mapping[str, Reply], deliveries: Deliveries, client: SMTP) -> None:
+    async def _raise_for_denial(self, replies: Mapping[str, Reply], deliveries: Deliveries, client: SMTP) -> None:
         """Without AUTH, and as long as nobody has the mail, a denial to all is about us: no mail would fare better.
 
         Raises:
             Misconfigured: the server does not relay for us.
+            Unavailable: it takes nothing from us.
         """
-        everybody = all(reply.denied for reply in replies.values())
+        everybody = all(reply.denied or reply.barred for reply in replies.values())
         if not everybody or deliveries.delivered or self._settings.username is not None:
             self._denied = None
+            return
+        if any(reply.barred for reply in replies.values()) and not await self._bars_us(client, replies):
             return
         self._denied, reply = next(iter(replies.items()))
         raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
 
     async def _relays_again(self, client: SMTP) -> None:
-        """Ask for a recipient who was denied: MAIL FROM and RCPT TO send nothing.
+        """Ask for a recipient who was denied.
 
         Raises:
             Unavailable, Misconfigured: the server takes nothing from us.
         """
         if self._denied is None or not self._denied.isascii():
             return
-        for asked, stage in (
-            (client.mail(self._sender.envelope), Stage.SENDER),
-            (client.rcpt(self._denied), Stage.RECIPIENT),
-        ):
-            reply = await answer(asked, stage)
+        reply = await self._asked(client, self._denied)
+        if reply.denied or (reply.barred and await self._bars_us(client, [self._denied])):
+            raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
+
+    async def _bars_us(self, client: SMTP, recipients: Container[str]) -> bool:
+        """Whether the server, which denied access to `recipients`, denies it to our own sender as a recipient, too."""
+        sender = self._sender.envelope
+        if sender in recipients or not sender.isascii() or not client.is_connected:
+            return False
+        reply = await self._asked(client, sender)
+        return reply.denied or reply.barred
+
+    async def _asked(self, client: SMTP, recipient: str) -> Reply:
+        """What the server says to a recipient: MAIL FROM and RCPT TO send nothing.
+
+        Raises:
+            Unavailable, Misconfigured: the server takes nothing from us.
+        """
+        reply = await answer(client.mail(self._sender.envelope), Stage.SENDER)
+        reply.raise_for_server()
+        if reply.kind is Kind.ACCEPTED:
+            reply = await answer(client.rcpt(recipient), Stage.RECIPIENT)
             reply.raise_for_server()
-            if reply.denied:
-                raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
+        await _abandoned(client, {})
+        return reply
 
     async def _dialogue(
         self, connection: Connection, message: Message, to: Sequence[str], sending: Sending

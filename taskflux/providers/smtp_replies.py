@@ -32,11 +32,13 @@ _DENIED: Final = re.compile(
     r"|relay(?:ing)?\b.{0,20}\bnot (?:permitted|allowed|authori[sz]ed|enabled|supported)"
     r"|(?:unable|not (?:permitted|allowed|authori[sz]ed)) to relay"
     r"|(?:(?:do|does|will|can) ?not|don't|doesn't|won't|can't) relay"
-    r"|\bno relay(?:ing)?\b|\brcpthosts\b"
+    r"|\bno relay(?:ing)?\b|\brcpthosts\b|not configured to relay|relay attempt|prohibit(?:ed|ion)\W+relaying"
     r"|client (?:host|address)\b.{0,80}\b(?:rejected|denied|blocked)|client (?:was |is )?not authenticated"
     r"|not an? (?:open )?relay\b"
     r"|\bauth(?:entication|orization)? (?:is )?(?:required|needed)|requires? (?:smtp )?auth(?:entication)?\b"
     r"|must (?:first )?(?:be authenticated|authenticate|log ?in)|please (?:first )?(?:authenticate|log ?in)"
+    r"|(?:need|have) to (?:first )?(?:be authenticated|authenticate|log ?in)|\bauth(?:enticate)? first\b"
+    r"|(?:turn|switch) on (?:smtp )?auth|(?:enable|use) smtp auth|not a gateway"
     r"|not (?:authenticated|logged in)\b",
     re.IGNORECASE,
 )
@@ -44,6 +46,9 @@ _ACCESS_DENIED: Final = re.compile(r"\baccess denied\b", re.IGNORECASE)
 _ABOUT_THE_RECIPIENT: Final = re.compile(
     r"recipient address rejected|\bmailbox\b|\buser (?:unknown|not found)|resolver\.rst", re.IGNORECASE
 )
+# Postfix says it of one recipient whom a table of it lists, and of everybody to a client that has not logged in, where
+# smtpd_relay_restrictions is "permit_sasl_authenticated, reject", as its ports 587 and 465 have it.
+_BARRED: Final = re.compile(r"recipient address rejected: access denied", re.IGNORECASE)
 
 
 class Stage(Enum):
@@ -80,6 +85,8 @@ class Reply:
     retry_after: float = 0.0
     denied: bool = False
     """Whether it says that the server does not relay for us, or wants AUTH: of every mail, not of this one."""
+    barred: bool = False
+    """Whether it denies access and leaves open to whom: to us, or to this recipient."""
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
@@ -110,7 +117,9 @@ def judge(code: int, text: str, stage: Stage) -> Reply:
     status = enhanced[0] if enhanced else None
     kind = _kind(code, status, text, stage)
     wait = _wait(code, status, text) if kind is Kind.DEFERRED else 0.0
-    return Reply(code, text, kind, wait, kind in (Kind.DEFERRED, Kind.REFUSED) and _denies_us(code, status, text))
+    denied = kind in (Kind.DEFERRED, Kind.REFUSED) and _denies_us(code, status, text)
+    barred = kind is Kind.REFUSED and status in (None, "5.7.1") and _BARRED.search(text) is not None
+    return Reply(code, text, kind, wait, denied, barred)
 
 
 _GO_ON: Final = {stage: range(354, 355) if stage is Stage.DATA else range(200, 300) for stage in Stage}

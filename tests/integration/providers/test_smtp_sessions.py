@@ -192,6 +192,37 @@ async def test_relaying_that_is_denied_to_a_user_who_logged_in_is_the_mail_s_mat
         assert type(await failed(mailer)) is Permanent
 
 
+SENDER = "tasks@example.org"
+BARRED = "554 5.7.1 <{}>: Recipient address rejected: Access denied"
+
+
+async def test_access_that_is_denied_to_our_sender_as_well_is_misconfigured() -> None:
+    postbox = Postbox()
+    for address in ("ann@example.org", "bob@example.org", SENDER):
+        postbox.replies[address] = [BARRED.format(address)] * 3
+    async with plain(postbox) as mailer:
+        error = await failed(mailer, mail("ann@example.org", "bob@example.org"))
+        assert type(error) is Misconfigured
+        assert "ann@" not in error.reason
+        await refused_check(mailer, Misconfigured)
+        postbox.replies.clear()
+        await mailer.check()
+        await sent(mailer, mail("ann@example.org", "bob@example.org"), progress=error.progress)
+    assert len(postbox.mails) == 1
+
+
+async def test_access_that_is_denied_to_a_recipient_alone_is_that_one_s_matter() -> None:
+    postbox = Postbox()
+    postbox.replies["bob@example.org"] = [BARRED.format("bob@example.org")] * 2
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer, mail("bob@example.org"))) is Permanent
+        await mailer.check()
+        await sent(mailer, mail("ann@example.org"))
+        postbox.replies[SENDER] = [BARRED.format(SENDER)] * 2
+        assert type(await failed(mailer, mail(SENDER))) is Permanent
+    assert postbox.connections == 2  # one of them the check's
+
+
 async def test_a_denial_names_the_setting_where_the_server_offers_auth() -> None:
     ehlo, no = b"250-mail.test\r\n250 AUTH PLAIN\r\n", b"554 5.7.1 <ann@example.org>: Relay access denied\r\n"
     async with server_that_says(ehlo=ehlo, rcpt=no) as port, mailer_at(port) as mailer:

@@ -212,6 +212,13 @@ def test_a_recipient_taken_off_the_mail_is_forgotten() -> None:
         (550, "5.7.1 we do not relay"),
         (550, "5.7.64 TenantAttribution; Relay Access Denied"),
         (550, "Please authenticate first"),
+        (503, "AUTH first"),
+        (550, "You need to authenticate to relay"),
+        (550, "Please turn on SMTP Authentication in your mail client"),  # cPanel
+        (550, "5.7.1 This system is not configured to relay mail"),
+        (550, "5.7.1 Rejected - relay attempt"),
+        (550, "not local host example.org, not a gateway"),
+        (550, "administrative prohibition: relaying"),
     ],
 )
 def test_what_servers_say_to_a_client_that_they_do_not_relay_for_is_a_denial(code: int, text: str) -> None:
@@ -224,7 +231,7 @@ def test_what_servers_say_to_a_client_that_they_do_not_relay_for_is_a_denial(cod
         (250, "2.1.5 Ok, relay access denied"),
         (550, "5.1.1 <relay@example.org>: User unknown"),
         (550, "5.4.1 Recipient address rejected: Access denied"),  # Exchange Online: an unknown recipient
-        (554, "5.7.1 <ann@example.org>: Recipient address rejected: Access denied"),  # Postfix: of this one
+        (554, "5.7.1 <ann@example.org>: Recipient address rejected: Access denied"),  # Postfix: of this one, or of us
         (450, "4.7.1 <ann@example.org>: Recipient address rejected: Greylisted, see http://relay.example.org"),
         (450, "4.7.1 Client host rejected: cannot find your hostname"),  # DNS, which may answer the next time
         (454, "4.7.1 relay not yet"),
@@ -236,3 +243,11 @@ def test_what_servers_say_to_a_client_that_they_do_not_relay_for_is_a_denial(cod
 )
 def test_what_is_about_a_recipient_or_the_moment_is_no_denial(code: int, text: str) -> None:
     assert not judge(code, text, RCPT).denied
+
+
+def test_a_denial_that_leaves_open_to_whom_says_so() -> None:
+    reply = judge(554, "5.7.1 <ann@example.org>: Recipient address rejected: Access denied", RCPT)
+    assert (reply.barred, reply.denied, reply.kind) == (True, False, Kind.REFUSED)
+    assert not judge(550, "5.4.1 Recipient address rejected: Access denied", RCPT).barred
+    assert not judge(554, "5.7.1 <ann@example.org>: Relay access denied", RCPT).barred
+    assert not judge(250, "2.1.5 Recipient address rejected: Access denied", RCPT).barred
