@@ -35,13 +35,13 @@ from taskflux.tasks.bounds import (
     LARGE,
     MAX_DEPTH,
     UTF_8_BOM,
-    UTF_16,
     VALUE_BYTES,
     OutOfBounds,
     TooDeep,
     TooManyValues,
     check,
     check_characters,
+    is_utf_16,
 )
 
 Headers = Mapping[bytes, bytes]
@@ -220,6 +220,9 @@ def _out_of_bounds(error: OutOfBounds, invalid: Kind) -> Problem:
     return not_valid(invalid, [FieldError(shortened(field_name("", error.path).removeprefix("."), 200), said)])
 
 
+WIDE: Final = "it is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)"
+
+
 def decode_json(body: bytes, invalid: Kind = INVALID_TASK) -> Any:
     """The JSON document in a `body` that was weighed.
 
@@ -232,12 +235,12 @@ def decode_json(body: bytes, invalid: Kind = INVALID_TASK) -> Any:
             check_characters(body, document)
         return document
     except UnicodeDecodeError as error:
-        wide = "it is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)"
-        said = wide if body.startswith(UTF_16) else f"byte {error.start + 1} is not UTF-8"
+        said = WIDE if is_utf_16(body) else f"byte {error.start + 1} is not UTF-8"
         raise Problem(MALFORMED_JSON, said) from None
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise Problem(MALFORMED_JSON, f"{error.msg} at {where}" if body.strip() else "the body is empty") from None
+        said = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        empty = not body.removeprefix(UTF_8_BOM).strip()
+        raise Problem(MALFORMED_JSON, "the body is empty" if empty else WIDE if is_utf_16(body) else said) from None
     except OutOfBounds as error:
         raise _out_of_bounds(error, invalid) from None
     except ValueError:  # a guard of Python's: turning digits into an integer takes quadratic time

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from taskflux.tasks.bounds import UTF_8_BOM
+from taskflux.tasks.bounds import UTF_8_BOM, is_utf_16
 
 Item = bytes | None
 """The bytes of one item; None for one that was larger than allowed, of which nothing was kept."""
@@ -30,7 +30,7 @@ class Splitter(Protocol):
 
 
 class LineSplitter:
-    """NDJSON: one item a line; blank lines are none, and the last line needs no line feed."""
+    """NDJSON: one item a line; blank lines are none, with a byte order mark or without; the last needs no line feed."""
 
     def __init__(self, longest: int) -> None:
         self._item = _Collected(longest)
@@ -46,7 +46,7 @@ class LineSplitter:
 
     def _line(self, part: bytes) -> Iterator[Item]:
         line = self._item.finish(part)
-        if line is None or line.strip():
+        if line is None or line.removeprefix(UTF_8_BOM).strip():
             yield line
 
 
@@ -99,6 +99,8 @@ class ArraySplitter:
         head = data.lstrip(_SPACE + UTF_8_BOM)
         if not head:
             return len(data)
+        if is_utf_16(head):
+            raise MalformedBatch("the body is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)")
         if not head.startswith(b"["):
             raise MalformedBatch("a batch is a JSON array of tasks; this body does not begin with [")
         self._place = _Place.FIRST

@@ -33,6 +33,8 @@ PATTERN: Final = said_as(
 )
 """What a JSON schema can say of a mailbox: one @ outside quotation marks, no control character, a name before <…>."""
 
+_MAILTO: Final = re.compile(r"(?:[^@]*<)?\s*mailto:", re.IGNORECASE)
+
 # Dots stand anywhere but in front: `ann..lee@` and `ann.@` are in use, though RFC 5322 has no name for them. Beyond
 # ASCII, RFC 6531 takes anything that is neither a control nor a space.
 _LOCAL: Final = re.compile(
@@ -110,11 +112,11 @@ def _refuse_mistakes(text: str) -> None:
     """What people write often has a sentence of its own."""
     if len(text) > LONGEST:
         raise ValueError(f"an address with its name has at most {LONGEST} characters")
-    if text.lstrip()[:7].lower() == "mailto:":
+    bare = _QUOTATION.sub("", text)
+    if _MAILTO.match(bare):
         raise ValueError("write the address alone, without the mailto: before the name and the @")
     if _FORBIDDEN.search(text.strip()):
         raise ValueError("a line break or another control character stands before or behind the @")
-    bare = _QUOTATION.sub("", text)
     if bare.count("@") > 1 and re.search(r"[,;\s]", bare):
         raise ValueError("an address has one @: write several as a list, each as a text of its own")
 

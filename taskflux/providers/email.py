@@ -135,8 +135,8 @@ def _parameter(name: str, value: str) -> tuple[str, str]:
         charset, _, text = decode_rfc2231(value)
         try:
             value = unquote(text, charset or "utf-8")
-        except LookupError:
-            raise ValueError(f"contentType has the parameter {name} in a character set that nobody knows") from None
+        except (LookupError, UnicodeError):
+            raise ValueError(f"contentType has the parameter {name} in a character set that cannot be read") from None
     return name.rstrip("*"), value
 
 

@@ -16,11 +16,11 @@ from taskflux.tasks.bounds import (
     ESCAPE,
     MAX_DEPTH,
     UTF_8_BOM,
-    UTF_16,
     OutOfBounds,
     TooManyValues,
     check,
     check_characters,
+    is_utf_16,
 )
 from taskflux.tasks.fields import OPTIONAL
 
@@ -207,6 +207,9 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
     return Envelope(claim[0], task_type, claim[1], trace_of(record.headers), body.get("probe") is True)
 
 
+_WIDE = "the value is UTF-16, and JSON is UTF-8 (RFC 8259, section 8.1)"
+
+
 def _parse_object(value: bytes) -> dict[str, object] | Poison:
     """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity), within the bounds of every task."""
     try:
@@ -219,10 +222,12 @@ def _parse_object(value: bytes) -> dict[str, object] | Poison:
     except OutOfBounds as error:
         return Poison(PoisonClass.NOT_JSON, f"the value is invalid: {error}")
     except UnicodeDecodeError as error:
-        if value.startswith(UTF_16):
-            return Poison(PoisonClass.NOT_JSON, "the value is UTF-16, and JSON is UTF-8 (RFC 8259, section 8.1)")
+        if is_utf_16(value):
+            return Poison(PoisonClass.NOT_JSON, _WIDE)
         return Poison(PoisonClass.NOT_JSON, f"the value is not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
+        if is_utf_16(value):
+            return Poison(PoisonClass.NOT_JSON, _WIDE)
         return Poison(PoisonClass.NOT_JSON, f"the value is not JSON at character {error.pos}: {error.msg}")
     except ValueError:  # an integer of more digits than Python converts, or NaN
         return Poison(PoisonClass.NOT_JSON, "the value holds a number that cannot be read")

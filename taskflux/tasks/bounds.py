@@ -48,8 +48,10 @@ Path = tuple[str | int, ...]
 UTF_8_BOM: Final = b"\xef\xbb\xbf"
 """May stand before a JSON text, and is skipped (RFC 8259, section 8.1)."""
 
-UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
-"""How a text begins that is not UTF-8."""
+
+def is_utf_16(text: bytes) -> bool:
+    """Whether what should be a JSON text in UTF-8 begins as one in UTF-16 does, with its byte order mark or without."""
+    return text.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(text) > 1 and (text[0] == 0) != (text[1] == 0))
 
 
 class OutOfBounds(ValueError):

@@ -141,3 +141,14 @@ def test_an_endless_item_takes_no_memory(splitter: Any) -> None:
 def test_blank_lines_are_no_items_and_the_last_needs_no_line_feed(size: int) -> None:
     assert lines(b'\n{"a":1}\r\n\n  \n{"b":2}', size) == [b'{"a":1}\r', b'{"b":2}']
     assert lines(b"", size) == lines(b"\n\n", size) == []
+
+
+def test_a_byte_order_mark_alone_is_no_line() -> None:
+    assert lines(b"\xef\xbb\xbf\n1\n") == [b"1"]
+    assert lines(b"\xef\xbb\xbf") == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_an_array_in_utf_16_is_refused_as_such(encoding: str) -> None:
+    with pytest.raises(MalformedBatch, match="the body is UTF-16"):
+        array("[1, 2]".encode(encoding))

@@ -223,6 +223,9 @@ async def test_a_type_that_was_registered_a_moment_ago_is_known(http: Fixture) -
         (b'"\\ud800"', "lone surrogate"),
         ('\ufeff{"payload": 1}'.encode("utf-16-le"), "it is UTF-16"),
         ('{"payload": 1}'.encode("utf-16"), "it is UTF-16"),
+        ('{"payload": 1}'.encode("utf-16-le"), "it is UTF-16"),
+        ('{"payload": 1}'.encode("utf-16-be"), "it is UTF-16"),
+        (b"\xef\xbb\xbf", "the body is empty"),
         (b'{"payload": "a\nb"}', "Invalid control character"),
     ],
 )

@@ -125,7 +125,8 @@ def test_a_header_that_could_not_be_written_is_refused_with_a_sentence(headers: 
         ("multipart/mixed; boundary=x", "neither message/\\* nor multipart/\\*"),
         ("message/rfc822", "neither message/\\* nor multipart/\\*"),
         ("text/plain; charset=utf-8; Charset=ascii", "contentType names a parameter twice"),
-        ("text/plain; name*=klingon''%C3", "in a character set that nobody knows"),
+        ("text/plain; name*=klingon''%C3", "in a character set that cannot be read"),
+        ("text/plain; name*=idna''%C3", "in a character set that cannot be read"),
         ("text/plain; name*=utf-8''%0D%0ABcc:%20b@example.org", "contentType has a line break"),
     ],
 )

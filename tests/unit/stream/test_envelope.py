@@ -121,8 +121,9 @@ def test_a_byte_order_mark_before_a_value_is_skipped_as_over_http(value: bytes) 
         assert marked == bare
 
 
-def test_a_value_in_utf_16_is_poison_that_says_so() -> None:
-    found = decoded('{"taskType": "email", "payload": 1}'.encode("utf-16"))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_value_in_utf_16_is_poison_that_says_so(encoding: str) -> None:
+    found = decoded('{"taskType": "email", "payload": 1}'.encode(encoding))
     assert isinstance(found, Poison)
     assert (found.error_class, "UTF-16" in found.reason) == ("NotJson", True)
 
