@@ -154,7 +154,9 @@ def test_tests_that_are_stopped_end_with_all_that_they_started(tmp_path: Path) -
         stop.set()
         with pytest.raises(Stopped):
             running.result()
-    assert not any(Path("/proc", pid).exists() for pid in pids.read_text(encoding="utf-8").split())
+    left = pids.read_text(encoding="utf-8").split()
+    while any(Path("/proc", pid).exists() for pid in left):  # until whoever inherits them has noticed their end
+        time.sleep(0.05)
 
 
 def test_tests_have_a_time_in_which_to_be_done(tmp_path: Path) -> None:

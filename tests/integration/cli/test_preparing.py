@@ -364,5 +364,5 @@ async def test_a_signal_ends_the_wait_at_once(command: str, number: signal.Signa
     began = time.monotonic()
     waiting.process.send_signal(number)
     assert await waiting.end() == status
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15  # of ten minutes; a busy machine takes seconds to end an interpreter
     assert "Traceback" not in waiting.said

@@ -32,6 +32,7 @@ def test_every_variable_is_named_once_and_secrets_are_marked() -> None:
         "TASKFLUX_KAFKA__SASL_PASSWORD",
         "TASKFLUX_REDIS__URL",
         "TASKFLUX_SMTP__PASSWORD",
+        "TASKFLUX_SMTP__ACCESS_TOKEN",
         "TASKFLUX_MSG91__AUTH_KEY",
         "TASKFLUX_MSG91__WEBHOOK_SECRET",
         "TASKFLUX_OTEL__HEADERS",
