@@ -245,7 +245,9 @@ def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, 
         )
     asks = not given["yes"] and not given["dry_run"]
     if asks and not on_terminal():
-        raise click.UsageError("nobody is here to be asked: say --yes, or --dry-run to be told how many there are")
+        raise click.UsageError(
+            "there is no terminal to ask for confirmation: say --yes, or --dry-run to only count them"
+        )
     dry = api.call("POST", "/dead-letters/replay", {"filter": by_filter, "dryRun": True}).document
     matched = dry["matched"]
     if given["dry_run"]:
@@ -336,12 +338,12 @@ def _finish(job: Document, as_json: bool) -> None:
     if job["status"] != "finished":
         leave(f"the replay was {job['status']} before its end", FAILED)
     if dead := outcomes.get("dead", 0):
-        leave(f"{counted(dead, 'task')} died again: taskflux dead-letters groups says of what", FAILED)
+        leave(f"{counted(dead, 'task')} died again: taskflux dead-letters groups shows why", FAILED)
     if uncertain := outcomes.get("uncertain", 0):
         leave(f"{counted(uncertain, 'task')} may or may not be done: taskflux tasks list --status uncertain", FAILED)
     if still := _still_open(job):
         follow = f"taskflux dead-letters replay --follow {job['replayId']}"
-        leave(f"{counted(still, 'task')} have not come to an end. Look on: {follow}", STILL_OPEN)
+        leave(f"{counted(still, 'task')} not finished yet; follow with: {follow}", STILL_OPEN)
 
 
 def _show(job: Document, as_json: bool) -> None:

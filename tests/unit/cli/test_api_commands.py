@@ -265,7 +265,8 @@ def test_without_a_terminal_a_bulk_replay_is_not_begun_unless_it_is_said(
         ({"succeeded": 9, "dead": 2}, 1, "2 tasks died again"),
         ({"succeeded": 10, "uncertain": 1}, 1, "1 task may or may not be done"),
         ({"succeeded": 9, "dead": 1, "running": 1}, 1, "1 task died again"),
-        ({"succeeded": 9, "scheduled": 1, "running": 1}, 4, "2 tasks have not come to an end"),
+        ({"succeeded": 9, "scheduled": 1, "running": 1}, 4, "2 tasks not finished yet"),
+        ({"succeeded": 10, "running": 1}, 4, "1 task not finished yet"),
     ],
 )
 def test_the_exit_status_of_a_bulk_replay_says_what_became_of_its_tasks(
