@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
@@ -130,8 +131,8 @@ class Mailer:
         """Hang up every idle connection."""
         await self._pool.close()
 
-    async def _dial(self) -> SMTP:
-        client = await self._logins.run(lambda: dial(self._settings, self._hostname, self._tls))
+    async def _dial(self, since: int | None = None) -> SMTP:
+        client = await self._logins.run(lambda: dial(self._settings, self._hostname, self._tls), since)
         metrics.OPENED.labels("smtp").inc()
         self.auth_methods = tuple(client.server_auth_methods)
         return client
@@ -164,7 +165,7 @@ class Mailer:
             Call("smtp", "SMTP send", self._where) as span,
             Sending("the mail", "the SMTP server", _FAILURES) as sending,
         ):
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(partial(self._dial, self._logins.failures)) as connection:
                 replies = await self._dialogue(connection, message, deliveries.open, sending)
                 await self._raise_for_denial(replies, deliveries, connection.client)
             deliveries.note(replies)

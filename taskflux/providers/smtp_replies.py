@@ -155,7 +155,7 @@ def _denies_us(code: int, status: str | None, text: str) -> bool:
         return False
     if re.search("(?:helo command|sender address) rejected", text, re.IGNORECASE):
         return code >= 500  # they have codes of their own
-    if status is not None and ".7." not in status:
+    if status is not None and ".7." not in status and code != 503:  # "503 5.5.1 authenticate first"
         return False
     if code < 500:
         return "relay" in text.lower() and _DENIED.search(text) is not None

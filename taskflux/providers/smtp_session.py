@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -308,43 +309,52 @@ async def _raise_for_smtps(settings: SmtpSettings, server: str) -> None:
 Dial = Callable[[], Awaitable[SMTP]]
 
 
-class Logins:
-    """Lets one connection at a time log in until a login has gone well, and again after one was refused.
+WELL: Final = 30.0
+"""Seconds for which a login that has gone well vouches for the next ones."""
 
-    Who waited for a login that failed gets its error and does not try: ten wrong passwords in a second look like an
+
+class Logins:
+    """Lets one connection at a time log in until a login has gone well, and again later, or after one was refused.
+
+    Who waited while a login failed gets its error and does not try: ten wrong passwords in a second look like an
     attack, and get this host's address blocked.
     """
 
     def __init__(self) -> None:
-        self._well = False
+        self._well_until = -math.inf
         self._failed: ProviderError | None = None
-        self._failures = 0
+        self.failures = 0
+        """How many failed, as far as they are counted here: who begins to wait for a connection takes it down."""
         self._turn = asyncio.Lock()
 
-    async def run(self, dial: Dial) -> SMTP:
-        """A connection from `dial`.
+    async def run(self, dial: Dial, since: int | None = None) -> SMTP:
+        """A connection from `dial`, for somebody who waits since there were `since` failures; None: since now.
 
         Raises:
             ProviderError: it cannot be opened.
         """
         if not self._well:
-            before = self._failures
+            before = self.failures if since is None else since
             async with self._turn:
                 if not self._well:
-                    if self._failed is not None and self._failures > before:
+                    if self._failed is not None and self.failures > before:
                         raise type(self._failed)(self._failed.reason) from self._failed
                     return await self._try(dial)
         return await self._try(dial)
+
+    @property
+    def _well(self) -> bool:
+        return time.monotonic() < self._well_until
 
     async def _try(self, dial: Dial) -> SMTP:
         try:
             client = await dial()
         except ProviderError as error:
-            self._failed, self._failures = error, self._failures + 1
+            self._failed, self.failures = error, self.failures + 1
             if isinstance(error, Misconfigured):
-                self._well = False
+                self._well_until = -math.inf
             raise
-        self._well = True
+        self._well_until = time.monotonic() + WELL
         return client
 
 
@@ -419,14 +429,16 @@ class Pool:
         return max(0, self.slots.wanted - self.slots.busy)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """A connection; left with an error it is closed, because nobody knows how far its dialogue got.
+    async def connection(self, dial: Dial | None = None) -> AsyncIterator[Connection]:
+        """A connection, opened by `dial` if it is new and `dial` is given.
+
+        Left with an error it is closed, because nobody knows how far its dialogue got.
 
         Raises:
             ProviderError: no session could be opened.
         """
         async with self.slots.slot():
-            connection = await self._idle_connection() or Connection(await self._dial(), time.monotonic())
+            connection = await self._idle_connection() or Connection(await (dial or self._dial)(), time.monotonic())
             healthy = False
             try:
                 yield connection

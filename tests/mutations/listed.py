@@ -685,7 +685,7 @@ _PROVIDERS: Final = (
     Mutation(
         "ten mails with a wrong password are ten failed logins",
         "taskflux/providers/smtp_session.py",
-        "                    if self._failed is not None and self._failures > before:\n",
+        "                    if self._failed is not None and self.failures > before:\n",
         "                    if self._failed is not None and False:\n",
         SMTP_SESSIONS,
     ),

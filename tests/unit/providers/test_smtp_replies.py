@@ -213,6 +213,7 @@ def test_a_recipient_taken_off_the_mail_is_forgotten() -> None:
         (550, "5.7.64 TenantAttribution; Relay Access Denied"),
         (550, "Please authenticate first"),
         (503, "AUTH first"),
+        (503, "5.5.1 Error: authenticate first"),
         (550, "You need to authenticate to relay"),
         (550, "Please turn on SMTP Authentication in your mail client"),  # cPanel
         (550, "5.7.1 This system is not configured to relay mail"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from taskflux.providers.smtp import connect
 from taskflux.providers.smtp_replies import Throttled
-from taskflux.providers.smtp_session import CALM, Logins, Slots, SmtpSettings, _raise_for_certificate
+from taskflux.providers.smtp_session import CALM, WELL, Logins, Slots, SmtpSettings, _raise_for_certificate
 from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
 
 CA_FILE = certifi.where()
@@ -200,6 +201,18 @@ async def test_after_a_refused_login_one_at_a_time_tries_again() -> None:
     assert server.logins == 3
     server.error = None
     assert await together(logins, server, 5) == [server] * 5
+
+
+async def test_some_time_after_a_login_that_went_well_one_at_a_time_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logins, server = Logins(), Server()
+    await logins.run(server.dial)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + WELL + 1)
+    server.error = Misconfigured("535 no")
+    await together(logins, server, 10)
+    assert server.logins == 2
 
 
 async def test_a_login_that_is_cut_off_lets_the_next_one_try() -> None:
