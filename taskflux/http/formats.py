@@ -28,6 +28,7 @@ from pydantic import (
     AnyUrl,
     Base64Bytes,
     Base64UrlBytes,
+    ByteSize,
     IPvAnyAddress,
     IPvAnyInterface,
     IPvAnyNetwork,
@@ -87,18 +88,26 @@ def _reads_bytes(config: CoreConfig) -> Callable[[str], bool]:
     return read
 
 
-_NAMED: Final = re.compile(r"[^<>]*<([^<>]*)>\s*")
+_NAMED: Final = re.compile(
+    r"""\s*(?:(?:[\w.!#$%&'*+\-/=?^_`{|}~]+\s+)*[\w.!#$%&'*+\-/=?^_`{|}~]+|"[^"]+")?\s*<([^<>]+)>\s*"""
+)
+_RESERVED: Final = ("arpa", "invalid", "local", "localhost", "onion", "test")
 
 
 def _is_email(text: str) -> bool:
-    """What pydantic's EmailStr takes (the package email-validator): a dot-atom before the @, a domain with a dot."""
+    """What pydantic's EmailStr takes (the package email-validator): a dot-atom before the @, a domain of the net."""
     named = _NAMED.fullmatch(text)
+    if (not named and "<" in text) or re.search(r"[\r\n]", text):
+        return False
     try:
-        address = Address.parse(named[1] if named else text.strip())
+        address = Address.parse(named[1].strip() if named else text.strip())
     except ValueError:
         return False
-    plain = not address.local.startswith('"') and all(address.local.split("."))
-    return plain and not address.name and "." in address.domain.strip(".") and "_" not in address.domain
+    plain = not (address.name or address.quoted) and all(address.local.split("."))
+    labels = address.envelope.partition("@")[2].split(".")
+    public = len(labels) > 1 and labels[-1][-1].isalpha() and labels[-1] not in _RESERVED
+    plain = plain and not any(label[2:4] == "--" and label[:2] != "xn" for label in labels)
+    return plain and public and "_" not in address.domain and not address.domain.endswith(".")
 
 
 FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
@@ -137,6 +146,7 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
     "fraction": _reads(Fraction),
     "complex": _reads(complex),
     "color": _is_color,
+    "byte-size": _reads(ByteSize),
 }
 
 
@@ -210,6 +220,7 @@ _EXAMPLES: Final = {
     "zoneinfo": "a time zone, such as Europe/Berlin",
     "fraction": "a fraction, such as 3/4",
     "complex": "a complex number, such as 1+2j",
+    "byte-size": "a size in bytes, such as 10MB",
     "color": "a colour, such as #ff8800 or red",
     "uri-reference": "a URI or a part of one, such as /a?b",
     "iri": "an address, such as https://example.org/a",

@@ -86,11 +86,35 @@ class PayloadSchema:
                 offline=True,
                 validate_formats=True,
                 formats=dict(FORMATS),
-                keywords={LIMITS: Limited},
+                keywords={LIMITS: Limited, "contentSchema": _content_of(self._schema)},
             )
         except ValueError:
             log.warning("the schema of task type %s cannot be compiled: its payloads are accepted unseen", self.name)
             return None
+
+
+def _content_of(whole: Any) -> type[Any]:
+    """A keyword: what a text in JSON stands for, held against its own schema, as the handler's model does."""
+    definitions = whole.get("$defs", {}) if isinstance(whole, dict) else {}
+
+    class Content:
+        def __init__(self, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]) -> None:
+            schema = {**value, "$defs": definitions} if isinstance(value, dict) else value
+            self._asserted = parent_schema.get("format") == "json-string"
+            self._inner = PayloadSchema("", json.dumps(schema))
+
+        def validate(self, instance: object) -> None:
+            if not (self._asserted and isinstance(instance, str)):
+                return
+            try:
+                payload = json.loads(instance)
+            except (ValueError, RecursionError):
+                return  # its format says so
+            for error in self._inner.errors(payload, instance):
+                where = error.field.removeprefix("payload").removeprefix(".")
+                raise ValueError(f"holds JSON that is not right{' at ' if where else ''}{where}: {error.message}")
+
+    return Content
 
 
 @cache

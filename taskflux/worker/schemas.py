@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pydantic import AliasChoices, TypeAdapter
+from pydantic import AliasChoices, ByteSize, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema, to_jsonable_python
 
@@ -50,6 +50,8 @@ class _PayloadSchema(GenerateJsonSchema):
         return super().complex_schema(schema) | {"format": "complex"}
 
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
+        if schema.get("pattern") == ByteSize.byte_string_pattern:  # which takes any unit
+            return {"type": "string", "format": "byte-size"}
         found = super().str_schema(schema)
         stripped = schema.get("strip_whitespace", self._config.str_strip_whitespace)
         if schema.get("ascii_only") and "pattern" not in found:

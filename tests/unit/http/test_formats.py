@@ -14,8 +14,10 @@ from pydantic import (
     AliasChoices,
     Base64UrlBytes,
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
+    Json,
     StrictInt,
     StringConstraints,
     TypeAdapter,
@@ -57,6 +59,10 @@ class OnlyRenamed(Renamed):
     model_config = ConfigDict(extra="forbid")
 
 
+class Branch(BaseModel):
+    on: Json[Branch] | None = None
+
+
 Fee = Annotated[Decimal, Field(gt=0, max_digits=4, decimal_places=2)]
 Ascii = Annotated[str, StringConstraints(ascii_only=True)]
 
@@ -85,6 +91,17 @@ Ascii = Annotated[str, StringConstraints(ascii_only=True)]
         (Renamed, {"count": 1, "remark": "x"}, {"count": 1, "remark": 5}, "payload.remark", 'not of type "string"'),
         (OnlyRenamed, {"number": 1}, {"number": 1, "numbers": 1}, "payload.numbers", "is not a known field"),
         (Ascii, "a", "é", "payload", "may have no character beyond ASCII"),
+        (ByteSize, "10 MB", "10 parsecs", "payload", "a size in bytes, such as 10MB"),
+        (
+            Json[list[int]],
+            "[1]",
+            '[1, "x"]',
+            "payload",
+            "holds JSON that is not right at [1]: the value is not of type",
+        ),
+        (Json[list[int]], "[]", "{}", "payload", "holds JSON that is not right: the value is not of type"),
+        (Json[list[int]], "[]", "[", "payload", "is not a JSON text"),
+        (Json[Branch], '{"on": "{}"}', '{"on": "[]"}', "payload", "holds JSON that is not right at on: "),
         (Annotated[timedelta, Field(strict=True)], "P1D", "a while", "payload", "a duration, such as P1DT2H"),
     ],
 )
@@ -109,3 +126,30 @@ def test_a_colour_is_one_that_style_sheets_know(text: str, right: bool) -> None:
     schema = PayloadSchema("mine", '{"type": "string", "format": "color"}')
     found = [error.message for error in schema.errors(text, json.dumps(text))]
     assert found == ([] if right else ["is not a colour, such as #ff8800 or red"])
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("ann@example.org", True),
+        (" Ann Lee <ann@mail.example.org> ", True),
+        ('"Lee, Ann" <ann@example.org>', True),
+        ("ann@bücher.example", True),
+        ("ann@xn--bcher-kva.example", True),
+        ("ann@localhost", False),
+        ("ann@printer.local", False),
+        ("ann@example.test", False),
+        ("ann@192.0.2.1", False),
+        ("ann@ab--c.example", False),
+        ("ann@example.org.", False),
+        ("ann@my_host.example", False),
+        ("ann@example.org\n", False),
+        ('"ann lee"@example.org', False),
+        ("Lee, Ann <ann@example.org>", False),
+        ("ann..lee@example.org", False),
+    ],
+)
+def test_an_e_mail_address_is_one_that_email_validator_takes(text: str, right: bool) -> None:
+    schema = PayloadSchema("mine", '{"type": "string", "format": "email"}')
+    found = [error.message for error in schema.errors(text, json.dumps(text))]
+    assert found == ([] if right else ["is not an e-mail address, such as ann@example.org"])
