@@ -243,13 +243,17 @@ def _one_underscore(section: str, model: type[BaseModel]) -> list[str]:
 
 
 def _line_breaks(section: str) -> list[str]:
-    """Values that end with a line break, as a file or a Secret does that was made by `echo`."""
+    """Values that end with a line break, as a file or a Secret does that was made by `echo`.
+
+    A text of several lines, such as a key as PEM, ends with one rightly.
+    """
     return [
         f"{name} ends with a line break: make the file or the Secret without one, by printf or echo -n"
         for name, value in os.environ.items()
         if name.upper().startswith(f"TASKFLUX_{section}__".upper())
         and value.endswith(("\n", "\r"))
         and not value.lstrip().startswith(("{", "["))
+        and "\n" not in value.strip()
     ]
 
 

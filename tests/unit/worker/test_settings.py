@@ -279,7 +279,7 @@ def test_an_empty_variable_of_a_provider_counts_as_unset(field: str, monkeypatch
     assert load_provider("billing", Billing) == Billing()
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
 def test_a_line_break_at_the_end_of_a_secret_is_noticed(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given(
         monkeypatch,
@@ -295,3 +295,9 @@ def test_a_line_break_at_the_end_of_a_secret_is_noticed(ending: str, monkeypatch
     monkeypatch.setenv("TASKFLUX_BILLING__API_KEY", f"s3cret{ending}")
     with pytest.raises(WrongSettings, match="TASKFLUX_BILLING__API_KEY ends with a line break"):
         load_provider("billing", Billing)
+
+
+@pytest.mark.parametrize("key", ["-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----\n", "one\r\ntwo\r\n"])
+def test_a_secret_of_several_lines_may_end_with_a_line_break(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLUX_BILLING__API_KEY", key)
+    assert load_provider("billing", Billing).api_key == SecretStr(key)
