@@ -192,8 +192,8 @@ class Attachment(_Payload):
 
     @property
     def cid(self) -> str | None:
-        """`content_id` without < and >."""
-        return self.content_id.strip("<>") if self.content_id is not None else None
+        """`content_id` without < and >, and without the scheme that only the html writes in front of it."""
+        return re.sub("(?i)^cid:(?=.)", "", self.content_id.strip("<>")) if self.content_id is not None else None
 
     @property
     def inline(self) -> bool:
@@ -209,6 +209,8 @@ def _empty(default: list[Any] | dict[str, Any]) -> Any:
 def _can_be_written(headers: dict[str, str]) -> dict[str, str]:
     if owned := sorted(name for name in headers if _OWNED.match(name)):
         raise ValueError(f"headers may not set {', '.join(owned)}: the other fields and the settings do")
+    if len({name.lower() for name in headers}) < len(headers):
+        raise ValueError("headers has a name twice, in upper and lower case: to a reader they are the same")
     for name, value in headers.items():
         field(name, value)
     return headers

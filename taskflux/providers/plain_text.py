@@ -24,6 +24,9 @@ _UNSEEN: Final = frozenset({
     "audio", "canvas", "embed", "head", "iframe", "math", "object", "script", "style", "svg", "template", "title",
     "video",
 })  # fmt: skip
+_LISTS: Final = frozenset({"ol", "ul"})
+_DEEPEST: Final = 8
+"""Lists within lists that are indented by their depth; those deeper yet as much as these."""
 _TARGETS: Final = ("http://", "https://", "mailto:", "tel:")
 
 # Marks within the text until it is cut into lines; of the html's own there are none left by then.
@@ -36,6 +39,7 @@ _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
 _AFTER_BULLET: Final = re.compile(rf"{_BULLET}[{_LINE}{_PARAGRAPH}\s]*")
 _BLANK_LINES: Final = re.compile(r"\n{3,}")
 _SPACES: Final = re.compile(r"[ \t\n\f\r]+")
+_NUMBER: Final = re.compile("-?[0-9]{1,9}")
 
 
 def plain_text(html: str) -> str:
@@ -62,6 +66,7 @@ class _Reading:
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._numbers: defaultdict[int, int] = defaultdict(int)
+        self._lists = 0
         self._preformatted = 0
 
     def all(self, root: NodeType) -> str:
@@ -91,8 +96,11 @@ class _Reading:
         self._parts.append(_PARAGRAPH if name in _PARAGRAPHS else _LINE if name in _LINES else "")
         if name == "br":
             self._parts.append("\n")
+        elif name in _LISTS:
+            self._lists += 1
+            self._numbers[id(element)] = _number(element.attrs.get("start"), 1) - 1
         elif name == "li":
-            self._parts.append(self._bullet(element.parent))
+            self._parts.append(self._bullet(element))
         elif name == "img" and (alt := (element.attrs.get("alt") or "").strip()):
             self._text(f"[{alt}]")
         elif name == "pre":
@@ -104,6 +112,8 @@ class _Reading:
             self._parts.append(_target(end.element.attrs.get("href"), "".join(self._parts[end.start :])))
         elif name == "pre":
             self._preformatted -= 1
+        elif name in _LISTS:
+            self._lists -= 1
         if name in ("td", "th"):
             self._parts.append(_CELL)
         elif name in _PARAGRAPHS:
@@ -111,11 +121,18 @@ class _Reading:
         elif name in _LINES:
             self._parts.append(_LINE)
 
-    def _bullet(self, of: Any) -> str:
+    def _bullet(self, item: Any) -> str:
+        of = item.parent
+        indent = _KEPT_SPACE * 2 * min(max(self._lists - 1, 0), _DEEPEST)
         if of is None or of.name != "ol":
-            return f"* {_BULLET}"
-        self._numbers[id(of)] += 1
-        return f"{self._numbers[id(of)]}. {_BULLET}"
+            return f"{indent}* {_BULLET}"
+        number = _number(item.attrs.get("value"), self._numbers[id(of)] + 1)
+        self._numbers[id(of)] = number
+        return f"{indent}{number}. {_BULLET}"
+
+
+def _number(text: str | None, otherwise: int) -> int:
+    return int(text) if text and _NUMBER.fullmatch(text.strip()) else otherwise
 
 
 def _hidden(element: Any) -> bool:

@@ -108,6 +108,7 @@ def test_more_recipients_than_one_mail_may_have_are_refused() -> None:
 @pytest.mark.parametrize(
     ("headers", "sentence"),
     [
+        ({"References": "<a@x>", "references": "<b@x>"}, "headers has a name twice"),
         ({"X-A": "a" * 1000}, "X-A has a word that is too long"),
         ({"References": "<ü@example.org>"}, "References has characters beyond ASCII"),
         ({"List-Id": "=?utf-8?q?a=0A?= <a.example.org>"}, "List-Id has an encoded word with a line break"),
@@ -152,6 +153,11 @@ def test_two_attachments_have_no_content_id_in_common() -> None:
     named = [{"filename": "a", "content": "", "contentId": cid} for cid in ("<logo@example.org>", "logo@example.org")]
     with pytest.raises(ValidationError, match="two of the attachments have the same contentId"):
         read(attachments=named)
+
+
+@pytest.mark.parametrize("content_id", ["logo@example.org", "<logo@example.org>", "cid:logo@example.org"])
+def test_a_content_id_may_be_written_as_in_the_mail_and_as_in_the_html(content_id: str) -> None:
+    assert Attachment(filename="a", content=b"", content_id=content_id).cid == "logo@example.org"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ import pytest
 
 from taskflux.providers.plain_text import MOST_HTML, plain_text
 
+OL = "5. a\n6. * b\n\n9. c\n10. d\n\n1. e"
+DEEP = "\n\n".join("  " * min(depth, 8) + "* a" for depth in range(40))
+
 
 @pytest.mark.parametrize(
     ("html", "text"),
@@ -21,7 +24,9 @@ from taskflux.providers.plain_text import MOST_HTML, plain_text
         ("<p>a<b>b</b>c &amp; &lt;d&gt; &euro;&nbsp;5 &#128512;</p>", "abc & <d> € 5 😀"),
         ("<table><tr><th>Name<th>Price<tr><td>Öl<td><b>3</b> €</table>", "Name | Price\nÖl | 3 €"),
         ("<table><tr><td><table><tr><td><p>in</p></td></tr></table></td><td>out</td></tr></table>", "in\n\nout"),
-        ("<ul><li>a<li><p>b</p><ol><li>c<li>d</ol></ul>", "* a\n* b\n\n1. c\n2. d"),
+        ("<ul><li>a<li><p>b</p><ol><li>c<li>d</ol></ul>", "* a\n* b\n\n  1. c\n  2. d"),
+        ("<ol start=5><li>a<li><ul><li>b</ul><li value=9>c<li value=x>d</ol><ol><li>e</ol>", OL),
+        ("<ul><li>a" * 40, DEEP),
         ("<pre>  a\n    b  c</pre>", "  a\n    b  c"),
         ("<br><br><br><br>a<br><br><br><br>b", "a\n\nb"),
         ('<?xml version="1.0" encoding="latin-1"?><html><meta charset="latin-1"><p>日本</p></html>', "日本"),
