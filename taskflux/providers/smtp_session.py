@@ -251,11 +251,11 @@ def _no_common_mechanism(settings: SmtpSettings, offered: Sequence[str]) -> str:
     if not offered:
         return f"username is set, but {server} offers no AUTH"
     names = ", ".join(sorted(set(offered))).upper()
-    if settings.password is None:
+    if settings.password is None and {"plain", "login", "cram-md5"} & set(offered):
         return (
             f"{server} offers no XOAUTH2, but AUTH by {names}: set TASKFLUX_SMTP__PASSWORD instead of an access token"
         )
-    if "xoauth2" in offered:
+    if settings.password is not None and "xoauth2" in offered:
         return (
             f"{server} takes no password, but AUTH by {names}: set TASKFLUX_SMTP__ACCESS_TOKEN_FILE (or ACCESS_TOKEN)"
             " instead of the password"

@@ -128,6 +128,14 @@ async def test_a_server_without_xoauth2_is_answered_with_the_setting() -> None:
         assert "set TASKFLUX_SMTP__PASSWORD" in (await refused_check(mailer, Misconfigured)).reason
 
 
+@pytest.mark.parametrize("secret", ["password", "access_token"])
+async def test_a_server_whose_ways_of_auth_we_do_not_know_is_answered_with_them(secret: str) -> None:
+    ehlo = b"250-mail.test\r\n250 AUTH OAUTHBEARER GSSAPI\r\n"
+    async with server_that_says(ehlo=ehlo) as port, mailer_at(port, username="ann", **{secret: "s"}) as mailer:
+        reason = (await refused_check(mailer, Misconfigured)).reason
+    assert reason.endswith("offers no AUTH that we know: GSSAPI, OAUTHBEARER")
+
+
 async def test_many_mails_at_once_with_a_wrong_password_are_one_failed_login(
     certificate: trustme.LeafCert, ca_file: str
 ) -> None:
