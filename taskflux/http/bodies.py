@@ -276,9 +276,9 @@ def media_type(headers: Headers, accepted: frozenset[str]) -> str:
     if essence not in accepted:
         said = f"Content-Type is {essence[:100]!r}" if essence else "there is no Content-Type"
         raise Problem(UNSUPPORTED_MEDIA_TYPE, f"{said}: send the body as {wanted}", headers={"Accept": wanted})
-    charset = parameters.replace(" ", "").replace('"', "")
-    if charset.startswith("charset=") and charset not in ("charset=utf-8", "charset=utf8", "charset=us-ascii"):
-        raise Problem(UNSUPPORTED_MEDIA_TYPE, f"{charset[:100]}: JSON is UTF-8 (RFC 8259, section 8.1)")
+    for parameter in parameters.replace(" ", "").replace('"', "").split(";"):
+        if parameter.startswith("charset=") and parameter not in ("charset=utf-8", "charset=utf8", "charset=us-ascii"):
+            raise Problem(UNSUPPORTED_MEDIA_TYPE, f"{parameter[:100]}: JSON is UTF-8 (RFC 8259, section 8.1)")
     return essence
 
 
