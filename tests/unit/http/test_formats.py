@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
 )
 
+from taskflux.http.formats import FORMATS, format_sentence
 from taskflux.http.payloads import PayloadSchema
 from taskflux.worker.schemas import schema_text
 
@@ -153,3 +154,8 @@ def test_an_e_mail_address_is_one_that_email_validator_takes(text: str, right: b
     schema = PayloadSchema("mine", '{"type": "string", "format": "email"}')
     found = [error.message for error in schema.errors(text, json.dumps(text))]
     assert found == ([] if right else ["is not an e-mail address, such as ann@example.org"])
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "hostname", "iri", "uri-reference", "uri-template", "json-pointer"])
+def test_every_format_has_a_sentence_with_what_is_meant(name: str) -> None:
+    assert f"of the format {name}" not in format_sentence(name)
