@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from taskflux.providers.addresses import Address
 from taskflux.providers.email import Attachment, ContentType, Email
-from taskflux.providers.headers import WrongHeader, encoded_words, field, folded, mime_field
+from taskflux.providers.headers import Kind, WrongHeader, encoded_words, field, folded, kind_of, mime_field
 from taskflux.providers.plain_text import plain_text
 from taskflux.tasks.errors import InvalidPayload
 
@@ -73,7 +73,8 @@ def _fields(email: Email, sender: Address, message_id: str, date: datetime) -> I
     yield f"Date: {format_datetime(date)}"
     yield f"Message-ID: {message_id}"
     for name, value in email.headers.items():
-        yield field(name, value)
+        if value.strip(" ") or kind_of(name) is Kind.TEXT:  # a References without an id is no References (RFC 5322)
+            yield field(name, value)
 
 
 @dataclass(frozen=True, slots=True)

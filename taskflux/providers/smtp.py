@@ -187,7 +187,7 @@ class Mailer:
         if not everybody or deliveries.delivered or self._settings.username is not None:
             self._denied = None
             return
-        if any(reply.barred for reply in replies.values()) and not await self._bars_us(client, replies):
+        if not any(reply.denied for reply in replies.values()) and not await self._bars_us(client, replies):
             return
         self._denied, reply = next(iter(replies.items()))
         raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))

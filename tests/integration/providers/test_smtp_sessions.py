@@ -219,6 +219,14 @@ async def test_access_that_is_denied_to_our_sender_as_well_is_misconfigured() ->
     assert len(postbox.mails) == 1
 
 
+async def test_a_denial_to_one_says_enough_of_the_access_denied_to_another() -> None:
+    postbox = Postbox()
+    postbox.replies["ann@example.org"] = [BARRED.format("ann@example.org")]
+    postbox.replies["bob@example.org"] = [DENIALS[0]]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer, mail("ann@example.org", "bob@example.org"))) is Misconfigured
+
+
 async def test_access_that_is_denied_to_a_recipient_alone_is_that_one_s_matter() -> None:
     postbox = Postbox()
     postbox.replies["bob@example.org"] = [BARRED.format("bob@example.org")] * 2

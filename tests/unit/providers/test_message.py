@@ -146,6 +146,11 @@ def test_an_empty_header_and_an_empty_body_are_allowed() -> None:
     assert mail["X-Empty"] == ""
 
 
+@pytest.mark.parametrize("value", ["", "  "])
+def test_a_structured_header_without_a_value_is_left_out(value: str) -> None:
+    assert "References" not in parsed(written(headers={"References": value}))
+
+
 def test_long_lists_of_recipients_are_folded_between_addresses_and_names_are_kept() -> None:
     names = ["Jörg Müller-Lüdenscheidt von und zu Überlingen am Bodensee", "Bob", "", "日本 太郎", "x" * 520]
     message = written(to=[Address(f"r{at}", "example.org", name) for at, name in enumerate(names)])
