@@ -13,7 +13,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -25,6 +25,7 @@ from pydantic import (
     UUID6,
     UUID7,
     UUID8,
+    AllowInfNan,
     AnyUrl,
     Base64Bytes,
     Base64UrlBytes,
@@ -39,6 +40,7 @@ from pydantic.color import parse_str
 from pydantic_core import CoreConfig, MultiHostUrl, PydanticCustomError, SchemaValidator
 
 from taskflux.providers.addresses import Address
+from taskflux.tasks.bounds import check, check_characters
 from taskflux.worker.schemas import LIMIT_NAMES
 
 
@@ -58,9 +60,16 @@ def _reads(*types: Any) -> Callable[[str], bool]:
     return read
 
 
-def _is_json(text: str) -> bool:
+_DEEPEST: Final = 201
+"""Arrays and objects within each other, up to which pydantic reads a text in JSON."""
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is itself one in JSON that a handler reads, and takes no more memory than a payload may."""
     try:
-        json.loads(text)
+        plain = text.encode()
+        check(plain, depth=_DEEPEST)
+        check_characters(plain, json.loads(text))
     except (ValueError, RecursionError):
         return False
     return True
@@ -141,12 +150,13 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
     "base64url": _reads(Base64UrlBytes),
     "base64-bytes": _reads_bytes({"val_json_bytes": "base64"}),
     "hex-bytes": _reads_bytes({"val_json_bytes": "hex"}),
-    "json-string": _is_json,
+    "json-string": is_json,
     "zoneinfo": _reads(ZoneInfo),
     "fraction": _reads(Fraction),
     "complex": _reads(complex),
     "color": _is_color,
     "byte-size": _reads(ByteSize),
+    "decimal": _reads(Annotated[Decimal, AllowInfNan()]),
 }
 
 
@@ -227,6 +237,7 @@ _EXAMPLES: Final = {
     "fraction": "a fraction, such as 3/4",
     "complex": "a complex number, such as 1+2j",
     "byte-size": "a size in bytes, such as 10MB",
+    "decimal": "a decimal number, such as 12.50",
     "color": "a colour, such as #ff8800 or red",
     "uri-reference": "a URI or a part of one, such as /a?b",
     "iri": "an address, such as https://example.org/a",

@@ -16,7 +16,7 @@ from typing import Any, Final
 import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
-from taskflux.http.formats import FORMATS, Limited, format_sentence
+from taskflux.http.formats import FORMATS, Limited, format_sentence, is_json
 from taskflux.http.problems import FieldError, field_name, shortened
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
@@ -104,13 +104,9 @@ def _content_of(whole: Any) -> type[Any]:
             self._inner = PayloadSchema("", json.dumps(schema))
 
         def validate(self, instance: object) -> None:
-            if not (self._asserted and isinstance(instance, str)):
-                return
-            try:
-                payload = json.loads(instance)
-            except (ValueError, RecursionError):
-                return  # its format says so
-            for error in self._inner.errors(payload, instance):
+            if not (self._asserted and isinstance(instance, str) and is_json(instance)):
+                return  # its type or format says so
+            for error in self._inner.errors(json.loads(instance), instance):
                 where = error.field.removeprefix("payload").removeprefix(".")
                 raise ValueError(f"holds JSON that is not right{' at ' if where else ''}{where}: {error.message}")
 

@@ -63,7 +63,9 @@ class _PayloadSchema(GenerateJsonSchema):
         for branch in found.get("anyOf", []):
             if branch.get("type") == "number":
                 branch |= _limits({name: schema.get(name) for name in ("type", *_DIGITS)})
-            elif branch.get("type") == "string" and not schema.get("allow_inf_nan"):
+            elif schema.get("allow_inf_nan"):
+                branch |= {"format": "decimal"} | _limits(schema)
+            elif branch.get("type") == "string":
                 branch.setdefault("pattern", DECIMAL)
                 branch |= _limits(schema)
         return found
@@ -112,7 +114,7 @@ LIMITS: Final = "x-taskflux-limits"
 """A keyword of our own: what JSON schema has no word for, of a value that is written as a text."""
 
 _DIGITS: Final = ("max_digits", "decimal_places")
-LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", *_DIGITS, "now_op", "strict")
+LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", *_DIGITS, "now_op", "strict", "allow_inf_nan")
 
 
 def _limits(schema: Mapping[str, Any]) -> JsonSchemaValue:

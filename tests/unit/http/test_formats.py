@@ -65,6 +65,7 @@ class Branch(BaseModel):
 
 
 Fee = Annotated[Decimal, Field(gt=0, max_digits=4, decimal_places=2)]
+Infinite = Annotated[Decimal, Field(gt=0, allow_inf_nan=True)]
 Ascii = Annotated[str, StringConstraints(ascii_only=True)]
 
 
@@ -103,6 +104,10 @@ Ascii = Annotated[str, StringConstraints(ascii_only=True)]
         (Json[list[int]], "[]", "{}", "payload", "holds JSON that is not right: the value is not of type"),
         (Json[list[int]], "[]", "[", "payload", "is not a JSON text"),
         (Json[Branch], '{"on": "{}"}', '{"on": "[]"}', "payload", "holds JSON that is not right at on: "),
+        (Json[list[Any]], "[" * 201 + "]" * 201, "[" * 202 + "]" * 202, "payload", "is not a JSON text"),
+        (Json, "1", '"\\ud83c"', "payload", "is not a JSON text"),
+        (Infinite, "Infinity", "infinite", "payload", "a decimal number, such as 12.50"),
+        (Infinite, "Infinity", "-Infinity", "payload", "greater than 0"),
         (Annotated[timedelta, Field(strict=True)], "P1D", "a while", "payload", "a duration, such as P1DT2H"),
     ],
 )
