@@ -54,7 +54,6 @@ QUIET = {
     "stores: annotation Deployments": "the same",
     "handler: Its scaling / Not done twice [swept]": "no worker is lost",
     "handler: Its processes / Blocked event loop [{{type}}]": "no handler blocks its loop",
-    "stores: API / Connections cut [{{how}}]": "no client is slow, silent or wrong",
     "stores: Relay / Set right [lost worker: {{state}}]": "no worker is lost",
     "stores: Relay / Set right [published again: {{type}}]": "Kafka loses nothing",
     "stores: PostgreSQL / Failed statements [{{error}}]": "PostgreSQL is there all the time",
@@ -64,6 +63,11 @@ QUIET = {
     "stores: Kafka and Redis / Trouble [{{handler}} Redis]": "Redis is there all the time",
 }
 """Queries that this load gives no answer to, with the reason: all others have to return data."""
+
+BY_CHANCE = {
+    "stores: API / Connections cut [{{how}}]": "a connection is idle for longer than ingest keeps it, or not",
+}
+"""Queries that have an answer or none, with the reason."""
 
 QUIET_IN_ALERTS = {
     ("status", "=~", "5.."): "ingest answers nothing with 5xx while PostgreSQL is there",
@@ -194,7 +198,7 @@ async def test_every_panels_expression_parses_and_returns_data(scene: Scene) -> 
         await scene.whole.query(expr, scene.ended)
         if not has_data(await scene.whole.range(expr, scene.began - 120, scene.ended)):
             silent.add(what)
-    assert silent == QUIET.keys()
+    assert silent - BY_CHANCE.keys() == QUIET.keys()
 
 
 async def test_every_series_of_a_panel_has_a_name_of_its_own(scene: Scene) -> None:

@@ -84,6 +84,8 @@ def test_an_unknown_field_is_refused_in_kinds_of_its_own_and_in_kedas(cluster: C
 def test_a_difference_is_seen(cluster: Cluster, namespace: str) -> None:
     deployment = _deployment()
     cluster.apply([deployment], namespace)
+    # Its controller writes its status meanwhile, which would differ, too.
+    cluster.kubectl("wait", "--for=condition=Available", "deployment/one", f"--namespace={namespace}", "--timeout=60s")
     assert cluster.differs([deployment], namespace) == ""
     deployment["spec"]["minReadySeconds"] = 7
     assert "minReadySeconds: 7" in cluster.differs([deployment], namespace)
