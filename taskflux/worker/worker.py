@@ -98,12 +98,8 @@ class Worker:
         There is none unless something of ours has failed. It would stay `running` for as long as this worker lives.
         """
         held = await self._lease.claims.held()
-        lost = {
-            task: version - 1
-            for task, version in held.items()
-            if task not in self._asked and not self._executor.runs(task, version)
-        }
-        # What was settled meanwhile is not among them; what was asked for again meanwhile is claimed there.
+        lost = {task: version - 1 for task, version in held.items() if not self._executor.runs(task, version)}
+        # What was settled meanwhile is not among them; what is asked for, or was again meanwhile, is claimed there.
         for claim in await self._lease.claims.reclaim(lost):
             if claim.id not in self._asked and not self._executor.runs(claim.id, claim.version):
                 self._executor.release(claim)

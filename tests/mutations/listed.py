@@ -406,13 +406,6 @@ _WORKER: Final = (
     Mutation(
         "a claim whose answer is under way is released",
         "taskflux/worker/worker.py",
-        "if task not in self._asked and not",
-        "if not",
-        WORKER,
-    ),
-    Mutation(
-        "a claim that is asked for again while it is looked at is released",
-        "taskflux/worker/worker.py",
         "if claim.id not in self._asked and not",
         "if not",
         WORKER,
