@@ -9,9 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextvars import Context, copy_context
-from dataclasses import dataclass
-from enum import Enum, auto
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -37,6 +35,7 @@ from taskflux.tasks.model import Receipt, Task
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE
+from taskflux.worker.attempt import Payloads, Running, Stage, attempt_span
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
@@ -67,67 +66,6 @@ values. The worker's memory limit follows from it."""
 
 LIGHT: Final = 4096
 """Bytes of a payload that is not counted there."""
-
-
-class _Stage(Enum):
-    READING = auto()  # what the handler is given is made
-    WAITING = auto()  # for a slot or a turn: nothing has happened yet
-    CALLED = auto()  # its handler runs
-    SETTLING = auto()  # what follows is known, and must be written
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A claim in this process, made in `term` of the lease; `probe`: it is let through an open circuit.
-
-    `turn` is set once it may begin; None: it need not wait for that.
-    """
-
-    claim: Claim
-    term: int
-    probe: bool
-    since: float
-    context: Context
-    turn: asyncio.Event | None = None
-    task: asyncio.Task[None] | None = None
-    stage: _Stage = _Stage.READING
-    slot: bool = False  # it has one
-    room: int = 0  # bytes that its payload takes, where that is not light
-    seconds: float | None = None  # that its handler took
-    span: tracing.Span | None = None  # where its trace is recorded
-    released: str = ""  # why this worker has cancelled it before it began
-    cut: str = ""  # why this worker has cancelled it
-    cuts: int = 0
-    again: asyncio.TimerHandle | None = None  # when it is cut off, if it has not ended by then
-    settled: bool = False  # its outcome is in the hands of `Outcomes`
-
-    @property
-    def called(self) -> bool:
-        """Whether its handler was called: from then on, its side effect may have happened."""
-        return self.stage is _Stage.CALLED or self.seconds is not None
-
-
-class _Payloads:
-    """Room for what payloads take: `most` bytes, or a single one of any size."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._turn = asyncio.Lock()
-        self._given = asyncio.Event()
-
-    async def take(self, size: int) -> None:
-        """Return once there is room for `size` bytes, which are held until `give`."""
-        async with self._turn:  # in their order: smaller ones would pass a large one for ever
-            while self._held and self._held + size > self._most:
-                self._given.clear()
-                await self._given.wait()
-            self._held += size
-
-    def give(self, size: int) -> None:
-        """Hold `size` bytes less."""
-        self._held -= size
-        self._given.set()
 
 
 class Executor:
@@ -163,11 +101,11 @@ class Executor:
         self._patience = patience
         self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._payloads = _Payloads(payload_bytes)
+        self._payloads = Payloads(payload_bytes)
         # By task and version: a task whose lease was lost may come again meanwhile.
-        self._running: dict[tuple[UUID, int], _Running] = {}
+        self._running: dict[tuple[UUID, int], Running] = {}
         self._turns: Counter[asyncio.Event] = Counter()  # of those that were given one: how many are not settled
-        self._lost: dict[tuple[UUID, int], _Running] = {}  # those that a fault of ours has ended without an outcome
+        self._lost: dict[tuple[UUID, int], Running] = {}  # those that a fault of ours has ended without an outcome
         self._room = asyncio.Event()
         self._empty = asyncio.Event()
         self._draining = False
@@ -229,7 +167,7 @@ class Executor:
         `probe` marks the one that is let through an open circuit. `sent` is the traceparent of its record, `received`
         that of the claim's span.
         """
-        running = _Running(claim, term, probe, self._clock(), copy_context(), turn)
+        running = Running(claim, term, probe, self._clock(), copy_context(), turn)
         self._running[claim.id, claim.version] = running
         if turn is not None:
             self._turns[turn] += 1
@@ -237,7 +175,7 @@ class Executor:
 
     def release_waiting(self, turn: asyncio.Event | None, reason: str) -> None:
         """Release those claims of this turn (None: of none) that have not begun, at no cost."""
-        for running in self._at(_Stage.WAITING):
+        for running in self._at(Stage.WAITING):
             if running.turn is turn and running.task is not None:
                 running.released = reason
                 running.task.cancel()
@@ -247,7 +185,7 @@ class Executor:
         key = claim.id, claim.version
         lost = self._lost.get(key) or self._running.get(key)  # this one was cancelled before its first step
         if lost is None:
-            lost = _Running(claim, self.lease.term, False, self._clock(), copy_context())
+            lost = Running(claim, self.lease.term, False, self._clock(), copy_context())
         if lost.called:
             decision = self._decision(lost, Ambiguous(ATTEMPT_LOST))
         else:
@@ -263,20 +201,20 @@ class Executor:
         What is cut off has `last_cut` seconds to end.
         """
         self._draining = True
-        for running in self._at(_Stage.WAITING):
+        for running in self._at(Stage.WAITING):
             _cancel(running)
         await self._settled(seconds, hurry)
-        for running in self._at(_Stage.CALLED):
+        for running in self._at(Stage.CALLED):
             self._cut(running, CUT_BY_DRAIN)
         await self._settled(last_cut, asyncio.Event())
-        for running in self._at(_Stage.CALLED):
+        for running in self._at(Stage.CALLED):
             self._leave(running)
         await self._settled(LAST_SETTLES - last_cut, asyncio.Event())
         if self._running:
             log.warning("outcomes could not be written: their lease will expire", extra={"tasks": len(self._running)})
             self._outcomes.give_up()
 
-    def _at(self, stage: _Stage) -> list[_Running]:
+    def _at(self, stage: Stage) -> list[Running]:
         return [running for running in self._running.values() if running.stage is stage]
 
     async def wait_until_settled(self) -> None:
@@ -305,7 +243,7 @@ class Executor:
 
     # The way of one claim ------------------------------------------------------------------------------------------
 
-    async def _run(self, running: _Running, sent: str | None, received: str | None) -> None:
+    async def _run(self, running: Running, sent: str | None, received: str | None) -> None:
         claim = running.claim
         logs.TASK.set(claim.id)  # this asyncio task is the attempt's own: nothing has to be set back
         TRACE.set(claim.traceparent)
@@ -331,16 +269,16 @@ class Executor:
                 self._forget(key)
                 running.turn = None
 
-    def _settle(self, running: _Running, decision: Decision) -> None:
+    def _settle(self, running: Running, decision: Decision) -> None:
         claim, span = running.claim, running.span
-        running.stage = _Stage.SETTLING
+        running.stage = Stage.SETTLING
         recorded = None if span is None else span.traceparent
         settlement = Settlement(claim.id, claim.version, decision, recorded, running.seconds)
         self._outcomes.write(claim, settlement, partial(self._forget, (claim.id, claim.version)))
         running.settled = True
         self._room.set()  # who waits for it looks again once this is under way
 
-    async def _attempt(self, running: _Running) -> Decision | None:
+    async def _attempt(self, running: Running) -> Decision | None:
         """What follows one attempt; None where that was settled meanwhile.
 
         The one boundary: whatever its handler does, raises or says ends here.
@@ -348,9 +286,9 @@ class Executor:
         claim, error, result = running.claim, None, None
         try:
             if running.turn is not None:
-                running.stage = _Stage.WAITING
+                running.stage = Stage.WAITING
                 await running.turn.wait()
-                running.stage = _Stage.READING
+                running.stage = Stage.READING
             payload = claim.payload
             if payload is None or len(payload) > LIGHT:
                 payload = await self._payload(running)
@@ -359,7 +297,7 @@ class Executor:
             else:
                 task = await asyncio.to_thread(self._task, claim, payload)
             del payload
-            running.stage = _Stage.WAITING
+            running.stage = Stage.WAITING
             refusal = WORKER_ENDED if self._draining else None
             if refusal is None:
                 await self._slots.acquire()
@@ -383,14 +321,14 @@ class Executor:
             return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
         return self._decision(running, error, serves_others=serves_others)
 
-    def _free(self, running: _Running) -> None:
+    def _free(self, running: Running) -> None:
         if running.room:
             self._give_room(running)
         if running.slot:
             running.slot = False
             self._slots.release()
 
-    async def _payload(self, running: _Running) -> str:
+    async def _payload(self, running: Running) -> str:
         """A payload that is not light, once there is room for what it takes, which the attempt then holds.
 
         A large one did not come with its claim, and is read here. While it waits, nothing of it is kept.
@@ -400,7 +338,7 @@ class Executor:
         """
         claim, payload = running.claim, running.claim.payload
         self.handler.check_size(claim.size)
-        running.stage = _Stage.WAITING
+        running.stage = Stage.WAITING
         needed = 2 * claim.size + FEW * VALUE_BYTES
         while running.room < needed:
             payload = None
@@ -414,10 +352,10 @@ class Executor:
             values = self.handler.values
             counted = values(payload) if len(payload) < LARGE else await asyncio.to_thread(values, payload)
             needed = 2 * claim.size + max(FEW, counted) * VALUE_BYTES
-        running.stage = _Stage.READING
+        running.stage = Stage.READING
         return payload or ""
 
-    def _give_room(self, running: _Running) -> None:
+    def _give_room(self, running: Running) -> None:
         self._payloads.give(running.room)
         running.room = 0
 
@@ -444,7 +382,7 @@ class Executor:
             json.loads(claim.progress) if claim.progress else {},
         )
 
-    async def _refusal(self, running: _Running) -> str | None:
+    async def _refusal(self, running: Running) -> str | None:
         """Why the handler may not be called now; where nothing speaks against it, waits for the rate limit."""
         if not self.lease.covers(running.term):
             return LEASE_LOST
@@ -455,7 +393,7 @@ class Executor:
             return WORKER_ENDED
         return None if self.lease.covers(running.term) else LEASE_LOST  # the wait may have been long
 
-    async def _call(self, running: _Running, task: Task[Any]) -> Mapping[str, Any] | None:
+    async def _call(self, running: Running, task: Task[Any]) -> Mapping[str, Any] | None:
         """The handler's result.
 
         Raises:
@@ -463,14 +401,14 @@ class Executor:
         """
         limit = self.handler.policy.timeout
         arguments = (task,) if self.handler.provider is None else (task, self._gate.client)
-        running.stage, running.since = _Stage.CALLED, self._clock()
+        running.stage, running.since = Stage.CALLED, self._clock()
         loop = asyncio.get_running_loop()
         running.again = loop.call_later(limit, self._cut, running, f"it was cut off after {limit:g} s")
         try:
             receipt = await self.handler.function(*arguments)
         finally:
             running.again.cancel()
-            running.stage = _Stage.SETTLING  # what is known now must not be cut off
+            running.stage = Stage.SETTLING  # what is known now must not be cut off
             running.seconds = self._clock() - running.since
         if type(receipt) is Receipt:
             return receipt.result
@@ -481,9 +419,9 @@ class Executor:
             log.error("a handler returned something other than a Receipt", extra={"type": self.handler.type})
         return None
 
-    def _cut(self, running: _Running, why: str) -> None:
+    def _cut(self, running: Running, why: str) -> None:
         """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then abandoned."""
-        if running.stage is not _Stage.CALLED or running.again is None:
+        if running.stage is not Stage.CALLED or running.again is None:
             return
         running.again.cancel()
         running.cut = running.cut or why
@@ -494,17 +432,17 @@ class Executor:
         running.again = asyncio.get_running_loop().call_later(self._patience, self._cut, running, why)
         _cancel(running)
 
-    def _leave(self, running: _Running) -> None:
+    def _leave(self, running: Running) -> None:
         """Settle an attempt whose handler does not end; what that says later counts for nothing."""
         running.seconds = self._clock() - running.since
         self._free(running)
         running.context.run(self._left, running)
 
-    def _left(self, running: _Running) -> None:
+    def _left(self, running: Running) -> None:
         log.error("a handler ignores that it was cut off: it is abandoned", extra={"type": self.handler.type})
         self._settle(running, self._decision(running, Ambiguous(f"{running.cut}, and did not end")))
 
-    def _understood(self, running: _Running, raised: BaseException) -> TaskError | None:
+    def _understood(self, running: Running, raised: BaseException) -> TaskError | None:
         """What the exception that left an attempt stands for; None where it was cancelled before the call.
 
         Only what this worker has cut off itself is said to be cut off: a handler can be cancelled by its own code.
@@ -512,7 +450,7 @@ class Executor:
         error = understood(raised)
         if error is None and running.cut:
             error = Ambiguous(running.cut)
-        if error is None and running.stage is _Stage.WAITING and issubclass(type(raised), asyncio.CancelledError):
+        if error is None and running.stage is Stage.WAITING and issubclass(type(raised), asyncio.CancelledError):
             return None
         if error is None:
             said = text_of(raised)
@@ -525,7 +463,7 @@ class Executor:
             running.span.raised(raised)
         return error
 
-    async def _tell(self, running: _Running, error: TaskError | None) -> bool:
+    async def _tell(self, running: Running, error: TaskError | None) -> bool:
         """Let the provider's circuit learn how a call has ended: before it, there was nothing to learn.
 
         Whether the provider failed for this task while it serves others.
@@ -542,7 +480,7 @@ class Executor:
             log.warning("an attempt was cancelled after its handler had ended")
         return False
 
-    def _decision(self, running: _Running, error: TaskError, *, serves_others: bool = False) -> Decision:
+    def _decision(self, running: Running, error: TaskError, *, serves_others: bool = False) -> Decision:
         """What follows `error`; `serves_others`: its provider failed for it alone."""
         claim = running.claim
         metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
@@ -550,27 +488,9 @@ class Executor:
         return decide(self.handler.policy, attempt, error, self._jitter())
 
 
-def _cancel(running: _Running) -> None:
+def _cancel(running: Running) -> None:
     try:
         if running.task is not None:
             running.task.cancel()
     except BaseException as error:  # noqa: BLE001 - what it waits for may be foreign code: one of its own futures
         log.error("an attempt could not be cancelled\n%s", logs.frames(error), extra={"error_class": class_name(error)})
-
-
-def attempt_span(source: tracing.Destination, claim: Claim, sent: str | None, received: str | None) -> tracing.Span:
-    """The span of one attempt, linked to its claim and to the attempt before it.
-
-    Args:
-        source: where its record stood.
-        claim: the claim.
-        sent: the traceparent of its record, which the span stands below; of another trace, it is below the task's own.
-        received: that of the claim's span.
-    """
-    own = claim.traceparent or ""
-    about: dict[str, tracing.Value] = {"messaging.message.id": str(claim.id), "taskflux.attempt": claim.attempt}
-    if claim.replays:
-        about["taskflux.replay"] = claim.replays
-    parent = sent if sent and tracing.trace_id(sent) == tracing.trace_id(own) else own
-    links = [each for each in (received, claim.attempt_span) if each is not None]
-    return tracing.start(source.process, about, parent=parent, links=links)

@@ -524,7 +524,7 @@ _WORKER: Final = (
     ),
     Mutation(
         "a worker holds any number of payloads",
-        "taskflux/worker/executor.py",
+        "taskflux/worker/attempt.py",
         "while self._held and self._held + size > self._most:",
         "while False:",
         EXECUTOR,
@@ -562,7 +562,7 @@ _STREAM: Final = (
     ),
     Mutation(
         "a commit passes a record that is still being claimed",
-        "taskflux/stream/consumer.py",
+        "taskflux/stream/progress.py",
         "        while held.outstanding and held.outstanding[0] in held.done:",
         "        while held.outstanding:",
         PROGRESS,

@@ -1,4 +1,4 @@
-from taskflux.stream.consumer import Progress
+from taskflux.stream.progress import Progress
 
 A = ("tasks.email", 0)
 B = ("tasks.email", 1)

@@ -8,7 +8,7 @@ from opentelemetry import trace
 
 from taskflux.store.claims import Claim
 from taskflux.telemetry import tracing
-from taskflux.worker.executor import attempt_span
+from taskflux.worker.attempt import attempt_span
 from tests.unit.spans import SAMPLED, Spans
 
 SOURCE = tracing.Destination("tasks.email", "workers")
