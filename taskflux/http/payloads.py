@@ -16,11 +16,11 @@ from typing import Any, Final
 import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
-from taskflux.http.formats import FORMATS, Limited, format_sentence, is_json
+from taskflux.http.formats import FORMATS, Limited, format_sentence, read_json
 from taskflux.http.problems import FieldError, field_name, shortened
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
-from taskflux.tasks.bounds import check
+from taskflux.tasks.bounds import Path, check
 from taskflux.tasks.patterns import UNSAID, sentence_of
 from taskflux.worker.handler import wrong_fields
 from taskflux.worker.schemas import LIMITS, schema_text
@@ -37,7 +37,6 @@ _MASK: Final = "the value"
 """Stands for the value in messages: it may be megabytes long, and an answer with it would end up in a client's log."""
 
 Kind = jsonschema_rs.ValidationErrorKind
-Path = tuple[str | int, ...]
 
 
 class PayloadSchema:
@@ -104,9 +103,13 @@ def _content_of(whole: Any) -> type[Any]:
             self._inner = PayloadSchema("", json.dumps(schema))
 
         def validate(self, instance: object) -> None:
-            if not (self._asserted and isinstance(instance, str) and is_json(instance)):
-                return  # its type or format says so
-            for error in self._inner.errors(json.loads(instance), instance):
+            if not (self._asserted and isinstance(instance, str)):
+                return  # its type says so
+            try:
+                document = read_json(instance)
+            except (ValueError, RecursionError):
+                return  # its format says so
+            for error in self._inner.errors(document, instance):
                 where = error.field.removeprefix("payload").removeprefix(".")
                 raise ValueError(f"holds JSON that is not right{' at ' if where else ''}{where}: {error.message}")
 

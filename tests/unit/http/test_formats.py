@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -108,6 +109,7 @@ Ascii = Annotated[str, StringConstraints(ascii_only=True)]
         (Json, "1", '"\\ud83c"', "payload", "is not a JSON text"),
         (Infinite, "Infinity", "infinite", "payload", "a decimal number, such as 12.50"),
         (Infinite, "Infinity", "-Infinity", "payload", "greater than 0"),
+        (re.Pattern[str], "^a{3}$", "(", "payload", "is not a regular expression"),
         (Annotated[timedelta, Field(strict=True)], "P1D", "a while", "payload", "a duration, such as P1DT2H"),
     ],
 )
@@ -125,6 +127,12 @@ def test_a_value_is_refused_as_its_handler_would_refuse_it(
     [error] = schema.errors(wrong, json.dumps(wrong))
     assert error.field == field
     assert said in error.message
+
+
+@pytest.mark.parametrize("text", ["(" * 5000, "a{99999999999999}"])
+def test_a_regular_expression_beyond_what_python_compiles_is_refused(text: str) -> None:
+    schema = PayloadSchema("mine", schema_text(TypeAdapter(re.Pattern[str])))
+    assert [error.message for error in schema.errors(text, json.dumps(text))] == ["is not a regular expression"]
 
 
 @pytest.mark.parametrize(("text", "right"), [("red", True), ("#f80", True), ("rgb(1, 2, 3)", True), ("reddish", False)])
