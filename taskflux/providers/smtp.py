@@ -198,7 +198,7 @@ class Mailer:
         Raises:
             Unavailable, Misconfigured: the server takes nothing from us.
         """
-        if self._denied is None or not self._denied.isascii():
+        if self._denied is None or not (self._denied + self._sender.envelope).isascii():
             return
         reply = await self._asked(client, self._denied)
         if reply.denied or (reply.barred and await self._bars_us(client, [self._denied])):

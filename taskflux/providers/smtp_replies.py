@@ -118,7 +118,8 @@ def judge(code: int, text: str, stage: Stage) -> Reply:
     kind = _kind(code, status, text, stage)
     wait = _wait(code, status, text) if kind is Kind.DEFERRED else 0.0
     denied = kind in (Kind.DEFERRED, Kind.REFUSED) and _denies_us(code, status, text)
-    barred = kind is Kind.REFUSED and status in (None, "5.7.1") and _BARRED.search(text) is not None
+    refused = stage is Stage.RECIPIENT and kind is Kind.REFUSED  # later, the mail may have been sent: nothing is asked
+    barred = refused and status in (None, "5.7.1") and _BARRED.search(text) is not None
     return Reply(code, text, kind, wait, denied, barred)
 
 

@@ -8,6 +8,7 @@ from taskflux.providers.smtp_replies import Throttled
 from taskflux.tasks.errors import Misconfigured, Permanent, TaskError, Unavailable
 from tests.integration.providers.mailers import DATE, failed, mail, mailer_at, plain, refused_check, sent
 from tests.integration.providers.smtp_server import (
+    DROP,
     ONLY_XOAUTH2,
     Postbox,
     TokenPostbox,
@@ -237,6 +238,23 @@ async def test_access_that_is_denied_to_a_recipient_alone_is_that_one_s_matter()
         postbox.replies[SENDER] = [BARRED.format(SENDER)] * 2
         assert type(await failed(mailer, mail(SENDER))) is Permanent
     assert postbox.connections == 2  # one of them the check's
+
+
+async def test_nothing_is_asked_once_the_mail_itself_was_sent() -> None:
+    postbox = Postbox()
+    postbox.replies["DATA"] = [BARRED.format("ann@example.org")]
+    postbox.replies["MAIL"] = ["250 Ok", DROP]
+    async with plain(postbox) as mailer:
+        assert type(await failed(mailer)) is Permanent
+        assert postbox.replies["MAIL"] == [DROP]
+
+
+async def test_a_check_asks_nothing_in_the_name_of_a_sender_beyond_ascii() -> None:
+    postbox = Postbox()
+    postbox.replies["ann@example.org"] = [DENIALS[0]]
+    async with plain(postbox, options={"enable_SMTPUTF8": True}, sender="jörg@example.org") as mailer:
+        assert type(await failed(mailer)) is Misconfigured
+        await mailer.check()
 
 
 async def test_a_denial_names_the_setting_where_the_server_offers_auth() -> None:

@@ -249,6 +249,8 @@ def test_what_is_about_a_recipient_or_the_moment_is_no_denial(code: int, text: s
 def test_a_denial_that_leaves_open_to_whom_says_so() -> None:
     reply = judge(554, "5.7.1 <ann@example.org>: Recipient address rejected: Access denied", RCPT)
     assert (reply.barred, reply.denied, reply.kind) == (True, False, Kind.REFUSED)
+    assert not judge(554, reply.text, CONTENT).barred
+    assert not judge(554, reply.text, DATA).barred
     assert not judge(550, "5.4.1 Recipient address rejected: Access denied", RCPT).barred
     assert not judge(554, "5.7.1 <ann@example.org>: Relay access denied", RCPT).barred
     assert not judge(250, "2.1.5 Recipient address rejected: Access denied", RCPT).barred
