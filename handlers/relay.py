@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from taskflux.store.database import Database
-from taskflux.store.errors import StoreError
+from taskflux.store.errors import StoreError, level_of
 from taskflux.store.publishing import Circuits, Publishing
 from taskflux.store.tasks import TaskTypes
 from taskflux.store.upkeep import Upkeep
@@ -70,7 +70,8 @@ class Relay:
             try:
                 wait = await self._round()
             except* StoreError as errors:  # types are published side by side: several may meet it
-                log.warning("the relay waits for PostgreSQL", extra={"error": str(errors.exceptions[0])})
+                error = errors.exceptions[0]
+                log.log(level_of(error), "the relay waits for PostgreSQL", extra={"error": str(error)})
                 wait = self._settings.max_wait
             if wait > 0:
                 await self._process.pause(wait)

@@ -10,7 +10,7 @@ from typing import Final
 
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import Stopped, StoreError, until_available
+from taskflux.store.errors import Stopped, StoreError, level_of, until_available
 from taskflux.store.publishing import Circuits, Due, Publishing
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.consumer import Consumer
@@ -122,7 +122,7 @@ class Types:
 
 
 def _say_unread(error: Exception) -> None:
-    log.warning("the task types could not be read yet", extra={"error": str(error)})
+    log.log(level_of(error), "the task types could not be read yet", extra={"error": str(error)})
 
 
 class Router:

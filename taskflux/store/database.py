@@ -6,14 +6,14 @@ import asyncio
 import ssl
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.settings import PostgresSettings
 from taskflux.store.statements import Statement
-from taskflux.telemetry import metrics
+from taskflux.telemetry import metrics, outages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,12 +50,14 @@ _REFUSED = (
     asyncpg.ProgramLimitExceededError,
 )
 
+_DO: Final = "check that PostgreSQL runs, that it can be reached from here, and TASKFLUX_POSTGRES__DSN"
+
 
 class Database:
     """A small pool of connections to PostgreSQL, opened when first needed.
 
     One statement is one transaction and one round trip, with a time limit. Errors come out as `StoreError`s, told apart
-    by what the caller does next.
+    by what the caller does next. While PostgreSQL is unavailable, the log and `/readyz` say why.
     """
 
     def __init__(self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux") -> None:
@@ -63,6 +65,7 @@ class Database:
         self._size = settings.pool_size or pool_size
         self._name = name
         self._pool: asyncpg.Pool[Any] | None = None
+        self._link = outages.Link("PostgreSQL")
 
     @property
     def size(self) -> int:
@@ -131,13 +134,17 @@ class Database:
                     cancelled = error
                     raise
                 metrics.STATEMENT_SECONDS.labels(statement.name).observe(monotonic() - began)
+                self._link.works()
                 return rows
         except RAISED as error:
             # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
             if cancelled is not None:
                 raise cancelled from None
             failure = store_error(error)
-            metrics.STATEMENT_ERRORS.labels(type(failure).__name__).inc()
+            kind = type(failure).__name__
+            metrics.STATEMENT_ERRORS.labels(kind).inc()
+            if isinstance(failure, StoreUnavailable):
+                self._link.failed(kind, " ".join(str(failure).split()), _DO)
             raise failure from error
 
     async def fetchrow(self, statement: Statement, /, **arguments: object) -> Row | None:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
@@ -46,6 +47,14 @@ class OtherDeclaration(StoreError):
 
 class SchemaTooOld(StoreError):
     """A table or column is missing."""
+
+
+def level_of(error: Exception) -> int:
+    """The level of a line about `error` where the work is tried again, for as long as it takes.
+
+    While PostgreSQL is unavailable, `Database` says so once for all that wait for it.
+    """
+    return logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
 
 
 class Stopped(Exception):

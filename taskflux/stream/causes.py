@@ -90,6 +90,7 @@ class Link:
     def failed(self, error: BaseException, since: float) -> Cause:
         """Why an attempt that began at `since` (`time.monotonic`) ended with `error`."""
         cause = explained(error, since, self._settings)
+        metrics.KAFKA_FAILURES.labels(cause.kind).inc()
         self._link.failed(*cause)
         return cause
 

@@ -1,4 +1,4 @@
-"""What this process waits for and why: in the log once and then rarely, at `/readyz`, and on a metric."""
+"""What this process waits for and why: in the log once and then rarely, and at `/readyz`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 from weakref import finalize
-
-from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +41,9 @@ class Link:
         finalize(self, _forget, id(self))
 
     def failed(self, kind: str, said: str, do: str) -> None:
-        """It does not work. `kind` is one of the metric's causes, `said` a sentence without secrets, `do` the fix."""
+        """It does not work. `kind` labels the caller's metric, `said` is a sentence without secrets, `do` the fix."""
         global _failing, _logged, _announced  # one process has one log
         now = self._clock()
-        metrics.KAFKA_FAILURES.labels(kind).inc()
         _failing = {**_failing, id(self): _Failure(self._server, said, now + SHOWN)}
         line = (self._server, said)
         if now - _logged.get(line, float("-inf")) < RARELY:

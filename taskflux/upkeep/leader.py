@@ -13,7 +13,7 @@ from typing import Final
 from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import StoreError
+from taskflux.store.errors import StoreError, level_of
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
@@ -92,7 +92,7 @@ class Leader:
                 try:
                     await self.tick()
                 except StoreError as error:
-                    log.warning("the leader waits for PostgreSQL", extra={"error": str(error)})
+                    log.log(level_of(error), "the leader waits for PostgreSQL", extra={"error": str(error)})
                     metrics.LEADER.labels().set(0)
                 await self._process.pause(TICK)
         finally:

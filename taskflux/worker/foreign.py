@@ -13,7 +13,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
-from taskflux.store.errors import RefusedData, Stopped, StoreError, until_available
+from taskflux.store.errors import RefusedData, Stopped, StoreError, level_of, until_available
 from taskflux.store.tasks import Adoptee, Known, Tasks
 from taskflux.stream.envelope import (
     DeadPoison,
@@ -116,8 +116,8 @@ class Adoption:
             return await until_available(
                 lambda: self._store.adopt(batch, grace),
                 stop=self._process.draining,
-                on_wait=lambda error: log.warning(
-                    "foreign tasks could not be accepted yet", extra={"error": str(error)}
+                on_wait=lambda error: log.log(
+                    level_of(error), "foreign tasks could not be accepted yet", extra={"error": str(error)}
                 ),
             )
         except RefusedData:
@@ -246,7 +246,7 @@ class PoisonOutlet:
         try:
             await self._letters.add(letters)
         except StoreError as error:
-            log.warning("a dead letter could not be stored yet", extra={"error": str(error)})
+            log.log(level_of(error), "a dead letter could not be stored yet", extra={"error": str(error)})
             return False
         return True
 

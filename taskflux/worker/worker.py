@@ -20,7 +20,7 @@ from taskflux.store.claims import Claim, Claims, LeaseEnded
 from taskflux.store.claims import Worker as WorkerRow
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import Stopped, StoreError, until_available
+from taskflux.store.errors import Stopped, StoreError, level_of, until_available
 from taskflux.store.publishing import Circuits
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.client import KafkaUnavailable
@@ -81,7 +81,7 @@ class Worker:
             try:
                 await self._lease.renew(self._executor.in_flight)
             except StoreError as error:
-                log.warning("the lease could not be renewed", extra={"error": str(error)})
+                log.log(level_of(error), "the lease could not be renewed", extra={"error": str(error)})
 
     async def keep_claims(self, every: float = LOOK_FOR_LOST) -> None:
         """Look for claims that have no attempt any more, each `every` seconds, until cancelled."""
@@ -254,7 +254,9 @@ class Worker:
             return await until_available(
                 claim,
                 stop=self._process.draining,
-                on_wait=lambda error: log.warning("tasks could not be claimed yet", extra={"error": str(error)}),
+                on_wait=lambda error: log.log(
+                    level_of(error), "tasks could not be claimed yet", extra={"error": str(error)}
+                ),
             )
         except Stopped:
             return None
@@ -378,7 +380,9 @@ async def _register(handler: Handler[Any], database: Database, process: Process)
         await until_available(
             lambda: TaskTypes(database).register(handler.task_type()),
             stop=process.draining,
-            on_wait=lambda error: log.warning("waiting for PostgreSQL", extra={"error": str(error)}),
+            on_wait=lambda error: log.log(
+                level_of(error), "the task type could not be registered yet", extra={"error": str(error)}
+            ),
         )
     except Stopped:
         return False

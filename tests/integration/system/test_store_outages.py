@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from uuid import UUID
@@ -10,6 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from taskflux.handlers import relay
 from tests.integration.system.fragile import Fragile
 from tests.integration.system.scripted import World, late
 from tests.integration.system.stack import Stack, eventually
@@ -46,6 +48,7 @@ async def test_while_postgres_is_away_ingest_answers_503_and_nothing_accepted_is
 async def test_statements_that_are_held_up_beyond_their_time_end_no_part(
     fragile: Fragile, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, relay.log.name)
     stack = fragile.stack
     tasks = [await stack.submit(name, delaySeconds=0.3) for name in ("scripted", "late")]
     async with stack.sql.acquire() as connection, connection.transaction():

@@ -1,8 +1,9 @@
-"""What becomes of a connection to PostgreSQL that TLS does not let come about."""
+"""What becomes of a connection to PostgreSQL that does not come about or is lost, and what is said of it."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,11 +13,14 @@ import trustme
 from pydantic import SecretStr
 
 from taskflux.store.database import Database
-from taskflux.store.errors import StoreUnavailable
+from taskflux.store.errors import StoreBusy, StoreUnavailable, level_of
 from taskflux.store.settings import PostgresSettings
 from taskflux.store.statements import Statement
+from taskflux.telemetry import outages
+from tests.conftest import NewDatabase
 
 ONE = Statement("one", "SELECT 1", ())
+LOST = Statement("lost", "SELECT pg_terminate_backend(pg_backend_pid())", ())
 
 
 @pytest.fixture
@@ -65,3 +69,30 @@ async def test_a_certificate_that_is_refused_is_named(
     assert says in said
     assert "TASKFLUX_POSTGRES__DSN" in said
     assert "s3cret" not in said
+
+
+async def test_an_outage_is_told_once_with_what_to_do_and_its_end(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, nothing in (("_logged", {}), ("_failing", {}), ("_announced", frozenset())):
+        monkeypatch.setattr(outages, name, nothing)
+    database = Database(await new_database(), pool_size=1)
+    await database.open()
+    with caplog.at_level(logging.INFO, outages.log.name):
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="terminating connection") as lost:
+                await database.fetch(LOST)
+        assert outages.waiting() == [f"waiting for PostgreSQL: {lost.value}"]
+        await database.fetch(ONE)
+    await database.close()
+    assert outages.waiting() == []
+    began, ended = (record for record in caplog.records if record.name == outages.log.name)
+    assert (began.levelname, began.getMessage()) == ("WARNING", "waiting for PostgreSQL")
+    assert "terminating connection" in vars(began)["error"]
+    assert "TASKFLUX_POSTGRES__DSN" in vars(began)["do"]
+    assert (ended.levelname, ended.getMessage()) == ("INFO", "PostgreSQL answers again")
+
+
+def test_what_waits_tells_an_outage_only_to_who_looks_closely() -> None:
+    assert level_of(StoreUnavailable("connection refused")) == logging.DEBUG
+    assert level_of(StoreBusy("deadlock detected")) == logging.WARNING

@@ -152,6 +152,14 @@ def test_what_a_broker_says_is_one_short_line() -> None:
     assert len(said) < 300
 
 
+def test_each_failure_is_counted() -> None:
+    counted = metrics.KAFKA_FAILURES.labels("refused")
+    before, link = counted.value, causes.Link(SETTINGS)
+    for _ in range(5):
+        link.failed(ConnectionRefusedError(111, "refused"), time.monotonic())
+    assert counted.value == before + 5
+
+
 def test_every_kind_of_cause_has_a_sentence_and_a_fix() -> None:
     for settings in (SETTINGS, SASL):
         for kind in metrics.KAFKA_CAUSES[:-1]:

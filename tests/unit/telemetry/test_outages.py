@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from taskflux.telemetry import metrics, outages
+from taskflux.telemetry import outages
 from taskflux.telemetry.outages import RARELY, SHOWN, Link
 
 
@@ -90,15 +90,6 @@ def test_a_link_that_is_gone_is_not_shown_and_another_one_tells_that_the_server_
         other.works()
         one.works()
     assert lines(caplog) == [(logging.WARNING, "waiting for Kafka"), (logging.INFO, "Kafka answers again")]
-
-
-def test_each_failure_is_counted(clock: Clock) -> None:
-    counted = metrics.KAFKA_FAILURES.labels("name")
-    before = counted.value
-    link = Link("Kafka", clock)
-    for _ in range(5):
-        link.failed("name", "no such name", "check it")
-    assert counted.value == before + 5
 
 
 def test_sentences_that_are_always_new_do_not_pile_up(clock: Clock) -> None:
