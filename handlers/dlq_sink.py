@@ -40,7 +40,7 @@ async def dlq_sink(process: Process) -> None:
         letters = DeadLetters(database)
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, 1.0)
-            # However long PostgreSQL is unavailable: what a drain interrupts is not done, and comes again.
+            # Retries while PostgreSQL is unavailable. What a drain interrupts is not committed, and is read again.
             if records and await process.wait(letters.keep([dead_letter(record) for record in records], source)):
                 metrics.CLAIMED.labels(DLQ).inc(len(records))
                 consumer.note_done(records)

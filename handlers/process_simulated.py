@@ -24,7 +24,7 @@ LONGEST_DELAY_MS: Final = 600_000
 class Simulated(BaseModel):
     """A text, or an object whose known keys say how the work goes; all others are welcome and ignored."""
 
-    # By its public names alone, as the schema has them: any other name is one of those that are ignored.
+    # By its public names only, as in the schema: any other name is an unknown field, and ignored.
     model_config = ConfigDict(extra="allow", frozen=True, alias_generator=to_camel)
 
     delay_ms: Annotated[float, Field(ge=0, le=LONGEST_DELAY_MS)] = 0

@@ -36,9 +36,9 @@ _REFERENCE: Final = re.compile(
 _LOOPBACK: Final = re.compile(rf"(localhost|127\.0\.0\.1){_PORT}")
 _HOST: Final = r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?"
 _REALM: Final = re.compile(rf"(https://{_HOST}{_PORT}|http://{_LOOPBACK.pattern}(?=/))(/[!$-;=@-~]*)?")
-"""Where a token is asked for. It has no query of its own, and nothing in it that a request could not carry."""
+"""The URL that issues tokens. It has no query of its own, and no character that a request cannot carry."""
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""What a header may hold of a token (RFC 6750, section 2.1)."""
+"""Characters that a token may have in a header (RFC 6750, section 2.1)."""
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _MANIFESTS: Final = ", ".join(
     [

@@ -1,6 +1,6 @@
-"""What settings name outside this process: servers and files. Each check raises ValueError with a sentence.
+"""Checks of the servers and files that settings name. Each raises ValueError with a sentence.
 
-No sentence repeats what an address holds: it may be a password, or a part of one where a character is not escaped.
+No sentence quotes an address: it may contain a password, or part of one if a character is not escaped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DSN_OPTIONS: Final = frozenset({
     "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version",
     "target_session_attrs", "krbsrvname", "gsslib",
 })  # fmt: skip
-"""What asyncpg understands after the `?`; anything else is sent to the server as one of its own parameters."""
+"""Options that asyncpg reads itself. It sends any other to the server, as a server parameter."""
 _DSN_FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _NOT_OURS: Final[Mapping[str, str]] = {
     "connect_timeout": "set TASKFLUX_POSTGRES__CONNECT_TIMEOUT instead",
@@ -45,24 +45,24 @@ _NOT_OURS: Final[Mapping[str, str]] = {
 
 
 def check_dsn(text: str) -> str:
-    """`text`, which asyncpg can read as the address of a PostgreSQL.
+    """`text`, if asyncpg can read it as the address of a PostgreSQL server.
 
     Raises:
-        ValueError: saying what is wrong and how to mend it.
+        ValueError: saying what is wrong and how to fix it.
     """
     scheme = text.partition("://")[0]
     if "+" in scheme and scheme.partition("+")[0] in ("postgresql", "postgres"):
-        raise ValueError("must begin with postgresql://, without the name of a driver after a plus sign")
+        raise ValueError("must begin with postgresql://, without a driver name such as +asyncpg")
     parts = _split(text, ("postgresql", "postgres"), DSN_FORM)
     try:
         options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
     except ValueError:
-        raise ValueError("what follows the ? must be name=value, with & between two of them") from None
+        raise ValueError("the options after the ? must be name=value, separated by &") from None
     for name in options.keys() - _DSN_OPTIONS:
         if name in _NOT_OURS:
-            raise ValueError(f"holds {name} after the ?: {_NOT_OURS[name]}")
+            raise ValueError(f"has the option {name}: {_NOT_OURS[name]}")
         if meant := get_close_matches(name, _DSN_OPTIONS, n=1, cutoff=0.8):
-            raise ValueError(f"holds {name} after the ?: did you mean {meant[0]}?")
+            raise ValueError(f"has the unknown option {name}: did you mean {meant[0]}?")
     if (mode := options.get("sslmode")) is not None and mode not in _SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")
     for name in _DSN_FILES:
@@ -74,22 +74,22 @@ def check_dsn(text: str) -> str:
 
 
 def check_redis(text: str) -> str:
-    """`text`, which redis-py can read as the address of a Redis or Valkey.
+    """`text`, if redis-py can read it as the address of a Redis or Valkey server.
 
     Raises:
-        ValueError: saying what is wrong and how to mend it.
+        ValueError: saying what is wrong and how to fix it.
     """
     scheme = text.partition("://")[0]
     if scheme in ("valkey", "valkeys"):
-        raise ValueError(f"must begin with {scheme.replace('valkey', 'redis')}://: Valkey is spoken to as a Redis")
+        raise ValueError(f"must begin with {scheme.replace('valkey', 'redis')}://: Valkey uses Redis's protocol")
     if "sentinel" in scheme or "cluster" in scheme:
-        raise ValueError(f"must name one server, as {REDIS_FORM}: Sentinel and Cluster are not spoken to")
+        raise ValueError(f"must name one server, as {REDIS_FORM}: Sentinel and Cluster are not supported")
     parts = _split(text, ("redis", "rediss", "unix"), REDIS_FORM)
     if parts.scheme != "unix" and not parts.hostname:
-        raise ValueError(f"names no host: give it {REDIS_FORM}")
+        raise ValueError(f"has no host: use the form {REDIS_FORM}")
     if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
-        raise ValueError("what follows the host must be the number of a database, such as /0")
-    from redis.asyncio import ConnectionPool  # lazily: it is only needed where there is an address to read
+        raise ValueError("the path must be the number of a database, such as /0")
+    from redis.asyncio import ConnectionPool  # lazily: it is only needed if an address is set
 
     try:
         pool = ConnectionPool.from_url(text)
@@ -101,19 +101,19 @@ def check_redis(text: str) -> str:
         try:
             pool.connection_class(**{name: pool.connection_kwargs[name]})
         except TypeError:
-            raise ValueError(f"holds {name} after the ?: redis-py knows no such option") from None
+            raise ValueError(f"has the option {name}, which redis-py does not support") from None
     return text
 
 
 def check_servers(text: str) -> str:
-    """`text`, a list of Kafka's servers; empty: it is not set.
+    """`text`, if it is a list of Kafka brokers, or empty (not set).
 
     Raises:
-        ValueError: saying what is wrong and how to mend it.
+        ValueError: saying what is wrong and how to fix it.
     """
     if "://" in text:
         raise ValueError(
-            f"must be {SERVERS_FORM}, without a scheme: TASKFLUX_KAFKA__SECURITY_PROTOCOL says how to speak"
+            f"must be {SERVERS_FORM}, without a scheme: TASKFLUX_KAFKA__SECURITY_PROTOCOL sets the protocol"
         )
     for number, each in enumerate(text.split(",") if text else (), 1):
         which = f"server {number} of the list " if "," in text else ""
@@ -126,42 +126,42 @@ def check_servers(text: str) -> str:
 
 
 def check_host(text: str) -> str:
-    """`text`, the name or the address of a host and nothing else; empty: it is not set.
+    """`text`, if it is a host name or an IP address, or empty (not set).
 
     Raises:
-        ValueError: saying what is wrong and how to mend it.
+        ValueError: saying what is wrong and how to fix it.
     """
     if len(text) > 253 or not re.fullmatch(r"[!-~]*", text) or re.search(r"[/@]", text):
-        raise ValueError("must be the name or the address of a host alone, without a scheme, a port or a space")
+        raise ValueError("must be only a host name or an IP address, without a scheme, a port or a space")
     if re.fullmatch(r"[^:\[\]]*:\d*", text):
-        raise ValueError("holds a port: give the host alone, and the port in its own setting")
+        raise ValueError("contains a port: set only the host here, and the port in its own setting")
     return text
 
 
 def check_url(text: str) -> str:
-    """`text`, the base URL of a service that speaks HTTP.
+    """`text`, if it is the base URL of an HTTP service.
 
     Raises:
-        ValueError: saying what is wrong and how to mend it.
+        ValueError: saying what is wrong and how to fix it.
     """
     parts = _split(text, ("http", "https"), "http://host:port")
     if not parts.hostname or parts.query:
-        raise ValueError("must be a base URL, such as http://host:8080, without anything after a ?")
+        raise ValueError("must be a base URL, such as http://host:8080, without a query")
     return text
 
 
 def check_authority(path: str, what: str = "") -> str:
-    """`path`, a file that holds certificates of authorities, as PEM; `what` begins the sentence.
+    """`path`, if it is a file of CA certificates in PEM format; `what` begins the sentence.
 
     Raises:
         ValueError: saying what is wrong with the file.
     """
-    _check_pem(path, what, "holds no certificate, as PEM", lambda: ssl.create_default_context(cafile=path))
+    _check_pem(path, what, "holds no certificate in PEM format", lambda: ssl.create_default_context(cafile=path))
     return path
 
 
 def check_certificate(path: str, key: str, what: str = "") -> None:
-    """Whether the files hold a certificate and its key, as PEM; `what` begins the sentence.
+    """Check that the files hold a certificate and its key in PEM format; `what` begins the sentence.
 
     Raises:
         ValueError: saying what is wrong with them.
@@ -171,13 +171,13 @@ def check_certificate(path: str, key: str, what: str = "") -> None:
     _check_pem(
         path,
         what,
-        f"and {key} are no certificate with its key, as PEM, without a passphrase",
+        f"and {key} are not a certificate and its key, in PEM format and without a passphrase",
         lambda: context.load_cert_chain(path, key, password=_no_passphrase),
     )
 
 
 def _no_passphrase() -> str:
-    """OpenSSL would ask for one at the terminal."""
+    """Without this, OpenSSL would ask for one at the terminal."""
     raise ValueError
 
 
@@ -199,27 +199,27 @@ def _check_readable(path: str, what: str) -> None:
 
 
 def _split(text: str, schemes: tuple[str, ...], form: str) -> SplitResult:
-    """The parts of an address, once nothing in it can have been taken for something else."""
+    """The parts of an address, if no unescaped character can have split it in the wrong place."""
     if re.search(r"[\s\x00-\x1f\x7f]", text):
         raise ValueError(f"holds white space or a line break: {_TOO_LATE}, and nothing may follow the address")
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in schemes:
-        raise ValueError(f"must begin with {' or '.join(f'{each}://' for each in schemes)}: give it {form}")
+        raise ValueError(f"must begin with {' or '.join(f'{each}://' for each in schemes)}: use the form {form}")
     try:
         parts = urlsplit(text)
-    except ValueError:  # brackets around what is no IPv6 address
-        raise ValueError(f"cannot be read: give it {form}; {_TOO_LATE}, such as [ as %5B") from None
+    except ValueError:  # brackets around something that is not an IPv6 address
+        raise ValueError(f"cannot be read: use the form {form}; {_TOO_LATE}, such as [ as %5B") from None
     if wrong := _unescaped(rest):
         raise ValueError(f"holds {wrong} in the user or the password: write it as {_ESCAPES[wrong]}")
     if "#" in text:
         raise ValueError(f"holds #, which ends an address: write it as %23; {_TOO_LATE}")
     if not _is_hosts(parts.netloc.rpartition("@")[2]):
-        raise ValueError(f"has a port that is not a number between 1 and 65535: give it {form}; {_TOO_LATE}")
+        raise ValueError(f"has a port that is not a number between 1 and 65535: use the form {form}; {_TOO_LATE}")
     return parts
 
 
 def _unescaped(rest: str) -> str:
-    """The character that cuts the user and password of an address short; empty: none does."""
+    """The unescaped character that cuts the user and password of an address short; empty if there is none."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     path = rest[len(authority) :].partition("?")[0]
     if authority.count("@") > 1 or ("@" in authority and "@" in path):

@@ -132,7 +132,7 @@ LOOK_EVERY = 0.5
 """Seconds between two looks at a bulk replay."""
 
 ENDS: Final = frozenset({"succeeded", "dead", "cancelled", "uncertain", "pruned"})
-"""What becomes of a replayed task, and stays."""
+"""Final outcomes of a replayed task."""
 
 PATIENCE = 60
 """Looks in a row that may fail before the progress bar gives up; the job on the server goes on."""
@@ -149,15 +149,15 @@ PATIENCE = 60
 @click.option("--before", type=Moment(past=True), help="All stored before this time.")
 @click.option("--origin-topic", help="All that came from this Kafka topic.")
 @click.option("--dry-run", is_flag=True, help="Only say how many would be replayed.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second, instead of 50.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk replay; needed where there is no terminal.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Replays per second, instead of 50.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk replay; required without a terminal.")
 @click.option("--detach", is_flag=True, help="Start the bulk replay and do not look on.")
 @click.option(
     "--timeout",
     type=Duration(),
     default=60.0,
     show_default="60s",
-    help="Once all are sent, give up waiting for the ends of the tasks after this time (status 4).",
+    help="Once all are sent, wait at most this long for the tasks to finish (then exit status 4).",
 )
 @click.option("--follow", "followed", type=Id(), metavar="REPLAY", help="Look on at a bulk replay that was started.")
 @click.option("--stop", "stopped", type=Id(), metavar="REPLAY", help="Stop a bulk replay.")
@@ -177,7 +177,7 @@ def replay(
 ) -> None:
     """Send the dead letter ID again, or all that fit a filter.
 
-    A bulk replay ends with 0 if all its tasks succeeded, with 1 if some died again, and with 4 if some are still open.
+    The exit status of a bulk replay is 0 if all tasks succeeded, 1 if some died again, 4 if some have not finished.
 
     \b
     taskflux dead-letters replay 01890a5d-ac96-774b-bcce-b302099a8057
@@ -246,7 +246,7 @@ def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, 
     asks = not given["yes"] and not given["dry_run"]
     if asks and not on_terminal():
         raise click.UsageError(
-            "there is no terminal to ask for confirmation: say --yes, or --dry-run to only count them"
+            "there is no terminal to ask for confirmation: pass --yes, or --dry-run to only count them"
         )
     dry = api.call("POST", "/dead-letters/replay", {"filter": by_filter, "dryRun": True}).document
     matched = dry["matched"]
@@ -269,9 +269,9 @@ def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, 
 
 
 def _look_on(api: Api, job: Document, timeout: float, as_json: bool) -> None:
-    """Draw the progress on stderr until the job ends, and for `timeout` seconds that of its tasks; say what became.
+    """Show the progress of the job on stderr, then for `timeout` seconds that of its tasks, and print the outcome.
 
-    Ctrl-C asks what shall become of the job.
+    Ctrl-C asks whether to stop the job.
     """
     replay_id = job["replayId"]
     try:
@@ -283,7 +283,7 @@ def _look_on(api: Api, job: Document, timeout: float, as_json: bool) -> None:
                     break
                 sleep(LOOK_EVERY)
         until = monotonic() + timeout
-        with click.progressbar(length=max(job.get("replayed", 0), 1), label="their ends", file=sys.stderr) as bar:
+        with click.progressbar(length=max(job.get("replayed", 0), 1), label="finishing", file=sys.stderr) as bar:
             while True:
                 bar.update(job.get("replayed", 0) - _still_open(job) - bar.pos)
                 if job["status"] != "finished" or not _still_open(job) or monotonic() >= until:
@@ -309,7 +309,7 @@ def _job(api: Api, replay_id: str) -> Document:
 
 
 def _still_open(job: Document) -> int:
-    """How many of the job's tasks have not come to an end."""
+    """How many of the job's tasks have not finished."""
     return sum(number for name, number in (job.get("outcomes") or {}).items() if name not in ENDS)
 
 
@@ -336,11 +336,11 @@ def _finish(job: Document, as_json: bool) -> None:
     _show(job, as_json)
     outcomes = job.get("outcomes") or {}
     if job["status"] != "finished":
-        leave(f"the replay was {job['status']} before its end", FAILED)
+        leave(f"the replay was {job['status']} before it finished", FAILED)
     if dead := outcomes.get("dead", 0):
         leave(f"{counted(dead, 'task')} died again: taskflux dead-letters groups shows why", FAILED)
     if uncertain := outcomes.get("uncertain", 0):
-        leave(f"{counted(uncertain, 'task')} may or may not be done: taskflux tasks list --status uncertain", FAILED)
+        leave(f"{counted(uncertain, 'task')} may have been done or not: taskflux tasks list --status uncertain", FAILED)
     if still := _still_open(job):
         follow = f"taskflux dead-letters replay --follow {job['replayId']}"
         leave(f"{counted(still, 'task')} not finished yet; follow with: {follow}", STILL_OPEN)

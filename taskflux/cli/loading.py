@@ -28,7 +28,7 @@ _LIBRARIES: Final = (
     Path(__file__).parents[1],
     *(Path(sysconfig.get_path(each)) for each in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
-"""Where code stands that an application's author has not written."""
+"""Folders of code that is not the application's own."""
 
 
 def deployments_folder() -> Path:
@@ -71,10 +71,10 @@ def _get(module: str, attribute: str, name: str) -> Handler[Any] | Service:
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise UnknownHandler(
-                f"{name!r} cannot be imported: {error}. Is its folder the one you stand in?"
+                f"{name!r} cannot be imported: {error}. Is its folder the current directory?"
             ) from error
         raise UnknownHandler(f"{name!r} cannot be imported: {_told(error)}") from error
-    except (Exception, SystemExit) as error:  # whatever its own code raises, a declaration that contradicts itself too
+    except (Exception, SystemExit) as error:  # whatever its own code raises, such as for a contradictory declaration
         raise UnknownHandler(f"{name!r} cannot be imported: {_told(error)}") from error
     try:
         target = getattr(loaded, attribute)
@@ -88,7 +88,7 @@ def _get(module: str, attribute: str, name: str) -> Handler[Any] | Service:
 
 
 def _told(error: BaseException) -> str:
-    """What has gone wrong inside a module, and where: the last line that is not a library's."""
+    """What went wrong inside a module, and where: the last line outside the libraries."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg}, in {error.filename} at line {error.lineno}"

@@ -219,7 +219,7 @@ def _own_sources(name: str) -> list[Path]:
     except ValueError:  # no name of a module
         spec = None
     if spec is None:
-        leave(f"{name!r} cannot be imported: there is no {top!r}. Is its folder the one you stand in?", FAILED)
+        leave(f"{name!r} cannot be imported: there is no {top!r}. Is its folder the current directory?", FAILED)
     places = spec.submodule_search_locations
     return [Path(place).resolve() for place in places] if places else [Path(spec.origin or "").resolve()]
 

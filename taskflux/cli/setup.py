@@ -139,7 +139,7 @@ def _named(names: Sequence[str]) -> Sequence[Handler[Any]]:
 
 
 def _leave_where_declared_twice(handlers: Sequence[Handler[Any]]) -> None:
-    """End the command where two of these, or one of these and a built-in one, declare a type differently."""
+    """End the command if two of these, or one of these and a built-in one, declare different schemas for a type."""
     declared = {handler.type: handler.task_type() for handler in built_in_handlers()}
     built_in = set(declared)
     for handler in handlers:
@@ -149,8 +149,8 @@ def _leave_where_declared_twice(handlers: Sequence[Handler[Any]]) -> None:
             kind = "the built-in " if handler.type in built_in else ""
             leave(
                 f"the task type {handler.type!r} is declared by {kind}{theirs.declared_by}, with another schema than"
-                f" {ours.declared_by} has: give this one another type, or, if it takes the other's place, declare it"
-                " with @handler(…, replaces=True); a built-in one is left out by --without",
+                f" {ours.declared_by} has: give this one another type, or, to replace the other, declare it"
+                " with @handler(…, replaces=True); --without leaves out a built-in one",
                 USAGE,
             )
         declared[handler.type] = ours

@@ -79,7 +79,7 @@ def shortened(text: str, longest: int) -> str:
 
 
 def moment(text: str | None, *, milliseconds: bool = False) -> str:
-    """An RFC 3339 time to the second, or to the millisecond, as it is read in a table."""
+    """An RFC 3339 time as a table shows it: to the second, or to the millisecond."""
     if not text:
         return ""
     fraction = text[20:].rstrip("Z").ljust(3, "0")[:3]
@@ -134,7 +134,7 @@ def show_payload(payload: object) -> None:
 
 
 def show_timeline(entries: Sequence[Document]) -> None:
-    """What happened, in its order; with milliseconds where events share a second."""
+    """The events in their order, with milliseconds if some share a second."""
     if not entries:
         return
     click.echo()

@@ -35,7 +35,7 @@ def seconds_of(text: str) -> float:
 def moment_of(text: str, now: datetime, *, past: bool) -> str:
     """A time as the API takes it: RFC 3339 as given, or a duration from now (back, where `past`).
 
-    A leap second is sent as it is: the API reads it, which `datetime` does not.
+    A leap second is sent unchanged: the API reads it, but `datetime` does not.
 
     Raises:
         ValueError: saying how a time is written.

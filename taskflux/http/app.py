@@ -98,8 +98,8 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
     """The routes of the probes.
 
     livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once
-    `started`, whatever the stores do later: were they a reason, all replicas would leave their service together. Its
-    body says what the process waits for.
+    `started`, and stays so while a store is unreachable: otherwise an outage would take all replicas out of their
+    Service at once. Its body says what the process waits for.
     """
 
     async def livez(request: Request) -> Response:

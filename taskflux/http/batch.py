@@ -268,7 +268,7 @@ class Batch:
         self._held.give(oldest.size)
         error = oldest.outcomes.exception()
         outcomes = oldest.outcomes.result() if error is None else [error] * oldest.items
-        faults: dict[int, Problem] = {}  # one that several items met is logged once
+        faults: dict[int, Problem] = {}  # one that several items share is logged once
         results = []
         for outcome in outcomes:
             if isinstance(outcome, Accepted | Problem):
@@ -345,11 +345,11 @@ def _fault(error: BaseException) -> Problem:
     return Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened")
 
 
-_REST: Final = "what follows was not read: send again what has no answer here, in a further batch"
+_REST: Final = "the rest was not read: send the items without an answer again, in another batch"
 
 
 def _busy(problem: Problem, what: str) -> Problem:
-    """The problem of a request that holds too much, told of a part of it."""
+    """The problem of a request that would hold too many bytes, reworded for a part of it."""
     detail = f"this process holds as much as it may at once: {what}"
     return Problem(BUSY, detail, headers=problem.headers, extra=problem.extra)
 

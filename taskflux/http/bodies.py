@@ -179,7 +179,7 @@ def weigh(body: bytes, invalid: Kind = INVALID_TASK) -> int:
         Problem: `invalid`, a field of it is nested too deeply; 400, all of it is; 413, it holds too many values.
     """
     try:
-        return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1) + _widening(body)  # a payload stands in its task
+        return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1) + _widening(body)  # a payload is one level below its task
     except TooManyValues as error:
         raise Problem(TOO_LARGE, f"{error}, the most that is taken here") from None
     except OutOfBounds as error:
@@ -187,10 +187,10 @@ def weigh(body: bytes, invalid: Kind = INVALID_TASK) -> int:
 
 
 def _widening(body: bytes) -> int:
-    """What is to be held besides for texts that take more memory than their bytes.
+    """The bytes to hold in addition for texts that take more memory than their bytes.
 
-    Python keeps a text in 1, 2 or 4 bytes a character, as the widest of them needs: one emoji makes four bytes of each.
-    For each byte held, five of memory are reckoned with; of these, two are texts: the body's, and those in it.
+    Python stores a text with 1, 2 or 4 bytes for every character, as the widest one needs: an emoji makes it four.
+    Each byte held is counted as five bytes of memory. Two of them are for texts: the body's, and those in it.
     """
     plain, escaped = body.isascii(), ESCAPE in body
     if plain and not escaped:
@@ -208,12 +208,12 @@ def _widening(body: bytes) -> int:
 
 _CONTINUING: Final = bytes(range(0x80, 0xC0))
 _LATIN: Final = bytes(range(0xC4))
-"""What no character begins with in UTF-8 that takes more than one byte of memory."""
+"""Bytes that begin no UTF-8 character which takes more than one byte of memory."""
 _THREE_BYTES: Final = bytes(range(0xC4, 0xF0))
 
 
 def _out_of_bounds(error: OutOfBounds, invalid: Kind) -> Problem:
-    """What no handler reads is refused at its field."""
+    """The problem for what no handler can read; it names the field."""
     if not error.path:
         return Problem(MALFORMED_JSON, str(error))
     said = f"is nested more than {MAX_DEPTH} deep" if isinstance(error, TooDeep) else str(error).removeprefix("it ")
@@ -302,7 +302,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int, held: Held) 
             held.take(len(part))
             if len(body) + len(part) > limit:
                 raise too_large("the body", limit)
-            if not more and not body:  # as most come: in one part
+            if not more and not body:  # most bodies come in one part
                 return part  # type: ignore[no-any-return]
             body += part
     return bytes(body)
@@ -348,7 +348,7 @@ async def read_json(
     """The request's headers, and the JSON document that it brings in at most `limit` bytes, and in how many.
 
     Raises:
-        Problem: 400, 413, 415, 503, or `invalid`, naming a field that nobody can read.
+        Problem: 400, 413, 415, 503, or `invalid`, naming a field that cannot be read.
         ClientDisconnect: the client disconnected.
     """
     headers = headers_of(scope)
@@ -363,10 +363,10 @@ async def read_json(
 
 
 async def json_object(request: Request, limit: int, invalid: Kind = INVALID_REPLAY) -> tuple[dict[str, Any], int]:
-    """The JSON object in the body, and of how many bytes; no body is an empty one.
+    """The JSON object in the body, and the body's size in bytes; an empty body is an empty object.
 
     Raises:
-        Problem: 400, 413, 415, 503, or `invalid`, naming a field that nobody can read.
+        Problem: 400, 413, 415, 503, or `invalid`, naming a field that cannot be read.
     """
     headers, held = headers_of(request.scope), held_by(request.scope)
     body = await read_body(headers, request.receive, limit, held)

@@ -1,7 +1,7 @@
 """The client of a request: a request ends with it, and begins nothing new once its time is up.
 
 Nothing that was begun is cut off: what a statement writes, or a provider has been asked for, comes to an end, and its
-outcome is kept. Before a step that changes something, a request calls `begin`; what only waits, waits inside
+outcome is kept. A request calls `begin` before a step that changes something, and waits for anything else inside
 `until_late` or `until_gone`.
 """
 
@@ -39,7 +39,7 @@ class Client:
 
     @property
     def ready(self) -> bool:
-        """Whether there is no reason to wait for the body, nor against taking it."""
+        """Whether the body can be taken now, without waiting."""
         return self.arrived and not self.gone and self._late is None
 
     def leave(self) -> None:
@@ -71,7 +71,7 @@ class Client:
             raise ClientDisconnect
 
     def begin(self) -> None:
-        """Something new begins, unless the client has disconnected or the request's time is up.
+        """Start a new step, unless the client has disconnected or the request's time is up.
 
         Raises:
             ClientDisconnect: it has disconnected.
@@ -113,7 +113,7 @@ class _Wait:
     __slots__ = ("_cancelling", "_client", "_task", "problem")
 
     def __init__(self, client: Client, problem: Callable[[], Problem] | None) -> None:
-        """Without a `problem`, the end of the request's time does not set it off."""
+        """Without a `problem`, the end of the request's time does not trigger it."""
         self._client = client
         self.problem = problem
         self._task: asyncio.Task[Any] | None = None  # until it has been cancelled from here
@@ -148,7 +148,7 @@ class _Wait:
         task = asyncio.current_task()
         if task and task.uncancel() <= self._cancelling and error is asyncio.CancelledError:
             self._client.check()
-            assert self.problem is not None  # or only a client that has gone has set it off
+            assert self.problem is not None  # without one, only a disconnect triggers it
             raise self.problem() from None
 
 

@@ -151,9 +151,9 @@ class _Refused(Exception):
 class Connection(HttpToolsProtocol):
     """One connection; the event loop, the parser and uvicorn call its methods.
 
-    Requests that a client sends without waiting for answers (pipelined) are answered one after the other. What is
-    called for each header or request takes the place of uvicorn's own method where that is as short: calling it, too,
-    would cost more than it does.
+    Requests that a client sends without waiting for answers (pipelined) are answered one after the other. The
+    methods for each header or request replace uvicorn's own if these are as short: calling them as well would cost
+    more than they do.
     """
 
     owner: Connections
@@ -163,16 +163,16 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._demands = self.owner.demands
         self.place = _Place.WAITING
-        self._asked: deque[Client] = deque()  # whoever waits for an answer; the first one's turn it is
+        self._asked: deque[Client] = deque()  # requests that wait for an answer; the first one is next
         self._turn_since = 0.0
         self._fault: Problem | None = None  # what is wrong with what is being parsed
         self._refusal: Problem | None = None
-        self._refusing = False  # nothing more is read, and the connection ends when all is answered
+        self._refusing = False  # read nothing more, and close once all requests are answered
         self._cut_at: float | None = None
-        self._now = self._free_since = self.loop.time()  # of the last read; without a request to answer
+        self._now = self._free_since = self.loop.time()  # time of the last read; idle since
         self._head_since: float | None = None
         self._fields = self._size = 0  # of the head, and the trailers behind its body
-        self._fed = 0  # bytes that came since something was made of them: a whole head, a part of a body
+        self._fed = 0  # bytes since the parser last completed something: a head, or a part of a body
         self._in_head = True
         self._received = 0  # bytes of the body
         self._stalled = 0.0  # seconds that it was waited for
@@ -219,11 +219,11 @@ class Connection(HttpToolsProtocol):
             self._read_no_more(self._fault or Problem(BAD_REQUEST, "this is not HTTP (RFC 9112)"))
 
     def _read_no_more(self, why: Problem) -> None:
-        """The parser cannot go on, or shall not."""
+        """Stop reading: the parser cannot continue, or must not."""
         if self._in_head:
             self.refuse(why)
             return
-        if self._asked:  # whoever takes its body answers, and learns from this that no more of it comes
+        if self._asked:  # the reader of its body answers, and learns here that no more follows
             self._asked[-1].expire(why.detail, why.kind)
         self.refuse(None)
 
@@ -288,7 +288,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request has arrived whole."""
-        if self._in_head:  # it asks for another protocol, and is read again
+        if self._in_head:  # it asks for another protocol: read it again
             return
         self._in_head, self._fed = True, 0
         if self._asked:
@@ -296,16 +296,16 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read the request again as one that asks for no other protocol; `rest` is what follows its head.
+        """Read the request again without its Upgrade; `rest` is what follows its head.
 
-        RFC 9110, section 7.8, lets us do that. httptools skips the body of such a request, and reads nothing more; and
+        RFC 9110, section 7.8, allows this. httptools skips the body of such a request, and reads nothing more.
         Java's client asks for HTTP/2 like this by default.
         """
         version = self.parser.get_http_version().encode("ascii")
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._parse(b"\r\n".join([*lines, b"", b""]) + rest)
 
     # What is answered -------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ class Connection(HttpToolsProtocol):
             self.owner.move(self, _Place.WAITING)
         if self.pipeline:
             super().on_response_complete()
-        else:  # without uvicorn's timer for each pause between two requests: `look` has an eye on them
+        else:  # without uvicorn's timer for each idle connection: `look` closes these
             self.server_state.total_requests += 1
             if not self.transport.is_closing():
                 self.flow.resume_reading()
@@ -362,13 +362,13 @@ class Connection(HttpToolsProtocol):
     def _look_at_request(self, now: float, passed: float, last_call: float) -> None:
         demands, client = self._demands, self._asked[0]
         if now >= last_call:
-            client.expire("this process ends, and another one takes its place")
+            client.expire("this process is shutting down")
         if now - self._turn_since > demands.request:
             client.expire(f"the request took longer than {demands.request:g} s")
         if self.place is _Place.RECEIVING and len(self._asked) == 1 and not self.flow.read_paused:
             self._stalled += passed
             if self._stalled > demands.stall + self._received / demands.least_rate:
-                client.expire(f"its body came at less than {demands.least_rate:,} bytes a second")
+                client.expire(f"its body arrived at less than {demands.least_rate:,} bytes a second")
 
     def _reads_too_slowly(self, passed: float) -> bool:
         demands, unsent = self._demands, self.transport.get_write_buffer_size()
@@ -383,7 +383,7 @@ class Connection(HttpToolsProtocol):
     def make_room(self) -> None:
         """Another connection needs the place."""
         if self.place is _Place.RECEIVING:  # whoever takes the body answers what belongs to it
-            self._asked[-1].expire("others need this connection", TOO_MANY_CONNECTIONS)
+            self._asked[-1].expire("other clients need this connection", TOO_MANY_CONNECTIONS)
             self.owner.move(self, _Place.ANSWERING)
             self.refuse(None)
         else:
@@ -410,7 +410,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write(_answer(self._refusal))
         # The client may be sending still. What it sends is dropped for a while: closed at once, the connection would be
         # reset, and what it was told might never be read.
-        with suppress(OSError):  # the client has reset the connection, and nobody has noticed yet
+        with suppress(OSError):  # the client may have reset the connection already
             self.transport.write_eof()
         self.flow.resume_reading()
         self._cut_at = self.loop.time() + self._demands.linger
@@ -428,9 +428,9 @@ def _head_too_large(demands: Demands) -> Problem:
 
 
 def _look_over(version: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, int]:
-    """Why a head that can be parsed is refused, and the bytes of its fields.
+    """Why a head that can be parsed is refused, and the size of its fields in bytes.
 
-    It is refused where a proxy may see another request in it (RFC 9112, 3.2 and 6.1).
+    It is refused if a proxy might read another request in it (RFC 9112, 3.2 and 6.1).
     """
     fault, size, hosts = None, 0, 0
     for name, value in headers:
@@ -438,11 +438,11 @@ def _look_over(version: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[st
         if name == b"host":
             hosts += 1
         elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-            fault = "the only Transfer-Encoding that is taken is chunked, in HTTP/1.1"
+            fault = "the only supported Transfer-Encoding is chunked, in HTTP/1.1"
     if fault is None and version not in ("1.0", "1.1"):
-        fault = "HTTP/1.1 and HTTP/1.0 are spoken here"
+        fault = "only HTTP/1.1 and HTTP/1.0 are supported"
     if fault is None and hosts != 1 and (hosts or version == "1.1"):
-        fault = "a request has one Host"
+        fault = "a request must have exactly one Host header"
     return fault, size
 
 

@@ -1,7 +1,7 @@
-"""What the `format` of a JSON schema asserts: what pydantic reads where a handler's model says so.
+"""Asserts the `format` keyword of a JSON schema as pydantic reads the value in a handler's model.
 
-A handler takes more than the standards do (a time without an offset, a UUID without dashes), and what it takes is
-taken here. Formats that pydantic does not write are asserted as JSON schema's own.
+A handler accepts more than the standards do (a time without an offset, a UUID without dashes), and so does ingest.
+Formats that pydantic does not use are asserted as JSON schema defines them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from taskflux.worker.schemas import LIMIT_NAMES
 
 
 def _reads(declared: Any) -> Callable[[str], bool]:
-    """Whether a type reads a text."""
+    """A check whether a type can read a text."""
     adapter: TypeAdapter[Any] = TypeAdapter(declared)
 
     def read(text: str) -> bool:
@@ -59,14 +59,14 @@ def _reads(declared: Any) -> Callable[[str], bool]:
 
 
 _DEEPEST: Final = 201
-"""Arrays and objects within each other, up to which pydantic reads a text in JSON."""
+"""Nesting depth up to which pydantic reads JSON in a text."""
 
 
 def read_json(text: str) -> Any:
-    """What a text in JSON says, that a handler reads and that takes no more memory than a payload may.
+    """The document in a JSON text that a handler can read and that takes no more memory than a payload may.
 
     Raises:
-        ValueError, RecursionError: it is none.
+        ValueError, RecursionError: the text is not such JSON.
     """
     plain = text.encode()
     check(plain, depth=_DEEPEST)
@@ -92,7 +92,7 @@ def _is_color(text: str) -> bool:
 
 
 def _reads_bytes(config: CoreConfig) -> Callable[[str], bool]:
-    """Whether a text is one of bytes, as `val_json_bytes` of a model's config says."""
+    """A check whether a text encodes bytes in the way that `val_json_bytes` of a model's config names."""
     validator = SchemaValidator({"type": "bytes"}, config)
 
     def read(text: str) -> bool:
@@ -112,7 +112,7 @@ _RESERVED: Final = ("arpa", "invalid", "local", "localhost", "onion", "test")
 
 
 def _is_email(text: str) -> bool:
-    """What pydantic's EmailStr takes (the package email-validator): a dot-atom before the @, a domain of the net."""
+    """Whether pydantic's EmailStr accepts it (package email-validator): a dot-atom before the @, a public domain."""
     named = _NAMED.fullmatch(text)
     if (not named and "<" in text) or re.search(r"[\r\n]", text):
         return False
@@ -169,14 +169,14 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
 
 
 class Limited:
-    """Compares what a text stands for with its limits, as the handler's model does (the keyword `schemas.LIMITS`)."""
+    """The keyword `schemas.LIMITS`: compares the value that a text represents with its limits, as the model does."""
 
     def __init__(
         self, parent_schema: Mapping[str, Any], value: Mapping[str, Any], schema_path: Sequence[str | int]
     ) -> None:
         self._type, self._strict = value["type"], bool(value.get("strict"))
         self._reads = _LIMITED[self._type]
-        # Of the limits, those that are of the type itself.
+        # The limits that the type itself has.
         limits = {
             name: self._reads(value[name]) if name in _OF_TYPE else value[name] for name in LIMIT_NAMES if name in value
         }
@@ -195,7 +195,7 @@ class Limited:
                 raise ValueError(found["msg"]) from None
 
     def _is_read(self, instance: object) -> bool:
-        """Whether it is at all what its format or pattern says: else these tell what is wrong."""
+        """Whether its format and pattern accept it: otherwise these report what is wrong."""
         try:
             self._reads(instance)
         except ValidationError:
@@ -204,7 +204,7 @@ class Limited:
 
 
 _GIVEN: Final[Mapping[str, Any]] = {"int": float, "decimal": str | int | float}
-"""What stands for a value in JSON, where its limits are looked at."""
+"""The JSON form of a value, for comparing it with its limits."""
 
 _OF_TYPE: Final = ("gt", "ge", "lt", "le", "multiple_of")
 _LIMITED: Final[Mapping[str, Callable[[object], Any]]] = {
@@ -239,7 +239,7 @@ _EXAMPLES: Final = {
     "base64": "base64",
     "base64url": "base64",
     "base64-bytes": "base64",
-    "hex-bytes": "hexadecimal digits, two a byte",
+    "hex-bytes": "hexadecimal digits, two per byte",
     "json-string": "a JSON text",
     "zoneinfo": "a time zone, such as Europe/Berlin",
     "fraction": "a fraction, such as 3/4",

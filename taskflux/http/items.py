@@ -1,4 +1,4 @@
-"""The items of a batch: its body, cut as it arrives, into the bytes of each."""
+"""Splits the body of a batch, as it arrives, into the bytes of each item."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Final, Protocol
 from taskflux.tasks.bounds import UTF_8_BOM, is_utf_16
 
 Item = bytes | None
-"""The bytes of one item; None for one that was larger than allowed, of which nothing was kept."""
+"""The bytes of one item; None for one that was too large, and was not kept."""
 
 
 class MalformedBatch(Exception):
-    """From here on nobody can tell where items begin and end; the text is a sentence for the submitter."""
+    """From here on it is unknown where items begin and end; the text is a sentence for the submitter."""
 
 
 class Splitter(Protocol):
-    """Fed with the parts of a body, gives its items in their order."""
+    """Takes the parts of a body and yields its items in order."""
 
     def feed(self, data: bytes) -> Iterator[Item]:
         """The items that `data` completes; raises MalformedBatch after the last whole one."""
         ...
 
     def end(self) -> Iterator[Item]:
-        """What is left when the body is over; raises MalformedBatch when it cannot be over yet."""
+        """The items left at the end of the body; raises MalformedBatch if the body is incomplete."""
         ...
 
 
 class LineSplitter:
-    """NDJSON: one item a line; blank lines are none, with a byte order mark or without; the last needs no line feed."""
+    """NDJSON: one item per line. Blank lines and a byte order mark are ignored; the last line needs no line feed."""
 
     def __init__(self, longest: int) -> None:
         self._item = _Collected(longest)
@@ -66,8 +66,8 @@ _SPACE: Final = b" \t\r\n"
 class ArraySplitter:
     """A JSON array, cut at the commas of its outermost level.
 
-    It looks at brackets, quotes and escapes alone: whether an item is JSON is found out when it is parsed, and a bad
-    one between two commas spoils no other.
+    It looks only at brackets, quotes and escapes. Whether an item is JSON shows when it is parsed, so that a bad
+    item between two commas does not affect the others.
     """
 
     def __init__(self, longest: int) -> None:
@@ -75,7 +75,7 @@ class ArraySplitter:
         self._place = _Place.BEFORE
         self._depth = 0
         self._in_text = False
-        self._escaped = False  # the part before ended with half of an escape
+        self._escaped = False  # the previous part ended in the middle of an escape
         self._seen = 0
 
     def feed(self, data: bytes) -> Iterator[Item]:
@@ -137,7 +137,7 @@ class ArraySplitter:
                     return at
 
     def _leave_text(self, data: bytes, at: int) -> int:
-        """The position after the text that we are in, or the end of `data` when it goes on."""
+        """The position after the current text, or the end of `data` if the text continues."""
         if self._escaped and at < len(data):
             self._escaped = False
             at += 1
@@ -167,7 +167,7 @@ class _Collected:
             self._parts += part
 
     def finish(self, part: bytes) -> Item:
-        """The item, whose last part this is; the next one begins."""
+        """The item, of which this is the last part; then start the next one."""
         if not self._parts and not self._too_long and len(part) <= self._longest:
             return part
         self.add(part)

@@ -127,7 +127,7 @@ class Notify(Generic[P]):
         return Notification(payload, name, attempt, created_at, progress or {}, digest)
 
     def _validated(self, document: Any, named: bool) -> tuple[P, bytes]:
-        """The payload, and its digest where another one could come by the same name."""
+        """The payload; and its digest, if another payload could come with the same name."""
         payload = self._adapter.validate_json(to_json(document))
         return payload, self._digest(payload) if named else b""
 

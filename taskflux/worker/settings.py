@@ -220,9 +220,9 @@ def load(*needs: str) -> Settings:
 def _missing(settings: Settings, needs: tuple[str, ...]) -> list[str]:
     missing = []
     if "postgres" in needs and not settings.postgres.dsn.get_secret_value():
-        missing.append(f"TASKFLUX_POSTGRES__DSN is not set: give it {DSN_FORM}{_resembling('POSTGRES')}")
+        missing.append(f"TASKFLUX_POSTGRES__DSN is not set: use {DSN_FORM}{_resembling('POSTGRES')}")
     if "kafka" in needs and not settings.kafka.bootstrap_servers:
-        missing.append(f"TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: give it {SERVERS_FORM}{_resembling('KAFKA')}")
+        missing.append(f"TASKFLUX_KAFKA__BOOTSTRAP_SERVERS is not set: use {SERVERS_FORM}{_resembling('KAFKA')}")
     return missing
 
 

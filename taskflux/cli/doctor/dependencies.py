@@ -81,10 +81,10 @@ async def examine_smtp() -> list[Finding]:
 
 
 def judge_auth(settings: SmtpSettings, offered: Sequence[str]) -> Iterator[Finding]:
-    """Whether the server would rather know who we are: without AUTH, many take mail for their own addresses only."""
+    """Warn of a server that offers AUTH if no username is set: many then accept mail for their own domains only."""
     if offered and not settings.username:
         told = f"the server offers AUTH ({', '.join(sorted(set(offered))).upper()}), and no username is set"
-        do = "set TASKFLUX_SMTP__USERNAME and PASSWORD, unless the server relays for this host by its address"
+        do = "set TASKFLUX_SMTP__USERNAME and PASSWORD, unless the server relays for this host's IP address"
         yield SMTP.warning("AUTH", told, do)
 
 

@@ -200,7 +200,7 @@ def read_repair(document: Mapping[str, Any]) -> Repair:
 async def edited_payload(
     letter: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, size: int
 ) -> str | None:
-    """The JSON text that replaces the payload of a letter's task; None keeps it. The repair came in `size` bytes.
+    """The JSON text that replaces the payload of a dead letter's task; None keeps it. `size` is the repair's, in bytes.
 
     Raises:
         Problem: 422, it is not what the type takes, or the fields are those of a broken record; 503, the type is not
@@ -221,7 +221,7 @@ async def new_task(
 ) -> Submission:
     """The task that a letter without one becomes: a repaired record, or a task that was pruned.
 
-    The letter's own trace goes on; a record that had none stands in the request's. The repair came in `size` bytes.
+    The dead letter's own trace continues; without one, the request's does. `size` is the repair's, in bytes.
 
     Raises:
         Problem: 422, something is still missing or wrong; 503, the type is not known here, and the store cannot be

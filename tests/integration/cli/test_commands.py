@@ -172,7 +172,7 @@ async def test_a_handler_of_ones_own_is_run_from_the_folder_it_stands_in(tmp_pat
     lost = await taskflux("run", "my_app.handlers:resize_image", folder=tmp_path.parent)
     assert lost.status == 1
     assert is_a_sentence(lost)
-    assert "Is its folder the one you stand in?" in lost.errors
+    assert "Is its folder the current directory?" in lost.errors
 
 
 def test_ending_leases_needs_to_know_whose() -> None:

@@ -253,7 +253,7 @@ def test_without_a_terminal_a_bulk_replay_is_not_begun_unless_it_is_said(
 ) -> None:
     result = server.run("dead-letters", "replay", "--type", "email", *words)
     assert result.exit_code == 2
-    assert "say --yes" in result.stderr
+    assert "pass --yes" in result.stderr
     assert server.asked == []
 
 
@@ -263,7 +263,7 @@ def test_without_a_terminal_a_bulk_replay_is_not_begun_unless_it_is_said(
         ({"succeeded": 11}, 0, ""),
         ({"succeeded": 9, "cancelled": 1, "pruned": 1}, 0, ""),
         ({"succeeded": 9, "dead": 2}, 1, "2 tasks died again"),
-        ({"succeeded": 10, "uncertain": 1}, 1, "1 task may or may not be done"),
+        ({"succeeded": 10, "uncertain": 1}, 1, "1 task may have been done or not"),
         ({"succeeded": 9, "dead": 1, "running": 1}, 1, "1 task died again"),
         ({"succeeded": 9, "scheduled": 1, "running": 1}, 4, "2 tasks not finished yet"),
         ({"succeeded": 10, "running": 1}, 4, "1 task not finished yet"),

@@ -259,7 +259,7 @@ async def test_a_batch_in_which_too_many_items_have_failed_is_read_no_further() 
     found = results(response)
     assert 50_000 < len(found) < 90_000
     assert found[-1]["problem"]["type"] == "/problems/too-large"
-    assert "send again what has no answer here" in found[-1]["problem"]["detail"]
+    assert "send the items without an answer again" in found[-1]["problem"]["detail"]
     assert http.intake.accepted == []
     assert len(response.content) < 3_000_000
 
@@ -309,7 +309,7 @@ async def test_a_batch_that_is_read_no_further_for_want_of_room_says_what_to_sen
     http.intake.gate.set()
     last = results(await batch)[-1]
     assert (last["status"], last["problem"]["type"]) == (503, "/problems/busy")
-    assert "send again what has no answer here" in last["problem"]["detail"]
+    assert "send the items without an answer again" in last["problem"]["detail"]
 
 
 @pytest.mark.parametrize("form", ["array", "ndjson"])

@@ -79,7 +79,7 @@ Ascii = Annotated[str, StringConstraints(ascii_only=True)]
         (Base64UrlBytes, "_-8=", "1_000", "payload", "is not base64"),
         (Base64, {"data": "_-8="}, {"data": "x"}, "payload.data", "is not base64"),
         (Base64, {"data": "aGk="}, {"data": "no!!"}, "payload.data", "is not base64"),
-        (Hexadecimal, {"data": "6869"}, {"data": "686"}, "payload.data", "hexadecimal digits, two a byte"),
+        (Hexadecimal, {"data": "6869"}, {"data": "686"}, "payload.data", "hexadecimal digits, two per byte"),
         (WrittenAsBase64, {"data": "no!!"}, {"data": 5}, "payload.data", 'not of type "string"'),
         (Fee, 12.34, 1.234, "payload", "no more than 2 decimal places"),
         (Fee, 12, 123, "payload", "no more than 2 digits before the decimal point"),
