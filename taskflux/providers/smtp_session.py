@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -128,6 +129,7 @@ LOST: Final = (SMTPServerDisconnected, SMTPTimeoutError, OSError)
 """What a command raises when its session broke, or the server did not answer in time."""
 
 _NO_SUCH_MECHANISM: Final = (500, 502, 504, 534)
+_LIKE_A_TOKEN: Final = re.compile("[A-Za-z0-9+/_-]{40,}=*")
 
 
 def tls_context(settings: SmtpSettings) -> ssl.SSLContext | None:
@@ -226,6 +228,8 @@ async def _authenticate(client: SMTP, settings: SmtpSettings) -> None:
         reply = await answer(mechanisms[mechanism](settings.username, secret), Stage.SESSION)
         if reply.code not in _NO_SUCH_MECHANISM:
             break
+    # A server may repeat the command that it does not take.
+    reply = replace(reply, text=_LIKE_A_TOKEN.sub("…", reply.text))
     reply.raise_for_server()
     if reply.code != 235:
         raise Unavailable(f"the SMTP server at {settings.host} answered {reply} to AUTH")

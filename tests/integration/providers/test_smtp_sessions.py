@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiosmtplib.auth import auth_xoauth2_encode
 
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.tasks.errors import Misconfigured, Permanent, TaskError, Unavailable
@@ -122,6 +123,20 @@ async def test_a_secret_of_the_wrong_kind_is_answered_with_the_setting(
             await sent(mailer)
         else:
             assert sentence in (await refused_check(mailer, Misconfigured)).reason
+
+
+@pytest.mark.parametrize("status", [b"500 5.5.2 unknown: AUTH XOAUTH2 ", b"251 Ok: "])
+async def test_a_token_that_the_server_repeats_is_in_no_error(status: bytes) -> None:
+    token = "ya29." + "T0k3n-" * 20
+    for said in (auth_xoauth2_encode("ann@example.org", token), token.encode()):
+        ehlo = b"250-mail.test\r\n250 AUTH XOAUTH2\r\n"
+        async with (
+            server_that_says(ehlo=ehlo, auth=status + said + b" please\r\n") as port,
+            mailer_at(port, username="ann@example.org", access_token=token) as mailer,
+        ):
+            error = await failed(mailer)
+        assert "… please" in error.reason
+        assert said.decode()[10:50] not in error.reason
 
 
 async def test_a_server_without_xoauth2_is_answered_with_the_setting() -> None:
