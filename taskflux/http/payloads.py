@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import islice
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import jsonschema_rs
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from taskflux.http.formats import FORMATS, Limited, format_sentence, read_json
 from taskflux.http.problems import FieldError, field_name, shortened
@@ -23,7 +23,7 @@ from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import Path, check
 from taskflux.tasks.patterns import UNSAID, sentence_of
 from taskflux.worker.handler import wrong_fields
-from taskflux.worker.schemas import LIMITS, schema_text
+from taskflux.worker.schemas import LIMITS, STRIPPED, schema_text
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,12 @@ class PayloadSchema:
         found = _describe(validator.iter_errors(payload), self._schema)
         return list(islice((_field_error(*each) for each in found), MOST_ERRORS))
 
+    def inner(self, schema: Any) -> PayloadSchema:
+        """What the type takes of a value within its payload; `schema` may refer to the definitions of the whole."""
+        if isinstance(schema, dict) and isinstance(self._schema, dict):
+            schema = {**schema, "$defs": self._schema.get("$defs", {})}
+        return PayloadSchema(self.name, json.dumps(schema))
+
     @cached_property
     def _model(self) -> TypeAdapter[Any] | None:
         """The model of a built-in type; None where another release, or somebody else, has registered the type."""
@@ -85,35 +91,54 @@ class PayloadSchema:
                 offline=True,
                 validate_formats=True,
                 formats=dict(FORMATS),
-                keywords={LIMITS: Limited, "contentSchema": _content_of(self._schema)},
+                keywords={
+                    LIMITS: Limited,
+                    STRIPPED: partial(_Stripped, self),  # type: ignore[dict-item]
+                    "contentSchema": partial(_Content, self),  # type: ignore[dict-item]
+                },
             )
         except ValueError:
             log.warning("the schema of task type %s cannot be compiled: its payloads are accepted unseen", self.name)
             return None
 
 
-def _content_of(whole: Any) -> type[Any]:
+class _Content:
     """A keyword: what a text in JSON stands for, held against its own schema, as the handler's model does."""
-    definitions = whole.get("$defs", {}) if isinstance(whole, dict) else {}
 
-    class Content:
-        def __init__(self, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]) -> None:
-            schema = {**value, "$defs": definitions} if isinstance(value, dict) else value
-            self._asserted = parent_schema.get("format") == "json-string"
-            self._inner = PayloadSchema("", json.dumps(schema))
+    def __init__(
+        self, whole: PayloadSchema, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]
+    ) -> None:
+        self._asserted = parent_schema.get("format") == "json-string"
+        self._inner = whole.inner(value)
 
-        def validate(self, instance: object) -> None:
-            if not (self._asserted and isinstance(instance, str)):
-                return  # its type says so
-            try:
-                document = read_json(instance)
-            except (ValueError, RecursionError):
-                return  # its format says so
-            for error in self._inner.errors(document, instance):
-                where = error.field.removeprefix("payload").removeprefix(".")
-                raise ValueError(f"holds JSON that is not right{' at ' if where else ''}{where}: {error.message}")
+    def validate(self, instance: object) -> None:
+        if not (self._asserted and isinstance(instance, str)):
+            return  # its type says so
+        try:
+            document = read_json(instance)
+        except (ValueError, RecursionError):
+            return  # its format says so
+        for error in self._inner.errors(document, instance):
+            where = error.field.removeprefix("payload").removeprefix(".")
+            raise ValueError(f"holds JSON that is not right{' at ' if where else ''}{where}: {error.message}")
 
-    return Content
+
+class _Stripped:
+    """A keyword: a text without the spaces around it, held against a schema of its own."""
+
+    def __init__(
+        self, whole: PayloadSchema, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]
+    ) -> None:
+        about = {name: parent_schema[name] for name in ("description", "examples") if name in parent_schema}
+        self._inner = whole.inner(about | value)
+
+    def validate(self, instance: object) -> None:
+        if isinstance(instance, str):
+            for error in self._inner.errors(_strip(instance), instance):
+                raise ValueError(f"{error.message}, without the spaces around it")
+
+
+_strip: Final = TypeAdapter(Annotated[str, StringConstraints(strip_whitespace=True)]).validate_python
 
 
 @cache

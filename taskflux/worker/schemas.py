@@ -53,10 +53,11 @@ class _PayloadSchema(GenerateJsonSchema):
         if schema.get("pattern") == ByteSize.byte_string_pattern:  # which takes any unit
             return {"type": "string", "format": "byte-size"}
         found = super().str_schema(schema)
-        stripped = schema.get("strip_whitespace", self._config.str_strip_whitespace)
-        if schema.get("ascii_only") and "pattern" not in found:
-            found["pattern"] = ASCII
-        return _stripped(found) if stripped and "pattern" not in found else found
+        if schema.get("ascii_only"):
+            found["allOf"] = [{"pattern": ASCII}]
+        if len(found) > 1 and schema.get("strip_whitespace", self._config.str_strip_whitespace):
+            return {"type": found.pop("type"), STRIPPED: found}
+        return found
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         found = super().decimal_schema(schema)
@@ -113,6 +114,9 @@ class _PayloadSchema(GenerateJsonSchema):
 LIMITS: Final = "x-taskflux-limits"
 """A keyword of our own: what JSON schema has no word for, of a value that is written as a text."""
 
+STRIPPED: Final = "x-taskflux-stripped"
+"""Another one: the schema of a text without the spaces around it."""
+
 _DIGITS: Final = ("max_digits", "decimal_places")
 LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", *_DIGITS, "now_op", "strict", "allow_inf_nan")
 
@@ -137,30 +141,6 @@ def _add_names(found: JsonSchemaValue, names: list[str]) -> None:
     if known in required and len(names) > 1:
         found["required"] = [name for name in required if name != known]
         found.setdefault("allOf", []).append({"anyOf": [{"required": [name]} for name in names]})
-
-
-_COUNTED: Final = 500
-"""Characters up to which a pattern counts them."""
-
-
-def _stripped(found: JsonSchemaValue) -> JsonSchemaValue:
-    """A text that is read without the spaces around it, and so counted."""
-    least, most = found.get("minLength", 0), found.get("maxLength")
-    if not least and most is None:
-        return found
-    if (most is not None and most > _COUNTED) or least > _COUNTED:
-        return found | ({"pattern": r"\S", "description": "not only spaces"} if least else {})
-    inner = rf"\S(?:[\s\S]{{{max(least - 2, 0)},{'' if most is None else max(most - 2, 0)}}}\S)"
-    if most == 0:
-        core = ""
-    elif most == 1:
-        core = r"\S"
-    else:
-        core = inner if least > 1 else inner + "?"
-    counted = {name: each for name, each in found.items() if name not in ("minLength", "maxLength")}
-    said = f"at least {least}" if most is None else f"{least} to {most}"
-    pattern = rf"^\s*(?:{core}){'' if least else '?'}\s*$"
-    return counted | {"pattern": pattern, "description": f"{said} characters, without the spaces around them"}
 
 
 def _schemes(allowed: Iterable[str] | None) -> JsonSchemaValue:

@@ -184,6 +184,12 @@ class Order(BaseModel):
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4)] = "a"
     code: Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)] = "ab"
     text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000)] = "a"
+    stem: Annotated[
+        str, StringConstraints(strip_whitespace=True, pattern="^[A-Z]+-?", max_length=3), Field(examples=["AB-"])
+    ] = "AB-"
+    slug: Annotated[str, StringConstraints(strip_whitespace=True, ascii_only=True)] = ""
+    plain: Annotated[str, StringConstraints(ascii_only=True, pattern=r"^\w")] = "a"
+    names: dict[Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)], int] = {}
 
 
 ADAPTER: TypeAdapter[Order] = TypeAdapter(Order)
@@ -237,10 +243,16 @@ ORDER = PayloadSchema("order", schema_text(ADAPTER))
         ({"fee": "-1"}, "payload.fee", "should be greater than 0"),
         ({"price": "a lot"}, "payload.price", "is not a decimal number, such as 12.50"),
         ({"flags": {"maybe": 1}}, "payload.flags.maybe", "is neither true nor false"),
-        ({"name": "   "}, "payload.name", "1 to 4 characters, without the spaces around them"),
-        ({"name": " ab cd "}, "payload.name", "1 to 4 characters"),
-        ({"code": " a "}, "payload.code", "at least 2 characters"),
-        ({"text": " "}, "payload.text", "not only spaces"),
+        ({"name": "   "}, "payload.name", "the value is shorter than 1 character, without the spaces around it"),
+        ({"name": " ab cd "}, "payload.name", "the value is longer than 4 characters, without the spaces"),
+        ({"code": " a "}, "payload.code", "the value is shorter than 2 characters, without the spaces"),
+        ({"text": " "}, "payload.text", "shorter than 1 character, without the spaces around it"),
+        ({"text": "a" * 10_001}, "payload.text", "longer than 10000 characters, without the spaces around it"),
+        ({"stem": " ab "}, "payload.stem", 'that its type declares, for example "AB-", without the spaces around it'),
+        ({"stem": " AB-C "}, "payload.stem", "longer than 3 characters, without the spaces around it"),
+        ({"slug": " é "}, "payload.slug", "may have no character beyond ASCII, without the spaces around it"),
+        ({"plain": "é"}, "payload.plain", "may have no character beyond ASCII"),
+        ({"names": {" a ": 1}}, "payload.names. a ", "shorter than 2 characters, without the spaces around it"),
     ],
 )
 def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field: str, message: str) -> None:
@@ -292,6 +304,11 @@ def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field:
         {"name": "a"},
         {"code": " a b "},
         {"text": " a "},
+        {"text": " " * 9 + "a" * 10_000},
+        {"stem": " AB- "},
+        {"slug": "\u00a0a\u2003"},
+        {"plain": "a b"},
+        {"names": {" ab ": 1}},
     ],
 )
 def test_what_a_handler_takes_its_schema_takes(payload: Any) -> None:
