@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from email.utils import quote
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
@@ -104,8 +105,7 @@ class Address:
     def __str__(self) -> str:
         if not self.name:
             return self.spec
-        quoted = self.name.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{quoted}" <{self.spec}>'
+        return f'"{quote(self.name)}" <{self.spec}>'
 
 
 def _refuse_mistakes(text: str) -> None:

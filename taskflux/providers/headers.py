@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from email.errors import HeaderParseError
 from email.header import decode_header
+from email.utils import quote as escaped
 from enum import Enum
 from typing import Final
 from urllib.parse import quote
@@ -89,8 +90,7 @@ def field(name: str, value: str) -> str:
     Raises:
         WrongHeader: it cannot stand in a header; the sentence names it.
     """
-    if _FORBIDDEN.search(value) or not _NAME.fullmatch(name):
-        raise WrongHeader(f"{name} has a line break or another character that cannot stand in a header")
+    refuse_line_breaks(name, value)
     kind = kind_of(name)
     if name != "Subject":
         value = value.strip(" ")  # a program reads it: `=?utf-8?q?welcome_?=` is no tag of its
@@ -101,6 +101,16 @@ def field(name: str, value: str) -> str:
     else:
         value = _structured(name, value, kind)
     return folded(name, _pieces(name, value, kind))
+
+
+def refuse_line_breaks(name: str, *texts: str) -> None:
+    """Nothing of the field `name` may begin another one.
+
+    Raises:
+        WrongHeader: the name, or one of the `texts`, cannot stand in a header.
+    """
+    if not _NAME.fullmatch(name) or any(map(_FORBIDDEN.search, texts)):
+        raise WrongHeader(f"{name} has a line break or another character that cannot stand in a header")
 
 
 def _pieces(name: str, value: str, kind: Kind) -> Iterator[str]:
@@ -204,13 +214,11 @@ def _decoded(word: str) -> bytes:
 
 def _parameter(header: str, name: str, value: str) -> list[str]:
     """A parameter as pieces: plain, quoted, or by RFC 2231 beyond ASCII."""
-    if _FORBIDDEN.search(value):
-        raise WrongHeader(f"{header} has a line break or another character that cannot stand in a header")
+    refuse_line_breaks(header, value)
     if _TOKEN.fullmatch(value) and "=?" not in value:
         return [f" {name}={value}"]
     if value.isascii() and "=?" not in value:
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return [f' {name}="{escaped}"']
+        return [f' {name}="{escaped(value)}"']
     encoded = [quote(char, safe=_ATTRIBUTE_CHARS) for char in value]
     whole = f" {name}*=utf-8''{''.join(encoded)}"
     if len(whole) < _WIDTH:

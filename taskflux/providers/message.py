@@ -9,20 +9,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import format_datetime
+from email.utils import format_datetime, quote
 from secrets import token_hex
 from typing import Final, Literal
 
 from taskflux.providers.addresses import Address
 from taskflux.providers.email import Attachment, ContentType, Email
-from taskflux.providers.headers import Kind, WrongHeader, encoded_words, field, folded, kind_of, mime_field
+from taskflux.providers.headers import (
+    Kind,
+    WrongHeader,
+    encoded_words,
+    field,
+    folded,
+    kind_of,
+    mime_field,
+    refuse_line_breaks,
+)
 from taskflux.providers.plain_text import plain_text
 from taskflux.tasks.errors import InvalidPayload
 
 # Everything in seven bits: no server on the way has to convert, and no signature breaks.
 _POLICY: Final = SMTP.clone(cte_type="7bit")
 
-_FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
 _ATOMS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _LONGEST_NAME: Final = 500  # a longer one is folded within itself
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
@@ -146,10 +154,9 @@ def _mailboxes(name: str, addresses: Sequence[Address]) -> list[str]:
 
 def _display_name(name: str, address: Address, indent: int) -> list[str]:
     shown = address.name
-    if _FORBIDDEN.search(shown) or _FORBIDDEN.search(address.spec):
-        raise WrongHeader(f"{name} has a line break or another character that cannot stand in a header")
+    refuse_line_breaks(name, shown, address.spec)
     if not shown.isascii() or "=?" in shown or len(shown) > _LONGEST_NAME:
         return encoded_words(shown, indent)
     if shown and not _ATOMS.fullmatch(shown):
-        shown = '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        shown = f'"{quote(shown)}"'
     return [shown] if shown else []

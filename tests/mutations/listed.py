@@ -601,8 +601,8 @@ _PROVIDERS: Final = (
     Mutation(
         "quotes in a display name end it",
         "taskflux/providers/message.py",
-        """.replace('"', '\\\\"') + '"'""",
-        """ + '"'""",
+        "{quote(shown)}",
+        "{shown}",
         MESSAGE,
     ),
     Mutation(

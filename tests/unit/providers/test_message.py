@@ -106,6 +106,7 @@ def test_a_subject_that_looks_encoded_is_shown_as_it_was_given() -> None:
         ({"subject": "a\r\nBcc: x@y"}, "Subject"),
         ({"subject": "a", "headers": {"X-A": "a\nBcc: x@y"}}, "X-A"),
         ({"subject": "a", "to": [Address("ann", "example.org", "A\nBcc: x@y")]}, "To"),
+        ({"subject": "a", "to": [Address("ann", "example.org", "half an emoji: \ud83d")]}, "To"),
         ({"subject": "a", "headers": {"X-A": "a" * 1100}}, "X-A"),
     ],
 )
