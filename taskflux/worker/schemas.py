@@ -102,7 +102,10 @@ class _PayloadSchema(GenerateJsonSchema):
 
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         names = _NAMES.get(schema.get("keys_schema", {}).get("type", ""))
-        return super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
+        found = super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
+        for pattern in found.get("patternProperties", ()):  # which says nothing of other names
+            found["propertyNames"] = {"pattern": pattern, **found.get("propertyNames", {})}
+        return found
 
     def _strict(self, schema: Mapping[str, Any]) -> bool:
         return bool(schema.get("strict", self._config.strict))

@@ -189,6 +189,7 @@ class Order(BaseModel):
     ] = "AB-"
     slug: Annotated[str, StringConstraints(strip_whitespace=True, ascii_only=True)] = ""
     plain: Annotated[str, StringConstraints(ascii_only=True, pattern=r"^\w")] = "a"
+    skus: dict[Annotated[str, StringConstraints(pattern="^[A-Z]+$", max_length=2)], int] = {}
     names: dict[Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)], int] = {}
 
 
@@ -252,6 +253,9 @@ ORDER = PayloadSchema("order", schema_text(ADAPTER))
         ({"stem": " AB-C "}, "payload.stem", "longer than 3 characters, without the spaces around it"),
         ({"slug": " é "}, "payload.slug", "may have no character beyond ASCII, without the spaces around it"),
         ({"plain": "é"}, "payload.plain", "may have no character beyond ASCII"),
+        ({"skus": {"ab": 1}}, "payload.skus.ab", "is not taken as a name: is not of the form that its type declares"),
+        ({"skus": {"ABC": 1}}, "payload.skus.ABC", "is not taken as a name: the value is longer than 2 characters"),
+        ({"skus": {"AB": "x"}}, "payload.skus.AB", 'not of type "integer"'),
         ({"names": {" a ": 1}}, "payload.names. a ", "shorter than 2 characters, without the spaces around it"),
     ],
 )
@@ -308,6 +312,7 @@ def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field:
         {"stem": " AB- "},
         {"slug": "\u00a0a\u2003"},
         {"plain": "a b"},
+        {"skus": {"A": 1, "AB": 2}},
         {"names": {" ab ": 1}},
     ],
 )
