@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import trustme
 
 from taskflux.providers.email import Email
 from taskflux.providers.smtp import Mailer, connect
@@ -51,6 +52,22 @@ async def mailer_at(port: int, **settings: Any) -> AsyncIterator[Mailer]:
 @asynccontextmanager
 async def plain(postbox: Postbox, *, options: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Mailer]:
     async with smtp_server(postbox, **(options or {})), mailer_at(postbox.port, **settings) as mailer:
+        yield mailer
+
+
+@asynccontextmanager
+async def over_starttls(
+    postbox: Postbox,
+    certificate: trustme.LeafCert,
+    ca_file: str,
+    *,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Mailer]:
+    async with (
+        smtp_server(postbox, tls="starttls", certificate=certificate, **(options or {})),
+        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, **settings) as mailer,
+    ):
         yield mailer
 
 

@@ -7,7 +7,7 @@ from aiosmtplib.auth import auth_xoauth2_encode
 
 from taskflux.providers.smtp_replies import Throttled
 from taskflux.tasks.errors import Misconfigured, Permanent, TaskError, Unavailable
-from tests.integration.providers.mailers import DATE, failed, mail, mailer_at, plain, refused_check, sent
+from tests.integration.providers.mailers import DATE, failed, mail, mailer_at, over_starttls, plain, refused_check, sent
 from tests.integration.providers.smtp_server import (
     DROP,
     ONLY_XOAUTH2,
@@ -62,10 +62,7 @@ async def test_implicit_tls_to_a_plaintext_server_names_the_setting(ca_file: str
 
 async def test_a_wrong_password_is_tried_once_and_is_misconfigured(certificate: trustme.LeafCert, ca_file: str) -> None:
     postbox = Postbox(credentials=("ann", "s3cret"))
-    async with (
-        smtp_server(postbox, tls="starttls", certificate=certificate),
-        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="wrong") as mailer,
-    ):
+    async with over_starttls(postbox, certificate, ca_file, username="ann", password="wrong") as mailer:
         error = await failed(mailer)
     assert isinstance(error, Misconfigured)
     assert "535" in error.reason
@@ -77,10 +74,7 @@ async def test_too_many_logins_are_throttling_and_not_a_wrong_password(
 ) -> None:
     postbox = Postbox(credentials=("ann", "s3cret"))
     postbox.replies["AUTH"] = ["454 4.7.0 too many login attempts"]
-    async with (
-        smtp_server(postbox, tls="starttls", certificate=certificate),
-        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="s3cret") as mailer,
-    ):
+    async with over_starttls(postbox, certificate, ca_file, username="ann", password="s3cret") as mailer:
         assert isinstance(await failed(mailer), Throttled)
 
 
@@ -91,10 +85,9 @@ async def test_a_server_that_takes_only_xoauth2_gets_the_token_as_it_is_at_each_
     token.write_text("old\n")
     postbox = TokenPostbox(credentials=("ann", "old"))
     secret = {"username": "ann", "access_token_file": str(token)}
-    async with (
-        smtp_server(postbox, tls="starttls", certificate=certificate, **ONLY_XOAUTH2),
-        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, max_connection_age=1e-9, **secret) as mailer,
-    ):
+    async with over_starttls(
+        postbox, certificate, ca_file, options=ONLY_XOAUTH2, max_connection_age=1e-9, **secret
+    ) as mailer:
         await sent(mailer)
         postbox.credentials = ("ann", "new")
         error = await failed(mailer)
@@ -109,20 +102,21 @@ async def test_a_server_that_takes_only_xoauth2_gets_the_token_as_it_is_at_each_
 @pytest.mark.parametrize(
     ("secret", "sentence"),
     [
-        ({"access_token": "right"}, None),
         ({"access_token": "wrong"}, "535"),
         ({"password": "right"}, "set TASKFLUX_SMTP__ACCESS_TOKEN_FILE"),
     ],
 )
-async def test_a_secret_of_the_wrong_kind_is_answered_with_the_setting(
-    secret: dict[str, str], sentence: str | None
-) -> None:
+async def test_a_wrong_secret_is_answered_with_the_setting(secret: dict[str, str], sentence: str) -> None:
     postbox = TokenPostbox(credentials=("ann", "right"))
     async with plain(postbox, options=ONLY_XOAUTH2, username="ann", **secret) as mailer:
-        if sentence is None:
-            await sent(mailer)
-        else:
-            assert sentence in (await refused_check(mailer, Misconfigured)).reason
+        assert sentence in (await refused_check(mailer, Misconfigured)).reason
+
+
+async def test_an_access_token_that_is_a_setting_is_taken() -> None:
+    postbox = TokenPostbox(credentials=("ann", "right"))
+    async with plain(postbox, options=ONLY_XOAUTH2, username="ann", access_token="right") as mailer:
+        await sent(mailer)
+    assert postbox.logins == ["XOAUTH2"]
 
 
 @pytest.mark.parametrize("status", [b"500 5.5.2 unknown: AUTH XOAUTH2 ", b"251 Ok: "])
@@ -156,10 +150,7 @@ async def test_many_mails_at_once_with_a_wrong_password_are_one_failed_login(
     certificate: trustme.LeafCert, ca_file: str
 ) -> None:
     postbox = Postbox(credentials=("ann", "s3cret"))
-    async with (
-        smtp_server(postbox, tls="starttls", certificate=certificate),
-        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="wrong") as mailer,
-    ):
+    async with over_starttls(postbox, certificate, ca_file, username="ann", password="wrong") as mailer:
         errors = await asyncio.gather(*(failed(mailer) for _ in range(14)))  # more than connections
         assert postbox.logins == ["PLAIN"]
         assert {type(error) for error in errors} == {Misconfigured}
@@ -209,10 +200,7 @@ async def test_relaying_that_is_denied_to_a_user_who_logged_in_is_the_mail_s_mat
 ) -> None:
     postbox = Postbox(credentials=("ann", "s3cret"))
     postbox.replies["ann@example.org"] = [DENIALS[0]]
-    async with (
-        smtp_server(postbox, tls="starttls", certificate=certificate),
-        mailer_at(postbox.port, tls="starttls", ca_file=ca_file, username="ann", password="s3cret") as mailer,
-    ):
+    async with over_starttls(postbox, certificate, ca_file, username="ann", password="s3cret") as mailer:
         assert type(await failed(mailer)) is Permanent
 
 
@@ -296,10 +284,7 @@ async def test_a_server_that_wants_auth_and_gets_none_is_misconfigured(
     certificate: trustme.LeafCert, ca_file: str
 ) -> None:
     postbox = Postbox(credentials=("ann", "s3cret"))
-    async with (
-        smtp_server(postbox, tls="starttls", certificate=certificate),
-        mailer_at(postbox.port, tls="starttls", ca_file=ca_file) as mailer,
-    ):
+    async with over_starttls(postbox, certificate, ca_file) as mailer:
         assert isinstance(await failed(mailer), Misconfigured)
 
 
