@@ -22,6 +22,7 @@ from taskflux.store.database import Database
 from taskflux.store.migrate import migrate
 from taskflux.store.settings import PostgresSettings
 from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry import outages
 from tests.kafka.broker import KafkaBroker
 from tests.pgbouncer.pooler import PgBouncer
 from tests.workers import Scheduling, begin_with_the_longest
@@ -114,6 +115,14 @@ async def database(new_database: NewDatabase) -> AsyncIterator[Database]:
     await database.open()
     yield database
     await database.close()
+
+
+@pytest.fixture
+def no_outages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test is spared a line about a server that another one has written."""
+    monkeypatch.setattr(outages, "_logged", {})
+    monkeypatch.setattr(outages, "_failing", {})
+    monkeypatch.setattr(outages, "_announced", frozenset())
 
 
 @pytest.fixture(scope="session")

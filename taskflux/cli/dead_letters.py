@@ -24,6 +24,7 @@ from taskflux.cli.shown import (
     tell_more,
 )
 from taskflux.cli.values import Duration, Id, Moment, payload_of
+from taskflux.tasks.states import ENDED
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -131,7 +132,7 @@ def discard(dead_letter_ids: Sequence[str], reason: str, as_json: bool, api: Api
 LOOK_EVERY = 0.5
 """Seconds between two looks at a bulk replay."""
 
-ENDS: Final = frozenset({"succeeded", "dead", "cancelled", "uncertain", "pruned"})
+ENDS: Final = ENDED | {"pruned"}
 """Final outcomes of a replayed task."""
 
 PATIENCE = 60

@@ -16,10 +16,7 @@ from taskflux.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_op
 from taskflux.cli.program import FAILED, OK, STILL_OPEN, UNREACHABLE, leave
 from taskflux.cli.shown import explain_end, json_option, print_json, show_task, show_tasks, tell_more
 from taskflux.cli.values import Duration, Id, Moment, Pair, payload_of
-
-STATES = ("scheduled", "queued", "running", "succeeded", "dead", "uncertain", "cancelled")
-ENDED = frozenset({"succeeded", "dead", "cancelled", "uncertain"})
-"""States that last: `uncertain` until a delivery report or a person decides."""
+from taskflux.tasks.states import ENDED, State
 
 SILENCE: Final = 15.0
 """Seconds that the server may be away while an outcome is waited for."""
@@ -161,7 +158,7 @@ def get(task_id: str, as_json: bool, api: Api) -> None:
 
 
 @tasks.command("list", cls=ApiCommand)
-@click.option("--status", type=click.Choice(STATES))
+@click.option("--status", type=click.Choice(tuple(state.value for state in State)))
 @click.option("--type", "task_type", help="Only this task type.")
 @click.option("--after", type=Moment(past=True), help="Accepted after this time, or at most so long ago: 2h.")
 @click.option("--before", type=Moment(past=True), help="Accepted before this time.")

@@ -23,6 +23,7 @@ from taskflux.local.processes import locked
 from taskflux.local.stack import Stack
 from taskflux.local.supervisor import CLI, Supervisor
 from taskflux.providers.answers import UNPACKED, Answer, ask
+from taskflux.tasks.states import ENDED
 
 WAIT: Final = 60.0
 """Seconds after which a sample that has not succeeded is given up."""
@@ -47,7 +48,6 @@ SAMPLES: Final[tuple[dict[str, Any], ...]] = (
     {"taskType": "sms", "payload": {"mobile": "919800000000", "name": "Ada"}},
     {"taskType": "simulated", "payload": {"delayMs": 250}},
 )
-_ENDED: Final = frozenset({"succeeded", "dead", "cancelled", "uncertain"})
 
 
 def main(port: int, data_dir: Path, samples: bool, observed: bool = False, *, cli: tuple[str, ...] = CLI) -> int:
@@ -180,7 +180,7 @@ async def _follow(client: httpx.AsyncClient, sample: Mapping[str, Any]) -> dict[
         if answer.status != 202:
             return {"problem": f"refused with {answer.status}: {answer.body[:200].decode(errors='replace')}"}
         where = f"/tasks/{json.loads(answer.body)['taskId']}"
-        while task.get("status") not in _ENDED:
+        while task.get("status") not in ENDED:
             if time.monotonic() > deadline:
                 return {**task, "problem": f"has not ended within {WAIT:.0f} s"}
             await asyncio.sleep(0.1)

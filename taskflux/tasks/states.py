@@ -39,6 +39,10 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+ENDED: Final = frozenset({State.SUCCEEDED, State.DEAD, State.UNCERTAIN, State.CANCELLED})
+"""States that last: `uncertain` until a delivery report or a person decides."""
+
+
 class Event(StrEnum):
     """What happens to a task; the word that stands in its timeline."""
 

@@ -66,12 +66,7 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
         yield broker, Files(*(str(folder / name) for name in contents))
 
 
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test is spared a line that another one has written."""
-    monkeypatch.setattr(outages, "_logged", {})
-    monkeypatch.setattr(outages, "_failing", {})
-    monkeypatch.setattr(outages, "_announced", frozenset())
+pytestmark = pytest.mark.usefixtures("no_outages")
 
 
 def settings_for(broker: SecuredKafka, files: Files, case: str) -> KafkaSettings:

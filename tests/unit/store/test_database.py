@@ -72,10 +72,8 @@ async def test_a_certificate_that_is_refused_is_named(
 
 
 async def test_an_outage_is_told_once_with_what_to_do_and_its_end(
-    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    new_database: NewDatabase, no_outages: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name, nothing in (("_logged", {}), ("_failing", {}), ("_announced", frozenset())):
-        monkeypatch.setattr(outages, name, nothing)
     database = Database(await new_database(), pool_size=1)
     await database.open()
     with caplog.at_level(logging.INFO, outages.log.name):

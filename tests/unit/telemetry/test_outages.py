@@ -21,10 +21,7 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    monkeypatch.setattr(outages, "_logged", {})
-    monkeypatch.setattr(outages, "_failing", {})
-    monkeypatch.setattr(outages, "_announced", frozenset())
+def clock(no_outages: None) -> Clock:
     return Clock()
 
 

@@ -275,26 +275,26 @@ async def test_a_bug_in_what_goes_on_beside_is_not_hidden(scene: Scene) -> None:
     await relay.resign()
 
 
-async def test_a_leader_waits_for_a_postgresql_that_cannot_be_reached(scene: Scene) -> None:
-    relay = Relay(scene)
-    relay.database.unreachable.add("lead")
+async def run_until_it_fails(relay: Relay, statement: str) -> None:
+    """Lead until this statement has failed, then drain."""
+    relay.database.unreachable.add(statement)
     running = asyncio.create_task(relay.leader.run())
     async with asyncio.timeout(20):
         await relay.database.failed.wait()
         relay.process.drain()
         await running
+
+
+async def test_a_leader_waits_for_a_postgresql_that_cannot_be_reached(scene: Scene) -> None:
+    relay = Relay(scene)
+    await run_until_it_fails(relay, "lead")
     assert relay.leader.ended.is_set()
 
 
 async def test_whoever_could_not_reach_postgresql_gives_every_worker_a_whole_lease_again(scene: Scene) -> None:
     relay = Relay(scene)
     await relay.tick()
-    relay.database.unreachable.add("lead")
-    running = asyncio.create_task(relay.leader.run())
-    async with asyncio.timeout(20):
-        await relay.database.failed.wait()
-        relay.process.drain()
-        await running
+    await run_until_it_fails(relay, "lead")
     assert relay.beside.started_again == 1
 
 
@@ -302,12 +302,7 @@ async def test_a_duty_that_fails_keeps_the_sweep_counting(scene: Scene) -> None:
     """The workers could beat: otherwise a duty that fails every second would keep every lease from expiring."""
     relay = Relay(scene)
     await relay.tick()
-    relay.database.unreachable.add("expired_now")
-    running = asyncio.create_task(relay.leader.run())
-    async with asyncio.timeout(20):
-        await relay.database.failed.wait()
-        relay.process.drain()
-        await running
+    await run_until_it_fails(relay, "expired_now")
     assert relay.beside.started_again == 0
 
 
