@@ -23,12 +23,10 @@ from taskflux.http.problems import (
     MALFORMED_JSON,
     TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
-    FieldError,
     Kind,
     Problem,
-    field_name,
+    field_error,
     not_valid,
-    shortened,
 )
 from taskflux.tasks.bounds import (
     ESCAPE,
@@ -217,7 +215,7 @@ def _out_of_bounds(error: OutOfBounds, invalid: Kind) -> Problem:
     if not error.path:
         return Problem(MALFORMED_JSON, str(error))
     said = f"is nested more than {MAX_DEPTH} deep" if isinstance(error, TooDeep) else str(error).removeprefix("it ")
-    return not_valid(invalid, [FieldError(shortened(field_name("", error.path).removeprefix("."), 200), said)])
+    return not_valid(invalid, [field_error(error.path, said)])
 
 
 WIDE: Final = "it is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)"

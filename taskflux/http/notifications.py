@@ -57,9 +57,8 @@ from taskflux.http.problems import (
     FieldError,
     Kind,
     Problem,
-    field_name,
+    field_error,
     not_valid,
-    shortened,
 )
 from taskflux.http.submissions import Limits
 from taskflux.providers.email import Email
@@ -119,7 +118,8 @@ class Notify(Generic[P]):
             given = document, name is not None
             payload, digest = self._validated(*given) if size < LARGE else await beside_loop(self._validated, *given)
         except ValidationError as error:
-            raise _invalid([*errors, *_field_errors(error)]) from None
+            errors += [field_error(where or ("body",), said) for where, said in wrong_fields(error)]
+            raise _invalid(errors) from None
         except ValueError:
             raise _invalid([*errors, FieldError("body", "holds a number beyond the range of a double")]) from None
         if errors:
@@ -209,13 +209,6 @@ def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | Non
 def _header(headers: Headers, name: str) -> str | None:
     value = headers.get(name.lower().encode("ascii"))
     return None if value is None else value.decode("latin-1").strip()
-
-
-def _field_errors(error: ValidationError) -> list[FieldError]:
-    return [
-        FieldError(shortened(field_name("", where).removeprefix(".") or "body", 200), said)
-        for where, said in wrong_fields(error)
-    ]
 
 
 def _invalid(errors: list[FieldError]) -> Problem:

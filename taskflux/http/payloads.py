@@ -17,21 +17,18 @@ import jsonschema_rs
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from taskflux.http.formats import FORMATS, Limited, format_sentence, read_json
-from taskflux.http.problems import FieldError, field_name, shortened
+from taskflux.http.problems import FieldError, field_error
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import Path, check
 from taskflux.tasks.patterns import UNSAID, sentence_of
-from taskflux.worker.handler import wrong_fields
+from taskflux.worker.handler import MOST_ERRORS, wrong_fields
 from taskflux.worker.schemas import LIMITS, STRIPPED, schema_text
 
 log = logging.getLogger(__name__)
 
-MOST_ERRORS: Final = 20
 DESCRIBED: Final = 2000
 """Values up to which a wrong payload is described."""
-LONGEST_FIELD: Final = 200
-LONGEST_MESSAGE: Final = 300
 
 _MASK: Final = "the value"
 """Stands for the value in messages: it may be megabytes long, and an answer with it would end up in a client's log."""
@@ -62,7 +59,7 @@ class PayloadSchema:
             told = f"is not what the type's schema takes; with {values:,} values it is too large to be told where"
             return [FieldError("payload", told)]
         found = _describe(validator.iter_errors(payload), self._schema)
-        return list(islice((_field_error(*each) for each in found), MOST_ERRORS))
+        return [field_error(("payload", *path), said) for path, said in islice(found, MOST_ERRORS)]
 
     def inner(self, schema: Any) -> PayloadSchema:
         """What the type takes of a value within its payload; `schema` may refer to the definitions of the whole."""
@@ -161,7 +158,7 @@ def _merged(found: Iterable[tuple[Path, str]]) -> list[FieldError]:
     said: dict[Path, dict[str, None]] = {}
     for path, message in found:
         said.setdefault(path, {})[message] = None
-    return [_field_error(path, ", or ".join(messages)) for path, messages in said.items()]
+    return [field_error(("payload", *path), ", or ".join(messages)) for path, messages in said.items()]
 
 
 def _within(payload: object, where: Path) -> Path:
@@ -315,7 +312,3 @@ def _parent(error: Any, schema: Any) -> Mapping[str, Any]:
         except (KeyError, IndexError, TypeError):
             return {}
     return at if isinstance(at, dict) else {}
-
-
-def _field_error(path: Sequence[str | int], message: str) -> FieldError:
-    return FieldError(shortened(field_name("payload", path), LONGEST_FIELD), shortened(message, LONGEST_MESSAGE))

@@ -146,9 +146,10 @@ def unknown_fields(given: Iterable[str], known: Sequence[str], root: str = "") -
     ]
 
 
-def field_name(root: str, path: Sequence[str | int]) -> str:
-    """`payload.attachments[0].name`."""
-    return root + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+def field_error(path: Sequence[str | int], message: str) -> FieldError:
+    """What is wrong at a path, `payload.attachments[0].name`; neither is as long as a caller may make it."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    return FieldError(shortened(name, 200), shortened(message, 300))
 
 
 def shortened(text: str, longest: int) -> str:

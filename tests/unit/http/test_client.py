@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from starlette.requests import ClientDisconnect
@@ -192,28 +193,35 @@ DECISIONS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+def to_decide(method: str, http: Fixture) -> tuple[UUID, Callable[[], bool]]:
+    """The id of a dead letter, beside a task, and whether both stand as before."""
+    state = "uncertain" if method == "POST" else "scheduled"
+    http.tasks.rows[ID] = row(state=state)
+    found = http.letters.put(letter())
+
+    def as_before() -> bool:
+        states = http.tasks.rows[ID]["state"], http.letters.rows[found]["state"]
+        return (*states, http.letters.sent, http.letters.bulk) == (state, "open", [], {})
+
+    return found, as_before
+
+
 @pytest.mark.parametrize(("method", "path", "body"), DECISIONS)
 async def test_nothing_is_decided_for_a_client_that_has_gone(
     method: str, path: str, body: dict[str, Any], http: Fixture
 ) -> None:
-    http.tasks.rows[ID] = row(state="uncertain" if method == "POST" else "scheduled")
-    state = http.tasks.rows[ID]["state"]
-    found = http.letters.put(letter())
+    found, as_before = to_decide(method, http)
     asking = Asking(http, method, path.format(letter=found), json.dumps(body).encode())
     asking.client.leave()
     await asyncio.wait_for(asking.task, 10)
-    assert http.tasks.rows[ID]["state"] == state
-    assert http.letters.rows[found]["state"] == "open"
-    assert http.letters.bulk == {}
+    assert as_before()
 
 
 @pytest.mark.parametrize(("method", "path", "body"), DECISIONS)
 async def test_nothing_is_decided_once_the_time_is_up(
     method: str, path: str, body: dict[str, Any], http: Fixture
 ) -> None:
-    http.tasks.rows[ID] = row(state="uncertain" if method == "POST" else "scheduled")
-    state = http.tasks.rows[ID]["state"]
-    found = http.letters.put(letter())
+    found, as_before = to_decide(method, http)
     late = "it took too long"
     asking = Asking(http, method, path.format(letter=found), json.dumps(body).encode(), late_after_body=late)
     if method == "DELETE":  # nobody reads its body
@@ -221,9 +229,7 @@ async def test_nothing_is_decided_once_the_time_is_up(
     assert await asking.status() == 503
     told = json.loads(asking.sent[1]["body"])
     assert (told["type"], told["detail"]) == ("/problems/not-begun", late)
-    assert http.tasks.rows[ID]["state"] == state
-    assert (http.letters.rows[found]["state"], http.letters.sent) == ("open", [])
-    assert http.letters.bulk == {}
+    assert as_before()
 
 
 class Leaving(dict[Any, Any]):
