@@ -202,7 +202,7 @@ def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | Non
         try:
             date = moment(created_at)
         except (ValueError, OverflowError):
-            errors.append(FieldError(CREATED_AT, "must be a time as RFC 3339 writes it"))
+            errors.append(FieldError(CREATED_AT, "must be an RFC 3339 time"))
     return name, number, date
 
 

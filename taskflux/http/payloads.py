@@ -1,7 +1,7 @@
-"""Payloads held against what their types take, before a task is accepted: what a handler would refuse is refused here.
+"""Validates payloads before their tasks are accepted: ingest refuses what the handler would refuse.
 
-A built-in type has its model, as its handler has it. Any other type has the JSON schema that its workers have
-registered, whose formats are asserted.
+The payload of a built-in type is validated by its handler's model, any other by the JSON schema that the type's
+workers have registered, with its formats asserted.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from taskflux.worker.schemas import LIMITS, STRIPPED, schema_text
 log = logging.getLogger(__name__)
 
 DESCRIBED: Final = 2000
-"""Values up to which a wrong payload is described."""
+"""Number of values up to which each error of a payload is described."""
 
 _MASK: Final = "the value"
-"""Stands for the value in messages: it may be megabytes long, and an answer with it would end up in a client's log."""
+"""Replaces the value in messages: it may be megabytes long, and clients log the answer."""
 
 Kind = jsonschema_rs.ValidationErrorKind
 
 
 class PayloadSchema:
-    """What a type takes, compiled when it is first needed: from its JSON schema (draft 2020-12), or as its model."""
+    """Validates the payloads of a type by its JSON schema (draft 2020-12), compiled at first use, or by its model."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -46,8 +46,8 @@ class PayloadSchema:
     def errors(self, payload: object, text: str) -> list[FieldError]:
         """What is wrong with `payload`, at most `MOST_ERRORS`; nothing when it is valid. `text` is its JSON text.
 
-        An error takes 20 µs, and the library makes all of them before it gives the first: of a payload with more than
-        `DESCRIBED` values it is only told that it is wrong.
+        An error takes 20 µs, and the library creates all of them before it returns the first. So a payload with more
+        than `DESCRIBED` values gets one error for the whole.
         """
         if self._model is not None:
             return _model_errors(self._model, payload, text)
@@ -56,20 +56,20 @@ class PayloadSchema:
             return []
         values = check(text.encode())
         if values > DESCRIBED:
-            told = f"is not what the type's schema takes; with {values:,} values it is too large to be told where"
+            told = f"does not match the type's schema; with {values:,} values it is too large to say where"
             return [FieldError("payload", told)]
         found = _describe(validator.iter_errors(payload), self._schema)
         return [field_error(("payload", *path), said) for path, said in islice(found, MOST_ERRORS)]
 
     def inner(self, schema: Any) -> PayloadSchema:
-        """What the type takes of a value within its payload; `schema` may refer to the definitions of the whole."""
+        """The validator of a value within a payload; `schema` may refer to the definitions of the whole."""
         if isinstance(schema, dict) and isinstance(self._schema, dict):
             schema = {**schema, "$defs": self._schema.get("$defs", {})}
         return PayloadSchema(self.name, json.dumps(schema))
 
     @cached_property
     def _model(self) -> TypeAdapter[Any] | None:
-        """The model of a built-in type; None where another release, or somebody else, has registered the type."""
+        """The model of a built-in type; None if another release or another handler has registered the type."""
         adapter = built_in().get(self.name)
         return adapter if adapter is not None and schema_text(adapter) == self.text else None
 
@@ -79,7 +79,7 @@ class PayloadSchema:
 
     @cached_property
     def _validator(self) -> jsonschema_rs.Draft202012Validator | None:
-        """None for a schema that is none: what its workers take is then for them to say."""
+        """None for an invalid schema: then only the workers validate payloads."""
         try:
             # Offline: a schema that refers to another address must not make ingest fetch it.
             return jsonschema_rs.Draft202012Validator(
@@ -95,12 +95,12 @@ class PayloadSchema:
                 },
             )
         except ValueError:
-            log.warning("the schema of task type %s cannot be compiled: its payloads are accepted unseen", self.name)
+            log.warning("the schema of task type %s cannot be compiled: its payloads are not validated", self.name)
             return None
 
 
 class _Content:
-    """A keyword: what a text in JSON stands for, held against its own schema, as the handler's model does."""
+    """The keyword `contentSchema`: validates the JSON in a text by its own schema, as the handler's model does."""
 
     def __init__(
         self, whole: PayloadSchema, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]
@@ -110,18 +110,18 @@ class _Content:
 
     def validate(self, instance: object) -> None:
         if not (self._asserted and isinstance(instance, str)):
-            return  # its type says so
+            return  # its type reports this
         try:
             document = read_json(instance)
         except (ValueError, RecursionError):
-            return  # its format says so
+            return  # its format reports this
         for error in self._inner.errors(document, instance):
             where = error.field.removeprefix("payload").removeprefix(".")
-            raise ValueError(f"holds JSON that is not right{' at ' if where else ''}{where}: {error.message}")
+            raise ValueError(f"holds invalid JSON{' at ' if where else ''}{where}: {error.message}")
 
 
 class _Stripped:
-    """A keyword: a text without the spaces around it, held against a schema of its own."""
+    """The keyword `schemas.STRIPPED`: validates a text without the spaces around it by its own schema."""
 
     def __init__(
         self, whole: PayloadSchema, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]
@@ -140,13 +140,13 @@ _strip: Final = TypeAdapter(Annotated[str, StringConstraints(strip_whitespace=Tr
 
 @cache
 def built_in() -> Mapping[str, TypeAdapter[Any]]:
-    """The built-in types whose models a schema cannot say: what stands before and behind an @, base64, headers."""
+    """The built-in types whose models a schema cannot express: addresses, base64, headers."""
     return {"email": TypeAdapter(Email), "sms": TypeAdapter(Sms)}
 
 
 def _model_errors(adapter: TypeAdapter[Any], payload: object, text: str) -> list[FieldError]:
     try:
-        # Strict, and by the fields' public names: what the schema says besides.
+        # Strict, and by the fields' public names only, like the schema.
         adapter.validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         return _merged((_within(payload, where), said) for where, said in wrong_fields(error))
@@ -154,7 +154,7 @@ def _model_errors(adapter: TypeAdapter[Any], payload: object, text: str) -> list
 
 
 def _merged(found: Iterable[tuple[Path, str]]) -> list[FieldError]:
-    """One error for each field: the branches of a union are told together."""
+    """One error for each field: those of a union's branches are joined."""
     said: dict[Path, dict[str, None]] = {}
     for path, message in found:
         said.setdefault(path, {})[message] = None
@@ -162,7 +162,7 @@ def _merged(found: Iterable[tuple[Path, str]]) -> list[FieldError]:
 
 
 def _within(payload: object, where: Path) -> Path:
-    """As much of pydantic's path as there is in the payload: it names the branches of unions, and items of a text."""
+    """The part of pydantic's path that exists in the payload: it also names branches of unions, and items of a text."""
     at, path = payload, list[str | int]()
     for number, part in enumerate(where):
         match at, part:
@@ -178,7 +178,7 @@ def _within(payload: object, where: Path) -> Path:
     return tuple(path)
 
 
-# What is wrong, of a schema ------------------------------------------------------------------------------------------
+# Errors of a JSON schema ---------------------------------------------------------------------------------------------
 
 
 def _describe(errors: Iterable[Any], schema: Any) -> Iterator[tuple[Sequence[str | int], str]]:
@@ -197,13 +197,13 @@ def _describe(errors: Iterable[Any], schema: Any) -> Iterator[tuple[Sequence[str
                 yield from _of_union(error, schema)
             case Kind.PropertyNames():
                 inner = error.kind.error
-                yield [*path, str(inner.instance)], f"is not taken as a name: {_sentence(inner, schema)}"
+                yield [*path, str(inner.instance)], f"is not a valid name: {_sentence(inner, schema)}"
             case _:
                 yield path, _sentence(error, schema)
 
 
 def _of_union(error: Any, schema: Any) -> Iterator[tuple[Sequence[str | int], str]]:
-    """The errors of the branch that fits the value, or what each branch wanted."""
+    """The errors of the branch that fits the value, or what each branch requires."""
     path = list(error.instance_path)
     branches: list[list[Any]] = [branch for branch in error.kind.context if branch]
     tag = _parent(error, schema).get("discriminator", {}).get("propertyName")
@@ -225,7 +225,7 @@ def _of_union(error: Any, schema: Any) -> Iterator[tuple[Sequence[str | int], st
 
 
 def _wanted(error: Any, schema: Any) -> Iterator[str]:
-    """What each branch of a union wanted, and each branch of a branch."""
+    """What each branch of a union requires, nested unions included."""
     if not isinstance(error.kind, Kind.AnyOf | Kind.OneOfNotValid):
         yield _sentence(error, schema)
         return
@@ -235,13 +235,13 @@ def _wanted(error: Any, schema: Any) -> Iterator[str]:
 
 
 def _at(branch: Sequence[Any], depth: int) -> bool:
-    """Whether a branch refuses the value itself, and not something in it."""
+    """Whether a branch refuses the value itself, rather than something inside it."""
     inner = (Kind.Required, Kind.AdditionalProperties, Kind.UnevaluatedProperties, Kind.AnyOf, Kind.OneOfNotValid)
     return any(len(each.instance_path) == depth and not isinstance(each.kind, inner) for each in branch)
 
 
 def _fits(branch: Sequence[Any], depth: int) -> bool:
-    """Whether the value is of the JSON type that a branch takes."""
+    """Whether the value has the JSON type that a branch accepts."""
     for each in branch:
         if len(each.instance_path) == depth:
             if isinstance(each.kind, Kind.Type):
@@ -252,7 +252,7 @@ def _fits(branch: Sequence[Any], depth: int) -> bool:
 
 
 def _tags(branch: Sequence[Any], depth: int, tag: str | None) -> list[Any]:
-    """The errors by which an object is not that of a branch: the field that tells them apart says another one."""
+    """The errors which show that an object belongs to another branch: its discriminator has another value."""
     return [
         each
         for each in branch
@@ -280,7 +280,7 @@ def _of_tags(path: Sequence[str | int], wanted: Sequence[Any]) -> Iterator[tuple
 
 
 def _sentence(error: Any, schema: Any) -> str:
-    """What is wrong, without the value, and without a regular expression or a schema."""
+    """The error in words, without the value, a regular expression or a schema."""
     match error.kind:
         case Kind.Pattern():
             return sentence_of(error.kind.pattern) or _by_description(error, schema)
@@ -293,10 +293,10 @@ def _sentence(error: Any, schema: Any) -> str:
 
 
 def _by_description(error: Any, schema: Any) -> str:
-    """What the schema says of the value in words."""
+    """The error in the words of the schema's description or examples."""
     about = _parent(error, schema)
     if isinstance(about.get("description"), str):
-        return f"is not as its type describes it: {about['description']}"
+        return f"does not match its description: {about['description']}"
     examples = about.get("examples")
     if isinstance(examples, list) and examples:
         return f"{UNSAID}, for example {json.dumps(examples[0], ensure_ascii=False)}"
@@ -304,7 +304,7 @@ def _by_description(error: Any, schema: Any) -> str:
 
 
 def _parent(error: Any, schema: Any) -> Mapping[str, Any]:
-    """The schema whose keyword an error is of; an empty one where it cannot be found."""
+    """The schema whose keyword failed; empty if it cannot be found."""
     at = schema
     for part in list(error.schema_path)[:-1]:
         try:

@@ -186,8 +186,8 @@ _AGAIN = "Nothing was changed. Correct the request and send it again."
 
 EXPLANATIONS: Final[dict[str, Explanation]] = {
     "malformed-json": Explanation(
-        "The body cannot be read as JSON: it breaks off, holds a value that JSON does not know (NaN), is not UTF-8, or"
-        " all of it is nested more than 64 deep. `detail` says where.",
+        "The body is not valid JSON: it is incomplete, holds a value that JSON does not have (NaN), is not UTF-8, or"
+        " all of it is nested more than 64 levels deep. `detail` says where.",
         _AGAIN,
         "Expecting ',' delimiter at line 3, column 12",
     ),
@@ -292,8 +292,8 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Content-Type is 'text/plain': send the body as application/json",
     ),
     "invalid-task": Explanation(
-        "The request is JSON, and no valid task: a field is unknown, missing, of the wrong form, holds half of a"
-        " surrogate pair or is nested more than 64 deep, or the payload is not what the type's handler declares."
+        "The request is JSON, but not a valid task: a field is unknown, missing, of the wrong form, holds a lone"
+        " surrogate or is nested more than 64 levels deep, or the payload does not match the type's schema."
         " `errors` names every such field.",
         _AGAIN,
         "not valid: payload.subject",

@@ -93,10 +93,10 @@ class Msg91Webhook:
 
 
 def _weight(body: bytes) -> int:
-    """What the reports in a body will take in memory, in bytes, at most: the marks of a form are percent-encoded."""
+    """Upper limit of the memory for the reports in a body, in bytes: the separators of a form are percent-encoded."""
     text = body.lower()
     marks = sum(map(text.count, (b"[", b"{", b",", b"%5b", b"%7b", b"%2c")))
-    return VALUE_BYTES * min(1 + marks, MAX_VALUES)  # of more values than that, nothing is built
+    return VALUE_BYTES * min(1 + marks, MAX_VALUES)  # a body with more values is refused
 
 
 def _one_of_each_task(reports: Sequence[DeliveryReport]) -> list[list[DeliveryReport]]:

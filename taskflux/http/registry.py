@@ -1,4 +1,4 @@
-"""The task types that ingest knows: read from the store, and kept while it is unreachable."""
+"""The task types that ingest knows: read from the store, and cached while it is unreachable."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Requests:
         client = client_of(scope)
 
         async def listen() -> Message:
-            if client.ready:  # nothing has to be waited for
+            if client.ready:  # no need to wait
                 message = await receive()
             else:
                 try:
@@ -121,7 +121,7 @@ class Requests:
 
 
 class _Kind:
-    """What is the same for all requests of one kind: their series, and their line in the log."""
+    """What requests of one kind share: their series, and their log line."""
 
     __slots__ = ("asked", "count", "seconds", "told")
 
@@ -138,7 +138,7 @@ def _route(scope: Scope) -> str:
 
 
 def _trace(scope: Scope, method: str) -> tuple[str, Span | None]:
-    """The trace that a request stands in, and its span where it is sampled."""
+    """The trace of a request, and its span if it is sampled."""
     if tracing.on:
         about = {"http.request.method": "_OTHER" if method == OTHER else method, "url.scheme": scope["scheme"]}
         begun = tracing.request(scope["headers"], about)

@@ -147,9 +147,7 @@ async def serve(
 
 
 async def _first_of(watching: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:
-    """Wait for one of the others. Without what watches the connections, no client has to keep to anything: its error
-    ends the server.
-    """
+    """Wait for one of the others. An error of `watching` ends the server: without it, no limit for clients applies."""
     await asyncio.wait((watching, *others), return_when=asyncio.FIRST_COMPLETED)
     if watching.done():
         watching.result()

@@ -129,7 +129,7 @@ class Submissions:
     """What every way of submitting a task has in common; called, `POST /tasks`.
 
     Args:
-        now: this process's clock; only to refuse times that make no sense.
+        now: this process's clock; used only to refuse times that make no sense.
     """
 
     intake: Intake
@@ -184,7 +184,7 @@ class Submissions:
         Args:
             client: whoever waits for it.
             key: its idempotency key.
-            size: bytes that it was read from; a large one is looked through beside the event loop.
+            size: bytes that it was read from; a large one is checked outside the event loop.
             traceparent: the trace that it stands in, when that is not the request's.
             since: `TypeRegistry.looks` when the request came, of which this is one of several documents.
 

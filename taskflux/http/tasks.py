@@ -110,7 +110,7 @@ def task_summary(row: Mapping[str, Any], waits_for: str | None = None) -> dict[s
 def waits_for(row: Mapping[str, Any], open_circuit: str | None, now: datetime) -> str | None:
     """What a task waits for; None where it runs or has ended.
 
-    `open_circuit` is its type's provider, if the circuit of that is open: nothing else is published then.
+    `open_circuit` is its type's provider, if that provider's circuit is open: then only probes are published.
     """
     match row["state"]:
         case State.SCHEDULED if row["due_at"] > now:
@@ -165,7 +165,7 @@ def parse_timeline(entries: Iterable[str], trace: str | None = None) -> list[Tim
     the same cause into one entry that counts them. A note holds no `|`.
 
     An entry is never earlier than the one before it: a statement's time is the beginning of its transaction, which may
-    have waited for the statement before, and a clock can be set back. Folded repeats stand at their first time.
+    have waited for the previous statement, and a clock can be set back. Folded repeats have the time of the first.
 
     Raises:
         ValueError: a text is no entry.
@@ -242,7 +242,7 @@ class TaskRoutes:
         """The cancelled task, also where it was cancelled before; 409 where it waits no more."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
-        # What is done must be told: so there is room for the answer, or nothing is done.
+        # Reserve room for the answer first: nothing is done that cannot be answered.
         hold_stored(await self._decided(task), held_by(request.scope))
         client_of(request.scope).begin()
         if await self.tasks.cancel(task, DEFAULT_TENANT):
@@ -260,7 +260,7 @@ class TaskRoutes:
         TASK.set(task)
         _, document, _ = await read_json(request.scope, request.receive, LARGEST_BODY, INVALID_RESOLUTION)
         resolution, reason = read_resolution(document)
-        # What is done must be told: so there is room for the answer, or nothing is done.
+        # Reserve room for the answer first: nothing is done that cannot be answered.
         hold_stored(await self._decided(task), held_by(request.scope))
         client_of(request.scope).begin()
         resolved = await self.tasks.resolve(task, DEFAULT_TENANT, resolution, reason)

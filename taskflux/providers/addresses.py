@@ -1,4 +1,4 @@
-"""Mail addresses: how they are read, and what an SMTP server is told. Pure."""
+"""Mail addresses: how they are parsed, and what is sent to an SMTP server. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONTROL: Final = r"\x00-\x1f\x7f" + "\x85\u2028\u2029"
 _PART: Final = r'[^\s@<>()\[\],;:\\"\x00-\x1f\x7f]'
 _QUOTED: Final = rf'"(?:[^"\\{_CONTROL}]|\\[^{_CONTROL}])*"'
 _SPEC: Final = rf"(?:{_PART}+|{_QUOTED})@{_PART}+"
-# A quotation mark that nobody closes stands for itself: such names were always taken.
+# A quotation mark that is not closed is a plain character: such names have always been accepted.
 _NAME: Final = rf'(?:{_QUOTED}|[^"@<>{_CONTROL}])*'
 _PLAIN_NAME: Final = rf"[^@<>{_CONTROL}]*"
 _SPACE: Final = r"\s*"
@@ -32,12 +32,12 @@ PATTERN: Final = said_as(
     rf"^{_SPACE}(?:{_SPEC}|(?:{_NAME}|{_PLAIN_NAME})<{_SPACE}{_SPEC}{_SPACE}>){_SPACE}$",
     "is not an address, such as ann@example.org or Ann Lee <ann@example.org>",
 )
-"""What a JSON schema can say of a mailbox: one @ outside quotation marks, no control character, a name before <…>."""
+"""What a JSON schema can check of a mailbox: one @ outside quotation marks, no control character, a name before <…>."""
 
 _MAILTO: Final = re.compile(r"(?:[^@]*<)?\s*mailto:", re.IGNORECASE)
 
-# Dots stand anywhere but in front: `ann..lee@` and `ann.@` are in use, though RFC 5322 has no name for them. Beyond
-# ASCII, RFC 6531 takes anything that is neither a control nor a space.
+# Dots may be anywhere but in front: `ann..lee@` and `ann.@` are in use, though RFC 5322 does not allow them. Beyond
+# ASCII, RFC 6531 allows anything that is neither a control character nor a space.
 _LOCAL: Final = re.compile(
     r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]|[^\x00-\x9f\s])(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]|[^\x00-\x9f\s])*"
 )
@@ -50,12 +50,12 @@ _FORBIDDEN: Final = re.compile(f"[{_CONTROL}]")
 _LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _USUAL: Final = re.compile(r"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)@([a-z0-9-]+(?:\.[a-z0-9-]+)+)")
-"""Most addresses: read by this alone, once their domain is one."""
+"""Matches most addresses, which need only a check of the domain besides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One mailbox. `local` and `domain` are as they were written; `envelope` is what an SMTP server is told."""
+    """One mailbox. `local` and `domain` are as written; `envelope` is what is sent to an SMTP server."""
 
     local: str
     domain: str
@@ -63,7 +63,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: object) -> Address:
-        """Read `ann@example.org` or `Ann Lee <ann@example.org>`; an address stays as it is.
+        """Read `ann@example.org` or `Ann Lee <ann@example.org>`; an Address is returned unchanged.
 
         Raises:
             ValueError: a sentence on what is wrong; it does not repeat the address.
@@ -99,7 +99,7 @@ class Address:
 
     @property
     def needs_utf8(self) -> bool:
-        """Whether only a server with SMTPUTF8 (RFC 6531) can be told this address."""
+        """Whether this address requires a server with SMTPUTF8 (RFC 6531)."""
         return not self.local.isascii()
 
     def __str__(self) -> str:
@@ -109,16 +109,16 @@ class Address:
 
 
 def _refuse_mistakes(text: str) -> None:
-    """What people write often has a sentence of its own."""
+    """Common mistakes get a sentence of their own."""
     if len(text) > LONGEST:
         raise ValueError(f"an address with its name has at most {LONGEST} characters")
     bare = _QUOTATION.sub("", text)
     if _MAILTO.match(bare):
         raise ValueError("write the address alone, without the mailto: before the name and the @")
     if _FORBIDDEN.search(text.strip()):
-        raise ValueError("a line break or another control character stands before or behind the @")
+        raise ValueError("a line break or another control character is before or after the @")
     if bare.count("@") > 1 and re.search(r"[,;\s]", bare):
-        raise ValueError("an address has one @: write several as a list, each as a text of its own")
+        raise ValueError("an address has one @: write several as a list of texts")
 
 
 def _local_and_domain(spec: str) -> tuple[str, str]:
@@ -140,7 +140,7 @@ def _local_and_domain(spec: str) -> tuple[str, str]:
 
 
 def _unquoted(name: str) -> str:
-    """A display name without the quotation marks around all of it, or around what must be quoted."""
+    """A display name without its quotation marks."""
     if _QUOTATION.fullmatch(name) or re.search("[@<>]", name):
         return _QUOTATION.sub(lambda quoted: re.sub(r"\\(.)", r"\1", quoted[0][1:-1]), name)
     return name
@@ -148,10 +148,10 @@ def _unquoted(name: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _ascii_domain(domain: str) -> str:
-    """The name of the host, as servers are told it. They take underscores, and leave out a dot at its end.
+    """The domain as it is sent to servers. Underscores are accepted; a dot at its end is removed.
 
-    A machine on a network has names with underscores. Postfix and Exim take them, though RFC 5321 does not. Postfix
-    drops the dot, and Exim does if it is told to: so it is dropped here.
+    Hosts of private networks have names with underscores. Postfix and Exim accept them, although RFC 5321 does not.
+    Postfix removes the dot, and so does Exim if configured to.
     """
     name = domain.lower()
     if not domain.isascii():
@@ -159,7 +159,7 @@ def _ascii_domain(domain: str) -> str:
             labels = idna.uts46_remap(domain, std3_rules=False).split(".")
             name = ".".join(label if label.isascii() else idna.encode(label).decode("ascii") for label in labels)
         except idna.IDNAError:
-            raise ValueError("the part after the @ is no domain name that can be written in ASCII (IDNA)") from None
+            raise ValueError("the part after the @ is not a domain name that can be written in ASCII (IDNA)") from None
     name = name.removesuffix(".")
     if len(name) > 253 or not _DOMAIN.fullmatch(name):
         raise ValueError("the part after the @ is not a domain name")
@@ -183,10 +183,10 @@ def _one_or(least: int) -> WithJsonSchema:
 
 
 Mailbox = Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str), WithJsonSchema(_SCHEMA)]
-"""A field that is given as a text and read as an `Address`."""
+"""A field that is given as a string and parsed as an `Address`."""
 
 Mailboxes = Annotated[list[Mailbox], BeforeValidator(_several), Field(max_length=MAX_RECIPIENTS), _one_or(0)]
-"""A field that takes one address or a list of them."""
+"""A field with one address or a list of them."""
 
 Recipients = Annotated[
     list[Mailbox], BeforeValidator(_several), Field(min_length=1, max_length=MAX_RECIPIENTS), _one_or(1)

@@ -1,6 +1,6 @@
 """HTTP answers of bounded size and time, so that a hostile or broken server cannot exhaust the process.
 
-A body is unpacked while it is read, and never further than its reader wants. An oversized or unreadable body counts as
+A body is unpacked while it is read, and no further than its reader needs. An oversized or unreadable body counts as
 empty; the status alone decides.
 """
 

@@ -55,12 +55,10 @@ _OWNED_NAME: Final = (
 _OWNED: Final = re.compile(_OWNED_NAME)
 
 _LINE: Final = said_as(
-    r"^[^\x00-\x1f\x7f" + "\x85\u2028\u2029]*$", "may have no line break, and no other control character"
+    r"^[^\x00-\x1f\x7f" + "\x85\u2028\u2029]*$", "may not have line breaks or other control characters"
 )
-_NO_NUL: Final = said_as(r"^[^\x00]*$", "may have no NUL character")
-_HEADER_NAME: Final = said_as(
-    r"^[!-9;-~]+$", "is not a header's name: ASCII without spaces and colons, such as X-Order"
-)
+_NO_NUL: Final = said_as(r"^[^\x00]*$", "may not have NUL characters")
+_HEADER_NAME: Final = said_as(r"^[!-9;-~]+$", "is not a header name: ASCII without spaces and colons, such as X-Order")
 Line = Annotated[str, StringConstraints(pattern=_LINE)]
 """One line of text: nothing that could begin another header."""
 
@@ -82,13 +80,13 @@ def _decoded(value: Any) -> bytes:
 
 
 def _mistake(text: str) -> str:
-    """What is often sent instead."""
+    """What a common mistake is, if it is one."""
     if text[:5].lower() == "data:":
-        return ": it is a data: URI, give what stands behind its comma"
+        return ": it is a data: URI, send only the part after the comma"
     if "-" in text or "_" in text:
-        return ": it is of the kind for URLs, write + and / for - and _"
+        return ": it is base64url, write + and / instead of - and _"
     if text.isascii() and len(text.rstrip("=")) % 4 and re.fullmatch("[A-Za-z0-9+/]*", text):
-        return ": it is cut off, or the = at its end are missing"
+        return ": it is incomplete, or its final = are missing"
     return ""
 
 
@@ -115,14 +113,14 @@ _CONTENT_ID: Final = said_as(
 
 
 class ContentType(NamedTuple):
-    """A media type and its parameters, read: `text/calendar; method=REQUEST`."""
+    """A parsed media type with its parameters: `text/calendar; method=REQUEST`."""
 
     media_type: str
     parameters: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> ContentType:
-        """Read a Content-Type that `Attachment` has let pass."""
+        """Parse a Content-Type that `Attachment` has accepted."""
         media_type, _, rest = text.partition(";")
         found = re.finditer(_PARAMETER, f";{rest}")
         return cls(media_type.strip(), tuple(_parameter(each[1], each[2]) for each in found if each[1]))
@@ -141,7 +139,7 @@ def _parameter(name: str, value: str) -> tuple[str, str]:
 
 
 class Attachment(_Payload):
-    """A file that goes with the mail: beside it, or within its html as `<img src="cid:…">`."""
+    """A file sent with the mail: attached, or shown inline in the html as `<img src="cid:…">`."""
 
     filename: Annotated[Line, Field(min_length=1, max_length=255)]
     content_type: Annotated[
@@ -162,7 +160,7 @@ class Attachment(_Payload):
         str | None,
         Field(
             pattern=_CONTENT_ID,
-            description='what the html calls it after "cid:", such as logo@example.org; it is then shown inline',
+            description='its name after "cid:" in the html, such as logo@example.org; it is then shown inline',
         ),
     ] = None
     disposition: Annotated[
@@ -173,7 +171,7 @@ class Attachment(_Payload):
     @field_validator("filename")
     @classmethod
     def _no_encoded_word(cls, value: str) -> str:
-        # A reader may decode =?…?= in a file name, with the line breaks that it stands for.
+        # A mail program may decode =?…?= in a file name, including line breaks encoded in it.
         if "=?" in value:
             raise ValueError("filename may not contain '=?'; write it in plain characters")
         return value
@@ -192,7 +190,7 @@ class Attachment(_Payload):
 
     @property
     def cid(self) -> str | None:
-        """`content_id` without < and >, and without the scheme that only the html writes in front of it."""
+        """`content_id` without < and >, and without the prefix cid:, which belongs only in the html."""
         return re.sub("(?i)^cid:(?=.)", "", self.content_id.strip("<>")) if self.content_id is not None else None
 
     @property
@@ -210,7 +208,7 @@ def _can_be_written(headers: dict[str, str]) -> dict[str, str]:
     if owned := sorted(name for name in headers if _OWNED.match(name)):
         raise ValueError(f"headers may not set {', '.join(owned)}: the other fields and the settings do")
     if len({name.lower() for name in headers}) < len(headers):
-        raise ValueError("headers has a name twice, in upper and lower case: to a reader they are the same")
+        raise ValueError("headers has the same name twice, in upper and lower case")
     for name, value in headers.items():
         field(name, value)
     return headers
@@ -229,7 +227,7 @@ class Email(_Payload):
     subject: Annotated[Line, Field(max_length=998)]
     html: Text | None = None
     body: Annotated[
-        Text | None, Field(validate_default=True, description="the mail as plain text; unset: made of the html")
+        Text | None, Field(validate_default=True, description="the mail as plain text; unset: made from the html")
     ] = None
     cc: Mailboxes = _empty([])
     bcc: Mailboxes = _empty([])
@@ -259,7 +257,7 @@ class Email(_Payload):
     @classmethod
     def _has_a_text_or_html(cls, body: str | None, read: ValidationInfo) -> str | None:
         if body is None and read.data.get("html", "") is None:
-            raise ValueError("neither body nor html is given: a mail has one of them, or both")
+            raise ValueError("give body or html, or both")
         return body
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
-"""Header fields of a mail: what may stand in one, and the lines that it becomes. Pure.
+"""Header fields of a mail: their validation and their encoding. Pure.
 
-They are written here and not by the `email` package, which decodes encoded words in what it is given (a line break
+It is used instead of the `email` package, which decodes encoded words in what it is given (a line break
 within one becomes a header of its own, CVE-2024-6923), encodes structured fields, and folds a long word so that the
 first line is empty.
 """
@@ -21,7 +21,7 @@ LONGEST_LINE: Final = 998
 """Octets of a line, without its end (RFC 5322, 2.1.1)."""
 
 LONGEST_VALUE: Final = 32 * LONGEST_LINE
-"""Characters of a value: many lines, and below what servers keep of one header (Postfix: 102,400 bytes)."""
+"""Characters of a value: many lines, and less than servers accept for one header (Postfix: 102,400 bytes)."""
 
 _WIDTH: Final = 76
 _LONGEST_WORD: Final = 75
@@ -37,7 +37,7 @@ _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _ENCODED: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?")
 _WHOLE_WORD: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?.*?\?=")
 _QUOTED_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"')
-# Not ' * and %, which RFC 2045 allows: readers take them for RFC 2231's, and lose the file name `ann's.pdf`.
+# Not ' * and %, which RFC 2045 allows: readers treat them as RFC 2231's, and lose the file name `ann's.pdf`.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$&+.^_`{|}~-]+")
 _ATTRIBUTE_CHARS: Final = "!#$&+-.^_`|~"
 _SEGMENTS: Final = re.compile(
@@ -47,11 +47,11 @@ _SEGMENTS: Final = re.compile(
 
 
 class WrongHeader(ValueError):
-    """A value that cannot stand in a header; the sentence names the header and does not repeat the value."""
+    """A value that a header cannot have; the sentence names the header and does not quote the value."""
 
 
 class Kind(Enum):
-    """How characters beyond ASCII may stand in a field."""
+    """How a field represents characters beyond ASCII."""
 
     TEXT = "text"  # unstructured: the whole value in encoded words (RFC 2047)
     PHRASES = "phrases"  # names in encoded words, never what is between < and >
@@ -73,7 +73,7 @@ _PHRASES: Final = frozenset({
 
 
 def kind_of(name: str) -> Kind:
-    """What the registry of IANA, and common use, say of a field; unknown ones are text."""
+    """The kind of a field, by IANA's registry and common use; unknown fields are text."""
     name = name.lower()
     if name in _PHRASES:
         return Kind.PHRASES
@@ -85,15 +85,15 @@ def kind_of(name: str) -> Kind:
 def field(name: str, value: str) -> str:
     """`Name: value`, folded, without the line end.
 
-    ASCII stays as it is, however many spaces it has within; only text that would be taken for encoded words is encoded.
+    ASCII stays as it is, however many spaces it contains; only text that looks like encoded words is encoded.
 
     Raises:
-        WrongHeader: it cannot stand in a header; the sentence names it.
+        WrongHeader: a header cannot have this value; the sentence names the header.
     """
     refuse_line_breaks(name, value)
     kind = kind_of(name)
     if name != "Subject":
-        value = value.strip(" ")  # a program reads it: `=?utf-8?q?welcome_?=` is no tag of its
+        value = value.strip(" ")  # programs read it, and do not expect `=?utf-8?q?welcome_?=`
     if kind is Kind.TEXT:
         plain = value.isascii() and value == value.strip(" ") and not _ENCODED.search(value)
         if not plain or (name == "Subject" and len(max(value.split(" "), key=len)) > _LONGEST_IN_SUBJECT):
@@ -107,14 +107,14 @@ def refuse_line_breaks(name: str, *texts: str) -> None:
     """Nothing of the field `name` may begin another one.
 
     Raises:
-        WrongHeader: the name, or one of the `texts`, cannot stand in a header.
+        WrongHeader: a header cannot have the name, or one of the `texts`.
     """
     if not _NAME.fullmatch(name) or any(map(_FORBIDDEN.search, texts)):
-        raise WrongHeader(f"{name} has a line break or another character that cannot stand in a header")
+        raise WrongHeader(f"{name} has a line break or another character that a header cannot have")
 
 
 def _pieces(name: str, value: str, kind: Kind) -> Iterator[str]:
-    """The value, where a line may be broken. A piece too long for any line has places for a break that nobody wrote."""
+    """The value in pieces between which a line may be broken. A piece too long for a line is split further."""
     for piece in _PIECE.findall(value):
         if kind is Kind.TEXT or len(piece) <= LONGEST_LINE - len(name) - 2:
             yield piece
@@ -127,7 +127,7 @@ def _pieces(name: str, value: str, kind: Kind) -> Iterator[str]:
 def folded(name: str, pieces: Iterable[str]) -> str:
     """The field with its lines broken before some of the `pieces`, each of which, but the first, begins with a space.
 
-    The first always stands beside the name: many readers take a first line without a value for an empty field.
+    The first is always on the line of the name: many mail programs take an empty first line for an empty field.
 
     Raises:
         WrongHeader: a piece is longer than a line may be.
@@ -169,7 +169,7 @@ def _encoded_word(text: str, *, as_text: bool) -> str:
 
 
 def _quoted(char: str) -> str:
-    # The few characters that stand for themselves wherever an encoded word may stand (RFC 2047, 5, (3)).
+    # The few characters that need no encoding, wherever an encoded word may be (RFC 2047, 5, (3)).
     if (char.isascii() and char.isalnum()) or char in "!*+-/":
         return char
     return "_" if char == " " else "".join(f"={octet:02X}" for octet in char.encode())
@@ -198,7 +198,7 @@ def _segment(name: str, found: re.Match[str], kind: Kind) -> str:
     if kind is Kind.URLS:
         return _BEYOND_ASCII.sub(lambda beyond: quote(beyond[0]), text)
     if kind is Kind.TOKENS or found.lastgroup != "phrase":
-        raise WrongHeader(f"{name} has characters beyond ASCII where such a header cannot have them")
+        raise WrongHeader(f"{name} has characters beyond ASCII where this header cannot have them")
     phrase = _QUOTED_STRING.sub(lambda string: re.sub(r"\\(.)", r"\1", string[0][1:-1]), text.strip(" "))
     words = "".join(encoded_words(phrase, len(name) + 2 if found.start() == 0 else 0))
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
@@ -209,7 +209,7 @@ def _decoded(word: str) -> bytes:
     try:
         return b"".join(part.encode() if isinstance(part, str) else part for part, _ in decode_header(word))
     except (HeaderParseError, ValueError):
-        return b""  # a reader cannot decode it either
+        return b""  # mail programs cannot decode it either
 
 
 def _parameter(header: str, name: str, value: str) -> list[str]:
@@ -236,7 +236,7 @@ def mime_field(name: str, value: str, parameters: Iterable[tuple[str, str]]) -> 
     """`Name: value; parameter=…; …`, folded, without the line end.
 
     Raises:
-        WrongHeader: a parameter cannot stand in a header.
+        WrongHeader: a header cannot have this parameter.
     """
     pieces = [value]
     for attribute, text in parameters:

@@ -1,4 +1,4 @@
-"""The bytes that an SMTP server is given for a mail. No I/O."""
+"""The bytes of a mail for an SMTP server. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from taskflux.providers.headers import (
 from taskflux.providers.plain_text import plain_text
 from taskflux.tasks.errors import InvalidPayload
 
-# Everything in seven bits: no server on the way has to convert, and no signature breaks.
+# Everything in seven bits: no server on the way has to convert it, which would break signatures.
 _POLICY: Final = SMTP.clone(cte_type="7bit")
 
 _ATOMS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
@@ -40,7 +40,7 @@ _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 class Message:
     """A mail ready for one or more SMTP transactions.
 
-    `wire` is dot-stuffed and closed by the end-of-data line; `size` is what RFC 1870's SIZE means, without either;
+    `wire` is dot-stuffed and closed by the end-of-data line; `size` is that of RFC 1870's SIZE, without either;
     `encoding` is that of the envelope, utf-8 where an address needs SMTPUTF8 (RFC 6531) and else ascii.
     """
 
@@ -55,7 +55,7 @@ def compose(email: Email, *, sender: Address, unique: str, date: datetime) -> Me
     """The message, whole: text first, the html alternative, then the attachments. Bcc is on the envelope only.
 
     Raises:
-        InvalidPayload: a field cannot stand in a header; the sentence names it.
+        InvalidPayload: a header cannot have a field's value; the sentence names the header.
     """
     utf8 = any(address.needs_utf8 for address in [sender, *email.recipients, *email.reply_to])
     message_id = f"<{unique}@{sender.envelope.rpartition('@')[2]}>"
@@ -81,7 +81,7 @@ def _fields(email: Email, sender: Address, message_id: str, date: datetime) -> I
     yield f"Date: {format_datetime(date)}"
     yield f"Message-ID: {message_id}"
     for name, value in email.headers.items():
-        if value.strip(" ") or kind_of(name) is Kind.TEXT:  # a References without an id is no References (RFC 5322)
+        if value.strip(" ") or kind_of(name) is Kind.TEXT:  # References without an id is invalid (RFC 5322)
             yield field(name, value)
 
 
@@ -97,7 +97,7 @@ class _Part:
 
 
 def _content(email: Email) -> _Part:
-    """The tree: mixed(alternative(text, related(html, what it shows)), the other files), less what there is none of."""
+    """The tree: mixed(alternative(text, related(html, inline files)), files), without unneeded levels."""
     text = plain_text(email.html or "") if email.body is None else email.body
     body, beside = _text(text, "plain"), email.attachments
     if email.html is not None:
@@ -120,7 +120,7 @@ def _text(text: str, subtype: str) -> _Part:
 
 def _file(attachment: Attachment) -> _Part:
     if "=?" in attachment.filename:
-        raise WrongHeader("attachments.filename has characters that cannot stand in a header")
+        raise WrongHeader("attachments.filename has characters that a header cannot have")
     disposition = "inline" if attachment.inline else "attachment"
     fields = [
         mime_field("Content-Type", *ContentType.parse(attachment.content_type)),
@@ -133,7 +133,7 @@ def _file(attachment: Attachment) -> _Part:
 
 
 def _multipart(subtype: str, parts: Sequence[_Part], **parameters: str) -> _Part:
-    # Nobody can guess it, so that no content can contain it.
+    # Random, so that no content can contain it.
     boundary = f"=_{token_hex(16)}"
     fields = [mime_field("Content-Type", f"multipart/{subtype}", [*parameters.items(), ("boundary", boundary)])]
     opened, closed = f"--{boundary}\r\n".encode(), f"--{boundary}--".encode()

@@ -94,7 +94,7 @@ class Msg91Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    base_url: Annotated[str, AfterValidator(check_url), Field(description="where the API is; the path is added")] = (
+    base_url: Annotated[str, AfterValidator(check_url), Field(description="base URL of the API; the path is added")] = (
         "https://control.msg91.com"
     )
     auth_key: Annotated[SecretStr, Field(description="the account's auth key")] = SecretStr("")
@@ -199,12 +199,12 @@ def _written(flow: Mapping[str, JsonValue]) -> bytes:
     """The request's body.
 
     Raises:
-        InvalidPayload: a variable holds what JSON cannot represent.
+        InvalidPayload: a variable has a value that JSON cannot represent.
     """
     try:
         return json.dumps(flow, allow_nan=False, separators=(",", ":")).encode("ascii")
     except ValueError as error:  # an infinite number, or one of too many digits
-        raise InvalidPayload("a variable is a number that JSON cannot represent: send it as a text") from error
+        raise InvalidPayload("a variable is a number that JSON cannot represent: send it as a string") from error
 
 
 @provider("msg91", settings=Msg91Settings, through=notify.sms)
@@ -339,7 +339,7 @@ def _said(answer: Mapping[str, Any]) -> str:
 
 
 def _request_id(value: Any) -> str:
-    """An id of MSG91's; empty: there is none, also where one says so by the word null."""
+    """An id of MSG91; empty if it is missing or the string null."""
     line = _line(value, 100)
     return "" if line.lower() == "null" else line
 

@@ -1,4 +1,4 @@
-"""The text of html, for readers without html: tables, lists, images by their alt text, links with where they lead."""
+"""Plain text made from html: with tables, lists, the alt texts of images, and the targets of links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from justhtml import NodeType
 
 MOST_HTML: Final = 500_000
-"""Characters of html that a text is made of; some two seconds of one core."""
+"""Characters of html up to which it is converted, which takes about two seconds of one core."""
 
 _PARAGRAPHS: Final = frozenset({
     "address", "article", "aside", "blockquote", "dl", "fieldset", "figure", "footer", "form", "h1", "h2", "h3", "h4",
@@ -26,7 +26,7 @@ _UNSEEN: Final = frozenset({
 })  # fmt: skip
 _LISTS: Final = frozenset({"ol", "ul"})
 _DEEPEST: Final = 8
-"""Lists within lists that are indented by their depth; those deeper yet as much as these."""
+"""Nesting depth up to which lists are indented further."""
 _TARGETS: Final = ("http://", "https://", "mailto:", "tel:")
 
 # Marks within the text until it is cut into lines; of the html's own there are none left by then.
@@ -43,12 +43,12 @@ _NUMBER: Final = re.compile("-?[0-9]{1,9}")
 
 
 def plain_text(html: str) -> str:
-    """What a reader sees of it, as lines; empty where that is nothing, or where the html is beyond `MOST_HTML`."""
+    """The visible text, as lines; empty if there is none, or if the html is longer than `MOST_HTML`."""
     if len(html) > MOST_HTML:
         return ""
     from justhtml import JustHTML
 
-    # Nothing is shown or run here, so that there is nothing to sanitize.
+    # Nothing is displayed or executed, so no sanitizing is needed.
     return _cut(_Reading().all(JustHTML(html, sanitize=False, scripting_enabled=False).root))
 
 
@@ -61,7 +61,7 @@ class _End:
 
 
 class _Reading:
-    """A walk over the tree, in the order of the text. It takes no recursion, however deep the html is."""
+    """A walk over the tree in document order, without recursion, so that deep html is safe."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -143,7 +143,7 @@ def _hidden(element: Any) -> bool:
 
 
 def _target(href: str | None, shown: str) -> str:
-    """Where a link leads, unless that is what it shows."""
+    """The target of a link, unless its text is the target."""
     href = _CONTROLS.sub("", "".join((href or "").split()))
     if not href.lower().startswith(_TARGETS):
         return ""
@@ -159,7 +159,7 @@ def _cut(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """What is between two blocks: one line, or more where br or pre break it."""
+    """The text between two blocks: one line, or more with br or pre."""
     lines = []
     for line in text.split("\n"):
         cells = (_SPACES.sub(" ", cell).strip(" ") for cell in line.split(_CELL))

@@ -28,7 +28,7 @@ class NotifySettings(BaseModel):
 
     url: Annotated[
         Annotated[str, AfterValidator(check_url)] | None,
-        Field(description="where `taskflux run notify` serves; unset: handlers speak to the providers themselves"),
+        Field(description="base URL of `taskflux run notify`; unset: handlers call the providers directly"),
     ] = None
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
     # Above what a mail may take there (SMTP's own ten minutes), below what process-email gives an attempt.

@@ -30,8 +30,8 @@ Mobile = Annotated[
 ]
 """Digits with an optional + before them; kept without it."""
 
-_VARIABLE_NAME: Final = said_as(r"^[A-Za-z0-9_]+$", "is not a variable's name: letters, digits and _ alone")
-_TEMPLATE_ID: Final = said_as(r"^[A-Za-z0-9_-]{1,64}$", "is not a template's id: 1 to 64 letters, digits, _ and -")
+_VARIABLE_NAME: Final = said_as(r"^[A-Za-z0-9_]+$", "is not a variable name: only letters, digits and _")
+_TEMPLATE_ID: Final = said_as(r"^[A-Za-z0-9_-]{1,64}$", "is not a template id: 1 to 64 letters, digits, _ and -")
 
 VariableName = Annotated[str, StringConstraints(pattern=_VARIABLE_NAME, max_length=64)]
 VariableValue = Annotated[str, StringConstraints(max_length=1000)] | int | float

@@ -47,8 +47,8 @@ _FAILURES: Final = (SMTPException, OSError)
 """What aiosmtplib raises when a session breaks, or the server does not keep to the protocol."""
 
 _LIGHT: Final = 256 * 1024
-"""Characters and bytes of a mail that may be put together on the event loop; a heavier one goes to a thread, and
-so does one whose text is made of its html."""
+"""Size of a mail up to which it is composed on the event loop; a larger one is composed in a thread, and so is one
+whose text is made from its html."""
 
 
 class Mailer:
@@ -66,7 +66,7 @@ class Mailer:
         self._tls = tls_context(settings)
         self._pool = Pool(self._dial, most=settings.connections, max_age=settings.max_connection_age)
         self._logins = Logins()
-        self._denied: str | None = None  # a recipient, while the server denies us all of them
+        self._denied: str | None = None  # a denied recipient, while the server denies all
         self.auth_methods: tuple[str, ...] = ()
         """What the server offers for AUTH, as of the newest connection."""
         metrics.OPENED.zeros("smtp")
@@ -98,7 +98,7 @@ class Mailer:
             Transient: some recipients are to be tried again; the error's progress says who has the mail.
             Permanent: nobody can get it.
             Ambiguous: the mail was sent and its answer was lost.
-            Unavailable, Misconfigured: the server takes nothing from us.
+            Unavailable, Misconfigured: the server accepts no mail.
         """
         message = await self._compose(email, message_id, date)
         wanted = [address.envelope for address in email.recipients]
@@ -114,10 +114,10 @@ class Mailer:
         return deliveries.conclude()
 
     async def check(self) -> None:
-        """Connect, say EHLO, authenticate and NOOP, on a connection of its own; ask for who was last denied, too.
+        """Connect, say EHLO, authenticate and NOOP, on a separate connection; also try the recipient last denied.
 
         Raises:
-            Unavailable, Misconfigured: the server takes nothing from us.
+            Unavailable, Misconfigured: the server accepts no mail.
         """
         client = await self._dial()
         try:
@@ -152,7 +152,7 @@ class Mailer:
         return message
 
     def _composed(self, email: Email, message_id: str, date: datetime) -> Message:
-        # Composed of the task's fields alone: what fails now fails at every attempt, unless memory is short.
+        # Composed only of the task's fields: an error now is an error at every attempt, unless memory is short.
         with Sending("the mail", "the SMTP server", (), unforeseen=InvalidPayload):
             try:
                 return compose(email, sender=self._sender, unique=message_id, date=date)
@@ -177,11 +177,11 @@ class Mailer:
                 span.failed(str(worst.code), "Permanent" if worst.kind is Kind.REFUSED else "Transient")
 
     async def _raise_for_denial(self, replies: Mapping[str, Reply], deliveries: Deliveries, client: SMTP) -> None:
-        """Without AUTH, and as long as nobody has the mail, a denial to all is about us: no mail would fare better.
+        """Raise if the server denied all recipients, has delivered to none, and we use no AUTH: it would deny any mail.
 
         Raises:
             Misconfigured: the server does not relay for us.
-            Unavailable: it takes nothing from us.
+            Unavailable: it accepts no mail.
         """
         everybody = all(reply.denied or reply.barred for reply in replies.values())
         if not everybody or deliveries.delivered or self._settings.username is not None:
@@ -193,10 +193,10 @@ class Mailer:
         raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
 
     async def _relays_again(self, client: SMTP) -> None:
-        """Ask for a recipient who was denied.
+        """Try the recipient that was denied last.
 
         Raises:
-            Unavailable, Misconfigured: the server takes nothing from us.
+            Unavailable, Misconfigured: the server accepts no mail.
         """
         if self._denied is None or not (self._denied + self._sender.envelope).isascii():
             return
@@ -205,7 +205,7 @@ class Mailer:
             raise Misconfigured(denial(reply, self._denied, client.server_auth_methods))
 
     async def _bars_us(self, client: SMTP, recipients: Container[str]) -> bool:
-        """Whether the server, which denied access to `recipients`, denies it to our own sender as a recipient, too."""
+        """Whether the server, which denied access to `recipients`, also denies it to our sender as a recipient."""
         sender = self._sender.envelope
         if sender in recipients or not sender.isascii() or not client.is_connected:
             return False
@@ -213,10 +213,10 @@ class Mailer:
         return reply.denied or reply.barred
 
     async def _asked(self, client: SMTP, recipient: str) -> Reply:
-        """What the server says to a recipient: MAIL FROM and RCPT TO send nothing.
+        """The server's reply to a recipient; MAIL FROM and RCPT TO send no mail.
 
         Raises:
-            Unavailable, Misconfigured: the server takes nothing from us.
+            Unavailable, Misconfigured: the server accepts no mail.
         """
         reply = await answer(client.mail(self._sender.envelope), Stage.SENDER)
         reply.raise_for_server()
@@ -232,7 +232,7 @@ class Mailer:
         """MAIL FROM, every RCPT TO, DATA and the mail; the last reply that concerns each address of `to`.
 
         Raises:
-            Unavailable, Misconfigured: the server takes nothing from us; no recipient has the mail.
+            Unavailable, Misconfigured: the server accepts no mail; no recipient has the mail.
             Permanent: the mail needs SMTPUTF8 and the server has none.
             Ambiguous: the mail was sent, and the reply is not valid.
         """
@@ -281,11 +281,11 @@ class Mailer:
 
 
 def denial(reply: Reply, recipient: str, offered: Sequence[str]) -> str:
-    """What to do about a server that does not relay for us; without the recipient, whom it is not about."""
+    """The reason for a server that does not relay for us; without the recipient, which is not the cause."""
     told = str(reply).replace(recipient, "…")
     if offered:
-        return f"the SMTP server takes no mail from us without AUTH ({told}): set TASKFLUX_SMTP__USERNAME and PASSWORD"
-    return f"the SMTP server does not relay for us ({told}): it has to allow this host's address, and offers no AUTH"
+        return f"the SMTP server accepts no mail without AUTH ({told}): set TASKFLUX_SMTP__USERNAME and PASSWORD"
+    return f"the SMTP server does not relay for us ({told}): it must allow this host's address, and offers no AUTH"
 
 
 async def _mail_itself(client: SMTP, message: Message, timeout: float, sending: Sending) -> Reply:

@@ -23,7 +23,7 @@ _ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
 _GREYLISTED: Final = re.compile(r"gr[ae]y-?list", re.IGNORECASE)
 _LONGEST_TEXT: Final = 400
 
-# What servers say to a client that they do not relay for, at RCPT, or at DATA where they delay their checks:
+# Replies of servers to a client that they do not relay for, at RCPT, or at DATA if they delay their checks:
 # Postfix "Relay access denied", "Client host rejected: Access denied", "Sender address rejected: not logged in",
 # Exim "relay not permitted", Sendmail "Relaying denied", Exchange "Unable to relay", "Client was not authenticated",
 # qmail "that domain isn't in my list of allowed rcpthosts", others "authentication required".
@@ -46,8 +46,8 @@ _ACCESS_DENIED: Final = re.compile(r"\baccess denied\b", re.IGNORECASE)
 _ABOUT_THE_RECIPIENT: Final = re.compile(
     r"recipient address rejected|\bmailbox\b|\buser (?:unknown|not found)|resolver\.rst", re.IGNORECASE
 )
-# Postfix says it of one recipient whom a table of it lists, and of everybody to a client that has not logged in, where
-# smtpd_relay_restrictions is "permit_sasl_authenticated, reject", as its ports 587 and 465 have it.
+# Postfix replies this for a single recipient that a table lists, and for all recipients without AUTH if its
+# smtpd_relay_restrictions is "permit_sasl_authenticated, reject", as on ports 587 and 465.
 _BARRED: Final = re.compile(r"recipient address rejected: access denied", re.IGNORECASE)
 
 
@@ -84,9 +84,9 @@ class Reply:
     kind: Kind
     retry_after: float = 0.0
     denied: bool = False
-    """Whether it says that the server does not relay for us, or wants AUTH: of every mail, not of this one."""
+    """Whether the server does not relay for us, or requires AUTH: this concerns every mail."""
     barred: bool = False
-    """Whether it denies access and leaves open to whom: to us, or to this recipient."""
+    """Whether it denies access, either to us or only for this recipient."""
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
@@ -151,11 +151,11 @@ def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
 
 
 def _denies_us(code: int, status: str | None, text: str) -> bool:
-    """5.7.x is what servers have for it (RFC 3463, 3.8), or nothing. 5.4.1 "Access denied" is an unknown recipient."""
+    """Servers use 5.7.x (RFC 3463, 3.8) or no status for it. 5.4.1 "Access denied" means an unknown recipient."""
     if _ABOUT_THE_RECIPIENT.search(text):
         return False
     if re.search("(?:helo command|sender address) rejected", text, re.IGNORECASE):
-        return code >= 500  # they have codes of their own
+        return code >= 500  # these have codes of their own
     if status is not None and ".7." not in status and code != 503:  # "503 5.5.1 authenticate first"
         return False
     if code < 500:

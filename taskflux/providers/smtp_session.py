@@ -44,7 +44,8 @@ class SmtpSettings(BaseModel):
     username: Annotated[str | None, Field(description="for AUTH; unset: no AUTH")] = None
     password: Annotated[SecretStr | None, Field(description="for AUTH")] = None
     access_token: Annotated[
-        SecretStr | None, Field(description="for AUTH by XOAUTH2, instead of a password; one that expires is in a file")
+        SecretStr | None,
+        Field(description="access token for AUTH by XOAUTH2; put one that expires in a file"),
     ] = None
     access_token_file: Annotated[
         str | None, Field(description="file with the access token, read at each login, so that it can be renewed")
@@ -65,7 +66,7 @@ class SmtpSettings(BaseModel):
     ] = ""
     hostname: Annotated[
         Annotated[str, AfterValidator(check_host)] | None,
-        Field(description="what we call ourselves in EHLO; unset: the host's full name"),
+        Field(description="our name in EHLO; unset: the host's full name"),
     ] = None
     connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 10
     max_connection_age: Annotated[
@@ -100,7 +101,7 @@ class SmtpSettings(BaseModel):
             name for name in ("password", "access_token", "access_token_file") if getattr(self, name) is not None
         ]
         if len(secrets) > 1:
-            raise ValueError(f"{' and '.join(secrets)} are set: a user logs in with one of them")
+            raise ValueError(f"{' and '.join(secrets)} are set: set only one of them")
         if self.username and not secrets:
             raise ValueError("username is set, but password is not: set both, or neither for a server without AUTH")
         if secrets and not self.username:
@@ -154,7 +155,7 @@ async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | 
     """Open a session, ready for MAIL FROM. `hostname` is what EHLO says.
 
     Raises:
-        Unavailable: nobody answers, or the server takes no mail just now.
+        Unavailable: the server does not answer, or accepts no mail just now.
         Misconfigured: it refuses us, offers no TLS or AUTH, or its certificate is not trusted.
     """
     client = SMTP(
@@ -236,7 +237,7 @@ async def _authenticate(client: SMTP, settings: SmtpSettings) -> None:
 
 
 def access_token(settings: SmtpSettings) -> str:
-    """The token for XOAUTH2, as it is now.
+    """The current token for XOAUTH2.
 
     Raises:
         Misconfigured: its file cannot be read.
@@ -246,7 +247,7 @@ def access_token(settings: SmtpSettings) -> str:
     try:
         return Path(settings.access_token_file).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is no text"
+        told = error.strerror if isinstance(error, OSError) else "it is not text"
         raise Misconfigured(f"access_token_file {settings.access_token_file} cannot be read: {told}") from error
 
 
@@ -261,10 +262,10 @@ def _no_common_mechanism(settings: SmtpSettings, offered: Sequence[str]) -> str:
         )
     if settings.password is not None and "xoauth2" in offered:
         return (
-            f"{server} takes no password, but AUTH by {names}: set TASKFLUX_SMTP__ACCESS_TOKEN_FILE (or ACCESS_TOKEN)"
+            f"{server} offers only AUTH by {names}: set TASKFLUX_SMTP__ACCESS_TOKEN_FILE (or ACCESS_TOKEN)"
             " instead of the password"
         )
-    return f"username is set, but {server} offers no AUTH that we know: {names}"
+    return f"username is set, but {server} offers only unsupported AUTH mechanisms: {names}"
 
 
 @contextmanager
@@ -314,25 +315,25 @@ Dial = Callable[[], Awaitable[SMTP]]
 
 
 WELL: Final = 30.0
-"""Seconds for which a login that has gone well vouches for the next ones."""
+"""Seconds after a successful login during which further logins run at the same time."""
 
 
 class Logins:
-    """Lets one connection at a time log in until a login has gone well, and again later, or after one was refused.
+    """Allows one login at a time until one succeeds; again `WELL` seconds later, and after one was refused.
 
-    Who waited while a login failed gets its error and does not try: ten wrong passwords in a second look like an
-    attack, and get this host's address blocked.
+    A connection that waited while a login failed gets that error and does not try: ten wrong passwords in a second
+    look like an attack, and get this host's address blocked.
     """
 
     def __init__(self) -> None:
         self._well_until = -math.inf
         self._failed: ProviderError | None = None
         self.failures = 0
-        """How many failed, as far as they are counted here: who begins to wait for a connection takes it down."""
+        """Failed logins so far. A caller notes it when it begins to wait for a connection."""
         self._turn = asyncio.Lock()
 
     async def run(self, dial: Dial, since: int | None = None) -> SMTP:
-        """A connection from `dial`, for somebody who waits since there were `since` failures; None: since now.
+        """A connection from `dial`, for a caller that began to wait after `since` failures; None: now.
 
         Raises:
             ProviderError: it cannot be opened.
@@ -436,7 +437,7 @@ class Pool:
     async def connection(self, dial: Dial | None = None) -> AsyncIterator[Connection]:
         """A connection, opened by `dial` if it is new and `dial` is given.
 
-        Left with an error it is closed, because nobody knows how far its dialogue got.
+        Left with an error it is closed, because the state of its dialogue is unknown.
 
         Raises:
             ProviderError: no session could be opened.

@@ -42,7 +42,7 @@ ESCAPE: Final = rb"\u"
 
 
 Path = tuple[str | int, ...]
-"""Names and places, from the outermost value on."""
+"""Names and indexes, from the outermost value inwards."""
 
 
 UTF_8_BOM: Final = b"\xef\xbb\xbf"
@@ -55,9 +55,9 @@ def is_utf_16(text: bytes) -> bool:
 
 
 class OutOfBounds(ValueError):
-    """The text is not taken; the message is a sentence that quotes nothing of it.
+    """The text is refused; the message is a sentence that does not quote it.
 
-    `path` leads to what is wrong, as far as that is known: its names are Unicode.
+    `path` leads to the fault, as far as it is known; its names are valid Unicode.
     """
 
     def __init__(self, said: str, path: Path = ()) -> None:
@@ -136,14 +136,14 @@ def _count(text: bytes, depth: int) -> int:
 
 
 LOOKED_THROUGH: Final = 256 * 1024
-"""Bytes of a text that are looked through for the name of what is nested too deeply."""
+"""Bytes of a text that are searched for the name of a field nested too deeply."""
 
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{},:]', re.DOTALL)
 
 
 def _deep_member(text: bytes, depth: int) -> Path:
-    """The names that lead to what is nested more than `depth` deep, three at most."""
-    path = list[str | int]()  # of each bracket that is open: what stands in it now
+    """The names that lead to the value nested more than `depth` levels deep, three at most."""
+    path = list[str | int]()  # for each open bracket, the current name or index in it
     last = b""
     for found in _TOKEN.finditer(text[:LOOKED_THROUGH]):
         token = found[0]
@@ -171,12 +171,12 @@ def _name(token: bytes) -> str:
 
 
 def _unicode(text: str) -> str:
-    """A text with a sign in place of each half of a surrogate pair."""
+    """A text with a replacement character for each lone surrogate."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _first_lone(document: object) -> Path:
-    """Where the first text, or name, stands that holds half of a surrogate pair."""
+    """The path of the first text or name that holds a lone surrogate."""
     for path, text in _texts(document, ()):
         if _unicode(text) != text:
             return path

@@ -1,4 +1,4 @@
-"""What stands beside a payload: when its task is due, when it expires, and the like. Read alike, wherever it came from.
+"""The optional fields beside a payload, such as scheduleAt and expiresAt: the same rules for HTTP and Kafka.
 
 Pure: `now` is passed in.
 """
@@ -21,15 +21,15 @@ _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 Wrong = list[tuple[str, str]]
-"""Fields, and what is wrong with each."""
+"""Invalid fields, and what is wrong with each."""
 
 
 def read_fields(document: Mapping[str, Any], now: datetime, *, repeatable: bool) -> tuple[dict[str, Any], Wrong]:
-    """The optional fields that are given (null is as good as absent), and what is wrong with them.
+    """The optional fields that are given (null counts as absent), and what is wrong with them.
 
     Args:
-        now: this process's clock; only to refuse times that make no sense.
-        repeatable: it may be the repeat of what was in time, and is taken after its `expiresAt`, too.
+        now: this process's clock; used only to refuse times that make no sense.
+        repeatable: it may repeat a request that was in time, so it is accepted even after its `expiresAt`.
     """
     given: dict[str, Any] = {}
     wrong: Wrong = []
@@ -45,7 +45,7 @@ def read_fields(document: Mapping[str, Any], now: datetime, *, repeatable: bool)
 
 
 def digest(task_type: str, payload: object, given: dict[str, Any]) -> bytes:
-    """SHA-256 of what a request means: the order of its names, spaces and time zones make no difference."""
+    """SHA-256 of what a request means, whatever the order of its names, its spaces and its time zones."""
     fields = {name: rfc3339(value) if isinstance(value, datetime) else value for name, value in given.items()}
     return hashlib.sha256(_canonical({"taskType": task_type, "payload": payload, **fields}).encode("ascii")).digest()
 
@@ -75,15 +75,15 @@ _RFC3339: Final = re.compile(
 
 
 def moment(value: object) -> datetime:
-    """The time that a text says, in UTC. A leap second is the second after it, as PostgreSQL reads it.
+    """The time in a text, in UTC. A leap second is read as the second after it, as PostgreSQL does.
 
     Raises:
-        ValueError: with a sentence; it is none as RFC 3339 writes it.
-        OverflowError: it is beyond the years that can be reckoned with.
+        ValueError: it is not an RFC 3339 time; the message is a sentence.
+        OverflowError: it is outside the range of years that `datetime` supports.
     """
     match = _RFC3339.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("must be a time as RFC 3339 writes it, for example 2030-01-31T09:00:00Z")
+        raise ValueError("must be an RFC 3339 time, for example 2030-01-31T09:00:00Z")
     if match["offset"] is None:
         raise ValueError("has no offset from UTC: end it with Z or, for example, +02:00")
     text, leap = match[0].upper(), match["second"] == "60"
@@ -92,7 +92,7 @@ def moment(value: object) -> datetime:
     try:
         found = datetime.fromisoformat(text).astimezone(UTC)
     except ValueError as error:
-        raise ValueError(f"is no time that exists: {error}") from None
+        raise ValueError(f"does not exist: {error}") from None
     if not leap:
         return found
     if (found.hour, found.minute) != (23, 59):
@@ -102,7 +102,7 @@ def moment(value: object) -> datetime:
 
 def rfc3339(moment: datetime) -> str:
     """A moment in UTC with microseconds and a Z."""
-    if moment.tzinfo is not UTC:  # what the store returns is
+    if moment.tzinfo is not UTC:  # times from the store are in UTC
         moment = moment.astimezone(UTC)
     return moment.isoformat(timespec="microseconds")[:-6] + "Z"
 
@@ -147,4 +147,4 @@ _READERS: Final[dict[str, Callable[[object], Any]]] = {
 }
 
 OPTIONAL: Final = tuple(_READERS)
-"""The names of the fields that may stand beside a payload."""
+"""The names of the optional fields beside a payload."""

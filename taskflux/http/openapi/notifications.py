@@ -1,4 +1,4 @@
-"""The calls of the notification service as they are described."""
+"""The operations of the notification service in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
         operation,
         "Notifications",
         f"Deliver through {channel} now",
-        "Answered with the outcome; nothing is kept to be tried again. `accepted` is the provider's yes, not delivery.",
+        "The answer is the outcome; nothing is retried later. `accepted` by the provider does not mean delivered.",
         {
             200: answer(
-                "The provider has taken it.",
+                "The provider has accepted it.",
                 content(_DELIVERED, {"accepted": ("Taken", {"status": "accepted", "result": result})}),
                 REPLAYED,
             )
@@ -49,10 +49,10 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
                 TASK_ID,
                 "header",
                 _NAME,
-                "Names the notification: a repeat is told what became of the first, another payload is refused.",
+                "Identifies the notification: a repeat gets the outcome of the first call, another payload is refused.",
             ),
-            parameter(ATTEMPT, "header", {"type": "integer", "minimum": 1}, "Which try of the caller's this is."),
-            parameter(CREATED_AT, "header", s.MOMENT, "A mail's Date: the same for every try."),
+            parameter(ATTEMPT, "header", {"type": "integer", "minimum": 1}, "The number of the caller's attempt."),
+            parameter(CREATED_AT, "header", s.MOMENT, "The Date of a mail: the same for every attempt."),
         ),
         request(content(ref(s.payload_name(channel)), {channel: ("A message", task["payload"])})),
     )
@@ -68,7 +68,7 @@ NOTIFICATIONS: Final[Sequence[Operation]] = (
         "/notifications/email/check",
         "checkEmail",
         "Notifications",
-        "Does the provider of email serve us?",
+        "Is the provider of email available?",
         "Connects and authenticates, and sends nothing.",
         {204: answer("It does.")},
         (p.INTERNAL, p.PROVIDER_UNAVAILABLE, p.PROVIDER_MISCONFIGURED),

@@ -1,4 +1,4 @@
-"""One call of the API as it is described, and the parts that such a description is put together from."""
+"""One operation of the OpenAPI document, and the parts that it consists of."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CONNECTION: Final = (
     p.HEAD_TOO_LARGE,
     p.TOO_MANY_CONNECTIONS,
 )
-"""What any call may be answered before it is known which one it is (`taskflux.http.connections`, `….hosts`)."""
+"""Problems of any request, before its route is known (`taskflux.http.connections`, `….hosts`)."""
 BODY: Final = (p.MALFORMED_JSON, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE, p.BUSY)
-"""What any call with a body may be answered."""
+"""Problems of any request with a body."""
 REPLAYED: Final[dict[str, tuple[Json, str]]] = {
-    "Idempotent-Replay": ({"const": "true"}, "The key came with this request before: nothing was done twice.")
+    "Idempotent-Replay": ({"const": "true"}, "This request was made before with the same key: nothing was done twice.")
 }
-"""The header of an answer that was given before."""
+"""The header of a repeated answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call. `answers` are those where all went well: status → response object.
+    """One operation. `answers` are the successful ones: status → response object.
 
-    `problems` are those of this call; it shares `CONNECTION` with all others.
+    `problems` are those of this operation; all operations share `CONNECTION`.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Operation:
     body: Json | None = None
 
     def refusals(self) -> dict[int, tuple[p.Kind, ...]]:
-        """Status → the kinds of problem that share it, in the order of `KINDS`: alike calls have equal ones."""
+        """Status → the kinds of problem with it, in the order of `KINDS`, so that operations can share a response."""
         own = {*self.problems, *CONNECTION}
         by_status: dict[int, tuple[p.Kind, ...]] = {}
         for kind in p.KINDS.values():
@@ -77,7 +77,7 @@ class Operation:
 
 
 def example(kind: p.Kind) -> Json:
-    """A problem of this kind, as it may look."""
+    """An example of this kind of problem."""
     told = p.explanation(kind)
     document: Json = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": told.detail}
     if told.errors:
@@ -86,12 +86,12 @@ def example(kind: p.Kind) -> Json:
 
 
 def named(kinds: Sequence[p.Kind]) -> str:
-    """The name under which the answer with exactly these kinds of problem stands in the document."""
+    """The component name of the response with exactly these kinds of problem."""
     return ".".join(kind.slug for kind in kinds)
 
 
 def refused(operations: Iterable[Operation]) -> dict[str, Json]:
-    """The components that the operations' problems refer to: each answer and each example once."""
+    """The components that the operations' problems refer to: each response and each example once."""
     shared = {named(kinds): (status, kinds) for each in operations for status, kinds in each.refusals().items()}
     told = {kind for _, kinds in shared.values() for kind in kinds}
     return {
@@ -103,12 +103,12 @@ def refused(operations: Iterable[Operation]) -> dict[str, Json]:
 
 
 def problem(status: int, kinds: Sequence[p.Kind]) -> Json:
-    """The answer of a status, with every kind of problem that shares it."""
+    """The response with a status, with every kind of problem that has it."""
     schema = {
         "allOf": [ref("Problem")],
         "properties": {"type": {"enum": [kind.type for kind in kinds]}, "status": {"const": status}},
     }
-    again = ({"type": "string"}, "Seconds after which to try again.")
+    again = ({"type": "string"}, "Seconds to wait before a retry.")
     examples = {kind.slug: ref(kind.slug, "examples") for kind in kinds}
     return answer(
         "; ".join(kind.title for kind in kinds),

@@ -30,7 +30,7 @@ from taskflux.tasks.fields import LONGEST_KEY
 _PLAIN: Final[Json] = {"type": "string"}
 _LINES: Final = content({"type": "string"}, media_type="application/x-ndjson")
 _STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
-_CURSOR: Final = parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the page before, as it came.")
+_CURSOR: Final = parameter("cursor", "query", {"type": "string"}, "`nextCursor` of the previous page, unchanged.")
 _LIMIT: Final = parameter(
     "limit",
     "query",
@@ -86,7 +86,7 @@ TASKS: Final[Sequence[Operation]] = (
         },
         (*BODY, p.INVALID_TASK, p.UNKNOWN_TASK_TYPE, p.KEY_REUSED, p.REFUSED_DATA, p.NOT_BEGUN, *_STORE),
         (
-            parameter("Idempotency-Key", "header", s.IDEMPOTENCY_KEY, "Names this request for 24 hours."),
+            parameter("Idempotency-Key", "header", s.IDEMPOTENCY_KEY, "Identifies this request for 24 hours."),
             _TRACEPARENT,
         ),
         request(
@@ -417,7 +417,7 @@ PROBES: Final[Sequence[Operation]] = (
         "readyz",
         "Probes",
         "Has it started?",
-        "True once started, whatever the stores do later; a line of the body says why Kafka cannot be reached.",
+        "True once started, even if a server becomes unreachable later; the body says why Kafka cannot be reached.",
         {200: answer("It has.", content(_PLAIN, media_type="text/plain"))},
         (p.NOT_STARTED,),
     ),

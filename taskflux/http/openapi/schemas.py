@@ -151,7 +151,7 @@ def _task(*, whole: bool) -> Json:
     if whole:
         always |= {"payload": {}, "timeline": {"type": "array", "items": ref("TimelineEntry")}}
     sometimes: dict[str, Json] = {
-        "waitsFor": TEXT | {"description": "What it waits for, in words; missing where it runs or has ended."},
+        "waitsFor": TEXT | {"description": "What it waits for, in words; absent while it runs and once it has ended."},
         "key": TEXT,
         "metadata": {},
         "expiresAt": MOMENT,

@@ -108,7 +108,7 @@ def test_more_recipients_than_one_mail_may_have_are_refused() -> None:
 @pytest.mark.parametrize(
     ("headers", "sentence"),
     [
-        ({"References": "<a@x>", "references": "<b@x>"}, "headers has a name twice"),
+        ({"References": "<a@x>", "references": "<b@x>"}, "headers has the same name twice"),
         ({"X-A": "a" * 1000}, "X-A has a word that is too long"),
         ({"References": "<ü@example.org>"}, "References has characters beyond ASCII"),
         ({"List-Id": "=?utf-8?q?a=0A?= <a.example.org>"}, "List-Id has an encoded word with a line break"),
@@ -176,7 +176,7 @@ def test_an_attachment_with_a_content_id_is_inline_unless_it_says_otherwise(
 
 
 def test_a_mail_has_a_text_or_html() -> None:
-    with pytest.raises(ValidationError, match="neither body nor html is given") as refused:
+    with pytest.raises(ValidationError, match="give body or html, or both") as refused:
         Email.model_validate_json('{"to": "nobody", "subject": "Hello"}')
     assert {error["loc"][0] for error in refused.value.errors()} == {"to", "body"}
     assert Email.model_validate_json('{"to": "ann@example.org", "subject": "Hello", "html": "<p>Hi</p>"}').body is None

@@ -126,8 +126,8 @@ def test_one_that_comes_after_it_has_expired_may_be_a_repeat_and_is_accepted_to_
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"scheduleAt": "tomorrow"}, "scheduleAt must be a time as RFC 3339 writes it"),
-        ({"scheduleAt": 1893456000}, "scheduleAt must be a time"),
+        ({"scheduleAt": "tomorrow"}, "scheduleAt must be an RFC 3339 time"),
+        ({"scheduleAt": 1893456000}, "scheduleAt must be an RFC 3339 time"),
         ({"scheduleAt": "2030-01-02T09:00:00"}, "scheduleAt has no offset"),
         ({"scheduleAt": "2050-01-01T00:00:00Z"}, "scheduleAt is more than ten years ahead"),
         ({"scheduleAt": "2030-01-02T00:00:00Z", "delaySeconds": 5}, "delaySeconds contradicts scheduleAt"),
