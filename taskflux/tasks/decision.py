@@ -57,9 +57,9 @@ class Decision:
     result: Mapping[str, JsonValue] | None = None
 
 
-def hand_back(reason: str, *, delay: float = 0.0, handbacks: int = 0) -> Decision:
+def hand_back(reason: str, *, handbacks: int = 0) -> Decision:
     """The side effect was not begun (drain, open circuit, lost lease): the attempt is given back."""
-    return Decision(Event.HANDED_BACK, State.SCHEDULED, delay, give_back=True, handbacks=handbacks, reason=reason)
+    return Decision(Event.HANDED_BACK, State.SCHEDULED, give_back=True, handbacks=handbacks, reason=reason)
 
 
 def unforeseen(policy: Policy, reason: str, *, called: bool) -> TaskError:

@@ -88,10 +88,10 @@ def letter_of(task: UUID, version: int) -> DeadLetter:
     return DeadLetter(uuid7(), f"task:{task}:{version}", "Permanent", "", ORIGIN, task, version, "email")
 
 
-def poison(topic: str = "tasks.email", error_class: str = "NotJson") -> DeadLetter:
+def poison(topic: str = "tasks.email") -> DeadLetter:
     name = uuid7()
     origin = {"topic": topic, "partition": 1, "offset": 2, "timestamp": 3}
-    return DeadLetter(name, f"record:{name}", error_class, "bad", origin, record_value=b"{")
+    return DeadLetter(name, f"record:{name}", "NotJson", "bad", origin, record_value=b"{")
 
 
 @pytest.fixture

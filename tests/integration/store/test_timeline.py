@@ -18,14 +18,14 @@ def entry(place: int, event: str, state: str, attempt: int = 0, note: str = "") 
     return f"{at}|{event}|{state}|{attempt}|1|{note}"
 
 
-def life(attempts: int, note: str = "Transient: later", workers: int = 1) -> list[str]:
+def life(attempts: int, workers: int = 1) -> list[str]:
     """A task that is tried again and again."""
     entries = [entry(0, "accepted", "scheduled")]
     for attempt in range(1, attempts + 1):
         worker = f"process-email@host-{attempt % workers}:1"
         entries.append(entry(len(entries), "published", "queued", attempt - 1))
         entries.append(entry(len(entries), "claimed", "running", attempt, worker))
-        entries.append(entry(len(entries), "retry", "scheduled", attempt, note.format(attempt)))
+        entries.append(entry(len(entries), "retry", "scheduled", attempt, "Transient: later"))
     return entries
 
 

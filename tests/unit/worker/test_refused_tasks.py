@@ -23,11 +23,11 @@ async def work(task: Task[Payload]) -> Receipt:
     return Receipt({})
 
 
-async def ran(place: Workplace, tasks: Sequence[UUID], *, probe: bool = False, version: int = 1) -> None:
+async def ran(place: Workplace, tasks: Sequence[UUID], version: int = 1) -> None:
     """These were published, and have run one after another."""
     await place.scene.confirm(tasks, version)
     for claim in await place.claims.claim(TYPE, dict.fromkeys(tasks, version)):
-        place.begin(claim, probe=probe)
+        place.begin(claim)
         await place.settled()
 
 
