@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -41,7 +41,6 @@ from pydantic_core import CoreConfig, MultiHostUrl, PydanticCustomError, SchemaV
 
 from taskflux.providers.addresses import Address
 from taskflux.tasks.bounds import check, check_characters
-from taskflux.worker.schemas import LIMIT_NAMES
 
 
 def _reads(declared: Any) -> Callable[[str], bool]:
@@ -167,54 +166,6 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
     "decimal": _reads(Annotated[Decimal, AllowInfNan()]),
 }
 
-
-class Limited:
-    """The keyword `schemas.LIMITS`: compares the value that a text represents with its limits, as the model does."""
-
-    def __init__(
-        self, parent_schema: Mapping[str, Any], value: Mapping[str, Any], schema_path: Sequence[str | int]
-    ) -> None:
-        self._type, self._strict = value["type"], bool(value.get("strict"))
-        self._reads = _LIMITED[self._type]
-        # The limits that the type itself has.
-        limits = {
-            name: self._reads(value[name]) if name in _OF_TYPE else value[name] for name in LIMIT_NAMES if name in value
-        }
-        schema: Any = {"type": self._type, **limits}
-        self._validator = SchemaValidator(schema)
-
-    def validate(self, instance: object) -> None:
-        """Raises ValueError with a sentence."""
-        if not isinstance(instance, _GIVEN.get(self._type, str)) or isinstance(instance, bool):
-            return
-        try:
-            self._validator.validate_json(json.dumps(instance))
-        except ValidationError as error:
-            (found,) = error.errors(include_url=False, include_input=False, include_context=False)
-            if not found["type"].endswith(("_parsing", "_type")) or (self._strict and self._is_read(instance)):
-                raise ValueError(found["msg"]) from None
-
-    def _is_read(self, instance: object) -> bool:
-        """Whether its format and pattern accept it: otherwise these report what is wrong."""
-        try:
-            self._reads(instance)
-        except ValidationError:
-            return False
-        return True
-
-
-_GIVEN: Final[Mapping[str, Any]] = {"int": float, "decimal": str | int | float}
-"""The JSON form of a value, for comparing it with its limits."""
-
-_OF_TYPE: Final = ("gt", "ge", "lt", "le", "multiple_of")
-_LIMITED: Final[Mapping[str, Callable[[object], Any]]] = {
-    "int": TypeAdapter(int).validate_python,
-    "datetime": TypeAdapter(datetime).validate_python,
-    "date": TypeAdapter(date).validate_python,
-    "time": TypeAdapter(time).validate_python,
-    "timedelta": TypeAdapter(timedelta).validate_python,
-    "decimal": TypeAdapter(Decimal).validate_python,
-}
 
 _EXAMPLES: Final = {
     "date-time": "a time, such as 2030-01-31T09:00:00Z",

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from itertools import islice
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import jsonschema_rs
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from taskflux.http.formats import FORMATS, Limited, format_sentence, read_json
+from taskflux.http.formats import FORMATS, format_sentence
+from taskflux.http.keywords import Content, Errors, Limited, Stripped
 from taskflux.http.problems import FieldError, field_error
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
@@ -61,12 +62,6 @@ class PayloadSchema:
         found = _describe(validator.iter_errors(payload), self._schema)
         return [field_error(("payload", *path), said) for path, said in islice(found, MOST_ERRORS)]
 
-    def inner(self, schema: Any) -> PayloadSchema:
-        """The validator of a value within a payload; `schema` may refer to the definitions of the whole."""
-        if isinstance(schema, dict) and isinstance(self._schema, dict):
-            schema = {**schema, "$defs": self._schema.get("$defs", {})}
-        return PayloadSchema(self.name, json.dumps(schema))
-
     @cached_property
     def _model(self) -> TypeAdapter[Any] | None:
         """The model of a built-in type; None if another release or another handler has registered the type."""
@@ -90,52 +85,19 @@ class PayloadSchema:
                 formats=dict(FORMATS),
                 keywords={
                     LIMITS: Limited,
-                    STRIPPED: partial(_Stripped, self),  # type: ignore[dict-item]
-                    "contentSchema": partial(_Content, self),  # type: ignore[dict-item]
+                    STRIPPED: partial(Stripped, self._inner),  # type: ignore[dict-item]
+                    "contentSchema": partial(Content, self._inner),  # type: ignore[dict-item]
                 },
             )
         except ValueError:
             log.warning("the schema of task type %s cannot be compiled: its payloads are not validated", self.name)
             return None
 
-
-class _Content:
-    """The keyword `contentSchema`: validates the JSON in a text by its own schema, as the handler's model does."""
-
-    def __init__(
-        self, whole: PayloadSchema, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]
-    ) -> None:
-        self._asserted = parent_schema.get("format") == "json-string"
-        self._inner = whole.inner(value)
-
-    def validate(self, instance: object) -> None:
-        if not (self._asserted and isinstance(instance, str)):
-            return  # its type reports this
-        try:
-            document = read_json(instance)
-        except (ValueError, RecursionError):
-            return  # its format reports this
-        for error in self._inner.errors(document, instance):
-            where = error.field.removeprefix("payload").removeprefix(".")
-            raise ValueError(f"holds invalid JSON{' at ' if where else ''}{where}: {error.message}")
-
-
-class _Stripped:
-    """The keyword `schemas.STRIPPED`: validates a text without the spaces around it by its own schema."""
-
-    def __init__(
-        self, whole: PayloadSchema, parent_schema: Mapping[str, Any], value: Any, schema_path: Sequence[str | int]
-    ) -> None:
-        about = {name: parent_schema[name] for name in ("description", "examples") if name in parent_schema}
-        self._inner = whole.inner(about | value)
-
-    def validate(self, instance: object) -> None:
-        if isinstance(instance, str):
-            for error in self._inner.errors(_strip(instance), instance):
-                raise ValueError(f"{error.message}, without the spaces around it")
-
-
-_strip: Final = TypeAdapter(Annotated[str, StringConstraints(strip_whitespace=True)]).validate_python
+    def _inner(self, schema: Any) -> Errors:
+        """The validator of a value within a payload; `schema` may refer to the definitions of the whole."""
+        if isinstance(schema, dict) and isinstance(self._schema, dict):
+            schema = {**schema, "$defs": self._schema.get("$defs", {})}
+        return PayloadSchema(self.name, json.dumps(schema)).errors
 
 
 @cache
