@@ -354,10 +354,7 @@ async def read_json(
         media_type(headers, JSON_TYPES)
     held = held_by(scope)
     body = await read_body(headers, receive, limit, held)
-    if len(body) >= LARGE:
-        return headers, await _parse_held(body, held, invalid), len(body)
-    held.take(weigh(body, invalid))
-    return headers, decode_json(body, invalid), len(body)
+    return headers, await _parse_held(body, held, invalid), len(body)
 
 
 async def json_object(request: Request, limit: int, invalid: Kind = INVALID_REPLAY) -> tuple[dict[str, Any], int]:
