@@ -36,13 +36,14 @@ _BETWEEN_BRACKETS: Final = re.compile("(?<=>)(?=<)|(?<=>,)(?=<)")
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _ENCODED: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?")
 _WHOLE_WORD: Final = re.compile(r"=\?[^?]*\?[bBqQ]\?.*?\?=")
-_QUOTED_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"')
+# An escaped mark outside a quoted string does not begin one: else the text is searched again from each such mark.
+_QUOTED_STRING: Final = re.compile(r'\\["\\]|"(?P<quoted>(?:\\.|[^"\\])*)"')
 # Not ' * and %, which RFC 2045 allows: readers treat them as RFC 2231's, and lose the file name `ann's.pdf`.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$&+.^_`{|}~-]+")
 _ATTRIBUTE_CHARS: Final = "!#$&+-.^_`|~"
 _SEGMENTS: Final = re.compile(
     r"(?P<address><[^<>]*>)|(?P<comment>\([^()]*\))|(?P<separator>[,;:])"
-    r'|(?P<phrase>(?:"(?:\\.|[^"\\])*"|[^"<(,;:])+|.)'
+    r'|(?P<phrase>(?:"(?:\\.|[^"\\])*"|\\["\\]|[^"<(,;:])+|.)'
 )
 
 
@@ -199,10 +200,14 @@ def _segment(name: str, found: re.Match[str], kind: Kind) -> str:
         return _BEYOND_ASCII.sub(lambda beyond: quote(beyond[0]), text)
     if kind is Kind.TOKENS or found.lastgroup != "phrase":
         raise WrongHeader(f"{name} has characters beyond ASCII where this header cannot have them")
-    phrase = _QUOTED_STRING.sub(lambda string: re.sub(r"\\(.)", r"\1", string[0][1:-1]), text.strip(" "))
+    phrase = _QUOTED_STRING.sub(_unquoted, text.strip(" "))
     words = "".join(encoded_words(phrase, len(name) + 2 if found.start() == 0 else 0))
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     return " " * before + words + " " * after
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    return found[0] if found["quoted"] is None else re.sub(r"\\(.)", r"\1", found["quoted"])
 
 
 def _decoded(word: str) -> bytes:

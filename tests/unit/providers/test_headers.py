@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from email import message_from_string
 from email.policy import default
 
@@ -99,6 +101,15 @@ def test_a_value_of_many_lines_is_folded_between_its_words() -> None:
 def test_what_cannot_stand_in_a_header_is_refused_by_its_name(name: str, value: str) -> None:
     with pytest.raises(WrongHeader, match=f"^{name} has"):
         field(name, value)
+
+
+@pytest.mark.parametrize("part", ['\\"', '"\\"', '\\"<', '"\\\\"', '\\\\"', "(", "<", "=?a?q?", ',"\\', '<\\>"'])
+def test_no_value_takes_long_to_write(part: str) -> None:
+    began = time.process_time()
+    for value in (part * (LONGEST_VALUE // len(part) - 1) + "ü", "ü" + part * (LONGEST_VALUE // len(part) - 1)):
+        with suppress(WrongHeader):
+            field("List-Id", value)
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
