@@ -144,7 +144,7 @@ async def test_a_drain_answers_what_a_slow_batch_has_brought(database: Database)
         server.draining.set()
         answer = await asyncio.wait_for(reader.readuntil(b"]\n"), 10)
         assert answer.count(b'"status":202') == 1
-        assert b"this process ends" in answer
+        assert b"this process is shutting down" in answer
         await hang_up(writer)
 
 
