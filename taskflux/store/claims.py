@@ -29,7 +29,7 @@ _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every
 
 
 class Claim(NamedTuple):
-    """A task that is ours until we settle it or our lease expires. `waited` is seconds since it was due.
+    """A task that this worker holds until it settles it or its lease expires. `waited` is seconds since it was due.
 
     `attempt_span` is the traceparent of the last attempt's span that was recorded. `size` is the payload's, in bytes;
     one of more than `CARRIED` is None here, and had by `Claims.payload`.
@@ -142,7 +142,7 @@ class Claims:
         await self.database.fetch(SQL["end_lease"], id=self.worker.id)
 
     async def clear_suspects(self) -> None:
-        """Clear the tasks that are suspects only because this worker's lease was ended: it is alive."""
+        """Clear the tasks that are suspects only because this worker's lease expired: the worker is alive."""
         await self.database.fetch(SQL["clear_own_suspects"], worker=self.worker.id)
 
     async def claim(self, task_type: str, versions: Mapping[UUID, int], *, suspects: bool = False) -> Sequence[Claim]:

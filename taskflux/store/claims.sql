@@ -71,8 +71,8 @@ SELECT payload FROM tasks WHERE id = :id;
 SELECT task_id, version FROM claims WHERE worker = :worker;
 
 -- name: suspected
--- The members of the groups that these tasks belong to, as they stand now; only groups of which one of these tasks is
--- still to be claimed at the version of its record.
+-- The current members of the groups of these tasks. Only groups in which one of these tasks can still be claimed at the
+-- version of its record.
 WITH asked AS MATERIALIZED (
     SELECT s.task_id, s.group_id FROM suspects s WHERE s.task_id = ANY(:ids)
 ), named AS MATERIALIZED (
@@ -86,7 +86,7 @@ FROM suspects s CROSS JOIN LATERAL (SELECT id, version, state FROM tasks WHERE i
 WHERE s.group_id = ANY(ARRAY(SELECT group_id FROM named)) AND t.state IN ('scheduled', 'queued');
 
 -- name: begin_alone
--- From here on these claims run with nothing beside them: if their worker is lost, one of them may be why.
+-- From now on these claims run alone: if their worker is lost, one of them may be the cause.
 WITH free AS MATERIALIZED (
     SELECT task_id FROM suspects WHERE task_id = ANY(:ids) ORDER BY task_id FOR UPDATE SKIP LOCKED
 )
@@ -94,7 +94,7 @@ UPDATE suspects SET begun = GREATEST(begun, (:versions::integer[])[width_bucket(
 WHERE task_id = ANY(ARRAY(SELECT task_id FROM free));
 
 -- name: clear_own_suspects
--- This worker is alive, though its lease was ended: the tasks that it held are not suspects, nor will those be that still
+-- This worker is alive although its lease expired: the tasks that it held are not suspects, including those that still
 -- wait for the sweep.
 WITH found AS (
     UPDATE workers SET lost = false WHERE id = :worker AND lost
@@ -109,7 +109,7 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cl
 
 -- name: settle
 -- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed
--- the task again: the attempt that was given back with its worker's loss did happen. A task that was released unrun
+-- the task again: the attempt that was refunded when its worker was lost did happen. A task that was released unrun
 -- (without an error) is as suspect as before.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(

@@ -78,7 +78,7 @@ class Database:
         return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
 
     async def open(self) -> None:
-        """Get ready; nothing is connected yet, so PostgreSQL may still be unreachable."""
+        """Create the pool; it connects on first use, so PostgreSQL may still be unreachable."""
         settings = self._settings
         self._pool = await asyncpg.create_pool(
             settings.dsn.get_secret_value(),
@@ -88,8 +88,8 @@ class Database:
             init=self._connected,
             timeout=settings.connect_timeout,
             command_timeout=settings.statement_timeout,
-            # Behind a pooler in transaction mode a kept statement may meet another server connection; and of all
-            # start-up parameters it passes on, application_name is the one we need.
+            # Behind a pooler in transaction mode, a prepared statement may reach another server connection. Of the
+            # start-up parameters, it passes on only a few; we need application_name.
             statement_cache_size=0 if settings.pooler else 256,
             server_settings={"application_name": self._name},
             # The pool's usual reset frees a pooler's server connection after a cancelled statement.
@@ -189,6 +189,6 @@ def store_error(error: Exception) -> StoreError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return StoreUnavailable(
             f"PostgreSQL's certificate is refused ({error.verify_message}): in TASKFLUX_POSTGRES__DSN, sslrootcert"
-            " names its CA's file, and the host must be one that the certificate is for"
+            " must name the file of its CA, and the host must match the certificate"
         )
     return StoreUnavailable(str(error) or type(error).__name__)

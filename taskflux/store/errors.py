@@ -6,7 +6,7 @@
     ├── StoreUnavailable   wait and try again: nothing was (surely) changed
     ├── StoreBusy          try again at once: a deadlock, a statement that took too long
     ├── RefusedData        this row will never be taken
-    ├── OtherDeclaration   give one of two task types another name
+    ├── OtherDeclaration   rename one of two task types
     └── SchemaTooOld       run `taskflux migrate`
 """
 
@@ -42,7 +42,7 @@ class RefusedData(StoreError):
 
 
 class OtherDeclaration(StoreError):
-    """A task type is declared twice, with different schemas."""
+    """A task type is declared twice with different schemas."""
 
 
 class SchemaTooOld(StoreError):
@@ -77,7 +77,7 @@ async def until_available(
         retry: what passes by itself.
         seconds: how long to go on; None: for ever.
         stop: ends the waiting.
-        pauses: seconds between two tries, the first time and at most.
+        pauses: seconds between two tries: at first, and at most.
         on_wait: told what is waited for, before each pause.
 
     Raises:

@@ -17,7 +17,7 @@ concatenates SQL. Four rules hold for all of them:
 *   A statement that locks rows never joins tasks on their id, nor bounds it by what it only learns on the way: such a
     plan prunes partitions while it runs, and PostgreSQL 18 before 18.7 then corrupts its memory when a row that it
     waited for has changed (https://github.com/postgres/postgres/commit/1b5dd3a). `= ANY` of an array is an index scan
-    whatever the planner knows of the tables' sizes, too. So is LATERAL (… OFFSET 0), where nothing is locked.
+    whatever the planner knows of the tables' sizes. So is LATERAL (… OFFSET 0), for reads without locks.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ INSERT: Final = tracing.Operation(
 
 @dataclass(frozen=True, slots=True)
 class Adoptee:
-    """A task that another producer wrote. `identity` says when two of them are the same, `id` is its name if not.
+    """A task that another producer wrote. Two with the same `identity` are one task; `id` is used if it is new.
 
-    `delay` is in seconds from the store's now, `metadata` a JSON text.
+    `delay` is in seconds from the store's now; `metadata` is a JSON text.
     """
 
     identity: str
@@ -63,9 +63,9 @@ class Adoptee:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What stands under an identity: the task, the digest of its payload, and whether it was made just now.
+    """The task stored under an identity, the digest of its payload, and whether it was created just now.
 
-    `due_now`: it was, and nothing keeps it from running at once.
+    `due_now`: it was created just now, and can run at once.
     """
 
     task: UUID
@@ -186,10 +186,10 @@ class Tasks:
         return answers
 
     async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
-        """Make a row for each that has none yet; what stands under each identity then.
+        """Insert a row for each that has none yet; return what is stored under each identity.
 
-        New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity stands once in
-        a batch. It may be called again with the same batch after an error: what was written then is found.
+        New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity is in
+        a batch once. After an error, the call can be repeated with the same batch.
 
         Raises:
             StoreError: nothing is known to be written.
@@ -447,7 +447,7 @@ class TaskTypes:
     database: Database
 
     async def register(self, task_type: TaskType) -> None:
-        """Write a type's schema and policy; nothing happens when they stand there already.
+        """Write a type's schema and policy; no change if they are stored already.
 
         Raises:
             OtherDeclaration: another function declares this type, with another schema, and this one does not say that
@@ -475,8 +475,8 @@ class TaskTypes:
         if other is not None:
             raise OtherDeclaration(
                 f"the task type {task_type.name!r} is declared by {other['declared_by']}, with another schema than"
-                f" {task_type.declared_by} has: give one of them another type; or, if this one takes the other's place,"
-                " declare it with @handler(…, replaces=True) and run the other no more"
+                f" {task_type.declared_by} has: give one of them another type; or, to replace the other, declare this"
+                " one with @handler(…, replaces=True) and stop running the other"
             )
 
     async def all(self) -> Mapping[str, TaskType]:

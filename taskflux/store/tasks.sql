@@ -50,8 +50,8 @@ WHERE tenant = ANY(:tenants) AND key = ANY(:keys)
 SELECT id, created_at FROM tasks WHERE id = ANY(:ids::uuid[]) AND id BETWEEN :least AND :greatest;
 
 -- name: adopt
--- Rows for records that were never seen before. Those that are due now are published after :grace seconds: whoever
--- adopts them claims or publishes them first.
+-- Rows for records that were not seen before. Those that are due now are published after :grace seconds, unless the
+-- process that accepts them claims or publishes them first.
 WITH input AS (
     SELECT * FROM unnest(
         :identities::text[], :digests::bytea[], :ids::uuid[], :types::text[], :payloads::text[],
@@ -344,7 +344,7 @@ WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_ty
        OR task_types.declared_by IS NULL OR EXCLUDED.declared_by IS NULL);
 
 -- name: other_declaration
--- Who declares a type with another schema, if somebody else does.
+-- The other function that declares a type with another schema, if there is one.
 SELECT declared_by FROM task_types WHERE type = :type AND schema <> :schema AND declared_by <> :declared_by;
 
 -- name: list_types

@@ -1,7 +1,7 @@
-"""Why Kafka cannot be reached, in a sentence and with what to do about it.
+"""Explains why Kafka cannot be reached, with a sentence and a fix.
 
-aiokafka keeps most causes from its callers: it logs why a broker cannot be reached, and raises the same error for all
-of them (`AIOKafkaClient.bootstrap`, `send`). So its log is heard here: what it says of connections explains the error.
+aiokafka does not raise most causes: it logs why a broker cannot be reached, and raises the same error for all of them
+(`AIOKafkaClient.bootstrap`, `send`). So this module reads its log: the lines about connections explain the error.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from taskflux.telemetry import metrics, outages
 
 LIBRARY: Final = logging.getLogger("aiokafka")
 _ASKED: Final = "Unable to request metadata"
-"""How the lines begin about a broker that was reached, and did not answer the first question."""
+"""The beginning of log lines about a broker that was reached, but did not answer the first request."""
 _WORDS, _KEPT = 200, 10_000
-"""The most characters that are told of what a library or a broker says, and that are kept until then."""
+"""The most characters of a library's or broker's message that are shown, and that are kept until then."""
 _UNREACHED: Final = (KafkaConnectionError, NodeNotReadyError, NoBrokersAvailable, StaleMetadata)
 _LATE: Final = (TimeoutError, RequestTimedOutError, KafkaTimeoutError)
 _REBALANCE: Final = (
@@ -56,10 +56,10 @@ _REBALANCE: Final = (
     GroupLoadInProgressError,
 )
 _TLS_ALERT, _HTTP = 0x1503, int.from_bytes(b"HTTP", "big")
-"""What a port that speaks something else begins its answer with, where Kafka's holds its length (RFC 8446, 5.1)."""
+"""First bytes of an answer in another protocol, read as the length of a Kafka response (RFC 8446, 5.1)."""
 _MISMATCH: Final = (62, 64)
 _UNTRUSTED: Final = (2, 18, 19, 20, 21)
-"""OpenSSL's codes: host name, IP address; no chain to a certificate that is trusted (X509_V_ERR_…)."""
+"""OpenSSL's codes: wrong host name or IP address; no chain to a trusted certificate (X509_V_ERR_…)."""
 
 _NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE")
 _V: Final = "TASKFLUX_KAFKA__"
@@ -69,11 +69,11 @@ _LISTENERS: Final = (
 )
 
 _TELLING: Final = metrics.KAFKA_CAUSES[:-1]
-"""Of several causes the first of these is told."""
+"""Of several causes, the first in this order is reported."""
 
 
 class Cause(NamedTuple):
-    """`kind` is a metric's label, `said` a sentence without secrets, `do` the fix."""
+    """`kind` is a label of the metric, `said` a sentence without secrets, `do` the fix."""
 
     kind: str
     said: str
@@ -81,7 +81,7 @@ class Cause(NamedTuple):
 
 
 class Link:
-    """One use of Kafka, such as sending: tells why it fails, and when it works again."""
+    """One use of Kafka, such as sending: reports why it fails, and when it works again."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -95,7 +95,7 @@ class Link:
         return cause
 
     def unavailable(self, error: BaseException, since: float) -> KafkaUnavailable:
-        """The same, to be raised."""
+        """The same as an error to raise."""
         cause = self.failed(error, since)
         return KafkaUnavailable(f"Kafka did not answer: {cause.said}", cause.do)
 
@@ -115,7 +115,7 @@ _heard: deque[_Heard] = deque(maxlen=32)
 
 
 class _Ear(logging.Handler):
-    """Hears why brokers cannot be reached. What belongs to every rebalance is no error from here on."""
+    """Records why brokers cannot be reached, and lowers the level of lines that every rebalance causes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         told = record.args if isinstance(record.args, tuple) else ()
@@ -131,7 +131,7 @@ class _Ear(logging.Handler):
 
 
 def _harmless(record: logging.LogRecord) -> bool:
-    """Whether a line is about a group that rebalances, whose coordinator moves, or whose member has to join again."""
+    """Whether a line is about a rebalance, a coordinator that moves, or a member that must rejoin."""
     if not record.name.endswith(".group_coordinator") or record.exc_info:
         return False
     text = record.getMessage()
@@ -162,7 +162,7 @@ def explained(error: BaseException, since: float, settings: KafkaSettings) -> Ca
 
 
 def _classified(error: BaseException) -> tuple[str, str]:
-    """The kind of a cause, and what the library or the broker says of it."""
+    """The kind of a cause, and the library's or broker's words about it."""
     for each in _chain(error):
         match each:
             case SaslAuthenticationFailed():
@@ -187,7 +187,7 @@ def _classified(error: BaseException) -> tuple[str, str]:
                 return "timeout", type(each).__name__.removesuffix("Error")
             case TimeoutError():
                 return "timeout", ""
-            case ConnectionError() if each is error:  # aiokafka raises its own once it is connected
+            case ConnectionError() if each is error:  # once connected, aiokafka raises its own errors
                 return "not-tls", _clean(each.strerror)
             case EOFError() | ConnectionError():
                 return "closed", ""
@@ -198,7 +198,7 @@ def _classified(error: BaseException) -> tuple[str, str]:
 
 
 def _tls(error: ssl.SSLError) -> tuple[str, str]:
-    reason = str(getattr(error, "reason", None) or "")  # one that Python itself raises has none
+    reason = str(getattr(error, "reason", None) or "")  # None if Python itself raised it
     if isinstance(error, ssl.SSLCertVerificationError):
         known = dict.fromkeys(_MISMATCH, "host-name") | dict.fromkeys(_UNTRUSTED, "authority")
         return known.get(error.verify_code, "certificate"), _clean(error.verify_message).rstrip(".")
@@ -210,7 +210,7 @@ def _tls(error: ssl.SSLError) -> tuple[str, str]:
 
 
 def _sentences(kind: str, where: str, words: str, settings: KafkaSettings) -> tuple[str, str]:
-    """What a cause is and what to do about it."""
+    """The sentence for a cause, and the fix."""
     known = _of_logins(where, words, settings) | _of_tls(where, words, settings) | _of_networks(where, words, settings)
     return known.get(kind, (words, _LISTENERS))
 
@@ -228,16 +228,16 @@ def _of_logins(where: str, words: str, settings: KafkaSettings) -> dict[str, tup
             f"set {_V}SASL_MECHANISM to one that the broker's listener offers",
         ),
         "no-login": (
-            f"{where} takes no login, and {_V}SECURITY_PROTOCOL is {protocol}",
+            f"{where} accepts no login, but {_V}SECURITY_PROTOCOL is {protocol}",
             f"set {_V}SECURITY_PROTOCOL to {protocol.removeprefix('SASL_')}, or use the address of a SASL listener",
         ),
         "login-required": (
-            f"{where} closed the connection at the first question: it may require a login",
+            f"{where} closed the connection at the first request: it may require a login",
             f"if it does, set {_V}SECURITY_PROTOCOL to {with_login}, with SASL_USERNAME and SASL_PASSWORD;"
             " else read the broker's log",
         ),
         "denied": (
-            f"Kafka does not permit it to {settings.sasl_username or 'us'}{words}",
+            f"Kafka does not authorize {settings.sasl_username or 'this client'}{words}",
             f"grant Describe, Read and Write on the topics and Read on the groups whose names begin with"
             f" {settings.topic_prefix or 'tasks.'!r}",
         ),
@@ -254,8 +254,8 @@ def _of_tls(where: str, words: str, settings: KafkaSettings) -> dict[str, tuple[
             f"set {_V}TLS_CA_FILE to the certificate of the CA that signed the broker's",
         ),
         "host-name": (
-            f"the certificate of {where} is not for that host{words}",
-            f"use host names that the brokers' certificates are for, in {_V}BOOTSTRAP_SERVERS and in the brokers'"
+            f"the certificate of {where} does not match that host{words}",
+            f"use host names that match the brokers' certificates in {_V}BOOTSTRAP_SERVERS and in the brokers'"
             " advertised.listeners",
         ),
         "certificate": (f"the certificate of {where} is refused{words}", "renew the broker's certificate"),
@@ -264,7 +264,7 @@ def _of_tls(where: str, words: str, settings: KafkaSettings) -> dict[str, tuple[
             f"set {_V}TLS_CERT_FILE and TLS_KEY_FILE to a certificate of a CA that the broker trusts",
         ),
         "tls-port": (
-            f"{where} speaks TLS, and {_V}SECURITY_PROTOCOL is {protocol}",
+            f"{where} uses TLS, but {_V}SECURITY_PROTOCOL is {protocol}",
             f"set {_V}SECURITY_PROTOCOL to {encrypted}",
         ),
         "not-tls": (
@@ -301,5 +301,5 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _clean(words: object) -> str:
-    """One line of what a library or a broker says."""
+    """The message of a library or a broker, as one line."""
     return "".join(each if each.isprintable() else " " for each in str(words or "")[:_KEPT])

@@ -15,7 +15,7 @@ TROUBLE = (KafkaError, OSError, asyncio.TimeoutError)
 
 
 class KafkaUnavailable(Exception):
-    """Kafka did not answer, or not in time: nothing is known about what was asked; ask again later. `do` is the fix."""
+    """Kafka did not answer in time: whether the request was done is unknown; retry later. `do` is the fix."""
 
     def __init__(self, said: str, do: str = "") -> None:
         super().__init__(said)
@@ -23,7 +23,7 @@ class KafkaUnavailable(Exception):
 
     @property
     def with_fix(self) -> str:
-        """What is wrong, and what to do about it where that is known."""
+        """What is wrong, with the fix if it is known."""
         return f"{self}: {self.do}" if self.do else str(self)
 
 

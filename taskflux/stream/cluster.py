@@ -37,7 +37,7 @@ _STOP_TIMEOUT: Final = 2.0
 _READER: Final = {
     # What a batch exceeds comes alone, what fits comes with others in one answer.
     "max_partition_fetch_bytes": 4096,
-    # It reads the time of one record of each partition, and then drops the rest of what it has unpacked of that one.
+    # It reads the time of one record of each partition, then drops the other records unpacked from that partition.
     "limit": 1_048_576,
     "apart": True,
     "auto_offset_reset": "earliest",

@@ -147,7 +147,7 @@ class Foreign:
 
     `task_id` is the producer's. `payload` is a JSON text, compact and in ASCII: what PostgreSQL's text does not take
     (NUL) stays as JSON escapes it. `digest` is the SHA-256 of what it means, whatever the order of its names. `fields`
-    are those that may stand beside a payload (`taskflux.tasks.fields`), as they came.
+    are the optional ones beside a payload (`taskflux.tasks.fields`), unchanged.
     """
 
     task_id: str | None

@@ -174,8 +174,8 @@ async def stop(consumer: AIOKafkaConsumer, timeout: float, *, tansu: bool = Fals
 
 
 class BoundedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
-    """A consumer that unpacks no more than `limit` bytes of what it has not handed out yet: of all its partitions
-    together, or with `apart` of each of them.
+    """A consumer that unpacks at most `limit` bytes of records that it has not returned yet: for all its partitions
+    together, or with `apart` for each of them.
 
     A record that stands for what it could not unpack or parse says so (`record_batches.why_unreadable`). What it finds
     out only while it parses (one of `record_batches.BROKEN` is raised) is so after `look_closely` and a seek.
@@ -201,7 +201,7 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
         self._limit = limit
         self._apart = apart
         self._inspecting = asyncio.Lock()
-        """Every node is asked at once, and each answer may unpack to what the others leave."""
+        """Held while an answer is inspected: the answers of all nodes share the limit."""
         self._unpacked: dict[Place, int] = {}
         """To how many bytes each partition's last answer unpacks: the next is asked for once that is handed out."""
 
@@ -212,11 +212,11 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
             async with self._inspecting:
                 held_back = await self._inspect(response)
             if held_back:
-                await asyncio.sleep(_FULL)  # the consumer would ask again at once
+                await asyncio.sleep(_FULL)  # otherwise the consumer would send the next fetch at once
         return response
 
     async def _inspect(self, response: Any) -> bool:
-        """Leave what may be unpacked; whether that is nothing of all that would have to be."""
+        """Remove the batches beyond the limit; whether all batches to unpack were removed."""
         answered = {(topic, partition[0]) for topic, partitions in response.topics for partition in partitions}
         held = self._assigned()
         self._unpacked = {at: size for at, size in self._unpacked.items() if at in held and at not in answered}

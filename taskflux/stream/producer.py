@@ -212,7 +212,7 @@ class _Connection:
         self.producer: AIOKafkaProducer | None = None
         """Set while connected, and nothing has failed on this connection."""
         self._failures = 0
-        """In a row, until a send is confirmed."""
+        """Consecutive failures; a confirmed send resets it."""
         self._options = options
         self._connect_timeout = settings.request_timeout
         self._connecting, self._sending = Link(settings), Link(settings)
@@ -301,17 +301,17 @@ class _Connection:
             self.failed(producer, error, since)
 
     def confirmed(self) -> None:
-        """A send was confirmed: the next failure is met without delay."""
+        """A send was confirmed: the next failure is retried without delay."""
         self._failures = 0
         self._sending.works()
 
     def failed(self, producer: AIOKafkaProducer, error: BaseException, since: float) -> None:
-        """`producer` is not to be used any more, after an attempt that began at `since` (monotonic); idempotent."""
+        """Stop using `producer` after an attempt that began at `since` (monotonic) and failed; idempotent."""
         self._log_ids = {}
         if producer is not self.producer:
             return
         self.producer = None
-        self._reason = f"Kafka did not take a record: {self._sending.failed(error, since).said}"
+        self._reason = f"Kafka did not accept a record: {self._sending.failed(error, since).said}"
         self._attempted.clear()
         self._abandon(producer)
         self._wanted.set()

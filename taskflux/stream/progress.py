@@ -51,7 +51,7 @@ class Progress:
             held.next = first + 1
 
     def passed(self, partition: Place, position: int) -> bool:
-        """Below `position`, the client has nothing more to hand out. Whether that lets a commit move on."""
+        """Below `position`, the client has nothing more to hand out. Whether a commit can advance because of it."""
         held = self._partitions.get(partition)
         if held is None or held.outstanding or position <= max(held.next or 0, held.committed or 0):
             return False

@@ -64,7 +64,7 @@ def why_unreadable(headers: Headers) -> str:
 
 
 def suspect(answer: bytes) -> bool:
-    """Whether any batch in an answer has to be unpacked, or is of a format that is not supported."""
+    """Whether any batch in an answer must be unpacked, or has an unsupported format."""
     return any(batch[_MAGIC_AT] > _NEWEST_MAGIC or _codec(batch) for batch in _batches(memoryview(answer)))
 
 

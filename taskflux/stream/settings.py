@@ -31,7 +31,7 @@ class KafkaSettings(BaseModel):
     tls_cert_file: Annotated[str | None, Field(description="PEM client certificate for mutual TLS")] = None
     tls_key_file: Annotated[str | None, Field(description="PEM key of the client certificate")] = None
     topic_prefix: Annotated[
-        str, AfterValidator(check_topic), Field(description="put before every topic and group name")
+        str, AfterValidator(check_topic), Field(description="prefix of every topic and group name")
     ] = ""
     partitions: Annotated[int, Field(ge=1, le=1000, description="partitions of each topic that is created")] = 12
     replication_factor: Annotated[

@@ -36,9 +36,9 @@ def check_task_type(name: str) -> str:
 
 
 def check_topic(name: str) -> str:
-    """`name`, or a ValueError that says what a topic may be called."""
+    """`name`, if Kafka allows it as a topic; otherwise raise ValueError with the rule."""
     if re.fullmatch(r"[A-Za-z0-9._-]{0,249}", name) is None:
-        raise ValueError("may hold only letters without accents, digits, '.', '_' and '-', 249 characters at most")
+        raise ValueError("may have only letters without accents, digits, '.', '_' and '-', 249 characters at most")
     return name
 
 

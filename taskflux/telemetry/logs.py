@@ -44,7 +44,7 @@ _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;
 # What these report, the program knows by their answers; their own lines repeat it at every try.
 _NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
 _KAFKA: Final = "aiokafka"
-_REASON: Final = 500  # characters of a reason that are looked at
+_REASON: Final = 500  # characters of a reason that are logged
 _PERSONAL: Final = re.compile(
     r"""
       (?P<server>\b[a-z][a-z0-9+-]{1,15}://)(?:[^\s/@<>"']*@)?(?P<host>[^\s/?#<>"'(),;]*)(?P<path>[^\s<>"'(),;]*)
@@ -67,7 +67,7 @@ _COMMON: Final = frozenset((
     "that", "the", "their", "them", "then", "there", "they", "this", "too", "until", "was", "were", "when", "which",
     "while", "with", "would", "you", "your",
 ))  # fmt: skip
-"""English words that name nobody; shorter ones do not, either."""
+"""English words that never identify a person; neither do shorter ones."""
 
 
 class Sampler:
@@ -91,7 +91,7 @@ class Sampler:
     ) -> None:
         """Log by `logger`, or leave it out: the next line of its `kind` says how many were.
 
-        What is None of what it is `about` does not stand on the line. `more` is asked for only where that is written.
+        Values of `about` that are None are left out. `more` is called only if the line is written.
         """
         if not logger.isEnabledFor(level):
             return
@@ -118,7 +118,7 @@ _with_reasons = True
 
 
 def reason(said: str, sent: Sequence[str | None]) -> str | None:
-    """The reason of an outcome as it stands on a line; None where the settings leave reasons out.
+    """The reason of an outcome for a log line; None if the settings leave reasons out.
 
     `sent` is the JSON of what the task carries, see `scrubbed`.
     """
@@ -132,7 +132,7 @@ def scrubbed(text: str, sent: Sequence[str | None] = ()) -> str:
     """
     words = text[:_REASON].split()
     if len(text) > _REASON:
-        words[-1:] = ["…"]  # half an address would not look like one
+        words[-1:] = ["…"]  # an incomplete address would not be recognized
     known = _words(" ".join(value for each in sent if each is not None for value in _values(each)))
     return _SENT_AGAIN.sub("(sent)", _PERSONAL.sub(partial(_replaced, known), " ".join(words)))
 
@@ -158,14 +158,14 @@ def _replaced(known: str, found: re.Match[str]) -> str:
 
 
 def _words(text: str) -> str:
-    """Its words alone, a space before each and behind the last. In ASCII, as most payloads are, without a search."""
+    """The words of a text, with a space before each and after the last; for ASCII, without a regular expression."""
     folded = text.casefold()
     words = folded.translate(_BETWEEN).split() if folded.isascii() else _WORD.findall(folded)
     return " ".join(["", *words, ""])
 
 
 def _values(text: str) -> Iterator[str]:
-    """All values that stand in a JSON text, and the text itself where it is none."""
+    """All values in a JSON text; the text itself if it is not JSON."""
     try:
         left = [json.loads(text)]
     except (ValueError, RecursionError):
@@ -198,7 +198,7 @@ def configure(settings: LogSettings, process: str) -> None:
     for name, level in settings.levels.items():
         logging.getLogger(name).setLevel(level)
     kafka = logging.getLogger(_KAFKA)
-    kafka.setLevel(min(kafka.level or logging.WARNING, logging.WARNING))  # `taskflux.stream.causes` hears its lines
+    kafka.setLevel(min(kafka.level or logging.WARNING, logging.WARNING))  # `taskflux.stream.causes` reads its lines
     _catch_the_rest()
 
 
@@ -218,7 +218,7 @@ def about(error: BaseException | None) -> Any:
 
 
 class _OfKafka(logging.Filter):
-    """Leaves out what the Kafka client says, unless it is asked for by its name: causes are told in lines of ours."""
+    """Drops the Kafka client's lines, unless its level is set by name: our own lines report the causes."""
 
     def __init__(self, asked: Mapping[str, str]) -> None:
         super().__init__()

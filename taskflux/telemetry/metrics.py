@@ -396,7 +396,7 @@ OPENED: Final = Counter(
 )
 KAFKA_FAILURES: Final = Counter(
     "taskflux_kafka_failures_total",
-    "Attempts to use Kafka that failed, by cause. The log and `/readyz` say the same in a sentence.",
+    "Failed attempts to use Kafka, by cause. The log and `/readyz` give the same cause in a sentence.",
     Label("error", KAFKA_CAUSES),
     by="ingest, relay, router, process-*, dlq-sink",
 )
@@ -417,7 +417,7 @@ LOOP_LAG: Final = Histogram(
 )
 LOOP_BLOCKED: Final = Counter(
     "taskflux_event_loop_blocked_total",
-    "Times that the code of a handler blocked the event loop for a second or more; the log says where.",
+    "How often a handler's code blocked the event loop for a second or more; the log says where.",
     _TYPE,
     by="process-*",
 )

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 RARELY: Final = 600.0
 """Seconds after which a cause that has not changed is logged again."""
 SHOWN: Final = 120.0
-"""Seconds for which `/readyz` shows a failure: whoever still needs the server has failed again by then."""
+"""Seconds for which `/readyz` shows a failure: if the server is still needed, the next failure comes within them."""
 _MOST: Final = 100
 
 
@@ -28,14 +28,14 @@ class _Failure(NamedTuple):
 _failing: Mapping[int, _Failure] = MappingProxyType({})
 _logged: Mapping[tuple[str, str], float] = MappingProxyType({})
 _announced: frozenset[str] = frozenset()
-"""Servers about which the last line said that they are waited for."""
+"""Servers whose last log line said that the process waits for them."""
 
 
 class Link:
     """One use of a server that the process cannot do without, such as sending to Kafka, or taking from it."""
 
     def __init__(self, server: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`server` as in a sentence."""
+        """`server` is its name in a sentence."""
         self._server = server
         self._clock = clock
         finalize(self, _forget, id(self))
@@ -49,12 +49,12 @@ class Link:
         if now - _logged.get(line, float("-inf")) < RARELY:
             return
         _logged = {**({} if len(_logged) >= _MOST else _logged), line: now}
-        if log.hasHandlers():  # a command tells its reader itself
+        if log.hasHandlers():  # a command reports errors itself
             _announced |= {self._server}
             log.warning("waiting for %s", self._server, extra={"cause": kind, "error": said, "do": do})
 
     def works(self) -> None:
-        """It works, again or still."""
+        """An attempt succeeded."""
         global _announced
         _forget(id(self))
         if self._server not in _announced:
@@ -72,6 +72,6 @@ def _forget(link: int) -> None:
 
 
 def waiting(clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """What the process waits for now, a sentence each; may be asked from any thread."""
+    """A sentence for each server that the process waits for; thread-safe."""
     now = clock()
     return sorted({f"waiting for {each.server}: {each.said}" for each in _failing.values() if now < each.until})

@@ -45,7 +45,7 @@ class LogSettings(BaseModel):
     reasons: Annotated[
         bool,
         Field(
-            description="lines about outcomes hold the reason, without what looks like personal data"
+            description="log lines of outcomes contain the reason, without what looks like personal data"
             " (docs/observability.md); false leaves it out"
         ),
     ] = True

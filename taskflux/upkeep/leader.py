@@ -112,7 +112,7 @@ class Leader:
         try:
             leads = await self._upkeep.lead(NAME, self._id, self._seconds, self._process.settings.worker.origin)
         except StoreError:
-            self._sweep.start_again()  # workers may not have been able to beat
+            self._sweep.start_again()  # workers may have been unable to beat
             raise
         metrics.LEADER.labels().set(leads)
         if not leads:

@@ -107,7 +107,7 @@ class Outflow:
             lag = await self._lag(task_type)
             if lag is None and not flow.stuck:
                 log.warning(
-                    "nothing is published: its topic is missing or Kafka is unreachable", extra={"type": task_type}
+                    "nothing is published: the topic is missing or Kafka is unreachable", extra={"type": task_type}
                 )
             flow.lag, flow.lag_read_at, flow.released, flow.stuck = lag, now, 0, lag is None
         return 0 if flow.lag is None else self._settings.max_unclaimed - flow.lag - flow.released

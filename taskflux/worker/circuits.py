@@ -49,7 +49,7 @@ class CircuitWatch:
         self._read_at = asked_at
 
     async def keep_fresh(self) -> None:
-        """Refresh until cancelled; while PostgreSQL is unavailable, what was known is kept."""
+        """Refresh until cancelled; while PostgreSQL is unavailable, keep the last known state."""
         while True:
             try:
                 await self.refresh()
@@ -103,7 +103,7 @@ class Gate:
 
     @property
     def open(self) -> bool:
-        """Whether the provider's circuit is open, as it stood a moment ago: tasks are released instead of run."""
+        """Whether the provider's circuit was open at the last refresh: tasks are then released instead of run."""
         return self._watch.open(self._provider)
 
     async def refusal(self, *, probe: bool) -> str | None:

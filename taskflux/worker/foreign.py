@@ -43,10 +43,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Adopted:
-    """What became of foreign records: tasks at version 1, made now (`fresh`) or before, and what cannot be one.
+    """The results of foreign records: tasks at version 1, new (`fresh`) or accepted before, and poison.
 
-    `later` counts those that are left to the relay, since they are not due yet or may not have been. `keys` are the
-    tasks' own.
+    `later` counts those left to the relay, because they are not or may not be due. `keys` are the tasks' keys.
     """
 
     tasks: dict[UUID, Envelope] = field(default_factory=dict)
@@ -57,9 +56,9 @@ class Adopted:
 
 
 class Adoption:
-    """Makes rows of foreign records; `grace` (seconds) is how long a new one is left to whoever adopts it.
+    """Registers foreign records as tasks; the relay leaves a new one to this process for `grace` seconds.
 
-    `now` is this process's clock: only to refuse times that make no sense.
+    `now` is this process's clock; used only to refuse times that make no sense.
     """
 
     def __init__(
@@ -131,11 +130,10 @@ class Adoption:
 
 
 def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | Poison:
-    """The task that a foreign record is, under a name that every delivery of it shares.
+    """The task of a foreign record, with an identity that every delivery of it shares.
 
-    The name is the producer's id, which is one of its type's; without one, the record's place, time and bytes. Its
-    fields mean what they mean over HTTP. One that comes after its `expiresAt` may be a repeat of what came before: it
-    is accepted, and expires.
+    The identity is the producer's id within the type; without an id, the record's place, time and bytes. The fields
+    mean the same as over HTTP. A record that comes after its `expiresAt` may be a repeat: it is accepted, and expires.
     """
     given, wrong = read_fields(foreign.fields, now, repeatable=True)
     if wrong:
@@ -152,7 +150,7 @@ def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | P
     metadata = given.get("metadata")
     return Adoptee(
         identity,
-        # Without fields the payload's own, as records have had it since before fields counted.
+        # Without fields, the digest of the payload alone: earlier releases ignored fields, and stored that.
         hashlib.sha256(foreign.digest + digest(task_type.name, None, given)).digest() if given else foreign.digest,
         uuid7(),
         task_type.name,
@@ -170,13 +168,13 @@ def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | P
 def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | None) -> None:
     """What became of one record whose identity stands for `known` in the store."""
     if known is None:
-        poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not take a value of it")
+        poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not accept one of its values")
     elif known.digest != wanted.digest:
-        poison = Poison(PoisonClass.ID_REUSED, "its taskId stands for a task with another payload or other fields")
+        poison = Poison(PoisonClass.ID_REUSED, "its taskId belongs to a task with another payload or other fields")
     else:
         outcome = "adopted" if known.fresh else "repeated"
         metrics.ADOPTED.labels(foreign.task_type, outcome).inc()
-        # One that waits is the relay's, whoever comes with its record again: its row does not say here when it is due.
+        # The relay publishes a delayed task, even if its record is delivered again: when it is due is not known here.
         if known.due_now if known.fresh else not wanted.waits:
             adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
         else:

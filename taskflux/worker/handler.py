@@ -120,7 +120,7 @@ def wrong_fields(error: ValidationError) -> list[tuple[tuple[str | int, ...], st
 
 
 def _sentence(error: ErrorDetails) -> str:
-    """What pydantic says of a field, without regular expressions."""
+    """The message of pydantic about a field, without regular expressions."""
     match error["type"]:
         case "missing":
             return "is required"
@@ -156,8 +156,8 @@ def handler(
         concurrency: attempts that one process runs at once.
         max_bytes: bytes that a payload may have, as its JSON text is stored: compact, and in ASCII, so that a character
             beyond it counts six or twelve. At most `bounds.MOST_BYTES`; larger things are better sent as a link.
-        replaces: it takes the place of another function that declares this type with another schema, such as a
-            built-in one; without it, whoever comes second is refused.
+        replaces: it replaces another function that declares this type with another schema, such as a built-in
+            one; without it, the second declaration is refused.
 
     Raises:
         TypeError, ValueError: the declaration contradicts itself; the sentence says what to change.
@@ -191,16 +191,16 @@ def _check_signature(task_type: str, function: Run, provider: Provider[Any] | No
 
 
 def _no_coroutine_function(function: object) -> str:
-    """Why `function` cannot be a handler, to follow a subject; empty: it can."""
+    """Why `function` cannot be a handler, as a predicate; empty if it can."""
     if isinstance(function, partial):
         return "is a functools.partial, which has no name of its own: write an `async def` that calls it"
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        return "yields, so that it is a generator: declare it with `async def`, and let it return its receipt"
+        return "is a generator: declare it with `async def`, and return the receipt instead of yielding"
     if inspect.iscoroutinefunction(function):
         return ""
     if not inspect.isroutine(function):
         kind = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__} object"
         return f"is {kind}, not a function: write an `async def` that calls it"
     if inspect.iscoroutinefunction(inspect.unwrap(function)):
-        return "has a decorator that makes a plain function of it: the decorator's own must be `async def`, too"
+        return "has a decorator that returns a plain function: the decorator's wrapper must be `async def`, too"
     return "must be declared with `async def`"

@@ -1,6 +1,6 @@
-"""Says which handler blocks the event loop, and where.
+"""Reports which handler blocks the event loop, and where.
 
-A blocked loop cannot say so itself, so a thread looks at it, twice a second. An attempt costs nothing more for it.
+A blocked loop cannot report itself, so a thread checks it twice a second. Attempts have no extra cost.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from taskflux.worker.process import BEAT, HANGS_AFTER, Health
 log = logging.getLogger(__name__)
 
 BLOCKED: Final = 1.0
-"""Seconds that the loop is late before it counts as blocked."""
+"""Seconds of delay after which the loop counts as blocked."""
 LOOK: Final = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 _PLACES: Final = 6
 _LOOP: Final = frozenset({"asyncio.base_events", "asyncio.runners", "selectors", "taskflux.worker.process"})
-"""Modules whose code is the innermost one while the loop waits for something to do, and calls what it does."""
+"""Modules whose code is innermost while the loop is idle, and which call its callbacks."""
 _LIBRARIES: Final = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class LoopWatch:
-    """Looks at the loop that beats `health` in the thread `thread`, and counts and logs when it is blocked.
+    """Checks the loop of the thread `thread`, which beats `health`; counts and logs when it is blocked.
 
-    `clock` is the one of `health`.
+    `clock` is that of `health`.
     """
 
     def __init__(
@@ -54,25 +54,25 @@ class LoopWatch:
         self._told = False
 
     def look(self) -> None:
-        """Look once."""
+        """Check once."""
         beaten = self._health.beaten
         if beaten != self._beaten:
             if self._place is not None:
                 self._tell("was", beaten - self._beaten - BEAT)
             self._beaten, self._place, self._told = beaten, None, False
             return
-        if beaten == self._first:  # nobody beats it yet
+        if beaten == self._first:  # there was no beat yet
             return
         late = self._clock() - beaten - BEAT
         if self._place is None and late >= BLOCKED:
             stack = _stack(self._thread)
             self._place = _place(stack, self._code)
-            if self._place is None:  # it only waits: the machine or the process stood still
+            if self._place is None:  # the loop is idle: the machine or the process was suspended
                 return
             self._stack = " < ".join(f"{_file(each)}:{each.f_lineno} {_name(each)}" for each in stack[:_PLACES])
             self._count.inc()
         if self._place is not None and not self._told and late >= HANGS_AFTER:
-            self._told = True  # livez fails from here on: this may be the last word
+            self._told = True  # livez fails from here on: this may be the last line
             self._tell("has been", late)
 
     def _tell(self, how: str, seconds: float) -> None:
@@ -101,7 +101,7 @@ def watched(handler: Handler[Any], health: Health) -> Iterator[None]:
 
 
 def _stack(thread: int) -> list[FrameType]:
-    """What the loop of a thread has called, innermost first; nothing while it waits."""
+    """The frames that the loop of a thread has called, innermost first; empty while it is idle."""
     frame = sys._current_frames().get(thread)
     stack = []
     while frame is not None and frame.f_globals.get("__name__") not in _LOOP:
@@ -111,7 +111,7 @@ def _stack(thread: int) -> list[FrameType]:
 
 
 def _place(stack: list[FrameType], code: CodeType | None) -> str | None:
-    """Where it is blocked: in the handler, whose `code` this is, or else in the application, or in a library."""
+    """Where it is blocked: in the handler (`code`), otherwise in the application, otherwise in a library."""
     if not stack:
         return None
     handlers = [each for each in stack if each.f_code is code]

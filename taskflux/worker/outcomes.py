@@ -46,7 +46,7 @@ class Outcomes:
         """
         decision = settlement.decision
         if decision.result is not None and settlement.result is None:
-            log.error("a result is not a mapping and is not kept")  # the store can keep all others
+            log.error("a result is not a mapping and is not stored")  # the store accepts any mapping
         self.under_way += 1
         self._submit(claim, settlement, written)
 
@@ -88,7 +88,7 @@ class Outcomes:
 
 
 def _reason(claim: Claim, decision: Decision) -> dict[str, str]:
-    """The reason as it is logged. Where the payload did not come with the claim, nothing says what of it was sent."""
+    """The reason as logged; none if the payload was not read with the claim, so that it cannot be scrubbed."""
     if decision.reason is None or claim.payload is None:
         return {}
     reason = logs.reason(decision.reason, (claim.payload, claim.metadata, claim.progress))

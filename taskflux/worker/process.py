@@ -46,13 +46,13 @@ HANGS_AFTER: Final = 10.0
 
 
 class Health:
-    """What the probes ask. A store that is unreachable is a metric, not a reason to be restarted."""
+    """The state behind the probes. An unreachable store is a metric, not a reason for a restart."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.started = False
         self._clock = clock
         self.beaten = clock()
-        """When the loop last turned."""
+        """When the loop last ran."""
 
     def beat(self) -> None:
         """The loop turns."""
@@ -300,9 +300,9 @@ class Process:
             await asyncio.wait_for(self.draining.wait(), seconds)
 
     async def wait(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
-        """Wait for `work`, for so many seconds and not beyond the order to drain; whether it was over first.
+        """Wait for `work` for at most so many seconds, or until the drain begins; whether it finished first.
 
-        Its error is raised, once it has failed.
+        If it failed, its error is raised.
         """
         waiting, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.draining.wait())
         try:

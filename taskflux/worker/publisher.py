@@ -14,7 +14,7 @@ from taskflux.telemetry import metrics, tracing
 class Publisher:
     """Sends records for tasks that the caller has promised to publish, and confirms them.
 
-    What Kafka does not take in time stays due: its grace ends and a relay takes it.
+    A record that Kafka does not accept in time stays in the outbox: after its grace, a relay publishes it.
     """
 
     def __init__(self, producer: Producer, publishing: Publishing, topic_prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""The JSON schema of a payload's type: pydantic's own, and what it leaves out though the type insists on it."""
+"""The JSON schema of a payload's type: pydantic's, with the rules of the type that pydantic leaves out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskflux.tasks.patterns import ASCII, AWARE, BOOLEAN_NAME, DECIMAL, INTEGER
 
 
 def schema_text(adapter: TypeAdapter[Any]) -> str:
-    """The schema that a type is registered with. Two types are the same where their texts are."""
+    """The schema that a type is registered with. Types with equal texts are the same."""
     return json.dumps(adapter.json_schema(by_alias=True, schema_generator=_PayloadSchema), sort_keys=True)
 
 
@@ -23,13 +23,13 @@ _NAMES: Final = {"int": INTEGER_NAME, "float": NUMBER_NAME, "decimal": NUMBER_NA
 
 
 class _PayloadSchema(GenerateJsonSchema):
-    """What the model refuses, the schema refuses, as far as a schema can say it."""
+    """The schema refuses what the model refuses, as far as a schema can express it."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         found = super().model_schema(schema)
         config, properties = schema["cls"].model_config, found.get("properties", {})
         by_name = config.get("populate_by_name") or config.get("validate_by_name")
-        if by_name and config.get("extra") != "forbid":  # else every other name is refused anyway
+        if by_name and config.get("extra") != "forbid":  # otherwise every other name is refused anyway
             for name, field in schema["cls"].model_fields.items():
                 if isinstance(field.validation_alias, str) and field.validation_alias in properties:
                     properties.setdefault(name, properties[field.validation_alias])
@@ -43,14 +43,14 @@ class _PayloadSchema(GenerateJsonSchema):
         return super().int_schema(schema) | strict  # JSON schema's integers are 1.0, too
 
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
-        # pydantic says how they are written, and what counts is how they are read.
+        # pydantic describes how they are written; what matters is how they are read.
         return super().bytes_schema(schema) | {"format": _BYTES[self._config.val_json_bytes]}
 
     def complex_schema(self, schema: core_schema.ComplexSchema) -> JsonSchemaValue:
         return super().complex_schema(schema) | {"format": "complex"}
 
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
-        if schema.get("pattern") == ByteSize.byte_string_pattern:  # which takes any unit
+        if schema.get("pattern") == ByteSize.byte_string_pattern:  # which accepts any unit
             return {"type": "string", "format": "byte-size"}
         found = super().str_schema(schema)
         if schema.get("ascii_only"):
@@ -73,7 +73,7 @@ class _PayloadSchema(GenerateJsonSchema):
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
         found = super().tagged_union_schema(schema)
-        if "discriminator" not in found:  # a function tells them apart: a value may fit several
+        if "discriminator" not in found:  # a function selects the branch: a value may fit several
             found["anyOf"] = found.pop("oneOf")
         return found
 
@@ -115,7 +115,7 @@ class _PayloadSchema(GenerateJsonSchema):
 
 
 LIMITS: Final = "x-taskflux-limits"
-"""A keyword of our own: what JSON schema has no word for, of a value that is written as a text."""
+"""A keyword of our own: limits of values written as texts, which JSON schema cannot express."""
 
 STRIPPED: Final = "x-taskflux-stripped"
 """Another one: the schema of a text without the spaces around it."""
@@ -125,7 +125,7 @@ LIMIT_NAMES: Final = ("gt", "ge", "lt", "le", "multiple_of", *_DIGITS, "now_op",
 
 
 def _limits(schema: Mapping[str, Any]) -> JsonSchemaValue:
-    """The type of the value that a text stands for, and how early, late, small or large it may be."""
+    """The type of the value that a text represents, and its limits."""
     found = {name: to_jsonable_python(schema[name]) for name in LIMIT_NAMES if schema.get(name) is not None}
     return {LIMITS: {"type": schema["type"], **found}} if found else {}
 
@@ -134,7 +134,7 @@ _BYTES: Final = {"utf8": "binary", "base64": "base64-bytes", "hex": "hex-bytes"}
 
 
 def _add_names(found: JsonSchemaValue, names: list[str]) -> None:
-    """Let a field have each of these names, of which the schema has one."""
+    """Allow each of these names for a field, of which the schema has one."""
     properties, required = found.get("properties", {}), found.get("required", [])
     known = next((name for name in names if name in properties), None)
     if known is None:

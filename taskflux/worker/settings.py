@@ -24,7 +24,7 @@ from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettin
 
 S = TypeVar("S", bound=BaseModel)
 
-# Compose and Helm write a variable that nobody has given a value as an empty one.
+# Compose and Helm pass a variable without a value as an empty one.
 _READ: Final = SettingsConfigDict(env_nested_delimiter="__", env_ignore_empty=True, extra="ignore")
 
 
@@ -147,7 +147,7 @@ class RouterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     topic: Annotated[
-        Annotated[str, AfterValidator(check_topic)] | None, Field(description="the topic, as it is called in Kafka")
+        Annotated[str, AfterValidator(check_topic)] | None, Field(description="the name of the topic in Kafka")
     ] = None
 
 
@@ -243,12 +243,12 @@ def _one_underscore(section: str, model: type[BaseModel]) -> list[str]:
 
 
 def _line_breaks(section: str) -> list[str]:
-    """Values that end with a line break, as a file or a Secret does that was made by `echo`.
+    """Values that end with a line break, such as files or Secrets written by `echo`.
 
-    A text of several lines, such as a key as PEM, ends with one rightly.
+    A value of several lines, such as a PEM key, may end with one.
     """
     return [
-        f"{name} ends with a line break: make the file or the Secret without one, by printf or echo -n"
+        f"{name} ends with a line break: write the file or the Secret without one, with printf or echo -n"
         for name, value in os.environ.items()
         if name.upper().startswith(f"TASKFLUX_{section}__".upper())
         and value.endswith(("\n", "\r"))
@@ -310,7 +310,7 @@ def _sentences(
         if each["type"] == "extra_forbidden":
             message = "there is no such setting: correct its name or unset it"
         if len(location) == 1 and (section := sections.get(location[0])):
-            # Several of its settings contradict each other: the sentence names them.
+            # Several settings of the section contradict each other: the sentence names them.
             lines.append(_by_variable(message, name, section))
         else:
             lines.append(f"{name}: {message}")

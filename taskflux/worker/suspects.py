@@ -17,7 +17,7 @@ from taskflux.worker.process import Process
 log = logging.getLogger(__name__)
 
 GRACE: Final = CUTS * PATIENCE + LAST_SETTLES
-"""Seconds that an attempt which was cut off may take to end, or to be abandoned, and to be settled."""
+"""Seconds for a cancelled attempt to end or be abandoned, and to be settled."""
 MADE_ROOM: Final = "it made room for tasks of a lost worker, which run alone"
 NO_ROOM: Final = "it belongs to tasks of a lost worker, for which this one did not become free in time"
 TIME_IS_UP: Final = "it belongs to tasks of a lost worker, whose time alone is up"

@@ -99,7 +99,7 @@ class Worker:
         """
         held = await self._lease.claims.held()
         lost = {task: version - 1 for task, version in held.items() if not self._executor.runs(task, version)}
-        # What was settled meanwhile is not among them; what is asked for, or was again meanwhile, is claimed there.
+        # Claims settled meanwhile are not included; those with a pending or repeated request are claimed there.
         for claim in await self._lease.claims.reclaim(lost):
             if claim.id not in self._asked and not self._executor.runs(claim.id, claim.version):
                 self._executor.release(claim)
@@ -239,7 +239,7 @@ class Worker:
                 await self._lease.renew(self._executor.in_flight)
             term, found = self._lease.term, list[Claim]()
             if asked:
-                # The lost answer may have been a yes.
+                # The lost answer may have been a success.
                 unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
                 found += await claims.reclaim(unknown)
             asked = True

@@ -249,7 +249,7 @@ PROCESSES: Final = Row(
         ),
         Plot(
             "Blocked event loop",
-            "Times a second that the handler's code blocked the event loop for a second or more. Its log says where.",
+            "How often per second the handler's code blocked the event loop for a second or more. Its log says where.",
             "short",
             (Query(happening("taskflux_event_loop_blocked_total", "type", TYPE), "{{type}}"),),
             nothing="never",

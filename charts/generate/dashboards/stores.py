@@ -106,7 +106,7 @@ KAFKA: Final = Row(
         ),
         Plot(
             "Failures of Kafka",
-            "Attempts to use Kafka that failed a second, by handler and cause; the handler's log says what to do.",
+            "Failed attempts to use Kafka per second, by handler and cause. The handler's log says what to do.",
             "ops",
             (Query(happening("taskflux_kafka_failures_total", "handler, error"), "{{handler}} {{error}}"),),
             Kind.STACKED,
