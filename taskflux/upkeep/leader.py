@@ -150,7 +150,9 @@ class Leader:
                 error = task.exception()
                 if not isinstance(error, StoreError | KafkaUnavailable):
                     raise error or RuntimeError(f"the {name} ended")
-                log.warning("the %s was interrupted and starts again", name, extra={"error": str(error)})
+                # An outage is told once, by the link to the server.
+                level = logging.DEBUG if isinstance(error, KafkaUnavailable) else level_of(error)
+                log.log(level, "the %s was interrupted and starts again", name, extra={"error": str(error)})
                 task = None
             if task is None:
                 self._going_on[name] = asyncio.create_task(work())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import cast
 from uuid import UUID
@@ -10,9 +11,10 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter
-from taskflux.store.errors import StoreUnavailable
+from taskflux.store.errors import StoreBusy, StoreUnavailable
 from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
+from taskflux.stream.client import KafkaUnavailable
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.states import Event, State
@@ -255,14 +257,26 @@ async def test_whoever_stands_by_keeps_no_house(scene: Scene) -> None:
     await first.resign()
 
 
-async def test_what_goes_on_beside_begins_again_after_a_server_was_unreachable(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (StoreUnavailable("unreachable"), logging.DEBUG),
+        (KafkaUnavailable("unreachable"), logging.DEBUG),
+        (StoreBusy("deadlock"), logging.WARNING),
+    ],
+)
+async def test_what_goes_on_beside_begins_again_and_leaves_an_outage_to_those_who_tell_it_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture, error: Exception, level: int
+) -> None:
+    caplog.set_level(logging.DEBUG, "taskflux.upkeep.leader")
     relay = Relay(scene)
-    relay.beside.fails["audit"] = StoreUnavailable("unreachable")
+    relay.beside.fails["audit"] = error
     await relay.tick()
     assert relay.beside.working == ALL - {"audit"}
     await relay.tick(1)
     assert relay.beside.working == ALL
     assert relay.beside.began.count("audit") == 2
+    assert [record.levelno for record in caplog.records if "interrupted" in record.message] == [level]
     await relay.resign()
 
 
@@ -285,10 +299,13 @@ async def run_until_it_fails(relay: Relay, statement: str) -> None:
         await running
 
 
-async def test_a_leader_waits_for_a_postgresql_that_cannot_be_reached(scene: Scene) -> None:
+async def test_a_leader_waits_for_a_postgresql_that_cannot_be_reached(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     relay = Relay(scene)
     await run_until_it_fails(relay, "lead")
     assert relay.leader.ended.is_set()
+    assert caplog.records == []
 
 
 async def test_whoever_could_not_reach_postgresql_gives_every_worker_a_whole_lease_again(scene: Scene) -> None:
