@@ -45,16 +45,6 @@ def task_document(row: Mapping[str, Any], waits_for: str | None = None) -> dict[
     return document
 
 
-async def shown_task(row: Mapping[str, Any], held: Held, waits_for: str | None = None) -> bytes:
-    """The same as an answer's body.
-
-    Raises:
-        Problem: 503, too much is in flight.
-    """
-    hold_stored(row, held)
-    return await _shown(row, waits_for)
-
-
 def hold_stored(row: Mapping[str, Any], held: Held) -> None:
     """Hold what it takes to answer with a row that has a payload: as it was read, parsed, and written.
 
@@ -62,12 +52,6 @@ def hold_stored(row: Mapping[str, Any], held: Held) -> None:
         Problem: 503, too much is in flight.
     """
     held.take(3 * len(row["payload"] or ""))
-
-
-async def _shown(row: Mapping[str, Any], waits_for: str | None = None) -> bytes:
-    if len(row["payload"]) < LARGE:
-        return to_json(task_document(row, waits_for))
-    return await beside_loop(lambda: to_json(task_document(row, waits_for)))
 
 
 def _json(document: bytes) -> Response:
@@ -221,7 +205,8 @@ class TaskRoutes:
             row = await self.tasks.get(task, DEFAULT_TENANT)
             if row is None:
                 raise _unknown(str(task))
-            document = await shown_task(row, held_by(request.scope), self._waits_for(row))
+            hold_stored(row, held_by(request.scope))
+            document = await self._shown(row)
             if self.cache and row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
                 await self.cache.cache(DEFAULT_TENANT, task, document)
         return _json(document)
@@ -252,7 +237,7 @@ class TaskRoutes:
             # It may have been released since, and wait again: then the same request finds it.
             why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: ask again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
-        return _json(await _shown(row))
+        return _json(await self._shown(row))
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
@@ -268,7 +253,14 @@ class TaskRoutes:
         if not resolved:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")
         log.info("a task was resolved", extra={"task_id": str(task), "outcome": resolution.value})
-        return _json(await _shown(row))
+        return _json(await self._shown(row))
+
+    async def _shown(self, row: Mapping[str, Any]) -> bytes:
+        """A task as an answer's body."""
+        waits_for = self._waits_for(row)
+        if len(row["payload"]) < LARGE:
+            return to_json(task_document(row, waits_for))
+        return await beside_loop(lambda: to_json(task_document(row, waits_for)))
 
     def _waits_for(self, row: Mapping[str, Any]) -> str | None:
         return waits_for(row, self.open_circuit(row["type"]), datetime.now(UTC))
