@@ -101,7 +101,7 @@ def test_a_name_that_leads_nowhere_is_a_sentence(name: str, says: str) -> None:
         ("assert not 1, 'no key'\n", "AssertionError: no key"),
         (
             "from taskflux import handler\n\n@handler('x', payload=dict)\nasync def f(task):\n    yield 1\n",
-            "TypeError: the handler of 'x' yields.* at line 3",
+            "TypeError: the handler of 'x' is a generator.* at line 3",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def hear(error: BaseException, host: str = "k1.test") -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (asyncio.IncompleteReadError(b"\x02\x02P", 0x15030300), "tls-port", "k1.test:9093 speaks TLS, and"),
+        (asyncio.IncompleteReadError(b"\x02\x02P", 0x15030300), "tls-port", "k1.test:9093 uses TLS, but"),
         (asyncio.IncompleteReadError(b"/1.1 400", 0x48545450), "http", "k1.test:9093 speaks HTTP"),
         (asyncio.IncompleteReadError(b"", 4), "closed", "k1.test:9093 closed the connection"),
         (ConnectionResetError(104, "Connection reset by peer"), "closed", "k1.test:9093 closed the connection"),
@@ -125,7 +125,7 @@ def test_an_answer_is_not_explained_by_a_broker_that_could_not_be_reached_meanwh
     hear(ConnectionRefusedError(111, "refused"))
     assert explained(NotControllerError("topic"), since, SETTINGS).said == "NotController: topic"
     denied = explained(GroupAuthorizationFailedError("group"), since, SASL)
-    assert (denied.kind, denied.said) == ("denied", "Kafka does not permit it to ann (GroupAuthorizationFailed)")
+    assert (denied.kind, denied.said) == ("denied", "Kafka does not authorize ann (GroupAuthorizationFailed)")
 
 
 def test_a_broker_that_cannot_be_reached_by_its_advertised_name_is_told_by_its_number() -> None:

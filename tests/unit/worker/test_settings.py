@@ -97,8 +97,8 @@ def test_two_settings_at_odds_are_both_named(
         ("TASKFLUX_REDIS__URL", "cache:6379", "must begin with redis://"),
         ("TASKFLUX_KAFKA__BOOTSTRAP_SERVERS", "kafka:99999", "not between 1 and 65535"),
         ("TASKFLUX_KAFKA__TLS_CA_FILE", "/none/ca.pem", "/none/ca.pem cannot be read"),
-        ("TASKFLUX_KAFKA__TOPIC_PREFIX", "shop/", "may hold only letters"),
-        ("TASKFLUX_ROUTER__TOPIC", "mixed tasks", "may hold only letters"),
+        ("TASKFLUX_KAFKA__TOPIC_PREFIX", "shop/", "may have only letters"),
+        ("TASKFLUX_ROUTER__TOPIC", "mixed tasks", "may have only letters"),
         ("TASKFLUX_NOTIFY__URL", "notify:8080", "must begin with http://"),
     ],
 )
