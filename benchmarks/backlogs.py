@@ -17,7 +17,7 @@ from taskflux.store.publishing import Due, Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer, Published
-from taskflux.tasks.submission import Submission
+from taskflux.tasks.model import Submission
 from taskflux.worker.publisher import Publisher
 
 PAYLOAD: Final = '{"to":"someone@example.org","subject":"Hello","number":12345}'

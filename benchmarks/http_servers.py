@@ -40,7 +40,7 @@ from taskflux.http.submissions import Limits, Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.store.tasks import TaskTypes
-from taskflux.tasks.submission import Accepted, Submission, TaskType
+from taskflux.tasks.model import Accepted, Submission, TaskType
 from taskflux.worker.intake import Intake
 
 CONNECTIONS: Final = 32

@@ -18,7 +18,7 @@ from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Rec
 from taskflux.stream.producer import Producer
 from taskflux.stream.topics import is_own_topic, router_group
 from taskflux.tasks.bounds import LARGE
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.foreign import Adopted, Adoption, PoisonOutlet

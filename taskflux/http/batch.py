@@ -68,7 +68,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.submissions import Submissions, accepted_members, is_idempotency_key
 from taskflux.tasks.bounds import LARGE
-from taskflux.tasks.submission import Accepted, Submission
+from taskflux.tasks.model import Accepted, Submission
 from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import frames
 

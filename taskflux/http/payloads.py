@@ -22,7 +22,7 @@ from taskflux.http.problems import FieldError, field_error
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import Path, check
-from taskflux.tasks.patterns import UNSAID, sentence_of
+from taskflux.tasks.fields import UNSAID, sentence_of
 from taskflux.worker.handler import MOST_ERRORS, wrong_fields
 from taskflux.worker.schemas import LIMITS, STRIPPED, schema_text
 

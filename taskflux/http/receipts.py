@@ -23,7 +23,7 @@ from taskflux.providers.msg91 import MalformedReports, read_reports
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Receipts, Recorded
 from taskflux.tasks.bounds import LARGE, MAX_VALUES, VALUE_BYTES
-from taskflux.tasks.delivery import DeliveryReport
+from taskflux.tasks.model import DeliveryReport
 from taskflux.tasks.states import State
 from taskflux.telemetry import metrics
 

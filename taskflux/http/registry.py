@@ -13,7 +13,7 @@ from typing import Final
 from taskflux.http.payloads import PayloadSchema
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.store.tasks import TaskTypes
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Counter
 

@@ -34,8 +34,8 @@ from taskflux.http.registry import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
 from taskflux.tasks.fields import OPTIONAL, digest, read_fields, rfc3339
+from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.tasks.states import State
-from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import TRACE

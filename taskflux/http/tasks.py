@@ -31,8 +31,8 @@ from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Resolution, Tasks
 from taskflux.tasks.bounds import LARGE, check
 from taskflux.tasks.fields import rfc3339
+from taskflux.tasks.model import DEFAULT_TENANT
 from taskflux.tasks.states import State
-from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import link_request, trace_id
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import idna
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
-from taskflux.tasks.patterns import said_as
+from taskflux.tasks.fields import said_as
 
 MAX_RECIPIENTS: Final = 500
 """Recipients of one mail, to, cc and bcc together."""

@@ -30,7 +30,7 @@ from pydantic.alias_generators import to_camel
 from taskflux.providers.addresses import MAX_RECIPIENTS, Address, Mailboxes, Recipients
 from taskflux.providers.headers import LONGEST_VALUE, field, mime_field
 from taskflux.tasks.errors import JsonValue
-from taskflux.tasks.patterns import said_as
+from taskflux.tasks.fields import said_as
 
 MAX_TEXT: Final = 10_000_000
 """Characters of a body. What the whole message may weigh is a setting of the SMTP server's."""

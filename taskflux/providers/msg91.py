@@ -30,7 +30,6 @@ from taskflux.providers.provider import Call, Sending, provider
 from taskflux.providers.sms import Sms
 from taskflux.tasks.bounds import OutOfBounds, check
 from taskflux.tasks.decision import LONGEST_DELAY
-from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import (
     Ambiguous,
     InvalidPayload,
@@ -41,6 +40,7 @@ from taskflux.tasks.errors import (
     Transient,
     Unavailable,
 )
+from taskflux.tasks.model import DeliveryReport, DeliveryStatus
 from taskflux.telemetry.tracing import http_attributes
 
 PATH: Final = "/api/v5/flow/"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Protocol
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema, field_validator
 from pydantic.alias_generators import to_camel
 
-from taskflux.tasks.patterns import said_as
+from taskflux.tasks.fields import said_as
 
 _NOT_MOBILE: Final = "a mobile number is digits with the country code, e.g. 918812345678"
 

@@ -18,7 +18,7 @@ from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import statements
 from taskflux.store.texts import LONGEST_INDEXED, indexed, storable
-from taskflux.tasks.submission import Submission
+from taskflux.tasks.model import Submission
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
 

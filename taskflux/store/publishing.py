@@ -14,7 +14,7 @@ from taskflux.store.database import Database, Row
 from taskflux.store.errors import until_available
 from taskflux.store.statements import statements
 from taskflux.store.texts import storable
-from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE, MOST_PROBES
+from taskflux.tasks.policy import FIRST_PROBE, LAST_PROBE, MOST_PROBES
 from taskflux.telemetry import metrics
 
 SQL: Final = statements("publishing")
@@ -208,7 +208,7 @@ class Circuits:
         return 0 if row is None else int(row["breadth"])
 
     async def probe_failed(self, provider: str, error_class: str, reason: str, *, refused: bool) -> None:
-        """A task that was a probe met this. `refused`: the provider answered it: see `circuit.probe_breadth`."""
+        """A task that was a probe met this. `refused`: the provider answered it: see `policy.probe_breadth`."""
         await self._database.fetch(
             SQL["probe_failed"],
             provider=provider,

@@ -17,9 +17,8 @@ from taskflux.store.errors import OtherDeclaration, StoreBusy
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import Statement, statements
 from taskflux.store.texts import note, storable
-from taskflux.tasks.delivery import DeliveryReport
+from taskflux.tasks.model import Accepted, DeliveryReport, KeyReused, Submission, TaskType
 from taskflux.tasks.states import Event, State
-from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
 from taskflux.telemetry import tracing
 from taskflux.telemetry.tracing import UNTRACED
 

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.database import Database, Row
 from taskflux.store.statements import statements
-from taskflux.tasks.suspects import LOSSES_ALONE, Held, Verdict, judge
+from taskflux.tasks.decision import LOSSES_ALONE, Held, Verdict, judge
 
 SQL: Final = statements("upkeep")
 

@@ -1,13 +1,15 @@
-"""What a handler is given, and what it gives back."""
+"""A task as its handler sees it, as it is submitted and accepted, and what is reported of it afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Generic, TypeVar
 from uuid import UUID
 
+from taskflux.tasks.bounds import USUAL_BYTES
 from taskflux.tasks.errors import JsonValue
 
 P = TypeVar("P")
@@ -45,3 +47,118 @@ class Receipt:
     """The side effect happened; `result` is what the submitter may read on the task."""
 
     result: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The submitter's name for a request: the same key and `digest` (SHA-256 of the canonical request) is a repeat."""
+
+    key: str
+    digest: bytes
+    ttl: float = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A validated request.
+
+    `payload` and `metadata` are JSON texts; `delay` is in seconds from the store's now; `provider` has the circuit that
+    governs the type, if one has.
+    """
+
+    id: UUID
+    type: str
+    payload: str
+    max_attempts: int
+    tenant: str = DEFAULT_TENANT
+    key: str | None = None
+    schedule_at: datetime | None = None
+    delay: float = 0.0
+    expires_at: datetime | None = None
+    metadata: str | None = None
+    traceparent: str | None = None
+    idempotency: IdempotencyKey | None = None
+    provider: str | None = None
+
+    @property
+    def unique(self) -> tuple[str, str] | UUID:
+        """What stands once among submissions that are accepted together: an idempotency key, else the task itself."""
+        return (self.tenant, self.idempotency.key) if self.idempotency else self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The task is durable.
+
+    `repeated` says that the same key brought the same request before, and `id` names the task made then;
+    `publish_now` that the caller promised to publish it and should do so at once.
+    """
+
+    id: UUID
+    type: str
+    created_at: datetime
+    repeated: bool = False
+    publish_now: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The idempotency key stands for another request."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskType:
+    """What a worker has registered about a type: the JSON schema of its payload and its policy's figures.
+
+    `max_bytes` is how many bytes a payload may have, as it is stored; `declared_by` names the function, as
+    module:name, and `replaces` says that it may take the place of another one's declaration.
+    """
+
+    name: str
+    schema: str
+    max_attempts: int
+    ambiguous: str
+    provider: str | None
+    max_bytes: int = USUAL_BYTES
+    declared_by: str | None = None
+    replaces: bool = False
+
+
+class DeliveryStatus(StrEnum):
+    ACCEPTED = "accepted"  # on its way: nothing final is known
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    BLOCKED = "blocked"
+    NDNC = "ndnc"  # the number is on a do-not-call register
+
+    @property
+    def rank(self) -> int:
+        """Of two reports the one of higher rank is kept; the store's `delivery_rank` says the same."""
+        return {DeliveryStatus.ACCEPTED: 0, DeliveryStatus.DELIVERED: 2}.get(self, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryReport:
+    """One report of a provider about the side effect of (task, replay), a message that it has accepted.
+
+    `code` and `description` are the provider's, `reported_at` its own time as it wrote it. No number, no name.
+    """
+
+    task: UUID
+    replay: int
+    status: DeliveryStatus
+    code: str = ""
+    description: str = ""
+    request_id: str = ""
+    reported_at: str = ""
+
+    @property
+    def weight(self) -> tuple[int, str]:
+        """Of several reports the heaviest is kept, in whatever order they come."""
+        return self.status.rank, self.reported_at

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from taskflux.tasks.delivery import DeliveryStatus
+from taskflux.tasks.model import DeliveryStatus
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry.instruments import OTHER, Counter, Declared, Gauge, Histogram, Label, Snapshot
 

@@ -13,8 +13,8 @@ from taskflux.store.tasks import TaskTypes
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
 from taskflux.stream.topics import task_group, task_topic
-from taskflux.tasks.circuit import release_rate
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
+from taskflux.tasks.policy import release_rate
 from taskflux.worker.settings import Settings
 
 log = logging.getLogger(__name__)

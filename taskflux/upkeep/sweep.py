@@ -11,7 +11,7 @@ from uuid import UUID
 
 from taskflux.store.errors import StoreError
 from taskflux.store.upkeep import Beat, Upkeep
-from taskflux.tasks.suspects import LOSSES_ALONE
+from taskflux.tasks.decision import LOSSES_ALONE
 from taskflux.telemetry import metrics
 from taskflux.upkeep.auditor import Pace
 

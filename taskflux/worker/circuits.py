@@ -14,8 +14,8 @@ from taskflux.providers.provider import Checkable
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Circuit, Circuits
-from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS
 from taskflux.tasks.errors import Misconfigured, ProviderError, attribute, text_of
+from taskflux.tasks.policy import OPEN_AFTER, RAMP_SECONDS
 from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from taskflux.stream.producer import TOO_LARGE, NotPublished, Producer
 from taskflux.stream.topics import dead_letter_topic
 from taskflux.tasks.bounds import excess
 from taskflux.tasks.fields import digest, read_fields
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED
 from taskflux.worker.process import Process

@@ -18,10 +18,9 @@ from taskflux.providers.provider import Provider
 from taskflux.stream.topics import check_task_type
 from taskflux.tasks.bounds import MOST_BYTES, USUAL_BYTES, OutOfBounds, check, excess
 from taskflux.tasks.errors import InvalidPayload
-from taskflux.tasks.model import Receipt
-from taskflux.tasks.patterns import UNSAID, sentence_of
+from taskflux.tasks.fields import UNSAID, sentence_of
+from taskflux.tasks.model import Receipt, TaskType
 from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
-from taskflux.tasks.submission import TaskType
 from taskflux.worker.schemas import schema_text
 
 P = TypeVar("P")

@@ -10,7 +10,7 @@ from typing import Final
 from taskflux.store.errors import StoreError
 from taskflux.store.publishing import Due
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.submission import Accepted, KeyReused, Submission
+from taskflux.tasks.model import Accepted, KeyReused, Submission
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.publisher import Publisher
 

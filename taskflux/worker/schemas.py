@@ -10,7 +10,7 @@ from pydantic import AliasChoices, ByteSize, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema, to_jsonable_python
 
-from taskflux.tasks.patterns import ASCII, AWARE, BOOLEAN_NAME, DECIMAL, INTEGER_NAME, NAIVE, NUMBER_NAME
+from taskflux.tasks.fields import ASCII, AWARE, BOOLEAN_NAME, DECIMAL, INTEGER_NAME, NAIVE, NUMBER_NAME
 
 
 def schema_text(adapter: TypeAdapter[Any]) -> str:

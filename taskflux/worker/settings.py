@@ -19,7 +19,7 @@ from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import check_topic
 from taskflux.tasks.bounds import MOST_BYTES
-from taskflux.tasks.suspects import LOSSES_ALONE
+from taskflux.tasks.decision import LOSSES_ALONE
 from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings, wrong_otel_variables
 
 S = TypeVar("S", bound=BaseModel)

@@ -24,7 +24,6 @@ REFUSED: Final = ("tests/unit/worker/test_refused_tasks.py",)
 BOUNDS: Final = ("tests/unit/tasks/test_bounds.py",)
 DECISION: Final = ("tests/unit/tasks/test_decision.py",)
 POLICY: Final = ("tests/unit/tasks/test_policy.py",)
-CIRCUIT: Final = ("tests/unit/tasks/test_circuit.py",)
 GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
 EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
 SUSPECTS: Final = ("tests/unit/upkeep/test_suspects.py",)
@@ -110,10 +109,10 @@ _TASKS: Final = (
     ),
     Mutation(
         "after an outage all work comes back at once",
-        "taskflux/tasks/circuit.py",
+        "taskflux/tasks/policy.py",
         "return RAMP_START * float(2.0 ** (max(closed_for, 0.0) / 2.0))",
         "return None",
-        CIRCUIT,
+        POLICY,
     ),
 )
 
@@ -197,7 +196,7 @@ _STORE: Final = (
     ),
     Mutation(
         "suspects that waited for their turn are taken for the cause",
-        "taskflux/tasks/suspects.py",
+        "taskflux/tasks/decision.py",
         "loss=lost and (each.begun or not each.suspect))",
         "loss=lost)",
         SUSPECTS,

@@ -24,8 +24,8 @@ from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.fields import moment, rfc3339
+from taskflux.tasks.model import Submission
 from taskflux.tasks.states import State
-from taskflux.tasks.submission import Submission
 from taskflux.telemetry.tracing import trace_id
 
 _UNDER_WAY: Final = frozenset({State.SCHEDULED, State.QUEUED, State.RUNNING})

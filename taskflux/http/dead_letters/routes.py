@@ -39,8 +39,8 @@ from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import LONGEST_REASON, hold_stored
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetters
 from taskflux.tasks.bounds import LARGE
+from taskflux.tasks.model import DEFAULT_TENANT
 from taskflux.tasks.states import State
-from taskflux.tasks.submission import DEFAULT_TENANT
 from taskflux.telemetry import metrics
 from taskflux.telemetry.tracing import link_request
 

@@ -22,7 +22,7 @@ from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.tasks import Tasks, TaskTypes
-from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
 
 SIMULATED = TaskType("simulated", "{}", 8, "resend", None)

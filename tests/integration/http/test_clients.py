@@ -14,7 +14,7 @@ from taskflux.http.connections import Demands
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings
 from taskflux.store.tasks import TaskTypes
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.conftest import NewDatabase
 from tests.integration.http.serving import application, demand, served
 from tests.integration.http.test_store import task_count

@@ -16,7 +16,7 @@ from taskflux.store.database import Database
 from taskflux.store.migrate import migrate
 from taskflux.store.settings import PostgresSettings
 from taskflux.store.tasks import TaskTypes
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.integration.http.serving import Served, application, served
 
 

@@ -14,8 +14,8 @@ from taskflux.store.database import Database
 from taskflux.store.statements import Statement
 from taskflux.store.tasks import Tasks, uuid_floor
 from taskflux.tasks.decision import Decision
+from taskflux.tasks.model import Submission
 from taskflux.tasks.states import Event, State
-from taskflux.tasks.submission import Submission
 from tests.integration.store.scene import SOURCE
 
 DIED = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never")

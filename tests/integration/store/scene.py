@@ -22,8 +22,8 @@ from taskflux.store.settings import PostgresSettings
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.decision import Decision
+from taskflux.tasks.model import Submission, TaskType
 from taskflux.tasks.states import Event, State, allowed
-from taskflux.tasks.submission import Submission, TaskType
 from taskflux.telemetry.tracing import Destination
 
 TYPE = "email"

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from taskflux.tasks.circuit import FIRST_PROBE, LAST_PROBE, probe_delay
+from taskflux.tasks.policy import FIRST_PROBE, LAST_PROBE, probe_delay
 from tests.integration.store.scene import Scene
 
 

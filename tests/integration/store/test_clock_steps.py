@@ -17,8 +17,8 @@ from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter
 from taskflux.store.publishing import Circuits
 from taskflux.store.statements import Statement
 from taskflux.store.upkeep import Measures
-from taskflux.tasks.circuit import LAST_PROBE, RAMP_SECONDS, release_rate
 from taskflux.tasks.decision import Decision
+from taskflux.tasks.policy import LAST_PROBE, RAMP_SECONDS, release_rate
 from taskflux.tasks.states import Event, State
 from taskflux.upkeep.replays import BulkReplays
 from tests.integration.store.clock import step

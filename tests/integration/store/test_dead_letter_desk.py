@@ -18,8 +18,8 @@ from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter, P
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision
+from taskflux.tasks.model import Submission
 from taskflux.tasks.states import Event, State
-from taskflux.tasks.submission import Submission
 from taskflux.upkeep.replays import BulkReplays
 from tests.integration.store.scene import SOURCE, succeeded
 from tests.integration.system.stack import eventually

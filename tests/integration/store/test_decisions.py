@@ -15,7 +15,7 @@ from taskflux.store.publishing import Confirmation, Publishing
 from taskflux.store.tasks import Resolution, Tasks, TaskTypes
 from taskflux.store.texts import NOTE_LENGTH
 from taskflux.store.upkeep import Upkeep
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.integration.store.rows import DIED, DONE, HELD, end, sql, state_of, submit, worker
 
 

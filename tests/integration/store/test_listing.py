@@ -15,8 +15,8 @@ from taskflux.store.database import Database
 from taskflux.store.publishing import Confirmation, Publishing
 from taskflux.store.tasks import Resolution, TaskFilter, Tasks, TaskTypes
 from taskflux.store.upkeep import Upkeep
+from taskflux.tasks.model import TaskType
 from taskflux.tasks.states import State
-from taskflux.tasks.submission import TaskType
 from tests.integration.store.rows import DIED, DONE, HELD, end, old_tasks, sql, submit, worker
 
 LOG = UUID(int=7)

@@ -15,9 +15,8 @@ from taskflux.store.claims import Claim, Claims, Settlement, Worker
 from taskflux.store.database import Database
 from taskflux.store.tasks import Receipts, Tasks
 from taskflux.tasks.decision import Decision
-from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
+from taskflux.tasks.model import DeliveryReport, DeliveryStatus, Submission
 from taskflux.tasks.states import Event, State
-from taskflux.tasks.submission import Submission
 from tests.integration.store.scene import SOURCE, succeeded
 
 HELD = Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps")

@@ -16,7 +16,7 @@ from taskflux.store.errors import StoreError
 from taskflux.store.retention import Ages, Range, Retention, old_ranges
 from taskflux.store.tasks import FIRST_ID, Tasks
 from taskflux.store.upkeep import Upkeep
-from taskflux.tasks.submission import IdempotencyKey
+from taskflux.tasks.model import IdempotencyKey
 from taskflux.upkeep import pruner
 from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages
 from tests.integration.store.rows import DONE, end, old_tasks, sql, state_of, submission, submit, worker

@@ -8,7 +8,7 @@ import pytest
 
 from taskflux.store.errors import OtherDeclaration
 from taskflux.store.tasks import TaskTypes
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.integration.store.scene import Scene
 
 OURS = TaskType("fax", '{"type": "string"}', 8, "resend", None, declared_by="shop.tasks:send_fax")

@@ -12,7 +12,7 @@ from taskflux.store.errors import RefusedData, StoreBusy
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.statements import Statement
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
+from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from tests.integration.store.scene import GRACE, Scene, submission
 
 Commit = GroupCommit[Submission, Accepted | KeyReused]

@@ -22,7 +22,7 @@ from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.topics import router_group, task_group, task_topic
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from taskflux.worker.process import Process
 from taskflux.worker.settings import RouterSettings
 from taskflux.worker.worker import service_of

@@ -13,7 +13,7 @@ from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.publishing import SQL
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.submission import Submission
+from taskflux.tasks.model import Submission
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import GRACE, Stack, eventually
 

@@ -19,7 +19,7 @@ from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.local.processes import run
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.submission import Submission
+from taskflux.tasks.model import Submission
 from tests.integration.system.stack import TASKFLUX, Stack, eventually, total
 
 MODULE = """

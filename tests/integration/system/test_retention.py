@@ -18,7 +18,7 @@ from taskflux.store.publishing import Confirmation, Publishing
 from taskflux.store.tasks import TaskTypes
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.conftest import NewDatabase
 from tests.integration.store.rows import old_tasks, sql, submit
 

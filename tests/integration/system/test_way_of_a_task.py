@@ -8,7 +8,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.submission import Submission
+from taskflux.tasks.model import Submission
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack
 

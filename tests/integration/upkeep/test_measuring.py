@@ -21,7 +21,7 @@ from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.positions import Positions
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
-from taskflux.tasks.submission import Submission, TaskType
+from taskflux.tasks.model import Submission, TaskType
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Snapshot
 from taskflux.upkeep.measuring import Measuring

@@ -12,7 +12,7 @@ from uuid import UUID
 from taskflux.store.dead_letters import DeadLetters, LetterFilter, Place, Replayed, to_text
 from taskflux.store.errors import StoreError
 from taskflux.store.tasks import Page, Resolution, TaskFilter, Tasks, TaskTypes
-from taskflux.tasks.submission import Accepted, KeyReused, Submission, TaskType
+from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ import pytest
 from taskflux.http.bodies import SMALL, beside_loop, weigh
 from taskflux.http.submissions import Limits
 from taskflux.tasks.bounds import USUAL_BYTES, VALUE_BYTES
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.stores import ID, row
 

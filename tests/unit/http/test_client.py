@@ -16,7 +16,7 @@ from taskflux.http.client import Client, client_of
 from taskflux.http.problems import NOT_BEGUN, Problem
 from taskflux.http.requests import Requests
 from taskflux.http.submissions import Limits
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.unit.http.letters import letter
 from tests.unit.http.memory import Fixture
 from tests.unit.http.stores import ID, row

@@ -17,7 +17,7 @@ from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.submissions import Limits
 from taskflux.store.tasks import Receipts, Recorded
 from taskflux.tasks.bounds import LARGE
-from taskflux.tasks.delivery import DeliveryReport
+from taskflux.tasks.model import DeliveryReport
 from tests.unit.http.letters import letter, poison
 from tests.unit.http.memory import Fixture, problem
 from tests.unit.http.test_notifications import MAIL, Service

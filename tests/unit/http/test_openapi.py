@@ -28,7 +28,7 @@ from taskflux.http.submissions import FIELDS, Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.unit.http.memory import Fixture
 
 FILE = Path(__file__).parents[3] / "docs" / "openapi.json"

@@ -8,7 +8,7 @@ import pytest
 
 from taskflux.http.registry import TypeRegistry
 from taskflux.store.errors import StoreError, StoreUnavailable
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.unit.http.stores import Clock, Source
 
 

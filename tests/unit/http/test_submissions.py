@@ -10,7 +10,7 @@ import pytest
 
 from taskflux.http.submissions import Limits
 from taskflux.store.errors import RefusedData, StoreBusy, StoreUnavailable
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.stores import NOW
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from taskflux.providers.msg91 import MalformedReports, Msg91Settings, classify, connect, own_faults, read_reports
 from taskflux.providers.sms import Sms
 from taskflux.tasks.decision import LONGEST_DELAY
-from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
+from taskflux.tasks.model import DeliveryReport, DeliveryStatus
 
 
 def test_every_setting_is_described() -> None:

@@ -5,15 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from taskflux.tasks.decision import (
-    FREE_HANDBACKS,
-    HANDBACK_DELAY,
-    LONGEST_DELAY,
-    Attempt,
-    Decision,
-    decide,
-    hand_back,
-)
+from taskflux.tasks.decision import FREE_HANDBACKS, HANDBACK_DELAY, LONGEST_DELAY, Attempt, Decision, decide, hand_back
 from taskflux.tasks.errors import (
     Ambiguous,
     Crash,

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
+from taskflux.tasks.decision import Held, Verdict, judge
 from taskflux.tasks.states import State
-from taskflux.tasks.suspects import Held, Verdict, judge
 
 
 def numbered() -> Callable[[], UUID]:

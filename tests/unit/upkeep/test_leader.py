@@ -16,7 +16,7 @@ from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.tasks.decision import Decision
-from taskflux.tasks.delivery import DeliveryReport, DeliveryStatus
+from taskflux.tasks.model import DeliveryReport, DeliveryStatus
 from taskflux.tasks.states import Event, State
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import HOURLY, NAME, WEEKS_AHEAD, Leader

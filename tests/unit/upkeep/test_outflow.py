@@ -9,8 +9,8 @@ from taskflux.store.publishing import Circuit, Circuits
 from taskflux.store.tasks import TaskTypes
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
-from taskflux.tasks.circuit import RAMP_SECONDS, RAMP_START
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
+from taskflux.tasks.policy import RAMP_SECONDS, RAMP_START
 from taskflux.upkeep.outflow import NOTHING, Allowance, Outflow
 from taskflux.worker.settings import RelaySettings, Settings
 

@@ -9,7 +9,7 @@ import pytest
 
 from taskflux.store.tasks import Adoptee, Known, Tasks
 from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decode
-from taskflux.tasks.submission import TaskType
+from taskflux.tasks.model import TaskType
 from taskflux.worker.foreign import Adoption, adoptee
 from taskflux.worker.process import Process
 from taskflux.worker.settings import Settings

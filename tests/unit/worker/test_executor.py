@@ -14,9 +14,9 @@ import pytest
 from pydantic import BeforeValidator
 
 from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transient, Unavailable
-from taskflux.tasks.circuit import OPEN_AFTER
 from taskflux.tasks.decision import FREE_HANDBACKS
 from taskflux.tasks.errors import InvalidPayload, ProviderError, TaskError
+from taskflux.tasks.policy import OPEN_AFTER
 from taskflux.worker.executor import LAST_SETTLES
 from tests.integration.store.scene import Scene
 from tests.unit.worker.workplace import LEASE, Payload, Work, Workplace

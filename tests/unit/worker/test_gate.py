@@ -8,8 +8,8 @@ import pytest
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.publishing import Circuits
 from taskflux.store.settings import RedisSettings
-from taskflux.tasks.circuit import OPEN_AFTER, RAMP_SECONDS, probe_breadth
 from taskflux.tasks.errors import Misconfigured, ProviderError, Unavailable
+from taskflux.tasks.policy import OPEN_AFTER, RAMP_SECONDS, probe_breadth
 from taskflux.worker.circuits import REMEMBERED, CircuitWatch, Gate, Limiter
 from tests.integration.store.scene import Scene
 from tests.unit.world import Clock, WatchedDatabase

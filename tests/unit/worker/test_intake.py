@@ -10,7 +10,7 @@ import pytest
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.publishing import Circuits, Due
 from taskflux.store.tasks import Tasks
-from taskflux.tasks.submission import Accepted, IdempotencyKey, KeyReused, Submission
+from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.worker.circuits import CircuitWatch
 from taskflux.worker.intake import Intake
 from taskflux.worker.publisher import Publisher

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from taskflux import Misconfigured, Receipt, Task
-from taskflux.tasks.circuit import MOST_PROBES, OPEN_AFTER, probe_delay
+from taskflux.tasks.policy import MOST_PROBES, OPEN_AFTER, probe_delay
 from tests.integration.store.scene import TYPE, Scene
 from tests.unit.worker.workplace import PROVIDER, Payload, Workplace
 
