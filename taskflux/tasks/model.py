@@ -12,7 +12,7 @@ from uuid import UUID
 from taskflux.tasks.bounds import USUAL_BYTES
 from taskflux.tasks.errors import JsonValue
 
-P = TypeVar("P")
+P = TypeVar("P", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)

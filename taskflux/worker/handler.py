@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, overload
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -19,12 +19,14 @@ from taskflux.stream.topics import check_task_type
 from taskflux.tasks.bounds import MOST_BYTES, USUAL_BYTES, OutOfBounds, check, excess
 from taskflux.tasks.errors import InvalidPayload
 from taskflux.tasks.fields import UNSAID, sentence_of
-from taskflux.tasks.model import Receipt, TaskType
+from taskflux.tasks.model import Receipt, Task, TaskType
 from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
 from taskflux.worker.schemas import schema_text
 
 P = TypeVar("P")
-Run = Callable[..., Awaitable[Receipt | None]]
+C = TypeVar("C")
+Returned = Awaitable[Receipt | None]
+Run = Callable[..., Returned]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,33 @@ def _sentence(error: ErrorDetails) -> str:
             return error["msg"].removeprefix("Value error, ")
 
 
+class Options(TypedDict, total=False):
+    """What `@handler` takes beside the task type, the payload and the provider."""
+
+    retry: RetryPolicy | None
+    ambiguous: AmbiguousPolicy
+    timeout: float
+    concurrency: int
+    max_bytes: int
+    replaces: bool
+
+
+@overload
+def handler(
+    type: str, *, payload: type[P], provider: Provider[C], **options: Unpack[Options]
+) -> Callable[[Callable[[Task[P], C], Returned]], Handler[P]]: ...
+@overload
+def handler(
+    type: str, *, payload: type[P], provider: None = None, **options: Unpack[Options]
+) -> Callable[[Callable[[Task[P]], Returned]], Handler[P]]: ...
+@overload  # an annotation that is not a class, such as `int | str`: what it stands for is unknown here
+def handler(
+    type: str, *, payload: object, provider: Provider[C], **options: Unpack[Options]
+) -> Callable[[Callable[[Task[Any], C], Returned]], Handler[Any]]: ...
+@overload
+def handler(
+    type: str, *, payload: object, provider: None = None, **options: Unpack[Options]
+) -> Callable[[Callable[[Task[Any]], Returned]], Handler[Any]]: ...
 def handler(
     type: str,
     *,

@@ -146,8 +146,9 @@ def test_a_declaration_that_contradicts_itself_is_refused(arguments: dict[str, A
 def test_a_function_that_does_not_fit_is_refused(
     function: Callable[..., Any], arguments: dict[str, Any], says: str
 ) -> None:
+    declare: Any = handler("x", payload=Image, **arguments)
     with pytest.raises(TypeError, match=says):
-        handler("x", payload=Image, **arguments)(function)
+        declare(function)
 
 
 def test_a_payload_may_be_any_annotation() -> None:

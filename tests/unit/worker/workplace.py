@@ -17,6 +17,7 @@ from taskflux.store.publishing import Circuits
 from taskflux.tasks.policy import AmbiguousPolicy
 from taskflux.worker.circuits import CircuitWatch, Gate
 from taskflux.worker.executor import PAYLOAD_BYTES, Executor
+from taskflux.worker.handler import Options
 from taskflux.worker.lease import Lease
 from taskflux.worker.outcomes import Outcomes
 from tests.integration.store.scene import TYPE, Scene
@@ -79,14 +80,11 @@ class Workplace:
         async def run_with_client(task: Task[Payload], client: object) -> Receipt | None:
             return await work(task)
 
-        declare = handler(
-            TYPE,
-            payload=payload,
-            provider=None if client is None else outside,
-            retry=RETRY,
-            ambiguous=ambiguous,
-            timeout=timeout,
-        )
+        policy = Options(retry=RETRY, ambiguous=ambiguous, timeout=timeout)
+        if client is None:
+            declared = handler(TYPE, payload=payload, **policy)(run)
+        else:
+            declared = handler(TYPE, payload=payload, provider=outside, **policy)(run_with_client)
         await scene.register(TYPE, ambiguous, None if client is None else PROVIDER)
         clock = Clock()
         claims = await scene.worker()
@@ -95,7 +93,7 @@ class Workplace:
         watch = CircuitWatch(Circuits(scene.database), clock)
         gate = Gate(watch, None if client is None else PROVIDER, client, clock=clock)
         executor = Executor(
-            declare(run if client is None else run_with_client),
+            declared,
             gate,
             lease,
             Outcomes(claims),
