@@ -62,6 +62,11 @@ class Decision:
     reason: str | None = None
     result: Mapping[str, JsonValue] | None = None
 
+    @property
+    def progress(self) -> Mapping[str, JsonValue] | None:
+        """What a failed attempt has noted for the next one: it is stored where a success has its result."""
+        return None if self.event is Event.SUCCEEDED else self.result
+
 
 def hand_back(reason: str, *, handbacks: int = 0) -> Decision:
     """The side effect was not begun (drain, open circuit, lost lease): the attempt is given back."""

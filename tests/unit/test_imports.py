@@ -33,6 +33,7 @@ BELOW: Mapping[str, set[str]] = {
     DEPLOYMENTS: {*_OUTSIDE, "worker", "upkeep", "http"},
     # What `import taskflux` offers to those who write handlers of their own.
     LIBRARY: {"tasks", "providers", "worker"},
+    "testing": {*_OUTSIDE, "worker"},
     "__main__": {"cli"},
     "version": set(),
     "endpoints": set(),
