@@ -88,8 +88,12 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
             "TASKFLUX_KAFKA__IDEMPOTENT": "false",
             "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1",
         }
-        # The embedded broker answers an empty fetch late.
-        usual |= {"TASKFLUX_KAFKA__PARTITIONS": "2", "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": "50"}
+        # The embedded broker answers an empty fetch late, and a join after half of the session timeout.
+        usual |= {
+            "TASKFLUX_KAFKA__PARTITIONS": "2",
+            "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": "50",
+            "TASKFLUX_KAFKA__SESSION_TIMEOUT": "2",
+        }
         dropped |= _unfit("KAFKA")
     if embedded.redis is not None:
         forced["TASKFLUX_REDIS__URL"] = embedded.redis

@@ -19,6 +19,9 @@ from redis.asyncio import Redis
 
 from taskflux.local.console import Trouble
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.local.stack import Embedded, for_handlers
+from taskflux.stream.consumer import Consumer
+from taskflux.stream.settings import KafkaSettings
 
 QUICK = {"fsync": "off", "max_connections": "23"}
 
@@ -116,6 +119,22 @@ async def test_the_broker_takes_topics_and_forgets_them_with_its_process(tmp_pat
             await admin.close()
             broker.kill()
             await broker.start()
+
+
+async def test_the_only_member_of_a_group_does_not_wait_five_seconds_for_others(tmp_path: Path) -> None:
+    async with Broker(log=tmp_path / "broker.log") as broker:
+        told = for_handlers({}, Embedded(kafka=broker.bootstrap_servers), tmp_path, 5.0)
+        kafka = "TASKFLUX_KAFKA__"
+        options = {name.removeprefix(kafka).lower(): told[name] for name in told if name.startswith(kafka)}
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        await admin.start()
+        await admin.create_topics([NewTopic("tasks.email", 2, 1)])
+        await admin.close()
+        consumer = Consumer(KafkaSettings.model_validate(options), "email", "tasks.email")
+        await consumer.start()
+        async with asyncio.timeout(4.0):
+            await consumer.wait_joined()
+        await consumer.stop()
 
 
 async def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
