@@ -32,7 +32,7 @@ from benchmarks.proc import cpu_seconds
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Contestant, take_turns
 from taskflux.http.app import create_app
-from taskflux.http.dead_letters.routes import DeadLetterRoutes
+from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import Requests
 from taskflux.http.server import listen, serve

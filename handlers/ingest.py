@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from taskflux.http.app import Exposition, create_app, own_metrics
-from taskflux.http.dead_letters.routes import DeadLetterRoutes
+from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.problems import COMMON
 from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.registry import TypeRegistry

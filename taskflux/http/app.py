@@ -16,7 +16,7 @@ from starlette.routing import Match, Route
 
 from taskflux.http.batch import SubmitBatch
 from taskflux.http.bodies import Bounded, to_json
-from taskflux.http.dead_letters.routes import DeadLetterRoutes
+from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.openapi.document import api_json, documentation_routes
 from taskflux.http.problems import (
     INTERNAL,

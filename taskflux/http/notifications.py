@@ -28,9 +28,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
@@ -43,13 +44,19 @@ from starlette.routing import Route
 from taskflux.http.app import application, probe_routes
 from taskflux.http.bodies import Headers, beside_loop, json_answer, read_json, to_json
 from taskflux.http.client import client_of
-from taskflux.http.openapi.document import documentation_routes, notify_json
+from taskflux.http.openapi import schemas as s
+from taskflux.http.openapi.document import build, documentation_routes
+from taskflux.http.openapi.operation import BODY, REPLAYED, Operation, answer, content, parameter, request
+from taskflux.http.openapi.operations import PROBES
+from taskflux.http.openapi.schemas import Json, ref
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
     DELIVERY_REFUSED,
     DELIVERY_UNKNOWN,
+    INTERNAL,
     INVALID_NOTIFICATION,
     KEY_REUSED,
+    NOT_BEGUN,
     PROVIDER_MISCONFIGURED,
     PROVIDER_UNAVAILABLE,
     RETRY_AFTER,
@@ -221,3 +228,81 @@ def _not_begun() -> Problem:
     detail = "PostgreSQL cannot be reached, so a repeat could not be told from a first time: nothing was sent"
     extra = {"errorClass": "Unavailable", "reason": detail, "retryAfter": RETRY_AFTER}
     return Problem(STORE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER)}, extra=extra)
+
+
+_DELIVERED: Final = s.obj({"status": {"const": "accepted"}, "result": {}})
+
+
+def _deliver(path: str, operation: str, channel: str) -> Operation:
+    task, result = s.DELIVERIES[channel]
+    return Operation(
+        "POST",
+        path,
+        operation,
+        "Notifications",
+        f"Deliver through {channel} now",
+        "The answer is the outcome; nothing is retried later. `accepted` by the provider does not mean delivered.",
+        {
+            200: answer(
+                "The provider has accepted it.",
+                content(_DELIVERED, {"accepted": ("Taken", {"status": "accepted", "result": result})}),
+                REPLAYED,
+            )
+        },
+        (
+            *BODY,
+            INVALID_NOTIFICATION,
+            KEY_REUSED,
+            DELIVERY_REFUSED,
+            INTERNAL,
+            PROVIDER_UNAVAILABLE,
+            PROVIDER_MISCONFIGURED,
+            DELIVERY_DEFERRED,
+            NOT_BEGUN,
+            STORE_UNAVAILABLE,
+            DELIVERY_UNKNOWN,
+        ),
+        (
+            parameter(
+                TASK_ID,
+                "header",
+                {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+                "Identifies the notification: a repeat gets the outcome of the first call, another payload is refused.",
+            ),
+            parameter(ATTEMPT, "header", {"type": "integer", "minimum": 1}, "The number of the caller's attempt."),
+            parameter(CREATED_AT, "header", s.MOMENT, "The Date of a mail: the same for every attempt."),
+        ),
+        request(content(ref(s.payload_name(channel)), {channel: ("A message", task["payload"])})),
+    )
+
+
+NOTIFY: Final[Sequence[Operation]] = (
+    _deliver("/notifications/email", "notifyEmail", "email"),
+    _deliver("/api/email/send", "sendEmail", "email"),
+    _deliver("/notifications/sms", "notifySms", "sms"),
+    _deliver("/api/sms/send", "sendSms", "sms"),
+    Operation(
+        "POST",
+        "/notifications/email/check",
+        "checkEmail",
+        "Notifications",
+        "Is the provider of email available?",
+        "Connects and authenticates, and sends nothing.",
+        {204: answer("It does.")},
+        (INTERNAL, PROVIDER_UNAVAILABLE, PROVIDER_MISCONFIGURED),
+    ),
+    *PROBES,
+)
+"""What notify serves."""
+
+
+def notify_document() -> Json:
+    """The OpenAPI document of the notification service."""
+    description = "Mail and SMS, delivered now, answered with the outcome."
+    return build("TaskFlux notify", description, NOTIFY, s.notification_schemas())
+
+
+@cache
+def notify_json() -> bytes:
+    """The same on the wire."""
+    return to_json(notify_document())

@@ -16,8 +16,7 @@ from typing import Any, Final
 import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
-from taskflux.http.formats import FORMATS, format_sentence
-from taskflux.http.keywords import Content, Errors, Limited, Stripped
+from taskflux.http.keywords import FORMATS, Content, Errors, Limited, Stripped, format_sentence
 from taskflux.http.problems import FieldError, field_error
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms

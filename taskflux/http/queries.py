@@ -16,7 +16,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
-from taskflux.http.problems import INVALID_QUERY, FieldError, not_valid, shortened, unknown_fields
+from taskflux.http.problems import (
+    EMPTY_FILTER,
+    INVALID_QUERY,
+    INVALID_REPLAY,
+    FieldError,
+    Problem,
+    not_valid,
+    shortened,
+    unknown_fields,
+)
 from taskflux.store.dead_letters import OPEN, LetterFilter, Place
 from taskflux.store.tasks import TaskFilter
 from taskflux.store.texts import indexed
@@ -231,3 +240,45 @@ LETTER_FILTERS: Final[dict[str, Reader]] = {
     **_TIMES,
     "originTopic": _name,
 }
+
+
+USUAL_RATE: Final = 50.0
+LEAST_RATE, MOST_RATE = 0.01, 5_000.0
+
+
+def read_bulk(document: Mapping[str, Any]) -> tuple[LetterFilter, float, bool]:
+    """The bulk replay that a body asks for: which letters, how many a second, and whether they are only counted.
+
+    Raises:
+        Problem: 422, naming each field that cannot be taken; or the filter is empty.
+    """
+    errors: list[FieldError] = []
+    values = read_fields(document, {"filter": _object, "dryRun": _boolean, "rate": _rate}, errors)
+    readers = LETTER_FILTERS | {"createdAfter": moment, "createdBefore": moment}
+    found = read_fields(values.get("filter", {}), readers, errors, "filter.")
+    if errors:
+        raise not_valid(INVALID_REPLAY, errors)
+    wanted = LetterFilter(*map(found.get, LETTER_FILTERS))
+    if wanted.empty:
+        known = ", ".join(LETTER_FILTERS)
+        detail = f"say which dead letters: the filter names at least one of {known}; to mean all, createdBefore now"
+        raise Problem(EMPTY_FILTER, detail, [FieldError("filter", "is empty")])
+    return wanted, values.get("rate", USUAL_RATE), values.get("dryRun", False)
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON object")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _rate(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_RATE <= value <= MOST_RATE:
+        raise ValueError(f"must be a number of dead letters a second from {LEAST_RATE:g} to {MOST_RATE:g}")
+    return float(value)

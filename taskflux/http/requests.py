@@ -1,4 +1,4 @@
-"""Around every request: its client, its trace, its metrics, and one line in the log when it is answered.
+"""Around every request: the host that it names, its client, its trace, its metrics, and one line in the log.
 
 The line and the span name the method and the route's template, never what was asked for by it: a path may hold a
 secret, a query somebody's address. Clients' addresses are not noted. Probes are neither logged nor traced.
@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Final
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from taskflux.http.bodies import to_json
 from taskflux.http.client import client_of
+from taskflux.http.problems import PROBLEM, UNKNOWN_HOST, Problem
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.instruments import OTHER
 from taskflux.telemetry.tracing import TRACE, Span
+from taskflux.worker.hosts import refusal
 
 log = logging.getLogger(__name__)
 
@@ -159,3 +165,25 @@ def _describe(span: Span, method: str, route: str, status: int) -> None:
         span.note("http.response.status_code", status)
     if status >= 500:
         span.failed(str(status))
+
+
+NAMES: Final = 16
+"""Host headers whose answer is remembered: clients mostly ask by the same few."""
+
+
+class KnownHosts:
+    """`app`, asked by one of the names that are `allowed`; none: by any."""
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._refusal = lru_cache(NAMES)(partial(refusal, allowed))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hosts = tuple([value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"])
+        said = self._refusal(hosts) if scope["type"] == "http" else None
+        if said is None:
+            await self._app(scope, receive, send)
+            return
+        # A handler that asks notify by a wrong name is told to hold its tasks until somebody has set this right.
+        problem = Problem(UNKNOWN_HOST, said, extra={"errorClass": "Misconfigured", "reason": said})
+        await Response(to_json(problem.document()), problem.status, media_type=PROBLEM)(scope, receive, send)

@@ -15,8 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from taskflux.http.connections import Connections, Demands
-from taskflux.http.hosts import KnownHosts
-from taskflux.http.requests import Requests
+from taskflux.http.requests import KnownHosts, Requests
 from taskflux.telemetry.logs import frames
 from taskflux.worker.hosts import names
 from taskflux.worker.process import Process

@@ -21,11 +21,10 @@ from starlette.routing import Route
 
 from taskflux.http.bodies import json_answer, to_json
 from taskflux.http.openapi.operation import Operation, example, refused
-from taskflux.http.openapi.operations import API, NOTIFY
+from taskflux.http.openapi.operations import API
 from taskflux.http.openapi.schemas import (
     Json,
     dead_letter_schemas,
-    notification_schemas,
     problem_schema,
     task_schemas,
 )
@@ -46,23 +45,10 @@ def api_document(types: Mapping[str, str]) -> Json:
     return build("TaskFlux", _DESCRIPTION, API, schemas)
 
 
-def notify_document() -> Json:
-    """The document of the notification service."""
-    return build(
-        "TaskFlux notify", "Mail and SMS, delivered now, answered with the outcome.", NOTIFY, notification_schemas()
-    )
-
-
 @lru_cache(maxsize=2)
 def api_json(types: tuple[tuple[str, str], ...]) -> bytes:
     """The document of ingest on the wire, for (task type, JSON schema) pairs; put together when they change."""
     return to_json(api_document(dict(types)))
-
-
-@cache
-def notify_json() -> bytes:
-    """The document of the notification service on the wire."""
-    return to_json(notify_document())
 
 
 def build(title: str, description: str, operations: Sequence[Operation], schemas: Mapping[str, Json]) -> Json:

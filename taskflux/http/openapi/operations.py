@@ -1,6 +1,6 @@
 """Every call of the API as it is described: how it is made, what it answers, and which problems it knows.
 
-`taskflux.http.app` has the routes under the same ids; a test compares the two.
+Those of notify are in `taskflux.http.notifications`. The routes have the same ids; a test compares the two.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Final
 
 from taskflux.http import problems as p
 from taskflux.http.openapi import schemas as s
-from taskflux.http.openapi.notifications import NOTIFICATIONS
 from taskflux.http.openapi.operation import BODY, REPLAYED, Operation, answer, content, parameter, request
 from taskflux.http.openapi.schemas import Json, optional, ref
 from taskflux.http.queries import (
@@ -440,5 +439,3 @@ PROBES: Final[Sequence[Operation]] = (
 
 API: Final[Sequence[Operation]] = (*TASKS, *DEAD_LETTERS, REPORTS, *PROBES)
 """What ingest serves."""
-NOTIFY: Final[Sequence[Operation]] = (*NOTIFICATIONS, *PROBES)
-"""What notify serves."""

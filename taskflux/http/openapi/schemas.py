@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from taskflux.http.dead_letters.letter import LEAST_RATE, MOST_RATE
-from taskflux.http.queries import LONGEST_NAME, LONGEST_TEXT, STATES
+from taskflux.http.queries import LEAST_RATE, LONGEST_NAME, LONGEST_TEXT, MOST_RATE, STATES
 from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms

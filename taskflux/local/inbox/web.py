@@ -33,7 +33,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from taskflux.http.hosts import KnownHosts
+from taskflux.http.requests import KnownHosts
 from taskflux.local.inbox.mailbox import KINDS, Kind, Mailbox, Message, preview, read_mail
 from taskflux.local.ports import LOOPBACK_NAME
 

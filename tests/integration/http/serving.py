@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from taskflux.http.app import create_app
 from taskflux.http.connections import Demands
-from taskflux.http.dead_letters.routes import DeadLetterRoutes
+from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.server import listen, serve
 from taskflux.http.submissions import Limits, Submissions

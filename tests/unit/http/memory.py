@@ -10,7 +10,7 @@ import httpx
 from starlette.applications import Starlette
 
 from taskflux.http.app import create_app
-from taskflux.http.dead_letters.routes import DeadLetterRoutes
+from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import Requests
 from taskflux.http.submissions import Limits, Submissions

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.http.dead_letters.letter import shown_bytes
+from taskflux.http.dead_letters import shown_bytes
 from taskflux.http.problems import FieldError, Problem
 from taskflux.http.queries import read_letter_query
 from taskflux.store.dead_letters import LetterFilter

@@ -25,7 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
-from taskflux.http.formats import FORMATS, format_sentence
+from taskflux.http.keywords import FORMATS, format_sentence
 from taskflux.http.payloads import PayloadSchema
 from taskflux.worker.schemas import schema_text
 
