@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
-from taskflux.store.statements import Statement, statements
+from taskflux.store.database import Statement, statements
 
 
 def every_statement() -> Mapping[str, Statement]:

@@ -10,10 +10,9 @@ from typing import Final
 
 import asyncpg
 
-from taskflux.store.database import Database, Row, translated
+from taskflux.store.database import Database, Row, statements, translated
 from taskflux.store.migrate import migrations
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.statements import statements
 
 SQL: Final = statements("checkup")
 

@@ -12,9 +12,8 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.database import Database
+from taskflux.store.database import Database, statements
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.statements import statements
 from taskflux.store.texts import json_text, note, storable
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event

@@ -13,10 +13,9 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, statements
 from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.statements import statements
 from taskflux.store.texts import LONGEST_INDEXED, indexed, storable
 from taskflux.tasks.model import Submission
 from taskflux.telemetry import metrics, tracing

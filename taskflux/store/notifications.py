@@ -9,8 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from taskflux.store.database import Database
-from taskflux.store.statements import statements
+from taskflux.store.database import Database, statements
 from taskflux.store.texts import json_text
 
 SQL: Final = statements("notifications")

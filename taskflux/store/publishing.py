@@ -10,9 +10,8 @@ from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, statements
 from taskflux.store.errors import until_available
-from taskflux.store.statements import statements
 from taskflux.store.texts import storable
 from taskflux.tasks.policy import FIRST_PROBE, LAST_PROBE, MOST_PROBES
 from taskflux.telemetry import metrics

@@ -13,8 +13,7 @@ from itertools import pairwise
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.database import Database
-from taskflux.store.statements import statements
+from taskflux.store.database import Database, statements
 from taskflux.store.tasks import FIRST_ID, uuid_floor
 from taskflux.tasks.states import State
 

@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, Statement, statements
 from taskflux.store.errors import OtherDeclaration, StoreBusy
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.statements import Statement, statements
 from taskflux.store.texts import note, storable
 from taskflux.tasks.model import Accepted, DeliveryReport, KeyReused, Submission, TaskType
 from taskflux.tasks.states import Event, State

@@ -12,8 +12,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.database import Database, Row
-from taskflux.store.statements import statements
+from taskflux.store.database import Database, Row, statements
 from taskflux.tasks.decision import LOSSES_ALONE, Held, Verdict, judge
 
 SQL: Final = statements("upkeep")

@@ -21,12 +21,11 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import ConsumerStoppedError
 
 from taskflux.stream import internals
-from taskflux.stream.causes import Link
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, connection_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.envelope import Record
 from taskflux.stream.internals import BoundedConsumer, topic_metadata
-from taskflux.stream.progress import Progress
+from taskflux.stream.positions import Progress
 from taskflux.stream.record_batches import BROKEN, why_unreadable
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import Place

@@ -15,8 +15,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, UnknownTopicOrPartitionError
 
 from taskflux.stream import internals
-from taskflux.stream.causes import Link
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, connection_options, error_name
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.internals import topic_metadata
 from taskflux.stream.settings import KafkaSettings

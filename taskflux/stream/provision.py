@@ -21,8 +21,7 @@ from aiokafka.errors import (
 )
 
 from taskflux.stream import internals
-from taskflux.stream.causes import Link
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, connection_options, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, connection_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.internals import TopicMetadata, topic_metadata
 from taskflux.stream.positions import PartitionPositions, read_positions

@@ -198,7 +198,7 @@ def configure(settings: LogSettings, process: str) -> None:
     for name, level in settings.levels.items():
         logging.getLogger(name).setLevel(level)
     kafka = logging.getLogger(_KAFKA)
-    kafka.setLevel(min(kafka.level or logging.WARNING, logging.WARNING))  # `taskflux.stream.causes` reads its lines
+    kafka.setLevel(min(kafka.level or logging.WARNING, logging.WARNING))  # `taskflux.stream.client` reads its lines
     _catch_the_rest()
 
 

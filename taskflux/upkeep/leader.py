@@ -1,4 +1,7 @@
-"""What has to be done once for all processes, by the one relay that leads."""
+"""What has to be done once for all processes, by the one relay that leads; bulk replays of dead letters among it.
+
+The progress of a bulk replay is stored, so any leader can continue it: batch by batch, where the last one stopped.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,15 @@ from typing import Final
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.dead_letters import DeadLetters
-from taskflux.store.errors import StoreError, level_of
+from taskflux.store.dead_letters import BulkReplay, DeadLetters
+from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, level_of
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
-from taskflux.telemetry import metrics
+from taskflux.telemetry import metrics, tracing
 from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.measuring import Measuring
-from taskflux.upkeep.replays import BulkReplays
 from taskflux.upkeep.sweep import LeaseSweep
 from taskflux.worker.process import Process
 
@@ -164,3 +166,46 @@ class Leader:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES, "db.operation.batch.size")
+ROUNDS: Final = 10
+"""Batches of each bulk replay in one tick, at most: the leader has other things to do as well."""
+
+
+class BulkReplays:
+    """Sends as many letters as the rates of the running bulk replays allow."""
+
+    def __init__(self, letters: DeadLetters) -> None:
+        self._letters = letters
+
+    async def tick(self) -> None:
+        """Carry every running bulk replay on by what its rate allows now.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is unavailable; what was sent is recorded, the rest follows with the next tick.
+        """
+        try:
+            for _ in range(ROUNDS):
+                allowed = [bulk for bulk in await self._letters.running_bulk() if bulk.allowance > 0]
+                if not allowed:
+                    return
+                for bulk in allowed:
+                    await self._carry_on(bulk)
+        except SchemaTooOld as error:
+            # Nobody can have asked for one yet.
+            log.debug("no bulk replays before the next migration", extra={"error": str(error)})
+        except (StoreBusy, RefusedData) as error:
+            log.warning("a bulk replay waits for the next tick", extra={"error": type(error).__name__})
+
+    async def _carry_on(self, bulk: BulkReplay) -> None:
+        limit = min(bulk.allowance, BATCH)
+        began = time.time_ns()
+        looked_at, replayed = await self._letters.carry_on(bulk, limit)
+        if tracing.on:  # only now it is known whose traces it is about
+            with tracing.batch(REPLAY, [letter.traceparent for letter in replayed], began=began):
+                pass
+        for letter in replayed:
+            metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
+        if looked_at < limit or looked_at == bulk.rest:
+            log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})

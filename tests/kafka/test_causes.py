@@ -24,8 +24,8 @@ from taskflux.cli.doctor import kafka
 from taskflux.cli.doctor.findings import Level
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process
-from taskflux.stream.checkup import KafkaCheckup
 from taskflux.stream.client import KafkaUnavailable
+from taskflux.stream.cluster import KafkaCheckup
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import NotPublished, Producer

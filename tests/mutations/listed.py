@@ -561,7 +561,7 @@ _STREAM: Final = (
     ),
     Mutation(
         "a commit passes a record that is still being claimed",
-        "taskflux/stream/progress.py",
+        "taskflux/stream/positions.py",
         "        while held.outstanding and held.outstanding[0] in held.done:",
         "        while held.outstanding:",
         PROGRESS,
@@ -575,14 +575,14 @@ _STREAM: Final = (
     ),
     Mutation(
         "a password that a broker repeats is told",
-        "taskflux/stream/causes.py",
+        "taskflux/stream/client.py",
         "if secret and secret in words:",
         "if False:",
         CAUSES,
     ),
     Mutation(
         "what was heard before an attempt explains its failure",
-        "taskflux/stream/causes.py",
+        "taskflux/stream/client.py",
         "if each.at >= since and each.kind in _TELLING",
         "if each.kind in _TELLING",
         CAUSES,

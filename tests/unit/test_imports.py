@@ -167,7 +167,7 @@ def test_handlers_holds_the_deployments_and_nothing_else() -> None:
     ("where", "line", "wrong"),
     [
         ("taskflux/tasks/x.py", "from taskflux.store import queries", True),
-        ("taskflux/tasks/x.py", "from ..store.statements import Statement", True),
+        ("taskflux/tasks/x.py", "from ..store.database import Statement", True),
         ("taskflux/tasks/x.py", "from .model import Task", False),
         ("taskflux/telemetry/x.py", "from taskflux.stream import topics", True),
         ("taskflux/store/x.py", "import taskflux.stream.topics", True),

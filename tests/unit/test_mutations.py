@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.store.statements import parse
+from taskflux.store.database import parse
 from tests.mutations.__main__ import main
 from tests.mutations.listed import MUTATIONS
 from tests.mutations.mutant import Copy, DoesNotApply, Mutation, Stopped, Verdict

@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, Statement
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.statements import Statement
 
 
 @dataclass

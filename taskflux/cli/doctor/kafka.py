@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from taskflux.cli.doctor.findings import Finding, Subject
-from taskflux.stream.checkup import Config, KafkaCheckup, TopicReplicas
 from taskflux.stream.client import KafkaUnavailable
+from taskflux.stream.cluster import Config, KafkaCheckup, TopicReplicas
 from taskflux.stream.positions import Positions, TopicPositions
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, task_group, task_topic

@@ -10,8 +10,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
-from taskflux.store.database import Database
-from taskflux.store.statements import Statement
+from taskflux.store.database import Database, Statement
 from taskflux.store.tasks import Tasks, uuid_floor
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.model import Submission

@@ -12,15 +12,14 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.checkup import Checkup
 from taskflux.store.claims import Settlement
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, Statement
 from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter
 from taskflux.store.publishing import Circuits
-from taskflux.store.statements import Statement
 from taskflux.store.upkeep import Measures
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.policy import LAST_PROBE, RAMP_SECONDS, release_rate
 from taskflux.tasks.states import Event, State
-from taskflux.upkeep.replays import BulkReplays
+from taskflux.upkeep.leader import BulkReplays
 from tests.integration.store.clock import step
 from tests.integration.store.scene import TYPE, Scene, succeeded
 from tests.unit.world import Clock

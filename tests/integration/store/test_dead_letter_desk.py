@@ -20,7 +20,7 @@ from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.model import Submission
 from taskflux.tasks.states import Event, State
-from taskflux.upkeep.replays import BulkReplays
+from taskflux.upkeep.leader import BulkReplays
 from tests.integration.store.scene import SOURCE, succeeded
 from tests.integration.system.stack import eventually
 

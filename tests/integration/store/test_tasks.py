@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, Statement
 from taskflux.store.errors import RefusedData, StoreBusy
 from taskflux.store.group_commit import GroupCommit
-from taskflux.store.statements import Statement
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from tests.integration.store.scene import GRACE, Scene, submission

@@ -14,9 +14,8 @@ from aiokafka import AIOKafkaProducer
 from uuid_utils.compat import uuid7
 
 from taskflux.local.ports import free_port
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, Statement
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.statements import Statement
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.positions import Positions
 from taskflux.stream.provision import ensure_topics

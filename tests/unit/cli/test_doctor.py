@@ -14,7 +14,7 @@ from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.store.checkup import Pooling
 from taskflux.store.settings import PostgresSettings, RedisSettings
-from taskflux.stream.checkup import TopicReplicas
+from taskflux.stream.cluster import TopicReplicas
 from taskflux.stream.positions import PartitionPositions, TopicPositions
 from taskflux.stream.settings import KafkaSettings
 from taskflux.worker.settings import Settings

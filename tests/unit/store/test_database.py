@@ -12,10 +12,9 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from taskflux.store.database import Database
+from taskflux.store.database import Database, Statement
 from taskflux.store.errors import StoreBusy, StoreUnavailable, level_of
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.statements import Statement
 from taskflux.telemetry import outages
 from tests.conftest import NewDatabase
 

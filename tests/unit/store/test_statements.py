@@ -6,10 +6,9 @@ from importlib.resources import files
 
 import pytest
 
-from taskflux.store.database import Database
+from taskflux.store.database import Database, Statement, parse, statements
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.statements import Statement, parse, statements
 from tests.statements import every_statement
 
 FILE = """\

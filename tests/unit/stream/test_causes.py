@@ -21,8 +21,8 @@ from aiokafka.errors import (
 )
 from pydantic import SecretStr
 
-from taskflux.stream import causes
-from taskflux.stream.causes import explained
+from taskflux.stream import client as causes
+from taskflux.stream.client import explained
 from taskflux.stream.settings import KafkaSettings
 from taskflux.telemetry import metrics
 

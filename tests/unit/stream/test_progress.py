@@ -1,4 +1,4 @@
-from taskflux.stream.progress import Progress
+from taskflux.stream.positions import Progress
 
 A = ("tasks.email", 0)
 B = ("tasks.email", 1)

@@ -116,7 +116,7 @@ def test_the_kafka_client_s_own_lines_are_left_out_unless_it_is_asked_for(capsys
     level = client.level
     try:
         logs.configure(LogSettings(), "relay")
-        assert client.isEnabledFor(logging.ERROR)  # `taskflux.stream.causes` hears it
+        assert client.isEnabledFor(logging.ERROR)  # `taskflux.stream.client` hears it
         client.error("Unable connect")
         groups.error("failed")
         assert lines(capsys) == []
