@@ -13,7 +13,7 @@ from tests.observability.alerts import RUNBOOKS, rules
 from tests.observability.boards import boards
 
 RULES = rules()
-SECTIONS = ["What it means", "What users notice", "How to find out", "How to mend it", "How to silence it"]
+SECTIONS = ["What it means", "What users notice", "How to find out", "How to fix it", "How to silence it"]
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(RUNBOOKS.glob("*.md"))}
 
 
