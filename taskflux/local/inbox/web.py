@@ -7,7 +7,7 @@
 | `GET /api/messages/{n}` | one message with its text, headers and attachments |
 | `GET /api/messages/{n}/html` `…/source` `…/attachments/{k}` | its html part, its bytes, one attachment |
 | `GET /api/counts` | for each kind: received, distinct, and what came more than once |
-| `DELETE /api/messages` | forgets all |
+| `DELETE /api/messages` | deletes all |
 | `POST /api/v5/flow/` | as MSG91 |
 
 The stand-in refuses what the real one refuses, in its words: errors come with HTTP 200 and `"type": "error"`, as the
@@ -234,7 +234,7 @@ class _Views:
     def _content(self, request: Request) -> bytes:
         content = self._find(request)[1]
         if content is None:
-            raise HTTPException(410, "its content was let go to keep the inbox small")
+            raise HTTPException(410, "its content was removed to keep the inbox small")
         return content
 
 

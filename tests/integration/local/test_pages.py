@@ -1,0 +1,96 @@
+"""The pages that `taskflux dev` shows to a person, in a real browser: at each width, in light and dark, by keyboard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from taskflux.local.ports import free_port
+from taskflux.local.supervisor import Inbox
+from tests.browser import WIDTHS, Browser, browser
+from tests.integration.local.test_inbox import mail, send
+
+pytestmark = pytest.mark.timeout(120)
+
+LONG = "an-order-number-that-has-no-space-in-it-" * 6
+TRACKER = "http://tracker.example/opened.gif"
+HTML = f"""<!doctype html><meta name="color-scheme" content="light dark">
+<style>@media (prefers-color-scheme: dark) {{ body {{ color: white; }} }}</style>
+<img src="{TRACKER}"><table width="900"><tr><td>A table that is wider than a phone.</td></tr></table><p>{LONG}</p>"""
+LETTER = "document.querySelector('.letter')"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def chromium() -> AsyncIterator[Browser]:
+    async with browser() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def inbox(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inbox]:
+    """An inbox with two mails; the newer one, 2, has html."""
+    directory = tmp_path_factory.mktemp("pages")
+    async with Inbox(
+        smtp_port=free_port(),
+        http_port=free_port(),
+        file=directory / "inbox.sqlite",
+        log=directory / "inbox.log",
+        environment=os.environ,
+    ) as server:
+        await send(server, mail("1@x", LONG), mail("2@x", "Your order " + LONG, html=HTML))
+        yield server
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_the_inbox_fits_its_window_and_asks_no_other_host(
+    inbox: Inbox, chromium: Browser, width: int, dark: bool
+) -> None:
+    async with chromium.page(f"{inbox.url}/", width, dark=dark) as page:
+        assert await page.until("document.querySelectorAll('.row').length") == 2
+        assert await page.overflow() == []
+    async with chromium.page(f"{inbox.url}/#2", width, dark=dark, frame=True) as page:
+        await page.until(LETTER)
+        assert await page.overflow() == []
+        assert page.complaints == []
+        assert await page.evaluate_in_frame("document.images[0].complete")
+        assert page.blocked == [TRACKER]
+        assert f"{inbox.url}/api/messages/2/html" in page.requests.values()
+        assert [url for url in page.requests.values() if not url.startswith((inbox.url, "data:"))] == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_a_mail_that_knows_dark_is_dark_on_light_in_the_inbox_too(
+    inbox: Inbox, chromium: Browser, dark: bool
+) -> None:
+    async with chromium.page(f"{inbox.url}/#2", 1280, dark=dark, frame=True) as page:
+        await page.until(LETTER)
+        assert await page.evaluate("getComputedStyle(document.querySelector('iframe')).backgroundColor") == (
+            "rgb(255, 255, 255)"
+        )
+        assert await page.evaluate_in_frame("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+async def test_on_a_phone_a_mail_is_opened_and_left_by_keyboard(inbox: Inbox, chromium: Browser) -> None:
+    async with chromium.page(f"{inbox.url}/", 360) as page:
+        await page.until("document.querySelector('.row')")
+        await page.evaluate("document.getElementById('clear').focus()")
+        await page.press("Tab")
+        assert await page.evaluate("document.activeElement.dataset.id") == "2"
+        await page.press("Enter")
+        await page.until(LETTER)
+        assert await page.evaluate("[location.hash, document.activeElement.id]") == ["#2", "back"]
+        await page.press("Enter")
+        await page.until("!" + LETTER)
+        assert await page.evaluate("document.activeElement.dataset.id") == "2"
+        await page.evaluate("history.back()")
+        await page.until(LETTER)
+
+
+async def test_a_message_that_is_not_there_is_said_to_be_missing(inbox: Inbox, chromium: Browser) -> None:
+    async with chromium.page(f"{inbox.url}/#99", 1280) as page:
+        text = await page.until("document.querySelector('#reader .quiet')?.textContent")
+        assert text == "There is no such message in this inbox."
