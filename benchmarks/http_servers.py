@@ -33,10 +33,10 @@ from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Contestant, take_turns
 from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
-from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import Requests
 from taskflux.http.server import listen, serve
 from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.store.tasks import TaskTypes

@@ -9,9 +9,9 @@ from taskflux.http.app import Exposition, create_app, own_metrics
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.problems import COMMON
 from taskflux.http.receipts import Msg91Webhook
-from taskflux.http.registry import TypeRegistry
 from taskflux.http.server import serve_process
 from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator

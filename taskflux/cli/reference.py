@@ -155,7 +155,7 @@ def renewed(page: str) -> str:
 
 def static_document() -> str:
     """The document with the built-in task types, as docs/openapi.json holds it."""
-    from taskflux.http.openapi.document import api_document
+    from taskflux.http.openapi.operations import api_document
 
     types = {handler.type: handler.task_type().schema for handler in built_in_handlers()}
     return json.dumps(api_document(types), indent=2, ensure_ascii=False) + "\n"

@@ -17,7 +17,8 @@ from starlette.routing import Match, Route
 from taskflux.http.batch import SubmitBatch
 from taskflux.http.bodies import Bounded, to_json
 from taskflux.http.dead_letters import DeadLetterRoutes
-from taskflux.http.openapi.document import api_json, documentation_routes
+from taskflux.http.openapi.document import documentation_routes
+from taskflux.http.openapi.operations import api_json
 from taskflux.http.problems import (
     INTERNAL,
     METHOD_NOT_ALLOWED,

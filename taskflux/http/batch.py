@@ -52,7 +52,6 @@ from taskflux.http.bodies import (
     too_large,
     weigh,
 )
-from taskflux.http.client import Client, client_of
 from taskflux.http.items import ArraySplitter, Item, LineSplitter, MalformedBatch, Splitter
 from taskflux.http.problems import (
     BAD_REQUEST,
@@ -66,6 +65,7 @@ from taskflux.http.problems import (
     Problem,
     not_valid,
 )
+from taskflux.http.requests import Client, client_of
 from taskflux.http.submissions import Submissions, accepted_members, is_idempotency_key
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.model import Accepted, Submission

@@ -23,7 +23,6 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from taskflux.http.bodies import to_json
-from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     BAD_REQUEST,
     HEAD_TOO_LARGE,
@@ -33,6 +32,7 @@ from taskflux.http.problems import (
     TOO_MANY_CONNECTIONS,
     Problem,
 )
+from taskflux.http.requests import Client, client_of
 from taskflux.telemetry import metrics
 
 LOOK_EVERY: Final = 1.0

@@ -19,7 +19,6 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import beside_loop, held_by, json_answer, json_object, parse_json, path_id
-from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     ALREADY_DISCARDED,
     ALREADY_REPLAYED,
@@ -34,6 +33,7 @@ from taskflux.http.problems import (
     unknown_fields,
 )
 from taskflux.http.queries import letter_cursor, read_bulk, read_letter_query
+from taskflux.http.requests import Client, client_of
 from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import LONGEST_REASON, hold_stored, parse_timeline, stored_json
 from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetters

@@ -43,10 +43,18 @@ from starlette.routing import Route
 
 from taskflux.http.app import application, probe_routes
 from taskflux.http.bodies import Headers, beside_loop, json_answer, read_json, to_json
-from taskflux.http.client import client_of
 from taskflux.http.openapi import schemas as s
-from taskflux.http.openapi.document import build, documentation_routes
-from taskflux.http.openapi.operation import BODY, REPLAYED, Operation, answer, content, parameter, request
+from taskflux.http.openapi.document import (
+    BODY,
+    REPLAYED,
+    Operation,
+    answer,
+    build,
+    content,
+    documentation_routes,
+    parameter,
+    request,
+)
 from taskflux.http.openapi.operations import PROBES
 from taskflux.http.openapi.schemas import Json, ref
 from taskflux.http.problems import (
@@ -67,6 +75,7 @@ from taskflux.http.problems import (
     field_error,
     not_valid,
 )
+from taskflux.http.requests import client_of
 from taskflux.http.submissions import Limits
 from taskflux.providers.email import Email
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID

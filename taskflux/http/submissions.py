@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import JSON, beside_loop, read_json
-from taskflux.http.client import Client, client_of
 from taskflux.http.problems import (
     INVALID_TASK,
     KEY_REUSED,
@@ -30,7 +29,8 @@ from taskflux.http.problems import (
     shortened,
     store_problem,
 )
-from taskflux.http.registry import Registered, TypeRegistry
+from taskflux.http.requests import Client, client_of
+from taskflux.http.task_types import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
 from taskflux.tasks.fields import OPTIONAL, digest, read_fields, rfc3339

@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from taskflux.http.bodies import Held, beside_loop, held_by, json_answer, path_id, read_json, to_json
-from taskflux.http.client import client_of
 from taskflux.http.problems import (
     INVALID_RESOLUTION,
     UNKNOWN_TASK,
@@ -27,6 +26,7 @@ from taskflux.http.problems import (
     unknown_fields,
 )
 from taskflux.http.queries import read_task_query, task_cursor
+from taskflux.http.requests import client_of
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import Resolution, Tasks
 from taskflux.tasks.bounds import LARGE, check

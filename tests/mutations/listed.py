@@ -693,14 +693,14 @@ _PROVIDERS: Final = (
 _HTTP: Final = (
     Mutation(
         "formats of a payload's schema are not asserted",
-        "taskflux/http/payloads.py",
+        "taskflux/http/task_types.py",
         "validate_formats=True,",
         "validate_formats=False,",
         PAYLOADS,
     ),
     Mutation(
         "a built-in type is held against its schema alone",
-        "taskflux/http/payloads.py",
+        "taskflux/http/task_types.py",
         "if self._model is not None:",
         "if False:",
         PAYLOADS,
@@ -777,7 +777,7 @@ _HTTP: Final = (
     ),
     Mutation(
         "every error of a crowded payload is made",
-        "taskflux/http/payloads.py",
+        "taskflux/http/task_types.py",
         "if values > DESCRIBED:",
         "if False:",
         PAYLOADS,

@@ -5,12 +5,14 @@ Those of notify are in `taskflux.http.notifications`. The routes have the same i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from taskflux.http import problems as p
+from taskflux.http.bodies import to_json
 from taskflux.http.openapi import schemas as s
-from taskflux.http.openapi.operation import BODY, REPLAYED, Operation, answer, content, parameter, request
+from taskflux.http.openapi.document import BODY, REPLAYED, Operation, answer, build, content, parameter, request
 from taskflux.http.openapi.schemas import Json, optional, ref
 from taskflux.http.queries import (
     ALL,
@@ -439,3 +441,22 @@ PROBES: Final[Sequence[Operation]] = (
 
 API: Final[Sequence[Operation]] = (*TASKS, *DEAD_LETTERS, REPORTS, *PROBES)
 """What ingest serves."""
+
+_DESCRIPTION: Final = """\
+Work outside the request: a task is taken over HTTP, kept in PostgreSQL, handed through Kafka to a small handler, \
+tried again sensibly, and kept as a dead letter when it cannot be done.
+
+Every error is a problem document (RFC 9457) whose `type` leads to a page that says what it means and what to do. \
+Times are RFC 3339 in UTC, ids are UUIDv7, cursors are opaque."""
+
+
+def api_document(types: Mapping[str, str]) -> Json:
+    """The document of ingest; `types` is task type → JSON schema of its payload, as text."""
+    schemas = {**s.task_schemas(types), **s.dead_letter_schemas()}
+    return build("TaskFlux", _DESCRIPTION, API, schemas)
+
+
+@lru_cache(maxsize=2)
+def api_json(types: tuple[tuple[str, str], ...]) -> bytes:
+    """The document of ingest on the wire, for (task type, JSON schema) pairs; put together when they change."""
+    return to_json(api_document(dict(types)))

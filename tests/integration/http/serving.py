@@ -14,9 +14,9 @@ from starlette.types import ASGIApp
 from taskflux.http.app import create_app
 from taskflux.http.connections import Demands
 from taskflux.http.dead_letters import DeadLetterRoutes
-from taskflux.http.registry import TypeRegistry
 from taskflux.http.server import listen, serve
 from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from starlette.requests import ClientDisconnect
 
-from taskflux.http.client import Client
+from taskflux.http.requests import Client
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreUnavailable

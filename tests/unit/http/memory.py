@@ -11,9 +11,9 @@ from starlette.applications import Starlette
 
 from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
-from taskflux.http.registry import TypeRegistry
 from taskflux.http.requests import Requests
 from taskflux.http.submissions import Limits, Submissions
+from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.telemetry import instruments, metrics
 from tests.unit.http.stores import (

@@ -12,9 +12,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from taskflux.http.bodies import Bounded
-from taskflux.http.client import Client, client_of
 from taskflux.http.problems import NOT_BEGUN, Problem
-from taskflux.http.requests import Requests
+from taskflux.http.requests import Client, Requests, client_of
 from taskflux.http.submissions import Limits
 from taskflux.tasks.model import TaskType
 from tests.unit.http.letters import letter

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from taskflux.http.keywords import FORMATS, format_sentence
-from taskflux.http.payloads import PayloadSchema
+from taskflux.http.task_types import PayloadSchema
 from taskflux.worker.schemas import schema_text
 
 

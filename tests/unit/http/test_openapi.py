@@ -18,9 +18,8 @@ from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.notifications import NOTIFY as NOTIFY_API
 from taskflux.http.notifications import Notify, create_notify_app, notify_document
-from taskflux.http.openapi.document import api_document, documentation_routes, policy
-from taskflux.http.openapi.operation import CONNECTION, Operation
-from taskflux.http.openapi.operations import API
+from taskflux.http.openapi.document import CONNECTION, Operation, documentation_routes, policy
+from taskflux.http.openapi.operations import API, api_document
 from taskflux.http.openapi.schemas import NEW_TASK
 from taskflux.http.problems import EXPLANATIONS, KINDS
 from taskflux.http.receipts import Msg91Webhook

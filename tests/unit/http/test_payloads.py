@@ -32,8 +32,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from taskflux.http.payloads import PayloadSchema, built_in
 from taskflux.http.problems import FieldError
+from taskflux.http.task_types import PayloadSchema, built_in
 from taskflux.worker.schemas import schema_text
 from tests.unit.http.stores import EMAIL_SCHEMA
 

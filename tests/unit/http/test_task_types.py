@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from taskflux.http.registry import TypeRegistry
+from taskflux.http.task_types import TypeRegistry
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.tasks.model import TaskType
 from tests.unit.http.stores import Clock, Source
@@ -136,7 +136,7 @@ async def test_a_schema_stays_compiled_until_its_text_changes() -> None:
 
 
 async def test_it_refreshes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskflux.http.registry.REFRESH_EVERY", 0.0)
+    monkeypatch.setattr("taskflux.http.task_types.REFRESH_EVERY", 0.0)
     source = Source()
     registry = TypeRegistry(source)
     running = asyncio.create_task(registry.run())
