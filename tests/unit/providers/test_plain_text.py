@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from taskflux.providers.plain_text import MOST_HTML, plain_text
+from taskflux.providers.message import MOST_HTML, plain_text
 
 OL = "5. a\n6. * b\n\n9. c\n10. d\n\n1. e"
 DEEP = "\n\n".join("  " * min(depth, 8) + "* a" for depth in range(40))
