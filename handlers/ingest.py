@@ -37,8 +37,8 @@ async def ingest(process: Process) -> None:
     await serve_api(process)
 
 
-async def serve_api(process: Process, exposition: Exposition = own_metrics) -> None:
-    """What `ingest` does, with `exposition` at `/metrics`."""
+async def serve_api(process: Process, exposition: Exposition = own_metrics, inbox: str | None = None) -> None:
+    """What `ingest` does, with `exposition` at `/metrics`, and a link to the local `inbox` at `/`."""
     settings = process.settings
     metrics.SUBMITTED.zeros(metrics.UNKNOWN, [kind.slug for kind in COMMON])
     metrics.REPLAYED.zeros("Permanent", ("single", "mended"))
@@ -72,6 +72,7 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics) -> N
             webhook,
             started=lambda: process.health.started,
             exposition=exposition,
+            inbox=inbox,
         )
         await serve_process(app, process, GRACE)
 

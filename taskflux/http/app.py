@@ -17,8 +17,8 @@ from starlette.routing import Match, Route
 from taskflux.http.batch import SubmitBatch
 from taskflux.http.bodies import Bounded, to_json
 from taskflux.http.dead_letters import DeadLetterRoutes
-from taskflux.http.openapi.document import documentation_routes
-from taskflux.http.openapi.operations import api_json
+from taskflux.http.openapi.document import documentation_routes, start_route
+from taskflux.http.openapi.operations import ABOUT, api_json
 from taskflux.http.problems import (
     INTERNAL,
     METHOD_NOT_ALLOWED,
@@ -55,12 +55,15 @@ def create_app(
     webhook: Msg91Webhook | None,
     started: Callable[[], bool],
     exposition: Exposition = own_metrics,
+    inbox: str | None = None,
 ) -> Starlette:
     """The API of ingest; each route has the id of its operation in `taskflux.http.openapi.operations`.
 
-    Without a `webhook` no delivery reports are taken. `started` is what `/readyz` says.
+    Without a `webhook`, no delivery reports are accepted. `started` is what `/readyz` says. `inbox` is the address of
+    the local inbox, for the start page.
     """
     routes = [
+        start_route("TaskFlux", ABOUT, inbox),
         _route("POST", "/tasks", submissions, "submitTask"),
         _route("POST", "/tasks/batch", SubmitBatch(submissions), "submitBatch"),
         _route("GET", "/tasks", tasks.page, "listTasks"),

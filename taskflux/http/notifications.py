@@ -54,8 +54,9 @@ from taskflux.http.openapi.document import (
     documentation_routes,
     parameter,
     request,
+    start_route,
 )
-from taskflux.http.openapi.operations import PROBES
+from taskflux.http.openapi.operations import PROBES, START
 from taskflux.http.openapi.schemas import Json, ref
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
@@ -174,6 +175,7 @@ def create_notify_app(
 
     return application(
         [
+            start_route("TaskFlux notify", "Delivers mail and SMS at once, and answers with the outcome."),
             Route("/notifications/email", mail.deliver, methods=["POST"], name="notifyEmail"),
             Route("/api/email/send", mail.deliver, methods=["POST"], name="sendEmail"),
             Route("/notifications/sms", text.deliver, methods=["POST"], name="notifySms"),
@@ -300,6 +302,7 @@ NOTIFY: Final[Sequence[Operation]] = (
         {204: answer("It does.")},
         (INTERNAL, PROVIDER_UNAVAILABLE, PROVIDER_MISCONFIGURED),
     ),
+    START,
     *PROBES,
 )
 """What notify serves."""

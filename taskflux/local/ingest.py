@@ -21,7 +21,7 @@ from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from taskflux.local.ports import PEERS
+from taskflux.local.ports import INBOX, PEERS
 from taskflux.providers.answers import UNPACKED, ask
 from taskflux.telemetry.instruments import OPEN_METRICS, PLAIN, Format, chosen, shown
 from taskflux.telemetry.metrics import PEER_UP
@@ -35,7 +35,7 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 
 @service("ingest", own_http=True)
 async def ingest(process: Process) -> None:
-    """Serve as the deployment does, with every process's metrics."""
+    """Serve as the deployment does, with every process's metrics, and a link to the inbox."""
     peers: Mapping[str, str] = json.loads(os.environ[PEERS])
 
     async def exposition(accept: str) -> tuple[bytes, str]:
@@ -43,7 +43,7 @@ async def ingest(process: Process) -> None:
         merged = await fetch_and_merge(process.name, body.decode(), peers, chosen(accept))
         return merged.encode(), content_type
 
-    await importlib.import_module("taskflux.handlers.ingest").serve_api(process, exposition)
+    await importlib.import_module("taskflux.handlers.ingest").serve_api(process, exposition, os.environ.get(INBOX))
 
 
 async def fetch_and_merge(own_name: str, own_text: str, peers: Mapping[str, str], style: Format = PLAIN) -> str:

@@ -12,6 +12,8 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_NAME = "localhost"
 PEERS = "TASKFLUX_DEV_PEERS"
 """The environment variable that tells ingest where the other processes are: JSON, name → URL of its /metrics."""
+INBOX = "TASKFLUX_DEV_INBOX"
+"""The environment variable that tells ingest the inbox's address; unset where there is none."""
 
 
 def is_free(port: int) -> bool:

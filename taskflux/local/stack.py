@@ -11,7 +11,7 @@ from typing import Final
 
 from taskflux.local.console import Console
 from taskflux.local.echo import rotate
-from taskflux.local.ports import LOOPBACK, LOOPBACK_NAME, PEERS, Ports
+from taskflux.local.ports import INBOX, LOOPBACK, LOOPBACK_NAME, PEERS, Ports
 from taskflux.local.processes import Process, run
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from taskflux.local.supervisor import CLI, DRAIN_SECONDS, Inbox, Part, Supervisor, handler
@@ -241,6 +241,8 @@ class Stack:
     async def _start_handlers(self) -> None:
         peers = {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in self._handler_ports.items()}
         environment = {**self._environment, PEERS: json.dumps(peers)}
+        if self.inbox_url is not None:
+            environment[INBOX] = self.inbox_url
         parts = []
         for name in HANDLERS:
             port = self.port if name == "ingest" else self._handler_ports[name]

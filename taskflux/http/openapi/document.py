@@ -1,4 +1,4 @@
-"""An OpenAPI document: its operations and what they consist of, the whole, and its pages `/docs` and `/problems/…`.
+"""An OpenAPI document: its operations and what they consist of, the whole, and the pages `/`, `/docs`, `/problems/…`.
 
 The pages load nothing from another host: their policy forbids it.
 """
@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from taskflux.http import problems as p
-from taskflux.http.bodies import json_answer
+from taskflux.http.bodies import json_answer, to_json
 from taskflux.http.openapi.schemas import Json, problem_schema, ref
 from taskflux.version import VERSION
 
@@ -182,6 +182,47 @@ def build(title: str, description: str, operations: Sequence[Operation], schemas
     }
 
 
+_LINKS: Final = {
+    "inbox": ("Inbox", "mail and SMS that your tasks sent"),
+    "docs": ("API reference", "every call, with examples"),
+    "openapi": ("OpenAPI document", "the same as data"),
+    "problems": ("Errors", "what each means, and what to do"),
+}
+"""Name of a link on the start page → its text, and what is there."""
+
+
+def start_route(title: str, about: str, inbox: str | None = None) -> Route:
+    """`/`: what this is, and where to go from here. A browser gets a page, every other client JSON.
+
+    `inbox` is the address of the local inbox, which only `taskflux dev` has.
+    """
+    links = {"docs": "/docs", "openapi": "/openapi.json", "problems": "/problems"}
+    if inbox is not None:
+        links = {"inbox": inbox, **links}
+
+    async def start(request: Request) -> Response:
+        vary = {"Vary": "Accept"}
+        if "text/html" not in request.headers.get("accept", ""):
+            return json_answer({"name": title, "about": about, "links": links}, headers=vary)
+        rows = "".join(
+            f'<li><a href="{html.escape(links[name])}">{text}</a> <b>{what}</b></li>'
+            for name, (text, what) in _LINKS.items()
+            if name in links
+        )
+        example = "" if inbox is None else _first_task(f"{request.base_url}tasks")
+        return page(_filled(title, f"<p>{_text(about)}</p><ul class=start>{rows}</ul>{example}"), vary)
+
+    return Route("/", start, name="start")
+
+
+def _first_task(url: str) -> str:
+    """How to submit a mail that the local inbox shows."""
+    mail = {"to": "ann@example.org", "subject": "Welcome", "body": "Hello Ann"}
+    task = to_json({"taskType": "email", "payload": mail}).decode()
+    command = f"curl {url} -H 'Content-Type: application/json' -d '{task}'"
+    return f"<h2>Submit a task</h2><pre>{html.escape(command, quote=False)}</pre>"
+
+
 _INLINE: Final = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
@@ -248,9 +289,10 @@ def _template(name: str) -> str:
     return files("taskflux.http.openapi").joinpath(name).read_text(encoding="utf-8")
 
 
-def page(text: str) -> Response:
+def page(text: str, headers: Mapping[str, str] | None = None) -> Response:
     """A page of ours, which may do no more than it needs to."""
-    return HTMLResponse(text, headers={"Content-Security-Policy": policy(text), "X-Content-Type-Options": "nosniff"})
+    secure = {"Content-Security-Policy": policy(text), "X-Content-Type-Options": "nosniff"}
+    return HTMLResponse(text, headers={**secure, **(headers or {})})
 
 
 def policy(text: str) -> str:

@@ -28,6 +28,11 @@ from taskflux.http.tasks import LONGEST_REASON
 from taskflux.store.dead_letters import OPEN
 from taskflux.tasks.fields import LONGEST_KEY
 
+ABOUT: Final = (
+    "Runs work outside the request: accepts tasks over HTTP, gives each to its handler, and retries what fails."
+)
+"""What ingest says of itself in a sentence."""
+
 _PLAIN: Final[Json] = {"type": "string"}
 _LINES: Final = content({"type": "string"}, media_type="application/x-ndjson")
 _STORE: Final = (p.INTERNAL, p.STORE_UNAVAILABLE)
@@ -402,6 +407,35 @@ REPORTS: Final = Operation(
     request(content({}, {"delivered": ("Version 3", s.REPORT)})),
 )
 
+START: Final = Operation(
+    "GET",
+    "/",
+    "start",
+    "Start",
+    "What is this?",
+    "A page for a browser (`Accept: text/html`); for every other client, its links as JSON.",
+    {
+        200: answer(
+            "Its name, what it does, and where its description is.",
+            content(
+                s.obj({"name": s.TEXT, "about": s.TEXT, "links": {"type": "object", "additionalProperties": s.TEXT}}),
+                {
+                    "ingest": (
+                        "The API",
+                        {
+                            "name": "TaskFlux",
+                            "about": ABOUT,
+                            "links": {"docs": "/docs", "openapi": "/openapi.json", "problems": "/problems"},
+                        },
+                    )
+                },
+            )
+            | content(_PLAIN, media_type="text/html"),
+            {"Vary": (_PLAIN, "`Accept`.")},
+        )
+    },
+)
+
 PROBES: Final[Sequence[Operation]] = (
     Operation(
         "GET",
@@ -439,7 +473,7 @@ PROBES: Final[Sequence[Operation]] = (
     ),
 )
 
-API: Final[Sequence[Operation]] = (*TASKS, *DEAD_LETTERS, REPORTS, *PROBES)
+API: Final[Sequence[Operation]] = (*TASKS, *DEAD_LETTERS, REPORTS, START, *PROBES)
 """What ingest serves."""
 
 _DESCRIPTION: Final = """\

@@ -7,10 +7,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from starlette.applications import Starlette
 
+from taskflux.cli.reference import static_document
+from taskflux.http.openapi.document import documentation_routes, start_route
+from taskflux.http.openapi.operations import ABOUT
 from taskflux.local.ports import free_port
 from taskflux.local.supervisor import Inbox
 from tests.browser import WIDTHS, Browser, browser
+from tests.integration.http.serving import served
 from tests.integration.local.test_inbox import mail, send
 
 pytestmark = pytest.mark.timeout(120)
@@ -60,6 +65,37 @@ async def test_the_inbox_fits_its_window_and_asks_no_other_host(
         assert page.blocked == [TRACKER]
         assert f"{inbox.url}/api/messages/2/html" in page.requests.values()
         assert [url for url in page.requests.values() if not url.startswith((inbox.url, "data:"))] == []
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[str]:
+    """The address of an API's own pages."""
+    start = start_route("TaskFlux", ABOUT, "http://127.0.0.1:8025")
+    async with served(Starlette(routes=[start, *documentation_routes(static_document().encode)])) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_the_pages_of_the_api_fit_their_window_and_ask_no_other_host(
+    api: str, chromium: Browser, width: int, dark: bool
+) -> None:
+    for path in ("/", "/docs", "/problems", "/problems/store-unavailable"):
+        async with chromium.page(api + path, width, dark=dark) as page:
+            await page.until("document.querySelector('h1') && !document.body.textContent.includes('Reading the')")
+            assert await page.overflow() == [], path
+            assert (page.complaints, page.blocked) == ([], []), path
+            assert [url for url in page.requests.values() if not url.startswith((api, "data:"))] == [], path
+
+
+async def test_the_links_of_the_start_page_are_reached_by_keyboard(api: str, chromium: Browser) -> None:
+    async with chromium.page(f"{api}/", 360) as page:
+        reached = []
+        for _ in range(6):
+            await page.press("Tab")
+            reached.append(await page.evaluate("document.activeElement.getAttribute('href')"))
+            assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert reached == ["/docs", "/problems", "http://127.0.0.1:8025", "/docs", "/openapi.json", "/problems"]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -31,7 +31,7 @@ async def test_a_store_that_is_away_is_a_503_to_readers_too(http: Fixture) -> No
     problem(response)
 
 
-@pytest.mark.parametrize("path", ["/", "/task", "/tasks/", "/tasks/a/b"])
+@pytest.mark.parametrize("path", ["/index.html", "/task", "/tasks/", "/tasks/a/b"])
 async def test_an_address_that_is_none_is_a_404(path: str, http: Fixture) -> None:
     response = await http.client.get(path)
     assert response.status_code == 404
@@ -40,7 +40,7 @@ async def test_an_address_that_is_none_is_a_404(path: str, http: Fixture) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "/tasks", "POST"), ("PUT", "/tasks/batch", "POST"), ("POST", "/livez", "GET")],
+    [("PUT", "/tasks", "POST"), ("PUT", "/tasks/batch", "POST"), ("POST", "/livez", "GET"), ("POST", "/", "GET, HEAD")],
 )
 async def test_a_method_that_is_not_known_is_a_405(method: str, path: str, allowed: str, http: Fixture) -> None:
     response = await http.client.request(method, path)

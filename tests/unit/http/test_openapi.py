@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema_rs
 import pytest
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.notifications import NOTIFY as NOTIFY_API
 from taskflux.http.notifications import Notify, create_notify_app, notify_document
-from taskflux.http.openapi.document import CONNECTION, Operation, documentation_routes, policy
+from taskflux.http.openapi.document import CONNECTION, Operation, documentation_routes, policy, start_route
 from taskflux.http.openapi.operations import API, api_document
 from taskflux.http.openapi.schemas import NEW_TASK
 from taskflux.http.problems import EXPLANATIONS, KINDS
@@ -30,6 +31,7 @@ from taskflux.providers.sms import Sms
 from taskflux.tasks.model import TaskType
 from tests.unit.http.memory import Fixture
 
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 FILE = Path(__file__).parents[3] / "docs" / "openapi.json"
 DOCUMENT: dict[str, Any] = json.loads(static_document())
 NOTIFY = notify_document()
@@ -244,17 +246,48 @@ async def test_references_inside_a_payload_lead_into_the_document() -> None:
     assert resolve(document, reference) == {"type": "string"}
 
 
-@pytest.mark.parametrize("path", ["/docs", "/problems", *(f"/problems/{slug}" for slug in KINDS)])
+@pytest.mark.parametrize("path", ["/", "/docs", "/problems", *(f"/problems/{slug}" for slug in KINDS)])
 async def test_a_page_loads_nothing_from_another_host(path: str, http: Fixture) -> None:
-    response = await http.client.get(path)
+    response = await http.client.get(path, headers=BROWSER)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["x-content-type-options"] == "nosniff"
     text = response.text
     assert "http://" not in text
     assert "https://" not in text
     allowed = response.headers["content-security-policy"]
     assert allowed == policy(text)
     assert allowed.startswith("default-src 'none'")
+
+
+async def test_a_browser_gets_a_start_page_and_every_other_client_the_same_links_as_json(http: Fixture) -> None:
+    page = await http.client.get("/", headers=BROWSER)
+    data = await http.client.get("/")
+    assert data.headers["content-type"] == "application/json"
+    assert page.headers["vary"] == data.headers["vary"] == "Accept"
+    assert data.json()["links"] == {"docs": "/docs", "openapi": "/openapi.json", "problems": "/problems"}
+    for link in data.json()["links"].values():
+        assert f'href="{link}"' in page.text
+        assert (await http.client.get(link)).status_code == 200
+    assert "Inbox" not in page.text
+    schema = DOCUMENT["paths"]["/"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert validator(DOCUMENT, schema).is_valid(data.json())
+
+
+@pytest.mark.parametrize("headers", [BROWSER, {}], ids=["browser", "other"])
+async def test_head_of_the_start_page_has_the_headers_of_get_alone(headers: dict[str, str], http: Fixture) -> None:
+    got, head = [await http.client.request(method, "/", headers=headers) for method in ("GET", "HEAD")]
+    assert (head.status_code, head.headers) == (200, got.headers)
+
+
+async def test_beside_an_inbox_the_start_page_links_to_it_and_shows_a_first_task() -> None:
+    inbox = 'http://127.0.0.1:8025/?"<'
+    app = Starlette(routes=[start_route("TaskFlux", "Accepts tasks.", inbox)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8080") as client:
+        text = (await client.get("/", headers=BROWSER)).text
+        assert 'href="http://127.0.0.1:8025/?&quot;&lt;"' in text
+        assert "curl http://localhost:8080/tasks -H 'Content-Type: application/json' -d '{" in text
+        assert (await client.get("/")).json()["links"]["inbox"] == inbox
 
 
 async def test_the_type_of_a_problem_leads_to_its_explanation(http: Fixture) -> None:
