@@ -1,6 +1,6 @@
 {{/*
-What contradicts itself, or is missing: a sentence a line, each saying what to change. All of them at once, so that nobody mends values
-one render at a time.
+Contradictory or missing values: one sentence per line, each of which says what to change. All are reported at once, so that
+nobody has to fix them one render at a time.
 */}}
 {{- define "taskflux.check" -}}
 {{- $found := list -}}
@@ -159,7 +159,7 @@ one render at a time.
 {{- toJson $found -}}
 {{- end -}}
 
-{{/* Whom a handler delivers through: (list $ handler). */}}
+{{/* The provider that a handler delivers through: (list $ handler). */}}
 {{- define "taskflux.complaints.provider" -}}
 {{- $root := first . -}}
 {{- $found := list -}}

@@ -1,8 +1,9 @@
 {{/*
-What pods, Jobs and KEDA may open to PostgreSQL together, held against `postgresMaxConnections`. Behind a pooler its own limit counts.
+The connections that pods, Jobs and KEDA may open to PostgreSQL, compared with `postgresMaxConnections`. With a pooler, the pooler's own
+limit counts.
 */}}
 {{- define "taskflux.connections" -}}
-{{- /* Of a rollout: a pod that drains keeps its connections, and its successor does not wait for its end. */ -}}
+{{- /* During a rollout, a pod that drains keeps its connections, and its successor does not wait for it. */ -}}
 {{- $sum := 0 -}}
 {{- $rollout := 0 -}}
 {{- $triggers := 0 -}}
@@ -26,18 +27,18 @@ What pods, Jobs and KEDA may open to PostgreSQL together, held against `postgres
 {{- $sum = add $sum 2 -}}
 {{- end }}
   {{ printf "%-20s                  %4d" "together" $sum }}, of max_connections = {{ int .Values.postgresMaxConnections }}
-  {{ printf "%-20s                  %4d" "in a rollout" (add $sum $rollout) }}, while old pods drain beside their successors
+  {{ printf "%-20s                  %4d" "in a rollout" (add $sum $rollout) }}, while old pods drain next to their successors
 {{- /* PostgreSQL keeps three for superusers. */}}
 {{- $free := sub .Values.postgresMaxConnections 3 | int }}
 {{- if .Values.settings.postgres.pooler }}
-  settings.postgres.pooler is true: it is your pooler's limit for clients that has to hold them, max_client_conn.
+  settings.postgres.pooler is true: your pooler's limit for clients (max_client_conn) must allow this many.
 {{- else if gt (int $sum) $free }}
 
 WARNING: {{ $sum }} connections are more than the {{ $free }} that max_connections leaves. At full load pods would be refused and wait. Raise
-max_connections (and postgresMaxConnections with it), lower scaling.maxReplicas or poolSize, or put PgBouncer in between and set
+max_connections (and postgresMaxConnections with it), lower scaling.maxReplicas or poolSize, or use PgBouncer and set
 settings.postgres.pooler.
 {{- else if gt (int (add $sum $rollout)) $free }}
 
-NOTE: a rollout at full load may ask for more than the {{ $free }} connections that max_connections leaves; new pods would wait for old ones.
+NOTE: a rollout at full load may need more than the {{ $free }} connections that max_connections leaves; new pods would wait for old ones.
 {{- end }}
 {{- end -}}

@@ -1,9 +1,9 @@
-{{/* A value as the environment has it: 33554432 and not 3.3554432e+07. */}}
+{{/* A value as a variable: 33554432 and not 3.3554432e+07. */}}
 {{- define "taskflux.scalar" -}}
 {{- if kindIs "string" . -}}{{- . -}}{{- else -}}{{- toJson . -}}{{- end -}}
 {{- end -}}
 
-{{/* Settings as variables, YAML name → value: what is null or empty keeps the program's own default. */}}
+{{/* Settings as variables, YAML name → value: null or empty ones keep the program's default. */}}
 {{- define "taskflux.variables" -}}
 {{- range $section, $settings := . -}}
 {{- range $name, $value := $settings -}}
@@ -14,14 +14,14 @@ TASKFLUX_{{ $section | upper }}__{{ $name | snakecase | upper }}: {{ include "ta
 {{- end -}}
 {{- end -}}
 
-{{/* What all containers read: the ConfigMap's data. A provider's settings are for those alone who are given its credentials. */}}
+{{/* The data of the ConfigMap, which all containers read. A provider's settings are only for handlers that get its credentials. */}}
 {{- define "taskflux.configuration" -}}
 {{- include "taskflux.variables" (omit .Values.settings "smtp" "msg91") | trim -}}
 {{- end -}}
 
 {{/*
-The environment of a container, but for what is in the ConfigMap: (list $ handler [more]). Of entries with the same name the last
-one stands, since the API server takes a name once; and each wins over the ConfigMap.
+The environment of a container, without the ConfigMap: (list $ handler [more]). Of entries with the same name, the last one
+counts, since the API server accepts a name only once. Each takes precedence over the ConfigMap.
 */}}
 {{- define "taskflux.env" -}}
 {{- $entries := include "taskflux.allEnv" . | fromYamlArray -}}
@@ -49,7 +49,7 @@ one stands, since the API server takes a name once; and each wins over the Confi
 {{- $_ := set $variables "TASKFLUX_HTTP__LINGER_SECONDS" (include "taskflux.scalar" $handler.lingerSeconds) -}}
 {{- end -}}
 {{- if and (not (has "kafka" $handler.secrets)) (hasPrefix "SASL" $handler.settings.kafka.securityProtocol) -}}
-{{- /* It does not speak to Kafka, and SASL without credentials would be refused. */ -}}
+{{- /* It does not use Kafka, and SASL without credentials would be refused. */ -}}
 {{- $_ := set $variables "TASKFLUX_KAFKA__SECURITY_PROTOCOL" "PLAINTEXT" -}}
 {{- if $handler.settings.kafka.saslUsername -}}{{- $_ := set $variables "TASKFLUX_KAFKA__SASL_USERNAME" "" -}}{{- end -}}
 {{- end -}}

@@ -1,6 +1,6 @@
 {{/*
-Every handler that is deployed, as JSON, once all values have been checked: name → what `handlers.<name>` comes to over `handlerDefaults`, and what follows
-from it:
+Every handler that is deployed, as JSON, after all values have been checked: name → the values of `handlers.<name>` merged into `handlerDefaults`, and
+what follows from them:
 
   name, fullname, target    of its objects; what `taskflux run` is given
   image                     reference and pullPolicy
@@ -32,7 +32,7 @@ from it:
 {{- $target := $handler.target | default $name -}}
 {{- $settings := mergeOverwrite (deepCopy $root.Values.settings) (deepCopy $handler.settings) -}}
 {{- $grace := int (add $handler.drainSeconds 20 (ternary $handler.lingerSeconds 0 $handler.service.enabled)) -}}
-{{- /* Kubernetes refuses what is said of rolling updates where there are none. */ -}}
+{{- /* Kubernetes refuses settings of rolling updates if the strategy is another one. */ -}}
 {{- if eq ($handler.strategy.type | default "") "Recreate" -}}{{- $_ := set $handler "strategy" (dict "type" "Recreate") -}}{{- end -}}
 {{- $_ := set $handler "name" $name -}}
 {{- /* KEDA calls its HorizontalPodAutoscaler keda-hpa-<name>, in a label: 63 characters at most. */ -}}
@@ -40,7 +40,7 @@ from it:
 {{- $_ := set $handler "target" $target -}}
 {{- $_ := set $handler "image" (include "taskflux.image" (list $root $handler.image) | fromJson) -}}
 {{- if and $settings.notify.url (has $target (list "process-email" "process-sms")) -}}
-{{- /* The notification service delivers, and it alone needs the credentials. */ -}}
+{{- /* The notification service delivers, so only it needs the credentials. */ -}}
 {{- $_ := set $handler "secrets" (without $handler.secrets "smtp" "msg91") -}}
 {{- end -}}
 {{- $_ := set $handler "ownSettings" $handler.settings -}}
@@ -88,7 +88,7 @@ from it:
 {{- end -}}
 
 {{/*
-What a Job or a test starts from: `handlerDefaults` as if it were a handler of this name, with servers of its own:
+The values for a Job or a test: `handlerDefaults` as for a handler of this name, with its own servers:
 (list $ name secrets). As JSON.
 */}}
 {{- define "taskflux.helper" -}}

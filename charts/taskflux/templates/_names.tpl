@@ -1,9 +1,9 @@
-{{/* The chart's name, as the label app.kubernetes.io/name has it. */}}
+{{/* The chart's name, for the label app.kubernetes.io/name. */}}
 {{- define "taskflux.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* What the names of all objects begin with. */}}
+{{/* The prefix of all objects' names. */}}
 {{- define "taskflux.fullname" -}}
 {{- $name := include "taskflux.name" . -}}
 {{- $own := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
@@ -11,8 +11,8 @@
 {{- end -}}
 
 {{/*
-An object's name: (list $ "relay" [most characters]). What is too long is cut in its middle, where a hash of the whole tells it from another
-release's.
+An object's name: (list $ "relay" [most characters]). A name that is too long is cut in its middle, where a hash of the full name keeps it
+unique.
 */}}
 {{- define "taskflux.named" -}}
 {{- $suffix := index . 1 -}}

@@ -1,4 +1,4 @@
-{{/* A variable from a Secret: (list name secret key). Nothing where there is no Secret or no key. */}}
+{{/* A variable from a Secret: (list name secret key). Empty if there is no Secret or no key. */}}
 {{- define "taskflux.fromSecret" -}}
 {{- if and (index . 1) (index . 2) }}
 - name: {{ first . }}

@@ -1,6 +1,6 @@
 {{/*
-What `helm test` can try, as JSON: `api`, the handler that takes tasks over HTTP, behind a Service, its `port`, and `url`, where it is. Empty
-where the one or the handler of simulated tasks is not deployed.
+What `helm test` can try, as JSON: `api`, the handler that accepts tasks over HTTP behind a Service, its `port` and its `url`. Empty
+if this handler or the one of simulated tasks is not deployed.
 */}}
 {{- define "taskflux.tested" -}}
 {{- $found := dict -}}
