@@ -121,6 +121,10 @@ lint: $(VENV)/.dev ## ruff: rules and format
 types: $(VENV)/.dev ## mypy --strict
 	$(BIN)/mypy --strict
 
+.PHONY: pre-commit
+pre-commit: $(VENV)/.dev ## the hooks of .pre-commit-config.yaml, on all files
+	@PRE_COMMIT_HOME=.cache/pre-commit $(BIN)/pre-commit run --all-files --color never $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## the benchmark suite beside its floors
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -128,7 +132,8 @@ bench: $(VENV)/.dev ## the benchmark suite beside its floors
 .PHONY: docs
 docs: $(VENV)/.dev ## the pages that are made from the code
 	@{ echo '# Settings'; echo; \
-	  echo 'Read from the environment; a variable that is set but empty counts as unset. This page is made by `make docs` from the classes that read them.'; echo; \
+	  echo 'Settings are environment variables. A variable that is set but empty counts as unset. This page is made by'; \
+	  echo '`make docs` from the classes that read them.'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
 	@$(BIN)/taskflux openapi > docs/openapi.json
 	@$(BIN)/python -m taskflux.cli.reference docs/observability.md
@@ -160,7 +165,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml $(BIN)/python
 	@$(PIP) --no-deps -e .
 	@touch $(VENV)/.run $@
 
-# Missing, or a link to a Python that is gone.
+# Missing, or a link to a Python that was removed.
 $(BIN)/python:
 	@for python in $(PYTHONS); do \
 	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \

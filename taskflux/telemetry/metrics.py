@@ -198,7 +198,7 @@ REPEATS: Final = Counter(
 )
 LATE_SETTLES: Final = Counter(
     "taskflux_late_settles_total",
-    "Outcomes that were reported after the lease had run out, by whether they counted.",
+    "Outcomes that were reported after the lease had expired, by whether they counted.",
     _TYPE,
     Label("counted", ("true", "false")),
     by="process-*",
@@ -228,7 +228,7 @@ COMMITS_FAILED: Final = Counter(
 DEAD_LETTERS: Final = Counter("taskflux_dead_letters_total", "Dead letters stored.", _ERROR, by="dlq-sink")
 REPLAYED: Final = Counter(
     "taskflux_dead_letters_replayed_total",
-    "Dead letters sent again, by how: single, bulk, or mended into a new task.",
+    "Dead letters replayed, by how: single, bulk, or `mended` (corrected into a new task).",
     _ERROR,
     Label("how", ("single", "bulk", "mended")),
     by="ingest, relay",
@@ -287,7 +287,7 @@ LEASES_SWEPT: Final = Counter(
 )
 REQUEUED: Final = Counter(
     "taskflux_requeued_total",
-    "Queued tasks that Kafka no longer owed and that were published again.",
+    "Queued tasks whose record Kafka would not deliver, and that were published again.",
     _TYPE,
     by="relay",
 )
@@ -390,7 +390,7 @@ POOL: Final = Gauge(
 OPENED: Final = Counter(
     "taskflux_connections_opened_total",
     "Connections made, at first and anew. Of Kafka: producers and clients for positions, each replaced after a failure;"
-    " what such a client, or a consumer, does about its connections to single brokers is not told.",
+    " the connections of such a client, or of a consumer, to single brokers are not counted.",
     Label("server", SERVERS),
     by="every",
 )

@@ -116,7 +116,7 @@ class WorkerSettings(BaseModel):
 
 
 class RelaySettings(BaseModel):
-    """Publishing what is due, and looking after what was lost."""
+    """How the relay publishes the outbox and recovers lost records and leases."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -142,7 +142,7 @@ class RelaySettings(BaseModel):
 
 
 class RouterSettings(BaseModel):
-    """The router, which adopts other producers' tasks from one topic of mixed types."""
+    """The router, which registers other producers' tasks from one topic of mixed types."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -102,9 +102,9 @@ def test_the_notes_say_what_keeps_keda_from_asking() -> None:
         return notes(LEAST, WITH_ALL_SERVERS, more)
 
     named = {"settings": {"kafka": {"bootstrapServers": "kafka.work:9092"}}}
-    assert "KEDA asks kafka:9092" in said({})
-    assert "KEDA asks" not in said(named)
-    assert "KEDA asks" not in said({"keda": {"enabled": False}})
+    assert "KEDA reads the lag of kafka:9092 from its own namespace" in said({})
+    assert "KEDA reads the lag" not in said(named)
+    assert "KEDA reads the lag" not in said({"keda": {"enabled": False}})
     pooled = {"settings": {"postgres": {"pooler": True}}}
     assert "default_query_exec_mode=simple_protocol" in said(pooled)
     assert "simple_protocol" not in said({**pooled, "secrets": {"postgres": {"kedaDsnKey": "keda"}}})

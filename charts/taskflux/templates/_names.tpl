@@ -46,7 +46,7 @@ app.kubernetes.io/component: {{ . }}
 {{- toYaml (merge $own (deepCopy $more) (deepCopy $root.Values.commonLabels)) -}}
 {{- end -}}
 
-{{/* Labels of a pod: (list $ "relay" [more labels]). Those of a release stay away, or each would replace every pod. */}}
+{{/* Labels of a pod: (list $ "relay" [more labels]). Those of a release are left out: each release would replace every pod. */}}
 {{- define "taskflux.podLabels" -}}
 {{- $own := include "taskflux.selector" (list (first .) (index . 1)) | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/part-of" "taskflux" -}}
