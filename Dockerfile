@@ -1,19 +1,19 @@
-# One image for every handler: the arguments say which one a container is, as in `args: ["run", "process-email"]`.
+# One image for every handler: the arguments select the one that a container runs, as in `args: ["run", "process-email"]`.
 #
 #   make image                             taskflux:<version>, with docker, podman or buildah
-#   docker build -t taskflux .             the same by hand; --build-arg BASE=… uses another base, best named by digest
+#   docker build -t taskflux .             the same by hand; --build-arg BASE=… sets another base, preferably by digest
 #   base=$(image/base.py) && make image BASE="$base"    with the base named by digest, as in CI: a tag can be moved
 #   docker build --target dev -t taskflux-dev .
 #
-# Behind a private index or a private CA, two secrets that end in no layer:
+# For a private index or a private CA, there are two secrets. They are not stored in a layer:
 #   --secret id=pip_conf,src=pip.conf      pip's configuration
 #   --secret id=ca,src=ca-certificates.crt the certificates to trust, instead of the base's
 #
-# Only what every builder knows: a `# syntax=` line would fetch another frontend from a registry.
+# Only syntax that every builder supports: a `# syntax=` line would fetch another frontend from a registry.
 ARG BASE=docker.io/library/python:3.12-slim
 
 
-# What every deployment needs, from the lock, in an environment of its own at its final place.
+# The locked dependencies of every deployment, in a virtual environment at its final place.
 FROM ${BASE} AS dependencies
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -28,8 +28,8 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python3 -m venv --without-pip /opt/taskflux \
     && pip --python /opt/taskflux/bin/python install --no-compile --require-hashes --only-binary :all: \
         -r requirements/base.txt
-# Bytecode is made here, since a read-only container could not keep what it compiles; its sources never change, so
-# they are never looked at. The official base comes without the standard library's, too (docker-library/python#615).
+# Bytecode is compiled here, since a read-only container cannot store it. The sources never change, so they are never
+# checked. The official base lacks the standard library's bytecode, too (docker-library/python#615).
 COPY image/shrink.py image/
 RUN python3 image/shrink.py /opt/taskflux/lib \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/taskflux/lib \
@@ -44,7 +44,7 @@ RUN python3 image/shrink.py /opt/taskflux/lib \
     && echo 'taskflux:x:65532:' >>/system/etc/group
 
 
-# TaskFlux itself, as a tree to be laid over the dependencies: what changes often is a small layer.
+# TaskFlux itself, as a tree that is copied over the dependencies: what changes often is a small layer.
 FROM dependencies AS application
 COPY requirements/build.txt requirements/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
@@ -54,7 +54,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
 COPY pyproject.toml README.md LICENSE ./
 COPY handlers handlers
 COPY taskflux taskflux
-# A wheel's times are in its hash, which the installation notes: the same sources shall give the same layer.
+# The times in a wheel are part of its hash, which the installation records. The same sources must give the same layer.
 RUN SOURCE_DATE_EPOCH=315532800 \
     pip --python backend/bin/python wheel --no-deps --no-index --no-build-isolation -w dist . \
     && pip --python /opt/taskflux/bin/python install --no-deps --no-index --no-compile --no-warn-script-location \
@@ -66,24 +66,23 @@ RUN SOURCE_DATE_EPOCH=315532800 \
 FROM ${BASE} AS runtime
 COPY --from=dependencies /system /
 COPY --from=dependencies /opt/taskflux /opt/taskflux
-# PIP_PYTHON: in an image built upon this one, `pip install` installs beside TaskFlux.
+# PIP_PYTHON: in an image built on this one, `pip install` installs into TaskFlux's environment.
 ENV PATH=/opt/taskflux/bin:$PATH \
     PIP_PYTHON=/opt/taskflux/bin/python \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONFAULTHANDLER=1 \
     PYTHONUNBUFFERED=1
-# Handlers of one's own are found where the command is called: they go here.
+# Your own handlers belong here: they are found in the working directory.
 WORKDIR /app
 EXPOSE 8080
-# By number: runAsNonRoot cannot check a name.
+# A number, because runAsNonRoot cannot check a name.
 USER 65532:65532
 ENTRYPOINT ["taskflux"]
 
 
-# For developing in a cluster: `run --reload`, and sources in /app/taskflux, whose owner is the user that runs, since
-# file sync (skaffold's) replaces them from inside the container, with that user's rights. Those sources are the ones
-# that are imported, and they have no bytecode, which would hide what was replaced. The root file system has to be
-# writable for it, unlike in production.
+# For development in a cluster: `run --reload`, and sources in /app/taskflux. The user that runs owns them, since
+# Skaffold's file sync replaces them from inside the container, with that user's rights. These sources are imported, and
+# have no bytecode, which would hide replaced files. Unlike in production, the root file system must be writable.
 FROM runtime AS dev
 USER 0:0
 COPY --from=application /application /
@@ -102,7 +101,7 @@ COPY --chown=65532:65532 handlers /app/taskflux/handlers
 USER 65532:65532
 
 
-# The last stage is what is built when none is named.
+# The last stage is built if no other is named.
 FROM runtime AS production
 COPY --from=application /application /
 ARG BASE

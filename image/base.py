@@ -2,11 +2,11 @@
 """The base of the image by its digest: a tag can be moved to other contents, a digest cannot.
 
 `python3 image/base.py` asks the registry what the Dockerfile's base is now and prints it, as `name:tag@sha256:…`; CI
-builds what it tests and releases upon that. `--write` puts it into the Dockerfile, for whoever wants it there. Without
-either, a build takes the tag, as the Dockerfile says.
+builds the images that it tests and releases on that base. `--write` writes it into the Dockerfile. Without either, a
+build uses the tag in the Dockerfile.
 
-The digest is that of the bytes that the registry answered with, an index of all platforms where there is one. Exit 75
-when no registry is reached: then nothing is printed or written.
+The digest is that of the bytes in the registry's answer: an index of all platforms, if there is one. Exits with 75 if
+the registry is unreachable; then nothing is printed or written.
 """
 
 from __future__ import annotations

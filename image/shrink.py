@@ -1,4 +1,4 @@
-"""Takes out of an installed environment what no process reads: debug information, C sources, the packages' own tests.
+"""Removes from an installed environment what no process reads: debug information, C sources, the packages' own tests.
 
 `python3 image/shrink.py /opt/taskflux/lib`, in a stage that has no compiler and so no strip(1). Some wheels carry
 more debug information than code, and all of it is pulled to a node before its first pod can start.
