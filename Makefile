@@ -7,7 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The first of these that is Python 3.11 or newer; PYTHON=/path/to/python overrides it.
 PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
-PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 # More workers than two cores: the suite waits much. A broker per worker has its price, and what of memory; so
 # whatever adds a server of its own has fewer. tests/workers.py says what shares one.
 PYTEST := $(BIN)/python -m pytest -n 3
@@ -152,27 +151,22 @@ clean: ## away with what make made; .taskflux, the data of `make run`, stays
 	find handlers taskflux tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # What `make run` needs, and what working on it needs besides: the second one has all of the first.
-$(VENV)/.run: requirements/local.txt pyproject.toml $(BIN)/python
-	@echo "Setting up $(VENV) (once, from requirements/local.txt) …"
-	@$(PIP) --require-hashes -r requirements/local.txt
-	@$(PIP) --no-deps -e .
+$(VENV)/.run: requirements/local.txt requirements/build.txt pyproject.toml $(BIN)/python
+	@$(BIN)/python requirements/install.py local
 	@touch $@
 
-# The lock names them all, and what is imported is compiled then: both are half of the time.
 $(VENV)/.dev: requirements/dev.txt pyproject.toml $(BIN)/python
-	@echo "Setting up $(VENV) (once, from requirements/dev.txt) …"
-	@$(PIP) --require-hashes --no-deps --no-compile -r requirements/dev.txt
-	@$(PIP) --no-deps -e .
+	@$(BIN)/python requirements/install.py dev
 	@touch $(VENV)/.run $@
 
 # Missing, or a link to a Python that was removed.
 $(BIN)/python:
 	@for python in $(PYTHONS); do \
 	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
-	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  "$$python" -c 'import venv' 2>/dev/null || { \
 	    echo "$$python has no venv module: install it (on Debian and Ubuntu: apt install python3-venv) and run make again" >&2; \
 	    exit 1; }; \
-	  exec "$$python" -m venv --clear $(VENV); \
+	  exec "$$python" -m venv --without-pip --clear $(VENV); \
 	done; \
 	echo "TaskFlux needs Python 3.11 or newer, and none of these is one: $(PYTHONS)" >&2; \
 	echo "Install one, or name it: make PYTHON=/path/to/python3.11 …" >&2; \
