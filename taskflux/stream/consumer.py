@@ -41,6 +41,8 @@ _COMMIT_TIMEOUT: Final = 5.0
 _REVOKE_TIMEOUT: Final = 2.0
 _LEAVE_TIMEOUT: Final = 4.0
 _STALLED_AFTER: Final = 30.0
+_ASKED_WITHIN: Final = 5.0
+"""Seconds between two requests for records, while they are asked for at all."""
 _GRACE: Final = 0.1
 """Seconds that a fetch may outlast its own timeout; longer than that a rebalance would hold it."""
 _DAY_MS: Final = 86_400_000
@@ -217,6 +219,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self._pattern = f"^{re.escape(topic)}$"
         self._empty = False
         self._polled: tuple[int | None, float] = (None, 0.0)
+        self._asked = 0.0  # when records were last asked for
         self._starts_wanted = False
         self._anew = False
         self._committing = asyncio.Lock()
@@ -226,6 +229,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
     async def join(self) -> None:
         """Returns with partitions assigned. Raises KafkaError, OSError; `leave` in any case."""
         await self._consumer.start()
+        self._polled = (None, time.monotonic())
         self._task = asyncio.create_task(self._commit_in_background(), name="kafka-commit")
 
     async def leave(self) -> None:
@@ -244,10 +248,12 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
     def stalled(self, now: float) -> bool:
         """Whether the client's fetching has ended, which nothing tells: there is nothing to hand out, and no broker
         has answered a fetch for a while. `now` is monotonic.
+
+        A client whose records nobody asks for stops fetching once it has some.
         """
         polls = [self._consumer.last_poll_timestamp(place) for place in self._consumer.assignment()]
         newest = max((poll for poll in polls if poll is not None), default=None)
-        if not polls or not self._empty or newest != self._polled[0]:
+        if not polls or not self._empty or newest != self._polled[0] or now - self._asked > _ASKED_WITHIN:
             self._polled = (newest, now)
         return now - self._polled[1] > _STALLED_AFTER
 
@@ -256,6 +262,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
 
         Raises TimeoutError while a rebalance holds it, and KafkaError: then the membership has to begin anew.
         """
+        self._asked = time.monotonic()
         try:
             async with asyncio.timeout(timeout + _GRACE):
                 found = await self._consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)

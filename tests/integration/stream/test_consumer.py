@@ -268,3 +268,23 @@ async def test_a_consumer_outlives_a_broker_that_forgets_its_log_and_its_groups(
     await positions.close()
     await consumer.stop()
     await producer.stop()
+
+
+async def test_a_member_that_asks_for_no_records_for_a_while_stays_in_its_group(
+    settings: KafkaSettings, producer: Producer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a worker does whose threads are all stuck."""
+    monkeypatch.setattr("taskflux.stream.consumer._STALLED_AFTER", 1.0)
+    monkeypatch.setattr("taskflux.stream.consumer._ASKED_WITHIN", 0.25)
+    monkeypatch.setattr("taskflux.stream.consumer._WATCH_INTERVAL", 0.1)
+    await ensure_topics(settings, ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    consumer = await joined(settings, topic)
+    assert await consumer.fetch(10, 0.1) == []
+    await send(producer, topic, *[bytes([number]) for number in range(60)])
+    before = rebalances()
+    await asyncio.sleep(3)
+    assert rebalances() == before
+    assert "fetches no longer" not in caplog.text
+    assert len(await take(consumer, 60)) == 60
+    await consumer.stop()
