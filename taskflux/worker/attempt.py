@@ -1,14 +1,24 @@
-"""One claim in its process: how far its attempt is, the room that its payload takes, and its span."""
+"""One claim in its process: what its handler is given, how far its attempt is, the room of its payload, its span."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from taskflux.store.claims import Claim
-from taskflux.telemetry import tracing
+from taskflux.tasks.decision import unforeseen
+from taskflux.tasks.errors import Ambiguous, Crash, Expired, TaskError, attribute, class_name, text_of, understood
+from taskflux.tasks.model import Receipt, Task
+from taskflux.telemetry import logs, tracing
+from taskflux.worker.handler import Handler
+
+log = logging.getLogger(__name__)
 
 
 class Stage(Enum):
@@ -47,6 +57,65 @@ class Running:
     def called(self) -> bool:
         """Whether its handler was called: from then on, its side effect may have happened."""
         return self.stage is Stage.CALLED or self.seconds is not None
+
+
+def task_of(handler: Handler[Any], claim: Claim, payload: str) -> Task[Any]:
+    """The claimed task as its handler is given it.
+
+    Raises:
+        Permanent: it must not be run any more, or is not what the handler declared.
+        BaseException: whatever a validator of the payload raises.
+    """
+    if claim.expired:
+        raise Expired("its expiresAt had passed when a worker took it")
+    return Task(
+        claim.id,
+        handler.type,
+        handler.parse(payload),
+        claim.attempt,
+        claim.max_attempts,
+        claim.replays,
+        claim.created_at,
+        claim.tenant,
+        claim.key,
+        json.loads(claim.metadata) if claim.metadata else {},
+        json.loads(claim.progress) if claim.progress else {},
+    )
+
+
+def result_of(receipt: object, task_type: str) -> Mapping[str, Any] | None:
+    """The result in what a handler returned."""
+    if type(receipt) is Receipt:
+        return receipt.result
+    if receipt is None:
+        return None
+    if issubclass(type(receipt), Receipt):
+        return attribute(receipt, "result")  # type: ignore[return-value]
+    # It was done all the same: tried again, it would be done twice.
+    log.error("a handler returned something other than a Receipt", extra={"type": task_type})
+    return None
+
+
+def error_of(handler: Handler[Any], running: Running, raised: BaseException) -> TaskError | None:
+    """What the exception that left an attempt stands for; None where it was cancelled before the call.
+
+    Only what this worker has cut off itself is said to be cut off: a handler can be cancelled by its own code.
+    """
+    error = understood(raised)
+    if error is None and running.cut:
+        error = Ambiguous(running.cut)
+    if error is None and running.stage is Stage.WAITING and issubclass(type(raised), asyncio.CancelledError):
+        return None
+    if error is None:
+        said = text_of(raised)
+        error = Crash(class_name(raised) + (f": {said}" if said else ""))
+    if type(error) is Crash:
+        # Where it happened, without what it says: that may name a person, and is kept on the row alone.
+        log.error("a handler crashed\n%s", logs.frames(raised), extra={"error_class": class_name(raised)})
+        error = unforeseen(handler.policy, error.reason, called=running.called)
+    if running.span is not None:
+        running.span.raised(raised)
+    return error
 
 
 class Payloads:

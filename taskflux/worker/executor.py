@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -17,25 +16,13 @@ from uuid import UUID
 from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
 from taskflux.store.errors import until_available
 from taskflux.tasks.bounds import FEW, LARGE, MOST_BYTES, VALUE_BYTES
-from taskflux.tasks.decision import Attempt, Decision, decide, hand_back, unforeseen
-from taskflux.tasks.errors import (
-    Ambiguous,
-    Crash,
-    Expired,
-    InvalidPayload,
-    Permanent,
-    ProviderError,
-    TaskError,
-    attribute,
-    class_name,
-    text_of,
-    understood,
-)
-from taskflux.tasks.model import Receipt, Task
+from taskflux.tasks.decision import Attempt, Decision, decide, hand_back
+from taskflux.tasks.errors import Ambiguous, InvalidPayload, Permanent, ProviderError, TaskError, class_name
+from taskflux.tasks.model import Task
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE
-from taskflux.worker.attempt import Payloads, Running, Stage, attempt_span
+from taskflux.worker.attempt import Payloads, Running, Stage, attempt_span, error_of, result_of, task_of
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
@@ -71,8 +58,8 @@ LIGHT: Final = 4096
 class Executor:
     """Runs claims of one handler, `concurrency` at once.
 
-    Each goes the same way: `_task` makes of it what the handler is given, `_refusal` looks whether the handler may be
-    called, `_call` calls it, `_understood` says what an exception stands for, `_decision` what follows, and the outcome
+    Each goes the same way: `task_of` makes of it what the handler is given, `_refusal` looks whether the handler may be
+    called, `_call` calls it, `error_of` says what an exception stands for, `_decision` what follows, and the outcome
     is written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
 
     `patience` is in seconds (`PATIENCE`), `payload_bytes` in bytes (`PAYLOAD_BYTES`).
@@ -293,9 +280,9 @@ class Executor:
             if payload is None or len(payload) > LIGHT:
                 payload = await self._payload(running)
             if len(payload) < LARGE:
-                task = self._task(claim, payload)
+                task = task_of(self.handler, claim, payload)
             else:
-                task = await asyncio.to_thread(self._task, claim, payload)
+                task = await asyncio.to_thread(task_of, self.handler, claim, payload)
             del payload
             running.stage = Stage.WAITING
             refusal = WORKER_ENDED if self._draining else None
@@ -307,7 +294,7 @@ class Executor:
                 return hand_back(refusal, handbacks=claim.handbacks)
             result = await self._call(running, task)
         except BaseException as raised:  # noqa: BLE001
-            error = self._understood(running, raised)
+            error = error_of(self.handler, running, raised)
             if error is None:  # it was cancelled while it waited
                 why = WORKER_ENDED if self._draining else running.released or NEVER_BEGUN
                 return hand_back(why, handbacks=claim.handbacks)
@@ -359,29 +346,6 @@ class Executor:
         self._payloads.give(running.room)
         running.room = 0
 
-    def _task(self, claim: Claim, payload: str) -> Task[Any]:
-        """The claimed task as its handler is given it.
-
-        Raises:
-            Permanent: it must not be run any more, or is not what the handler declared.
-            BaseException: whatever a validator of the payload raises.
-        """
-        if claim.expired:
-            raise Expired("its expiresAt had passed when a worker took it")
-        return Task(
-            claim.id,
-            self.handler.type,
-            self.handler.parse(payload),
-            claim.attempt,
-            claim.max_attempts,
-            claim.replays,
-            claim.created_at,
-            claim.tenant,
-            claim.key,
-            json.loads(claim.metadata) if claim.metadata else {},
-            json.loads(claim.progress) if claim.progress else {},
-        )
-
     async def _refusal(self, running: Running) -> str | None:
         """Why the handler may not be called now; where nothing speaks against it, waits for the rate limit."""
         if not self.lease.covers(running.term):
@@ -410,14 +374,7 @@ class Executor:
             running.again.cancel()
             running.stage = Stage.SETTLING  # what is known now must not be cut off
             running.seconds = self._clock() - running.since
-        if type(receipt) is Receipt:
-            return receipt.result
-        if receipt is not None:
-            if issubclass(type(receipt), Receipt):
-                return attribute(receipt, "result")  # type: ignore[return-value]
-            # It was done all the same: tried again, it would be done twice.
-            log.error("a handler returned something other than a Receipt", extra={"type": self.handler.type})
-        return None
+        return result_of(receipt, self.handler.type)
 
     def _cut(self, running: Running, why: str) -> None:
         """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then abandoned."""
@@ -441,27 +398,6 @@ class Executor:
     def _left(self, running: Running) -> None:
         log.error("a handler ignores that it was cut off: it is abandoned", extra={"type": self.handler.type})
         self._settle(running, self._decision(running, Ambiguous(f"{running.cut}, and did not end")))
-
-    def _understood(self, running: Running, raised: BaseException) -> TaskError | None:
-        """What the exception that left an attempt stands for; None where it was cancelled before the call.
-
-        Only what this worker has cut off itself is said to be cut off: a handler can be cancelled by its own code.
-        """
-        error = understood(raised)
-        if error is None and running.cut:
-            error = Ambiguous(running.cut)
-        if error is None and running.stage is Stage.WAITING and issubclass(type(raised), asyncio.CancelledError):
-            return None
-        if error is None:
-            said = text_of(raised)
-            error = Crash(class_name(raised) + (f": {said}" if said else ""))
-        if type(error) is Crash:
-            # Where it happened, without what it says: that may name a person, and is kept on the row alone.
-            log.error("a handler crashed\n%s", logs.frames(raised), extra={"error_class": class_name(raised)})
-            error = unforeseen(self.handler.policy, error.reason, called=running.called)
-        if running.span is not None:
-            running.span.raised(raised)
-        return error
 
     async def _tell(self, running: Running, error: TaskError | None) -> bool:
         """Let the provider's circuit learn how a call has ended: before it, there was nothing to learn.

@@ -390,7 +390,7 @@ _WORKER: Final = (
     ),
     Mutation(
         "a handler's own cancellation counts as cut off",
-        "taskflux/worker/executor.py",
+        "taskflux/worker/attempt.py",
         "if error is None and running.cut:",
         "if error is None:",
         EXECUTOR,
