@@ -135,9 +135,8 @@ async def arun_once(
     executor.start(claim, lease.term)
     try:
         await executor.wait_until_settled()
-    finally:
-        if executor.in_flight:  # the test was cancelled
-            await executor.drain(0.0, asyncio.Event())
+    finally:  # also where the test was cancelled
+        await executor.drain(0.0, asyncio.Event())
     (decision,) = claims.decisions
     return decision
 

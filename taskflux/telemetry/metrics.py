@@ -421,6 +421,12 @@ LOOP_BLOCKED: Final = Counter(
     _TYPE,
     by="process-*",
 )
+STUCK_THREADS: Final = Gauge(
+    "taskflux_stuck_threads",
+    "Threads of a plain `def` handler that have not returned though their attempts are over: each keeps its slot.",
+    _TYPE,
+    by="process-*",
+)
 DRAINING: Final = Gauge("taskflux_draining", "1 once the process was told to end.", by="every")
 BUILD: Final = Gauge(
     "taskflux_build_info", "1, with the version.", Label("version", said="TaskFlux's version"), by="every"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import CoroutineType
 from typing import Any
 
 from taskflux.store.claims import Claim
@@ -44,6 +45,7 @@ class Running:
     task: asyncio.Task[None] | None = None
     stage: Stage = Stage.READING
     slot: bool = False  # it has one
+    in_thread: bool = False  # its handler is a plain function, and has not returned
     room: int = 0  # bytes that its payload takes, where that is not light
     seconds: float | None = None  # that its handler took
     span: tracing.Span | None = None  # where its trace is recorded
@@ -84,13 +86,20 @@ def task_of(handler: Handler[Any], claim: Claim, payload: str) -> Task[Any]:
 
 
 def result_of(receipt: object, task_type: str) -> Mapping[str, Any] | None:
-    """The result in what a handler returned."""
+    """The result in what a handler returned.
+
+    Raises:
+        TypeError: it is a coroutine: nothing has awaited it, so the work was not done.
+    """
     if type(receipt) is Receipt:
         return receipt.result
     if receipt is None:
         return None
     if issubclass(type(receipt), Receipt):
         return attribute(receipt, "result")  # type: ignore[return-value]
+    if issubclass(type(receipt), CoroutineType):
+        receipt.close()  # type: ignore[attr-defined]
+        raise TypeError("the handler returned a coroutine: declare it with `async def`, and await what it calls")
     # It was done all the same: tried again, it would be done twice.
     log.error("a handler returned something other than a Receipt", extra={"type": task_type})
     return None

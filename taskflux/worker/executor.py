@@ -27,12 +27,14 @@ from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
 from taskflux.worker.outcomes import Outcomes
+from taskflux.worker.threads import Outcome, Threads
 
 log = logging.getLogger(__name__)
 
 LEASE_LOST: Final = "the worker could not renew its lease"
 WORKER_ENDED: Final = "the worker ended before it began"
 CUT_BY_DRAIN: Final = "it was cut off when its worker ended"
+ALL_STUCK: Final = "all threads of its worker were stuck"
 NEVER_BEGUN: Final = "it was cancelled before it began"
 ATTEMPT_LOST: Final = "its worker has lost track of the attempt"
 LAST_CUT: Final = 3.0
@@ -59,8 +61,11 @@ class Executor:
     """Runs claims of one handler, `concurrency` at once.
 
     Each goes the same way: `task_of` makes of it what the handler is given, `_refusal` looks whether the handler may be
-    called, `_call` calls it, `error_of` says what an exception stands for, `_decision` what follows, and the outcome
-    is written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
+    called, `_call` calls it, `error_of` says what an exception stands for, `_decision` what follows, and the outcome is
+    written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
+
+    A plain function runs in a thread. When its attempt is cut off, the attempt is settled, and the thread is stuck: it
+    keeps its slot until the function returns, and what it says then counts for nothing.
 
     `patience` is in seconds (`PATIENCE`), `payload_bytes` in bytes (`PAYLOAD_BYTES`).
     """
@@ -89,6 +94,10 @@ class Executor:
         self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
         self._payloads = Payloads(payload_bytes)
+        self._blocking = handler.blocking
+        self._threads = Threads(handler.name)
+        self._stuck: set[Running] = set()  # their attempts are over, and their threads go on
+        self._all_stuck_since: float | None = None
         # By task and version: a task whose lease was lost may come again meanwhile.
         self._running: dict[tuple[UUID, int], Running] = {}
         self._turns: Counter[asyncio.Event] = Counter()  # of those that were given one: how many are not settled
@@ -98,6 +107,7 @@ class Executor:
         self._draining = False
         metrics.CONCURRENCY.labels(handler.type).set(concurrency)
         metrics.IN_FLIGHT.labels(handler.type).follow(self, lambda executor: executor.in_flight)
+        metrics.STUCK_THREADS.labels(handler.type).follow(self, lambda executor: len(executor._stuck))
         metrics.ERRORS.zeros(handler.type, metrics.TASK_ERRORS)
 
     @property
@@ -120,7 +130,14 @@ class Executor:
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them, nor does what waits for its turn.
         """
-        return max(0, 2 * self._concurrency - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
+        slots = self._concurrency - len(self._stuck)
+        return max(0, 2 * slots - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
+
+    @property
+    def stuck_for(self) -> float:
+        """Seconds for which all slots have been those of stuck threads; 0: they are not. Any thread may ask."""
+        since = self._all_stuck_since
+        return 0.0 if since is None else self._clock() - since
 
     @property
     def _active(self) -> int:
@@ -134,8 +151,8 @@ class Executor:
             await self._room.wait()
 
     async def wait_until_idle(self) -> None:
-        """Return once nothing is in flight but what waits for its turn."""
-        while self._active:
+        """Return once nothing is in flight but what waits for its turn, and no thread is stuck."""
+        while self._active or self._stuck:
             self._room.clear()
             await self._room.wait()
 
@@ -200,6 +217,7 @@ class Executor:
         if self._running:
             log.warning("outcomes could not be written: their lease will expire", extra={"tasks": len(self._running)})
             self._outcomes.give_up()
+        self._threads.close()
 
     def _at(self, stage: Stage) -> list[Running]:
         return [running for running in self._running.values() if running.stage is stage]
@@ -285,7 +303,7 @@ class Executor:
                 task = await asyncio.to_thread(task_of, self.handler, claim, payload)
             del payload
             running.stage = Stage.WAITING
-            refusal = WORKER_ENDED if self._draining else None
+            refusal = WORKER_ENDED if self._draining else ALL_STUCK if self._all_stuck_since is not None else None
             if refusal is None:
                 await self._slots.acquire()
                 running.slot = True
@@ -309,6 +327,8 @@ class Executor:
         return self._decision(running, error, serves_others=serves_others)
 
     def _free(self, running: Running) -> None:
+        if running.in_thread:
+            return  # the thread keeps what its attempt had
         if running.room:
             self._give_room(running)
         if running.slot:
@@ -363,18 +383,63 @@ class Executor:
         Raises:
             BaseException: whatever it raises, a CancelledError where it took too long.
         """
-        limit = self.handler.policy.timeout
+        limit, work = self.handler.policy.timeout, self.handler.function
         arguments = (task,) if self.handler.provider is None else (task, self._gate.client)
+        blocking, answer = self._blocking, None
+        if blocking:
+            answer = self._threads.call(partial(work, *arguments), partial(self._thread_ended, running))
+            running.in_thread = True
         running.stage, running.since = Stage.CALLED, self._clock()
-        loop = asyncio.get_running_loop()
-        running.again = loop.call_later(limit, self._cut, running, f"it was cut off after {limit:g} s")
+        why = f"its thread had not returned after {limit:g} s" if blocking else f"it was cut off after {limit:g} s"
+        running.again = asyncio.get_running_loop().call_later(limit, self._cut, running, why)
         try:
-            receipt = await self.handler.function(*arguments)
+            receipt = await (self._returned(running, answer) if answer else work(*arguments))
         finally:
             running.again.cancel()
             running.stage = Stage.SETTLING  # what is known now must not be cut off
             running.seconds = self._clock() - running.since
         return result_of(receipt, self.handler.type)
+
+    async def _returned(self, running: Running, answer: asyncio.Future[Outcome]) -> object:
+        """What a plain function returns or raises; it is stuck where its attempt is cancelled first."""
+        try:
+            result, error = await answer
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                if running.in_thread:
+                    self._strand(running)
+                raise
+            result, error = answer.result()  # it was cancelled by other code, after it had returned
+        if error is not None:
+            raise error
+        return result
+
+    def _strand(self, running: Running) -> None:
+        """Count the thread of an attempt that is over. Once all are stuck, other workers may run what waits here."""
+        self._stuck.add(running)
+        about = {"type": self.handler.type, "stuck": len(self._stuck), "slots": self._concurrency}
+        log.error("a thread is stuck: its attempt is over, and it keeps its slot until it returns", extra=about)
+        if len(self._stuck) == self._concurrency and not self._draining:
+            self._all_stuck_since = self._clock()
+            log.error("all threads are stuck: the worker takes no tasks until one returns", extra=about)
+            for each in self._at(Stage.WAITING):
+                each.released = ALL_STUCK
+                _cancel(each)
+
+    def _thread_ended(self, running: Running, in_time: bool) -> None:
+        running.in_thread = False
+        if in_time:
+            running.stage = Stage.SETTLING  # it must not be cut off any more
+        if running not in self._stuck:
+            return
+        self._stuck.remove(running)
+        self._free(running)
+        about = {"type": self.handler.type, "task_id": str(running.claim.id), "stuck": len(self._stuck)}
+        log.warning("a stuck thread has returned: what it says counts for nothing", extra=about)
+        if self._all_stuck_since is not None:
+            self._all_stuck_since = None
+            log.warning("the worker takes tasks again", extra=about)
+        self._room.set()
 
     def _cut(self, running: Running, why: str) -> None:
         """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then abandoned."""

@@ -25,8 +25,8 @@ from taskflux.worker.schemas import schema_text
 
 P = TypeVar("P")
 C = TypeVar("C")
-Returned = Awaitable[Receipt | None]
-Run = Callable[..., Returned]
+Returned = Awaitable[Receipt | None] | Receipt | None
+Run = Callable[..., Any]  # the decorator's overloads say which
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,14 @@ class Handler(Generic[P]):
     max_bytes: int = USUAL_BYTES
     replaces: bool = False
 
-    def __call__(self, *args: Any) -> Awaitable[Receipt | None]:
+    def __call__(self, *args: Any) -> Any:
         """The bare function, for tests of a handler's own logic."""
         return self.function(*args)
+
+    @property
+    def blocking(self) -> bool:
+        """Whether the function is a plain one, which is called in a thread."""
+        return not inspect.iscoroutinefunction(self.function)
 
     def parse(self, payload: str) -> P:
         """The payload as the handler declared it.
@@ -172,7 +177,10 @@ def handler(
     max_bytes: int = USUAL_BYTES,
     replaces: bool = False,
 ) -> Callable[[Run], Handler[Any]]:
-    """Declare an async function as the handler of a task type.
+    """Declare a function as the handler of a task type.
+
+    An `async def` runs on the event loop of its process, together with all other attempts. A plain `def` may block: it
+    runs in a thread. A thread cannot be stopped, so that an attempt which exceeds its timeout is settled without it.
 
     Args:
         type: the task type; its topic is `tasks.<type>`.
@@ -181,7 +189,7 @@ def handler(
         retry: attempts and delays.
         ambiguous: `resend` or `hold` where the side effect may have happened.
         timeout: seconds that one attempt may take.
-        concurrency: attempts that one process runs at once.
+        concurrency: attempts that one process runs at once, and threads that it has for a plain function.
         max_bytes: bytes that a payload may have, as its JSON text is stored: compact, and in ASCII, so that a character
             beyond it counts six or twelve. At most `bounds.MOST_BYTES`; larger things are better sent as a link.
         replaces: it replaces another function that declares this type with another schema, such as a built-in
@@ -209,7 +217,7 @@ def handler(
 
 
 def _check_signature(task_type: str, function: Run, provider: Provider[Any] | None) -> None:
-    if complaint := _no_coroutine_function(function):
+    if complaint := _why_no_handler(function):
         raise TypeError(f"the handler of {task_type!r} {complaint}")
     expected = 2 if provider else 1
     found = len(inspect.signature(function).parameters)
@@ -218,17 +226,19 @@ def _check_signature(task_type: str, function: Run, provider: Provider[Any] | No
         raise TypeError(f"the handler of {task_type!r} must take {takes}; it takes {found} arguments")
 
 
-def _no_coroutine_function(function: object) -> str:
+def _why_no_handler(function: object) -> str:
     """Why `function` cannot be a handler, as a predicate; empty if it can."""
     if isinstance(function, partial):
-        return "is a functools.partial, which has no name of its own: write an `async def` that calls it"
+        return "is a functools.partial, which has no name of its own: write a function that calls it"
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        return "is a generator: declare it with `async def`, and return the receipt instead of yielding"
+        return "is a generator: return the receipt instead of yielding"
     if inspect.iscoroutinefunction(function):
         return ""
+    if inspect.isbuiltin(function):
+        return "is a built-in function: write a function that calls it"
     if not inspect.isroutine(function):
         kind = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__} object"
-        return f"is {kind}, not a function: write an `async def` that calls it"
+        return f"is {kind}, not a function: write a function that calls it"
     if inspect.iscoroutinefunction(inspect.unwrap(function)):
         return "has a decorator that returns a plain function: the decorator's wrapper must be `async def`, too"
-    return "must be declared with `async def`"
+    return ""

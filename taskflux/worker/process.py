@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ ANSWER_SECONDS: Final = 10.0
 """Seconds that a client may take to read an answer."""
 LINGER: Final = 1.0
 """Seconds for which what a refused client still sends is dropped."""
+STUCK: Final = "all threads of the handler are stuck: it takes no tasks"
 HANGS_AFTER: Final = 10.0
 """Seconds without a heartbeat of the loop after which livez fails."""
 
@@ -53,15 +55,21 @@ class Health:
         self._clock = clock
         self.beaten = clock()
         """When the loop last ran."""
+        self.stuck_for: Callable[[], float] = lambda: 0.0
+        """Seconds for which all threads of the handler have been stuck, so that nothing can run; 0: they are not."""
+        self.patience = math.inf
+        """Seconds of that after which only a restart helps."""
 
     def beat(self) -> None:
         """The loop turns."""
         self.beaten = self._clock()
 
     @property
-    def live(self) -> bool:
-        """Whether the loop has turned lately."""
-        return self._clock() - self.beaten < HANGS_AFTER
+    def failure(self) -> str | None:
+        """Why the process should be restarted; None while it need not be."""
+        if self._clock() - self.beaten >= HANGS_AFTER:
+            return "the event loop hangs"
+        return STUCK if self.stuck_for() >= self.patience else None
 
 
 class ProbeServer:
@@ -193,10 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
         health = self.server.health
         match self.path.split("?")[0]:
             case "/livez":
-                self._answer(200 if health.live else 503, b"ok" if health.live else b"the event loop hangs")
+                failure = health.failure
+                self._answer(503 if failure else 200, (failure or "ok").encode())
             case "/readyz":
-                told = "\n".join(["ok" if health.started else "starting", *outages.waiting()])
-                self._answer(200 if health.started else 503, told.encode())
+                ready = health.started and not health.stuck_for()
+                state = "ok" if ready else STUCK if health.started else "starting"
+                self._answer(200 if ready else 503, "\n".join([state, *outages.waiting()]).encode())
             case "/metrics":
                 self._show_metrics()
             case _:

@@ -69,6 +69,8 @@ class Suspects:
         if not await self._idle(None, MADE_ROOM):
             self._executor.release_waiting(group.turn, NO_ROOM)
             return
+        if not any(self._executor.holds(claim.id, claim.version) for claim in group.claims):
+            return  # all were released meanwhile
         store = self._executor.lease.claims
         try:
             await until_available(lambda: store.begin_alone(group.claims), stop=self._process.draining)

@@ -340,6 +340,8 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
         Outcomes(claims),
         settings.worker.concurrency or handler.concurrency,
     )
+    process.health.stuck_for = lambda: executor.stuck_for
+    process.health.patience = handler.policy.timeout  # then each of those attempts has had twice its time
     consumer = Consumer(settings.kafka, source.group, source.topic)
     adoption = Adoption(process, Tasks(database), settings.relay.grace)
     worker = Worker(process, consumer, executor, adoption, poison)

@@ -26,12 +26,14 @@ DECISION: Final = ("tests/unit/tasks/test_decision.py",)
 POLICY: Final = ("tests/unit/tasks/test_policy.py",)
 GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
 EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
+PLAIN_FUNCTIONS: Final = ("tests/unit/worker/test_plain_functions.py",)
 SUSPECTS: Final = ("tests/unit/upkeep/test_suspects.py",)
 RUN_ALONE: Final = ("tests/unit/worker/test_suspects.py",)
 LEASE: Final = ("tests/unit/worker/test_lease.py",)
 WORKER: Final = ("tests/unit/worker/test_worker.py",)
 INTAKE: Final = ("tests/unit/worker/test_intake.py",)
 GATE: Final = ("tests/unit/worker/test_gate.py",)
+CONSUMER: Final = ("tests/integration/stream/test_consumer.py",)
 POSITIONS: Final = ("tests/unit/stream/test_positions.py",)
 PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
 CAUSES: Final = ("tests/unit/stream/test_causes.py",)
@@ -522,6 +524,62 @@ _WORKER: Final = (
         OUTFLOW,
     ),
     Mutation(
+        "a stuck thread gives its slot away",
+        "taskflux/worker/executor.py",
+        "        if running.in_thread:\n            return  # the thread keeps what its attempt had\n",
+        "",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "an attempt whose thread has returned is cut off",
+        "taskflux/worker/executor.py",
+        "running.stage = Stage.SETTLING  # it must not be cut off any more",
+        "pass",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "what a thread says once its attempt is over counts",
+        "taskflux/worker/threads.py",
+        "in_time = not answer.done()",
+        "in_time = True",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "a worker takes tasks for slots that stuck threads have",
+        "taskflux/worker/executor.py",
+        "slots = self._concurrency - len(self._stuck)",
+        "slots = self._concurrency",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "tasks wait in a worker whose threads are all stuck",
+        "taskflux/worker/executor.py",
+        "                each.released = ALL_STUCK\n                _cancel(each)\n",
+        "                pass\n",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "a task that is claimed as the last thread gets stuck waits",
+        "taskflux/worker/executor.py",
+        "ALL_STUCK if self._all_stuck_since is not None else None",
+        "None",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "suspects run beside a stuck thread",
+        "taskflux/worker/executor.py",
+        "while self._active or self._stuck:",
+        "while self._active:",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "suspects that were released are said to have begun",
+        "taskflux/worker/suspects.py",
+        "if not any(self._executor.holds(claim.id, claim.version) for claim in group.claims):",
+        "if False:",
+        PLAIN_FUNCTIONS,
+    ),
+    Mutation(
         "a worker holds any number of payloads",
         "taskflux/worker/attempt.py",
         "while self._held and self._held + size > self._most:",
@@ -531,6 +589,13 @@ _WORKER: Final = (
 )
 
 _STREAM: Final = (
+    Mutation(
+        "a member whose records nobody asks for leaves its group",
+        "taskflux/stream/consumer.py",
+        " or now - self._asked > _ASKED_WITHIN",
+        "",
+        CONSUMER,
+    ),
     Mutation(
         "the fields of another producer's record are ignored",
         "taskflux/stream/envelope.py",

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -156,6 +157,42 @@ def test_a_payload_may_be_a_model_which_is_written_as_json_first() -> None:
     decision = run_once(charge, Charge.model_validate({"amount": 500, "at": at}), client=fake, id=UUID(int=1))
     assert decision.result == {"id": "ch_500", "rate": 0.5}
     assert fake.calls == [Call("charge", (500,), {"key": str(UUID(int=1))}), Call("rate")]
+
+
+# Plain functions -----------------------------------------------------------------------------------------------------
+
+
+@handler("digest", payload=Any)
+def digest(task: Task[Any]) -> Receipt:
+    return Receipt({"thread": threading.current_thread().name})
+
+
+def test_a_plain_function_runs_in_a_thread_that_ends_with_the_test() -> None:
+    decision = run_once(digest, {})
+    assert decision.result == {"thread": "blocking-digest-1"}
+    for thread in threading.enumerate():
+        if thread.name == "blocking-digest-1":
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_a_plain_function_that_does_not_return_is_ambiguous_and_python_still_ends() -> None:
+    program = """
+import time
+from typing import Any
+from taskflux import Task, handler
+from taskflux.testing import run_once
+
+@handler("stuck", payload=Any, timeout=0.05, ambiguous="hold")
+def stuck(task: Task[Any]) -> None:
+    time.sleep(3600)
+
+decision = run_once(stuck, {})
+print(decision.state, decision.error_class, decision.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    said = "uncertain Ambiguous its thread had not returned after 0.05 s\n"
+    assert (done.stdout, done.returncode) == (said, 0), done.stderr
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------

@@ -254,6 +254,14 @@ PROCESSES: Final = Row(
             (Query(happening("taskflux_event_loop_blocked_total", "type", TYPE), "{{type}}"),),
             nothing="never",
         ),
+        Plot(
+            "Stuck threads",
+            "Threads of a plain function that have not returned though their attempts are over. Each keeps its slot.",
+            "short",
+            (Query(f"sum by (type) ({selector('taskflux_stuck_threads', TYPE)})", "{{type}}"),),
+            warning=1,
+            nothing="at zero",
+        ),
     ),
 )
 

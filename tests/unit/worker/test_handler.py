@@ -131,16 +131,16 @@ def test_a_declaration_that_contradicts_itself_is_refused(arguments: dict[str, A
 @pytest.mark.parametrize(
     ("function", "arguments", "says"),
     [
-        (not_async, {}, "async def"),
+        (not_async, {"provider": camera}, "the provider's client"),
         (with_client, {}, "the task alone"),
         (alone, {"provider": camera}, "the provider's client"),
         (partial(with_client, client=Camera()), {}, "is a functools.partial"),
-        (yielding, {}, "is a generator: declare it with `async def`"),
-        (yielding_plainly, {}, "is a generator: declare it with `async def`"),
+        (yielding, {}, "is a generator: return the receipt instead of yielding"),
+        (yielding_plainly, {}, "is a generator: return the receipt instead of yielding"),
         (Camera(), {}, "is a Camera object, not a function"),
         (Camera, {}, "is the class Camera, not a function"),
         (decorated, {}, "has a decorator that returns a plain function"),
-        (print, {}, "must be declared with `async def`"),
+        (print, {}, "is a built-in function"),
     ],
 )
 def test_a_function_that_does_not_fit_is_refused(
@@ -149,6 +149,13 @@ def test_a_function_that_does_not_fit_is_refused(
     declare: Any = handler("x", payload=Image, **arguments)
     with pytest.raises(TypeError, match=says):
         declare(function)
+
+
+def test_a_plain_function_is_told_from_one_that_runs_on_the_loop() -> None:
+    task = Task(UUID(int=1), "resize", Image(url="x"), 1, 3, 0, datetime.now(UTC))
+    plain = handler("x", payload=Image)(not_async)
+    assert (plain.blocking, plain(task)) == (True, Receipt())
+    assert not resize_image.blocking
 
 
 def test_a_payload_may_be_any_annotation() -> None:

@@ -68,6 +68,24 @@ CASES: Mapping[str, tuple[str, str | None]] = {
         """,
         None,
     ),
+    "plain functions": (
+        """
+        @handler("resize", payload=Resize)
+        def resize(task: Task[Resize]) -> Receipt:
+            return Receipt({"width": task.payload.width})
+
+        @handler("shoot", payload=Resize, provider=camera)
+        def shoot(task: Task[Resize], client: Camera) -> None: ...
+        """,
+        None,
+    ),
+    "a plain function of another model": (
+        """
+        @handler("resize", payload=Resize)
+        def resize(task: Task[Thumbnail]) -> Receipt | None: ...
+        """,
+        'expected "Callable[[Task[Resize]]',
+    ),
     "a base of the payload's model": (
         """
         @handler("resize", payload=Thumbnail)

@@ -124,6 +124,18 @@ def test_readyz_says_why_kafka_cannot_be_reached_and_stays_ready() -> None:
     assert (well.status_code, well.text) == (200, "ok")
 
 
+def test_a_worker_whose_threads_are_all_stuck_is_not_ready_and_after_a_while_to_be_restarted() -> None:
+    health, stuck = Health(), 0.0
+    health.started, health.stuck_for, health.patience = True, lambda: stuck, 60.0
+    probes = ProbeServer(HttpSettings(host="127.0.0.1", port=0), health)
+    said = "all threads of the handler are stuck: it takes no tasks"
+    expected = {0.0: (200, "ok", 200, "ok"), 1.0: (200, "ok", 503, said), 60.0: (503, said, 503, said)}
+    with started(probes):
+        for stuck, answers in expected.items():  # noqa: B007 - `health` reads it
+            livez, readyz = (httpx.get(f"http://127.0.0.1:{probes.port}/{name}") for name in ("livez", "readyz"))
+            assert (livez.status_code, livez.text, readyz.status_code, readyz.text) == answers
+
+
 def test_silent_clients_do_not_lock_out_a_probe() -> None:
     patient = server(3600.0)
     with started(patient):

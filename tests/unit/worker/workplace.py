@@ -45,6 +45,7 @@ async def outside(settings: NoSettings) -> Any:
 
 
 Work = Callable[[Task[Payload]], Awaitable[Receipt | None]]
+PlainWork = Callable[[Task[Payload]], Receipt | None]
 
 
 @dataclass
@@ -63,8 +64,9 @@ class Workplace:
     async def of(
         cls,
         scene: Scene,
-        work: Work,
+        work: Work | None = None,
         *,
+        plain: PlainWork | None = None,
         ambiguous: AmbiguousPolicy = "resend",
         timeout: float = 60.0,
         concurrency: int = 10,
@@ -75,14 +77,19 @@ class Workplace:
         payload_bytes: int = PAYLOAD_BYTES,
     ) -> Workplace:
         async def run(task: Task[Payload]) -> Receipt | None:
+            assert work is not None
             return await work(task)
 
         async def run_with_client(task: Task[Payload], client: object) -> Receipt | None:
-            return await work(task)
+            return await run(task)
+
+        def run_plainly(task: Task[Payload]) -> Receipt | None:
+            assert plain is not None
+            return plain(task)
 
         policy = Options(retry=RETRY, ambiguous=ambiguous, timeout=timeout)
         if client is None:
-            declared = handler(TYPE, payload=payload, **policy)(run)
+            declared = handler(TYPE, payload=payload, **policy)(run if plain is None else run_plainly)
         else:
             declared = handler(TYPE, payload=payload, provider=outside, **policy)(run_with_client)
         await scene.register(TYPE, ambiguous, None if client is None else PROVIDER)
