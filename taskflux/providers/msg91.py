@@ -90,30 +90,31 @@ _SECRET: Final = re.compile(r"[A-Za-z0-9._~-]{16,200}")
 
 
 class Msg91Settings(BaseModel):
-    """MSG91, which sends our short messages."""
+    """MSG91, which sends SMS."""
 
     model_config = ConfigDict(extra="forbid")
 
-    base_url: Annotated[str, AfterValidator(check_url), Field(description="base URL of the API; the path is added")] = (
-        "https://control.msg91.com"
-    )
+    base_url: Annotated[
+        str, AfterValidator(check_url), Field(description="base URL of the API; the path is added to it")
+    ] = "https://control.msg91.com"
     auth_key: Annotated[SecretStr, Field(description="the account's auth key")] = SecretStr("")
-    template_id: Annotated[str, Field(description="the flow that is sent where a task names none")] = ""
+    template_id: Annotated[str, Field(description="the flow for tasks that name none")] = ""
     sender: Annotated[str | None, Field(description="sender id; unset: the template's")] = None
     route: Annotated[str | None, Field(description="route; unset: the account's")] = None
     short_url: Annotated[Literal["0", "1"], Field(description="1 shortens the URLs of a message")] = "0"
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
     read_timeout: Annotated[
-        float, Field(gt=0, description="seconds that an answer may take; after it nobody knows whether it was sent")
+        float,
+        Field(gt=0, description="seconds that an answer may take; after that, it is unknown whether the SMS was sent"),
     ] = 30.0
-    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 32
+    connections: Annotated[int, Field(ge=1, le=1000, description="maximum number of connections of one process")] = 32
     rate: Annotated[
-        float | None, Field(gt=0, description="messages a second, all processes together; unset: no limit")
+        float | None, Field(gt=0, description="SMS per second, all processes together; unset: no limit")
     ] = None
 
     webhook_secret: Annotated[
         SecretStr | None,
-        Field(description="ingest takes delivery reports at /webhooks/msg91/<secret>; unset: it takes none"),
+        Field(description="ingest accepts delivery reports at /webhooks/msg91/<secret>; unset: it accepts none"),
     ] = None
 
     @field_validator("webhook_secret")

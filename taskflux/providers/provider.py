@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class NotifySettings(BaseModel):
-    """The notification service: where it is named, mails and short messages go out through it."""
+    """The notification service. If it is set, mails and SMS are sent through it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,9 +33,9 @@ class NotifySettings(BaseModel):
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
     # Above what a mail may take there (SMTP's own ten minutes), below what process-email gives an attempt.
     read_timeout: Annotated[
-        float, Field(gt=0, description="seconds that an answer may take; after it nobody knows what was sent")
+        float, Field(gt=0, description="seconds that an answer may take; after that, it is unknown what was sent")
     ] = 840.0
-    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 64
+    connections: Annotated[int, Field(ge=1, le=1000, description="maximum number of connections of one process")] = 64
 
 
 C = TypeVar("C")

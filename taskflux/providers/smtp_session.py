@@ -33,7 +33,7 @@ PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
 
 
 class SmtpSettings(BaseModel):
-    """The SMTP server that takes our mail."""
+    """The SMTP server that sends mails."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,7 +53,8 @@ class SmtpSettings(BaseModel):
     tls: Annotated[
         Literal["starttls", "implicit", "none"],
         Field(
-            description="starttls: upgraded before anything is said; implicit: TLS from the first byte; none: plaintext"
+            description="starttls: upgraded before credentials and mails are sent; implicit: TLS from the first byte;"
+            " none: plaintext"
         ),
     ] = "starttls"
     tls_verify: Annotated[bool, Field(description="false accepts any certificate: for tests only")] = True
@@ -61,31 +62,30 @@ class SmtpSettings(BaseModel):
         Annotated[str, AfterValidator(check_authority)] | None,
         Field(description="PEM file of the server's CA; unset: the system's"),
     ] = None
-    sender: Annotated[
-        str, Field(description="who the mails are from: ann@example.org or Ann Lee <ann@example.org>")
-    ] = ""
+    sender: Annotated[str, Field(description="sender of the mails: ann@example.org or Ann Lee <ann@example.org>")] = ""
     hostname: Annotated[
         Annotated[str, AfterValidator(check_host)] | None,
         Field(description="our name in EHLO; unset: the host's full name"),
     ] = None
-    connections: Annotated[int, Field(ge=1, le=1000, description="connections that one process opens at most")] = 10
+    connections: Annotated[int, Field(ge=1, le=1000, description="maximum number of connections of one process")] = 10
     max_connection_age: Annotated[
-        float, Field(gt=0, description="seconds after which a connection is closed rather than used again")
+        float, Field(gt=0, description="seconds after which a connection is closed instead of reused")
     ] = 240.0
     connect_timeout: Annotated[
-        float, Field(gt=0, description="seconds for the connection with its TLS, and for the greeting")
+        float, Field(gt=0, description="seconds for the connection, its TLS and the greeting")
     ] = 15.0
     command_timeout: Annotated[float, Field(gt=0, description="seconds that the answer to one command may take")] = 60.0
     # RFC 5321, 4.5.3.2.6: a server may take ten minutes over the end of the data, and by then it may have the mail.
     # Whoever gives up earlier does not know, sends again, and makes duplicates.
     data_timeout: Annotated[
-        float, Field(gt=0, description="seconds that the answer to the whole mail may take; shorter makes duplicates")
+        float,
+        Field(gt=0, description="seconds that the answer to the whole mail may take; a shorter time causes duplicates"),
     ] = 600.0
     max_message_bytes: Annotated[
         int, Field(ge=1024, description="a mail above this size, attachments encoded, is refused before it is sent")
     ] = 36_700_160
     rate: Annotated[
-        float | None, Field(gt=0, description="mails a second, all processes together; unset: no limit")
+        float | None, Field(gt=0, description="mails per second, all processes together; unset: no limit")
     ] = None
 
     @field_validator("sender")

@@ -1,4 +1,4 @@
-"""Where PostgreSQL and Redis are."""
+"""How to reach PostgreSQL and Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PostgresSettings(BaseModel):
     dsn: Annotated[Dsn, Field(description=DSN_FORM)] = SecretStr("")
     migrate_dsn: Annotated[
         Dsn | None,
-        Field(description="direct DSN for `taskflux migrate` where `dsn` goes through a pooler"),
+        Field(description="direct DSN for `taskflux migrate`, if `dsn` goes through a pooler"),
     ] = None
     pool_size: Annotated[
         int | None,
@@ -48,7 +48,5 @@ class RedisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     url: Annotated[RedisUrl | None, Field(description=f"{REDIS_FORM}; unset: no Redis")] = None
-    timeout: Annotated[float, Field(gt=0, description="seconds before a Redis call is given up and done without")] = (
-        0.25
-    )
-    cache_seconds: Annotated[int, Field(ge=0, description="how long a succeeded task stays cached")] = 300
+    timeout: Annotated[float, Field(gt=0, description="seconds after which a Redis call is abandoned")] = 0.25
+    cache_seconds: Annotated[int, Field(ge=0, description="seconds that a succeeded task stays cached")] = 300

@@ -1,4 +1,4 @@
-"""Where Kafka is, and how records are sent and taken."""
+"""How to reach Kafka, and how records are sent and fetched."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from taskflux.stream.topics import check_topic
 
 
 class KafkaSettings(BaseModel):
-    """Kafka, which carries the work to the handlers and is what KEDA scales them by."""
+    """Kafka, which carries the work to the handlers, and by whose lag KEDA scales them."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     bootstrap_servers: Annotated[str, AfterValidator(check_servers), Field(description=SERVERS_FORM)] = ""
     security_protocol: Annotated[
-        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Field(description="how to speak to the brokers")
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Field(description="protocol of the brokers")
     ] = "PLAINTEXT"
     sasl_mechanism: Annotated[
         Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Field(description="used with a SASL protocol")
@@ -38,27 +38,29 @@ class KafkaSettings(BaseModel):
         int, Field(ge=-1, le=15, description="replicas of each topic that is created; -1: the broker's default")
     ] = -1
     retention_hours: Annotated[
-        float, Field(gt=0, description="how long a created topic keeps records; below the broker's offset retention")
+        float, Field(gt=0, description="hours that a created topic keeps records; below the broker's offset retention")
     ] = 96.0
     idempotent: Annotated[
         bool, Field(description="idempotent producer; false for brokers without one (the embedded one)")
     ] = True
     tansu: Annotated[
-        bool, Field(description="work around the errors of Tansu, the embedded broker of `taskflux dev`")
+        bool, Field(description="work around the bugs of Tansu, the embedded broker of `taskflux dev`")
     ] = False
     produce_timeout: Annotated[
-        float, Field(gt=0, description="seconds until a record that Kafka has not confirmed counts as not sent")
+        float, Field(gt=0, description="seconds after which a record that Kafka has not confirmed counts as not sent")
     ] = 5.0
     request_timeout: Annotated[float, Field(gt=0, description="seconds that one request to a broker may take")] = 10.0
     session_timeout: Annotated[
         float, Field(ge=1, description="seconds without a heartbeat after which a consumer is evicted")
     ] = 10.0
-    fetch_max_wait_ms: Annotated[int, Field(ge=1, description="how long a broker may hold an empty fetch")] = 500
+    fetch_max_wait_ms: Annotated[int, Field(ge=1, description="milliseconds that a broker may hold an empty fetch")] = (
+        500
+    )
     batch_bytes: Annotated[
         int, Field(ge=1024, le=900_000, description="records are sent in batches of at most this size")
     ] = 262_144
     max_record_bytes: Annotated[
-        int, Field(ge=1024, description="a record above this size is poison: it goes to the dead letters as it is")
+        int, Field(ge=1024, description="a larger record is poison: it is a dead letter, unchanged")
     ] = 1_048_576
     dead_letter_max_bytes: Annotated[
         int, Field(ge=1024, description="the largest record that the dead-letter topic is created for")

@@ -18,15 +18,17 @@ _LOGGER: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 class LogSettings(BaseModel):
-    """What is logged, and how."""
+    """Logs."""
 
     model_config = ConfigDict(extra="forbid")
 
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="least level")] = "INFO"
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="lowest level that is logged")] = (
+        "INFO"
+    )
     levels: Annotated[
         dict[str, str],
         Field(
-            description='least levels of single loggers and all below them, as JSON: `{"taskflux.stream": "DEBUG",'
+            description='lowest levels of single loggers and those below them, as JSON: `{"taskflux.stream": "DEBUG",'
             ' "taskflux.http.requests": "WARNING"}`; libraries below DEBUG may log what they carry'
         ),
     ] = Field(default_factory=dict)
@@ -38,7 +40,7 @@ class LogSettings(BaseModel):
         int,
         Field(
             ge=0,
-            description="lines a second about outcomes of attempts, and as many about requests; those that need"
+            description="lines per second about outcomes of attempts, and as many about requests; those that need"
             " attention come on top",
         ),
     ] = 50
@@ -64,15 +66,15 @@ class LogSettings(BaseModel):
 
 
 class MetricsSettings(BaseModel):
-    """What is counted."""
+    """Metrics."""
 
     model_config = ConfigDict(extra="forbid")
 
-    enabled: Annotated[bool, Field(description="false counts nothing, and `/metrics` answers 404")] = True
+    enabled: Annotated[bool, Field(description="false turns all counting off; `/metrics` answers 404")] = True
 
 
 class OtelSettings(BaseModel):
-    """Traces. OpenTelemetry's own variables work, too (docs/observability.md); where both are set, these count."""
+    """Traces. OpenTelemetry's own variables work, too (docs/observability.md); these take precedence."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -91,7 +93,7 @@ class OtelSettings(BaseModel):
         Field(
             ge=0,
             le=1,
-            description="share of requests whose tasks are traced where the caller's `traceparent` does not decide it",
+            description="share of requests whose tasks are traced, unless the caller's `traceparent` decides",
         ),
     ] = 0.1
     service_name: Annotated[

@@ -33,7 +33,7 @@ class WrongSettings(Exception):
 
 
 class HttpSettings(BaseModel):
-    """Where this process listens: the API of ingest, the probes and metrics of every handler."""
+    """The HTTP server of this process: the API of ingest, and every handler's probes and metrics."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -98,12 +98,12 @@ class HttpSettings(BaseModel):
 
 
 class WorkerSettings(BaseModel):
-    """How a handler holds and ends its tasks."""
+    """How a worker runs its tasks, renews its lease and drains."""
 
     model_config = ConfigDict(extra="forbid")
 
     concurrency: Annotated[
-        int | None, Field(ge=1, description="attempts at once; unset: what the handler declares")
+        int | None, Field(ge=1, description="attempts that run at once; unset: what the handler declares")
     ] = None
     drain_seconds: Annotated[
         float, Field(ge=0, description="seconds that running attempts may take after SIGTERM before they are cut off")
@@ -122,23 +122,27 @@ class RelaySettings(BaseModel):
 
     grace: Annotated[
         float,
-        Field(gt=0, description="seconds that a publish is left to whoever promised it; above the producer's deadline"),
+        Field(
+            gt=0,
+            description="seconds that the process which promised a publish has for it, before the relay repeats it;"
+            " longer than the producer's deadline",
+        ),
     ] = 15.0
-    max_wait: Annotated[float, Field(gt=0, description="seconds that the relay sleeps at most")] = 0.5
-    batch: Annotated[int, Field(ge=1, le=10_000, description="tasks that one statement takes")] = 500
+    max_wait: Annotated[float, Field(gt=0, description="seconds that the relay sleeps, at most")] = 0.5
+    batch: Annotated[int, Field(ge=1, le=10_000, description="tasks in one statement, at most")] = 500
     max_unclaimed: Annotated[
-        int, Field(ge=1, description="records of a type that may wait in Kafka before the relay holds back")
+        int, Field(ge=1, description="unclaimed records of a type in Kafka at which the relay stops publishing")
     ] = 10_000
     audit_seconds: Annotated[float, Field(gt=0, description="seconds between two audits")] = 10.0
     measure_seconds: Annotated[
-        float, Field(gt=0, description="least seconds between two measurements of depth, age and lag")
+        float, Field(gt=0, description="seconds between two measurements of depth, age and lag, at least")
     ] = 5.0
-    requeue_rate: Annotated[float, Field(gt=0, description="lost tasks that are published again, a second")] = 2000.0
+    requeue_rate: Annotated[float, Field(gt=0, description="lost tasks that are published again per second")] = 2000.0
     losses_alone: Annotated[
         int,
         Field(ge=1, description="a task is dead once it has ended its worker this many times while it ran alone"),
     ] = LOSSES_ALONE
-    leader_seconds: Annotated[float, Field(gt=1, description="seconds until a silent leader is replaced")] = 10.0
+    leader_seconds: Annotated[float, Field(gt=1, description="seconds after which a silent leader is replaced")] = 10.0
 
 
 class RouterSettings(BaseModel):
