@@ -25,6 +25,7 @@ TOGETHER = (
     ("cli", tuple(CLI + name for name in ("test_bare_pod", "test_doctor", "test_reload", "test_termination"))),
     ("chart-runs", ("tests/chart/test_runs.py",)),
     ("servers", ("tests/integration/local/test_servers.py",)),
+    ("clients", ("tests/integration/http/test_documented_clients.py",)),
     ("pages", ("tests/integration/local/test_pages.py",)),
 )
 """Groups of tests that share what is dear to start, with the beginnings of their ids; longest first."""
