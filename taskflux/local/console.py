@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import sys
 from typing import TextIO
 
+from taskflux.telemetry.logs import coloured
+
 
 class Console:
-    """Writes lines; colours only on a terminal, and not where NO_COLOR is set. A closed terminal stops nothing."""
+    """Writes lines, with colours where the output takes them. A closed terminal stops nothing."""
 
     def __init__(self, output: TextIO | None = None) -> None:
         self._output = output or sys.stdout
-        self._colour = self._output.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._colour = coloured(self._output)
 
     def line(self, text: str = "") -> None:
         """A line as it is."""
@@ -34,6 +35,10 @@ class Console:
     def note(self, text: str) -> None:
         """Something good to know."""
         self.line(f"  {self.soft('·')} {text}")
+
+    def said(self, name: str, text: str) -> None:
+        """What a person's own code said."""
+        self.line(f"  {self.soft('│')} {name:<18} {text}")
 
     def warning(self, name: str, text: str) -> None:
         """Something that went wrong and does not end us."""

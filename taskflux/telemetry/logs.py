@@ -286,10 +286,27 @@ class _Json(JsonFormatter):
         return frames(ei[1]) if ei[1] is not None else ""
 
 
+def colour_wanted(environment: Mapping[str, str]) -> bool | None:
+    """What NO_COLOR, FORCE_COLOR and TERM say, in this order; None: colour is for terminals alone.
+
+    https://no-color.org, https://force-color.org: a variable that is empty counts as unset.
+    """
+    if environment.get("NO_COLOR"):
+        return False
+    if environment.get("FORCE_COLOR"):
+        return True
+    return False if environment.get("TERM") == "dumb" else None
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether what is written to `stream` has colours."""
+    wanted = colour_wanted(os.environ)
+    return stream.isatty() if wanted is None else wanted
+
+
 def _formatter(settings: LogSettings, process: str) -> logging.Formatter:
-    terminal = sys.stderr.isatty()
-    if settings.format == "text" or (settings.format is None and terminal):
-        return _Text(terminal and not os.environ.get("NO_COLOR"))
+    if settings.format == "text" or (settings.format is None and sys.stderr.isatty()):
+        return _Text(coloured(sys.stderr))
     return _Json(
         "%(levelname)s %(name)s %(message)s",
         rename_fields={"levelname": "level", "name": "logger"},
