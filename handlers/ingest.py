@@ -11,7 +11,7 @@ from taskflux.http.problems import COMMON
 from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.server import serve_process
 from taskflux.http.submissions import Limits, Submissions
-from taskflux.http.task_types import TypeRegistry
+from taskflux.http.task_types import REFRESH_EVERY, TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
@@ -37,8 +37,17 @@ async def ingest(process: Process) -> None:
     await serve_api(process)
 
 
-async def serve_api(process: Process, exposition: Exposition = own_metrics, inbox: str | None = None) -> None:
-    """What `ingest` does, with `exposition` at `/metrics`, and a link to the local `inbox` at `/`."""
+async def serve_api(
+    process: Process,
+    exposition: Exposition = own_metrics,
+    inbox: str | None = None,
+    *,
+    refresh_every: float = REFRESH_EVERY,
+) -> None:
+    """What `ingest` does, with `exposition` at `/metrics`, and a link to the local `inbox` at `/`.
+
+    The task types are read each `refresh_every` seconds.
+    """
     settings = process.settings
     metrics.SUBMITTED.zeros(metrics.UNKNOWN, [kind.slug for kind in COMMON])
     metrics.REPLAYED.zeros("Permanent", ("single", "mended"))
@@ -61,7 +70,7 @@ async def serve_api(process: Process, exposition: Exposition = own_metrics, inbo
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), settings.kafka.topic_prefix)
         intake = Intake(tasks, publisher, watch, settings.relay.grace)
         stack.push_async_callback(intake.drain)
-        await stack.enter_async_context(process.background(registry.run()))
+        await stack.enter_async_context(process.background(registry.run(refresh_every)))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
         submissions = Submissions(intake, registry, _limits(settings.http))
         prefix = settings.kafka.topic_prefix

@@ -33,6 +33,10 @@ _numbers = count(1)
 NewDatabase = Callable[[], Awaitable[PostgresSettings]]
 
 
+# A developer's own stack may run in this very folder: no command that a test calls shall find it.
+os.environ["TASKFLUX_DEV"] = "off"
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from taskflux.cli.program import FAILED, Program, leave
+from taskflux.cli.program import FAILED, UNREACHABLE, URL, Program, join_dev, leave, url_option
+
+if TYPE_CHECKING:
+    from taskflux.local.environment import Style
+
+
+_API_COMMANDS = ("send", "tasks", "dead-letters")
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -31,14 +38,19 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         "topics": "taskflux.cli.setup:topics",
         "end-leases": "taskflux.cli.setup:end_leases",
         "config": "taskflux.cli.reference:config",
+        "handlers": "taskflux.cli.loading:handlers",
         "openapi": "taskflux.cli.reference:openapi",
         "prune": "taskflux.cli.retention:prune",
         "audit": "taskflux.cli.retention:audit",
     },
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
-def main() -> None:
-    """Work outside the request: tasks over HTTP, kept in PostgreSQL, handed through Kafka to small handlers."""
+@url_option
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Work outside the request: tasks over HTTP, kept in PostgreSQL, passed through Kafka to small handlers."""
+    if URL in context.meta and context.invoked_subcommand not in _API_COMMANDS:
+        raise click.UsageError(f"--url is for the commands that call the API: {', '.join(_API_COMMANDS)}")
 
 
 @main.command()
@@ -47,6 +59,7 @@ def main() -> None:
 @click.option("--reload", is_flag=True, help="Start it again when its sources change: for work on a handler.")
 def run(handler: str, topic: str | None, reload: bool) -> None:
     """Run one HANDLER as a process: ingest, relay, process-email, … or one of your own, my_app.handlers:name."""
+    join_dev()
     if topic is not None:
         if handler != "router":
             raise click.UsageError("--topic is for router; every other handler's topic follows from its task type")
@@ -67,6 +80,7 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
 
 
 @main.command()
+@click.argument("modules", nargs=-1, metavar="[MODULE]…")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -74,14 +88,55 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
     show_default=True,
     help="Port of the API; the next free one if it is taken.",
 )
-@click.option("--data-dir", default=".taskflux", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--data-dir",
+    default=".taskflux",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where its data is. Commands find it under this name; another one by TASKFLUX_DEV=<folder>.",
+)
 @click.option("--samples/--no-samples", default=True, help="Send one e-mail, one SMS and one simulated task at start.")
 @click.option("--observe", is_flag=True, help="With Prometheus and the chart's alerts, and Grafana, where installed.")
-def dev(port: int, data_dir: Path, samples: bool, observe: bool) -> None:
-    """Run everything on this machine: the servers embedded, every handler a process of its own."""
+@click.option(
+    "--env",
+    "style",
+    type=click.Choice(("sh", "fish", "dotenv")),
+    is_flag=False,
+    flag_value="sh",
+    help="Start nothing: print the variables that lead to the one that runs here, for a shell or as a .env file.",
+)
+def dev(modules: tuple[str, ...], port: int, data_dir: Path, samples: bool, observe: bool, style: Style | None) -> None:
+    """Run everything on this machine: the servers embedded, every handler a process of its own.
+
+    With MODULE, the handlers in it run beside the built-in ones, and start again when you save a source. One of several
+    is module:handler.
+
+    \b
+    taskflux dev
+    taskflux dev my_app.handlers
+    eval "$(taskflux dev --env)"          in a shell; --env=fish
+    taskflux dev --env=dotenv > .env      for an IDE
+    """
+    if style is not None:
+        from taskflux.local.environment import NotServing, find, look_at, shown
+
+        try:
+            found = look_at(data_dir.absolute()) if _given("data_dir") else find(os.environ)
+        except NotServing as reason:
+            leave(str(reason), UNREACHABLE)
+        if found is None:
+            leave("no taskflux dev runs in this folder or above it: start one with `taskflux dev`", UNREACHABLE)
+        click.echo(shown(found.variables, style))
+        return
     from taskflux.local.dev import main as run_dev
 
-    sys.exit(run_dev(port, data_dir, samples, observe))
+    sys.exit(run_dev(port, data_dir, samples, observe, modules))
+
+
+def _given(parameter: str) -> bool:
+    """Whether a parameter was given on the command line."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 @main.command()

@@ -11,11 +11,10 @@ from typing import Any, Final, TypeVar
 import click
 import httpx
 
-from taskflux.cli.program import FAILED, UNREACHABLE, USAGE, leave
+from taskflux.cli.program import FAILED, UNREACHABLE, URL, URL_VARIABLE, USAGE, dev, leave, say_used
 from taskflux.providers.answers import UNPACKED, Body
 from taskflux.version import VERSION
 
-URL_VARIABLE: Final = "TASKFLUX_API__URL"
 DEFAULT_URL: Final = "http://localhost:8080"
 TIMEOUT: Final = 30.0
 """Seconds that one answer may take: longer than any statement of the server."""
@@ -158,21 +157,25 @@ def _document(response: httpx.Response, body: bytes) -> Document | None:
 
 def _open(context: click.Context, parameter: click.Parameter, url: str | None) -> Api:
     try:
-        api = Api(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+        api = Api(url or context.meta.get(URL) or os.environ.get(URL_VARIABLE) or _url_of_dev() or DEFAULT_URL)
     except ApiError as error:
         leave(str(error), error.status)
     context.call_on_close(api.close)
     return api
 
 
+def _url_of_dev() -> str | None:
+    found = dev()
+    if found is None or not (url := found.variables.get(URL_VARIABLE)):
+        return None
+    say_used(found)
+    return url
+
+
 def api_option(function: F) -> F:
     """`--url`; the command gets an `Api` as its argument `api`, and may let ApiError through (see `ApiCommand`)."""
-    option = click.option(
-        "--url",
-        "api",
-        callback=_open,
-        help=f"Where TaskFlux serves its API.  [default: ${URL_VARIABLE}, else {DEFAULT_URL}]",
-    )
+    default = f"${URL_VARIABLE}, else the `taskflux dev` of this folder, else {DEFAULT_URL}"
+    option = click.option("--url", "api", callback=_open, help=f"Where TaskFlux serves its API.  [default: {default}]")
     return option(function)
 
 

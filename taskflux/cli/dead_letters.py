@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import click
 
 from taskflux.cli.api import Api, ApiCommand, ApiError, Document, api_option
-from taskflux.cli.program import FAILED, INTERRUPTED, STILL_OPEN, UNREACHABLE, leave
+from taskflux.cli.program import FAILED, INTERRUPTED, STILL_OPEN, UNREACHABLE, Group, leave, url_option
 from taskflux.cli.shown import (
     counted,
     json_option,
@@ -29,9 +29,10 @@ from taskflux.tasks.states import ENDED
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", cls=Group)
+@url_option
 def dead_letters() -> None:
-    """What could not be done: look, mend, replay, discard."""
+    """What could not be done: look, fix, replay, discard."""
 
 
 def filters(function: F) -> F:
@@ -198,7 +199,7 @@ def replay(
     elif dead_letter_id is not None:
         _one(api, dead_letter_id, _replacement(payload, file, value, given), as_json)
     elif changed:
-        raise click.UsageError("--payload, --file and --value mend one dead letter: name its ID")
+        raise click.UsageError("--payload, --file and --value change one dead letter: name its ID")
     else:
         _many(api, by_filter, given, timeout, as_json)
 

@@ -16,9 +16,8 @@ import click
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from taskflux.cli.api import URL_VARIABLE
 from taskflux.cli.loading import built_in_handlers
-from taskflux.cli.program import USAGE, leave, settings_or_leave
+from taskflux.cli.program import URL_VARIABLE, USAGE, leave, settings_or_leave
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Declared, Label
 from taskflux.worker.settings import Settings, WrongSettings, load_provider

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +20,12 @@ import click
 from taskflux.cli.loading import BUILT_IN, UnknownHandler, deployments_folder, load
 from taskflux.cli.program import FAILED, leave, settings_or_leave
 from taskflux.local.processes import die_with_parent
+from taskflux.local.sources import Sources, shown, syntax_error
 
 MARGIN: Final = 15.0
 """Seconds that a process gets beyond what running attempts may take."""
 INGEST_GRACE: Final = 10.0
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0
-_DEBOUNCE_MS: Final = 300
-"""A save, or a set of files that is synchronised, is one change."""
 
 
 def run_reloading(name: str) -> int:
@@ -116,26 +115,8 @@ class Reloader:
             pass
 
     async def _watch(self) -> None:
-        folders = [root for root in self._roots if root.is_dir()]
-        # An editor may put another file in a file's place: what is watched is where it stands.
-        around_files = {root.parent for root in self._roots if not root.is_dir()}
-        watches = [self._watch_folders(folders, recursive=True)]
-        if around_files:
-            watches.append(self._watch_folders(around_files, recursive=False))
-        await asyncio.gather(*watches)
-
-    async def _watch_folders(self, folders: Iterable[Path], *, recursive: bool) -> None:
-        from watchfiles import awatch
-
-        sources = Sources(self._roots)
-        async for changes in awatch(
-            *folders,
-            watch_filter=lambda _, path: sources.has(Path(path)),
-            debounce=_DEBOUNCE_MS,
-            recursive=recursive,
-            raise_interrupt=False,
-        ):
-            self._note(sorted({Path(path) for _, path in changes}))
+        async for paths in Sources(self._roots).changes():
+            self._note(paths)
 
     def _note(self, paths: Sequence[Path]) -> None:
         """Wake the child's end, unless a source is broken."""
@@ -143,10 +124,10 @@ class Reloader:
         for path in paths:
             if (error := syntax_error(path)) is not None:
                 self._broken.add(path)
-                _say(f"{error}: what runs is left alone until that is mended")
+                _say(f"{error}: the old process keeps running until that is fixed")
         if not self._broken:
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            _say(f"{_shown(paths[0])}{more} changed: it is started again")
+            _say(f"{shown(paths[0])}{more} changed: it is started again")
             self._changed.set()
 
     def _told(self) -> None:
@@ -162,56 +143,11 @@ class Reloader:
             child.send_signal(number)
 
 
-class Sources:
-    """Which files under `roots` are sources, and not what editors and interpreters leave beside them."""
-
-    def __init__(self, roots: Iterable[Path]) -> None:
-        from watchfiles import Change, DefaultFilter
-
-        self._roots = [root.resolve() for root in roots]
-        self._change = Change.modified
-        self._usual = DefaultFilter()
-
-    def has(self, path: Path) -> bool:
-        """Whether `path` is one. Only what stands below a root is looked at: the root may well be in a .venv."""
-        path = path.resolve()
-        for root in self._roots:
-            if path == root:
-                return True
-            if path.is_relative_to(root):
-                below = path.relative_to(root)
-                hidden = any(part.startswith(".") for part in below.parts)
-                named = below.suffix not in ("", ".tmp")
-                return named and not hidden and self._usual(self._change, str(below))
-        return False
-
-
-def syntax_error(path: Path) -> str | None:
-    """Where and why a file is not valid Python; None where it is valid, not Python at all, or missing."""
-    if path.suffix != ".py":
-        return None
-    try:
-        compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return f"{_shown(path)}, line {error.lineno}: {error.msg}"
-    except ValueError as error:  # null bytes
-        return f"{_shown(path)}: {error}"
-    except OSError:
-        return None
-    return None
-
-
 def _own_sources(name: str) -> list[Path]:
     """Where the top-level package or module of `package.module:attribute` stands."""
-    module, colon, _ = name.partition(":")
-    top = module.partition(".")[0]
-    if not colon:
-        if name not in BUILT_IN:
-            try:
-                load(name)  # says which there are
-            except UnknownHandler as error:
-                leave(str(error), FAILED)
+    if name in BUILT_IN:
         return []
+    top = name.partition(":")[0].partition(".")[0]
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -219,7 +155,11 @@ def _own_sources(name: str) -> list[Path]:
     except ValueError:  # no name of a module
         spec = None
     if spec is None:
-        leave(f"{name!r} cannot be imported: there is no {top!r}. Is its folder the current directory?", FAILED)
+        try:
+            load(name)  # says which there are
+        except UnknownHandler as error:
+            leave(str(error), FAILED)
+        leave(f"{name!r} has no sources to watch", FAILED)
     places = spec.submodule_search_locations
     return [Path(place).resolve() for place in places] if places else [Path(spec.origin or "").resolve()]
 
@@ -227,12 +167,6 @@ def _own_sources(name: str) -> list[Path]:
 def _own_call() -> list[str]:
     """The command that this process was started by, without `--reload`."""
     return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--reload")]
-
-
-def _shown(path: Path) -> str:
-    """`path` from where we stand, if it is below."""
-    here = Path(os.getcwd())  # noqa: PTH109
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _say(text: str) -> None:

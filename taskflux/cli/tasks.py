@@ -13,7 +13,7 @@ from uuid import uuid4
 import click
 
 from taskflux.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_option
-from taskflux.cli.program import FAILED, OK, STILL_OPEN, UNREACHABLE, leave
+from taskflux.cli.program import FAILED, OK, STILL_OPEN, UNREACHABLE, Group, leave, url_option
 from taskflux.cli.shown import explain_end, json_option, print_json, show_task, show_tasks, tell_more
 from taskflux.cli.values import Duration, Id, Moment, Pair, payload_of
 from taskflux.tasks.states import ENDED, State
@@ -139,7 +139,8 @@ def _wait_for(api: Api, task_id: str, timeout: float | None) -> Document:
         pause = min(pause * 1.5, _LAST_LOOK)
 
 
-@click.group()
+@click.group(cls=Group)
+@url_option
 def tasks() -> None:
     """Look at tasks, cancel them, decide on uncertain ones."""
 

@@ -113,11 +113,11 @@ class TypeRegistry:
         """Read all types again; who asks meanwhile waits for the same answer. What is known stays when it fails."""
         await self._read_together(0.0)
 
-    async def run(self) -> None:
-        """Refresh until cancelled."""
+    async def run(self, every: float = REFRESH_EVERY) -> None:
+        """Refresh each `every` seconds until cancelled."""
         while True:
             await self.refresh()
-            await asyncio.sleep(REFRESH_EVERY)
+            await asyncio.sleep(every)
 
     async def _look(self, since: int) -> None:
         """Return once a look has succeeded that began after the first `since`; raise StoreError when one fails."""

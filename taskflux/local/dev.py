@@ -15,12 +15,11 @@ from typing import Any, Final
 
 import httpx
 
-from taskflux.local import observe
+from taskflux.local import environment, observe
 from taskflux.local.console import Console, Trouble, from_os_error
 from taskflux.local.echo import Echo
-from taskflux.local.leftovers import Notes, end_noted
-from taskflux.local.processes import locked
-from taskflux.local.stack import Stack
+from taskflux.local.processes import Notes, end_noted, locked
+from taskflux.local.stack import Stack, list_own
 from taskflux.local.supervisor import CLI, Supervisor
 from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.tasks.states import ENDED
@@ -50,11 +49,19 @@ SAMPLES: Final[tuple[dict[str, Any], ...]] = (
 )
 
 
-def main(port: int, data_dir: Path, samples: bool, observed: bool = False, *, cli: tuple[str, ...] = CLI) -> int:
+def main(
+    port: int,
+    data_dir: Path,
+    samples: bool,
+    observed: bool = False,
+    own: Sequence[str] = (),
+    *,
+    cli: tuple[str, ...] = CLI,
+) -> int:
     """Run until SIGINT or SIGTERM; answers the exit code: 0 after that, 1 when it could not start.
 
-    `observed`: with Prometheus and Grafana, where they are installed. `cli` is the command that knows `run <handler>`,
-    `migrate`, `topics` and `end-leases`.
+    `observed`: with Prometheus and Grafana, where they are installed. `own` names modules with handlers of the
+    person's own. `cli` is the command that knows `run <handler>`, `handlers`, `migrate`, `topics` and `end-leases`.
     """
     console = Console()
     # Absolute, and without links: the name under which the next run finds what this one left.
@@ -64,7 +71,11 @@ def main(port: int, data_dir: Path, samples: bool, observed: bool = False, *, cl
         with locked(directory) as lock:
             lock.write(f"process {os.getpid()}")
             lock.flush()
-            return asyncio.run(_Run(console, directory, port, cli, observed).until_told_to_stop(samples))
+            environment.withdraw(directory)
+            try:
+                return asyncio.run(_Run(console, directory, port, cli, observed).until_told_to_stop(samples, own))
+            finally:
+                environment.withdraw(directory)
     except Trouble as trouble:
         console.failure(str(trouble))
     except OSError as error:
@@ -84,7 +95,7 @@ class _Run:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
-    async def until_told_to_stop(self, samples: bool) -> int:
+    async def until_told_to_stop(self, samples: bool, own: Sequence[str]) -> int:
         """Start, serve, stop; answers the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -94,15 +105,7 @@ class _Run:
             self._console.note(f"{name} was left from a former run: ended")
         supervisor = Supervisor(self._console, Notes(notes_file))
         try:
-            stack = Stack(
-                self._data_dir,
-                self._port,
-                console=self._console,
-                supervisor=supervisor,
-                own_environment=os.environ,
-                cli=self._cli,
-            )
-            serving = asyncio.create_task(self._serve(stack, supervisor, samples))
+            serving = asyncio.create_task(self._serve(supervisor, samples, own))
             stopping = asyncio.create_task(self._stop.wait())
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -114,14 +117,26 @@ class _Run:
         self._console.line("  Stopped.\n")
         return 0
 
-    async def _serve(self, stack: Stack, supervisor: Supervisor, samples: bool) -> None:
+    async def _serve(self, supervisor: Supervisor, samples: bool, names: Sequence[str]) -> None:
         """Start and show what happens until cancelled."""
-        echo = Echo(self._console, stack.logs())
+        own_environment = environment.without_former(os.environ, self._data_dir)
+        own = await list_own(names, own_environment, self._cli)
+        stack = Stack(
+            self._data_dir,
+            self._port,
+            console=self._console,
+            supervisor=supervisor,
+            own_environment=own_environment,
+            own=own,
+            cli=self._cli,
+        )
+        echo = Echo(self._console, stack.logs(), whole=own.targets)
         echo.outcomes = False
-        following = asyncio.create_task(echo.run())
+        following = [asyncio.create_task(echo.run()), asyncio.create_task(stack.watch(echo))]
         try:
             await stack.start()
             opened = await self._observe(stack, supervisor) if self._observed else []
+            environment.publish(self._data_dir, stack.environment_of_commands(), own_environment)
             self._console.title(f"Serving on {stack.url}", f"{stack.url}/docs")
             if samples:
                 await send_samples(stack.url, self._console, stack.inbox_url)
@@ -134,9 +149,11 @@ class _Run:
             self._console.line(f"\n  {self._console.soft('Ctrl-C stops.')}\n")
             echo.look()  # the samples' own outcomes are known
             echo.outcomes = True
-            await following
+            await asyncio.gather(*following)
         finally:
-            following.cancel()
+            for each in following:
+                each.cancel()
+            await asyncio.wait(following)
 
     async def _observe(self, stack: Stack, supervisor: Supervisor) -> list[tuple[str, str]]:
         target = stack.url.removeprefix("http://")

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,10 @@ _NOT_SHOWN: Final = frozenset(
         "pid",
     }
 )
+
+
+# Libraries of ours, whose lines are of no use beside what a person's own code writes.
+_LIBRARIES: Final = frozenset({"taskflux", "aiokafka", "asyncio", "httpcore", "httpx", "redis", "urllib3", "uvicorn"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +115,22 @@ class LogTail:
 class Echo:
     """Shows the remarks in several log files on the console, floods folded."""
 
-    def __init__(self, console: Console, files: Mapping[str, Path]) -> None:
+    def __init__(self, console: Console, files: Mapping[str, Path], whole: Collection[str] = ()) -> None:
+        """Of the files in `whole` every line is shown that is not TaskFlux's own: what a person's handler prints."""
         self._console = console
         self._tails = {name: LogTail(file) for name, file in files.items()}
+        self._whole = set(whole)
         self._warned: dict[tuple[str, str], tuple[float, int]] = {}
         self._folded: Counter[tuple[str, str]] = Counter()
         self._shown = 0
         self._second = 0
         self.outcomes = True
         """Whether outcomes are shown, or warnings only."""
+
+    def follow(self, name: str, file: Path) -> None:
+        """Show what a further file has, whole."""
+        self._tails.setdefault(name, LogTail(file))
+        self._whole.add(name)
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
@@ -129,10 +140,12 @@ class Echo:
 
     def look(self) -> None:
         """Show what is new."""
-        for name, tail in self._tails.items():
+        for name, tail in list(self._tails.items()):
             for line in tail.read():
                 found = remark(line)
                 if found is None:
+                    if name in self._whole and (said := _of_its_own(line)):
+                        self._console.said(name, said)
                     continue
                 if found.outcome is None:
                     self._warn(name, found.text)
@@ -180,6 +193,20 @@ def _of_record(record: dict[str, Any]) -> Remark | None:
         cause = f": {trace.splitlines()[-1]}" if trace else ""
         return Remark(_shortened(" ".join([message + cause, *beside])))
     return None
+
+
+def _of_its_own(line: str) -> str:
+    """What a line says that a person's own code wrote: by `print`, or by a logger that is not ours."""
+    try:
+        record = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "logger" not in record:
+        return _shortened(line)
+    logger = str(record["logger"])
+    if logger.partition(".")[0] in _LIBRARIES:
+        return ""
+    return _shortened(str(record.get("message", "")))
 
 
 def _shortened(text: str) -> str:

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -29,6 +30,8 @@ from taskflux.worker.process import Process, service
 
 TIMEOUT: Final = 2.0
 """Seconds that a peer may take to answer."""
+REFRESH_EVERY: Final = 1.0
+"""Seconds between two looks for task types: a schema that was just edited holds for the next task that is sent."""
 MOST_BYTES: Final = 16 * 1024 * 1024
 """Bytes of an answer that are read."""
 
@@ -36,14 +39,17 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 @service("ingest", own_http=True)
 async def ingest(process: Process) -> None:
     """Serve as the deployment does, with every process's metrics, and a link to the inbox."""
-    peers: Mapping[str, str] = json.loads(os.environ[PEERS])
+    file = Path(os.environ[PEERS])
 
     async def exposition(accept: str) -> tuple[bytes, str]:
+        text = await asyncio.to_thread(file.read_text)  # anew each time: handlers come and go
+        peers: Mapping[str, str] = json.loads(text)
         body, content_type = await asyncio.to_thread(shown, accept)
         merged = await fetch_and_merge(process.name, body.decode(), peers, chosen(accept))
         return merged.encode(), content_type
 
-    await importlib.import_module("taskflux.handlers.ingest").serve_api(process, exposition, os.environ.get(INBOX))
+    deployment = importlib.import_module("taskflux.handlers.ingest")
+    await deployment.serve_api(process, exposition, os.environ.get(INBOX), refresh_every=REFRESH_EVERY)
 
 
 async def fetch_and_merge(own_name: str, own_text: str, peers: Mapping[str, str], style: Format = PLAIN) -> str:

@@ -11,7 +11,7 @@ from taskflux.local.console import from_os_error
 LOOPBACK = "127.0.0.1"
 LOOPBACK_NAME = "localhost"
 PEERS = "TASKFLUX_DEV_PEERS"
-"""The environment variable that tells ingest where the other processes are: JSON, name → URL of its /metrics."""
+"""The environment variable that names the file with the other processes for ingest: name → URL of its /metrics."""
 INBOX = "TASKFLUX_DEV_INBOX"
 """The environment variable that tells ingest the inbox's address; unset where there is none."""
 

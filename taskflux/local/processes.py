@@ -2,9 +2,9 @@
 
 On Linux a child is told by the kernel when the thread that started it is gone (`PR_SET_PDEATHSIG`, prctl(2)), so
 start children from the main thread only. Elsewhere, and for what slips through, the next start ends what the run
-before it noted (`taskflux.local.leftovers`).
+before it noted in its data directory.
 
-`taskflux run --reload` is used in a pod too, so nothing is imported here that only the embedded stack brings.
+`taskflux run --reload` is used in a pod too, so what only the embedded stack brings is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import pwd
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,9 +210,9 @@ async def _ended(pid: int) -> None:
 
 @contextmanager
 def locked(data_dir: Path) -> Iterator[TextIO]:
-    """Hold the directory (made if missing); what is written to the file is told to whoever is refused.
+    """Lock the directory (made if missing); whoever is refused reads what was written to the file.
 
-    The lock goes with the process, however that ends.
+    The lock ends with the process, however that ends.
 
     Raises:
         Trouble: another process holds it, or it cannot be made.
@@ -223,7 +225,7 @@ def locked(data_dir: Path) -> Iterator[TextIO]:
         raise from_os_error(error, f"opening {data_dir / 'lock'}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             holder = file.read(200).strip()
@@ -235,6 +237,33 @@ def locked(data_dir: Path) -> Iterator[TextIO]:
             raise from_os_error(error, f"locking {data_dir / 'lock'}") from error
         file.truncate(0)
         yield file
+
+
+def _lock(file: TextIO) -> None:
+    """Take the lock. A command that looks whether it is free (`holder_of`) has it for a moment."""
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.02)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def holder_of(data_dir: Path) -> int | None:
+    """The process id of the `taskflux dev` that holds the directory; None: nobody does.
+
+    Raises:
+        OSError: its lock cannot be read.
+    """
+    try:
+        with (data_dir / "lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _, _, number = file.read(200).strip().rpartition(" ")
+                return int(number) if number.isdigit() else 0
+    except FileNotFoundError:
+        pass
+    return None
 
 
 def identity_for(cluster: Path) -> Identity | None:
@@ -302,3 +331,92 @@ def make_readable(install: Path) -> None:
 
 def _identity(entry: pwd.struct_passwd) -> Identity:
     return Identity(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+class Notes:
+    """The children of this run, in a file: name → (pid, when it began), enough to know them again."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._children: dict[str, tuple[int, float]] = {}
+
+    def add(self, name: str, pid: int) -> None:
+        """Note a child that was just started."""
+        if (began := _began(pid)) is not None:
+            self._children[name] = (pid, began)
+        self._write()
+
+    def remove(self, name: str) -> None:
+        """Forget a child that has ended."""
+        if self._children.pop(name, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # a safety net only: a full disk must not end what runs
+            write_whole(self._file, json.dumps(self._children))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file for its owner alone; who reads it meanwhile gets it as it was before."""
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600)
+    part.write_text(text)
+    part.replace(file)
+
+
+async def end_noted(file: Path) -> list[str]:
+    """End what stands in a former run's notes and still runs; answers the names."""
+    alive = {name: pid for name, (pid, began) in _noted(file).items() if _began(pid) == began}
+    steps = ((signal.SIGTERM, 1.0), (signal.SIGINT, 8.0), (signal.SIGKILL, 5.0))
+    await asyncio.gather(*(end_process(pid, *steps) for pid in alive.values()))
+    return sorted(alive)
+
+
+async def end_process(pid: int, *steps: tuple[signal.Signals, float]) -> bool:
+    """Send each step's signal to a process that need not be our child, waiting that many seconds; True: it is gone."""
+    began = _began(pid)
+    for number, seconds in steps:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return True
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if began is None or _began(pid) != began:
+                return True
+            await asyncio.sleep(0.03)
+    return _began(pid) != began
+
+
+def _noted(file: Path) -> dict[str, tuple[int, float]]:
+    """A former run's notes; a file that is missing or was cut short counts as empty."""
+    try:
+        return {str(name): (int(pid), float(began)) for name, (pid, began) in json.loads(file.read_text()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def looks_like(pid: int, program: str, directory: Path) -> bool:
+    """True when `pid` runs `program` in `directory`, or has it on its command line."""
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE or program not in process.name():
+            return False
+        words = process.cmdline()
+        return str(directory) in words or Path(process.cwd()) == directory
+    except (psutil.Error, OSError):
+        return False
+
+
+def _began(pid: int) -> float | None:
+    """When a living process began; None when there is none (a zombie has ended)."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None

@@ -30,12 +30,13 @@ from urllib.parse import quote
 import asyncpg
 
 from taskflux.local.console import Trouble, from_log, from_os_error, gist, missing_wheel
-from taskflux.local.leftovers import end_process, looks_like
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.local.processes import (
     Identity,
     Process,
+    end_process,
     identity_for,
+    looks_like,
     make_reachable,
     make_readable,
     run,

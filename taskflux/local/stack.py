@@ -1,133 +1,93 @@
-"""What `taskflux dev` runs: the servers, what prepares them, and the handlers with the environment that they get."""
+"""What `taskflux dev` runs: the servers, what prepares them, the handlers, and those of the person's own.
+
+A person's own handlers are never imported here: an error in one ends nothing. A child lists them before anything
+starts, and again whenever a source was saved. If that fails, what runs keeps running.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from taskflux.local.console import Console
-from taskflux.local.echo import rotate
-from taskflux.local.ports import INBOX, LOOPBACK, LOOPBACK_NAME, PEERS, Ports
-from taskflux.local.processes import Process, run
+from taskflux.local import environment as env
+from taskflux.local.console import Console, Trouble
+from taskflux.local.echo import Echo, rotate
+from taskflux.local.ports import INBOX, LOOPBACK, PEERS, Ports
+from taskflux.local.processes import Process, die_with_parent, run, write_whole
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
+from taskflux.local.sources import Sources, shown
 from taskflux.local.supervisor import CLI, DRAIN_SECONDS, Inbox, Part, Supervisor, handler
-
-# What a person may have set for a server of theirs, and what would contradict the embedded one.
-_NOT_WITH_EMBEDDED: Final = {
-    "POSTGRES": ("MIGRATE_DSN", "POOLER"),
-    "KAFKA": (
-        "SECURITY_PROTOCOL",
-        "SASL_MECHANISM",
-        "SASL_USERNAME",
-        "SASL_PASSWORD",
-        "TLS_CA_FILE",
-        "TLS_CERT_FILE",
-        "TLS_KEY_FILE",
-    ),
-    "SMTP": ("USERNAME", "PASSWORD", "CA_FILE", "HOSTNAME"),
-    "MSG91": (),
-    "REDIS": (),
-}
-_DECIDES: Final = {
-    "POSTGRES": "DSN",
-    "KAFKA": "BOOTSTRAP_SERVERS",
-    "REDIS": "URL",
-    "SMTP": "HOST",
-    "MSG91": "AUTH_KEY",
-}
-SENDER: Final = "TaskFlux <taskflux@localhost>"
-TEMPLATE_ID: Final = "65f0c0ffee65f0c0ffee65f0"
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Where the embedded servers are; None: that server is the person's own, named in their environment."""
-
-    postgres: str | None = None
-    """DSN"""
-    kafka: str | None = None
-    """host:port"""
-    redis: str | None = None
-    """URL"""
-    smtp_port: int | None = None
-    msg91: str | None = None
-    """base URL"""
-
-
-def own_servers(environment: Mapping[str, str]) -> frozenset[str]:
-    """The sections (POSTGRES, KAFKA, REDIS, SMTP, MSG91) whose server the environment names."""
-    return frozenset(section for section, field in _DECIDES.items() if _given(environment, section, field))
-
-
-def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Path, drain: float) -> dict[str, str]:
-    """The environment of every handler: the person's own, with the embedded servers in it.
-
-    `origin` marks the leases of these workers as ours to end; `drain` is what they may take to end, in seconds.
-    """
-    # The terminal counts outcomes by their log lines.
-    usual = {"TASKFLUX_WORKER__DRAIN_SECONDS": f"{drain:g}", "TASKFLUX_LOG__OUTCOMES": "100000"}
-    # No website shall have its name lead to what listens here (DNS rebinding).
-    usual["TASKFLUX_HTTP__ALLOWED_HOSTS"] = LOOPBACK_NAME
-    forced = {
-        "TASKFLUX_WORKER__ORIGIN": str(origin),
-        "TASKFLUX_HTTP__HOST": "127.0.0.1",
-        "TASKFLUX_LOG__FORMAT": "json",  # what is echoed on the terminal is read from there
-    }
-    dropped: set[str] = set()
-    if embedded.postgres is not None:
-        forced["TASKFLUX_POSTGRES__DSN"] = embedded.postgres
-        dropped |= _unfit("POSTGRES")
-    if embedded.kafka is not None:
-        forced["TASKFLUX_KAFKA__BOOTSTRAP_SERVERS"] = embedded.kafka
-        forced |= {
-            "TASKFLUX_KAFKA__TANSU": "true",
-            "TASKFLUX_KAFKA__IDEMPOTENT": "false",
-            "TASKFLUX_KAFKA__REPLICATION_FACTOR": "1",
-        }
-        # The embedded broker answers an empty fetch late, and a join after half of the session timeout.
-        usual |= {
-            "TASKFLUX_KAFKA__PARTITIONS": "2",
-            "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": "50",
-            "TASKFLUX_KAFKA__SESSION_TIMEOUT": "2",
-        }
-        dropped |= _unfit("KAFKA")
-    if embedded.redis is not None:
-        forced["TASKFLUX_REDIS__URL"] = embedded.redis
-    if embedded.smtp_port is not None:
-        forced |= {"TASKFLUX_SMTP__HOST": "127.0.0.1", "TASKFLUX_SMTP__PORT": str(embedded.smtp_port)}
-        forced["TASKFLUX_SMTP__TLS"] = "none"
-        usual["TASKFLUX_SMTP__SENDER"] = SENDER
-        dropped |= _unfit("SMTP")
-    if embedded.msg91 is not None:
-        forced |= {"TASKFLUX_MSG91__BASE_URL": embedded.msg91, "TASKFLUX_MSG91__AUTH_KEY": "local"}
-        usual["TASKFLUX_MSG91__TEMPLATE_ID"] = TEMPLATE_ID
-    replaced = dropped | forced.keys()
-    kept = {name: value for name, value in environment.items() if name.upper() not in replaced}
-    return {**usual, **kept, **forced}
-
-
-def _given(environment: Mapping[str, str], section: str, field: str) -> bool:
-    upper = {name.upper(): value for name, value in environment.items()}
-    if upper.get(f"TASKFLUX_{section}__{field}"):
-        return True
-    try:  # a whole section may stand in one variable, as JSON
-        whole = json.loads(upper.get(f"TASKFLUX_{section}") or "{}")
-    except ValueError:
-        return False
-    return isinstance(whole, dict) and bool(whole.get(field.lower()))
-
-
-def _unfit(section: str) -> set[str]:
-    return {f"TASKFLUX_{section}__{field}" for field in _NOT_WITH_EMBEDDED[section]}
-
 
 HANDLERS: Final = ("ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink")
 _COMMANDS: Final = ("migrate", "topics", "end-leases")
+_SERVERS: Final = ("postgres", "valkey", "kafka", "inbox")
+_NOT_FREE: Final = frozenset({*_SERVERS, *_COMMANDS, "smtp", "prometheus", "grafana", "dev"})
+"""Names of logs and ports that a handler of one's own cannot have."""
 _PREPARE_TIMEOUT: Final = 120.0
+_LIST_TIMEOUT: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHandlers:
+    """The handlers of the modules that a person named."""
+
+    names: tuple[str, ...] = ()
+    """What they named: modules, or module:handler."""
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """Deployment → module:handler."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Deployment → task type."""
+    replaced: tuple[str, ...] = ()
+    """The built-in deployments that do not run, because one of these does their work."""
+    sources: tuple[Path, ...] = ()
+
+
+async def list_own(names: Sequence[str], environment: Mapping[str, str], cli: tuple[str, ...] = CLI) -> OwnHandlers:
+    """Import the modules in a child, and list their handlers.
+
+    Raises:
+        Trouble: one cannot be imported, has none, or cannot run beside the others.
+    """
+    if not names:
+        return OwnHandlers()
+    child = await asyncio.create_subprocess_exec(
+        *(*cli, "handlers", *names),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**environment, env.VARIABLE: "off"},
+        start_new_session=True,
+        preexec_fn=die_with_parent(signal.SIGKILL, os.getpid()),
+    )
+    try:
+        out, err = await asyncio.wait_for(child.communicate(), _LIST_TIMEOUT)
+    except TimeoutError:
+        raise Trouble(f"importing {', '.join(names)} took longer than {_LIST_TIMEOUT:.0f} s") from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+    said = err.decode(errors="replace").strip()
+    try:
+        found = json.loads(out) if child.returncode == 0 else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise Trouble(said.rpartition("taskflux: ")[2] or f"importing {', '.join(names)} ended the process")
+    listed = {f"{name}-handler" if (name := each["name"]) in _NOT_FREE else name: each for each in found["handlers"]}
+    return OwnHandlers(
+        tuple(names),
+        {name: each["target"] for name, each in listed.items()},
+        {name: each["type"] for name, each in listed.items()},
+        tuple(found["replaced"]),
+        tuple(Path(each) for each in found["sources"]),
+    )
 
 
 class Stack:
@@ -141,16 +101,21 @@ class Stack:
         console: Console,
         supervisor: Supervisor,
         own_environment: Mapping[str, str],
+        own: OwnHandlers,
         cli: tuple[str, ...] = CLI,
     ) -> None:
-        """`port` is wished for ingest; `cli` is what `run <handler>`, `migrate`, `topics`, `end-leases` are told to."""
+        """`port` is wished for ingest; `cli` knows `run <handler>`, `handlers`, `migrate`, `topics`, `end-leases`."""
         self._data_dir = data_dir
         self._logs = data_dir / "logs"
         self._console = console
         self._supervisor = supervisor
         self._own_environment = own_environment
-        self._own_servers = own_servers(own_environment)
+        self._own_servers = env.own_servers(own_environment)
+        self._own = own
+        self._built_in = [name for name in HANDLERS if name not in own.replaced]
+        self._own_parts: dict[str, Part] = {}
         self._cli = cli
+        self._started = asyncio.Event()
         self._choose_ports(port)
         self._environment: dict[str, str] = dict(own_environment)
 
@@ -162,10 +127,25 @@ class Stack:
         self._kafka_port = ports.choose("kafka", 9092)
         self._smtp_port = ports.choose("smtp", 1025)
         self._inbox_port = ports.choose("inbox", 8025)
-        self._handler_ports = {name: ports.choose(name, 8081) for name in HANDLERS if name != "ingest"}
-        ports.save()
+        self._ports = ports
+        self._handler_ports: dict[str, int] = {}
+        self._choose_handler_ports(*self._built_in, *self._own.targets)
         if wished and self.port != wished:
             self._console.note(f"port {wished} is taken: {self.port} is used")
+
+    def _choose_handler_ports(self, *names: str) -> None:
+        """One for each that has none yet; ingest reads where the metrics of the others are."""
+        for name in names:
+            if name != "ingest" and name not in self._handler_ports:
+                self._handler_ports[name] = self._ports.choose(name, 8081)
+        self._ports.save()
+        run = {*self._built_in, *self._own.targets}
+        peers = {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in self._handler_ports.items() if name in run}
+        write_whole(self._peers_file, json.dumps(peers))
+
+    @property
+    def _peers_file(self) -> Path:
+        return self._data_dir / "peers.json"
 
     @property
     def url(self) -> str:
@@ -179,8 +159,10 @@ class Stack:
 
     def logs(self) -> dict[str, Path]:
         """Every part's log file."""
-        names = ("postgres", "valkey", "kafka", "inbox", *_COMMANDS, *HANDLERS)
-        return {name: self._logs / f"{name}.log" for name in names}
+        return {name: self._log(name) for name in (*_SERVERS, *_COMMANDS, *self._built_in, *self._own.targets)}
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
 
     async def start(self) -> None:
         """Start everything; returns when it serves.
@@ -196,6 +178,7 @@ class Stack:
         await asyncio.gather(self._make_topics(), self._command("end-leases"))
         self._console.started("schema and topics")
         await self._start_handlers()
+        self._started.set()
 
     async def _start_servers(self) -> None:
         parts: list[Part] = []
@@ -219,14 +202,14 @@ class Stack:
             if directory.is_relative_to(self._data_dir):
                 continue
             self._console.note(f"{directory} was opened for passage (chmod o+x): PostgreSQL does not run as root")
-        where = Embedded(
+        where = env.Embedded(
             postgres=postgres.dsn if postgres else None,
             kafka=broker.bootstrap_servers if broker else None,
             redis=valkey.url if valkey else None,
             smtp_port=self._smtp_port if "SMTP" not in own else None,
             msg91=self.inbox_url if "MSG91" not in own else None,
         )
-        self._environment = for_handlers(self._own_environment, where, self._data_dir, DRAIN_SECONDS)
+        self._environment = env.for_handlers(self._own_environment, where, self._data_dir, DRAIN_SECONDS)
 
     def _inbox(self) -> Part:
         inbox = Inbox(
@@ -239,22 +222,82 @@ class Stack:
         return Part(inbox, f"{inbox.url}  smtp {LOOPBACK}:{inbox.smtp_port}")
 
     async def _start_handlers(self) -> None:
-        peers = {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in self._handler_ports.items()}
-        environment = {**self._environment, PEERS: json.dumps(peers)}
+        environment = {**self._environment, PEERS: str(self._peers_file)}
         if self.inbox_url is not None:
             environment[INBOX] = self.inbox_url
         parts = []
-        for name in HANDLERS:
+        for name in self._built_in:
             port = self.port if name == "ingest" else self._handler_ports[name]
-            program = handler(name, port=port, log=self.logs()[name], environment=environment, cli=self._cli)
+            program = handler(name, port=port, log=self._log(name), environment=environment, cli=self._cli)
             parts.append(Part(program, program.url, on_death=self._end_leases_of))
-        await self._supervisor.start_together(*parts)
+        own = [self._own_part(name, target) for name, target in self._own.targets.items()]
+        await asyncio.gather(self._supervisor.start_together(*parts), *map(self._supervisor.start_or_retry, own))
+
+    def _own_part(self, name: str, target: str) -> Part:
+        # What it prints is shown as it prints it.
+        environment = {**self._environment, "PYTHONUNBUFFERED": "1"}
+        port = self._handler_ports[name]
+        program = handler(name, target=target, port=port, log=self._log(name), environment=environment, cli=self._cli)
+        part = Part(program, f"{program.url}  {target}", on_death=self._end_leases_of)
+        self._own_parts[name] = part
+        return part
+
+    def environment_of_commands(self) -> dict[str, str]:
+        """The variables that lead a command to this stack."""
+        return env.for_commands(self._environment, self._own_environment, self.url)
+
+    async def watch(self, echo: Echo) -> None:
+        """Start the person's own handlers again when their sources change, until cancelled.
+
+        What is saved while the stack starts counts once it has started.
+        """
+        while self._own.names:
+            try:
+                watched = self._own.sources
+                async with aclosing(Sources(watched).changes()) as changes:
+                    async for changed in changes:
+                        await self._started.wait()
+                        await self._reload(changed, echo)
+                        if self._own.sources != watched:
+                            break
+            except ModuleNotFoundError:
+                self._console.note("sources are not watched: pip install 'taskflux[reload]' brings what does it")
+                return
+            except OSError as error:
+                how = "set WATCHFILES_FORCE_POLLING=true to poll them"
+                self._console.warning("sources", f"cannot be watched ({error}): {how}")
+                return
+
+    async def _reload(self, changed: Sequence[Path], echo: Echo) -> None:
+        """List the handlers anew and start each again. If they cannot be listed, what runs keeps running."""
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        self._console.note(f"{shown(changed[0])}{more} changed")
+        try:
+            own = await list_own(self._own.names, self._own_environment, self._cli)
+        except Trouble as trouble:
+            self._console.warning("not reloaded", f"{trouble}. The old process keeps running")
+            return
+        if own.replaced != self._own.replaced:
+            self._console.warning("not reloaded", "other built-in handlers are replaced now: start taskflux dev again")
+            return
+        gone = [part for name, part in self._own_parts.items() if self._own.targets[name] != own.targets.get(name)]
+        kept = [part for part in self._own_parts.values() if part not in gone]
+        for part in gone:
+            del self._own_parts[part.name]
+            await self._supervisor.remove(part)
+        self._own = own
+        added = [name for name in own.targets if name not in self._own_parts]
+        self._choose_handler_ports(*added)
+        for name in added:
+            echo.follow(name, self._log(name))
+        new = [self._own_part(name, own.targets[name]) for name in added]
+        await asyncio.gather(*map(self._supervisor.restart, kept), *map(self._supervisor.start_or_retry, new))
 
     async def _end_leases_of(self, pid: int) -> None:
         await self._command("end-leases", "--pid", str(pid))
 
     async def _make_topics(self) -> None:
-        await self._command("topics")
+        await self._command("topics", *(word for name in self._own.replaced for word in ("--without", name)))
 
     async def _command(self, *words: str) -> None:
         """One of our own commands, run to its end.

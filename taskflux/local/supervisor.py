@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskflux.local.console import Console, Trouble
-from taskflux.local.leftovers import Notes
 from taskflux.local.ports import LOOPBACK
-from taskflux.local.processes import Process
+from taskflux.local.processes import Notes, Process
 from taskflux.local.servers import Server
 
 CLI = (sys.executable, "-m", "taskflux")
@@ -47,6 +46,7 @@ class Program(Server):
         self._argv = argv
         self._environment = environment
         self._ready_path = ready_path
+        self._drain = _seconds(environment.get("TASKFLUX_WORKER__DRAIN_SECONDS", ""), DRAIN_SECONDS)
 
     @property
     def url(self) -> str:
@@ -60,7 +60,7 @@ class Program(Server):
     async def stop(self) -> None:
         """Ask it to drain, and end it when that takes longer than it may."""
         if self._process is not None:
-            await self._process.stop((signal.SIGTERM, DRAIN_SECONDS + 3.0))
+            await self._process.stop((signal.SIGTERM, self._drain + 3.0))
 
     def hurry(self) -> None:
         """Ask it to drain once more, which to a handler means: at once."""
@@ -72,10 +72,29 @@ class Program(Server):
         return await _answers_200(self.port, self._ready_path)
 
 
-def handler(name: str, *, port: int, log: Path, environment: Mapping[str, str], cli: tuple[str, ...] = CLI) -> Program:
-    """`taskflux run <name>` as a child process, its HTTP side on `port`; of ingest the one that shows all metrics."""
+def handler(
+    name: str,
+    *,
+    port: int,
+    log: Path,
+    environment: Mapping[str, str],
+    target: str | None = None,
+    cli: tuple[str, ...] = CLI,
+) -> Program:
+    """`taskflux run` of a built-in handler, or of `target`, as a child process with its HTTP side on `port`.
+
+    Of ingest it is the one that shows the metrics of all.
+    """
     own = {**environment, "TASKFLUX_HTTP__PORT": str(port)}
-    return Program(name, [*cli, "run", INGEST if name == "ingest" else name], port=port, log=log, environment=own)
+    runs = target or (INGEST if name == "ingest" else name)
+    return Program(name, [*cli, "run", runs], port=port, log=log, environment=own)
+
+
+def _seconds(text: str, otherwise: float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return otherwise
 
 
 class Inbox(Program):
@@ -150,7 +169,37 @@ class Supervisor:
         await part.server.start()
         self._notes.add(part.name, part.server.pid)
         self._console.started(part.name, part.detail)
-        part.keeper = asyncio.create_task(self._keep(part), name=f"keep {part.name}")
+        self._keep_running(part)
+
+    async def start_or_retry(self, part: Part) -> None:
+        """Start a part, and keep it running; if it does not start, say so, and try again as after a death."""
+        try:
+            await self.start(part)
+        except Trouble as trouble:
+            self._console.warning(part.name, str(trouble))
+            self._keep_running(part, failures=1)
+
+    async def restart(self, part: Part) -> None:
+        """Drain a part and start it anew; if it does not start, say so, and try again as after a death."""
+        await self._let_go(part)
+        failures = 0 if await self._start_again(part, 0.0, "is reloaded") else 1
+        self._keep_running(part, failures)
+
+    async def remove(self, part: Part) -> None:
+        """Drain a part for good."""
+        await self._let_go(part)
+        self._parts.remove(part)
+        self._console.note(f"{part.name} is gone: stopped")
+
+    async def _let_go(self, part: Part) -> None:
+        if part.keeper is not None:
+            part.keeper.cancel()
+            await asyncio.wait([part.keeper])
+        await part.server.stop()
+        self._notes.remove(part.name)
+
+    def _keep_running(self, part: Part, failures: int = 0) -> None:
+        part.keeper = asyncio.create_task(self._keep(part, failures), name=f"keep {part.name}")
         part.keeper.add_done_callback(lambda task: self._no_longer_kept(part, task))
 
     async def start_together(self, *parts: Part) -> None:
@@ -192,9 +241,13 @@ class Supervisor:
         for part in parts:
             self._notes.remove(part.name)
 
-    async def _keep(self, part: Part) -> None:
-        deaths = 0
+    async def _keep(self, part: Part, failures: int) -> None:
+        """Start a part again whenever it dies. `failures`: starts that have failed, so that it does not run yet."""
+        deaths = failures
         while True:
+            while failures and not await self._start_again(part, pause_after(deaths)):
+                deaths += 1
+            failures = 1
             began = time.monotonic()
             code = await part.server.wait()
             deaths = 1 if time.monotonic() - began > STEADY_AFTER else deaths + 1
@@ -202,10 +255,8 @@ class Supervisor:
             self._console.warning(part.name, f"ended ({ending(code, part.server)}); it is started again")
             if part.on_death is not None:
                 await self._follow_up(part, part.on_death(part.server.pid))
-            while not await self._start_again(part, pause_after(deaths)):
-                deaths += 1
 
-    async def _start_again(self, part: Part, pause: float) -> bool:
+    async def _start_again(self, part: Part, pause: float, told: str = "is back") -> bool:
         await asyncio.sleep(pause)
         try:
             await part.server.start()
@@ -215,7 +266,7 @@ class Supervisor:
             return False
         if part.on_return is not None:
             await self._follow_up(part, part.on_return())
-        self._console.started(part.name, "is back")
+        self._console.started(part.name, told)
         return True
 
     def _no_longer_kept(self, part: Part, keeper: asyncio.Task[None]) -> None:

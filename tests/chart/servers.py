@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from taskflux.local.environment import SENDER, TEMPLATE_ID
 from taskflux.local.ports import free_port
-from taskflux.local.stack import SENDER, TEMPLATE_ID
 from tests.chart.containers import Outside
 
 MIXED_TOPIC: Final = "task-topic"

@@ -17,7 +17,7 @@ import click
 from taskflux.cli.doctor import dependencies, kafka, postgres
 from taskflux.cli.doctor.findings import Finding, Level, Subject, document, print_findings
 from taskflux.cli.loading import built_in_handlers
-from taskflux.cli.program import FAILED, OK
+from taskflux.cli.program import FAILED, OK, join_dev
 from taskflux.cli.shown import json_option, print_json
 from taskflux.store.checkup import Checkup
 from taskflux.store.database import Database
@@ -39,6 +39,7 @@ def doctor(show_all: bool, as_json: bool) -> None:
     """
     # What a library says beside it would stand between the findings, which say it better.
     logging.getLogger().addHandler(logging.NullHandler())
+    join_dev()
     findings = asyncio.run(examine())
     if as_json:
         print_json(document(findings))

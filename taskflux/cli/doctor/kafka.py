@@ -16,6 +16,7 @@ from taskflux.worker.settings import Settings
 
 KAFKA = Subject("Kafka")
 
+EMBEDDED_RETENTION: Final = KAFKA.ok("offset retention", "the embedded broker keeps records and offsets until it ends")
 OFFSETS_RETENTION: Final = "offsets.retention.minutes"
 CHECK: Final = "check TASKFLUX_KAFKA__BOOTSTRAP_SERVERS and SECURITY_PROTOCOL, and read the brokers' logs"
 SINK_LOOKS_AGAIN: Final = 2.0
@@ -54,7 +55,7 @@ async def _examine(
     findings += judge_topics(groups, replicas, kafka)
     findings += judge_replicas(replicas, configs, brokers)
     findings += judge_configs(configs, kafka)
-    findings.append(judge_retention(configs, broker))
+    findings.append(EMBEDDED_RETENTION if kafka.tansu else judge_retention(configs, broker))
     findings.append(judge_idempotence(await checkup.idempotence_refused(), kafka))
     seen = await positions.read_all({topic: group for topic, group in groups.items() if topic in replicas})
     findings += judge_offsets({topic: at for topic, at in seen.items() if topic != dead_letter_topic(prefix)})

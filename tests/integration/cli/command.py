@@ -16,6 +16,9 @@ from click.testing import CliRunner
 from taskflux.cli import main
 from taskflux.worker.settings import Settings
 
+ALONE = {"TASKFLUX_DEV": "off"}
+"""A developer's own stack may run in this very folder: it is not looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -73,7 +76,7 @@ class Command:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**inherited, **self.environment, **environment},
+            env={**inherited, **ALONE, **self.environment, **environment},
             cwd=cwd,
         )
         out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
@@ -83,7 +86,7 @@ class Command:
     async def here(self, *words: str, **environment: str) -> Outcome:
         """Run it to its end in a thread, for a third of what a process costs; meanwhile os.environ is its own."""
         others = dict.fromkeys(name for name in os.environ if name.startswith("TASKFLUX_"))
-        variables = {**others, **self.environment, **environment}
+        variables = {**others, **ALONE, **self.environment, **environment}
         result = await asyncio.to_thread(CliRunner().invoke, main, words, env=variables)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return Outcome(result.exit_code, result.stdout, result.stderr)

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from taskflux.cli import main
 from taskflux.local.servers import PostgresServer
 from tests.conftest import NewDatabase
+from tests.integration.cli.command import ALONE
 
 NOBODY = "postgresql://ann:s3cret@127.0.0.1:1/taskflux"
 SECONDS = 30.0
@@ -42,7 +43,7 @@ class Answer:
 def here(*arguments: str, **variables: str) -> Answer:
     """The same in this process, where no loop runs."""
     others = dict.fromkeys(name for name in os.environ if name.upper().startswith("TASKFLUX_"))
-    result = CliRunner().invoke(main, arguments, env={**others, **variables})
+    result = CliRunner().invoke(main, arguments, env={**others, **ALONE, **variables})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return Answer(result.exit_code, result.stdout, result.stderr)
 
@@ -53,7 +54,7 @@ async def taskflux(*arguments: str, folder: Path | None = None, **variables: str
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("taskflux")),
         *arguments,
-        env=environment | variables,
+        env=environment | ALONE | variables,
         cwd=folder,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -23,7 +23,7 @@ from taskflux.stream.positions import Positions
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
-from tests.integration.cli.command import Command
+from tests.integration.cli.command import ALONE, Command
 from tests.integration.stream.patience import committed
 
 APP = """
@@ -268,7 +268,7 @@ class Waiting:
         return cls(
             await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "taskflux", *words),
-                env=inherited | environment,
+                env=inherited | ALONE | environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 # Whoever runs these tests in the background of a shell has told them to ignore Ctrl-C.

@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from taskflux.local.processes import Process as Child
+from tests.integration.cli.command import ALONE
 from tests.integration.system.stack import TASKFLUX, Stack, eventually
 
 SOURCE = """
@@ -63,7 +64,7 @@ class App:
 
 
 def without_ours() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
+    return ALONE | {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
 
 
 async def test_a_change_lets_what_runs_end_and_starts_the_new_edition(stack: Stack, tmp_path: Path) -> None:
@@ -82,14 +83,14 @@ async def test_a_change_lets_what_runs_end_and_starts_the_new_edition(stack: Sta
         assert after["result"] == {"edition": "second"}
 
         app.save("EDITION = (")
-        await app.until_it_says("handlers.py, line 12: '(' was never closed: what runs is left alone")
+        await app.until_it_says("handlers.py, line 12: '(' was never closed: the old process keeps running")
         still = await stack.until(await send(stack), "succeeded")
         assert still["result"] == {"edition": "second"}
 
-        app.save("EDITION = 'mended'")
+        app.save("EDITION = 'fixed'")
         await app.until_it_says('"started"', times=3)
-        mended = await stack.until(await send(stack), "succeeded")
-        assert mended["result"] == {"edition": "mended"}
+        fixed = await stack.until(await send(stack), "succeeded")
+        assert fixed["result"] == {"edition": "fixed"}
         app.child.send(signal.SIGTERM)
         assert await asyncio.wait_for(app.child.wait(), 20) == 0
         assert app.child.log.read_text().count('"stopped"') == 3
@@ -113,7 +114,7 @@ async def test_a_process_that_fails_to_start_is_started_again_by_the_next_save(f
     app.child.spawn()
     try:
         await app.until_it_says("it ended with status 1; it is started again at the next change")
-        app.save("EDITION = 'mended'")
+        app.save("EDITION = 'fixed'")
         await app.until_it_says("waiting for PostgreSQL")
         (tmp_path / "beside_it.py").write_text("x = 1\n")
         app.save("EDITION = (")
@@ -150,12 +151,12 @@ async def test_without_watchfiles_it_says_what_to_install() -> None:
     ("name", "variables", "status", "says"),
     [
         ("nosuch", {}, 1, "there is no handler 'nosuch'"),
-        ("nosuch_app.handlers:x", {}, 1, "there is no 'nosuch_app'"),
+        ("nosuch_app.handlers:x", {}, 1, "there is no module 'nosuch_app'"),
         (":x", {}, 1, "cannot be imported"),
         ("relay", {"TASKFLUX_HTTP__PORT": "eighty"}, 2, "TASKFLUX_HTTP__PORT"),
     ],
 )
-async def test_what_no_change_of_a_source_would_mend_ends_it(
+async def test_what_no_change_of_a_source_would_fix_ends_it(
     name: str, variables: dict[str, str], status: int, says: str
 ) -> None:
     ended, said = await call(str(TASKFLUX), "run", name, "--reload", **{**NOBODY, **variables})

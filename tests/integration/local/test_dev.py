@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -17,6 +19,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from taskflux.local.environment import NotServing, look_at
 from taskflux.local.ports import free_port
 
 TINY_DEV = Path(__file__).with_name("tiny_dev.py")
@@ -85,7 +88,8 @@ def folder(servers_dir: Path) -> Path:
 
 
 @asynccontextmanager
-async def dev(data_dir: Path, port: int, **environment: str) -> AsyncIterator[Dev]:
+async def dev(data_dir: Path, port: int, *modules: str, **environment: str) -> AsyncIterator[Dev]:
+    """It is called in the folder of its data directory."""
     remember_free_ports(data_dir)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
     process = await asyncio.create_subprocess_exec(
@@ -93,6 +97,8 @@ async def dev(data_dir: Path, port: int, **environment: str) -> AsyncIterator[De
         TINY_DEV,
         str(port),
         data_dir,
+        *modules,
+        cwd=data_dir.parent,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**clean, **environment},
@@ -215,3 +221,153 @@ async def test_told_to_stop_while_it_starts_it_stops(folder: Path, number: signa
         running.process.send_signal(number)
         assert await running.ends() == 0
         assert "Stopped." in running.said[-1]
+
+
+HANDLERS = """
+from taskflux import Receipt, Task, handler
+
+
+@handler("first", payload=str)
+async def first(task: Task[str]) -> Receipt:
+    return Receipt()
+"""
+SECOND = """
+
+@handler("second", payload=str)
+async def second(task: Task[str]) -> Receipt:
+    return Receipt()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An application in a folder of its own, as a person has it."""
+
+    home: Path
+
+    @property
+    def data_dir(self) -> Path:
+        return self.home / ".taskflux"
+
+    def save(self, source: str) -> None:
+        """Save the source of its handlers, as an editor does: another file in its place."""
+        file = self.home / "my_app" / "handlers.py"
+        part = file.with_name(".handlers.py.part")
+        part.write_text(source)
+        part.replace(file)
+
+    def peers(self) -> dict[str, str]:
+        """Where ingest asks for metrics."""
+        found: dict[str, str] = json.loads((self.data_dir / "peers.json").read_text())
+        return found
+
+
+@pytest.fixture
+def my_app(folder: Path) -> App:
+    app = App(folder / "my app")
+    (app.home / "my_app").mkdir(parents=True)
+    (app.home / "my_app" / "__init__.py").touch()
+    app.save(HANDLERS)
+    return app
+
+
+async def test_handlers_of_ones_own_run_beside_the_built_in_ones_and_are_looked_after_like_them(my_app: App) -> None:
+    async with dev(my_app.data_dir, free_port(), "my_app.handlers", **OWN_SERVERS) as running:
+        await running.says("│ first", "my_app.handlers:first speaks")
+        await running.says("Serving on")
+        assert {"ingest", "process-email", "first"} < running.children().keys()
+        peers = my_app.peers()
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(peers["first"].replace("/metrics", "/readyz"))).status_code == 200
+
+        died = running.children()["first"]
+        os.kill(died, signal.SIGKILL)
+        await running.says("first", "ended (SIGKILL)")
+        await running.says("first", "is back")
+        assert f"end-leases --pid {died}" in running.calls()
+
+        running.process.send_signal(signal.SIGINT)
+        assert await running.ends() == 0
+
+
+async def test_a_save_starts_them_anew_and_one_that_is_broken_keeps_the_old_process_running(my_app: App) -> None:
+    async with dev(my_app.data_dir, free_port(), "my_app.handlers", **OWN_SERVERS) as running:
+        await running.says("Ctrl-C stops")
+        first = running.children()["first"]
+
+        my_app.save(HANDLERS + "x = (\n")
+        await running.says("not reloaded", "SyntaxError: '(' was never closed, in my_app/handlers.py at line 8")
+        my_app.save(HANDLERS + "x = y\n")
+        await running.says("not reloaded", "NameError: name 'y' is not defined, in my_app/handlers.py at line 8")
+        my_app.save(HANDLERS.replace('"first"', '"email"'))
+        await running.says("not reloaded", "(my_app/handlers.py:5)", "which is the built-in process-email's")
+        assert running.children()["first"] == first
+
+        my_app.save(HANDLERS + SECOND)
+        await running.says("first", "is reloaded")
+        assert running.children()["first"] != first
+        assert "second" in my_app.peers()
+
+        my_app.save(HANDLERS)
+        await running.says("second", "is gone")
+        await running.says("first", "is reloaded")
+        assert "second" not in running.children()
+        assert "second" not in my_app.peers()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "says"),
+    [
+        ("my_app.nosuch", HANDLERS, "'my_app.nosuch' cannot be imported: there is no module 'my_app.nosuch'"),
+        ("my_app.handlers", "x = 1\n", "'my_app.handlers' (my_app/handlers.py) has no handler"),
+        (
+            "my_app.handlers",
+            "import os\n\nos.environ['NOT_SET']\n",
+            "KeyError: 'NOT_SET', in my_app/handlers.py at line 3",
+        ),
+        (
+            "my_app.handlers",
+            HANDLERS.replace('"first"', '"email"'),
+            "(my_app/handlers.py:5) declares the task type 'email'",
+        ),
+        ("my_app.handlers", "import os\nos._exit(3)\n", "importing my_app.handlers ended the process"),
+    ],
+)
+async def test_what_cannot_be_run_is_a_sentence_and_starts_nothing(
+    my_app: App, module: str, source: str, says: str
+) -> None:
+    my_app.save(source)
+    async with dev(my_app.data_dir, free_port(), module, **OWN_SERVERS) as running:
+        assert await running.ends(within=90) == 1
+    said = "".join(running.said)
+    assert says in said
+    assert "Traceback" not in said
+    assert "✓" not in said
+    assert not (my_app.data_dir / "calls").exists()
+
+
+async def test_one_that_replaces_a_built_in_handler_runs_instead_of_it(my_app: App) -> None:
+    my_app.save(HANDLERS.replace('"first", payload=str', '"email", payload=str, replaces=True'))
+    async with dev(my_app.data_dir, free_port(), "my_app.handlers:first", **OWN_SERVERS) as running:
+        await running.says("Serving on")
+        assert "first" in running.children()
+        assert "process-email" not in running.children()
+        assert "topics --without process-email" in running.calls()
+
+
+async def test_it_is_found_while_it_serves_and_not_after(my_app: App) -> None:
+    async with dev(my_app.data_dir, free_port(), **OWN_SERVERS) as running:
+        await running.says("Serving on")
+        found = look_at(my_app.data_dir)
+        assert found is not None
+        assert OWN_SERVERS.items() <= found.variables.items()
+        assert stat.S_IMODE((my_app.data_dir / "environment.json").stat().st_mode) == 0o600
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ends() == 0
+        assert look_at(my_app.data_dir) is None
+    async with dev(my_app.data_dir, free_port(), **OWN_SERVERS) as running:
+        await running.says("Serving on")
+        running.process.kill()
+        await running.process.communicate()
+        with pytest.raises(NotServing, match="has ended without cleaning up"):
+            look_at(my_app.data_dir)

@@ -18,8 +18,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
 from taskflux.local.console import Trouble
+from taskflux.local.environment import Embedded, for_handlers
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
-from taskflux.local.stack import Embedded, for_handlers
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.settings import KafkaSettings
 

@@ -23,10 +23,16 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 
 def main(words: list[str]) -> None:
-    with (Path(os.environ["TASKFLUX_WORKER__ORIGIN"]) / "calls").open("a") as calls:
-        calls.write(" ".join(words) + "\n")
+    if (origin := os.environ.get("TASKFLUX_WORKER__ORIGIN")) is not None:
+        with (Path(origin) / "calls").open("a") as calls:
+            calls.write(" ".join(words) + "\n")
+    if words[0] == "handlers":
+        from taskflux.cli import main as command
+
+        command(words)
     if words[0] != "run":
         return
+    print(f"{words[1]} speaks", flush=True)
     server = http.server.HTTPServer(("127.0.0.1", int(os.environ["TASKFLUX_HTTP__PORT"])), Answers)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server.serve_forever()

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.cli.loading import BUILT_IN, Reads, UnknownHandler, built_in_handlers, load
+from taskflux.cli.loading import (
+    BUILT_IN,
+    Reads,
+    UnknownHandler,
+    built_in_handlers,
+    check_together,
+    load,
+    load_own,
+    sources_of,
+)
 from taskflux.handlers.process_email import process_email
 from taskflux.http.app import probe_routes
 from taskflux.stream.settings import KafkaSettings
@@ -30,6 +39,17 @@ async def resize_image(task: Task[str]) -> Receipt:
 
 not_a_handler = 7
 """
+TWO = """
+from taskflux import Receipt, Task, handler
+
+@handler("first", payload=str)
+async def first(task: Task[str]) -> Receipt:
+    return Receipt()
+
+@handler("second", payload=str)
+async def second(task: Task[str]) -> Receipt:
+    return Receipt()
+"""
 
 
 @pytest.fixture
@@ -38,6 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_app").mkdir()
     (tmp_path / "my_app" / "__init__.py").touch()
     (tmp_path / "my_app" / "tasks.py").write_text(APP)
+    (tmp_path / "my_app" / "two.py").write_text(TWO)
     (tmp_path / "my_app" / "broken.py").write_text("import nowhere_to_be_found\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -71,11 +92,12 @@ def test_a_handler_of_ones_own_is_found_where_the_command_is_called() -> None:
     ("name", "says"),
     [
         ("nosuch", "choose dlq-sink, ingest"),
-        ("handlers", "there is no handler"),
         ("process_email", "there is no handler"),
-        ("my_app.tasks", "there is no handler"),
+        ("my_app", r"'my_app' \(my_app/__init__\.py\) has no handler: .* name one of its modules: .*my_app\.tasks"),
+        ("my_app.two", "'my_app.two' has 2 handlers: name one of them, my_app.two:first, my_app.two:second"),
+        ("my_app/tasks.py", "'my_app/tasks.py' is a path: name the module as Python does, my_app.tasks"),
         ("my_app.tasks:nosuch", "has no nosuch"),
-        ("my_app.tasks:not_a_handler", "is no handler"),
+        ("my_app.tasks:not_a_handler", "is not a handler"),
         ("my_app.nosuch:x", "cannot be imported"),
         ("my_app.broken:x", "nowhere_to_be_found"),
         ("nosuch:x", "cannot be imported"),
@@ -124,6 +146,99 @@ def test_a_wrong_name_is_answered_by_those_that_are_there() -> None:
 def test_what_is_no_name_at_all_is_a_sentence_too(name: str) -> None:
     with pytest.raises(UnknownHandler):
         load(name)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("my_app.taks", r"there is no module 'my_app\.taks'\. Did you mean my_app\.tasks\?"),
+        ("my_ap.tasks", r"there is no module 'my_ap'\. Did you mean my_app\?"),
+        ("my_app.tasks:resize_imag", r"Did you mean my_app\.tasks:resize_image\?"),
+        ("process-emial", r"Did you mean process-email\?"),
+    ],
+)
+def test_a_misspelt_name_is_answered_by_the_one_that_may_be_meant(name: str, says: str) -> None:
+    with pytest.raises(UnknownHandler, match=says):
+        load(name)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_module_with_one_handler_stands_for_it() -> None:
+    assert load("my_app.tasks").name == "resize-image"
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_handlers_of_several_modules_are_each_there_once() -> None:
+    assert list(load_own(["my_app.two", "my_app.tasks:resize_image", "my_app.tasks", "my_app.two:second"])) == [
+        "my_app.two:first",
+        "my_app.two:second",
+        "my_app.tasks:resize_image",
+    ]
+
+
+def test_a_handler_that_a_module_only_imports_counts_and_a_built_in_one_does_not(folder: Path) -> None:
+    source = "from my_app.two import *\nfrom taskflux.handlers.process_email import process_email\n"
+    (folder / "my_app" / "all.py").write_text(source)
+    assert list(load_own(["my_app.all"])) == ["my_app.all:first", "my_app.all:second"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("relay", "'relay' is built in: `taskflux dev` runs it by itself"),
+        ("router", "'router' is built in: run it beside"),
+        ("my_ap", r"there is no module 'my_ap'\. Did you mean my_app\?"),
+        ("my_app.tasks:not_a_handler", "is not a handler"),
+        ("taskflux.handlers.relay:relay", "is a service, not the handler of a task type"),
+    ],
+)
+def test_what_is_no_handler_of_ones_own_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UnknownHandler, match=says):
+        load_own([name])
+
+
+HANDLER = """
+from taskflux import Receipt, Task, handler
+
+@handler("{type}", payload={payload}{more})
+async def {name}(task: Task[str]) -> Receipt:
+    return Receipt()
+"""
+
+
+@pytest.mark.parametrize(
+    ("type", "name", "says"),
+    [
+        ("email", "letters", r"\(my_app/third\.py:4\) declares the task type 'email', .* built-in process-email's"),
+        ("third", "relay", r"\(my_app/third\.py:4\) has the name of the built-in relay: rename the function"),
+        ("first", "third", r"third\.py:4\) and my_app\.two:first .* have the same task type, 'first'"),
+        ("third", "first", r"third\.py:4\) and my_app\.two:first .* have the same name, 'first': rename one"),
+    ],
+)
+def test_names_and_types_that_collide_are_told_with_file_and_line(
+    folder: Path, type: str, name: str, says: str
+) -> None:
+    (folder / "my_app" / "third.py").write_text(HANDLER.format(type=type, name=name, payload="str", more=""))
+    with pytest.raises(UnknownHandler, match=says):
+        check_together(load_own(["my_app.two", "my_app.third"]))
+
+
+def test_a_handler_that_replaces_a_built_in_one_runs_instead_of_it(folder: Path) -> None:
+    source = HANDLER.format(type="email", name="process_email", payload="str", more=", replaces=True")
+    (folder / "my_app" / "third.py").write_text(source)
+    assert check_together(load_own(["my_app.two", "my_app.third"])) == ["process-email"]
+
+
+def test_the_sources_of_a_handler_are_its_package_and_what_it_imports_from_the_same_folder(folder: Path) -> None:
+    (folder / "beside.py").write_text("x = 1\n")
+    (folder / "never_imported.py").write_text("x = 1\n")
+    (folder / "my_app" / "all.py").write_text("import beside\nfrom my_app.two import first\n")
+    try:
+        assert list(sources_of(load_own(["my_app.all"]))) == [folder / "beside.py", folder / "my_app"]
+    finally:
+        sys.modules.pop("beside", None)
 
 
 @pytest.fixture

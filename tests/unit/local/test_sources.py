@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.cli.reload import Sources, syntax_error
+from taskflux.local.sources import Sources, syntax_error
 
 
 @pytest.fixture
