@@ -1,4 +1,4 @@
-"""The HTTP application of ingest: every route of it, the probes, and one way for every error to be told."""
+"""The HTTP application of ingest: its routes, the probes, and one form for every error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def own_metrics(accept: str) -> tuple[bytes, str]:
 def create_app(
     submissions: Submissions,
     tasks: TaskRoutes,
-    letters: DeadLetterRoutes,
+    dead_letters: DeadLetterRoutes,
     webhook: Msg91Webhook | None,
     started: Callable[[], bool],
     exposition: Exposition = own_metrics,
@@ -59,8 +59,8 @@ def create_app(
 ) -> Starlette:
     """The API of ingest; each route has the id of its operation in `taskflux.http.openapi.operations`.
 
-    Without a `webhook`, no delivery reports are accepted. `started` is what `/readyz` says. `inbox` is the address of
-    the local inbox, for the start page.
+    Without a `webhook`, delivery reports are not accepted. `started` is the answer of `/readyz`. `inbox` is the address
+    of the local inbox, for the start page.
     """
     routes = [
         start_route("TaskFlux", ABOUT, inbox),
@@ -70,14 +70,14 @@ def create_app(
         _route("GET", "/tasks/{task_id}", tasks.show, "getTask"),
         _route("DELETE", "/tasks/{task_id}", tasks.cancel, "cancelTask"),
         _route("POST", "/tasks/{task_id}/resolve", tasks.resolve, "resolveTask"),
-        _route("GET", "/dead-letters", letters.page, "listDeadLetters"),
-        _route("GET", "/dead-letters/groups", letters.groups, "groupDeadLetters"),
-        _route("POST", "/dead-letters/replay", letters.start_bulk, "replayDeadLetters"),
-        _route("GET", "/dead-letters/replays/{replay_id}", letters.show_bulk, "getReplay"),
-        _route("DELETE", "/dead-letters/replays/{replay_id}", letters.stop_bulk, "stopReplay"),
-        _route("GET", "/dead-letters/{letter_id}", letters.show, "getDeadLetter"),
-        _route("POST", "/dead-letters/{letter_id}/replay", letters.replay, "replayDeadLetter"),
-        _route("POST", "/dead-letters/{letter_id}/discard", letters.discard, "discardDeadLetter"),
+        _route("GET", "/dead-letters", dead_letters.page, "listDeadLetters"),
+        _route("GET", "/dead-letters/groups", dead_letters.groups, "groupDeadLetters"),
+        _route("POST", "/dead-letters/replay", dead_letters.start_bulk, "replayDeadLetters"),
+        _route("GET", "/dead-letters/replays/{replay_id}", dead_letters.show_bulk, "getReplay"),
+        _route("DELETE", "/dead-letters/replays/{replay_id}", dead_letters.stop_bulk, "stopReplay"),
+        _route("GET", "/dead-letters/{letter_id}", dead_letters.show, "getDeadLetter"),
+        _route("POST", "/dead-letters/{letter_id}/replay", dead_letters.replay, "replayDeadLetter"),
+        _route("POST", "/dead-letters/{letter_id}/discard", dead_letters.discard, "discardDeadLetter"),
     ]
     if webhook is not None:
         routes.append(_route("POST", "/webhooks/msg91/{secret}", webhook.record, "msg91Reports"))
@@ -101,7 +101,7 @@ def application(routes: Sequence[Route], bytes_in_flight: int) -> Starlette:
 def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics) -> list[Route]:
     """The routes of the probes.
 
-    livez is the loop's own heartbeat: it answers as long as the loop turns, and asks nobody. readyz is true once
+    livez is the loop's own heartbeat: it answers as long as the loop runs, and asks no server. readyz is true once
     `started`, and stays so while a store is unreachable: otherwise an outage would take all replicas out of their
     Service at once. Its body says what the process waits for.
     """
@@ -130,7 +130,7 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
 
 
 def problem_answer(problem: Problem) -> Response:
-    """A problem as an answer."""
+    """The response for a problem."""
     return Response(to_json(problem.document()), problem.status, problem.headers, PROBLEM)
 
 
@@ -151,14 +151,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return problem_answer(Problem(NOT_FOUND, f"nothing is served at {request.url.path[:200]}", headers=headers))
     if error.status_code == 405:
         allowed = headers["Allow"] = ", ".join(sorted(_methods_at(request)))
-        detail = f"{request.method} is not possible here; possible is {allowed}"
+        detail = f"{request.method} is not allowed here; allowed: {allowed}"
         return problem_answer(Problem(METHOD_NOT_ALLOWED, detail, headers=headers))
     kind = Kind("bad-request", error.status_code, error.detail)
     return problem_answer(Problem(kind, error.detail, headers=headers))
 
 
 def _methods_at(request: Request) -> set[str]:
-    """What the address knows, over all of its routes: each names only its own."""
+    """The methods of an address, over all of its routes: each route knows only its own."""
     methods: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
@@ -167,13 +167,13 @@ def _methods_at(request: Request) -> set[str]:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
+    return Response(status_code=400)  # the client does not read it
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    """Told without the exception's text and without values: they may hold somebody's address."""
+    """Logged without the exception's text and without values: they may contain personal data."""
     log.error("%s while answering %s\n%s", type(error).__name__, request.method, frames(error))
-    return problem_answer(Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened"))
+    return problem_answer(Problem(INTERNAL, "this is an internal error of TaskFlux; its log says where it happened"))
 
 
 EXCEPTION_HANDLERS: Final[dict[Any, Callable[[Request, Exception], Any]]] = {

@@ -1,27 +1,27 @@
-"""`POST /tasks/batch`: a JSON array or NDJSON of tasks, taken while it arrives.
+"""`POST /tasks/batch`: a JSON array or NDJSON of tasks, processed while it arrives.
 
-One answer for each item, in their order: a JSON array for an array, NDJSON for NDJSON::
+One result for each item, in their order: a JSON array for an array, NDJSON for NDJSON::
 
     {"index": 0, "status": 202, "taskId": "…", "taskType": "email", "createdAt": "…"}
     {"index": 1, "status": 422, "problem": {…as POST /tasks would answer…}}
 
-* An item stands for itself: a bad one is named, the others are accepted. An item is what `POST /tasks` takes, and
-  may have `idempotencyKey` besides (the header, which could only mean all of them, is refused). A repeat of a key is
-  answered like its first time, with `"idempotentReplay": true`.
-* Of items that fail, the first are told in full, as many as `TOLD` bytes take; the others have an index and a status.
-* The answer is 202 as soon as one item was read. Where the array itself is broken (or ends too early), is too large, or
-  more than `MOST_FAILED` items fail, a last answer says so, and what stood before is accepted. An array that does not
-  even begin is a 400 as a whole.
-* When PostgreSQL becomes unavailable midway, what was not surely accepted by then, and all that follows, is answered
-  503 item by item: send those again, with keys if none may be made twice.
-* A type that is not known is looked for once for the whole batch, see `TypeRegistry.find`.
-* When the request's time is up, what was not begun by then is answered 503 item by item, and if there is more to read,
-  a last answer with status 408 says so. What was accepted is answered as ever.
-* When the client disconnects, nothing further is begun. What was under way may have been accepted; nobody is told. Send
-  the batch again with keys.
-* Memory is bounded: so many items are in flight, or bytes of all requests, then reading waits. Answers are held until
-  the request has ended (many clients read only then), up to `Limits.batch_hold_bytes`, some 50,000 items; the client of
-  a longer batch must read while it sends.
+* Items are independent: a bad one is reported, the others are accepted. An item is what `POST /tasks` accepts, and may
+  have an `idempotencyKey` (the header, which would apply to all items, is refused). A repeated key gets the same answer
+  as the first time, with `"idempotentReplay": true`.
+* Failed items are described in full up to `DESCRIBED` bytes of results; later ones have only an index and a status.
+* The status is 202 as soon as one item was read. If the array itself is broken (or ends too early) or too large, or
+  more than `MOST_FAILED` items fail, a last result says so, and the items before it are accepted. A body that does not
+  even begin an array is answered 400 as a whole.
+* When PostgreSQL becomes unavailable midway, every item that was not certainly accepted by then, and every later one,
+  is answered 503: send these again, with keys if none may be created twice.
+* An unknown type is looked up once for the whole batch, see `TypeRegistry.find`.
+* When the request's time is up, items that have not started are answered 503, and if there is more to read, a last
+  result has status 408. The results of accepted items stay as they are.
+* When the client disconnects, nothing further is started. Items in progress may be accepted without an answer: send the
+  batch again with keys.
+* Memory is bounded: reading pauses while too many items are in flight, or too many bytes of all requests. Results are
+  held until the request has ended (many clients read only then), up to `Limits.batch_hold_bytes`, some 50,000 items;
+  the client of a longer batch must read while it sends.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ from taskflux.telemetry.logs import frames
 log = logging.getLogger(__name__)
 
 PIECE: Final = 64 * 1024
-"""Bytes that are gathered before they are sent."""
+"""Bytes that are collected before they are sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How results stand beside each other."""
+    """How results are joined."""
 
     media_type: bytes
     opening: bytes
@@ -93,7 +93,7 @@ NDJSON: Final = Form(b"application/x-ndjson", b"", b"\n", b"\n")
 
 
 class Results:
-    """Held back until `release`, as long as they are fewer than `hold` bytes.
+    """The results, held until `release`, or until they reach `hold` bytes.
 
     A client that reads only after it has sent everything would wait for us while we wait for it.
     """
@@ -118,12 +118,12 @@ class Results:
             await self._flush(more=True)
 
     async def release(self) -> None:
-        """The request has ended: from now on results go out as they come."""
+        """The request has ended: from now on results are sent as they come."""
         self._hold = PIECE
         await self.write(())
 
     async def end(self) -> None:
-        """There are no more."""
+        """End the response."""
         empty = self._next is self._form.opening
         self._waiting += (self._form.opening + self._form.closing).lstrip() if empty else self._form.closing
         await self._flush(more=False)
@@ -139,11 +139,11 @@ class Results:
             self._held.give(len(body))
 
 
-TOLD: Final = 64 * 1024
-"""Bytes of failed items' results with which they are told in full; the others have an index and a status alone."""
+DESCRIBED: Final = 64 * 1024
+"""Bytes of failed items' results that are sent in full; later ones have only an index and a status."""
 
 MOST_FAILED: Final = 50_000
-"""Items of one batch that may fail; with more of them, the rest is not read."""
+"""Items of one batch that may fail; after more failures, the rest is not read."""
 
 CHUNK: Final = 250
 """Items that are parsed in one go, before other requests get their turn."""
@@ -160,16 +160,16 @@ class SubmitBatch:
         headers = headers_of(scope)
         form = NDJSON if media_type(headers, JSON_TYPES | NDJSON_TYPES) in NDJSON_TYPES else ARRAY
         if b"idempotency-key" in headers:
-            raise Problem(BAD_REQUEST, "Idempotency-Key names one task: give each item an idempotencyKey of its own")
+            raise Problem(BAD_REQUEST, "Idempotency-Key identifies one task: give each item its own idempotencyKey")
         splitter: Splitter = (LineSplitter if form is NDJSON else ArraySplitter)(limits.max_item_bytes)
         client, held = client_of(scope), held_by(scope)
         results = Results(send, form, limits.batch_hold_bytes, held)
         batch = Batch(self.submissions, results, client, held)
         try:
-            with client.until_gone():
+            with client.until_disconnected():
                 await batch.run(stream_body(headers, receive, limits.max_body_bytes, held), splitter)
         except ClientDisconnect:
-            pass  # there is nobody to answer
+            pass  # no client reads an answer
         finally:
             batch.cancel()
 
@@ -184,25 +184,25 @@ class _Chunk:
 
 
 class Batch:
-    """One request on its way: at most so much in flight, answers in the order of the items."""
+    """One batch in progress: a bounded number of items in flight, results in the order of the items."""
 
     def __init__(self, submissions: Submissions, results: Results, client: Client, held: Held) -> None:
         self._submissions = submissions
         self._results = results
         self._client = client
         self._held = held
-        self._looks = submissions.registry.looks
+        self._looks = submissions.registry.reads
         self._chunks: deque[_Chunk] = deque()
         self._count = self._answered = self._failed = 0
-        self._told = 0  # bytes of problems told in full
+        self._described = 0  # bytes of problems described in full
         self._trouble: Problem | None = None
 
     async def run(self, body: AsyncIterator[bytes], splitter: Splitter) -> None:
-        """Take everything and answer it.
+        """Read and answer all items.
 
         Raises:
-            Problem: not even one item could be made out.
-            ClientDisconnect: there is nobody to answer.
+            Problem: not even one item could be read.
+            ClientDisconnect: the client has disconnected.
         """
         fault: Problem | None = None
         try:
@@ -211,7 +211,7 @@ class Batch:
             await self._take(splitter.end())
         except MalformedBatch as error:
             fault = Problem(MALFORMED_JSON, str(error))
-        except Problem as problem:  # the rest is not taken, or did not arrive in time
+        except Problem as problem:  # the rest is not read, or did not arrive in time
             fault = _busy(problem, _REST) if problem.kind is BUSY and self._count else problem
         if fault is not None and self._count == 0:
             raise fault
@@ -222,13 +222,13 @@ class Batch:
         await self._results.end()
 
     def cancel(self) -> None:
-        """Take back what is in flight and not begun; what PostgreSQL is being told stays told."""
+        """Cancel what has not started; what PostgreSQL is writing is not undone."""
         for chunk in self._chunks:
             chunk.outcomes.cancel()
             chunk.outcomes.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _take(self, items: Iterator[Item]) -> None:
-        """Begin to accept the items; when a fault ends them, first those that stand before it."""
+        """Start to accept the items; if the batch is malformed, those before that place first."""
         fault: MalformedBatch | None = None
         while fault is None:
             chunk: list[Item] = []
@@ -244,7 +244,7 @@ class Batch:
         while self._chunks and self._chunks[0].outcomes.done():
             await self._answer_oldest()
         if self._failed > MOST_FAILED:
-            raise Problem(TOO_LARGE, f"{self._failed:,} items have failed, the most that a batch may: {_REST}")
+            raise Problem(TOO_LARGE, f"{self._failed:,} items have failed, more than a batch may have: {_REST}")
 
     async def _begin(self, items: Sequence[Item]) -> None:
         limits = self._submissions.limits
@@ -280,10 +280,10 @@ class Batch:
         await self._results.write(results)
 
     async def _accept(self, items: Sequence[Item]) -> list[Accepted | BaseException]:
-        """What becomes of these items."""
+        """Accept these items, and return the outcome of each."""
         prepared = [await self._prepare(item) for item in items]
         submissions = [each for each in prepared if isinstance(each, Submission)]
-        # A fault in one of them takes nothing from the others: they may be accepted, and are answered.
+        # An error in one of them does not affect the others: they may be accepted, and are answered.
         outcomes = iter(await asyncio.gather(*map(self._submit, submissions), return_exceptions=True))
         return [each if isinstance(each, Problem) else next(outcomes) for each in prepared]
 
@@ -328,21 +328,21 @@ class Batch:
         return f'{{"index":{index},{accepted_members(outcome, "202", str(outcome.id))}{replay}}}'.encode("ascii")
 
     def _refusal(self, problem: Problem, *, last: bool = False) -> bytes:
-        """The result of an item that failed. Only so many of them are told at length: a bad item has two bytes."""
+        """The result of an item that failed. Only the first are described in full: a bad item can have two bytes."""
         metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
         index, self._answered = self._answered, self._answered + 1
         self._failed += 1
-        if self._told > TOLD and not last:
+        if self._described > DESCRIBED and not last:
             return b'{"index":%d,"status":%d}' % (index, problem.status)
-        told = to_json({"index": index, "status": problem.status, "problem": problem.document()})
-        self._told += len(told)
-        return told
+        result = to_json({"index": index, "status": problem.status, "problem": problem.document()})
+        self._described += len(result)
+        return result
 
 
 def _fault(error: BaseException) -> Problem:
-    """What is told of an item that met a fault of ours; the log has its place, without its text."""
-    log.error("%s while taking an item of a batch\n%s", type(error).__name__, frames(error))
-    return Problem(INTERNAL, "this is a fault of TaskFlux; its log says where it happened")
+    """The problem of an item that met a bug of ours; the log says where, without the error's text."""
+    log.error("%s while accepting an item of a batch\n%s", type(error).__name__, frames(error))
+    return Problem(INTERNAL, "this is an internal error of TaskFlux; its log says where it happened")
 
 
 _REST: Final = "the rest was not read: send the items without an answer again, in another batch"
@@ -350,7 +350,7 @@ _REST: Final = "the rest was not read: send the items without an answer again, i
 
 def _busy(problem: Problem, what: str) -> Problem:
     """The problem of a request that would hold too many bytes, reworded for a part of it."""
-    detail = f"this process holds as much as it may at once: {what}"
+    detail = f"this process is at its limit for requests in flight: {what}"
     return Problem(BUSY, detail, headers=problem.headers, extra=problem.extra)
 
 

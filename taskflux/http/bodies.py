@@ -1,4 +1,4 @@
-"""JSON over HTTP: request bodies, what they may be and how much of them is taken; and answers."""
+"""JSON over HTTP: request bodies, their forms and limits; and responses."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ JSON: Final = b"application/json"
 
 
 def _refuse_constant(name: str) -> object:
-    raise Problem(MALFORMED_JSON, f"{name} is no JSON value (RFC 8259, section 6)")
+    raise Problem(MALFORMED_JSON, f"{name} is not a JSON value (RFC 8259, section 6)")
 
 
 _decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 SMALL: Final = 64 * 1024
-"""Bytes that a request may hold while the last eighth of what may be in flight is left."""
+"""Bytes that a request may hold when only the last eighth of the bytes in flight is free."""
 
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """What one request holds of the bytes that may be in flight; whatever becomes of it, `Bounded` gives them back."""
+    """The bytes in flight that one request holds; `Bounded` releases them when the request ends."""
 
     _flight: Bounded
     _bytes: int = 0
 
     @property
     def scarce(self) -> bool:
-        """Whether all requests together hold more than half of what they may."""
+        """Whether all requests together hold more than half of the limit."""
         return self._flight.bytes > self._flight.most // 2
 
     def take(self, size: int) -> None:
@@ -86,36 +86,33 @@ class Held:
         flight = self._flight
         limit = flight.most if self._bytes + size <= SMALL else flight.most - flight.most // 8
         if flight.bytes + size > limit:
-            detail = "this process holds as much of other requests as it may: send this one again"
+            detail = "this process is at its limit for requests in flight: send this one again"
             raise Problem(BUSY, detail, headers={"Retry-After": str(BUSY_AGAIN)}, extra={"retryAfter": BUSY_AGAIN})
         flight.bytes += size
         self._bytes += size
 
     def keep(self, size: int) -> None:
-        """Hold `size` bytes of an answer: what was done is told, however much is in flight."""
+        """Hold `size` bytes of a response: what was done is reported, however much is in flight."""
         self._flight.bytes += size
         self._bytes += size
 
     def give(self, size: int) -> None:
-        """Hold `size` bytes less."""
+        """Release `size` bytes."""
         size = min(size, self._bytes)  # a batch's chunk may end after its request
         self._flight.bytes -= size
         self._bytes -= size
 
     def give_all(self) -> None:
-        """Hold nothing more."""
+        """Release all bytes."""
         self._flight.bytes -= self._bytes
         self._bytes = 0
 
 
 class Bounded:
-    """An application whose requests hold at most so many bytes of bodies and documents, all together.
+    """An application whose requests together hold at most `most` bytes of bodies and documents.
 
-    Whoever reads a body counts its bytes as they arrive and not as they are announced: who only announces takes nothing
-    from anybody. A request finds what it holds by `held_by`.
-
-    Args:
-        most: the bytes.
+    The bytes of a body count when they arrive, not when they are announced: an announcement takes no room from others.
+    `held_by` returns what a request holds.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -141,7 +138,7 @@ def held_by(scope: MutableMapping[str, Any]) -> Held:
 
 _HELD: Final = "taskflux.held"
 BUSY_AGAIN: Final = 1
-"""Seconds after which a request that found too many bytes in flight may come again."""
+"""Seconds after which a request that found too many bytes in flight may be sent again."""
 
 _beside = ThreadPoolExecutor(1, "large-body")  # so that one large document at a time is built
 
@@ -179,7 +176,7 @@ def weigh(body: bytes, invalid: Kind = INVALID_TASK) -> int:
     try:
         return VALUE_BYTES * check(body, depth=MAX_DEPTH + 1) + _widening(body)  # a payload is one level below its task
     except TooManyValues as error:
-        raise Problem(TOO_LARGE, f"{error}, the most that is taken here") from None
+        raise Problem(TOO_LARGE, f"{error}, the limit") from None
     except OutOfBounds as error:
         raise _out_of_bounds(error, invalid) from None
 
@@ -218,7 +215,7 @@ def _out_of_bounds(error: OutOfBounds, invalid: Kind) -> Problem:
     return not_valid(invalid, [field_error(error.path, said)])
 
 
-WIDE: Final = "it is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)"
+WIDE: Final = "it is UTF-16, but JSON must be UTF-8 (RFC 8259, section 8.1)"
 
 
 def decode_json(body: bytes, invalid: Kind = INVALID_TASK) -> Any:
@@ -241,7 +238,7 @@ def decode_json(body: bytes, invalid: Kind = INVALID_TASK) -> Any:
         raise Problem(MALFORMED_JSON, "the body is empty" if empty else WIDE if is_utf_16(body) else said) from None
     except OutOfBounds as error:
         raise _out_of_bounds(error, invalid) from None
-    except ValueError:  # a guard of Python's: turning digits into an integer takes quadratic time
+    except ValueError:  # Python's own limit: converting digits to an integer takes quadratic time
         raise Problem(MALFORMED_JSON, "it holds a whole number of more than 4,300 digits") from None
 
 
@@ -267,7 +264,7 @@ def media_type(headers: Headers, accepted: frozenset[str]) -> str:
         Problem: 415.
     """
     if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
-        raise Problem(UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not taken: send it without Content-Encoding")
+        raise Problem(UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not supported: send it without Content-Encoding")
     essence, _, parameters = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
     essence = essence.strip()
     wanted = " or ".join(sorted(accepted & {"application/json", "application/x-ndjson"}))
@@ -330,20 +327,20 @@ async def stream_body(headers: Headers, receive: Receive, limit: int, held: Held
 
 
 def _announced(headers: Headers) -> int:
-    """The body's bytes as the headers have them; 0 where they do not."""
+    """The body's bytes by its Content-Length; 0 without one."""
     length = headers.get(b"content-length", b"")
     return int(length[:18]) if length.isdigit() else 0
 
 
 def too_large(what: str, limit: int) -> Problem:
     """The problem of a body or item above its limit (bytes)."""
-    return Problem(TOO_LARGE, f"{what} is larger than {limit:,} bytes, the most that is taken here")
+    return Problem(TOO_LARGE, f"{what} is larger than {limit:,} bytes, the limit")
 
 
 async def read_json(
     scope: Scope, receive: Receive, limit: int, invalid: Kind = INVALID_TASK
 ) -> tuple[Headers, Any, int]:
-    """The request's headers, and the JSON document that it brings in at most `limit` bytes, and in how many.
+    """The request's headers, its JSON document of at most `limit` bytes, and the number of these bytes.
 
     Raises:
         Problem: 400, 413, 415, 503, or `invalid`, naming a field that cannot be read.
@@ -378,7 +375,7 @@ def path_id(request: Request, name: str, unknown: Callable[[str], Problem]) -> U
     """The id in a request's path.
 
     Raises:
-        Problem: what `unknown` makes of the text, which can be no id.
+        Problem: what `unknown` returns for a text that cannot be an id.
     """
     text: str = request.path_params[name]
     if len(text) == 36:  # UUID() takes other spellings, too
@@ -391,14 +388,14 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def to_json(document: object) -> bytes:
-    """A document on the wire: ASCII, so that text which UTF-8 cannot carry (lone surrogates) passes as it came.
+    """A document as JSON: ASCII, so that text that UTF-8 cannot encode (lone surrogates) passes unchanged.
 
     Raises:
-        ValueError: it holds a number that JSON does not know.
+        ValueError: it holds a number that JSON does not have.
     """
     return _encode(document).encode("ascii")
 
 
 def json_answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON document as an answer."""
+    """A response with a JSON document."""
     return Response(to_json(document), status, headers, JSON.decode())

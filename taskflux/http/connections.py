@@ -1,11 +1,12 @@
-"""The connections of a server, and what it demands of its clients: heads of a bounded size, and progress.
+"""The connections of a server, and its limits for clients: the size of a request's head, and minimum progress.
 
-A client that is silent, slow to send or slow to read is cut, and told why where the protocol lets us, as a problem:
-400, 408, 414, 431. When there are too many connections, the one that has waited longest makes room: of those that have
-asked nothing first, then of those whose bodies are still arriving. What is being answered is left alone.
+A client that is silent, slow to send or slow to read is disconnected. Where the protocol allows it, the client first
+gets a problem that says why: 400, 408, 414, 431. When there are too many connections, the one that has waited longest
+is closed: first of those without a request, then of those whose bodies are still arriving. Requests that are being
+answered are not cut off.
 
-uvicorn bounds none of this for httptools: of its own limits, `h11_max_incomplete_event_size` holds for h11 alone, and
-`limit_concurrency` lets whoever came first lock out all others.
+uvicorn limits none of this for httptools: its `h11_max_incomplete_event_size` applies to h11 alone, and with its
+`limit_concurrency` the first clients lock out all others.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ from taskflux.http.requests import Client, client_of
 from taskflux.telemetry import metrics
 
 LOOK_EVERY: Final = 1.0
-"""Most seconds between two looks at all connections."""
+"""Maximum seconds between two checks of all connections."""
 MOST_PIPELINED: Final = 64
 """Requests that a client may send without waiting for their answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What a server demands of its clients, in seconds and bytes.
+    """A server's limits for its clients, in seconds and bytes.
 
-    `request` is how long a request may take from its head until nothing new is begun for it, `head` how long its head
+    `request` is how long a request may take from its head until nothing new is started for it, `head` how long its head
     may take. `idle` is how long a connection is kept between two requests: longer than load balancers keep theirs
     (60 s), or they would send requests into connections that we are closing.
 
     A body, and the reading of an answer, may stall for `stall` in all, and one second longer for each `least_rate` of
-    bytes that have come through. `linger` is how long a client that is refused may go on sending before it is cut off:
-    were it cut off at once, it could not read why.
+    bytes that have come through. `linger` is how long a refused client may continue to send before it is cut off: cut
+    off at once, it could not read why.
     """
 
     request: float = 60.0
@@ -66,7 +67,7 @@ class Demands:
     target_bytes: int = 8 * 1024
 
 
-class _Place(IntEnum):  # its hash is an integer's: a name's takes a function of Python's each time
+class _Place(IntEnum):  # its hash is the integer's; the hash of an Enum is a call of a Python function
     """What a connection is doing."""
 
     ENDING = auto()  # it was refused, and may read why
@@ -79,7 +80,7 @@ _EVICTED: Final = (_Place.ENDING, _Place.WAITING, _Place.RECEIVING)
 
 
 class Connections:
-    """All connections of one server, those of a kind in the order in which they became so."""
+    """All connections of one server, by place, in the order in which they came to it."""
 
     def __init__(self, demands: Demands) -> None:
         self.demands = demands
@@ -97,7 +98,7 @@ class Connections:
         return Ours
 
     def add(self, connection: Connection) -> None:
-        """Take in a new connection; if there are too many, another one makes room, or it is refused."""
+        """Add a new connection; if there are too many, another one is closed, or this one is refused."""
         most, refusal = self.demands.connections, None
         while self._count >= most:
             evicted = next((other for place in _EVICTED for other in self._by_place[place]), None)
@@ -126,11 +127,11 @@ class Connections:
             self._count -= 1
 
     def last_call(self, seconds: float) -> None:
-        """Every request has so many seconds left at most, also those that come from now on."""
+        """Give every request at most so many more seconds, also those that come from now on."""
         self._last_call = asyncio.get_running_loop().time() + seconds
 
     async def watch(self) -> None:
-        """Look after all connections until cancelled."""
+        """Check all connections until cancelled."""
         demands = self.demands
         shortest = min(demands.request, demands.head, demands.idle, demands.stall, demands.linger)
         loop = asyncio.get_running_loop()
@@ -145,7 +146,7 @@ class Connections:
 
 
 class _Refused(Exception):
-    """Ends the parsing; why is in the connection."""
+    """Ends the parsing; the connection has the reason."""
 
 
 class Connection(HttpToolsProtocol):
@@ -176,8 +177,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._received = 0  # bytes of the body
         self._stalled = 0.0  # seconds that it was waited for
-        self._unsent = 0  # bytes of answers at the last look
-        self._read = 0  # bytes that the client has taken since answers pile up
+        self._unsent = 0  # bytes of answers at the last check
+        self._read = 0  # bytes that the client has read since answers are queued
         self._unread_for = 0.0
         self.owner.add(self)
 
@@ -189,10 +190,10 @@ class Connection(HttpToolsProtocol):
             client.leave()
         self._asked.clear()
 
-    # What is received -------------------------------------------------------------------------------------------------
+    # Receiving --------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, unless the connection is ending."""
+        """Parse what has arrived, unless the connection is ending."""
         if self._refusing:
             return
         self._now = self.loop.time()
@@ -241,7 +242,7 @@ class Connection(HttpToolsProtocol):
             self._stop(Problem(TARGET_TOO_LONG, f"the request's target is longer than {most:,} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer behind a body: that one is counted, and nobody reads it."""
+        """A header, or a trailer after a body: trailers are only counted."""
         if self._in_head:
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
@@ -287,7 +288,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request has arrived whole."""
+        """A request has arrived completely."""
         if self._in_head:  # it asks for another protocol: read it again
             return
         self._in_head, self._fed = True, 0
@@ -308,7 +309,7 @@ class Connection(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._parse(b"\r\n".join([*lines, b"", b""]) + rest)
 
-    # What is answered -------------------------------------------------------------------------------------------------
+    # Answering --------------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         """A request is answered; the next one's turn has come."""
@@ -330,14 +331,14 @@ class Connection(HttpToolsProtocol):
             self._end()
 
     def resume_writing(self) -> None:
-        """The client has taken most of what waited for it."""
+        """The client has read most of what was queued for it."""
         self._read, self._unread_for = 0, 0.0
         super().resume_writing()
 
-    # What is demanded -------------------------------------------------------------------------------------------------
+    # Limits -----------------------------------------------------------------------------------------------------------
 
     def look(self, now: float, passed: float, last_call: float) -> None:
-        """See to it that the client does what is demanded; `passed` are the seconds since the last look."""
+        """Enforce the limits; `passed` is the seconds since the last check."""
         demands = self._demands
         if self._reads_too_slowly(passed):
             self._cut("slow-reader")
@@ -382,7 +383,7 @@ class Connection(HttpToolsProtocol):
 
     def make_room(self) -> None:
         """Another connection needs the place."""
-        if self.place is _Place.RECEIVING:  # whoever takes the body answers what belongs to it
+        if self.place is _Place.RECEIVING:  # the reader of the body answers the request
             self._asked[-1].expire("other clients need this connection", TOO_MANY_CONNECTIONS)
             self.owner.move(self, _Place.ANSWERING)
             self.refuse(None)
@@ -390,7 +391,7 @@ class Connection(HttpToolsProtocol):
             self._cut("too-many")
 
     def refuse(self, why: Problem | None) -> None:
-        """Read nothing more, and end with this answer, if any, behind those that are under way."""
+        """Read nothing more, and end with this answer, if any, after those in progress."""
         if self._refusing:
             return
         self._refusing, self._refusal = True, why
@@ -408,8 +409,8 @@ class Connection(HttpToolsProtocol):
             return
         if self._refusal is not None:
             self.transport.write(_answer(self._refusal))
-        # The client may be sending still. What it sends is dropped for a while: closed at once, the connection would be
-        # reset, and what it was told might never be read.
+        # The client may still be sending. What it sends is dropped for a while: closed at once, the connection would be
+        # reset, and the client might never read the answer.
         with suppress(OSError):  # the client may have reset the connection already
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -424,13 +425,13 @@ class Connection(HttpToolsProtocol):
 
 def _head_too_large(demands: Demands) -> Problem:
     most = f"{demands.header_fields} fields and {demands.head_bytes:,} bytes"
-    return Problem(HEAD_TOO_LARGE, f"the head of the request is larger than is taken here: {most}")
+    return Problem(HEAD_TOO_LARGE, f"the head of the request is larger than the limit: {most}")
 
 
 def _look_over(version: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, int]:
     """Why a head that can be parsed is refused, and the size of its fields in bytes.
 
-    It is refused if a proxy might read another request in it (RFC 9112, 3.2 and 6.1).
+    It is refused if a proxy might parse it as another request (RFC 9112, 3.2 and 6.1).
     """
     fault, size, hosts = None, 0, 0
     for name, value in headers:

@@ -14,7 +14,7 @@ Item = bytes | None
 
 
 class MalformedBatch(Exception):
-    """From here on it is unknown where items begin and end; the text is a sentence for the submitter."""
+    """From here on, it is unknown where items begin and end; the text is a sentence for the submitter."""
 
 
 class Splitter(Protocol):
@@ -100,7 +100,7 @@ class ArraySplitter:
         if not head:
             return len(data)
         if is_utf_16(head):
-            raise MalformedBatch("the body is UTF-16, and JSON is sent as UTF-8 (RFC 8259, section 8.1)")
+            raise MalformedBatch("the body is UTF-16, but JSON must be UTF-8 (RFC 8259, section 8.1)")
         if not head.startswith(b"["):
             raise MalformedBatch("a batch is a JSON array of tasks; this body does not begin with [")
         self._place = _Place.FIRST
@@ -125,7 +125,7 @@ class ArraySplitter:
                 case b"]" | b"}" if self._depth:
                     self._depth -= 1
                 case b"}":
-                    raise MalformedBatch(f"a }} at byte {self._seen + at} closes nothing")
+                    raise MalformedBatch(f"a }} at byte {self._seen + at} has no matching {{")
                 case b",":
                     yield self._item.finish(data[start : at - 1])
                     self._place, start = _Place.NEXT, at

@@ -1,26 +1,25 @@
-"""Notifications: delivered now, and answered with the outcome.
+"""Notifications: delivered at once, and answered with the outcome.
 
 ``POST /notifications/email`` and ``/notifications/sms`` (also at ``/api/email/send``, ``/api/sms/send``) take the
-payloads of the task types `email` and `sms`, and beside them ``progress``: what earlier attempts noted. Answers:
+payloads of the task types `email` and `sms`, with a further field ``progress``: what earlier attempts noted. Answers:
 
 ====================  ======  ===============================================================================
 outcome               status  what it means
 ====================  ======  ===============================================================================
-taken                 200     ``{"status": "accepted", "result": {…}}``; with ``Idempotent-Replay: true`` the
+accepted              200     ``{"status": "accepted", "result": {…}}``; with ``Idempotent-Replay: true`` the
                               answer to an earlier request with the same id
 ``Permanent``         422     it can never be delivered
 ``Transient``         503     try again later, after ``retryAfter`` seconds where it says so
-``Unavailable``       502     the provider is unavailable, for everybody
-``Misconfigured``     502     the provider refuses this deployment: a person has to act
+``Unavailable``       502     the provider is unavailable for all
+``Misconfigured``     502     the provider refuses this deployment: an operator has to act
 ``Ambiguous``         504     it may have been sent
 ====================  ======  ===============================================================================
 
 Every failure is a problem with ``errorClass``, ``reason``, and ``retryAfter`` and ``progress`` where there are any.
 
-The header ``Taskflux-Task-Id`` names the notification: a repeat is not sent but told what became of the first. The same
-id with another payload is refused with 422, whatever became of the first. ``Taskflux-Attempt`` counts the caller's
-tries: a later one than the last is sent again where nobody knows what became of that. ``Taskflux-Created-At`` is a
-mail's Date.
+The header ``Taskflux-Task-Id`` identifies the notification: a repeat is not sent, but gets the first outcome. The same
+id with another payload is always refused with 422. ``Taskflux-Attempt`` is the number of the caller's attempt: one
+that is later than the last is sent again if the outcome of that is unknown. ``Taskflux-Created-At`` is a mail's Date.
 """
 
 from __future__ import annotations
@@ -149,7 +148,7 @@ class Notify(Generic[P]):
         return payload, self._digest(payload) if named else b""
 
     def _digest(self, payload: P) -> bytes:
-        """What a payload means, without what is the same as left out: a later release may know further fields."""
+        """The digest of a payload without its default values: a later release may have further fields."""
         document = self._adapter.dump_python(payload, mode="json", by_alias=True, exclude_defaults=True)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode("ascii")).digest()
 
@@ -163,7 +162,7 @@ def create_notify_app(
 ) -> Starlette:
     """The API of the notification service; each route has the id of its operation.
 
-    `check_mail` asks whether the provider of mails serves us, and raises ProviderError where it does not.
+    `check_mail` checks whether the provider of mails serves us, and raises ProviderError if it does not.
     """
 
     async def check(request: Request) -> Response:
@@ -189,9 +188,9 @@ def create_notify_app(
 
 
 def delivery_problem(error: TaskError) -> Problem:
-    """What a caller is told of a delivery that failed."""
+    """The problem of a delivery that failed."""
     cause, kind = next((cls, kind) for cls, kind in _KINDS.items() if isinstance(error, cls))
-    errors = [FieldError(TASK_ID, "stands for another notification")] if cause is IdReused else []
+    errors = [FieldError(TASK_ID, "belongs to another notification")] if cause is IdReused else []
     known = Permanent if cause is IdReused else cause
     extra: dict[str, object] = {"errorClass": known.__name__, "reason": error.reason}
     headers = {}
@@ -208,7 +207,7 @@ def _read_headers(headers: Headers, errors: list[FieldError]) -> tuple[str | Non
     if name is not None and not _NAME.fullmatch(name):
         errors.append(FieldError(TASK_ID, "must be 1 to 80 of A-Z a-z 0-9 _ . -"))
     elif name is not None:
-        with suppress(ValueError):  # another caller's names are its own, and none for a log
+        with suppress(ValueError):  # an id of another form is not logged
             TASK.set(UUID(name[:36]))
     number = 1
     if attempt is not None:
@@ -236,7 +235,7 @@ def _invalid(errors: list[FieldError]) -> Problem:
 
 
 def _not_begun() -> Problem:
-    detail = "PostgreSQL cannot be reached, so a repeat could not be told from a first time: nothing was sent"
+    detail = "PostgreSQL is unavailable, so a repeat cannot be recognised: nothing was sent"
     extra = {"errorClass": "Unavailable", "reason": detail, "retryAfter": RETRY_AFTER}
     return Problem(STORE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER)}, extra=extra)
 
@@ -256,7 +255,7 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
         {
             200: answer(
                 "The provider has accepted it.",
-                content(_DELIVERED, {"accepted": ("Taken", {"status": "accepted", "result": result})}),
+                content(_DELIVERED, {"accepted": ("Accepted", {"status": "accepted", "result": result})}),
                 REPLAYED,
             )
         },
@@ -299,7 +298,7 @@ NOTIFY: Final[Sequence[Operation]] = (
         "Notifications",
         "Is the provider of email available?",
         "Connects and authenticates, and sends nothing.",
-        {204: answer("It does.")},
+        {204: answer("It is.")},
         (INTERNAL, PROVIDER_UNAVAILABLE, PROVIDER_MISCONFIGURED),
     ),
     START,
@@ -310,7 +309,7 @@ NOTIFY: Final[Sequence[Operation]] = (
 
 def notify_document() -> Json:
     """The OpenAPI document of the notification service."""
-    description = "Mail and SMS, delivered now, answered with the outcome."
+    description = "Mail and SMS, delivered at once, answered with the outcome."
     return build("TaskFlux notify", description, NOTIFY, s.notification_schemas())
 
 

@@ -1,7 +1,7 @@
-"""What lists are asked for: filters, pages and cursors. Pure.
+"""Queries of lists and of bulk replays: filters, pages and cursors. Pure.
 
-Each reader answers what was asked, or raises a Problem (422) that names everything that is wrong. A name that nobody
-knows is refused: it may be meant as a filter. A cursor names the list that it belongs to, and is refused for another.
+Each reader returns what was asked for, or raises a Problem (422) that names everything that is wrong. An unknown name
+is refused: it may be meant as a filter. A cursor belongs to the filters of its list, and is refused with others.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ALL: Final = "all"
 
 @dataclass(frozen=True, slots=True)
 class Query(Generic[F, P]):
-    """A page of a list, behind the place `after`. `state` is of dead letters; None takes those of every state."""
+    """A page of a list, after the place `after`. `state` is of dead letters; None means every state."""
 
     wanted: F
     limit: int
@@ -72,14 +72,14 @@ def read_task_query(parameters: Parameters) -> Query[TaskFilter, UUID]:
     return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted))
 
 
-def read_letter_query(parameters: Parameters, *, paged: bool = True) -> Query[LetterFilter, Place]:
+def read_dead_letter_query(parameters: Parameters, *, paged: bool = True) -> Query[LetterFilter, Place]:
     """The page of dead letters that a query asks for; without `paged` all of them, which takes no limit or cursor."""
     given, errors = _once(parameters)
-    page = {"limit": _limit, "cursor": _letter_cursor} if paged else {}
-    values = read_fields(given, {**LETTER_FILTERS, "state": _state, **page}, errors)
+    page = {"limit": _limit, "cursor": _dead_letter_cursor} if paged else {}
+    values = read_fields(given, {**DEAD_LETTER_FILTERS, "state": _state, **page}, errors)
     if errors:
         raise not_valid(INVALID_QUERY, errors)
-    wanted, state = LetterFilter(*map(values.get, LETTER_FILTERS)), values.get("state", OPEN)
+    wanted, state = LetterFilter(*map(values.get, DEAD_LETTER_FILTERS)), values.get("state", OPEN)
     return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted, state), state)
 
 
@@ -100,7 +100,7 @@ def read_fields(
     root: str = "",
     also: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What is given, read; null is as good as absent. What is wrong joins `errors`; `also` names what else is known."""
+    """The given values, read; null counts as absent. Errors are added to `errors`; `also` names other known fields."""
     errors += unknown_fields(given, [*readers, *also], root)
     values: dict[str, Any] = {}
     for name, read in readers.items():
@@ -118,16 +118,16 @@ _VERSION: Final = b"\x01"
 _DIGEST: Final = 4
 """Bytes."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NO_CURSOR: Final = "is not a cursor: give a nextCursor as it came"
+_NO_CURSOR: Final = "is not a cursor: pass a nextCursor on unchanged"
 
 
 def task_cursor(task: UUID, query: Query[TaskFilter, UUID]) -> str:
-    """The text that asks for what stands behind this task in the same list."""
+    """The cursor of what follows this task in the same list."""
     return _write_cursor(task.bytes, query.wanted)
 
 
-def letter_cursor(row: Mapping[str, Any], query: Query[LetterFilter, Place]) -> str:
-    """The text that asks for what stands behind this dead letter in the same list."""
+def dead_letter_cursor(row: Mapping[str, Any], query: Query[LetterFilter, Place]) -> str:
+    """The cursor of what follows this dead letter in the same list."""
     since = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
     return _write_cursor(since.to_bytes(8, "big", signed=True) + row["id"].bytes, query.wanted, query.state)
 
@@ -159,7 +159,7 @@ def _task_cursor(text: str) -> tuple[UUID, bytes]:
     return UUID(bytes=place), digest
 
 
-def _letter_cursor(text: str) -> tuple[Place, bytes]:
+def _dead_letter_cursor(text: str) -> tuple[Place, bytes]:
     place, digest = _read_cursor(text, 24)
     try:
         created_at = _EPOCH + timedelta(microseconds=int.from_bytes(place[:8], "big", signed=True))
@@ -211,7 +211,7 @@ def _text(most: int) -> Reader:
 
 
 def _name(value: object) -> str:
-    """As much of a name as its column holds: the whole name finds what was cut, too."""
+    """A name as its column holds it: a whole name also finds names that were cut."""
     return indexed(_text(LONGEST_NAME)(value))
 
 
@@ -234,7 +234,7 @@ _TASKS: Final[dict[str, Reader]] = {
     **_TIMES,
     "key": _text(LONGEST_KEY),
 }
-LETTER_FILTERS: Final[dict[str, Reader]] = {
+DEAD_LETTER_FILTERS: Final[dict[str, Reader]] = {
     "taskType": _text(LONGEST_TEXT),
     "errorClass": _name,
     **_TIMES,
@@ -247,21 +247,21 @@ LEAST_RATE, MOST_RATE = 0.01, 5_000.0
 
 
 def read_bulk(document: Mapping[str, Any]) -> tuple[LetterFilter, float, bool]:
-    """The bulk replay that a body asks for: which letters, how many a second, and whether they are only counted.
+    """The bulk replay that a body asks for: its filter, its rate, and whether it only counts.
 
     Raises:
-        Problem: 422, naming each field that cannot be taken; or the filter is empty.
+        Problem: 422, naming each invalid field; or the filter is empty.
     """
     errors: list[FieldError] = []
     values = read_fields(document, {"filter": _object, "dryRun": _boolean, "rate": _rate}, errors)
-    readers = LETTER_FILTERS | {"createdAfter": moment, "createdBefore": moment}
+    readers = DEAD_LETTER_FILTERS | {"createdAfter": moment, "createdBefore": moment}
     found = read_fields(values.get("filter", {}), readers, errors, "filter.")
     if errors:
         raise not_valid(INVALID_REPLAY, errors)
-    wanted = LetterFilter(*map(found.get, LETTER_FILTERS))
+    wanted = LetterFilter(*map(found.get, DEAD_LETTER_FILTERS))
     if wanted.empty:
-        known = ", ".join(LETTER_FILTERS)
-        detail = f"say which dead letters: the filter names at least one of {known}; to mean all, createdBefore now"
+        known = ", ".join(DEAD_LETTER_FILTERS)
+        detail = f"say which dead letters: give at least one of {known}; for all of them, createdBefore: now"
         raise Problem(EMPTY_FILTER, detail, [FieldError("filter", "is empty")])
     return wanted, values.get("rate", USUAL_RATE), values.get("dryRun", False)
 

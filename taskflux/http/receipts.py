@@ -1,9 +1,9 @@
 """`POST /webhooks/msg91/{secret}`: MSG91's delivery reports.
 
-They carry no signature, so the path is the secret: a wrong one, or none in the settings, is an address at which nothing
-is served. A report is matched by the CRQID that was sent along, which is the task's id; one without it is counted and
-no more (finding a task by MSG91's request id would take an index over all results). The same report may come any number
-of times, and in any order.
+They are not signed, so the path contains a secret: with a wrong one, or without one in the settings, the answer is 404.
+A report is matched by the CRQID that was sent with the message, which is the task's id; a report without it is only
+counted (finding a task by MSG91's request id would take an index over all results). The same report may arrive any
+number of times, and in any order.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Msg91Webhook:
                 reports, foreign = await beside_loop(lambda: read_reports(body, form=essence == FORM))
         except MalformedReports as error:
             metrics.REPORTS.labels("malformed").inc()
-            raise Problem(MALFORMED_JSON, f"these are no delivery reports: {error}") from None
+            raise Problem(MALFORMED_JSON, f"these are not delivery reports: {error}") from None
         matched = await self._keep(reports)
         metrics.REPORTS.labels("unmatched").inc(foreign)
         return json_answer({"reports": len(reports) + foreign, "matched": matched})
@@ -100,7 +100,7 @@ def _weight(body: bytes) -> int:
 
 
 def _one_of_each_task(reports: Sequence[DeliveryReport]) -> list[list[DeliveryReport]]:
-    """Groups in which each task stands once: reports of different replays of a task go one after the other."""
+    """Groups that contain each task once: reports of different replays of a task are written one after the other."""
     groups: list[list[DeliveryReport]] = []
     seen: dict[UUID, int] = {}
     for report in reports:

@@ -2,10 +2,10 @@
 
 A request ends with its client, and begins nothing new once its time is up. Nothing that was begun is cut off: what a
 statement writes, or a provider has been asked for, comes to an end, and its outcome is kept. A request calls `begin`
-before a step that changes something, and waits for anything else inside `until_late` or `until_gone`.
+before a step that changes something, and waits for anything else inside `until_late` or `until_disconnected`.
 
-The log line and the span name the method and the route's template, never what was asked for by it: a path may hold a
-secret, a query somebody's address. Clients' addresses are not noted. Probes are neither logged nor traced.
+The log line and the span name the method and the route's template, never the path or the query: a path may contain
+a secret, a query personal data. Clients' addresses are not noted. Probes are neither logged nor traced.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _NAME: Final = "taskflux.client"
 
 
 class Client:
-    """Whoever waits for the answer to one request."""
+    """The client that waits for the answer to one request."""
 
-    __slots__ = ("_late", "_waits", "arrived", "gone")
+    __slots__ = ("_late", "_waits", "arrived", "disconnected")
 
     def __init__(self) -> None:
-        self.gone = False
+        self.disconnected = False
         """Whether it has disconnected."""
         self.arrived = False
-        """Whether the whole body is here, to be taken without waiting."""
+        """Whether the whole body has arrived and can be read without waiting."""
         self._late: tuple[str, Kind] | None = None
         self._waits: list[_Wait] = []
 
@@ -52,12 +52,12 @@ class Client:
 
     @property
     def ready(self) -> bool:
-        """Whether the body can be taken now, without waiting."""
-        return self.arrived and not self.gone and self._late is None
+        """Whether the body can be read now, without waiting."""
+        return self.arrived and not self.disconnected and self._late is None
 
     def leave(self) -> None:
-        """It has disconnected: whatever waits for its sake ends."""
-        self.gone = True
+        """It has disconnected: everything that waits for it ends."""
+        self.disconnected = True
         for wait in self._waits:
             wait.end()
 
@@ -65,7 +65,7 @@ class Client:
         """The request's time is up: nothing more of it is read, and what waits to begin something ends.
 
         Args:
-            why: by what rule, in a sentence.
+            why: the limit that was reached, in a sentence.
             kind: the problem of what has not been read.
         """
         if self._late is None:
@@ -75,12 +75,12 @@ class Client:
                     wait.end()
 
     def check(self) -> None:
-        """Nothing new is begun for somebody who has disconnected.
+        """Start nothing new for a client that has disconnected.
 
         Raises:
             ClientDisconnect: it has.
         """
-        if self.gone:
+        if self.disconnected:
             raise ClientDisconnect
 
     def begin(self) -> None:
@@ -94,7 +94,7 @@ class Client:
         if self.late:
             raise self.not_begun()
 
-    def until_gone(self) -> _Wait:
+    def until_disconnected(self) -> _Wait:
         """A context that ends with ClientDisconnect once it has disconnected."""
         return _Wait(self, None)
 
@@ -107,7 +107,7 @@ class Client:
         return _Wait(self, self._not_read)
 
     def not_begun(self) -> Problem:
-        """What the client is told of what was not begun when the request's time was up."""
+        """The problem of what had not started when the request's time was up."""
         return self._problem(NOT_BEGUN)
 
     def _not_read(self) -> Problem:
@@ -121,7 +121,7 @@ class Client:
 
 
 class _Wait:
-    """Cancels what its task waits for, once its client sets it off; as `asyncio.Timeout`, at a tenth of the cost."""
+    """Cancels what its task waits for, once its client triggers it; as `asyncio.Timeout`, at a tenth of the cost."""
 
     __slots__ = ("_cancelling", "_client", "_task", "problem")
 
@@ -141,7 +141,7 @@ class _Wait:
 
     def __enter__(self) -> None:
         client = self._client
-        if client.gone:
+        if client.disconnected:
             raise ClientDisconnect
         if self.problem is not None and client.late:
             raise self.problem()
@@ -166,7 +166,7 @@ class _Wait:
 
 
 def client_of(scope: MutableMapping[str, Any]) -> Client:
-    """The client of the request with this scope. Our server asks for it first; under another one, it always stays."""
+    """The client of the request with this scope. Our server creates it; under another one, it never disconnects."""
     client: Client | None = scope.get(_NAME)
     if client is None:
         client = scope[_NAME] = Client()
@@ -178,7 +178,7 @@ log = logging.getLogger(__name__)
 SILENT: Final = frozenset({"/livez", "/readyz", "/metrics"})
 UNMATCHED: Final = "(no route)"
 ABORTED: Final = "aborted"
-"""The status of a request that nobody answered."""
+"""The status of a request without a response."""
 
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED: Final = 0x01
@@ -201,7 +201,7 @@ def incoming(header: bytes) -> str | None:
 
 
 class Requests:
-    """An application, with every request of it traced, counted and logged."""
+    """An application whose requests are all traced, counted and logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -213,7 +213,7 @@ class Requests:
         if scope["type"] != "http" or scope["path"] in SILENT:
             await self._app(scope, receive, send)
             return
-        method = scope["method"] if scope["method"] in metrics.METHODS else OTHER  # a caller may call any word one
+        method = scope["method"] if scope["method"] in metrics.METHODS else OTHER  # it may be any word
         traceparent, span = _trace(scope, method)
         TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
         status, broke = 0, False
@@ -236,7 +236,7 @@ class Requests:
 
         async def answer(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start" and not client.gone:
+            if message["type"] == "http.response.start" and not client.disconnected:
                 status = message["status"]
             await send(message)
 
@@ -256,12 +256,12 @@ class Requests:
             broke = True
             if not status:
                 raise
-            # Whoever answered has told the fault, too.
+            # What answered has logged the error, too.
         finally:
             self.in_progress -= 1
-            self._tell(method, _route(scope), status, loop.time() - began, traceparent, broke=broke)
+            self._record(method, _route(scope), status, loop.time() - began, traceparent, broke=broke)
 
-    def _tell(self, method: str, route: str, status: int, seconds: float, traceparent: str, *, broke: bool) -> None:
+    def _record(self, method: str, route: str, status: int, seconds: float, traceparent: str, *, broke: bool) -> None:
         """Count a request, and log it. Without a status, the client has disconnected."""
         kind = self._kinds.get((method, route, status))
         if kind is None:
@@ -271,19 +271,19 @@ class Requests:
         failed = broke or status >= 500
         sampler, level = (logs.failed_requests, logging.WARNING) if failed else (logs.requests, logging.INFO)
         about = {"status": status or None, "duration_ms": round(seconds * 1000, 1)}
-        sampler.log(log, level, kind.asked, kind.told, about)
+        sampler.log(log, level, kind.key, kind.message, about)
 
 
 class _Kind:
     """What requests of one kind share: their series, and their log line."""
 
-    __slots__ = ("asked", "count", "seconds", "told")
+    __slots__ = ("count", "key", "message", "seconds")
 
     def __init__(self, method: str, route: str, status: int) -> None:
         self.count = metrics.HTTP_REQUESTS.labels(method, route, str(status or ABORTED))
         self.seconds = metrics.HTTP_SECONDS.labels(method, route)
-        self.asked = f"{method} {route}"
-        self.told = f"{method} {route} {status}"
+        self.key = f"{method} {route}"
+        self.message = f"{method} {route} {status}"
 
 
 def _route(scope: Scope) -> str:
@@ -316,11 +316,11 @@ def _describe(span: Span, method: str, route: str, status: int) -> None:
 
 
 NAMES: Final = 16
-"""Host headers whose answer is remembered: clients mostly ask by the same few."""
+"""Host headers whose result is cached: clients mostly send the same few."""
 
 
 class KnownHosts:
-    """`app`, asked by one of the names that are `allowed`; none: by any."""
+    """`app`, for requests to one of the `allowed` names; without any, for all requests."""
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
@@ -332,6 +332,6 @@ class KnownHosts:
         if said is None:
             await self._app(scope, receive, send)
             return
-        # A handler that asks notify by a wrong name is told to hold its tasks until somebody has set this right.
+        # Misconfigured: a handler that calls notify by a wrong name holds its tasks until the name is fixed.
         problem = Problem(UNKNOWN_HOST, said, extra={"errorClass": "Misconfigured", "reason": said})
         await Response(to_json(problem.document()), problem.status, media_type=PROBLEM)(scope, receive, send)

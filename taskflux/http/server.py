@@ -25,7 +25,7 @@ BACKLOG: Final = 2048
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which leaves signals to the process that drains."""
+    """uvicorn without its signal handlers: signals drain the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,17 +41,17 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
     if not 0 <= port <= 65535:
-        raise WrongSettings(f"{port} is no port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535")
+        raise WrongSettings(f"{port} is not a port: set TASKFLUX_HTTP__PORT to a number from 0 to 65535")
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         match error.errno:
             case errno.EADDRINUSE:
-                why = f"port {port} on {host} is taken: set TASKFLUX_HTTP__PORT to a free one, or end what holds it"
+                why = f"port {port} on {host} is in use: set TASKFLUX_HTTP__PORT to a free one, or stop what uses it"
             case errno.EACCES:
-                why = f"port {port} on {host} is not allowed to this user: set TASKFLUX_HTTP__PORT to one above 1023"
+                why = f"port {port} on {host} is not permitted for this user: set TASKFLUX_HTTP__PORT to one above 1023"
             case errno.EADDRNOTAVAIL | socket.EAI_NONAME:
-                why = f"{host} is no address of this machine: set TASKFLUX_HTTP__HOST to one, or to 0.0.0.0"
+                why = f"{host} is not an address of this machine: set TASKFLUX_HTTP__HOST to one, or to 0.0.0.0"
             case _:
                 why = (
                     f"cannot listen on {host}, port {port} (TASKFLUX_HTTP__HOST, TASKFLUX_HTTP__PORT): {error.strerror}"
@@ -96,16 +96,16 @@ async def serve(
     hurry: asyncio.Event | None = None,
     listening: Callable[[int], None] = lambda port: None,
 ) -> None:
-    """Serve `app` until `draining` is set; then take no more connections and end what is in flight.
+    """Serve `app` until `draining` is set; then accept no more connections and finish what is in flight.
 
     Args:
         listener: see `listen`; it is closed at the end.
-        demands: what clients have to keep to.
-        linger: seconds that connections are taken after that all the same: a load balancer learns late that it shall
+        demands: the limits for clients.
+        linger: seconds for which connections are still accepted after that: a load balancer learns late that it should
             send no more, and what it sends until then must not be refused. `hurry` ends it.
-        grace: seconds that requests in flight have after that: half of them to begin what belongs to them, and all of
-            them to end. Then they are cut off.
-        listening: told the port once connections are taken.
+        grace: seconds that requests in flight have after that: half of them to start further work, and all of them to
+            end. Then they are cut off.
+        listening: called with the port once connections are accepted.
     """
     connections = Connections(demands)
     config = uvicorn.Config(
@@ -158,7 +158,7 @@ async def _pause(seconds: float, hurry: asyncio.Event | None) -> None:
 
 
 async def _cut_off(server: uvicorn.Server) -> None:
-    """End requests that outlived the grace, and wait until they have; close what listens, if it still does."""
+    """Cancel requests that outlived the grace, and wait for them; close listeners that are still open."""
     state = server.server_state
     for listener in getattr(server, "servers", ()):
         listener.close()
@@ -172,7 +172,7 @@ async def _cut_off(server: uvicorn.Server) -> None:
 
 
 def _without_values(record: logging.LogRecord) -> bool:
-    """A fault is logged with its place alone: its text may quote a payload."""
+    """Log only where an error happened: its text may quote a payload."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         record.msg, record.args = f"{type(error).__name__} while answering a request\n{frames(error)}", ()

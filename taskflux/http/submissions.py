@@ -1,7 +1,7 @@
-"""`POST /tasks`: from a request to a submission, and the one place that says what a task may look like.
+"""`POST /tasks`: from a request to a submission, and the one definition of what a task may look like.
 
-Names that stand twice in a JSON object are taken as most parsers do: the last one counts. What is validated is what
-is stored and what the handler gets, so nobody sees the other one.
+Of a name that occurs twice in a JSON object, the last one counts, as in most parsers. What is validated is what is
+stored and what the handler gets, so the other one is never used.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from taskflux.worker.intake import Intake
 LONGEST_IDEMPOTENCY_KEY: Final = 255
 
 PLAIN_TYPE: Final = "simulated"
-"""The type of a task that gives none and whose payload is a text, FluxTask's only shape."""
+"""The type of a task without one whose payload is a text, as all of FluxTask's are."""
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def implied_type(document: dict[str, Any]) -> str:
-    """The task type of a document that names none by a text.
+    """The task type of a document that does not name one as a text.
 
     Raises:
         Problem: 422, it needs one.
@@ -63,7 +63,7 @@ def implied_type(document: dict[str, Any]) -> str:
 
 
 def unknown_type(name: str, known: Sequence[str]) -> Problem:
-    """The problem of a type that nobody has registered."""
+    """The problem of a type that is not registered."""
     said = shortened(name, 100)
     near = difflib.get_close_matches(said, known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -105,16 +105,16 @@ FIELDS: Final = ("taskType", "payload", *OPTIONAL)
 
 _FOREIGN: Final = {
     "idempotencyKey": "send the header Idempotency-Key (only an item of a batch has this field)",
-    "taskId": "TaskFlux gives the id; to send a request twice safely, use the header Idempotency-Key",
+    "taskId": "TaskFlux assigns the id; to repeat a request safely, use the header Idempotency-Key",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request may hold, in bytes, and all of them together. A mail's attachments travel in its payload.
+    """How much one request may hold, in bytes, and all of them together. A mail's attachments are part of its payload.
 
-    `batch_hold_bytes` is how many bytes of a batch's answer wait for the end of its request: a client that reads
-    nothing until it has sent everything would otherwise wait for us as we wait for it.
+    `batch_hold_bytes` is how many bytes of a batch's answer are held until its request ends: a client that reads
+    nothing until it has sent everything would otherwise wait for us while we wait for it.
     """
 
     max_body_bytes: int = MOST_BYTES
@@ -126,7 +126,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Submissions:
-    """What every way of submitting a task has in common; called, `POST /tasks`.
+    """What all ways of submitting a task share; as an ASGI application, `POST /tasks`.
 
     Args:
         now: this process's clock; used only to refuse times that make no sense.
@@ -140,8 +140,8 @@ class Submissions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 202 once the task is in PostgreSQL.
 
-        A repeat of an idempotency key is answered with the body of the first time, byte for byte: it holds nothing
-        that changes later. The answer is plain ASGI: the way is too short to build response objects on it.
+        A repeat of an idempotency key gets the first answer's body, byte for byte: nothing in it changes later. The
+        answer is plain ASGI: building response objects would cost too much here.
         """
         client = client_of(scope)
         try:
@@ -150,7 +150,7 @@ class Submissions:
             submission = await self.read(document, client, None if key is None else key.decode("latin-1"), size=size)
             del document  # it may be large
             TASK.set(submission.id)
-            with client.until_gone():
+            with client.until_disconnected():
                 accepted = await self.accept(submission, "Idempotency-Key")
             if accepted.repeated:
                 TASK.set(accepted.id)
@@ -182,15 +182,15 @@ class Submissions:
         """The submission that a document asks for.
 
         Args:
-            client: whoever waits for it.
+            client: the client that waits for it.
             key: its idempotency key.
-            size: bytes that it was read from; a large one is checked outside the event loop.
-            traceparent: the trace that it stands in, when that is not the request's.
-            since: `TypeRegistry.looks` when the request came, of which this is one of several documents.
+            size: the document's bytes; a large one is checked outside the event loop.
+            traceparent: the trace that it belongs to, if that is not the request's.
+            since: `TypeRegistry.reads` when the request arrived, for one of several documents of a request.
 
         Raises:
             Problem: 422, with every bad field; 413, its payload is larger than its type takes; 503, its type is not
-                known here, and the store cannot be asked, or not in time.
+                known here, and the store is unavailable or too slow.
             ClientDisconnect: it disconnected while its type was looked for.
         """
         if not isinstance(document, dict):
@@ -216,7 +216,7 @@ class Submissions:
     def _checked(
         self, document: dict[str, Any], registered: Registered, key: str | None, traceparent: str | None
     ) -> Submission:
-        """The submission, once every field of the document was looked at."""
+        """The submission, after every field of the document was checked."""
         task_type = registered.type
         given: dict[str, Any] = {}
         errors: list[FieldError] = []
@@ -257,15 +257,15 @@ class Submissions:
         """Return once the task is durable; `key_field` is where its idempotency key was given.
 
         Raises:
-            Problem: 422, its key came with another request before; 503, it is not (surely) accepted.
+            Problem: 422, its key was used with another request; 503, it is not (surely) accepted.
         """
         try:
             outcome = await self.intake.accept(submission)
         except StoreError as error:
             raise store_problem(error) from error
         if isinstance(outcome, KeyReused):
-            detail = "this idempotency key came with another request before: use a new key for a new task"
-            raise Problem(KEY_REUSED, detail, [FieldError(key_field, "stands for another request")])
+            detail = "this idempotency key was used with another request: use a new key for a new task"
+            raise Problem(KEY_REUSED, detail, [FieldError(key_field, "belongs to another request")])
         metrics.SUBMITTED.labels(outcome.type, "repeated" if outcome.repeated else "accepted").inc()
         return outcome
 
@@ -274,7 +274,7 @@ _SCHEDULED: Final = f'"{State.SCHEDULED}"'
 
 
 def accepted_members(accepted: Accepted, status: str, task: str) -> str:
-    """What the submitter is told, as members of a JSON object: written by hand, it takes a third of the time."""
+    """The submitter's answer, as members of a JSON object: formatted by hand, it takes a third of the time."""
     name = encode_basestring_ascii(accepted.type)
     created_at = rfc3339(accepted.created_at)
     return f'"taskId":"{task}","taskType":{name},"status":{status},"createdAt":"{created_at}"'

@@ -37,10 +37,10 @@ from taskflux.worker.schemas import LIMITS, STRIPPED, schema_text
 log = logging.getLogger(__name__)
 
 REFRESH_EVERY: Final = 10.0
-"""Seconds between two looks at the store."""
+"""Seconds between two reads of the store."""
 
 ASK_AGAIN_AFTER: Final = 1.0
-"""Seconds between two looks for unknown types; requests that come in between share the next one."""
+"""Seconds between two reads for unknown types; requests that come in between share the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ class TypeRegistry:
         self._types: dict[str, Registered] = {}
         self._ended_at = float("-inf")
         self._trouble: StoreError | None = StoreUnavailable("the task types have not been read yet")
-        self._looking: asyncio.Task[None] | None = None
-        self.looks = 0
-        """Looks at the store that have begun. A request notes it when it comes, see `find`."""
-        self._finished = self._succeeded = 0  # the numbers of the last look that has ended, and that has succeeded
+        self._reading: asyncio.Task[None] | None = None
+        self.reads = 0
+        """Reads of the store that have begun. A request notes the number when it arrives, see `find`."""
+        self._finished = self._succeeded = 0  # the numbers of the last read that has ended, and that has succeeded
 
     @property
     def names(self) -> list[str]:
@@ -92,25 +92,25 @@ class TypeRegistry:
         return self._types.get(name)
 
     async def find(self, name: str, since: int | None = None) -> Registered | None:
-        """The type, looked for in the store when it is unknown; None only if nobody has registered it.
+        """The type, read from the store when it is unknown; None only if it is not registered.
 
-        A look reads all types, and all who wait share it, so that a flood of unknown types is one query a second.
+        One read fetches all types, and all who wait share it, so that a flood of unknown types is one query a second.
 
         Args:
-            since: `looks` when the request came; None: now. Whatever else the request asks for is then answered from
-                the first look that began after it, and costs no further one.
+            since: `reads` when the request arrived; None: now. All that the request asks for is then answered from the
+                first read that began after it.
 
         Raises:
-            StoreError: it is unknown here, and the store cannot be asked.
+            StoreError: it is unknown here, and the store is unavailable.
         """
         known = self._types.get(name)
         if known is None:
-            await self._look(self.looks if since is None else since)
+            await self._newer(self.reads if since is None else since)
             known = self._types.get(name)
         return known
 
     async def refresh(self) -> None:
-        """Read all types again; who asks meanwhile waits for the same answer. What is known stays when it fails."""
+        """Read all types again; concurrent callers share the read. When it fails, the known types stay."""
         await self._read_together(0.0)
 
     async def run(self, every: float = REFRESH_EVERY) -> None:
@@ -119,8 +119,8 @@ class TypeRegistry:
             await self.refresh()
             await asyncio.sleep(every)
 
-    async def _look(self, since: int) -> None:
-        """Return once a look has succeeded that began after the first `since`; raise StoreError when one fails."""
+    async def _newer(self, since: int) -> None:
+        """Return once a read has succeeded that began after the first `since`; raise StoreError when one fails."""
         while self._succeeded <= since:
             if self._finished <= since:
                 await self._read_together(ASK_AGAIN_AFTER - (self._clock() - self._ended_at))
@@ -129,30 +129,30 @@ class TypeRegistry:
                 raise type(self._trouble)(*self._trouble.args)
 
     async def _read_together(self, pause: float) -> None:
-        """Read all types after a pause of so many seconds, or wait for the look that somebody has begun."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._read(pause), context=Context())
-        await asyncio.shield(self._looking)  # which others wait for, too
+        """Read all types after a pause in seconds, or wait for the read that is in progress."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(pause), context=Context())
+        await asyncio.shield(self._reading)  # which others wait for, too
 
     async def _read(self, pause: float) -> None:
         try:
             if pause > 0:
                 await self._sleep(pause)
-            self.looks += 1
+            self.reads += 1
             found = await self._source.all()
         except StoreError as error:
             self._trouble = error
             log.debug("the task types could not be read: %s", type(error).__name__)
         else:
             self._trouble = None
-            self._succeeded = self.looks
+            self._succeeded = self.reads
             self._types = {name: self._renewed(task_type) for name, task_type in found.items()}
             for counter in self._counters:
                 counter.zeros(self._types)
         finally:
-            self._finished = self.looks
+            self._finished = self.reads
             self._ended_at = self._clock()
-            self._looking = None
+            self._reading = None
 
     def _renewed(self, task_type: TaskType) -> Registered:
         """The type as it stands now; its schema stays compiled while its text is the same."""

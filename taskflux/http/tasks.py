@@ -1,4 +1,4 @@
-"""Tasks over HTTP: one as it is shown, the list of them, and what a person decides about one."""
+"""Tasks over HTTP: one task, the list of tasks, and decisions of a person about one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _json(document: bytes) -> Response:
 def task_summary(row: Mapping[str, Any], waits_for: str | None = None) -> dict[str, Any]:
     """The same without payload and timeline, as lists show it (columns of the queries `list_…`)."""
     error_class, expires_at = row["error_class"], row["expires_at"]
-    # What the provider has reported of this replay's message. It is no outcome of the task.
+    # What the provider has reported of this replay's message. It is not an outcome of the task.
     delivery = stored_json(row.get("delivery"))
     if not isinstance(delivery, dict) or delivery.pop("replay", 0) != row["replays"]:
         delivery = None
@@ -111,7 +111,7 @@ def waits_for(row: Mapping[str, Any], open_circuit: str | None, now: datetime) -
 
 
 def stored_json(text: str | None) -> Any:
-    """What a stored JSON text says. One that is nearly JSON, or out of bounds, is shown as a text, not refused."""
+    """The value of a stored JSON text; the text itself if it is not quite JSON, or out of bounds."""
     if text is None:
         return None
     try:
@@ -129,8 +129,8 @@ def _float(digits: str) -> float | str:
 class TimelineEntry(TypedDict):
     """What happened to a task: `at` is RFC 3339 in UTC, `attempt` counts from 1 (0: none was made yet).
 
-    `times` stands only where repeats were folded, `note` only where there is something to say, `traceId` only where
-    the task has a trace.
+    `times` is present only where repeats were folded, `note` only where there is one, `traceId` only where the task
+    has a trace.
     """
 
     at: str
@@ -143,7 +143,7 @@ class TimelineEntry(TypedDict):
 
 
 def parse_timeline(entries: Iterable[str], trace: str | None = None) -> list[TimelineEntry]:
-    """A row's timeline, oldest entry first; `trace` is the id of the trace that the task stands in.
+    """A row's timeline, oldest entry first; `trace` is the id of the task's trace.
 
     On the row it is an array of texts, `at|event|state|attempt|times|note`, at most 32: a full one folds repeats of
     the same cause into one entry that counts them. A note holds no `|`.
@@ -152,7 +152,7 @@ def parse_timeline(entries: Iterable[str], trace: str | None = None) -> list[Tim
     have waited for the previous statement, and a clock can be set back. Folded repeats have the time of the first.
 
     Raises:
-        ValueError: a text is no entry.
+        ValueError: a text is not an entry.
     """
     timeline: list[TimelineEntry] = []
     latest = ""
@@ -177,18 +177,18 @@ LARGEST_BODY: Final = 64 * 1024
 LONGEST_REASON: Final = 1000
 
 _NOT_CANCELLED: Final = {
-    State.RUNNING: "a worker has taken it: it cannot be called back",
+    State.RUNNING: "a worker has started it",
     State.SUCCEEDED: "it has succeeded already",
-    State.DEAD: "it is dead already: discard its dead letter if it shall not be replayed",
+    State.DEAD: "it is dead already: discard its dead letter if it should not be replayed",
     State.UNCERTAIN: "its side effect may have happened: resolve it instead",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRoutes:
-    """What can be asked of tasks. Repeating a decision is harmless: nothing is done twice.
+    """The endpoints of tasks. Repeating a decision is harmless: nothing is done twice.
 
-    `cache` is None where there is no Redis. `open_circuit` is asked for the provider of a task type, if its circuit is
+    `cache` is None where there is no Redis. `open_circuit` returns the provider of a task type, if its circuit is
     open.
     """
 
@@ -207,7 +207,7 @@ class TaskRoutes:
                 raise _unknown(str(task))
             hold_stored(row, held_by(request.scope))
             document = await self._shown(row)
-            if self.cache and row["state"] == State.SUCCEEDED:  # of all states the one that stays as it is
+            if self.cache and row["state"] == State.SUCCEEDED:  # the one state that never changes
                 await self.cache.cache(DEFAULT_TENANT, task, document)
         return _json(document)
 
@@ -224,7 +224,7 @@ class TaskRoutes:
         return json_answer({"items": items, "nextCursor": following})
 
     async def cancel(self, request: Request) -> Response:
-        """The cancelled task, also where it was cancelled before; 409 where it waits no more."""
+        """The cancelled task, also if it was cancelled before; 409 if it does not wait any more."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
         # Reserve room for the answer first: nothing is done that cannot be answered.
@@ -234,8 +234,8 @@ class TaskRoutes:
             log.info("a task was cancelled", extra={"task_id": str(task)})
         row = await self._decided(task)
         if row["state"] != State.CANCELLED:
-            # It may have been released since, and wait again: then the same request finds it.
-            why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: ask again")
+            # It may have been released since, and wait again: then the same request cancels it.
+            why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: try again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
         return _json(await self._shown(row))
 

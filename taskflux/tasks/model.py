@@ -106,7 +106,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class KeyReused:
-    """The idempotency key stands for another request."""
+    """The idempotency key was used for another request."""
 
     key: str
 

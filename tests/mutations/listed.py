@@ -827,9 +827,9 @@ _HTTP: Final = (
         BODIES,
     ),
     Mutation(
-        "each bad item of a batch is told in full",
+        "each bad item of a batch is described in full",
         "taskflux/http/batch.py",
-        "if self._told > TOLD and not last:",
+        "if self._described > DESCRIBED and not last:",
         "if False:",
         BATCH,
     ),

@@ -290,13 +290,13 @@ def _template(name: str) -> str:
 
 
 def page(text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A page of ours, which may do no more than it needs to."""
+    """A page with a policy that allows only what it needs."""
     secure = {"Content-Security-Policy": policy(text), "X-Content-Type-Options": "nosniff"}
     return HTMLResponse(text, headers={**secure, **(headers or {})})
 
 
 def policy(text: str) -> str:
-    """What a page may do: run and apply what stands in it, and ask this host."""
+    """A policy that allows a page its own scripts and styles, and requests to this host."""
     allowed: dict[str, list[str]] = {"style": [], "script": []}
     for kind, inline in _INLINE.findall(text):
         digest = base64.b64encode(hashlib.sha256(inline.encode("utf-8")).digest()).decode("ascii")

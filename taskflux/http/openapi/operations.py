@@ -1,4 +1,4 @@
-"""Every call of the API as it is described: how it is made, what it answers, and which problems it knows.
+"""Every operation of the API: its request, its answers, and its problems.
 
 Those of notify are in `taskflux.http.notifications`. The routes have the same ids; a test compares the two.
 """
@@ -44,9 +44,9 @@ _LIMIT: Final = parameter(
     "Items on a page, at most.",
 )
 _TRACEPARENT: Final = parameter(
-    "traceparent", "header", {"type": "string"}, "W3C trace context: the task's spans go on with it."
+    "traceparent", "header", {"type": "string"}, "W3C trace context: the task's spans continue it."
 )
-_LOCATION: Final = {"Location": (_PLAIN, "Where it can be looked at.")}
+_LOCATION: Final = {"Location": (_PLAIN, "Its URL.")}
 
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
@@ -81,8 +81,8 @@ TASKS: Final[Sequence[Operation]] = (
         "submitTask",
         "Tasks",
         "Submit a task",
-        "Answered once the task is durable. With an `Idempotency-Key` a repeat makes no second task and gets the same"
-        " answer, with `Idempotent-Replay: true`. A `payload` that is a text needs no `taskType`: it is simulated.",
+        "Answered once the task is durable. With an `Idempotency-Key`, a repeat creates no second task and gets the"
+        " same answer, with `Idempotent-Replay: true`. A text as `payload` needs no `taskType`: it is simulated.",
         {
             202: answer(
                 "The task is durable.",
@@ -113,9 +113,9 @@ TASKS: Final[Sequence[Operation]] = (
         "submitBatch",
         "Tasks",
         "Submit many tasks",
-        "A JSON array, or NDJSON, taken while it arrives. One result for each item, in their order and in the form of"
-        " the request: a bad item is named, the others are accepted. An item may have an `idempotencyKey`. Where many"
-        " items are bad, the first are told in full and the others by their status alone.",
+        "A JSON array, or NDJSON, processed while it arrives. One result for each item, in their order and in the form"
+        " of the request: a bad item is reported, the others are accepted. An item may have an `idempotencyKey`. If"
+        " many items are bad, the first are described in full and the others by their status alone.",
         {
             202: answer(
                 "One result for each item.",
@@ -162,7 +162,7 @@ TASKS: Final[Sequence[Operation]] = (
         "getTask",
         "Tasks",
         "Look at a task",
-        "Where it stands, its payload, and what has happened to it.",
+        "Its state, its payload, and what has happened to it.",
         {200: _task("The task.", "A mail that was sent", s.TASK)},
         (p.UNKNOWN_TASK, p.BUSY, *_STORE),
         (_TASK_ID,),
@@ -173,7 +173,7 @@ TASKS: Final[Sequence[Operation]] = (
         "cancelTask",
         "Tasks",
         "Cancel a task",
-        "Possible until a worker takes it. A task that is cancelled already is answered as it is.",
+        "Possible until a worker starts it. For a task that is cancelled already, the answer is the same.",
         {200: _task("The task, cancelled.", "Cancelled", s.CANCELLED)},
         (p.UNKNOWN_TASK, p.WRONG_STATE, p.BUSY, p.NOT_BEGUN, *_STORE),
         (_TASK_ID,),
@@ -186,7 +186,7 @@ TASKS: Final[Sequence[Operation]] = (
         "Decide on an uncertain task",
         "`uncertain` means that the side effect may have happened and must not be repeated unasked. `succeeded`: it did"
         " happen. `resend`: try again. `dead`: give it up.",
-        {200: _task("The task as it stands now.", "Resolved", s.TASK)},
+        {200: _task("The task in its new state.", "Resolved", s.TASK)},
         (*BODY, p.UNKNOWN_TASK, p.WRONG_STATE, p.INVALID_RESOLUTION, p.NOT_BEGUN, *_STORE),
         (_TASK_ID,),
         request(
@@ -208,7 +208,7 @@ TASKS: Final[Sequence[Operation]] = (
 
 # Dead letters --------------------------------------------------------------------------------------------------------
 
-_LETTER_ID: Final = parameter("deadLetterId", "path", s.ID, "The dead letter's id.", example=s.DEAD_LETTER_ID)
+_DEAD_LETTER_ID: Final = parameter("deadLetterId", "path", s.ID, "The dead letter's id.", example=s.DEAD_LETTER_ID)
 _REPLAY_ID: Final = parameter("replayId", "path", s.ID, "The bulk replay's id.", example=s.REPLAY_ID)
 _DESCRIPTIONS: Final = {
     "taskType": "Only this task type.",
@@ -220,7 +220,7 @@ _DESCRIPTIONS: Final = {
 _STATE: Final = {"type": "string", "enum": [*STATES, ALL], "default": OPEN}
 _FILTERS: Final = (
     *(parameter(name, "query", schema, _DESCRIPTIONS[name]) for name, schema in s.FILTERS.items()),
-    parameter("state", "query", _STATE, "What has been done about them."),
+    parameter("state", "query", _STATE, "What was done about them."),
 )
 _FILTER: Final = {"filter": {"taskType": "email", "errorClass": "Permanent"}}
 
@@ -240,7 +240,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "listDeadLetters",
         "Dead letters",
         "List dead letters",
-        "What could not be done, newest first.",
+        "Failed tasks and poison messages, newest first.",
         {200: answer("A page.", content(ref("DeadLetterPage"), {"page": ("The last page", s.DEAD_LETTER_PAGE)}))},
         (p.INVALID_QUERY, *_STORE),
         (*_FILTERS, _LIMIT, _CURSOR),
@@ -251,7 +251,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "groupDeadLetters",
         "Dead letters",
         "Count dead letters by cause",
-        "How many there are of each type and error class: where to begin.",
+        "How many there are of each type and error class.",
         {200: answer("The groups.", content(ref("DeadLetterGroups"), {"groups": ("One group", s.GROUPS)}))},
         (p.INVALID_QUERY, *_STORE),
         _FILTERS,
@@ -262,21 +262,21 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "getDeadLetter",
         "Dead letters",
         "Look at a dead letter",
-        "With its payload, its task's timeline, and of a record that was no task the bytes as they came.",
+        "With its payload and its task's timeline, or the bytes of a poison message's record.",
         {200: _whole("The dead letter.", s.DEAD_LETTER_IN_FULL)},
         (p.UNKNOWN_DEAD_LETTER, p.BUSY, *_STORE),
-        (_LETTER_ID,),
+        (_DEAD_LETTER_ID,),
     ),
     Operation(
         "POST",
         "/dead-letters/{deadLetterId}/replay",
         "replayDeadLetter",
         "Dead letters",
-        "Send one again",
-        "As it was (no body, or `{}`), or with a repaired `payload`, which its type's schema must take. A record that"
-        " was no task is repaired by `payload` and `taskType`, or as a whole by `value`. It is sent once: asked again,"
-        " the answer is 409 and names the task it became.",
-        {202: answer("It is sent again.", content(ref("Replayed"), {"replayed": ("Sent", s.REPLAYED)}), _LOCATION)},
+        "Replay a dead letter",
+        "As it was (no body, or `{}`), or with a repaired `payload`, which must match its type's schema. A poison"
+        " message is repaired by `payload` and `taskType`, or as a whole by `value`. It is replayed once: a second"
+        " request is answered 409, with the task that it became.",
+        {202: answer("It is replayed.", content(ref("Replayed"), {"replayed": ("Replayed", s.REPLAYED)}), _LOCATION)},
         (
             *BODY,
             p.UNKNOWN_DEAD_LETTER,
@@ -290,7 +290,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             p.REFUSED_DATA,
             *_STORE,
         ),
-        (_LETTER_ID,),
+        (_DEAD_LETTER_ID,),
         request(
             content(
                 s.REPAIR,
@@ -308,8 +308,8 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "/dead-letters/{deadLetterId}/discard",
         "discardDeadLetter",
         "Dead letters",
-        "Put one aside",
-        "It stays to be looked at, with the reason, and is not replayed. Asked again, the first reason stays.",
+        "Discard a dead letter",
+        "It stays readable, with the reason, and is not replayed. A second request does not change the reason.",
         {200: _whole("The dead letter, discarded.", s.DISCARDED)},
         (
             *BODY,
@@ -321,7 +321,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             p.REFUSED_DATA,
             *_STORE,
         ),
-        (_LETTER_ID,),
+        (_DEAD_LETTER_ID,),
         request(
             content(
                 {
@@ -339,14 +339,14 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "/dead-letters/replay",
         "replayDeadLetters",
         "Dead letters",
-        "Send many again",
-        "All open ones that fit the filter, at a rate. With `dryRun` they are only counted. An empty filter is refused."
-        " Two at once over the same dead letters send each once.",
+        "Replay many dead letters",
+        "All open ones that match the filter, at a rate. With `dryRun` they are only counted. An empty filter is"
+        " refused. Two at once over the same dead letters replay each once.",
         {
             200: answer("A dry run: how many there are.", content(ref("DryRun"), {"dryRun": ("Counted", s.DRY_RUN)})),
             202: answer(
-                "It has begun; `Location` tells how far it is.",
-                content(ref("BulkReplayStarted"), {"started": ("Begun", s.BULK_STARTED)}),
+                "It has started; `Location` shows its progress.",
+                content(ref("BulkReplayStarted"), {"started": ("Started", s.BULK_STARTED)}),
                 _LOCATION,
             ),
         },
@@ -367,8 +367,8 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "/dead-letters/replays/{replayId}",
         "getReplay",
         "Dead letters",
-        "How far is a bulk replay?",
-        "And what has become of its tasks so far.",
+        "Look at a bulk replay",
+        "Its progress, and the outcomes of its tasks so far.",
         {200: _bulk("The bulk replay.")},
         (p.UNKNOWN_REPLAY, *_STORE),
         (_REPLAY_ID,),
@@ -379,8 +379,8 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "stopReplay",
         "Dead letters",
         "Stop a bulk replay",
-        "No further dead letter is sent once this is answered. One that has ended stays as it is.",
-        {200: _bulk("The bulk replay as it stands now.")},
+        "Nothing more is replayed once this is answered. One that has ended is not changed.",
+        {200: _bulk("The bulk replay in its new state.")},
         (p.UNKNOWN_REPLAY, *_STORE),
         (_REPLAY_ID,),
     ),
@@ -394,11 +394,11 @@ REPORTS: Final = Operation(
     "msg91Reports",
     "Webhooks",
     "MSG91's delivery reports",
-    "In both of MSG91's forms. The same report may come any number of times. The path is the secret: with a wrong"
-    " one nothing is served here.",
+    "In both of MSG91's forms. The same report may arrive any number of times. The path contains a secret: with a"
+    " wrong one, the answer is 404.",
     {
         200: answer(
-            "Taken.",
+            "Accepted.",
             content(s.obj({"reports": s.COUNT, "matched": s.COUNT}), {"one": ("One", {"reports": 1, "matched": 1})}),
         )
     },
@@ -477,8 +477,8 @@ API: Final[Sequence[Operation]] = (*TASKS, *DEAD_LETTERS, REPORTS, START, *PROBE
 """What ingest serves."""
 
 _DESCRIPTION: Final = """\
-Work outside the request: a task is taken over HTTP, kept in PostgreSQL, handed through Kafka to a small handler, \
-tried again sensibly, and kept as a dead letter when it cannot be done.
+Work outside the request: a task is accepted over HTTP, stored in PostgreSQL, passed through Kafka to a small handler, \
+retried, and kept as a dead letter if it fails for good.
 
 Every error is a problem document (RFC 9457) whose `type` leads to a page that says what it means and what to do. \
 Times are RFC 3339 in UTC, ids are UUIDv7, cursors are opaque."""

@@ -1,4 +1,4 @@
-"""What the API speaks of: JSON schemas (draft 2020-12) with the limits that the code itself checks by, and examples."""
+"""The objects of the API: JSON schemas (draft 2020-12) with the limits that the code itself checks, and examples."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ref(name: str, section: str = "schemas") -> Json:
 
 
 def optional(schema: Json) -> Json:
-    """The same, or null: null is as good as absent."""
+    """The same, or null, which counts as absent."""
     return {**schema, "type": [schema["type"], "null"]}
 
 
@@ -46,14 +46,14 @@ def nullable(schema: Json) -> Json:
 
 
 NEW_TASK: Final[Json] = {
-    "taskType": optional(TEXT) | {"description": "What is to be done. May be left out where payload is a text."},
+    "taskType": optional(TEXT) | {"description": "The type of the task. May be left out if payload is a text."},
     "payload": {"description": "What the type's handler declares."},
     "scheduleAt": optional(MOMENT) | {"description": "When to run it, at most ten years ahead; not with delaySeconds."},
     "delaySeconds": optional({"type": "number", "minimum": 0, "maximum": LONGEST_DELAY.total_seconds()})
-    | {"description": "How much later to run it; not with scheduleAt."},
+    | {"description": "Seconds until it runs; not with scheduleAt."},
     "expiresAt": optional(MOMENT) | {"description": "Past this time the task is dead (Expired) instead of late."},
     "key": optional({"type": "string", "minLength": 1, "maxLength": LONGEST_KEY})
-    | {"description": "Picks the Kafka partition; promises no order."},
+    | {"description": "Selects the Kafka partition; does not guarantee an order."},
     "maxAttempts": optional({"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS})
     | {"description": "Attempts in all, instead of what the type's handler declares."},
     "metadata": optional({"type": "object"})
@@ -90,19 +90,19 @@ def new_task(types: Mapping[str, str]) -> Json:
 
 
 def batch_item(types: Mapping[str, str]) -> Json:
-    """A task in a batch: the same, with an idempotency key beside."""
+    """A task in a batch: the same, with an idempotency key."""
     task = new_task(types)
-    key = optional(IDEMPOTENCY_KEY) | {"description": "Names this item; sent again, it makes no second task."}
+    key = optional(IDEMPOTENCY_KEY) | {"description": "Identifies this item; sent again, it creates no second task."}
     return {**task, "properties": {**task["properties"], "idempotencyKey": key}}
 
 
 def payload_name(task_type: str) -> str:
-    """The name under which a type's payload stands in the document."""
+    """The name of a type's payload in the document."""
     return f"payload.{task_type}"
 
 
 def payload_schema(task_type: str, text: str) -> Json:
-    """A registered schema with its own references turned into the document's; anything, where it is none."""
+    """A registered schema with its own references turned into the document's; an empty one if it is not JSON."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -123,7 +123,7 @@ def _moved(value: Any, to: str) -> Any:
 
 
 def obj(required: Mapping[str, Json], more: Mapping[str, Json] | None = None, description: str = "") -> Json:
-    """An object with members that are always there, and further ones that may be."""
+    """An object with required members, and optional ones."""
     told: Json = {"type": "object", "properties": {**required, **(more or {})}, "required": list(required)}
     return told | ({"description": description} if description else {})
 
@@ -168,7 +168,7 @@ def page(item: str) -> Json:
 
 
 def task_schemas(types: Mapping[str, str]) -> dict[str, Json]:
-    """All that is said of tasks; `types` is task type → JSON schema of its payload, as text."""
+    """The schemas of tasks; `types` is task type → JSON schema of its payload, as text."""
     return {
         "NewTask": new_task(types),
         "BatchItem": batch_item(types),
@@ -224,27 +224,27 @@ _BYTES: Final[Json] = obj({"encoding": {"enum": ["utf-8", "base64"]}, "data": TE
 
 
 def dead_letter_schemas() -> dict[str, Json]:
-    """All that is said of dead letters."""
+    """The schemas of dead letters."""
     some = [{"required": [name], "properties": {name: {"type": "string"}}} for name in FILTERS]
     header = obj({"name": TEXT, "value": nullable(_BYTES)})
     record = obj(
         {"key": nullable(_BYTES), "value": nullable(_BYTES), "headers": {"type": "array", "items": header}},
-        description="A record that was no task, as it came: text where it is text, else base64.",
+        description="The record of a poison message: as text if it is readable, else as base64.",
     )
     moved = {"payload": {}, "traceId": optional(TEXT), "timeline": {"type": "array", "items": ref("TimelineEntry")}}
     group = {"taskType": optional(TEXT), "errorClass": TEXT, "count": COUNT, "oldest": MOMENT, "newest": MOMENT}
     job = {"replayId": ID, "matched": COUNT, "status": {"enum": ["running", "finished", "stopped"]}}
     return {
-        "DeadLetter": obj(_letter()),
+        "DeadLetter": obj(_dead_letter()),
         "DeadLetterPage": page("DeadLetter"),
-        "DeadLetterInFull": obj({**_letter(), **moved, "record": nullable(record)}),
+        "DeadLetterInFull": obj({**_dead_letter(), **moved, "record": nullable(record)}),
         "DeadLetterGroups": obj({"groups": {"type": "array", "items": obj(group)}}),
         "DeadLetterFilter": {
             "type": "object",
             "properties": {name: optional(schema) for name, schema in FILTERS.items()},
             "additionalProperties": False,
             "anyOf": some,
-            "description": "Which dead letters: all conditions hold. At least one is given.",
+            "description": "Which dead letters: all given conditions must match. At least one is required.",
         },
         "Replayed": obj({"deadLetterId": ID, "taskId": ID, "status": {"const": "scheduled"}}),
         "DryRun": obj({"matched": COUNT, "groups": {"type": "array", "items": obj(group)}}),
@@ -255,7 +255,7 @@ def dead_letter_schemas() -> dict[str, Json]:
                 "filter": {"type": "object"},
                 "rate": {"type": "number"},
                 "replayed": COUNT,
-                "skipped": COUNT | {"description": "Somebody else replayed or discarded them meanwhile."},
+                "skipped": COUNT | {"description": "Replayed or discarded by others meanwhile."},
                 "outcomes": {"type": "object", "additionalProperties": COUNT},
                 "createdAt": MOMENT,
                 "updatedAt": MOMENT,
@@ -267,13 +267,13 @@ def dead_letter_schemas() -> dict[str, Json]:
 REPAIR: Final[Json] = {
     "type": ["object"],
     "properties": {
-        "payload": {"description": "Another payload; it must be what the type's handler declares."},
-        "taskType": optional(TEXT) | {"description": "The type of a record that named none."},
-        "value": optional(TEXT) | {"description": "A poison record's whole value, repaired; alone."},
+        "payload": {"description": "Another payload; it must match what the type's handler declares."},
+        "taskType": optional(TEXT) | {"description": "The type of a record that did not name one."},
+        "value": optional(TEXT) | {"description": "A poison message's whole value, repaired; alone."},
     },
     "additionalProperties": False,
 }
-"""What may be sent instead of what a dead letter holds."""
+"""What may replace the contents of a dead letter."""
 
 BULK_REQUEST: Final[Json] = {
     "type": "object",
@@ -288,7 +288,7 @@ BULK_REQUEST: Final[Json] = {
 }
 
 
-def _letter() -> dict[str, Json]:
+def _dead_letter() -> dict[str, Json]:
     replay = obj({"at": MOMENT, "taskId": ID, "outcome": optional(TEXT)}, {"by": TEXT})
     origin = {
         "topic": optional(TEXT),
@@ -303,7 +303,7 @@ def _letter() -> dict[str, Json]:
         "errorClass": TEXT,
         "reason": TEXT,
         "attempts": COUNT,
-        "origin": obj(origin, description="Where its record stood in Kafka."),
+        "origin": obj(origin, description="The place of its record in Kafka."),
         "createdAt": MOMENT,
         "state": {"enum": list(STATES)},
         "replays": {"type": "array", "items": replay},
@@ -312,8 +312,8 @@ def _letter() -> dict[str, Json]:
 
 
 def notification_schemas() -> dict[str, Json]:
-    """What notify takes: the payloads of the task types, which may have `progress` beside."""
-    progress = {"type": ["object", "null"], "description": "What an earlier try noted."}
+    """What notify accepts: the payloads of the task types, which may have a field `progress`."""
+    progress = {"type": ["object", "null"], "description": "What an earlier attempt noted."}
     schemas = {}
     for channel, payload in (("email", Email), ("sms", Sms)):
         schema = payload_schema(channel, json.dumps(TypeAdapter(payload).json_schema(by_alias=True)))

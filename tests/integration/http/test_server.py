@@ -46,7 +46,7 @@ async def ended(task: asyncio.Task[Any]) -> None:
 def test_a_taken_port_is_said_in_a_sentence_that_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(WrongSettings, match=rf"port {port} on 127.0.0.1 is taken: set TASKFLUX_HTTP__PORT"):
+        with pytest.raises(WrongSettings, match=rf"port {port} on 127.0.0.1 is in use: set TASKFLUX_HTTP__PORT"):
             listen("127.0.0.1", port)
 
 

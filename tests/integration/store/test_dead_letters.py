@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.http.queries import read_letter_query
+from taskflux.http.queries import read_dead_letter_query
 from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY
 from taskflux.store.dead_letters import DeadLetter
 from taskflux.store.texts import LONGEST_INDEXED
@@ -155,7 +155,7 @@ async def test_a_class_or_a_topic_longer_than_an_index_takes_is_cut_and_the_whol
     cut = next(each for each in stored.values() if each != "NotJson")
     assert (len(cut), cut[:-1], cut[-1]) == (255, error_class[:254], "…")
     for query in (("errorClass", error_class), ("originTopic", topic), ("errorClass", cut)):
-        wanted = read_letter_query([query]).wanted
+        wanted = read_dead_letter_query([query]).wanted
         (row,) = await scene.dead_letters.page("default", wanted, "open", None, 10)
         assert (row["error_class"], row["reason"]) == (cut, "because")
 

@@ -179,7 +179,7 @@ async def test_a_fault_in_one_item_leaves_the_others_their_answers(
     http.intake.trouble, http.intake.fail_from = error, 3
     response = await http.client.post("/tasks/batch", json=[{"payload": str(n)} for n in range(5)])
     assert sorted(result["status"] for result in response.json()) == [202, 202, 202, 500, 500]
-    assert caplog.text.count(f"{type(error).__name__} while taking an item") == 1  # both items met the same one
+    assert caplog.text.count(f"{type(error).__name__} while accepting an item") == 1  # both items met the same one
     assert "ada@example.org" not in caplog.text
 
 
@@ -268,12 +268,12 @@ async def test_what_was_read_in_time_and_not_begun_is_not_begun_late(http: Fixtu
 async def test_a_wait_ends_by_its_client_and_by_nothing_else() -> None:
     client = Client()
     client.expire("it took too long")
-    with client.until_gone():
+    with client.until_disconnected():
         await asyncio.sleep(0)
     with pytest.raises(Problem) as refused, client.until_late():
         raise AssertionError("nothing begins")
     assert (refused.value.kind, refused.value.detail) == (NOT_BEGUN, "it took too long")
-    with pytest.raises(TimeoutError), client.until_gone():
+    with pytest.raises(TimeoutError), client.until_disconnected():
         raise TimeoutError
 
 
@@ -281,7 +281,7 @@ async def test_of_two_waits_in_each_other_both_end() -> None:
     client = Client()
 
     async def wait() -> None:
-        with client.until_late(), client.until_gone():
+        with client.until_late(), client.until_disconnected():
             client.expire("it took too long")
             client.leave()
             await asyncio.Event().wait()

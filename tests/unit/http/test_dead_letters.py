@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.http.dead_letters import shown_bytes
 from taskflux.http.problems import FieldError, Problem
-from taskflux.http.queries import read_letter_query
+from taskflux.http.queries import read_dead_letter_query
 from taskflux.store.dead_letters import LetterFilter
 from tests.unit.http.letters import letter, poison
 from tests.unit.http.memory import Fixture, bad_fields, problem
@@ -90,8 +90,8 @@ async def test_everything_that_is_wrong_with_a_query_is_named_at_once(http: Fixt
 def test_a_time_that_cannot_be_reckoned_with_makes_no_cursor() -> None:
     beyond = base64.urlsafe_b64encode(b"\x01" + b"\x7f" * 28).decode()
     with pytest.raises(Problem) as caught:
-        read_letter_query([("cursor", beyond)])
-    assert caught.value.errors == (FieldError("cursor", "is not a cursor: give a nextCursor as it came"),)
+        read_dead_letter_query([("cursor", beyond)])
+    assert caught.value.errors == (FieldError("cursor", "is not a cursor: pass a nextCursor on unchanged"),)
 
 
 async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> None:
@@ -283,8 +283,8 @@ async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(
 async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None:
     name = http.letters.put(poison())
     for value, message in (
-        ("{", "still no task"),
-        ('{"taskType": "email"}', "still no task"),
+        ("{", "still not a task"),
+        ('{"taskType": "email"}', "still not a task"),
         (json.dumps({"taskType": "email", "taskId": str(uuid7()), "version": 1}), "brings no payload"),
     ):
         response = await http.client.post(
@@ -419,7 +419,7 @@ async def test_no_log_line_holds_what_a_letter_holds(http: Fixture, caplog: pyte
         await http.client.post(f"/dead-letters/{http.letters.put(letter())}/discard", json={"reason": "ada left"})
         await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}})
     assert [record.message for record in caplog.records if record.name.startswith("taskflux.http.dead_letters")] == [
-        "a dead letter was sent again",
+        "a dead letter was replayed",
         "a dead letter was discarded",
         "a bulk replay begins",
     ]

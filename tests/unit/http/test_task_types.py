@@ -37,7 +37,7 @@ async def test_a_request_looks_once_for_all_its_unknown_types() -> None:
     source, clock = Source(), Clock()
     registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
     await registry.refresh()
-    began, came = clock.now, registry.looks
+    began, came = clock.now, registry.reads
     assert [await registry.find(f"fax{n}", came) for n in range(1000)] == [None] * 1000
     assert (source.asked, clock.now - began) == (2, 1.0)
 
@@ -55,7 +55,7 @@ async def test_an_unreachable_store_is_asked_once_for_all_who_wait() -> None:
     source, clock = Source(), Clock()
     registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
     source.trouble = StoreUnavailable("away")
-    came = registry.looks
+    came = registry.reads
     found = await asyncio.gather(*(registry.find(f"fax{n}", came) for n in range(1000)), return_exceptions=True)
     assert {type(each) for each in found} == {StoreUnavailable}
     with pytest.raises(StoreUnavailable):  # and the same request does not take it for an answer later

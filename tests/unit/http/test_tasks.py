@@ -157,7 +157,7 @@ async def test_the_first_and_the_last_year_can_be_asked_for(query: str, http: Fi
 async def test_a_text_that_is_no_cursor_is_named(cursor: str, http: Fixture) -> None:
     response = await http.client.get("/tasks", params={"cursor": cursor})
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
-    assert bad_fields(response) == {"cursor": "is not a cursor: give a nextCursor as it came"}
+    assert bad_fields(response) == {"cursor": "is not a cursor: pass a nextCursor on unchanged"}
 
 
 async def test_a_cursor_is_refused_with_other_filters_than_its_own(http: Fixture) -> None:
