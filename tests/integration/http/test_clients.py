@@ -24,7 +24,7 @@ FAX = TaskType("fax", "{}", 3, "resend", None)
 
 
 async def ask(port: int, path: str, body: bytes, *, headers: str = "", length: int | None = None) -> Any:
-    """A request over a connection of its own, whose answer nobody has read yet."""
+    """A request over a connection of its own, whose answer was not read yet."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}"
     writer.write(f"{head}content-length: {len(body) if length is None else length}\r\n\r\n".encode() + body)
@@ -52,7 +52,7 @@ class Locked:
         return self
 
     async def waiting(self, count: int) -> None:
-        """Return once so many statements wait for the table."""
+        """Return once this many statements wait for the table."""
         ours = "SELECT count(*) FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted"
 
         async def enough() -> bool:
@@ -94,7 +94,7 @@ async def test_a_batch_of_an_unregistered_type_ends_with_its_client(
         assert await task_count(database) == 1
 
 
-async def test_what_postgresql_is_being_told_stays_told_and_what_waits_behind_it_is_taken_back(
+async def test_what_postgresql_is_writing_is_not_undone_and_what_waits_behind_it_is_cancelled(
     settings: PostgresSettings, database: Database
 ) -> None:
     async with served(await application(database, patience=20)) as server:

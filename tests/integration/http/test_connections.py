@@ -108,7 +108,7 @@ async def http() -> AsyncIterator[Fixture]:
         (b"GET / HTTP/1.1\r\nhost : x\r\n\r\n", "bad-request"),
     ],
 )
-async def test_a_head_that_is_too_large_or_none_is_refused_with_a_problem(
+async def test_a_head_that_is_too_large_or_invalid_is_refused_with_a_problem(
     head: bytes, slug: str, http: Fixture, connect: Connect
 ) -> None:
     async with served(http.app, demands=QUICK) as server:
@@ -118,14 +118,14 @@ async def test_a_head_that_is_too_large_or_none_is_refused_with_a_problem(
         assert await peer.ended() == b""
 
 
-async def test_a_head_of_48_mib_holds_up_nobody(http: Fixture, connect: Connect) -> None:
+async def test_a_head_of_48_mib_does_not_hold_up_others(http: Fixture, connect: Connect) -> None:
     async with served(http.app) as server:
         peer = await connect(server, b"GET / HTTP/1.1\r\nx: " + b"y" * (48 << 20))
         assert (await peer.answer())[0] == 431
         assert (await asyncio.wait_for(server.client.get("/livez"), 5)).status_code == 200
 
 
-async def test_a_large_head_within_the_bounds_is_taken(http: Fixture, connect: Connect) -> None:
+async def test_a_large_head_within_the_bounds_is_accepted(http: Fixture, connect: Connect) -> None:
     async with served(http.app) as server:
         fields = b"".join(b"x-%d: %s\r\n" % (n, b"y" * 300) for n in range(90))
         peer = await connect(server, b"GET /livez?" + b"y" * 2000 + b" HTTP/1.1\r\nhost: x\r\n" + fields + b"\r\n")
@@ -220,7 +220,7 @@ async def test_of_too_many_connections_the_oldest_that_waits_makes_room(http: Fi
     async with served(http.app, demands=Demands(connections=10)) as server:
         silent = [await connect(server) for _ in range(9)]
         sending = await connect(server, HEAD + b"content-length: 100\r\n\r\n{")
-        for _ in range(30):  # who comes now is served all the same
+        for _ in range(30):  # a client that connects now is still served
             peer = await connect(server, WHOLE)
             assert (await peer.answer())[0] == 202
         for each in silent:
@@ -255,7 +255,7 @@ async def test_when_all_are_being_answered_a_further_one_is_refused(http: Fixtur
         assert [(await peer.answer())[0] for peer in asking] == [202] * 10
 
 
-async def test_what_was_asked_before_a_fault_is_answered_before_it(http: Fixture, connect: Connect) -> None:
+async def test_requests_before_an_invalid_one_are_answered_before_it(http: Fixture, connect: Connect) -> None:
     async with served(http.app) as server:
         peer = await connect(server, WHOLE * 3 + b"NONSENSE\r\n\r\n")
         assert [(await peer.answer())[0] for _ in range(4)] == [202, 202, 202, 400]
@@ -295,7 +295,7 @@ async def test_a_body_that_is_not_framed_as_http_demands_is_a_400_and_what_was_a
         b"transfer-encoding: chunked\r\n\r\n10\r\n" + TASK + b"\r\n0\r\n\r\n",
     ],
 )
-async def test_a_request_that_asks_for_another_protocol_is_taken_as_it_is(
+async def test_a_request_that_asks_for_another_protocol_is_served_without_it(
     framed: bytes, size: int, http: Fixture, connect: Connect
 ) -> None:
     asks = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n"
@@ -381,7 +381,7 @@ async def test_an_idle_connection_is_cut_by_our_rule_and_counted(http: Fixture, 
         assert cut.value == before + 1
 
 
-async def test_a_refused_body_may_go_on_for_a_while_and_the_connection_serves_again(
+async def test_a_refused_body_may_continue_for_a_while_and_the_connection_serves_again(
     http: Fixture, connect: Connect
 ) -> None:
     demands = Demands(linger=3600.0)

@@ -92,7 +92,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextlib.asynccontextmanager
 async def relayed(http: Fixture, packets: int) -> AsyncIterator[tuple[str, Relay]]:
-    """The application behind a relay: its address."""
+    """The address of the application, through a relay."""
     async with served(http.app) as server:
         relay = Relay(server.port, packets)
         listening = await asyncio.start_server(relay, LOOPBACK, 0)

@@ -43,7 +43,7 @@ async def ended(task: asyncio.Task[Any]) -> None:
     await asyncio.wait_for(asyncio.shield(task), 10)
 
 
-def test_a_taken_port_is_said_in_a_sentence_that_names_the_setting() -> None:
+def test_a_port_in_use_is_reported_in_a_sentence_that_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(WrongSettings, match=rf"port {port} on 127.0.0.1 is in use: set TASKFLUX_HTTP__PORT"):
@@ -54,12 +54,12 @@ def test_a_taken_port_is_said_in_a_sentence_that_names_the_setting() -> None:
     ("host", "port", "setting"),
     [("127.0.0.1", 70_000, "TASKFLUX_HTTP__PORT"), ("203.0.113.1", 0, "TASKFLUX_HTTP__HOST")],
 )
-def test_an_address_that_cannot_be_is_said_too(host: str, port: int, setting: str) -> None:
+def test_an_impossible_address_is_reported_too(host: str, port: int, setting: str) -> None:
     with pytest.raises(WrongSettings, match=setting):
         listen(host, port)
 
 
-async def test_a_drain_ends_what_is_in_flight_and_takes_nothing_new() -> None:
+async def test_a_drain_ends_what_is_in_flight_and_accepts_nothing_new() -> None:
     app = Slow()
     async with served(app) as server:
         asking = asyncio.create_task(server.client.get("/"))
@@ -78,7 +78,7 @@ async def test_a_drain_ends_what_is_in_flight_and_takes_nothing_new() -> None:
         await ended(server.serving)
 
 
-async def test_what_a_load_balancer_sends_late_is_still_taken() -> None:
+async def test_what_a_load_balancer_sends_late_is_still_accepted() -> None:
     app = Slow()
     app.go.set()
     async with served(app, linger=3600) as server:
@@ -143,7 +143,7 @@ async def test_a_server_that_no_longer_watches_its_connections_ends_with_the_err
     writer.close()
 
 
-async def test_a_fault_is_logged_without_what_it_quotes(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_is_logged_without_what_it_quotes(caplog: pytest.LogCaptureFixture) -> None:
     http = Fixture()
     http.intake.trouble = KeyError("ada@example.org")
     with caplog.at_level(logging.ERROR):

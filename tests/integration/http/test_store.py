@@ -160,7 +160,7 @@ async def test_an_unknown_id_is_a_404(http: Served) -> None:
     assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_with_postgres_away_ingest_answers_503_and_accepts_again_when_it_is_back(servers_dir: Path) -> None:
+async def test_without_postgres_ingest_answers_503_and_accepts_again_when_it_is_back(servers_dir: Path) -> None:
     async with PostgresServer(servers_dir / "interrupted") as postgres:
         settings = PostgresSettings.model_validate({"dsn": postgres.dsn, "connect_timeout": 2, "statement_timeout": 2})
         await migrate(settings)

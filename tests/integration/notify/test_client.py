@@ -110,7 +110,7 @@ async def test_an_error_is_what_it_was_at_the_service(
         assert failure.value.retry_after == 7.0
 
 
-async def test_a_service_that_is_away_is_no_fault_of_the_tasks() -> None:
+async def test_an_unavailable_service_is_not_the_fault_of_a_task() -> None:
     async with through(smtp.connect, NotifySettings(url=f"http://127.0.0.1:{free_port()}")) as mails:
         with pytest.raises(Unavailable, match="cannot be reached"):
             await process_email(task(process_email, MAIL), mails)

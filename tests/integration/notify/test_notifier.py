@@ -32,7 +32,7 @@ class Channel:
         return {"sent": order.payload}
 
 
-async def test_more_than_the_rate_limit_lets_through_is_told_to_come_again(database: Database) -> None:
+async def test_more_than_the_rate_limit_allows_is_to_be_sent_again_later(database: Database) -> None:
     channel, store = Channel(database), Notifications(database)
     limiter = Limiter("slow", 0.01, Accelerator(RedisSettings()))
     notifier = Notifier("sms", channel.send, limiter, store, longest_turn=0.05)

@@ -42,7 +42,7 @@ async def test_taskstreams_requests_work_as_they_are(service: Service) -> None:
     assert flow.flow["CRQID"]
 
 
-async def test_a_repeat_is_told_the_outcome_and_not_sent(service: Service) -> None:
+async def test_a_repeat_gets_the_outcome_and_is_not_sent(service: Service) -> None:
     first = await send(service, "sms", SMS, headers=named("0199.1"))
     repeats = await asyncio.gather(*(send(service, "sms", SMS, headers=named("0199.1", n)) for n in (1, 1, 2, 3)))
     assert {repeat.status_code for repeat in repeats} == {200}
@@ -75,7 +75,7 @@ async def test_a_reused_id_with_another_payload_is_refused_and_not_sent(service:
     assert len(service.flow.taken) == (taken if became == "sent" else taken + 1)
 
 
-async def test_an_id_of_before_the_digest_stands_for_any_payload(service: Service) -> None:
+async def test_an_id_from_before_the_digest_accepts_any_payload(service: Service) -> None:
     first = await send(service, "sms", SMS, headers=named("8"))
     connection = await asyncpg.connect(service.postgres.dsn.get_secret_value())
     await connection.execute("UPDATE notifications SET digest = NULL")
@@ -96,7 +96,7 @@ async def test_of_requests_at_the_same_time_one_sends(service: Service) -> None:
     assert len(service.flow.taken) == 1
 
 
-async def test_a_delivery_that_was_begun_is_kept_when_the_caller_has_gone(service: Service) -> None:
+async def test_a_delivery_that_was_begun_is_kept_when_the_caller_has_disconnected(service: Service) -> None:
     held = asyncio.Event()
     service.flow.answers.append(Answer({"type": "success", "message": "req-1"}, held=held))
     sending = asyncio.create_task(send(service, "sms", SMS, headers=named("1")))
@@ -167,7 +167,7 @@ async def test_a_service_that_was_cut_off_leaves_its_messages_unknown(service: S
         (Answer(b"<html>"), 504, "Ambiguous"),
     ],
 )
-async def test_what_a_provider_refuses_is_told_by_what_happens_next(
+async def test_what_a_provider_refuses_is_reported_by_what_happens_next(
     service: Service, answer: Answer, status: int, error: str
 ) -> None:
     service.flow.answers.append(answer)
@@ -198,7 +198,7 @@ async def test_a_channel_that_is_not_set_says_so_and_the_other_serves(new_databa
             )
 
 
-async def test_with_nobody_to_deliver_through_it_does_not_start(new_database: NewDatabase) -> None:
+async def test_without_a_provider_it_does_not_start(new_database: NewDatabase) -> None:
     with pytest.raises(WrongSettings, match="TASKFLUX_MSG91__AUTH_KEY"):
         async with serving(await new_database(), {}):
             pass

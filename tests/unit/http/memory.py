@@ -1,4 +1,4 @@
-"""The application over types and tasks that stand in memory: for everything that is decided before the store."""
+"""The application over types and tasks in memory: for everything that is decided before the store."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Fixture:
 
     @property
     def replayed(self) -> dict[tuple[str, ...], int]:
-        """Error class and how → letters that were counted as sent again since this was made."""
+        """Error class and how → dead letters that were counted as replayed since this was made."""
         return dict(counted(metrics.REPLAYED) - self._before[1])
 
     async def replay(self, letter: UUID, **body: Any) -> httpx.Response:

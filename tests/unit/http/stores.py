@@ -1,4 +1,4 @@
-"""What stands behind the application, in memory: for everything that is decided before the store."""
+"""The stores of the application, in memory: for everything that is decided before the database."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def row(**columns: Any) -> Row:
 
 
 class Clock:
-    """A clock that stands still but while somebody sleeps."""
+    """A clock that advances only while a task sleeps."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -90,7 +90,7 @@ class Source(TaskTypes):
 
 
 class MemoryIntake(Intake):
-    """Keeps what it accepts; `trouble` is raised instead while it is set, `gate` holds acceptance back."""
+    """Keeps what it accepts; `trouble` is raised instead while it is set, `gate` delays acceptance."""
 
     def __init__(self) -> None:
         self.accepted: list[Submission] = []
@@ -164,7 +164,7 @@ class MemoryTasks(Tasks):
 
 
 class MemoryLetters(DeadLetters):
-    """Letters as the test has put them here; `last_asked` is what the last page or groups were asked for."""
+    """Dead letters that the test has added; `last_asked` is what the last page or groups were asked for."""
 
     __setattr__ = object.__setattr__  # the real one is frozen
 
@@ -218,9 +218,9 @@ class MemoryLetters(DeadLetters):
         self.sent.append((letter, payload))
         return self._replayed(row, row["task_id"], row["type"])
 
-    async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
-        self.made.append((mended, edited))
-        return self._replayed(self.rows[letter], mended.id, mended.type)
+    async def replay_as(self, tenant: str, letter: UUID, repaired: Submission, *, edited: bool) -> Replayed | None:
+        self.made.append((repaired, edited))
+        return self._replayed(self.rows[letter], repaired.id, repaired.type)
 
     async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
         counts = {"matched": len(self.rows), "replayed": 0, "skipped": 0, "status": "running"}

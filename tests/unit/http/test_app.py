@@ -24,7 +24,7 @@ async def test_an_unknown_id_is_a_404(name: str, http: Fixture) -> None:
     assert (response.status_code, problem(response)["type"]) == (404, "/problems/unknown-task")
 
 
-async def test_a_store_that_is_away_is_a_503_to_readers_too(http: Fixture) -> None:
+async def test_an_unavailable_store_is_a_503_to_readers_too(http: Fixture) -> None:
     http.tasks.trouble = StoreUnavailable("away")
     response = await http.client.get(f"/tasks/{ID}")
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
@@ -32,7 +32,7 @@ async def test_a_store_that_is_away_is_a_503_to_readers_too(http: Fixture) -> No
 
 
 @pytest.mark.parametrize("path", ["/index.html", "/task", "/tasks/", "/tasks/a/b"])
-async def test_an_address_that_is_none_is_a_404(path: str, http: Fixture) -> None:
+async def test_an_unknown_address_is_a_404(path: str, http: Fixture) -> None:
     response = await http.client.get(path)
     assert response.status_code == 404
     assert problem(response)["type"] in ("/problems/not-found", "/problems/unknown-task")
@@ -42,7 +42,7 @@ async def test_an_address_that_is_none_is_a_404(path: str, http: Fixture) -> Non
     ("method", "path", "allowed"),
     [("PUT", "/tasks", "POST"), ("PUT", "/tasks/batch", "POST"), ("POST", "/livez", "GET"), ("POST", "/", "GET, HEAD")],
 )
-async def test_a_method_that_is_not_known_is_a_405(method: str, path: str, allowed: str, http: Fixture) -> None:
+async def test_an_unknown_method_is_a_405(method: str, path: str, allowed: str, http: Fixture) -> None:
     response = await http.client.request(method, path)
     assert (response.status_code, problem(response)["type"]) == (405, "/problems/method-not-allowed")
     assert allowed in response.headers["allow"]
@@ -94,5 +94,5 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
         ("", None),
     ],
 )
-def test_a_traceparent_is_taken_as_the_standard_says(header: str, expected: str | None) -> None:
+def test_a_traceparent_is_read_as_the_standard_says(header: str, expected: str | None) -> None:
     assert incoming(header.encode()) == expected

@@ -175,7 +175,7 @@ async def test_a_broken_array_ends_with_an_answer_that_says_so(tail: bytes, size
     assert found[-1]["problem"]["type"] == "/problems/malformed-json"
 
 
-async def test_a_store_that_goes_away_midway_is_told_item_by_item() -> None:
+async def test_a_store_that_becomes_unavailable_midway_is_reported_item_by_item() -> None:
     http = Fixture(Limits())
     http.intake.trouble, http.intake.fail_from = StoreUnavailable("gone"), 600
     found = results(await send(http, "ndjson", [{"payload": str(n)} for n in range(2000)], size=64_000))
@@ -192,7 +192,7 @@ async def test_the_items_of_a_batch_stand_in_the_trace_of_their_request(http: Fi
     assert first == second != third == fourth
 
 
-async def test_when_the_client_goes_away_nothing_further_is_begun(http: Fixture) -> None:
+async def test_when_the_client_disconnects_nothing_further_is_started(http: Fixture) -> None:
     messages = [
         {"type": "http.request", "body": b'{"payload": "a"}\n{"payload": "b"}\n{"payl', "more_body": True},
         {"type": "http.disconnect"},
@@ -292,7 +292,7 @@ async def test_a_batch_that_meets_too_much_in_flight_says_so_and_where() -> None
     assert statuses == sorted(statuses)
 
 
-async def test_an_item_for_which_there_is_no_room_is_told_to_come_again_and_the_others_are_taken() -> None:
+async def test_an_item_for_which_there_is_no_room_is_to_be_sent_again_and_the_others_are_accepted() -> None:
     http = Fixture(Limits(bytes_in_flight=1_000_000))
     found = results(await send(http, "ndjson", [GOOD, {"payload": [0] * 6_000}, GOOD], size=20_000))
     assert [result["status"] for result in found] == [202, 503, 202]
@@ -301,7 +301,7 @@ async def test_an_item_for_which_there_is_no_room_is_told_to_come_again_and_the_
     assert found[1]["problem"]["retryAfter"] == 1
 
 
-async def test_a_batch_that_is_read_no_further_for_want_of_room_says_what_to_send_again() -> None:
+async def test_a_batch_that_is_read_no_further_for_lack_of_room_says_what_to_send_again() -> None:
     http = Fixture(Limits(bytes_in_flight=200_000, batch_items_in_flight=10_000))
     http.intake.gate.clear()
     batch = asyncio.create_task(send(http, "ndjson", [{"payload": "x" * 90}] * 3_000, size=100_000))
@@ -313,7 +313,7 @@ async def test_a_batch_that_is_read_no_further_for_want_of_room_says_what_to_sen
 
 
 @pytest.mark.parametrize("form", ["array", "ndjson"])
-async def test_an_item_that_nobody_can_read_is_refused_at_its_field(form: str, http: Fixture) -> None:
+async def test_an_item_that_cannot_be_read_is_refused_at_its_field(form: str, http: Fixture) -> None:
     texts = [
         '{"payload": {"name": "\\ud83c"}}',
         '{"payload": "x", "idempotencyKey": "\\udc00"}',

@@ -140,7 +140,9 @@ async def test_a_task_is_shown_only_while_there_is_room_for_it(method: str, path
     asked = {"outcome": "dead"} if path else None
     answer = await http.client.request(method, f"/tasks/{ID}{path}", json=asked)
     assert (answer.status_code, problem(answer)["type"]) == (503, "/problems/busy")
-    assert http.tasks.rows[ID]["state"] == ("uncertain" if path else "scheduled")  # nothing is done that cannot be told
+    assert http.tasks.rows[ID]["state"] == (
+        "uncertain" if path else "scheduled"
+    )  # nothing is done that cannot be answered
     http.tasks.rows[ID] = row(payload='"' + "x" * 200_000 + '"', state="uncertain" if path else "scheduled")
     assert (await http.client.request(method, f"/tasks/{ID}{path}", json=asked)).status_code == 200
 

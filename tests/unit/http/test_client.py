@@ -74,7 +74,7 @@ def submission(kind: str, task_type: str = "simulated") -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["single", "batch"])
-async def test_a_type_that_appears_after_the_client_has_gone_accepts_nothing(kind: str) -> None:
+async def test_a_type_that_appears_after_the_client_has_disconnected_accepts_nothing(kind: str) -> None:
     http = Fixture(Limits())
     http.source.gate.clear()
     path, body = submission(kind, "fax")
@@ -90,7 +90,7 @@ async def test_a_type_that_appears_after_the_client_has_gone_accepts_nothing(kin
 
 
 @pytest.mark.parametrize("kind", ["single", "batch"])
-async def test_what_waits_for_postgresql_is_taken_back_when_the_client_goes(kind: str) -> None:
+async def test_what_waits_for_postgresql_is_cancelled_when_the_client_disconnects(kind: str) -> None:
     http = Fixture(Limits())
     http.intake.gate.clear()
     path, body = submission(kind)
@@ -162,7 +162,7 @@ async def test_a_request_that_stalls_is_a_408(http: Fixture) -> None:
     assert await asking.status() == 408
 
 
-async def test_a_type_that_cannot_be_looked_for_in_time_is_a_503(http: Fixture) -> None:
+async def test_a_type_that_cannot_be_read_in_time_is_a_503(http: Fixture) -> None:
     http.source.gate.clear()
     asking = Asking(http, "POST", *submission("single", "fax"))
     await http.source.looks.acquire()
@@ -173,7 +173,7 @@ async def test_a_type_that_cannot_be_looked_for_in_time_is_a_503(http: Fixture) 
 
 
 @pytest.mark.parametrize("error", [KeyError("ada@example.org"), ZeroDivisionError()])
-async def test_a_fault_in_one_item_leaves_the_others_their_answers(
+async def test_an_error_in_one_item_does_not_affect_the_others(
     error: Exception, http: Fixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     http.intake.trouble, http.intake.fail_from = error, 3
@@ -206,7 +206,7 @@ def to_decide(method: str, http: Fixture) -> tuple[UUID, Callable[[], bool]]:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), DECISIONS)
-async def test_nothing_is_decided_for_a_client_that_has_gone(
+async def test_nothing_is_decided_for_a_client_that_has_disconnected(
     method: str, path: str, body: dict[str, Any], http: Fixture
 ) -> None:
     found, as_before = to_decide(method, http)
@@ -223,7 +223,7 @@ async def test_nothing_is_decided_once_the_time_is_up(
     found, as_before = to_decide(method, http)
     late = "it took too long"
     asking = Asking(http, method, path.format(letter=found), json.dumps(body).encode(), late_after_body=late)
-    if method == "DELETE":  # nobody reads its body
+    if method == "DELETE":  # its body is not read
         asking.client.expire(late)
     assert await asking.status() == 503
     told = json.loads(asking.sent[1]["body"])
@@ -242,7 +242,7 @@ class Leaving(dict[Any, Any]):
 
 
 @pytest.mark.parametrize(("verb", "body"), [("replay", b"{}"), ("discard", b'{"reason": "x"}')])
-async def test_nothing_is_done_with_a_dead_letter_once_its_client_has_gone(
+async def test_nothing_is_done_with_a_dead_letter_once_its_client_has_disconnected(
     verb: str, body: bytes, http: Fixture
 ) -> None:
     found = http.letters.put(letter())

@@ -20,10 +20,10 @@ from tests.unit.http.letters import letter, poison
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.stores import AT, NOW
 
-MENDED = {"to": "bob@example.org", "subject": "hi"}
+REPAIRED = {"to": "bob@example.org", "subject": "hi"}
 
 
-async def test_a_letter_in_a_list_says_what_died_where_and_what_was_done_about_it(http: Fixture) -> None:
+async def test_a_dead_letter_in_a_list_says_what_failed_where_and_what_was_done_about_it(http: Fixture) -> None:
     row = letter(replays=[[AT, "a-task", "succeeded", "a-bulk"], [AT, "a-task", "running", None]], state="replayed")
     http.letters.put(row)
     response = await http.client.get("/dead-letters")
@@ -101,7 +101,7 @@ async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> Non
     assert wanted.created_after == NOW
 
 
-async def test_a_query_becomes_a_filter_and_asks_for_open_letters(http: Fixture) -> None:
+async def test_a_query_becomes_a_filter_and_asks_for_open_dead_letters(http: Fixture) -> None:
     query = {
         "taskType": "email",
         "errorClass": "Permanent",
@@ -134,14 +134,14 @@ async def test_a_query_becomes_a_filter_and_asks_for_open_letters(http: Fixture)
         ("cursor=MjAzMC0wMS0wMQ", "cursor", "nextCursor"),
     ],
 )
-async def test_a_query_that_cannot_be_taken_is_named(http: Fixture, query: str, field: str, message: str) -> None:
+async def test_an_invalid_query_is_refused_by_parameter(http: Fixture, query: str, field: str, message: str) -> None:
     response = await http.client.get(f"/dead-letters?{query}")
     assert response.status_code == 422
     assert message in bad_fields(response)[field]
     assert list(bad_fields(response)) == [field]
 
 
-async def test_one_letter_shows_the_payload_that_died_its_trace_and_the_timeline(http: Fixture) -> None:
+async def test_one_dead_letter_shows_the_payload_its_trace_and_the_timeline(http: Fixture) -> None:
     name = http.letters.put(letter())
     document = (await http.client.get(f"/dead-letters/{name}")).json()
     assert document["payload"] == {"to": "ada@example.org", "subject": "hi"}
@@ -173,7 +173,7 @@ def test_bytes_that_would_move_a_terminal_are_base64(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-id", "01890a5d-ac96-774b-bcce-b302099a8057", "x" * 36, "groups2"])
-async def test_a_letter_that_nobody_knows_is_a_404(http: Fixture, name: str) -> None:
+async def test_an_unknown_dead_letter_is_a_404(http: Fixture, name: str) -> None:
     for response in (
         await http.client.get(f"/dead-letters/{name}"),
         await http.client.post(f"/dead-letters/{name}/replay"),
@@ -182,7 +182,7 @@ async def test_a_letter_that_nobody_knows_is_a_404(http: Fixture, name: str) -> 
         assert problem(response)["type"] == "/problems/unknown-dead-letter"
 
 
-async def test_a_letter_is_sent_again_as_it_was(http: Fixture) -> None:
+async def test_a_dead_letter_is_replayed_as_it_was(http: Fixture) -> None:
     row = letter()
     name = http.letters.put(row)
     response = await http.client.post(f"/dead-letters/{name}/replay")
@@ -193,36 +193,36 @@ async def test_a_letter_is_sent_again_as_it_was(http: Fixture) -> None:
     assert http.replayed == {("Permanent", "single"): 1}
 
 
-async def test_a_second_replay_is_told_what_the_first_became(http: Fixture) -> None:
+async def test_a_second_replay_is_answered_with_what_the_first_became(http: Fixture) -> None:
     row = letter()
     name = http.letters.put(row)
     await http.replay(name)
-    document = problem(await http.replay(name, payload=MENDED))
+    document = problem(await http.replay(name, payload=REPAIRED))
     assert (document["status"], document["type"]) == (409, "/problems/already-replayed")
     assert document["taskId"] == str(row["task_id"])
     assert document["replays"] == [{"at": AT, "taskId": str(row["task_id"]), "outcome": None}]
     assert len(http.letters.sent) == 1
 
 
-async def test_an_edited_payload_is_what_the_type_takes_or_is_refused(http: Fixture) -> None:
+async def test_an_edited_payload_matches_its_type_or_is_refused(http: Fixture) -> None:
     name = http.letters.put(letter())
     refused = await http.replay(name, payload={"to": 7, "colour": "red"})
     assert refused.status_code == 422
     assert set(bad_fields(refused)) == {"payload.to", "payload.colour", "payload.subject"}
     assert http.letters.sent == []
-    accepted = await http.replay(name, payload=MENDED)
+    accepted = await http.replay(name, payload=REPAIRED)
     assert accepted.status_code == 202
     [(_, payload)] = http.letters.sent
-    assert json.loads(payload or "") == MENDED
+    assert json.loads(payload or "") == REPAIRED
 
 
-async def test_a_payload_of_a_type_that_nobody_registered_cannot_be_checked(http: Fixture) -> None:
+async def test_a_payload_of_a_type_that_is_not_registered_cannot_be_checked(http: Fixture) -> None:
     name = http.letters.put(letter(type="gone"))
     assert problem(await http.replay(name, payload={}))["type"] == "/problems/unknown-task-type"
     assert (await http.replay(name)).status_code == 202
 
 
-async def test_a_letter_whose_task_moved_on_is_told_so(http: Fixture) -> None:
+async def test_a_dead_letter_whose_task_moved_on_is_a_409(http: Fixture) -> None:
     name = http.letters.put(letter(task_state="succeeded"))
     http.letters.moved_on = True
     document = problem(await http.replay(name))
@@ -241,7 +241,7 @@ async def test_a_letter_whose_task_moved_on_is_told_so(http: Fixture) -> None:
         ({"value": "{}"}, {"value"}),
     ],
 )
-async def test_a_mending_that_makes_no_sense_is_refused(http: Fixture, body: dict[str, Any], fields: set[str]) -> None:
+async def test_a_repair_that_makes_no_sense_is_refused(http: Fixture, body: dict[str, Any], fields: set[str]) -> None:
     name = http.letters.put(letter())
     response = await http.replay(name, **body)
     assert response.status_code == 422
@@ -249,7 +249,7 @@ async def test_a_mending_that_makes_no_sense_is_refused(http: Fixture, body: dic
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'"x"'])
-async def test_a_body_that_is_no_object_is_a_400(http: Fixture, body: bytes) -> None:
+async def test_a_body_that_is_not_an_object_is_a_400(http: Fixture, body: bytes) -> None:
     name = http.letters.put(letter())
     headers = {"content-type": "application/json"}
     for path in (f"{name}/replay", f"{name}/discard", "replay"):
@@ -258,34 +258,34 @@ async def test_a_body_that_is_no_object_is_a_400(http: Fixture, body: bytes) -> 
     assert problem(await http.client.post(f"/dead-letters/{name}/replay", content=b"{}"))["status"] == 415
 
 
-async def test_a_broken_record_needs_a_mending(http: Fixture) -> None:
+async def test_a_poison_message_needs_a_repair(http: Fixture) -> None:
     name = http.letters.put(poison())
     assert "payload" in bad_fields(await http.replay(name))
     elsewhere = http.letters.put(poison(origin=json.dumps({"topic": "task-topic"})))
-    assert "taskType" in bad_fields(await http.replay(elsewhere, payload=MENDED))
+    assert "taskType" in bad_fields(await http.replay(elsewhere, payload=REPAIRED))
     assert http.letters.made == []
 
 
-async def test_a_mended_payload_becomes_a_task_of_the_type_that_the_topic_tells(http: Fixture) -> None:
+async def test_a_repaired_payload_becomes_a_task_of_the_type_that_the_topic_shows(http: Fixture) -> None:
     name = http.letters.put(poison())
-    response = await http.replay(name, payload=MENDED)
+    response = await http.replay(name, payload=REPAIRED)
     [(made, edited)] = http.letters.made
     assert response.status_code == 202
     assert response.json()["taskId"] == str(made.id)
-    assert (made.type, json.loads(made.payload), made.max_attempts, edited) == ("email", MENDED, 6, True)
+    assert (made.type, json.loads(made.payload), made.max_attempts, edited) == ("email", REPAIRED, 6, True)
     assert http.replayed == {("NotJson", "mended"): 1}
-    assert problem(await http.replay(name, payload=MENDED))["taskId"] == str(made.id)
+    assert problem(await http.replay(name, payload=REPAIRED))["taskId"] == str(made.id)
     other = http.letters.put(poison())
     await http.replay(other, payload="x", taskType="simulated")
     assert http.letters.made[1][0].type == "simulated"
 
 
-async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None:
+async def test_a_repaired_value_is_read_as_a_record_is_read(http: Fixture) -> None:
     name = http.letters.put(poison())
     for value, message in (
         ("{", "still not a task"),
         ('{"taskType": "email"}', "still not a task"),
-        (json.dumps({"taskType": "email", "taskId": str(uuid7()), "version": 1}), "brings no payload"),
+        (json.dumps({"taskType": "email", "taskId": str(uuid7()), "version": 1}), "has no payload"),
     ):
         response = await http.client.post(
             f"/dead-letters/{name}/replay",
@@ -295,13 +295,13 @@ async def test_a_mended_value_is_read_as_a_record_is_read(http: Fixture) -> None
         assert message in bad_fields(response)["value"]
     wrong = await http.replay(name, value=json.dumps({"taskType": "email", "payload": {"to": "x"}}))
     assert set(bad_fields(wrong)) == {"payload.subject"}
-    marked = "\ufeff" + json.dumps({"taskId": "7", "taskType": "email", "payload": MENDED})
+    marked = "\ufeff" + json.dumps({"taskId": "7", "taskType": "email", "payload": REPAIRED})
     right = await http.replay(name, value=marked)
     assert right.status_code == 202
-    assert json.loads(http.letters.made[0][0].payload) == MENDED
+    assert json.loads(http.letters.made[0][0].payload) == REPAIRED
 
 
-async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: Fixture) -> None:
+async def test_a_dead_letter_that_outlived_its_task_becomes_a_new_one(http: Fixture) -> None:
     name = http.letters.put(letter(task_state=None, timeline=None))
     assert (await http.client.get(f"/dead-letters/{name}")).json()["timeline"] == []
     assert (await http.replay(name)).status_code == 202
@@ -310,7 +310,7 @@ async def test_a_letter_that_outlived_its_task_becomes_a_new_one(http: Fixture) 
     assert made.traceparent == http.letters.rows[name]["traceparent"]
 
 
-async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: Fixture) -> None:
+async def test_a_dead_letter_is_discarded_with_a_reason_and_stays_so(http: Fixture) -> None:
     name = http.letters.put(letter())
     first = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": " a test account "})
     assert first.status_code == 200
@@ -324,7 +324,7 @@ async def test_a_letter_is_discarded_with_a_reason_and_stays_so(http: Fixture) -
     assert (document["status"], document["type"]) == (409, "/problems/already-discarded")
 
 
-async def test_a_letter_that_was_sent_again_cannot_be_discarded(http: Fixture) -> None:
+async def test_a_dead_letter_that_was_replayed_cannot_be_discarded(http: Fixture) -> None:
     name = http.letters.put(letter())
     await http.replay(name)
     response = await http.client.post(f"/dead-letters/{name}/discard", json={"reason": "x"})
@@ -360,7 +360,7 @@ async def test_an_empty_filter_is_refused(http: Fixture, body: dict[str, Any]) -
         ({"filter": {"taskType": "a"}, "limit": 7}, "limit"),
     ],
 )
-async def test_a_bulk_replay_that_cannot_be_taken_is_named(http: Fixture, body: dict[str, Any], field: str) -> None:
+async def test_an_invalid_bulk_replay_is_refused_by_its_fields(http: Fixture, body: dict[str, Any], field: str) -> None:
     response = await http.client.post("/dead-letters/replay", json=body)
     assert response.status_code == 422
     assert list(bad_fields(response)) == [field]
@@ -405,7 +405,7 @@ async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: Fixture) -> 
 
 
 @pytest.mark.parametrize("name", ["x", "01890a5d-ac96-774b-bcce-b302099a8057"])
-async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: Fixture, name: str) -> None:
+async def test_an_unknown_bulk_replay_is_a_404(http: Fixture, name: str) -> None:
     for response in (
         await http.client.get(f"/dead-letters/replays/{name}"),
         await http.client.delete(f"/dead-letters/replays/{name}"),
@@ -413,9 +413,9 @@ async def test_a_bulk_replay_that_nobody_knows_is_a_404(http: Fixture, name: str
         assert problem(response)["type"] == "/problems/unknown-replay"
 
 
-async def test_no_log_line_holds_what_a_letter_holds(http: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_line_holds_what_a_dead_letter_holds(http: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "taskflux"):
-        await http.replay(http.letters.put(letter()), payload=MENDED)
+        await http.replay(http.letters.put(letter()), payload=REPAIRED)
         await http.client.post(f"/dead-letters/{http.letters.put(letter())}/discard", json={"reason": "ada left"})
         await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}})
     assert [record.message for record in caplog.records if record.name.startswith("taskflux.http.dead_letters")] == [
@@ -438,7 +438,7 @@ async def test_half_a_character_in_a_repair_is_refused_at_its_field(http: Fixtur
 
 async def test_a_repaired_record_keeps_the_fields_beside_its_payload(http: Fixture) -> None:
     name = http.letters.put(poison())
-    value = {"taskType": "email", "payload": MENDED, "maxAttempts": 2, "scheduleAt": "2030-01-02T00:00:00Z"}
+    value = {"taskType": "email", "payload": REPAIRED, "maxAttempts": 2, "scheduleAt": "2030-01-02T00:00:00Z"}
     wrong = await http.replay(name, value=json.dumps(value | {"expiresAt": "2029-01-01T00:00:00Z"}))
     assert set(bad_fields(wrong)) == {"expiresAt"}
     assert (await http.replay(name, value=json.dumps(value))).status_code == 202

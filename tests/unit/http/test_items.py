@@ -138,12 +138,12 @@ def test_an_endless_item_takes_no_memory(splitter: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
-def test_blank_lines_are_no_items_and_the_last_needs_no_line_feed(size: int) -> None:
+def test_blank_lines_are_not_items_and_the_last_needs_no_line_feed(size: int) -> None:
     assert lines(b'\n{"a":1}\r\n\n  \n{"b":2}', size) == [b'{"a":1}\r', b'{"b":2}']
     assert lines(b"", size) == lines(b"\n\n", size) == []
 
 
-def test_a_byte_order_mark_alone_is_no_line() -> None:
+def test_a_byte_order_mark_alone_is_not_a_line() -> None:
     assert lines(b"\xef\xbb\xbf\n1\n") == [b"1"]
     assert lines(b"\xef\xbb\xbf") == []
 

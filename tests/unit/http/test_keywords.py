@@ -163,7 +163,7 @@ def test_a_colour_is_one_that_style_sheets_know(text: str, right: bool) -> None:
         ("ann..lee@example.org", False),
     ],
 )
-def test_an_e_mail_address_is_one_that_email_validator_takes(text: str, right: bool) -> None:
+def test_an_e_mail_address_is_one_that_email_validator_accepts(text: str, right: bool) -> None:
     schema = PayloadSchema("mine", '{"type": "string", "format": "email"}')
     found = [error.message for error in schema.errors(text, json.dumps(text))]
     assert found == ([] if right else ["is not an e-mail address, such as ann@example.org"])

@@ -1,4 +1,4 @@
-"""What is large is worked on beside the event loop, whichever way it comes: livez is answered meanwhile."""
+"""Large documents are processed outside the event loop, whichever way they come: livez is answered meanwhile."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_a_large_notification_is_read_and_its_digest_made(beside: list[str
 
 
 class Reports(Receipts):
-    """Receipts of tasks that nobody knows."""
+    """Receipts of unknown tasks."""
 
     __setattr__ = object.__setattr__  # the real one is frozen
 

@@ -1,4 +1,4 @@
-"""Notifications over HTTP: what is read from a request, and how each outcome is told."""
+"""Notifications over HTTP: what is read from a request, and how each outcome is reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}
 
 
 class Service(Notifier[Email]):
-    """A channel that does as it is told, and its HTTP side."""
+    """A channel with a given outcome, and its HTTP side."""
 
     def __init__(self, most: int = 100_000) -> None:
         self.asked: list[Notification[Email]] = []
@@ -70,7 +70,7 @@ async def test_a_mail_is_delivered_and_answered_with_its_outcome(service: Servic
     assert asked.payload.subject == "Hello"
 
 
-async def test_the_caller_says_whose_it_is_which_try_and_what_it_knows(service: Service) -> None:
+async def test_the_caller_gives_an_id_the_attempt_and_what_it_knows(service: Service) -> None:
     service.repeated = True
     answer = await service.send(
         {**MAIL, "progress": {"delivered": {"a@b.c": "250"}}},
@@ -112,7 +112,7 @@ async def test_a_failure_is_a_problem_that_its_caller_reads_as_what_it_was(
         assert (read.retry_after, answer.headers["retry-after"]) == (300.0, "300")
 
 
-async def test_an_error_of_a_kind_of_its_own_is_told_as_the_kind_that_everybody_knows(service: Service) -> None:
+async def test_a_subclass_of_an_error_is_reported_as_the_public_class(service: Service) -> None:
     service.trouble = Throttled("fewer connections")
     assert problem(await service.send())["errorClass"] == "Unavailable"
 
@@ -137,7 +137,7 @@ async def test_a_bad_payload_names_its_fields_and_can_never_be_delivered(service
     ("body", "status"),
     [(b"{", 400), (b"[]", 422), (b'"text"', 422), (b"{}", 422), (b'{"to": 1e999}', 422), (b" " * 100_001, 413)],
 )
-async def test_what_is_no_mail_is_refused(service: Service, body: bytes, status: int) -> None:
+async def test_what_is_not_a_mail_is_refused(service: Service, body: bytes, status: int) -> None:
     answer = await service.client.post(
         "/notifications/email", content=body, headers={"content-type": "application/json"}
     )
@@ -157,7 +157,7 @@ async def test_without_postgresql_nothing_is_sent_and_no_attempt_is_spent(servic
     assert isinstance(classify(answer.status_code, answer.content), Unavailable)
 
 
-async def test_a_provider_is_looked_after_without_sending(service: Service) -> None:
+async def test_a_provider_is_checked_without_sending(service: Service) -> None:
     assert (await service.client.post("/notifications/email/check")).status_code == 204
     service.trouble = Unavailable("still away")
     answer = await service.client.post("/notifications/email/check")
@@ -184,17 +184,17 @@ async def test_a_provider_is_looked_after_without_sending(service: Service) -> N
         (503, b'{"errorClass": "Transient", "reason": "later", "retryAfter": "soon", "progress": 1}', Transient),
     ],
 )
-def test_an_answer_that_is_not_the_services_own_is_taken_with_care(
+def test_an_answer_that_is_not_the_services_own_is_classified_with_care(
     status: int, body: bytes, expected: type[TaskError]
 ) -> None:
     assert type(classify(status, body)) is expected
 
 
-def test_every_class_of_error_can_be_told() -> None:
+def test_every_class_of_error_can_be_reported() -> None:
     assert set(ERROR_CLASSES) == {"Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured"}
 
 
-async def test_what_no_handler_reads_is_refused_at_its_field(service: Service) -> None:
+async def test_what_no_handler_can_read_is_refused_at_its_field(service: Service) -> None:
     headers = {"content-type": "application/json"}
     for body, field in (
         (b'{"subject": "Party \\ud83c"}', "subject"),

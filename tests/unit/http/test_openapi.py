@@ -138,7 +138,7 @@ def test_every_type_of_ours_is_described_with_its_payload() -> None:
         ({"taskType": "unheard-of", "payload": {}}, False),
     ],
 )
-def test_what_is_described_as_a_task_is_what_is_taken(task: dict[str, Any], valid: bool) -> None:
+def test_what_is_described_as_a_task_is_what_is_accepted(task: dict[str, Any], valid: bool) -> None:
     assert validator(DOCUMENT, DOCUMENT["components"]["schemas"]["NewTask"]).is_valid(task) is valid
 
 
@@ -146,13 +146,13 @@ def test_every_kind_of_problem_is_explained() -> None:
     assert set(EXPLANATIONS) == set(KINDS)
 
 
-def test_every_kind_of_problem_belongs_to_a_call_or_to_an_address_that_is_none() -> None:
+def test_every_kind_of_problem_belongs_to_a_call_or_to_an_unknown_address() -> None:
     told = {slug for document in (DOCUMENT, NOTIFY) for *_, slugs in _refusals(document) for slug in slugs}
     assert set(KINDS) - told == {"method-not-allowed"}
 
 
 @pytest.mark.parametrize(("document", "described"), [(DOCUMENT, API), (NOTIFY, NOTIFY_API)], ids=["ingest", "notify"])
-def test_a_call_tells_exactly_its_own_kinds_of_problem_and_those_of_its_connection(
+def test_a_call_lists_exactly_its_own_kinds_of_problem_and_those_of_its_connection(
     document: dict[str, Any], described: Sequence[Operation]
 ) -> None:
     own = {each.id: {kind.slug for kind in (*each.problems, *CONNECTION)} for each in described}
@@ -164,7 +164,7 @@ def test_a_call_tells_exactly_its_own_kinds_of_problem_and_those_of_its_connecti
 
 
 @DOCUMENTS
-def test_every_refusal_and_every_example_of_one_stands_in_the_document_once(document: dict[str, Any]) -> None:
+def test_every_refusal_and_every_example_of_one_is_in_the_document_once(document: dict[str, Any]) -> None:
     components = document["components"]
     combinations = {frozenset(slugs) for *_, slugs in _refusals(document)}
     assert {frozenset(name.split(".")) for name in components["responses"]} == combinations
@@ -234,7 +234,7 @@ async def test_a_running_system_describes_the_types_that_it_knows(http: Fixture)
     assert response.json()["components"]["schemas"]["payload.resize"] == {"type": "object", "required": ["url"]}
 
 
-async def test_a_schema_that_is_none_describes_anything() -> None:
+async def test_an_invalid_schema_describes_anything() -> None:
     schemas = api_document({"odd": "no JSON", "list": "[]", "flag": "true"})["components"]["schemas"]
     assert schemas["payload.odd"] == schemas["payload.list"] == schemas["payload.flag"] == {}
 
@@ -310,7 +310,7 @@ async def test_the_type_of_a_problem_leads_to_its_explanation(http: Fixture) -> 
     ],
     ids=lambda sent: str(sent.get("taskType")),
 )
-async def test_an_example_of_a_task_is_taken(sent: dict[str, Any], http: Fixture) -> None:
+async def test_an_example_of_a_task_is_accepted(sent: dict[str, Any], http: Fixture) -> None:
     http.source.types = {handler.type: handler.task_type() for handler in built_in_handlers()}
     response = await http.submit(sent)
     assert response.status_code == 202, response.text

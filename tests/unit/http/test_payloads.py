@@ -82,7 +82,7 @@ def test_values_are_never_quoted_and_names_are_cut() -> None:
     ]
 
 
-def test_at_most_twenty_errors_are_told() -> None:
+def test_at_most_twenty_errors_are_reported() -> None:
     assert len(told(EMAIL, {f"x{n}": n for n in range(1000)})) == 20
 
 
@@ -96,7 +96,7 @@ def test_a_payload_that_is_wrong_in_very_many_places_is_refused_without_describi
 
 
 @pytest.mark.parametrize("schema", ["{", '{"type": "nope"}', '{"pattern": "("}', '{"$ref": "http://127.0.0.1:9/x"}'])
-def test_a_schema_that_is_none_stops_no_task_and_fetches_nothing(schema: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_schema_stops_no_task_and_fetches_nothing(schema: str, caplog: pytest.LogCaptureFixture) -> None:
     broken = PayloadSchema("broken", schema)
     with caplog.at_level(logging.WARNING):
         assert told(broken, 1) == told(broken, 2) == []
@@ -259,7 +259,7 @@ ORDER = PayloadSchema("order", schema_text(ADAPTER))
         ({"names": {" a ": 1}}, "payload.names. a ", "shorter than 2 characters, without the spaces around it"),
     ],
 )
-def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field: str, message: str) -> None:
+def test_a_bad_value_is_reported_in_a_sentence_at_its_own_field(payload: Any, field: str, message: str) -> None:
     found = errors(payload, ORDER)
     assert list(found) == [field]
     assert message in found[field]
@@ -316,7 +316,7 @@ def test_a_bad_value_is_told_in_a_sentence_at_its_own_field(payload: Any, field:
         {"names": {" ab ": 1}},
     ],
 )
-def test_what_a_handler_takes_its_schema_takes(payload: Any) -> None:
+def test_what_a_handler_accepts_its_schema_accepts(payload: Any) -> None:
     assert errors(payload, ORDER) == {}
     ADAPTER.validate_json(json.dumps(payload))
 
@@ -428,7 +428,7 @@ def test_the_model_of_a_built_in_type_names_the_bad_field(name: str, payload: An
         ("sms", SMS | {"mobile": "+918812345678", "templateId": None, "variables": {"a": "x", "b": 1, "c": 1.5}}),
     ],
 )
-def test_what_a_built_in_type_takes_its_schema_takes_too(name: str, payload: Any) -> None:
+def test_what_a_built_in_type_accepts_its_schema_accepts_too(name: str, payload: Any) -> None:
     assert errors(payload, BUILT_IN[name]) == {}
     assert jsonschema_rs.is_valid(json.loads(BUILT_IN[name].text), payload)
 

@@ -57,7 +57,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, object]]:
     ]
 
 
-async def test_a_request_is_told_by_its_route_and_never_by_what_was_asked(
+async def test_a_request_is_logged_by_its_route_and_never_by_its_path(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -71,14 +71,14 @@ async def test_a_request_is_told_by_its_route_and_never_by_what_was_asked(
     assert all(record["duration_ms"] >= 0 for record in mine)
 
 
-async def test_probes_are_not_told(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_probes_are_not_logged(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for path in ("/livez", "/readyz", "/metrics"):
         assert (await client.get(path)).status_code == 200
     assert told(caplog) == []
 
 
-async def test_a_fault_is_answered_told_once_and_kept_from_the_server(
+async def test_an_error_is_answered_logged_once_and_kept_from_the_server(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert (await client.post("/broken")).status_code == 500
@@ -88,7 +88,7 @@ async def test_a_fault_is_answered_told_once_and_kept_from_the_server(
     assert SECRET not in caplog.text
 
 
-async def test_above_the_rate_requests_are_counted_and_faults_are_not_hidden_by_them(
+async def test_above_the_rate_requests_are_counted_and_do_not_hide_errors(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -112,7 +112,7 @@ async def test_every_request_has_a_trace_the_callers_or_its_own(client: httpx.As
     assert own[3:35] != CALLER[3:35]
 
 
-async def test_a_client_that_went_away_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnected_is_not_an_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
     async def unanswered(scope: object, receive: object, send: object) -> None:
         pass
 

@@ -1,4 +1,4 @@
-"""What `POST /tasks` takes, and how it says what it does not take."""
+"""What `POST /tasks` accepts, and how it refuses the rest."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_null_is_as_good_as_absent(http: Fixture) -> None:
     assert response.status_code == 202
 
 
-async def test_the_policy_of_the_type_decides_the_attempts_that_nobody_asked_for(http: Fixture) -> None:
+async def test_without_max_attempts_the_policy_of_the_type_decides(http: Fixture) -> None:
     await http.submit(EMAIL)
     assert http.intake.accepted[0].max_attempts == 6
 
@@ -92,7 +92,7 @@ async def test_the_policy_of_the_type_decides_the_attempts_that_nobody_asked_for
         ("2031-01-01T05:29:60+05:30", "2031-01-01T00:00:00+00:00"),
     ],
 )
-async def test_a_leap_second_is_taken_as_the_second_after_it(given: str, taken: str, http: Fixture) -> None:
+async def test_a_leap_second_counts_as_the_second_after_it(given: str, taken: str, http: Fixture) -> None:
     response = await http.submit({**EMAIL, "scheduleAt": given})
     assert response.status_code == 202, response.text
     at = http.intake.accepted[0].schedule_at
@@ -162,7 +162,7 @@ async def test_an_unknown_field_is_refused_with_the_one_that_was_meant(name: str
     assert hint in bad_fields(response)[name]
 
 
-async def test_an_unknown_field_beside_a_text_alone_is_refused_too(http: Fixture) -> None:
+async def test_an_unknown_field_beside_a_plain_text_is_refused_too(http: Fixture) -> None:
     assert set(bad_fields(await http.submit({"payload": "x", "prio": 1}))) == {"prio"}
 
 
@@ -184,7 +184,7 @@ async def test_a_payload_is_required(http: Fixture) -> None:
 
 
 @pytest.mark.parametrize("document", [[], "text", 5, None, True])
-async def test_a_document_that_is_no_object_is_refused(document: Any, http: Fixture) -> None:
+async def test_a_document_that_is_not_an_object_is_refused(document: Any, http: Fixture) -> None:
     response = await http.client.post(
         "/tasks", content=json.dumps(document), headers={"content-type": "application/json"}
     )
@@ -282,7 +282,7 @@ async def test_any_json_text_is_kept_as_ascii(http: Fixture) -> None:
     assert http.intake.accepted[0].payload == '"\\u0000 \\ud83c\\udf89 \\\\ud800 Gr\\u00fc\\u00dfe \\ud83c\\udf89"'
 
 
-async def test_a_byte_order_mark_is_no_fault(http: Fixture) -> None:
+async def test_a_byte_order_mark_is_not_an_error(http: Fixture) -> None:
     body = b'\xef\xbb\xbf{"payload": "x"}'
     response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 202
@@ -294,7 +294,7 @@ async def test_of_two_alike_names_the_last_one_counts(http: Fixture) -> None:
     assert http.intake.accepted[0].payload == '"last"'
 
 
-async def test_a_number_beyond_a_double_is_refused_where_it_stands(http: Fixture) -> None:
+async def test_a_number_beyond_a_double_is_refused_at_its_field(http: Fixture) -> None:
     body = b'{"taskType": "simulated", "payload": {"x": 1e400}, "metadata": {"y": 1e999}}'
     response = await http.client.post("/tasks", content=body, headers={"content-type": "application/json"})
     assert set(bad_fields(response)) == {"payload", "metadata"}
@@ -323,7 +323,7 @@ async def test_a_payload_may_be_nested_so_deep_and_no_deeper(depth: int, status:
         (None, 415),
     ],
 )
-async def test_only_json_is_taken(content_type: str | None, status: int, http: Fixture) -> None:
+async def test_only_json_is_accepted(content_type: str | None, status: int, http: Fixture) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
     response = await http.client.post("/tasks", content=json.dumps(EMAIL), headers=headers)
     assert response.status_code == status
@@ -404,7 +404,7 @@ async def test_two_idempotency_keys_are_refused(http: Fixture) -> None:
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("x"), StoreBusy("x")])
-async def test_a_store_that_is_away_is_a_503_with_retry_after(error: Exception, http: Fixture) -> None:
+async def test_an_unavailable_store_is_a_503_with_retry_after(error: Exception, http: Fixture) -> None:
     http.intake.trouble = error
     response = await http.submit(EMAIL)
     assert (response.status_code, problem(response)["type"]) == (503, "/problems/store-unavailable")
@@ -412,7 +412,7 @@ async def test_a_store_that_is_away_is_a_503_with_retry_after(error: Exception, 
     assert http.submitted == {("unknown", "store-unavailable"): 1}
 
 
-async def test_a_type_that_cannot_be_looked_for_is_no_unknown_type(http: Fixture) -> None:
+async def test_a_type_that_cannot_be_read_is_not_an_unknown_type(http: Fixture) -> None:
     http.source.trouble = StoreUnavailable("away")
     assert (await http.submit(EMAIL)).status_code == 503
 
@@ -424,7 +424,7 @@ async def test_a_value_that_the_store_refuses_is_a_422(http: Fixture) -> None:
     assert "secret" not in response.text
 
 
-async def test_a_fault_of_ours_is_a_500_that_quotes_nobody(http: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_ours_is_a_500_that_quotes_nothing(http: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     http.intake.trouble = KeyError("ada@example.org")
     with caplog.at_level(logging.ERROR):
         response = await http.submit(EMAIL)

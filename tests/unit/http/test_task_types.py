@@ -12,7 +12,7 @@ from taskflux.tasks.model import TaskType
 from tests.unit.http.stores import Clock, Source
 
 
-async def test_concurrent_requests_for_unknown_types_share_one_look() -> None:
+async def test_concurrent_requests_for_unknown_types_share_one_read() -> None:
     source = Source()
     source.gate.clear()
     registry = TypeRegistry(source)
@@ -24,7 +24,7 @@ async def test_concurrent_requests_for_unknown_types_share_one_look() -> None:
     assert [each.type.name if each else None for each in found[:3]] == ["email", "simulated", None]
 
 
-async def test_an_unknown_type_is_looked_for_at_most_once_a_second() -> None:
+async def test_an_unknown_type_is_read_at_most_once_a_second() -> None:
     source, clock = Source(), Clock()
     registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
     began = clock.now
@@ -33,7 +33,7 @@ async def test_an_unknown_type_is_looked_for_at_most_once_a_second() -> None:
     assert (source.asked, clock.now - began) == (5, 4.0)
 
 
-async def test_a_request_looks_once_for_all_its_unknown_types() -> None:
+async def test_a_request_reads_once_for_all_its_unknown_types() -> None:
     source, clock = Source(), Clock()
     registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
     await registry.refresh()
@@ -87,7 +87,7 @@ async def test_a_type_that_was_registered_since_the_last_look_is_not_refused() -
     assert source.asked == 2
 
 
-async def test_what_is_known_stays_known_while_the_store_is_away() -> None:
+async def test_what_is_known_stays_known_while_the_store_is_unavailable() -> None:
     source, clock = Source(), Clock()
     registry = TypeRegistry(source, clock=clock, sleep=clock.sleep)
     await registry.refresh()
@@ -102,7 +102,7 @@ async def test_what_is_known_stays_known_while_the_store_is_away() -> None:
     assert await registry.find("fax") is None
 
 
-async def test_a_request_that_is_given_up_takes_the_look_from_nobody_else() -> None:
+async def test_a_request_that_is_cancelled_does_not_cancel_the_read_for_others() -> None:
     source = Source()
     source.gate.clear()
     registry = TypeRegistry(source)

@@ -139,7 +139,7 @@ async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> Non
         ("metadata.a=" + "x" * 1001, "metadata.a", "longer than"),
     ],
 )
-async def test_a_parameter_that_cannot_be_taken_is_named(query: str, field: str, message: str, http: Fixture) -> None:
+async def test_an_invalid_parameter_is_named(query: str, field: str, message: str, http: Fixture) -> None:
     response = await http.client.get(f"/tasks?{query}")
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert message in bad_fields(response)[field]
@@ -154,7 +154,7 @@ async def test_the_first_and_the_last_year_can_be_asked_for(query: str, http: Fi
 @pytest.mark.parametrize(
     "cursor", ["", "x", "ä", "AQ==", base64.urlsafe_b64encode(b"\x02" + bytes(20)).decode(), "A" * 5000]
 )
-async def test_a_text_that_is_no_cursor_is_named(cursor: str, http: Fixture) -> None:
+async def test_a_text_that_is_not_a_cursor_is_named(cursor: str, http: Fixture) -> None:
     response = await http.client.get("/tasks", params={"cursor": cursor})
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-query")
     assert bad_fields(response) == {"cursor": "is not a cursor: pass a nextCursor on unchanged"}
@@ -225,7 +225,7 @@ async def test_an_uncertain_task_is_resolved(outcome: str, state: str, http: Fix
         ({"outcome": "dead", "reason": "x" * 1001}, {"reason"}),
     ],
 )
-async def test_a_decision_that_is_none_is_refused_by_its_fields(body: object, fields: set[str], http: Fixture) -> None:
+async def test_an_invalid_decision_is_refused_by_its_fields(body: object, fields: set[str], http: Fixture) -> None:
     http.tasks.rows[ID] = row(state="uncertain")
     response = await http.client.post(f"/tasks/{ID}/resolve", json=body)
     assert (response.status_code, problem(response)["type"]) == (422, "/problems/invalid-resolution")

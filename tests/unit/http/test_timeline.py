@@ -22,7 +22,7 @@ def test_an_entry_says_when_what_and_which_attempt() -> None:
     }
 
 
-def test_an_entry_that_stands_for_many_says_how_many() -> None:
+def test_a_folded_entry_says_how_many_it_counts() -> None:
     assert parse_entry(f"{AT}|retry|scheduled|9|40|Transient: later")["times"] == 40
 
 
@@ -36,7 +36,7 @@ def test_a_note_keeps_its_colons_and_spaces() -> None:
     )
 
 
-def test_the_oldest_stands_first() -> None:
+def test_the_oldest_entry_is_first() -> None:
     entries = [f"{AT}|accepted|scheduled|0|1|", f"{AT}|published|queued|0|1|"]
     assert [entry["event"] for entry in parse_timeline(entries)] == ["accepted", "published"]
 
@@ -47,6 +47,6 @@ def test_each_entry_names_the_trace_of_its_task() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "accepted", f"{AT}|accepted|scheduled|zero|1|"])
-def test_what_is_no_entry_is_refused(text: str) -> None:
+def test_what_is_not_an_entry_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_entry(text)

@@ -63,7 +63,7 @@ def status_and_problem(got: bytes) -> tuple[int, Any]:
         (b"NONSENSE\r\n\r\n", 400),
     ],
 )
-def test_a_head_that_is_too_large_or_none_is_refused_with_a_problem(head: bytes, status: int) -> None:
+def test_a_head_that_is_too_large_or_invalid_is_refused_with_a_problem(head: bytes, status: int) -> None:
     patient = server(3600.0)
     with started(patient):
         told, problem = status_and_problem(ended(connect(patient.port, head)))
