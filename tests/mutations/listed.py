@@ -538,10 +538,10 @@ _WORKER: Final = (
         PLAIN_FUNCTIONS,
     ),
     Mutation(
-        "what a thread says once its attempt is over counts",
-        "taskflux/worker/threads.py",
-        "in_time = not answer.done()",
-        "in_time = True",
+        "a thread that goes on after its attempt is not counted",
+        "taskflux/worker/executor.py",
+        "                if running.in_thread:\n                    self._strand(running)\n",
+        "",
         PLAIN_FUNCTIONS,
     ),
     Mutation(

@@ -250,7 +250,7 @@ async def test_a_stuck_thread_keeps_its_slot_until_it_returns(scene: Scene, bloc
             running -= 1
         return Receipt()
 
-    place = await Workplace.of(scene, plain=work, concurrency=3, timeout=0.5)
+    place = await Workplace.of(scene, plain=work, concurrency=3, timeout=1.0)
     assert place.executor.room == 6
     place.begin(*await place.claim(payload='{"to": "stuck"}'))
     await place.settled()
@@ -265,21 +265,29 @@ async def test_a_stuck_thread_keeps_its_slot_until_it_returns(scene: Scene, bloc
     assert max(at_once) == 3
 
 
-async def test_what_came_back_in_time_counts_though_the_loop_hears_of_it_late(scene: Scene) -> None:
-    entered = threading.Event()
+@pytest.mark.parametrize(
+    ("last", "state", "error"),
+    [(lambda task: Receipt(), "succeeded", None), (raising(RuntimeError("a bug")), "scheduled", "RuntimeError: a bug")],
+)
+async def test_what_came_back_in_time_counts_though_the_loop_hears_of_it_late(
+    scene: Scene, last: PlainWork, state: str, error: str | None
+) -> None:
+    entered, go = threading.Event(), threading.Event()
 
-    def work(task: Task[Payload]) -> Receipt:
+    def work(task: Task[Payload]) -> Receipt | None:
         entered.set()
-        return Receipt({"rows": 12})
+        go.wait()
+        return last(task)
 
-    place = await Workplace.of(scene, plain=work, timeout=0.2)
+    place = await Workplace.of(scene, plain=work, timeout=1.0)
     (claim,) = await place.claim()
     place.begin(claim)
     await until(entered.is_set)
-    time.sleep(0.4)  # noqa: ASYNC251 - the loop learns of the return and of the timeout in the same turn
+    go.set()
+    time.sleep(1.2)  # noqa: ASYNC251 - the loop learns of the return and of the timeout in the same turn
     await place.settled()
-    assert (await scene.row(claim.id))["state"] == "succeeded"
-    assert stuck() == 0
+    row = await scene.row(claim.id)
+    assert (row["state"], row["error_reason"], stuck()) == (state, error, 0)
 
 
 async def all_stuck(place: Workplace, blocking: Blocking, waiting: int = 0) -> tuple[list[Claim], list[Claim]]:
@@ -398,7 +406,7 @@ async def test_a_worker_whose_threads_are_all_stuck_asks_for_no_records_until_on
 async def test_suspects_that_were_given_back_as_the_last_thread_got_stuck_are_not_said_to_have_begun(
     scene: Scene, blocking: Blocking
 ) -> None:
-    place = await Workplace.of(scene, plain=blocking, concurrency=1, timeout=0.3)
+    place = await Workplace.of(scene, plain=blocking, concurrency=1, timeout=2.0)
     place.begin(*await place.claim())
     await blocking.entered(1)
     group = await suspects(scene, 1)
