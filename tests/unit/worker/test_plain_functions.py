@@ -301,7 +301,7 @@ async def all_stuck(place: Workplace, blocking: Blocking, waiting: int = 0) -> t
     return claims, others
 
 
-async def test_a_worker_whose_threads_are_all_stuck_takes_nothing_and_gives_back_what_waits_at_no_cost(
+async def test_a_worker_whose_threads_are_all_stuck_takes_nothing_and_releases_what_waits_at_no_cost(
     scene: Scene, blocking: Blocking, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = await Workplace.of(scene, plain=blocking, concurrency=2, timeout=0.3)
@@ -403,7 +403,7 @@ async def test_a_worker_whose_threads_are_all_stuck_asks_for_no_records_until_on
     await working
 
 
-async def test_suspects_that_were_given_back_as_the_last_thread_got_stuck_are_not_said_to_have_begun(
+async def test_suspects_that_were_released_as_the_last_thread_got_stuck_are_not_said_to_have_begun(
     scene: Scene, blocking: Blocking
 ) -> None:
     place = await Workplace.of(scene, plain=blocking, concurrency=1, timeout=2.0)
