@@ -97,6 +97,9 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
 )
 @click.option("--samples/--no-samples", default=True, help="Send one e-mail, one SMS and one simulated task at start.")
 @click.option("--observe", is_flag=True, help="With Prometheus and the chart's alerts, and Grafana, where installed.")
+@click.option("--detach", is_flag=True, help="Return to the prompt once it serves, and let it run in the background.")
+@click.option("--detached", is_flag=True, hidden=True)
+@click.option("--stop", is_flag=True, help="Start nothing: stop the one that runs here.")
 @click.option(
     "--env",
     "style",
@@ -105,7 +108,17 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
     flag_value="sh",
     help="Start nothing: print the variables that lead to the one that runs here, for a shell or as a .env file.",
 )
-def dev(modules: tuple[str, ...], port: int, data_dir: Path, samples: bool, observe: bool, style: Style | None) -> None:
+def dev(
+    modules: tuple[str, ...],
+    port: int,
+    data_dir: Path,
+    samples: bool,
+    observe: bool,
+    detach: bool,
+    detached: bool,
+    stop: bool,
+    style: Style | None,
+) -> None:
     """Run everything on this machine: the servers embedded, every handler a process of its own.
 
     With MODULE, the handlers in it run beside the built-in ones, and start again when you save a source. One of several
@@ -114,29 +127,56 @@ def dev(modules: tuple[str, ...], port: int, data_dir: Path, samples: bool, obse
     \b
     taskflux dev
     taskflux dev my_app.handlers
+    taskflux dev my_app.handlers --detach, then taskflux dev --stop
     eval "$(taskflux dev --env)"          in a shell; --env=fish
     taskflux dev --env=dotenv > .env      for an IDE
     """
+    given = click.get_current_context().get_parameter_source("data_dir") is click.core.ParameterSource.COMMANDLINE
+    if [style is not None, stop, bool(modules) or detach].count(True) > 1:
+        raise click.UsageError("--env and --stop start nothing: give one of them, without modules and --detach")
     if style is not None:
-        from taskflux.local.environment import NotServing, find, look_at, shown
+        return _show_variables(style, data_dir if given else None)
+    if stop:
+        return _stop_dev(data_dir if given else None)
+    from taskflux.local import dev as local
 
-        try:
-            found = look_at(data_dir.absolute()) if _given("data_dir") else find(os.environ)
-        except NotServing as reason:
-            leave(str(reason), UNREACHABLE)
-        if found is None:
-            leave("no taskflux dev runs in this folder or above it: start one with `taskflux dev`", UNREACHABLE)
-        click.echo(shown(found.variables, style))
-        return
-    from taskflux.local.dev import main as run_dev
-
-    sys.exit(run_dev(port, data_dir, samples, observe, modules))
+    if not detach:
+        sys.exit(local.main(port, data_dir, samples, observe, modules, detached=detached))
+    words = [*modules, "--port", str(port), "--data-dir", str(data_dir)]
+    words += ["--samples" if samples else "--no-samples", *(["--observe"] if observe else [])]
+    sys.exit(local.detach(words, data_dir))
 
 
-def _given(parameter: str) -> bool:
-    """Whether a parameter was given on the command line."""
-    source = click.get_current_context().get_parameter_source(parameter)
-    return source is click.core.ParameterSource.COMMANDLINE
+_NONE_RUNS = "no taskflux dev runs in this folder or above it: start one with `taskflux dev`"
+
+
+def _show_variables(style: Style, data_dir: Path | None) -> None:
+    from taskflux.local.environment import NotServing, find, look_at, shown
+
+    try:
+        found = find(os.environ) if data_dir is None else look_at(data_dir.expanduser().absolute())
+    except NotServing as reason:
+        leave(str(reason), UNREACHABLE)
+    if found is None:
+        leave(_NONE_RUNS, UNREACHABLE)
+    click.echo(shown(found.variables, style))
+
+
+def _stop_dev(data_dir: Path | None) -> None:
+    from taskflux.local import dev as local
+    from taskflux.local.environment import nearest_held
+    from taskflux.local.processes import holder_of
+
+    directory = nearest_held() if data_dir is None else data_dir.expanduser().absolute()
+    try:
+        if directory is None or holder_of(directory) is None:
+            leave(_NONE_RUNS if data_dir is None else f"no taskflux dev runs on {directory}", FAILED)
+        ended = local.stop(directory)
+    except OSError as error:
+        leave(f"the taskflux dev in {directory} cannot be stopped: {error.strerror}", FAILED)
+    if not ended:
+        leave(f"the taskflux dev in {directory} has not ended within {local.STOP_WAIT:.0f} s: see its logs", FAILED)
+    click.echo(f"stopped the taskflux dev in {directory}")
 
 
 @main.command()

@@ -128,7 +128,8 @@ def _not_there(name: str, missing: str, built_in: Sequence[str]) -> str:
             f"there is no handler {name!r}: choose {', '.join(built_in)},"
             f" or name your own as package.module:attribute.{meant}"
         )
-    return f"{name!r} cannot be imported: there is no module {missing!r}.{meant or ' Is it in the current directory?'}"
+    question = meant or " Is its folder the current directory?"
+    return f"{name!r} cannot be imported: there is no module {missing!r}.{question}"
 
 
 def _handlers_of(module: ModuleType, name: str) -> Mapping[str, Handler[Any]]:

@@ -17,12 +17,17 @@ import httpx
 
 from taskflux.local import environment, observe
 from taskflux.local.console import Console, Trouble, from_os_error
-from taskflux.local.echo import Echo
-from taskflux.local.processes import Notes, end_noted, locked
+from taskflux.local.echo import Echo, LogTail, rotate
+from taskflux.local.processes import Notes, end_noted, holder_of, locked
 from taskflux.local.stack import Stack, list_own
 from taskflux.local.supervisor import CLI, Supervisor
 from taskflux.providers.answers import UNPACKED, Answer, ask
 from taskflux.tasks.states import ENDED
+
+DETACHED: Final = "--detached"
+STOPS_IT: Final = "`taskflux dev --stop` stops it."
+STOP_WAIT: Final = 90.0
+"""Seconds that a stack may take to end."""
 
 WAIT: Final = 60.0
 """Seconds after which a sample that has not succeeded is given up."""
@@ -56,12 +61,14 @@ def main(
     observed: bool = False,
     own: Sequence[str] = (),
     *,
+    detached: bool = False,
     cli: tuple[str, ...] = CLI,
 ) -> int:
     """Run until SIGINT or SIGTERM; answers the exit code: 0 after that, 1 when it could not start.
 
     `observed`: with Prometheus and Grafana, where they are installed. `own` names modules with handlers of the
-    person's own. `cli` is the command that knows `run <handler>`, `handlers`, `migrate`, `topics` and `end-leases`.
+    person's own. `detached`: no terminal is there, so that Ctrl-C does not stop it. `cli` is the command that knows
+    `run <handler>`, `handlers`, `migrate`, `topics` and `end-leases`.
     """
     console = Console()
     # Absolute, and without links: the name under which the next run finds what this one left.
@@ -73,7 +80,8 @@ def main(
             lock.flush()
             environment.withdraw(directory)
             try:
-                return asyncio.run(_Run(console, directory, port, cli, observed).until_told_to_stop(samples, own))
+                running = _Run(console, directory, port, cli, observed, detached)
+                return asyncio.run(running.until_told_to_stop(samples, own))
             finally:
                 environment.withdraw(directory)
     except Trouble as trouble:
@@ -83,15 +91,75 @@ def main(
     return 1
 
 
+def detach(words: Sequence[str], data_dir: Path, *, cli: tuple[str, ...] = CLI) -> int:
+    """Start `taskflux dev` with these words in the background; return once it serves (0), or could not start (1).
+
+    What it says is shown until then, and goes to logs/dev.log in its data directory.
+    """
+    console = Console()
+    directory = data_dir.expanduser().resolve()
+    log = directory / "logs" / "dev.log"
+    try:
+        with locked(directory):  # nobody else holds it, and it is there
+            log.parent.mkdir(exist_ok=True)
+            rotate(log)
+        argv = [*cli, "dev", *words, DETACHED]
+        output = (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        streams = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), output, (os.POSIX_SPAWN_DUP2, 1, 2)]
+        child = os.posix_spawn(argv[0], argv, os.environ, file_actions=streams, setsid=True)
+    except Trouble as trouble:
+        console.failure(str(trouble))
+        return 1
+    except OSError as error:
+        console.failure(str(from_os_error(error, f"working in {data_dir}")))
+        return 1
+    tail = LogTail(log)
+    try:
+        while True:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            for line in tail.read():
+                console.line(line)
+                if STOPS_IT in line:
+                    console.line()
+                    return 0
+            if ended:
+                return abs(os.waitstatus_to_exitcode(status))
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+
+
+def stop(directory: Path) -> bool:
+    """End the `taskflux dev` that holds this data directory; True: it has ended.
+
+    Raises:
+        OSError: it is not ours to end.
+    """
+    holder = holder_of(directory)
+    if holder:
+        os.kill(holder, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_WAIT
+    while holder_of(directory) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 class _Run:
     """One run, from the first server's start to the last one's end."""
 
-    def __init__(self, console: Console, data_dir: Path, port: int, cli: tuple[str, ...], observed: bool) -> None:
+    def __init__(
+        self, console: Console, data_dir: Path, port: int, cli: tuple[str, ...], observed: bool, detached: bool
+    ) -> None:
         self._console = console
         self._data_dir = data_dir
         self._port = port
         self._cli = cli
         self._observed = observed
+        self._detached = detached
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -146,7 +214,7 @@ class _Run:
             for what, address in opened:
                 self._console.line(f"  {what}  {self._console.bold(address)}")
             self._console.line(f"  Logs   {self._data_dir / 'logs'}")
-            self._console.line(f"\n  {self._console.soft('Ctrl-C stops.')}\n")
+            self._console.line(f"\n  {self._console.soft(STOPS_IT if self._detached else 'Ctrl-C stops.')}\n")
             echo.look()  # the samples' own outcomes are known
             echo.outcomes = True
             await asyncio.gather(*following)
@@ -163,7 +231,8 @@ class _Run:
         if self._stop.is_set():
             self._hurry.set()
             return
-        self._console.line(f"\n  Stopping: what runs may end{self._console.soft(' (Ctrl-C again: at once)')}")
+        hint = "" if self._detached else self._console.soft(" (Ctrl-C again: at once)")
+        self._console.line(f"\n  Stopping: running attempts may finish{hint}")
         self._stop.set()
 
 

@@ -226,6 +226,16 @@ def find(environment: Mapping[str, str]) -> Found | None:
     return None
 
 
+def nearest_held() -> Path | None:
+    """The nearest data directory that a `taskflux dev` holds, whether it serves yet or not."""
+    here = Path.cwd()
+    for directory in (folder / NAME for folder in (here, *here.parents)):
+        with suppress(OSError):
+            if directory.stat().st_uid in _trusted() and holder_of(directory) is not None:
+                return directory
+    return None
+
+
 def look_at(directory: Path) -> Found | None:
     """The stack of this data directory, if it serves; None: there is none, or it was stopped.
 

@@ -19,10 +19,13 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from taskflux.local.dev import detach, stop
 from taskflux.local.environment import NotServing, look_at
 from taskflux.local.ports import free_port
+from taskflux.local.processes import holder_of
 
 TINY_DEV = Path(__file__).with_name("tiny_dev.py")
+TINY_CLI = (sys.executable, str(Path(__file__).with_name("tiny_cli.py")))
 OWN_SERVERS = {
     "TASKFLUX_POSTGRES__DSN": "postgresql://db.example/x",
     "TASKFLUX_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092",
@@ -221,6 +224,45 @@ async def test_told_to_stop_while_it_starts_it_stops(folder: Path, number: signa
         running.process.send_signal(number)
         assert await running.ends() == 0
         assert "Stopped." in running.said[-1]
+
+
+async def test_in_the_background_it_runs_until_it_is_stopped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data_dir, port = folder / "data", free_port()
+    remember_free_ports(data_dir)
+    for name, value in OWN_SERVERS.items():
+        monkeypatch.setenv(name, value)
+    words = ["--port", str(port), "--data-dir", str(data_dir)]
+    try:
+        assert await asyncio.to_thread(detach, words, data_dir, cli=TINY_CLI) == 0
+        said = capfd.readouterr().out
+        assert f"Serving on http://127.0.0.1:{port}" in said
+        assert "`taskflux dev --stop` stops it." in said
+        assert "Ctrl-C" not in said
+        assert look_at(data_dir) is not None
+
+        assert await asyncio.to_thread(detach, words, data_dir, cli=TINY_CLI) == 1
+        assert "another taskflux dev runs on" in capfd.readouterr().out
+    finally:
+        holder = holder_of(data_dir)
+        assert await asyncio.to_thread(stop, data_dir)
+    assert holder is not None
+    await gone(holder)
+    assert json.loads((data_dir / "children.json").read_text()) == {}
+    assert "Stopped." in (data_dir / "logs" / "dev.log").read_text()
+
+
+async def test_in_the_background_a_start_that_fails_is_told_and_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data_dir = folder / "data"
+    remember_free_ports(data_dir)
+    (data_dir / "peers.json").mkdir()
+    monkeypatch.setenv("TASKFLUX_SMTP__HOST", "smtp.example")
+    words = ["--port", str(free_port()), "--data-dir", str(data_dir)]
+    assert await asyncio.to_thread(detach, words, data_dir, cli=TINY_CLI) == 1
+    assert "✗ working in" in capfd.readouterr().out
 
 
 HANDLERS = """

@@ -26,6 +26,12 @@ def main(words: list[str]) -> None:
     if (origin := os.environ.get("TASKFLUX_WORKER__ORIGIN")) is not None:
         with (Path(origin) / "calls").open("a") as calls:
             calls.write(" ".join(words) + "\n")
+    if words[0] == "dev":
+        from taskflux.local.dev import main as dev
+
+        port, data_dir = (words[words.index(name) + 1] for name in ("--port", "--data-dir"))
+        tiny = (sys.executable, __file__)
+        sys.exit(dev(int(port), Path(data_dir), samples=False, detached="--detached" in words, cli=tiny))
     if words[0] == "handlers":
         from taskflux.cli import main as command
 

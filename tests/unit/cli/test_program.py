@@ -135,6 +135,20 @@ def test_without_a_running_dev_there_are_no_variables(tmp_path: Path, monkeypatc
     assert "no taskflux dev runs in this folder or above it" in result.stderr
 
 
+def test_where_none_runs_there_is_nothing_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("dev", "--stop")
+    assert (result.exit_code, "no taskflux dev runs in this folder" in result.stderr) == (1, True)
+    result = run("dev", "--stop", "--data-dir", "nowhere")
+    assert (result.exit_code, "no taskflux dev runs on" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("words", [("--env", "--stop"), ("--stop", "my_app"), ("--env=sh", "--detach")], ids=" ".join)
+def test_what_starts_nothing_takes_nothing_that_starts(words: tuple[str, ...]) -> None:
+    result = run("dev", *words)
+    assert (result.exit_code, "--env and --stop start nothing" in result.stderr) == (2, True)
+
+
 @pytest.mark.usefixtures("dev")
 @pytest.mark.parametrize(
     ("environment", "coloured"),
