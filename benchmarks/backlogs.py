@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from benchmarks.lab import Scene
 from taskflux.store.database import Database
-from taskflux.store.publishing import Due, Publishing
+from taskflux.store.publishing import PendingPublish, Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer, Published
@@ -87,7 +87,7 @@ class Backlogs:
         await Tasks(self.database).insert(submissions, GRACE)
         publisher = Publisher(self.producer, Publishing(self.database, GRACE), self.scene.kafka.topic_prefix)
         published = await publisher.publish(
-            [Due(each.id, task_type, 1, None, each.traceparent) for each in submissions]
+            [PendingPublish(each.id, task_type, 1, None, each.traceparent) for each in submissions]
         )
         if published < len(ids):
             raise RuntimeError(f"Kafka took {published} of {len(ids)} records")

@@ -11,7 +11,7 @@ from typing import Final
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
 from taskflux.store.errors import Stopped, StoreError, level_of, until_available
-from taskflux.store.publishing import Circuits, Due, Publishing
+from taskflux.store.publishing import Circuits, PendingPublish, Publishing
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Foreign, Poison, PoisonClass, Record, decode
@@ -171,7 +171,7 @@ class Router:
         if not self._ours:
             return
         due = [
-            Due(task, envelope.task_type, envelope.version, adopted.keys.get(task), envelope.traceparent)
+            PendingPublish(task, envelope.task_type, envelope.version, adopted.keys.get(task), envelope.traceparent)
             for task, envelope in adopted.tasks.items()
             if task in adopted.fresh
         ]

@@ -170,7 +170,7 @@ def _claim(
         version=1,
         attempt=attempt,
         max_attempts=most,
-        handbacks=0,
+        releases=0,
         replays=fields.get("replay", 0),
         tenant=fields.get("tenant", "default"),
         key=fields.get("key"),

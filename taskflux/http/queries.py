@@ -26,7 +26,7 @@ from taskflux.http.problems import (
     shortened,
     unknown_fields,
 )
-from taskflux.store.dead_letters import OPEN, LetterFilter, Place
+from taskflux.store.dead_letters import OPEN, DeadLetterFilter, Place
 from taskflux.store.tasks import TaskFilter
 from taskflux.store.texts import indexed
 from taskflux.tasks.fields import LONGEST_KEY, moment
@@ -72,14 +72,14 @@ def read_task_query(parameters: Parameters) -> Query[TaskFilter, UUID]:
     return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted))
 
 
-def read_dead_letter_query(parameters: Parameters, *, paged: bool = True) -> Query[LetterFilter, Place]:
+def read_dead_letter_query(parameters: Parameters, *, paged: bool = True) -> Query[DeadLetterFilter, Place]:
     """The page of dead letters that a query asks for; without `paged` all of them, which takes no limit or cursor."""
     given, errors = _once(parameters)
     page = {"limit": _limit, "cursor": _dead_letter_cursor} if paged else {}
     values = read_fields(given, {**DEAD_LETTER_FILTERS, "state": _state, **page}, errors)
     if errors:
         raise not_valid(INVALID_QUERY, errors)
-    wanted, state = LetterFilter(*map(values.get, DEAD_LETTER_FILTERS)), values.get("state", OPEN)
+    wanted, state = DeadLetterFilter(*map(values.get, DEAD_LETTER_FILTERS)), values.get("state", OPEN)
     return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted, state), state)
 
 
@@ -126,7 +126,7 @@ def task_cursor(task: UUID, query: Query[TaskFilter, UUID]) -> str:
     return _write_cursor(task.bytes, query.wanted)
 
 
-def dead_letter_cursor(row: Mapping[str, Any], query: Query[LetterFilter, Place]) -> str:
+def dead_letter_cursor(row: Mapping[str, Any], query: Query[DeadLetterFilter, Place]) -> str:
     """The cursor of what follows this dead letter in the same list."""
     since = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
     return _write_cursor(since.to_bytes(8, "big", signed=True) + row["id"].bytes, query.wanted, query.state)
@@ -226,7 +226,7 @@ def _moment(text: str) -> datetime:
     return moment(text.replace(" ", "+") if text[10:11] in "Tt" else text)
 
 
-# In the order of the fields of TaskFilter and LetterFilter.
+# In the order of the fields of TaskFilter and DeadLetterFilter.
 _TIMES: Final[dict[str, Reader]] = {"createdAfter": _moment, "createdBefore": _moment}
 _TASKS: Final[dict[str, Reader]] = {
     "status": _status,
@@ -246,7 +246,7 @@ USUAL_RATE: Final = 50.0
 LEAST_RATE, MOST_RATE = 0.01, 5_000.0
 
 
-def read_bulk(document: Mapping[str, Any]) -> tuple[LetterFilter, float, bool]:
+def read_bulk(document: Mapping[str, Any]) -> tuple[DeadLetterFilter, float, bool]:
     """The bulk replay that a body asks for: its filter, its rate, and whether it only counts.
 
     Raises:
@@ -258,7 +258,7 @@ def read_bulk(document: Mapping[str, Any]) -> tuple[LetterFilter, float, bool]:
     found = read_fields(values.get("filter", {}), readers, errors, "filter.")
     if errors:
         raise not_valid(INVALID_REPLAY, errors)
-    wanted = LetterFilter(*map(found.get, DEAD_LETTER_FILTERS))
+    wanted = DeadLetterFilter(*map(found.get, DEAD_LETTER_FILTERS))
     if wanted.empty:
         known = ", ".join(DEAD_LETTER_FILTERS)
         detail = f"say which dead letters: give at least one of {known}; for all of them, createdBefore: now"

@@ -27,7 +27,7 @@ from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError, StoreUnavailable
 from taskflux.store.tasks import TaskTypes
 from taskflux.tasks.bounds import Path, check
-from taskflux.tasks.fields import UNSAID, sentence_of
+from taskflux.tasks.fields import UNNAMED, sentence_of
 from taskflux.tasks.model import TaskType
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Counter
@@ -397,8 +397,8 @@ def _by_description(error: Any, schema: Any) -> str:
         return f"does not match its description: {about['description']}"
     examples = about.get("examples")
     if isinstance(examples, list) and examples:
-        return f"{UNSAID}, for example {json.dumps(examples[0], ensure_ascii=False)}"
-    return UNSAID
+        return f"{UNNAMED}, for example {json.dumps(examples[0], ensure_ascii=False)}"
+    return UNNAMED
 
 
 def _parent(error: Any, schema: Any) -> Mapping[str, Any]:

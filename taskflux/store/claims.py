@@ -38,7 +38,7 @@ class Claim(NamedTuple):
     version: int
     attempt: int
     max_attempts: int
-    handbacks: int
+    releases: int
     replays: int
     tenant: str
     key: str | None
@@ -187,7 +187,7 @@ class Claims:
         return list(groups.values())
 
     async def begin_alone(self, group: Sequence[Claim]) -> None:
-        """Note that these suspects begin to run, with nothing beside them."""
+        """Note that these suspects begin to run, with nothing else in flight."""
         batch = sorted((claim.id, claim.version) for claim in group)
         ids, versions = zip(*batch, strict=True)
         await self.database.fetch(SQL["begin_alone"], ids=ids, versions=versions)
@@ -245,7 +245,7 @@ class Claims:
                 events=[decision.event for decision in decisions],
                 delays=[decision.delay for decision in decisions],
                 given_back=[int(decision.give_back) for decision in decisions],
-                handbacks=[decision.handbacks for decision in decisions],
+                releases=[decision.releases for decision in decisions],
                 results=[settlement.result for settlement in batch],
                 error_classes=[decision.error_class for decision in decisions],
                 reasons=[settlement.reason for settlement in batch],

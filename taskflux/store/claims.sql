@@ -37,8 +37,8 @@ WITH lease AS MATERIALIZED (
         timeline = timeline_add(
             t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || :label)
     WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
-              CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
+    RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
+              t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
               octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span,
               t.created_at,
               COALESCE(t.expires_at <= now(), false) AS expired,
@@ -52,8 +52,8 @@ SELECT c.* FROM lease LEFT JOIN claimed c ON true;
 
 -- name: reclaim
 -- Tasks that a claim of ours took though its answer was lost, unless our lease was ended since.
-SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
-       CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
+SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
+       t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
        octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
        COALESCE(t.expires_at <= now(), false) AS expired,
        GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
@@ -114,7 +114,7 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cl
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
-        :handbacks::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
+        :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
         :spans::text[]
     ) WITH ORDINALITY AS i (
         version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place

@@ -118,7 +118,7 @@ class DeadLetters:
         return {row["id"]: row["error_class"] for row in rows}
 
     async def page(
-        self, tenant: str, wanted: LetterFilter, state: str | None, behind: Place | None, limit: int
+        self, tenant: str, wanted: DeadLetterFilter, state: str | None, behind: Place | None, limit: int
     ) -> Sequence[Row]:
         """At most `limit` letters, newest first (columns of `page_of_dead_letters`); `state` None takes every state."""
         at, letter = (behind.created_at, behind.id) if behind else (None, None)
@@ -132,13 +132,13 @@ class DeadLetters:
             limit=limit,
         )
 
-    async def groups(self, tenant: str, wanted: LetterFilter, state: str | None) -> Sequence[Row]:
+    async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Sequence[Row]:
         """How many letters there are by type and error class, the `MOST_GROUPS` largest."""
         return await self.database.fetch(
             SQL["groups_of_dead_letters"], tenant=tenant, **asdict(wanted), state=state, limit=MOST_GROUPS
         )
 
-    async def count(self, tenant: str, wanted: LetterFilter, state: str | None) -> int:
+    async def count(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> int:
         """How many letters there are."""
         row = await self.database.fetchrow(SQL["count_dead_letters"], tenant=tenant, **asdict(wanted), state=state)
         return int(row["letters"]) if row else 0
@@ -191,7 +191,7 @@ class DeadLetters:
         )
         return Replayed(**row) if row else None
 
-    async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
+    async def start_bulk(self, tenant: str, replay: UUID, wanted: DeadLetterFilter, rate: float) -> Row:
         """Ask for a bulk replay of the open letters that are `wanted`, at `rate` a second: id, matched, status."""
         row = await self.database.fetchrow(
             SQL["start_bulk_replay"], id=replay, tenant=tenant, **asdict(wanted), filter=to_text(wanted), rate=rate
@@ -281,7 +281,7 @@ OPEN: Final = "open"
 
 
 @dataclass(frozen=True, slots=True)
-class LetterFilter:
+class DeadLetterFilter:
     """Which dead letters: all that are given must hold; None gives nothing. `created_before` is exclusive."""
 
     type: str | None = None
@@ -331,7 +331,7 @@ class BulkReplay:
 
     id: UUID
     tenant: str
-    filter: LetterFilter
+    filter: DeadLetterFilter
     batch: int
     cursor_at: datetime | None
     cursor_id: UUID | None
@@ -349,7 +349,7 @@ _NAMES: Final = {
 }
 
 
-def to_text(wanted: LetterFilter) -> str:
+def to_text(wanted: DeadLetterFilter) -> str:
     """A filter as JSON, with the names of the API."""
     values = {name: getattr(wanted, field) for name, field in _NAMES.items()}
     return json.dumps(
@@ -365,10 +365,10 @@ def _moment(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def from_text(text: str) -> LetterFilter:
+def from_text(text: str) -> DeadLetterFilter:
     """The filter that `to_text` wrote."""
     given: dict[str, Any] = {_NAMES[name]: value for name, value in json.loads(text).items()}
     for field in ("created_after", "created_before"):
         if field in given:
             given[field] = datetime.fromisoformat(given[field])
-    return LetterFilter(**given)
+    return DeadLetterFilter(**given)

@@ -19,7 +19,7 @@ from taskflux.telemetry import metrics
 SQL: Final = statements("publishing")
 
 
-class Due(NamedTuple):
+class PendingPublish(NamedTuple):
     """A task that the caller has promised to publish, at the version that its record must carry."""
 
     id: UUID
@@ -30,7 +30,7 @@ class Due(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class DeadDue:
+class PendingDeadLetter:
     """A dead task that the caller has promised to publish to the dead-letter topic."""
 
     id: UUID
@@ -63,7 +63,7 @@ class Publishing:
         """Seconds until each type's next row is due, negative when overdue. Dead letters stand under None."""
         return {row["type"]: row["wait"] for row in await self.database.fetch(SQL["next_due"])}
 
-    async def take(self, task_type: str, limit: int, *, probe: bool = False) -> Sequence[Due]:
+    async def take(self, task_type: str, limit: int, *, probe: bool = False) -> Sequence[PendingPublish]:
         """Promise to publish up to `limit` tasks that are due now.
 
         `probe`: those that say most of their provider, see `probes_now`, and not those that wait longest.
@@ -81,15 +81,15 @@ class Publishing:
             greatest=ids[-1],
             grace=self.grace,
         )
-        return [Due(row["id"], task_type, row["version"], row["key"], row["traceparent"]) for row in rows]
+        return [PendingPublish(row["id"], task_type, row["version"], row["key"], row["traceparent"]) for row in rows]
 
-    async def take_dead(self, limit: int) -> Sequence[DeadDue]:
+    async def take_dead(self, limit: int) -> Sequence[PendingDeadLetter]:
         """Promise to publish up to `limit` dead letters."""
         ids = sorted(row["task_id"] for row in await self.database.fetch(SQL["dead_now"], limit=limit))
         if not ids:
             return []
         rows = await self.database.fetch(SQL["take_dead"], ids=ids, least=ids[0], greatest=ids[-1], grace=self.grace)
-        return [DeadDue(**row) for row in rows]
+        return [PendingDeadLetter(**row) for row in rows]
 
     async def confirm(self, confirmations: Iterable[Confirmation]) -> None:
         """The records are in Kafka; of two of one task the newer counts.
@@ -116,7 +116,7 @@ class Publishing:
         await until_available(confirm, seconds=self.grace)
         self._batch.observe(len(ids))
 
-    async def confirm_dead(self, letters: Sequence[DeadDue]) -> None:
+    async def confirm_dead(self, letters: Sequence[PendingDeadLetter]) -> None:
         """The dead letters are in their topic."""
         await self.database.fetch(
             SQL["confirm_dead"],

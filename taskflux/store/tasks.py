@@ -34,7 +34,7 @@ INSERT: Final = tracing.Operation(
 
 
 @dataclass(frozen=True, slots=True)
-class Adoptee:
+class ForeignTask:
     """A task that another producer wrote. Two with the same `identity` are one task; `id` is used if it is new.
 
     `delay` is in seconds from the store's now; `metadata` is a JSON text.
@@ -183,7 +183,7 @@ class Tasks:
                 answers[row["id"]] = Accepted(row["id"], types[row["id"]], row["created_at"])
         return answers
 
-    async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+    async def register(self, batch: Sequence[ForeignTask], grace: float) -> Mapping[str, Known]:
         """Insert a row for each that has none yet; return what is stored under each identity.
 
         New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity is in

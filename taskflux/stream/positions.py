@@ -65,7 +65,7 @@ class TopicPositions:
         """Records that nobody has taken."""
         return sum(partition.lag for partition in self.partitions.values())
 
-    def owes(self, log_id: UUID, partition: int, offset: int) -> bool:
+    def will_deliver(self, log_id: UUID, partition: int, offset: int) -> bool:
         """Whether Kafka still owes the group the record at `offset` of that partition of that log.
 
         Read the tasks first and the positions after: a record that is sent in between then lies below `end`.

@@ -1,10 +1,10 @@
-"""How much one JSON text may hold, counted over its bytes before anything is built of them.
+"""Limits of one JSON text, checked on its bytes before it is parsed.
 
-Bytes alone are no bound: 29 MiB of `[[],[],…]` are 800 MiB of lists. So the depth and the number of values are bounded,
-too, by one rule for everybody who reads a task: ingest, the router, whoever replays a dead letter, and the worker. What
-one of them takes, none of the others refuses.
+A limit on bytes is not enough: 29 MiB of `[[],[],…]` become 800 MiB of lists. So depth and number of values are limited
+too, by one rule wherever a task is read: ingest, the router, a replay of a dead letter, and the worker. What one of
+them accepts, none of the others refuses.
 
-The count costs a microsecond where a text is small or plain, and some 10 ms a MiB where it is crowded.
+The check takes a microsecond for a small or plain text, and about 10 ms per MiB for a dense one.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from itertools import accumulate, takewhile
 from typing import Final
 
 MAX_DEPTH: Final = 64
-"""Arrays and objects within each other."""
+"""Levels of nested arrays and objects."""
 
 MAX_VALUES: Final = 100_000
-"""Values of a task: its arrays, its objects, and what stands in them."""
+"""Values of a task: its arrays, its objects, and everything in them."""
 
 USUAL_BYTES: Final = 1024 * 1024
-"""Bytes of a payload where its type declares no other limit: of its JSON text as it is stored, compact and in ASCII."""
+"""Limit of a payload whose type declares none: in bytes of its JSON text as stored, compact and in ASCII."""
 
 MOST_BYTES: Final = 16 * 1024 * 1024
 """The largest limit that a type may declare."""
 
 VALUE_BYTES: Final = 200
-"""What a value takes in memory once it is parsed: on average at most, an object in an object, with a name."""
+"""Bytes of memory that a parsed value takes on average, at most: an object in an object, with a name."""
 
 FEW: Final = 1000
-"""Values up to which a text is not counted exactly."""
+"""Up to this number of values, an upper bound is enough."""
 
 LARGE: Final = 256 * 1024
-"""Bytes from which on a text is parsed beside the event loop."""
+"""Texts of at least this many bytes are parsed in a thread."""
 
 
 ESCAPE: Final = rb"\u"
-"""How a character begins that stands in a JSON text by its number."""
+"""The beginning of a character's numeric escape in JSON."""
 
 
 Path = tuple[str | int, ...]
@@ -46,11 +46,11 @@ Path = tuple[str | int, ...]
 
 
 UTF_8_BOM: Final = b"\xef\xbb\xbf"
-"""May stand before a JSON text, and is skipped (RFC 8259, section 8.1)."""
+"""May precede a JSON text, and is skipped (RFC 8259, section 8.1)."""
 
 
 def is_utf_16(text: bytes) -> bool:
-    """Whether what should be a JSON text in UTF-8 begins as one in UTF-16 does, with its byte order mark or without."""
+    """Whether a text that should be JSON in UTF-8 begins like UTF-16, with or without a byte order mark."""
     return text.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(text) > 1 and (text[0] == 0) != (text[1] == 0))
 
 
@@ -60,13 +60,13 @@ class OutOfBounds(ValueError):
     `path` leads to the fault, as far as it is known; its names are valid Unicode.
     """
 
-    def __init__(self, said: str, path: Path = ()) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, path: Path = ()) -> None:
+        super().__init__(message)
         self.path = path
 
 
 class TooDeep(OutOfBounds):
-    """Its arrays and objects are nested more deeply than they may be."""
+    """Its arrays and objects are nested too deeply."""
 
 
 class TooManyValues(OutOfBounds):
@@ -80,9 +80,9 @@ _STEPS: Final = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
 
 
 def check(text: bytes, *, depth: int = MAX_DEPTH) -> int:
-    """How many values stand in a JSON text, at most.
+    """An upper bound on the number of values in a JSON text.
 
-    Whether it is JSON is for its parser to say: of a text that is none, what stands before its fault is counted.
+    It does not check that the text is valid JSON: of an invalid one, the values before the fault are counted.
 
     Raises:
         TooDeep: it is nested more than `depth` deep.
@@ -90,15 +90,15 @@ def check(text: bytes, *, depth: int = MAX_DEPTH) -> int:
     """
     opened = text.count(b"[") + text.count(b"{")
     values = 1 + opened + text.count(b",")
-    if opened > depth or values > FEW:  # commas and brackets of strings were counted, too
+    if opened > depth or values > FEW:  # commas and brackets inside strings were counted, too
         return _count(text, depth)
     return values
 
 
 def check_characters(text: bytes, document: object) -> None:
-    """Look for halves of surrogate pairs in what a JSON text was parsed to: they are no characters.
+    """Look for lone surrogates in a parsed JSON text: they are not characters.
 
-    Only a text that holds `ESCAPE` has to be looked through: bytes that are UTF-8 hold none but by an escape.
+    Only a text with an `ESCAPE` needs this check: valid UTF-8 contains surrogates only as escapes.
 
     Raises:
         OutOfBounds: there is one.
@@ -107,28 +107,28 @@ def check_characters(text: bytes, document: object) -> None:
         try:
             _plain(document).encode()
         except UnicodeEncodeError:
-            said = "it holds a lone surrogate, \\ud800 to \\udfff without its other half"
-            raise OutOfBounds(said, _first_lone(document)) from None
+            message = "it holds a lone surrogate, \\ud800 to \\udfff without its other half"
+            raise OutOfBounds(message, _first_lone(document)) from None
 
 
 _plain: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def excess(size: int, limit: int) -> str:
-    """What is wrong with a payload of `size` bytes where its type takes only `limit`."""
-    return f"the payload has {size:,} bytes as it is stored, and a task of its type {limit:,} at most"
+    """The error of a payload of `size` bytes whose type allows only `limit`."""
+    return f"the payload has {size:,} bytes as it is stored, and its task type allows at most {limit:,}"
 
 
 def _count(text: bytes, depth: int) -> int:
     unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
-    if unescaped.count(b'"') > 4 * MAX_VALUES:  # two a string, and a value has a name at most
+    if unescaped.count(b'"') > 4 * MAX_VALUES:  # two for each string: a value, and its name
         raise TooManyValues(_TOO_MANY)
     outside = b'"'.join(unescaped.split(b'"')[::2]).translate(None, _SPACE)
     opened = outside.count(b"[") + outside.count(b"{")
     values = 1 + opened + outside.count(b",") - outside.count(b"[]") - outside.count(b"{}")
     if values > MAX_VALUES:
         raise TooManyValues(_TOO_MANY)
-    # Whatever follows so many brackets follows one that closes nothing: no parser gets there.
+    # After so many brackets, one has closed nothing: no parser gets that far.
     steps = outside.translate(_STEPS, _OTHERS)[: 2 * opened + 1]
     if opened > depth and max(accumulate(memoryview(steps).cast("b"))) > depth:
         raise TooDeep(f"it is nested more than {depth} deep", _deep_member(text, depth))
@@ -136,7 +136,7 @@ def _count(text: bytes, depth: int) -> int:
 
 
 LOOKED_THROUGH: Final = 256 * 1024
-"""Bytes of a text that are searched for the name of a field nested too deeply."""
+"""Bytes of a text that are searched for the name of the field that is nested too deeply."""
 
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{},:]', re.DOTALL)
 

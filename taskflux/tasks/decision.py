@@ -25,39 +25,42 @@ from taskflux.tasks.errors import (
 from taskflux.tasks.policy import Policy
 from taskflux.tasks.states import Event, State
 
-HANDBACK_DELAY: Final = 5.0
-"""Seconds (before jitter) that a task waits after its provider failed; doubled by each further failure of it alone."""
+RELEASE_DELAY: Final = 5.0
+"""Seconds (before jitter) that a task waits after its provider failed; doubled by each further failure of this task
+alone."""
 
-FREE_HANDBACKS: Final = 3
-"""Hand-backs that cost nothing while other tasks of the same provider succeeded; from the next one on, each pays."""
+FREE_RELEASES: Final = 3
+"""Releases that cost no attempt while other tasks of the same provider succeed; each further one costs an attempt."""
 
 
 LONGEST_DELAY: Final = 30 * 86400.0
-"""Seconds; no other side's `retry_after` counts for more."""
+"""Seconds; a longer `retry_after` counts as this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What `decide` has to know of the claim: its number (from 1), the budget, and hand-backs counted so far.
+    """What `decide` has to know of the claim: its number (from 1), the budget, and the releases counted so far.
 
     `others_succeeded`: the provider has served other tasks since it last failed for this one.
     """
 
     number: int
     max_attempts: int
-    handbacks: int = 0
+    releases: int = 0
     others_succeeded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The transition that settles an attempt. Delays are in seconds, counted by the store from its own clock."""
+    """The transition that settles an attempt. `delay` is in seconds from the store's now; `give_back`: the attempt does
+    not count.
+    """
 
     event: Event
     state: State
     delay: float = 0.0
     give_back: bool = False
-    handbacks: int = 0
+    releases: int = 0
     error_class: str | None = None
     reason: str | None = None
     result: Mapping[str, JsonValue] | None = None
@@ -68,15 +71,15 @@ class Decision:
         return None if self.event is Event.SUCCEEDED else self.result
 
 
-def hand_back(reason: str, *, handbacks: int = 0) -> Decision:
-    """The side effect was not begun (drain, open circuit, lost lease): the attempt is given back."""
-    return Decision(Event.HANDED_BACK, State.SCHEDULED, give_back=True, handbacks=handbacks, reason=reason)
+def release(reason: str, *, releases: int = 0) -> Decision:
+    """The side effect was not begun (drain, open circuit, lost lease): the attempt does not count."""
+    return Decision(Event.RELEASED, State.SCHEDULED, give_back=True, releases=releases, reason=reason)
 
 
 def unforeseen(policy: Policy, reason: str, *, called: bool) -> TaskError:
-    """What an attempt has failed with that was left by something else than one of a handler's errors.
+    """The error of an attempt that ended with an exception that is not one of a handler's errors.
 
-    Once its handler was `called`, the side effect may have happened: under `hold` nobody repeats it unasked.
+    Once its handler was `called`, the side effect may have happened: under `hold` it is not repeated automatically.
     """
     return Ambiguous(reason) if called and policy.ambiguous == "hold" else Crash(reason)
 
@@ -94,19 +97,19 @@ def decide(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) ->
         case Transient() | Ambiguous() | Crash():
             return _retry(policy, attempt, error, jitter)
         case _:
-            raise TypeError(f"{type(error).__name__} is none of the errors that a handler may raise")
+            raise TypeError(f"{type(error).__name__} is not one of the errors that a handler may raise")
 
 
 def _provider_failed(policy: Policy, attempt: Attempt, error: ProviderError, jitter: float) -> Decision:
-    # The first failure counts in any case: the next probe is rather drawn from tasks that have not failed.
-    handbacks = max(1, attempt.handbacks + attempt.others_succeeded)
-    longest = max(policy.retry.max_delay, HANDBACK_DELAY)
-    delay = min(HANDBACK_DELAY * 2.0 ** min(handbacks - 1, 30), longest) * (0.5 + jitter / 2)
-    if attempt.others_succeeded and handbacks > FREE_HANDBACKS:
-        # The provider serves others: it is this task that it cannot stand.
-        paid = _retry(policy, attempt, error, jitter)
-        return replace(paid, delay=max(paid.delay, delay), handbacks=handbacks)
-    return _failed(Event.HANDED_BACK, State.SCHEDULED, error, delay=delay, give_back=True, handbacks=handbacks)
+    # The first failure counts in any case: the next probe prefers tasks that have not failed.
+    releases = max(1, attempt.releases + attempt.others_succeeded)
+    longest = max(policy.retry.max_delay, RELEASE_DELAY)
+    delay = min(RELEASE_DELAY * 2.0 ** min(releases - 1, 30), longest) * (0.5 + jitter / 2)
+    if attempt.others_succeeded and releases > FREE_RELEASES:
+        # The provider serves others: the fault lies with this task.
+        counted = _retry(policy, attempt, error, jitter)
+        return replace(counted, delay=max(counted.delay, delay), releases=releases)
+    return _failed(Event.RELEASED, State.SCHEDULED, error, delay=delay, give_back=True, releases=releases)
 
 
 def _retry(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) -> Decision:
@@ -114,7 +117,7 @@ def _retry(policy: Policy, attempt: Attempt, error: TaskError, jitter: float) ->
         return _failed(Event.DIED, State.DEAD, error)
     delay = policy.retry.delay(attempt.number, jitter)
     if isinstance(error, Transient) and error.retry_after is not None:
-        delay = max(delay, min(error.retry_after, LONGEST_DELAY))  # no number at all counts for nothing
+        delay = max(delay, min(error.retry_after, LONGEST_DELAY))  # NaN is ignored
     return _failed(Event.RETRY, State.SCHEDULED, error, delay=delay)
 
 
@@ -125,25 +128,25 @@ def _failed(
     *,
     delay: float = 0.0,
     give_back: bool = False,
-    handbacks: int = 0,
+    releases: int = 0,
 ) -> Decision:
-    return Decision(event, state, delay, give_back, handbacks, error.error_class, error.reason, error.progress)
+    return Decision(event, state, delay, give_back, releases, error.error_class, error.reason, error.progress)
 
 
 LOSSES_ALONE: Final = 3
-"""Workers that a task may end while it runs alone, unless a setting says otherwise: the last of them is its end."""
+"""Workers that a task may end while it runs alone, unless a setting says otherwise: with the last of them it is dead."""
 
 _REASON: Final = "the worker that ran it was lost"
-_RESEND: Final = Decision(Event.LEASE_RAN_OUT, State.SCHEDULED, give_back=True, error_class="Ambiguous", reason=_REASON)
-_HOLD: Final = Decision(Event.LEASE_RAN_OUT, State.UNCERTAIN, error_class="Ambiguous", reason=_REASON)
+_RESEND: Final = Decision(Event.LEASE_EXPIRED, State.SCHEDULED, give_back=True, error_class="Ambiguous", reason=_REASON)
+_HOLD: Final = Decision(Event.LEASE_EXPIRED, State.UNCERTAIN, error_class="Ambiguous", reason=_REASON)
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """A claim of a worker whose lease has ended; `hold` is the policy of its type.
 
-    `suspect`: it belonged to a group already, and `begun`: that group ran, where it did not wait for its turn. `alone`
-    is how many workers were lost so far while they ran this task and nothing else.
+    `suspect`: it already belonged to a group; `begun`: that group was running, not waiting for its turn. `alone` is how
+    many workers were lost so far while they ran this task and nothing else.
     """
 
     task: UUID
@@ -155,10 +158,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a claim whose worker is gone; `note` stands in its timeline.
+    """What follows for a claim whose worker was lost; `note` goes into its timeline.
 
-    `group` is the one that it runs again in (None: it is no suspect, or as suspect as before). `alone`: it was all that
-    its worker ran. `loss`: its worker was lost, and it may have been running then.
+    `group` is the one that it runs again in (None: it is not a suspect, or its group stays the same). `alone`: its
+    worker ran nothing else. `loss`: its worker was lost, and it may have been running then.
     """
 
     decision: Decision
@@ -171,10 +174,10 @@ class Verdict:
 def judge(
     held: Sequence[Held], *, lost: bool, losses_alone: int, new_group: Callable[[], UUID]
 ) -> Mapping[UUID, Verdict]:
-    """The verdict on each claim that one worker held when its lease ended; all of them have to be there.
+    """The verdict on each claim that one worker held when its lease ended; `held` must be all of them.
 
-    Not `lost`: the worker ended in order, so that no task was the cause. Suspects that waited for their turn were not
-    the cause either.
+    Not `lost`: the worker stopped normally, so no task was the cause. Suspects that waited for their turn were not the
+    cause either.
     """
     verdicts = {
         each.task: Verdict(_HOLD if each.hold else _RESEND, loss=lost and (each.begun or not each.suspect))
@@ -192,7 +195,7 @@ def judge(
 
 def _suspected(cause: Held, group: UUID, size: int, alone: bool, losses_alone: int) -> Verdict:
     if not alone:
-        return Verdict(_RESEND, f"it runs again with {size - 1} others and nothing beside them", group)
+        return Verdict(_RESEND, f"it runs again with {size - 1} others and nothing else", group)
     times = cause.alone + 1
     if times < losses_alone:
         return Verdict(

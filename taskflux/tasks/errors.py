@@ -1,4 +1,4 @@
-"""What a handler raises, by what happens next.
+"""The errors that a handler raises, by what happens next.
 
 ::
 
@@ -7,11 +7,11 @@
     ├── Permanent      this task, never            dead letter
     ├── Ambiguous      it may have happened        resend or hold, as the handler's policy says
     └── ProviderError  not this task's fault       spends no attempt, counts towards the provider's circuit
-        ├── Unavailable    the provider is away
-        └── Misconfigured  credentials, balance, template: heals only when a person acts, so it also alerts
+        ├── Unavailable    the provider is unreachable
+        └── Misconfigured  credentials, balance, template: a person has to fix it, so it also alerts
 
-Anything else that leaves a handler was not foreseen (`decision.unforeseen`): under `hold` it is `Ambiguous`, else a
-`Crash`, retried within the task's budget and counted apart.
+Any other exception is unforeseen (`decision.unforeseen`): under `hold` it is `Ambiguous`, else a `Crash`, retried
+within the task's budget and counted apart.
 
 A reason is a sentence for the person who reads the task. It may name a recipient: it is kept on the task's row and
 goes neither into a log line, nor a metric, nor a Kafka record.
@@ -26,26 +26,26 @@ JsonValue = object
 """Anything that `json.dumps` takes."""
 
 LONGEST_REASON: Final = 10_000
-"""Characters that are kept of what an error says."""
+"""Characters of an error's reason that are kept."""
 LONGEST_NAME: Final = 100
-"""Characters that are kept of the name of an error's class."""
+"""Characters of an error class's name that are kept."""
 
 
 class TaskError(Exception):
-    """A side effect did not (surely) happen.
+    """A side effect did not happen, or is not known to have happened.
 
     Args:
         reason: one sentence on what went wrong.
-        progress: what did happen, kept on the row and handed to the next attempt as `Task.progress` (a mail that
-            reached two of three recipients). None leaves what earlier attempts noted.
+        progress: what did happen (a mail that reached two of three recipients). It is kept on the row, and the next
+            attempt gets it as `Task.progress`. None leaves what earlier attempts noted.
     """
 
     named: str | None = None
-    """The name of a handler's own kind, where this error stands for one: see `understood`."""
+    """The name of a handler's own error class, where this error stands for it: see `understood`."""
 
     def __init__(self, reason: str, *, progress: Mapping[str, JsonValue] | None = None) -> None:
         super().__init__(reason)
-        self.reason = text_of(reason)  # `raise Transient(error)` comes to mind so easily
+        self.reason = text_of(reason)  # `raise Transient(error)` is an easy mistake
         self.progress = progress
 
     @property
@@ -55,7 +55,7 @@ class TaskError(Exception):
 
 
 class Transient(TaskError):
-    """Try this task again later; `retry_after` (seconds) is the least delay that the other side asked for."""
+    """Try this task again later; `retry_after` is the least delay that the provider asked for, in seconds."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class Transient(TaskError):
 
 
 class Permanent(TaskError):
-    """No later attempt can succeed: straight to the dead letters."""
+    """No later attempt can succeed: the task becomes a dead letter at once."""
 
 
 class Ambiguous(TaskError):
-    """The side effect may have happened: the answer was lost, or the handler was cut in mid-call."""
+    """The side effect may have happened: the answer was lost, or the handler was cancelled during the call."""
 
 
 class ProviderError(TaskError):
@@ -89,7 +89,7 @@ class Misconfigured(ProviderError):
 
 
 class InvalidPayload(Permanent):
-    """The payload is not what the handler's type declares, or cannot be sent: the provider was not asked."""
+    """The payload is not what the handler's type declares, or cannot be sent: the provider was not called."""
 
 
 class Expired(Permanent):
@@ -97,14 +97,14 @@ class Expired(Permanent):
 
 
 class WorkerLost(Permanent):
-    """It ended its worker more than once while it ran there alone; running it again would likely kill another."""
+    """It ended its worker more than once while it ran there alone; running it again would likely end another."""
 
 
 class Crash(TaskError):
-    """A handler raised something that is none of the above: a bug, or an error it did not foresee."""
+    """A handler raised something else: a bug, or an error it did not foresee."""
 
 
-# What a handler raises is foreign code: its class may answer anything, or raise in its turn ---------------------------
+# What a handler raises is foreign code: its class may answer anything, or raise errors itself -------------------------
 
 _KINDS: Final[tuple[type[TaskError], ...]] = (
     Unavailable,
@@ -120,9 +120,9 @@ _KINDS: Final[tuple[type[TaskError], ...]] = (
 
 
 def understood(error: BaseException) -> TaskError | None:
-    """`error` as the kind above that it derives from, with plain fields: a `Crash` where that is `TaskError` alone.
+    """`error` as the class above that it derives from, with plain fields: a `Crash` where that is `TaskError` alone.
 
-    None where it is no `TaskError`. Only `progress` is handed on as it is: `store.texts` makes it plain. Raises
+    None where it is not a `TaskError`. Only `progress` is passed on as it is: `store.texts` makes it plain. Raises
     nothing.
     """
     if not issubclass(type(error), TaskError):  # isinstance would ask the error's own `__class__`
@@ -130,7 +130,7 @@ def understood(error: BaseException) -> TaskError | None:
     kind = next((each for each in _KINDS if issubclass(type(error), each)), Crash)
     said, name = attribute(error, "reason"), attribute(error, "error_class")
     named = (text_of(name, LONGEST_NAME) if issubclass(type(name), str) else "") or class_name(error)
-    named = "".join(char if char.isprintable() else "\ufffd" for char in named)  # it goes where not all texts can
+    named = "".join(char if char.isprintable() else "\ufffd" for char in named)  # it becomes a label and a column
     reason = text_of(error if said is None else said)
     if kind is Crash:
         return Crash(f"{named}: {reason}")
@@ -143,19 +143,19 @@ def understood(error: BaseException) -> TaskError | None:
 
 
 def class_name(value: object) -> str:
-    """The name of the class of `value`, whatever that says of itself. Raises nothing."""
-    # The class's own class could say another, or raise.
+    """The real name of the class of `value`. Raises nothing."""
+    # A metaclass could return another name, or raise.
     name: str = type.__dict__["__name__"].__get__(type(value))
     return str.__getitem__(name, slice(0, LONGEST_NAME))
 
 
 def text_of(value: object, longest: int = LONGEST_REASON) -> str:
-    """What `value` says of itself, at most `longest` characters of it. Raises nothing."""
+    """`value` as text, at most `longest` characters of it. Raises nothing."""
     try:
         text = str(value)
     except BaseException as fault:  # noqa: BLE001 - foreign code
         return f"(its text cannot be read: {class_name(fault)})"
-    plain = str.__getitem__(text, slice(0, longest + 1))  # of a subclass of str, too, without its own code
+    plain = str.__getitem__(text, slice(0, longest + 1))  # for a subclass of str, too, without its own code
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
@@ -168,7 +168,7 @@ def attribute(value: object, name: str) -> object:
 
 
 def _seconds(value: Any) -> float | None:
-    """A delay in seconds; None where it is no number."""
+    """A delay in seconds; None where it is not a number."""
     try:
         seconds = float(value)
     except BaseException:  # noqa: BLE001 - foreign code

@@ -1,5 +1,5 @@
-"""The fields of a submission: the optional ones beside a payload, such as scheduleAt, with the same rules for HTTP and
-Kafka; and patterns for those of a payload, each with a sentence for its error (an answer never quotes an expression).
+"""The fields of a submission: rules for the optional ones beside a payload, such as scheduleAt, the same for HTTP and
+Kafka; and patterns for those of a payload, each with a sentence for its error, since an answer never quotes a pattern.
 
 Pure: `now` is passed in.
 """
@@ -30,7 +30,7 @@ def read_fields(document: Mapping[str, Any], now: datetime, *, repeatable: bool)
 
     Args:
         now: this process's clock; used only to refuse times that make no sense.
-        repeatable: it may repeat a request that was in time, so it is accepted even after its `expiresAt`.
+        repeatable: it may be the repeat of a request that came in time, so it is accepted even after its `expiresAt`.
     """
     given: dict[str, Any] = {}
     wrong: Wrong = []
@@ -46,7 +46,7 @@ def read_fields(document: Mapping[str, Any], now: datetime, *, repeatable: bool)
 
 
 def digest(task_type: str, payload: object, given: dict[str, Any]) -> bytes:
-    """SHA-256 of what a request means, whatever the order of its names, its spaces and its time zones."""
+    """SHA-256 of what a request means, independent of the order of its names, its spaces and its time zones."""
     fields = {name: rfc3339(value) if isinstance(value, datetime) else value for name, value in given.items()}
     return hashlib.sha256(_canonical({"taskType": task_type, "payload": payload, **fields}).encode("ascii")).digest()
 
@@ -62,7 +62,7 @@ def _check_times(given: Mapping[str, Any], now: datetime, *, repeatable: bool) -
         return wrong
     if schedule_at is not None and expires_at <= schedule_at:
         wrong.append(("expiresAt", "is not after scheduleAt: the task could never run"))
-    # With an idempotency key this may be the repeat of a request that was in time, and must be answered like it.
+    # With an idempotency key this may repeat a request that came in time, and must be answered like it.
     elif not repeatable and expires_at <= now + timedelta(seconds=delay or 0):
         when = "before delaySeconds have passed" if delay else "in the past"
         wrong.append(("expiresAt", f"is {when}: the task could never run"))
@@ -151,20 +151,21 @@ OPTIONAL: Final = tuple(_READERS)
 """The names of the optional fields beside a payload."""
 
 
-_SAID: Final[dict[str, str]] = {}
+_SENTENCES: Final[dict[str, str]] = {}
 
-UNSAID: Final = "does not have the form that its type declares"
+UNNAMED: Final = "does not have the form that its type declares"
+"""The sentence of a pattern that has none of its own."""
 
 
 def said_as(pattern: str, sentence: str) -> str:
     """Return `pattern`, with `sentence` as the error of a text that does not match it: "may not have line breaks"."""
-    _SAID[pattern] = sentence
+    _SENTENCES[pattern] = sentence
     return pattern
 
 
 def sentence_of(pattern: str) -> str | None:
     """The sentence of a pattern; None if it has none."""
-    return _SAID.get(pattern)
+    return _SENTENCES.get(pattern)
 
 
 ASCII: Final = said_as(r"^[\x00-\x7f]*$", "may have only ASCII characters")

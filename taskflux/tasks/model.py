@@ -1,4 +1,4 @@
-"""A task as its handler sees it, as it is submitted and accepted, and what is reported of it afterwards."""
+"""A task as its handler sees it, as it is submitted and accepted, and the reports of its delivery."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ P = TypeVar("P", covariant=True)
 class Task(Generic[P]):
     """One attempt at a task, as its handler sees it.
 
-    `attempt` counts from 1. `replay` is how often a person has sent it again from the dead letters. `progress` is
-    what earlier attempts noted with their error. `side_effect_id` is the same for every attempt of one replay: give
-    it to a provider that knows duplicates by an id.
+    `attempt` counts from 1. `replay` is how often it was replayed from the dead-letter queue. `progress` is what
+    earlier attempts noted with their error. `side_effect_id` is the same for every attempt of one replay: pass it to a
+    provider that recognizes duplicates by an id.
     """
 
     id: UUID
@@ -44,7 +44,7 @@ class Task(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The side effect happened; `result` is what the submitter may read on the task."""
+    """The side effect happened; `result` is shown on the task."""
 
     result: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -65,8 +65,8 @@ class IdempotencyKey:
 class Submission:
     """A validated request.
 
-    `payload` and `metadata` are JSON texts; `delay` is in seconds from the store's now; `provider` has the circuit that
-    governs the type, if one has.
+    `payload` and `metadata` are JSON texts; `delay` is in seconds from the store's now; `provider` is the one whose
+    circuit governs the type, if there is one.
     """
 
     id: UUID
@@ -85,7 +85,7 @@ class Submission:
 
     @property
     def unique(self) -> tuple[str, str] | UUID:
-        """What stands once among submissions that are accepted together: an idempotency key, else the task itself."""
+        """What only one of the submissions in a batch may have: its idempotency key, or else its id."""
         return (self.tenant, self.idempotency.key) if self.idempotency else self.id
 
 
@@ -93,8 +93,8 @@ class Submission:
 class Accepted:
     """The task is durable.
 
-    `repeated` says that the same key brought the same request before, and `id` names the task made then;
-    `publish_now` that the caller promised to publish it and should do so at once.
+    `repeated`: the same request came before with the same key, and `id` is the task created then; `publish_now`: the
+    caller promised to publish it and should do so at once.
     """
 
     id: UUID
@@ -116,7 +116,7 @@ class TaskType:
     """What a worker has registered about a type: the JSON schema of its payload and its policy's figures.
 
     `max_bytes` is how many bytes a payload may have, as it is stored; `declared_by` names the function, as
-    module:name, and `replaces` says that it may take the place of another one's declaration.
+    module:name, and `replaces` allows it to replace the declaration of another function.
     """
 
     name: str
@@ -139,15 +139,16 @@ class DeliveryStatus(StrEnum):
 
     @property
     def rank(self) -> int:
-        """Of two reports the one of higher rank is kept; the store's `delivery_rank` says the same."""
+        """Of two reports, the one with the higher rank is kept; `delivery_rank` in the store is the same rule."""
         return {DeliveryStatus.ACCEPTED: 0, DeliveryStatus.DELIVERED: 2}.get(self, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """One report of a provider about the side effect of (task, replay), a message that it has accepted.
+    """One report of a provider about the side effect of (task, replay): a message that it had accepted.
 
-    `code` and `description` are the provider's, `reported_at` its own time as it wrote it. No number, no name.
+    `code` and `description` are the provider's, `reported_at` is its own time, as it wrote it. It holds no phone number
+    and no name.
     """
 
     task: UUID
@@ -160,5 +161,5 @@ class DeliveryReport:
 
     @property
     def weight(self) -> tuple[int, str]:
-        """Of several reports the heaviest is kept, in whatever order they come."""
+        """Of several reports, the one with the highest weight is kept, in whatever order they arrive."""
         return self.status.rank, self.reported_at

@@ -1,5 +1,6 @@
-"""How failures are met: what a task type declares about its own, and when a provider's circuit opens, is probed and
-closes again. Pure: no clock of its own.
+"""How failures are handled: what a task type declares, and when a provider's circuit opens, is probed and closes.
+
+Pure: it reads no clock.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """All that the rest of the system has to know about a task type to treat its tasks rightly.
+    """How the tasks of one type are treated.
 
     Args:
         retry: attempts and delays.
@@ -76,11 +77,11 @@ LAST_PROBE: Final = 15.0
 """Seconds to the first probe, and the longest wait between two."""
 
 MOST_PROBES: Final = 64
-"""Tasks that one probe is at most."""
+"""The most tasks in one probe."""
 
 RAMP_START: Final = 20.0
 RAMP_SECONDS: Final = 20.0
-"""Tasks a second right after closing, doubled every two seconds; after `RAMP_SECONDS` there is no limit."""
+"""Tasks a second right after the circuit closes, doubled every two seconds; after `RAMP_SECONDS` there is no limit."""
 
 
 def probe_delay(probes: int) -> float:

@@ -1,4 +1,4 @@
-"""The states of a task, and the one table of what may follow what.
+"""The states of a task, and the table of its transitions.
 
 ::
 
@@ -7,11 +7,11 @@
                ▼      publish confirmed
       ┌──► scheduled ───────────────► queued ──┐
       │     │  ▲ ▲  ◄─────────────────  │      │ claim
-      │     │  │ │     not owed (audit) │      │ (the record may overtake
+      │     │  │ │  record lost (audit) │      │ (the record may overtake
       │     │  │ │                      │      │  its confirmation)
-      │     │  │ │ retry, hand-back,    │      ▼
+      │     │  │ │ retry, release,      │      ▼
       │     │  │ └──────────────────────┼── running ──► succeeded
-      │     │  │   lease ran out        │      │  │
+      │     │  │   lease expired        │      │  │
       │     │  │                        │      │  └──► uncertain ──► succeeded
       │     │  └──── resend ────────────┼──────┼────────── │ │
       │     ▼                           ▼      ▼           │ │
@@ -19,8 +19,8 @@
       │     │ replay                          │              │
       └─────┴─────────────────────────────────┘   late settle (see below)
 
-A worker whose lease ran out may still report what happened, as long as nobody has claimed the task again: the
-outcome of its side effect is better known than guessed (`LATE_SUCCESS`, `LATE_DEATH`).
+A worker whose lease expired may still report the outcome, as long as the task was not claimed again: a known outcome is
+better than a guess (`LATE_SUCCESS`, `LATE_DEATH`).
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ ENDED: Final = frozenset({State.SUCCEEDED, State.DEAD, State.UNCERTAIN, State.CA
 
 
 class Event(StrEnum):
-    """What happens to a task; the word that stands in its timeline."""
+    """What happens to a task; the value is the word in its timeline."""
 
     PUBLISHED = "published"  # Kafka confirmed the record
     CLAIMED = "claimed"  # a worker owns it from here on
     SUCCEEDED = "succeeded"
     RETRY = "retry"  # an attempt failed, another follows
-    HANDED_BACK = "handed-back"  # no attempt spent: drain, open circuit, provider away
+    RELEASED = "handed-back"  # no attempt spent: drain, open circuit, unreachable provider
     DIED = "died"  # permanent, exhausted, expired, or it ended its workers
-    HELD = "held"  # the side effect may have happened, and the policy is to hold
-    LEASE_RAN_OUT = "lease-ran-out"
-    NOT_OWED = "not-owed"  # the log does not hold its record any more
+    HELD = "held"  # the side effect may have happened, and the policy is `hold`
+    LEASE_EXPIRED = "lease-ran-out"
+    RECORD_LOST = "not-owed"  # the log no longer holds its record
     CANCELLED = "cancelled"
     REPLAYED = "replayed"
     RESOLVED_SUCCEEDED = "resolved-succeeded"
@@ -70,11 +70,11 @@ TRANSITIONS: Final[dict[Event, tuple[frozenset[State], frozenset[State]]]] = {
     Event.CLAIMED: (frozenset({_S.SCHEDULED, _S.QUEUED}), frozenset({_S.RUNNING})),
     Event.SUCCEEDED: (frozenset({_S.RUNNING}), frozenset({_S.SUCCEEDED})),
     Event.RETRY: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED})),
-    Event.HANDED_BACK: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED})),
-    Event.DIED: (frozenset({_S.RUNNING, _S.SCHEDULED}), frozenset({_S.DEAD})),  # scheduled: expired while it waited
+    Event.RELEASED: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED})),
+    Event.DIED: (frozenset({_S.RUNNING, _S.SCHEDULED}), frozenset({_S.DEAD})),  # scheduled: it expired while it waited
     Event.HELD: (frozenset({_S.RUNNING}), frozenset({_S.UNCERTAIN})),
-    Event.LEASE_RAN_OUT: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED, _S.UNCERTAIN})),
-    Event.NOT_OWED: (frozenset({_S.QUEUED}), frozenset({_S.SCHEDULED})),
+    Event.LEASE_EXPIRED: (frozenset({_S.RUNNING}), frozenset({_S.SCHEDULED, _S.UNCERTAIN})),
+    Event.RECORD_LOST: (frozenset({_S.QUEUED}), frozenset({_S.SCHEDULED})),
     Event.CANCELLED: (frozenset({_S.SCHEDULED, _S.QUEUED}), frozenset({_S.CANCELLED})),
     Event.REPLAYED: (frozenset({_S.DEAD, _S.CANCELLED}), frozenset({_S.SCHEDULED})),
     Event.RESOLVED_SUCCEEDED: (frozenset({_S.UNCERTAIN}), frozenset({_S.SUCCEEDED})),
@@ -84,9 +84,6 @@ TRANSITIONS: Final[dict[Event, tuple[frozenset[State], frozenset[State]]]] = {
     Event.LATE_DEATH: (frozenset({_S.SCHEDULED, _S.QUEUED, _S.UNCERTAIN}), frozenset({_S.DEAD})),
 }
 """Event → (states it may start from, states it may lead to). Every statement in `store` follows a row of it."""
-
-TERMINAL: Final = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED})
-"""States that nothing leaves but a person's replay."""
 
 
 def allowed(event: Event, before: State, after: State) -> bool:

@@ -21,7 +21,7 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 UNKNOWN: Final = "unknown"
 
 # What labels may hold is bounded: no series names a task or a person.
-SETTLES: Final = tuple(each.value for each in (Event.SUCCEEDED, Event.RETRY, Event.HANDED_BACK, Event.DIED, Event.HELD))
+SETTLES: Final = tuple(each.value for each in (Event.SUCCEEDED, Event.RETRY, Event.RELEASED, Event.DIED, Event.HELD))
 TASK_ERRORS: Final = (
     "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "InvalidPayload", "Expired", "WorkerLost",
     "Crash",
@@ -325,7 +325,7 @@ PARTITIONS: Final = Snapshot(
     "taskflux_partitions", "Partitions of a type's topic: more workers than that have nothing to do.", _QUEUE
 )
 WORKERS: Final = Snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", _TYPE)
-OPEN_LETTERS: Final = Snapshot(
+OPEN_DEAD_LETTERS: Final = Snapshot(
     "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", _ERROR
 )
 CIRCUIT_OPEN: Final = Snapshot(
@@ -439,7 +439,7 @@ PEER_UP: Final = Snapshot(
 )
 
 LED: Final = (
-    DEPTH, PARKED, OLDEST, KAFKA_LAG, PARTITIONS, WORKERS, OPEN_LETTERS, CIRCUIT_OPEN, CIRCUIT_SECONDS, TYPE_INFO,
+    DEPTH, PARKED, OLDEST, KAFKA_LAG, PARTITIONS, WORKERS, OPEN_DEAD_LETTERS, CIRCUIT_OPEN, CIRCUIT_SECONDS, TYPE_INFO,
     MEASURED,
 )  # fmt: skip
 """What only the leader shows; nobody does while there is none."""

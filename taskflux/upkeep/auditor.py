@@ -81,17 +81,17 @@ class Auditor:
             last, queued = await self._upkeep.audit_page(after, PAGE)
             self._looked += loop.time() - began
             if queued:
-                requeued.update(await self._requeue(await self._not_owed(queued)))
+                requeued.update(await self._requeue(await self._lost(queued)))
             if last is None:
                 return requeued
             after = last
 
-    async def _not_owed(self, queued: Sequence[Published]) -> list[Published]:
+    async def _lost(self, queued: Sequence[Published]) -> list[Published]:
         seen: dict[str, TopicPositions | None] = {}
         for task_type in {task.type for task in queued}:
             topic, group = task_topic(self._prefix, task_type), task_group(self._prefix, task_type)
             seen[task_type] = await self._positions.read(group, topic)
-        return [task for task in queued if not owed(task, seen[task.type])]
+        return [task for task in queued if not will_deliver(task, seen[task.type])]
 
     async def _requeue(self, lost: Sequence[Published]) -> Mapping[str, int]:
         if not lost:
@@ -105,8 +105,8 @@ class Auditor:
         return counts
 
 
-def owed(task: Published, positions: TopicPositions | None) -> bool:
+def will_deliver(task: Published, positions: TopicPositions | None) -> bool:
     """Whether Kafka will still deliver the record of `task`; `positions` None: the topic is gone."""
     if positions is None or task.log is None or task.partition is None or task.offset is None:
         return False
-    return positions.owes(task.log, task.partition, task.offset)
+    return positions.will_deliver(task.log, task.partition, task.offset)

@@ -152,7 +152,7 @@ class Measuring:
             name = metrics.error_class(error_class)
             letters[(name,)] = letters.get((name,), 0.0) + count
             self._classes.add(name)  # 0 once they are all replayed: an alert sees its end
-        metrics.OPEN_LETTERS.show(letters)
+        metrics.OPEN_DEAD_LETTERS.show(letters)
         providers = {provider: 0.0 for provider in measured.types.values() if provider is not None}
         circuits = providers | {each.provider: float(each.open) for each in measured.circuits}
         metrics.CIRCUIT_OPEN.show({(provider,): is_open for provider, is_open in circuits.items()})

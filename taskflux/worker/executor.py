@@ -16,7 +16,7 @@ from uuid import UUID
 from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
 from taskflux.store.errors import until_available
 from taskflux.tasks.bounds import FEW, LARGE, MOST_BYTES, VALUE_BYTES
-from taskflux.tasks.decision import Attempt, Decision, decide, hand_back
+from taskflux.tasks.decision import Attempt, Decision, decide, release
 from taskflux.tasks.errors import Ambiguous, InvalidPayload, Permanent, ProviderError, TaskError, class_name
 from taskflux.tasks.model import Task
 from taskflux.tasks.states import Event, State
@@ -47,7 +47,7 @@ CUTS: Final = 2
 """How often a handler is cut off before it is abandoned."""
 
 
-_FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.HANDED_BACK})
+_FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.RELEASED})
 
 PAYLOAD_BYTES: Final = 2 * MOST_BYTES
 """Bytes that the payloads of all attempts in a worker take together: twice its own, and `VALUE_BYTES` for each of its
@@ -193,7 +193,7 @@ class Executor:
         if lost.called:
             decision = self._decision(lost, Ambiguous(ATTEMPT_LOST))
         else:
-            decision = hand_back(ATTEMPT_LOST, handbacks=claim.handbacks)
+            decision = release(ATTEMPT_LOST, releases=claim.releases)
         log.error("a claim no longer had an attempt", extra={"task_id": str(claim.id)})
         self._lost.pop(key, None)
         self._running[key] = lost
@@ -309,13 +309,13 @@ class Executor:
                 running.slot = True
                 refusal = await self._refusal(running)
             if refusal is not None:
-                return hand_back(refusal, handbacks=claim.handbacks)
+                return release(refusal, releases=claim.releases)
             result = await self._call(running, task)
         except BaseException as raised:  # noqa: BLE001
             error = error_of(self.handler, running, raised)
             if error is None:  # it was cancelled while it waited
                 why = WORKER_ENDED if self._draining else running.released or NEVER_BEGUN
-                return hand_back(why, handbacks=claim.handbacks)
+                return release(why, releases=claim.releases)
         finally:
             self._free(running)
         if running.settled:
@@ -485,7 +485,7 @@ class Executor:
         """What follows `error`; `serves_others`: its provider failed for it alone."""
         claim = running.claim
         metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
-        attempt = Attempt(claim.attempt, claim.max_attempts, claim.handbacks, serves_others)
+        attempt = Attempt(claim.attempt, claim.max_attempts, claim.releases, serves_others)
         return decide(self.handler.policy, attempt, error, self._jitter())
 
 

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
 from taskflux.store.errors import RefusedData, Stopped, StoreError, level_of, until_available
-from taskflux.store.tasks import Adoptee, Known, Tasks
+from taskflux.store.tasks import ForeignTask, Known, Tasks
 from taskflux.stream.envelope import (
     DeadPoison,
     DeadTask,
@@ -84,7 +84,7 @@ class Adoption:
             publish: false leaves the new ones to the relay at once.
         """
         adopted = Adopted()
-        batch: dict[str, tuple[Foreign, Adoptee]] = {}
+        batch: dict[str, tuple[Foreign, ForeignTask]] = {}
         created: dict[UUID, tracing.Span] = {}
         for each in records:
             found = adoptee(each, types[each.task_type], self._now())
@@ -108,12 +108,12 @@ class Adoption:
             created[task].end()
         return adopted
 
-    async def _store_surely(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+    async def _store_surely(self, batch: Sequence[ForeignTask], grace: float) -> Mapping[str, Known]:
         if not batch:
             return {}
         try:
             return await until_available(
-                lambda: self._store.adopt(batch, grace),
+                lambda: self._store.register(batch, grace),
                 stop=self._process.draining,
                 on_wait=lambda error: log.log(
                     level_of(error), "foreign tasks could not be accepted yet", extra={"error": str(error)}
@@ -129,7 +129,7 @@ class Adoption:
             }
 
 
-def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | Poison:
+def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> ForeignTask | Poison:
     """The task of a foreign record, with an identity that every delivery of it shares.
 
     The identity is the producer's id within the type; without an id, the record's place, time and bytes. The fields
@@ -148,7 +148,7 @@ def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | P
         place = (record.topic, record.partition, record.offset, record.timestamp)
         identity = record_identity(*place, record.key, record.value)
     metadata = given.get("metadata")
-    return Adoptee(
+    return ForeignTask(
         identity,
         # Without fields, the digest of the payload alone: earlier releases ignored fields, and stored that.
         hashlib.sha256(foreign.digest + digest(task_type.name, None, given)).digest() if given else foreign.digest,
@@ -165,7 +165,7 @@ def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> Adoptee | P
     )
 
 
-def _note(adopted: Adopted, foreign: Foreign, wanted: Adoptee, known: Known | None) -> None:
+def _note(adopted: Adopted, foreign: Foreign, wanted: ForeignTask, known: Known | None) -> None:
     """What became of one record whose identity stands for `known` in the store."""
     if known is None:
         poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not accept one of its values")

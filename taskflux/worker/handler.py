@@ -18,7 +18,7 @@ from taskflux.providers.provider import Provider
 from taskflux.stream.topics import check_task_type
 from taskflux.tasks.bounds import MOST_BYTES, USUAL_BYTES, OutOfBounds, check, excess
 from taskflux.tasks.errors import InvalidPayload
-from taskflux.tasks.fields import UNSAID, sentence_of
+from taskflux.tasks.fields import UNNAMED, sentence_of
 from taskflux.tasks.model import Receipt, Task, TaskType
 from taskflux.tasks.policy import AmbiguousPolicy, Policy, RetryPolicy
 from taskflux.worker.schemas import schema_text
@@ -133,7 +133,7 @@ def _sentence(error: ErrorDetails) -> str:
         case "extra_forbidden":
             return "is not a known field"
         case "string_pattern_mismatch":
-            return sentence_of(error.get("ctx", {}).get("pattern", "")) or UNSAID
+            return sentence_of(error.get("ctx", {}).get("pattern", "")) or UNNAMED
         case _:
             return error["msg"].removeprefix("Value error, ")
 

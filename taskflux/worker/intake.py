@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import Final
 
 from taskflux.store.errors import StoreError
-from taskflux.store.publishing import Due
+from taskflux.store.publishing import PendingPublish
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.model import Accepted, KeyReused, Submission
 from taskflux.worker.circuits import CircuitWatch
@@ -31,7 +31,7 @@ class Intake:
         self._tasks = tasks
         self._publisher = publisher
         self._circuits = circuits
-        self._pending: list[Due] = []
+        self._pending: list[PendingPublish] = []
         self._publishing: asyncio.Task[None] | None = None
         self._grace = grace
 
@@ -47,7 +47,9 @@ class Intake:
         )
         answer = await self._tasks.accept(submission, self._grace if ours else 0.0)
         if isinstance(answer, Accepted) and answer.publish_now:
-            self._pending.append(Due(submission.id, submission.type, 1, submission.key, submission.traceparent))
+            self._pending.append(
+                PendingPublish(submission.id, submission.type, 1, submission.key, submission.traceparent)
+            )
             if self._publishing is None:
                 self._publishing = asyncio.create_task(self._publish_pending(), context=Context())
         return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskflux.store.publishing import Confirmation, DeadDue, Due, Publishing
+from taskflux.store.publishing import Confirmation, PendingDeadLetter, PendingPublish, Publishing
 from taskflux.stream.envelope import DeadTask, Envelope, OutRecord, encode
 from taskflux.stream.producer import NotPublished, Producer, Published
 from taskflux.stream.topics import dead_letter_topic, task_topic
@@ -29,7 +29,7 @@ class Publisher:
         """Whether publishing is worth a try."""
         return self._producer.healthy
 
-    async def publish(self, tasks: Sequence[Due], *, probe: bool = False) -> int:
+    async def publish(self, tasks: Sequence[PendingPublish], *, probe: bool = False) -> int:
         """Send and confirm; how many Kafka took.
 
         Raises:
@@ -44,7 +44,7 @@ class Publisher:
         await self._publishing.confirm(confirmed)
         return len(confirmed)
 
-    async def publish_dead(self, letters: Sequence[DeadDue]) -> int:
+    async def publish_dead(self, letters: Sequence[PendingDeadLetter]) -> int:
         """Send dead letters to their topic and confirm them; how many Kafka took."""
         topic = dead_letter_topic(self._prefix)
         outcomes = await self._send([(topic, letter) for letter in letters])
@@ -54,7 +54,7 @@ class Publisher:
         return len(done)
 
     async def _send(
-        self, addressed: Sequence[tuple[str, Due | DeadDue]], probe: bool = False
+        self, addressed: Sequence[tuple[str, PendingPublish | PendingDeadLetter]], probe: bool = False
     ) -> Sequence[Published | NotPublished]:
         """Hand to Kafka the records of these, each with its topic, and say what became of them."""
         spans: dict[int, tracing.Span] = {}  # those of the recorded ones, by their places
@@ -64,7 +64,7 @@ class Publisher:
             if tracing.on and tracing.sampled(trace):
                 spans[place] = tracing.message(tracing.messaging("send", topic, "PRODUCER"), due.id, trace)
                 trace = spans[place].traceparent
-            if isinstance(due, Due):
+            if isinstance(due, PendingPublish):
                 encoded = encode(Envelope(due.id, due.type, due.version, trace, probe), due.key)
             else:
                 encoded = encode(DeadTask(due.id, due.type, due.version, due.error_class, due.attempts, trace))

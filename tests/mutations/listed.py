@@ -77,15 +77,15 @@ _TASKS: Final = (
     Mutation(
         "a task that its provider cannot stand never spends an attempt",
         "taskflux/tasks/decision.py",
-        "if attempt.others_succeeded and handbacks > FREE_HANDBACKS:",
+        "if attempt.others_succeeded and releases > FREE_RELEASES:",
         "if False:",
         DECISION,
     ),
     Mutation(
         "a failing provider costs its tasks attempts",
         "taskflux/tasks/decision.py",
-        "delay=delay, give_back=True, handbacks=handbacks)",
-        "delay=delay, give_back=False, handbacks=handbacks)",
+        "delay=delay, give_back=True, releases=releases)",
+        "delay=delay, give_back=False, releases=releases)",
         DECISION,
     ),
     Mutation(

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from taskflux.tasks.decision import hand_back
+from taskflux.tasks.decision import release
 from tests.integration.store.scene import TYPE, Scene
 
 
@@ -17,7 +17,7 @@ async def test_a_claim_makes_a_task_running_and_brings_its_payload(scene: Scene)
     (claim,) = await worker.claim(TYPE, {task: 1})
     assert (claim.id, claim.version, claim.attempt, claim.max_attempts) == (task, 2, 1, 8)
     assert (claim.payload, claim.key, claim.metadata, claim.traceparent) == ('{"n": 1e400}', "k", '{"m": 1}', "00-x")
-    assert (claim.expired, claim.progress, claim.handbacks, claim.replays) == (False, None, 0, 0)
+    assert (claim.expired, claim.progress, claim.releases, claim.replays) == (False, None, 0, 0)
     assert 0 < claim.waited < 60
     assert await scene.state(task) == ("running", 2)
     assert await scene.claims() == {(task, 2)}
@@ -85,7 +85,7 @@ async def test_a_task_past_its_expiry_says_so_at_the_claim(scene: Scene) -> None
 async def test_each_claim_counts_an_attempt_and_a_hand_back_gives_it_back(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
-    await scene.settle(worker, claim, hand_back("drain"))
+    await scene.settle(worker, claim, release("drain"))
     assert (await scene.row(claim.id))["attempts"] == 0
     (again,) = await worker.claim(TYPE, {claim.id: 2})
     assert (again.attempt, again.version) == (1, 3)

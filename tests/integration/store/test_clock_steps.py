@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 from taskflux.store.checkup import Checkup
 from taskflux.store.claims import Settlement
 from taskflux.store.database import Database, Row, Statement
-from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter
+from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from taskflux.store.publishing import Circuits
 from taskflux.store.upkeep import Measures
 from taskflux.tasks.decision import Decision
@@ -139,7 +139,7 @@ async def test_another_outage_lets_the_rate_rise_again(scene: Scene) -> None:
 
 # Bulk replays --------------------------------------------------------------------------------------------------------
 
-EMAILS = LetterFilter(type=TYPE)
+EMAILS = DeadLetterFilter(type=TYPE)
 DIED = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="no such address")
 
 

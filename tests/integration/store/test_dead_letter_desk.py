@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database, Row
-from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter, Place
+from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, Place
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision
@@ -61,8 +61,8 @@ class Graveyard:
         if error is not None:
             await self.dead_letters.add([letter_of(claim.id, claim.version) for claim in claims])
 
-    async def letters(self, wanted: LetterFilter | None = None, state: str | None = None) -> Sequence[Row]:
-        return await self.dead_letters.page(T, wanted or LetterFilter(), state, None, 1000)
+    async def letters(self, wanted: DeadLetterFilter | None = None, state: str | None = None) -> Sequence[Row]:
+        return await self.dead_letters.page(T, wanted or DeadLetterFilter(), state, None, 1000)
 
     async def letter(self, task: UUID) -> Row:
         [row] = [row for row in await self.letters() if row["task_id"] == task and row["state"] == "open"]
@@ -73,7 +73,7 @@ class Graveyard:
         assert row is not None
         return row
 
-    async def bulk(self, wanted: LetterFilter, rate: float = FAST) -> UUID:
+    async def bulk(self, wanted: DeadLetterFilter, rate: float = FAST) -> UUID:
         row = await self.dead_letters.start_bulk(T, uuid7(), wanted, rate)
         identifier: UUID = row["id"]
         return identifier
@@ -217,7 +217,7 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
     await graves.dead_letters.add([poison("tasks.sms"), poison("other")])
 
     async def count(**wanted: object) -> int:
-        found = LetterFilter(**wanted)  # type: ignore[arg-type]
+        found = DeadLetterFilter(**wanted)  # type: ignore[arg-type]
         letters = await graves.letters(found)
         groups = await graves.dead_letters.groups(T, found, None)
         assert (
@@ -232,19 +232,19 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
     assert await count(created_after=middle) == 5
     assert await count(origin_topic="tasks.sms") == 1
     assert await count(origin_topic="tasks.dlq") == 6
-    groups = await graves.dead_letters.groups(T, LetterFilter(), "open")
+    groups = await graves.dead_letters.groups(T, DeadLetterFilter(), "open")
     assert [(group["type"], group["error_class"], group["letters"]) for group in groups][:2] == [
         ("sms", "Permanent", 3),
         ("email", "Permanent", 2),
     ]
-    assert await graves.dead_letters.count("another", LetterFilter(), None) == 0
+    assert await graves.dead_letters.count("another", DeadLetterFilter(), None) == 0
 
 
 async def test_pages_hold_every_letter_once(graves: Graveyard) -> None:
     await graves.die(25)  # one statement stores them, so that all have the same time
     seen: list[UUID] = []
     behind: Place | None = None
-    while rows := await graves.dead_letters.page(T, LetterFilter(), "open", behind, 7):
+    while rows := await graves.dead_letters.page(T, DeadLetterFilter(), "open", behind, 7):
         seen += [row["id"] for row in rows]
         behind = Place(rows[-1]["created_at"], rows[-1]["id"])
     assert len(seen) == len(set(seen)) == 25
@@ -255,7 +255,7 @@ async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(grave
     tasks = await graves.die(40)
     others = await graves.die(5, "sms")
     await graves.dead_letters.add([poison()])
-    bulk = await graves.bulk(LetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC), error_class="Permanent"))
+    bulk = await graves.bulk(DeadLetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC), error_class="Permanent"))
     carrier = BulkReplays(graves.dead_letters)
     later = await graves.die(3)
 
@@ -277,7 +277,7 @@ async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(grave
 async def test_a_bulk_replay_skips_records_that_were_no_task_and_tasks_that_moved_on(graves: Graveyard) -> None:
     [task] = await graves.die()
     await graves.dead_letters.add([poison(), letter_of(task, 1)])
-    bulk = await graves.bulk(LetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC)))
+    bulk = await graves.bulk(DeadLetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC)))
 
     async def finished() -> bool:
         await BulkReplays(graves.dead_letters).tick()
@@ -291,7 +291,7 @@ async def test_a_bulk_replay_skips_records_that_were_no_task_and_tasks_that_move
 
 async def test_two_who_carry_the_same_batch_send_each_letter_once(graves: Graveyard) -> None:
     tasks = await graves.die(200)
-    bulk = await graves.bulk(LetterFilter(type="email"))
+    bulk = await graves.bulk(DeadLetterFilter(type="email"))
 
     async def allowed() -> bool:
         return any(each.allowance >= 100 for each in await graves.dead_letters.running_bulk())
@@ -307,7 +307,7 @@ async def test_two_who_carry_the_same_batch_send_each_letter_once(graves: Gravey
 
 async def test_a_bulk_replay_keeps_to_its_rate_whoever_carries_it(graves: Graveyard) -> None:
     await graves.die(100)
-    bulk = await graves.bulk(LetterFilter(type="email"), rate=20.0)
+    bulk = await graves.bulk(DeadLetterFilter(type="email"), rate=20.0)
     started = (await graves.bulk_row(bulk))["created_at"]
 
     async def thirty() -> bool:
@@ -322,7 +322,7 @@ async def test_a_bulk_replay_keeps_to_its_rate_whoever_carries_it(graves: Gravey
 
 async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from_there(graves: Graveyard) -> None:
     tasks = await graves.die(60)
-    first = await graves.bulk(LetterFilter(type="email"), rate=30.0)
+    first = await graves.bulk(DeadLetterFilter(type="email"), rate=30.0)
 
     async def some() -> bool:
         await BulkReplays(graves.dead_letters).tick()
@@ -334,7 +334,7 @@ async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from
     sent = (await graves.bulk_row(first))["replayed"]
     await BulkReplays(graves.dead_letters).tick()
     assert (await graves.bulk_row(first))["replayed"] == sent
-    second = await graves.bulk(LetterFilter(type="email"))
+    second = await graves.bulk(DeadLetterFilter(type="email"))
 
     async def finished() -> bool:
         await BulkReplays(graves.dead_letters).tick()
@@ -347,7 +347,7 @@ async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from
 
 
 async def test_a_bulk_replay_of_nothing_is_finished_at_once(graves: Graveyard) -> None:
-    bulk = await graves.bulk(LetterFilter(type="nobody"))
+    bulk = await graves.bulk(DeadLetterFilter(type="nobody"))
     assert (await graves.bulk_row(bulk))["status"] == "finished"
     assert await graves.dead_letters.running_bulk() == []
 
@@ -355,7 +355,7 @@ async def test_a_bulk_replay_of_nothing_is_finished_at_once(graves: Graveyard) -
 async def test_the_filter_of_a_bulk_replay_is_read_back_as_it_was_given(graves: Graveyard) -> None:
     await graves.die()
     at = datetime(2000, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
-    wanted = LetterFilter("email", "Permanent", at, at + timedelta(days=9999), "tasks.dlq")
+    wanted = DeadLetterFilter("email", "Permanent", at, at + timedelta(days=9999), "tasks.dlq")
     await graves.bulk(wanted)
     [running] = await graves.dead_letters.running_bulk()
     assert running.filter == wanted

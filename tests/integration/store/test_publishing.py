@@ -9,7 +9,7 @@ import pytest
 
 from taskflux.store.database import Database
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.tasks.decision import Decision, hand_back
+from taskflux.tasks.decision import Decision, release
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import GRACE, LOG, TYPE, Scene, submission
 
@@ -53,7 +53,7 @@ async def test_a_late_confirmation_does_not_end_the_retry_that_followed_its_clai
     (task,) = await scene.accepted()
     worker = await scene.worker()
     (claim,) = await worker.claim(TYPE, {task: 1})
-    await scene.settle(worker, claim, hand_back("drain"))
+    await scene.settle(worker, claim, release("drain"))
     await scene.confirm([task], version=1)
     due = await scene.due(task)
     assert due is not None

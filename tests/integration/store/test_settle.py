@@ -10,7 +10,7 @@ from taskflux.store.claims import Settled, Settlement
 from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.texts import NOTE_LENGTH
-from taskflux.tasks.decision import Decision, hand_back
+from taskflux.tasks.decision import Decision, release
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene, succeeded
 
@@ -48,7 +48,7 @@ async def test_the_next_claim_knows_the_span_of_the_last_attempt_that_was_record
     (claim,) = await scene.running(worker)
     assert claim.attempt_span is None
     for span in ("00-one", None):  # an attempt that is not recorded leaves it as it is
-        await worker.settle_all([Settlement(claim.id, claim.version, hand_back("drain"), span)])
+        await worker.settle_all([Settlement(claim.id, claim.version, release("drain"), span)])
         (claim,) = await worker.claim(TYPE, {claim.id: claim.version})
         assert claim.attempt_span == "00-one"
     (again,) = await worker.reclaim({claim.id: claim.version - 1})
@@ -58,7 +58,7 @@ async def test_the_next_claim_knows_the_span_of_the_last_attempt_that_was_record
 async def test_a_hand_back_is_due_at_once_and_costs_nothing(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
-    await scene.settle(worker, claim, hand_back("drain", handbacks=2))
+    await scene.settle(worker, claim, release("drain", releases=2))
     due, row = await scene.due(claim.id), await scene.row(claim.id)
     assert due is not None
     assert due["wait"] <= 0
@@ -139,7 +139,7 @@ async def test_a_late_outcome_decides_a_held_task(decision: Decision, scene: Sce
     assert (await scene.state(claim.id))[0] == decision.state
 
 
-@pytest.mark.parametrize("decision", [RETRY, HELD, hand_back("drain")], ids=["retry", "held", "handed back"])
+@pytest.mark.parametrize("decision", [RETRY, HELD, release("drain")], ids=["retry", "held", "handed back"])
 async def test_a_late_outcome_that_is_no_outcome_changes_nothing(decision: Decision, scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)

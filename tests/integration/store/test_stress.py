@@ -13,9 +13,9 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claim, Claims, LeaseEnded, Settlement
-from taskflux.store.publishing import Confirmation, Due, Publishing
+from taskflux.store.publishing import Confirmation, PendingPublish, Publishing
 from taskflux.store.tasks import FIRST_ID
-from taskflux.tasks.decision import Decision, hand_back
+from taskflux.tasks.decision import Decision, release
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import LOG, TYPE, Scene, submission, succeeded
 
@@ -27,8 +27,8 @@ OUTCOMES = [
     succeeded({"ok": True}),
     Decision(Event.RETRY, State.SCHEDULED, 0.0, error_class="Transient", reason="later"),
     Decision(Event.RETRY, State.SCHEDULED, 0.0, error_class="Transient", reason="later"),
-    hand_back("drain"),
-    hand_back("the circuit is open"),
+    release("drain"),
+    release("the circuit is open"),
     Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="never"),
     Decision(Event.HELD, State.UNCERTAIN, error_class="Ambiguous", reason="perhaps"),
 ]
@@ -41,7 +41,7 @@ class Bustle:
     scene: Scene
     workers: list[Claims]
     log: list[tuple[UUID, int]] = field(default_factory=list)
-    unconfirmed: list[Due] = field(default_factory=list)
+    unconfirmed: list[PendingPublish] = field(default_factory=list)
     held: list[tuple[Claims, Claim]] = field(default_factory=list)
     successes: Counter[UUID] = field(default_factory=Counter)
     by_hand: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -129,7 +129,7 @@ async def test_a_recreated_topic_is_seen_at_once_and_owes_nothing_of_its_former_
     positions = Positions(settings)
     before = await positions.read("group", topic)
     assert before is not None
-    assert before.owes(sent.log_id, sent.partition, sent.offset)
+    assert before.will_deliver(sent.log_id, sent.partition, sent.offset)
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
     await admin.start()
     await admin.delete_topics([topic])
@@ -144,7 +144,7 @@ async def test_a_recreated_topic_is_seen_at_once_and_owes_nothing_of_its_former_
     assert after is not None
     assert after.log_id != before.log_id
     assert after.lag == 0
-    assert not after.owes(sent.log_id, sent.partition, sent.offset)
+    assert not after.will_deliver(sent.log_id, sent.partition, sent.offset)
     await positions.close()
 
 

@@ -16,8 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux import Receipt, Task, handler
 from taskflux.cli.loading import load
-from taskflux.store.dead_letters import DeadLetters, LetterFilter
-from taskflux.store.tasks import SQL, Adoptee, Tasks, TaskTypes
+from taskflux.store.dead_letters import DeadLetterFilter, DeadLetters
+from taskflux.store.tasks import SQL, ForeignTask, Tasks, TaskTypes
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
@@ -68,7 +68,7 @@ class Elsewhere:
         table = DeadLetters(self.stack.database)
 
         async def there() -> Any:
-            letters = await table.page("default", LetterFilter(), None, None, 1000)
+            letters = await table.page("default", DeadLetterFilter(), None, None, 1000)
             full = [await table.get("default", each["id"]) for each in letters if each["task_id"] is None]
             return next((each for each in full if each is not None and each["record_value"] == value), None)
 
@@ -174,12 +174,14 @@ async def test_a_task_adopted_by_a_worker_that_was_lost_is_published_by_the_rela
     elsewhere: Elsewhere, world: World
 ) -> None:
     stack, name = elsewhere.stack, str(uuid4())
-    adoptee = Adoptee(f"id:foreign:{name}", b"", uuid4(), "foreign", "{}", 4, "00-" + "1" * 32 + "-" + "2" * 16 + "-00")
-    known = await Tasks(stack.database).adopt([adoptee], 0.0)
+    adoptee = ForeignTask(
+        f"id:foreign:{name}", b"", uuid4(), "foreign", "{}", 4, "00-" + "1" * 32 + "-" + "2" * 16 + "-00"
+    )
+    known = await Tasks(stack.database).register([adoptee], 0.0)
     assert known[adoptee.identity].fresh
     await stack.until(adoptee.id, "succeeded")
     assert world.effects(adoptee.id) == 1
-    assert not (await Tasks(stack.database).adopt([adoptee], 0.0))[adoptee.identity].fresh
+    assert not (await Tasks(stack.database).register([adoptee], 0.0))[adoptee.identity].fresh
 
 
 async def test_a_payload_that_its_type_refuses_is_a_dead_task(elsewhere: Elsewhere) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from taskflux.store.dead_letters import DeadLetters, LetterFilter, Place, Replayed, to_text
+from taskflux.store.dead_letters import DeadLetterFilter, DeadLetters, Place, Replayed, to_text
 from taskflux.store.errors import StoreError
 from taskflux.store.tasks import Page, Resolution, TaskFilter, Tasks, TaskTypes
 from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
@@ -170,7 +170,7 @@ class MemoryLetters(DeadLetters):
 
     def __init__(self) -> None:
         self.rows: dict[UUID, Row] = {}
-        self._asked: tuple[LetterFilter | None, str | None, Place | None, int | None] = None, None, None, None
+        self._asked: tuple[DeadLetterFilter | None, str | None, Place | None, int | None] = None, None, None, None
         self.sent: list[tuple[UUID, str | None]] = []
         self.made: list[tuple[Submission, bool]] = []
         self.bulk: dict[UUID, Row] = {}
@@ -181,11 +181,11 @@ class MemoryLetters(DeadLetters):
         self.rows[identifier] = row
         return identifier
 
-    def last_asked(self) -> tuple[LetterFilter | None, str | None, Place | None, int | None]:
+    def last_asked(self) -> tuple[DeadLetterFilter | None, str | None, Place | None, int | None]:
         return self._asked
 
     async def page(
-        self, tenant: str, wanted: LetterFilter, state: str | None, behind: Place | None, limit: int
+        self, tenant: str, wanted: DeadLetterFilter, state: str | None, behind: Place | None, limit: int
     ) -> Sequence[Row]:
         self._asked = wanted, state, behind, limit
         newest = sorted(self.rows.values(), key=lambda row: (row["created_at"], row["id"]), reverse=True)
@@ -193,12 +193,12 @@ class MemoryLetters(DeadLetters):
             row for row in newest if behind is None or (row["created_at"], row["id"]) < (behind.created_at, behind.id)
         ][:limit]
 
-    async def groups(self, tenant: str, wanted: LetterFilter, state: str | None) -> Sequence[Row]:
+    async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Sequence[Row]:
         self._asked = wanted, state, None, None
         group = {"type": "email", "error_class": "Permanent", "letters": len(self.rows), "oldest": NOW, "newest": NOW}
         return [group] if self.rows else []
 
-    async def count(self, tenant: str, wanted: LetterFilter, state: str | None) -> int:
+    async def count(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> int:
         return len(self.rows)
 
     async def get(self, tenant: str, letter: UUID) -> Row | None:
@@ -222,7 +222,7 @@ class MemoryLetters(DeadLetters):
         self.made.append((repaired, edited))
         return self._replayed(self.rows[letter], repaired.id, repaired.type)
 
-    async def start_bulk(self, tenant: str, replay: UUID, wanted: LetterFilter, rate: float) -> Row:
+    async def start_bulk(self, tenant: str, replay: UUID, wanted: DeadLetterFilter, rate: float) -> Row:
         counts = {"matched": len(self.rows), "replayed": 0, "skipped": 0, "status": "running"}
         times = {"created_at": NOW, "updated_at": NOW + timedelta(seconds=1)}
         self.bulk[replay] = {"id": replay, "filter": to_text(wanted), "rate": rate, **counts, **times}

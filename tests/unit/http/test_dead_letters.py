@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from taskflux.http.dead_letters import shown_bytes
 from taskflux.http.problems import FieldError, Problem
 from taskflux.http.queries import read_dead_letter_query
-from taskflux.store.dead_letters import LetterFilter
+from taskflux.store.dead_letters import DeadLetterFilter
 from tests.unit.http.letters import letter, poison
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.stores import AT, NOW
@@ -110,7 +110,7 @@ async def test_a_query_becomes_a_filter_and_asks_for_open_dead_letters(http: Fix
         "originTopic": "tasks.dlq",
     }
     await http.client.get("/dead-letters", params=query)
-    wanted = LetterFilter("email", "Permanent", NOW, NOW + timedelta(days=1), "tasks.dlq")
+    wanted = DeadLetterFilter("email", "Permanent", NOW, NOW + timedelta(days=1), "tasks.dlq")
     assert http.letters.last_asked() == (wanted, "open", None, 51)
     await http.client.get("/dead-letters/groups", params={**query, "state": "all"})
     assert http.letters.last_asked() == (wanted, None, None, None)

@@ -17,10 +17,10 @@ def test_a_commit_before_the_start_or_beyond_the_end_makes_no_false_lag() -> Non
 
 
 def test_kafka_owes_what_lies_between_the_commit_and_the_end() -> None:
-    assert [TOPIC.owes(LOG, 0, offset) for offset in (29, 30, 49, 50)] == [False, True, True, False]
-    assert [TOPIC.owes(LOG, 1, offset) for offset in (9, 10, 49, 50)] == [False, True, True, False]
+    assert [TOPIC.will_deliver(LOG, 0, offset) for offset in (29, 30, 49, 50)] == [False, True, True, False]
+    assert [TOPIC.will_deliver(LOG, 1, offset) for offset in (9, 10, 49, 50)] == [False, True, True, False]
 
 
 def test_neither_a_missing_partition_nor_a_recreated_topic_owes_anything() -> None:
-    assert not TOPIC.owes(LOG, 7, 30)
-    assert not TOPIC.owes(uuid.uuid4(), 0, 30)
+    assert not TOPIC.will_deliver(LOG, 7, 30)
+    assert not TOPIC.will_deliver(uuid.uuid4(), 0, 30)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from taskflux.tasks.decision import FREE_HANDBACKS, HANDBACK_DELAY, LONGEST_DELAY, Attempt, Decision, decide, hand_back
+from taskflux.tasks.decision import FREE_RELEASES, LONGEST_DELAY, RELEASE_DELAY, Attempt, Decision, decide, release
 from taskflux.tasks.errors import (
     Ambiguous,
     Crash,
@@ -28,7 +28,7 @@ LAST = Attempt(5, 5)
 RETRIED = (Event.RETRY, State.SCHEDULED)
 DIED = (Event.DIED, State.DEAD)
 HELD = (Event.HELD, State.UNCERTAIN)
-BACK = (Event.HANDED_BACK, State.SCHEDULED)
+BACK = (Event.RELEASED, State.SCHEDULED)
 
 
 def after(error: TaskError, attempt: Attempt = FIRST, ambiguous: AmbiguousPolicy = "resend") -> Decision:
@@ -75,22 +75,22 @@ def test_a_retry_waits_for_its_share_of_the_backoff() -> None:
     assert after(Transient("x"), Attempt(3, 5)).delay == 20.0
 
 
-def test_the_other_sides_retry_after_is_the_least_delay() -> None:
+def test_retry_after_is_a_lower_bound_of_the_delay() -> None:
     assert after(Transient("x", retry_after=300)).delay == 300
     assert after(Transient("x", retry_after=1)).delay == 5.0
 
 
 @pytest.mark.parametrize("retry_after", [math.inf, 1e300])
-def test_no_retry_after_is_longer_than_a_timestamp_bears(retry_after: float) -> None:
+def test_a_retry_after_beyond_the_range_of_timestamps_is_capped(retry_after: float) -> None:
     assert after(Transient("x", retry_after=retry_after)).delay == LONGEST_DELAY
 
 
 @pytest.mark.parametrize("retry_after", [math.nan, -math.inf, -5.0])
-def test_a_retry_after_that_says_nothing_counts_for_nothing(retry_after: float) -> None:
+def test_an_invalid_retry_after_is_ignored(retry_after: float) -> None:
     assert after(Transient("x", retry_after=retry_after)).delay == 5.0
 
 
-def test_a_retry_after_does_not_stretch_the_budget() -> None:
+def test_a_retry_after_does_not_add_attempts() -> None:
     assert after(Transient("x", retry_after=300), LAST).state is State.DEAD
 
 
@@ -102,43 +102,43 @@ def test_a_single_attempt_is_never_retried() -> None:
     assert after(Crash("x"), Attempt(1, 1)).state is State.DEAD
 
 
-def test_what_was_achieved_is_kept_for_the_next_attempt() -> None:
+def test_progress_is_kept_for_the_next_attempt() -> None:
     assert after(Transient("x", progress={"sent": ["a"]})).result == {"sent": ["a"]}
     assert after(Transient("x")).result is None
 
 
-def test_a_provider_that_is_away_costs_no_attempt_however_often() -> None:
+def test_an_unreachable_provider_never_costs_an_attempt() -> None:
     attempt = FIRST
     for _ in range(100):
         decision = after(Unavailable("x"), attempt)
         assert decision.give_back
-        assert decision.event is Event.HANDED_BACK
-        attempt = replace(attempt, handbacks=decision.handbacks)
+        assert decision.event is Event.RELEASED
+        attempt = replace(attempt, releases=decision.releases)
 
 
-def test_a_hand_back_waits_a_little_and_not_all_of_them_alike() -> None:
+def test_a_release_waits_for_a_short_time_with_jitter() -> None:
     delays = [decide(Policy(RETRY), FIRST, Unavailable("x"), jitter).delay for jitter in (0.0, 0.999)]
-    assert delays == pytest.approx([HANDBACK_DELAY / 2, HANDBACK_DELAY], rel=0.01)
+    assert delays == pytest.approx([RELEASE_DELAY / 2, RELEASE_DELAY], rel=0.01)
 
 
-def test_a_task_handed_back_three_times_while_others_succeeded_pays() -> None:
+def test_a_task_released_three_times_while_others_succeeded_spends_attempts() -> None:
     attempt = replace(FIRST, others_succeeded=True)
-    for count in range(1, FREE_HANDBACKS + 1):
+    for count in range(1, FREE_RELEASES + 1):
         decision = after(Unavailable("x"), attempt)
-        assert (decision.give_back, decision.handbacks) == (True, count)
-        attempt = replace(attempt, handbacks=decision.handbacks)
+        assert (decision.give_back, decision.releases) == (True, count)
+        attempt = replace(attempt, releases=decision.releases)
     paid = after(Unavailable("x"), attempt)
     assert paid.event is Event.RETRY
     assert not paid.give_back
     assert paid.error_class == "Unavailable"
 
 
-def test_who_has_paid_goes_on_paying_until_it_succeeds() -> None:
-    attempt = replace(FIRST, max_attempts=100, handbacks=FREE_HANDBACKS, others_succeeded=True)
+def test_such_a_task_goes_on_spending_attempts_until_it_succeeds() -> None:
+    attempt = replace(FIRST, max_attempts=100, releases=FREE_RELEASES, others_succeeded=True)
     for number in range(1, 6):
         paid = after(Misconfigured("x"), replace(attempt, number=number))
-        assert (paid.event, paid.give_back, paid.handbacks) == (Event.RETRY, False, FREE_HANDBACKS + number)
-        attempt = replace(attempt, handbacks=paid.handbacks)
+        assert (paid.event, paid.give_back, paid.releases) == (Event.RETRY, False, FREE_RELEASES + number)
+        attempt = replace(attempt, releases=paid.releases)
 
 
 def test_a_task_that_alone_fails_waits_twice_as_long_each_time() -> None:
@@ -146,43 +146,43 @@ def test_a_task_that_alone_fails_waits_twice_as_long_each_time() -> None:
     for number in range(1, 9):
         decision = after(Misconfigured("x"), replace(attempt, number=number))
         delays.append(decision.delay)
-        attempt = replace(attempt, handbacks=decision.handbacks)
+        attempt = replace(attempt, releases=decision.releases)
     assert delays == [3.75, 7.5, 15.0, 40.0, 60.0, 75.0, 75.0, 75.0]  # the retry's own backoff where that is longer
 
 
-def test_the_first_failure_is_counted_whoever_s_fault_it_is_and_further_ones_of_the_provider_are_not() -> None:
+def test_the_first_failure_counts_and_further_ones_of_the_whole_provider_do_not() -> None:
     attempt = FIRST
     for _ in range(20):
         decision = after(Unavailable("x"), attempt)
-        assert (decision.handbacks, decision.delay) == (1, 3.75)
-        attempt = replace(attempt, handbacks=decision.handbacks)
+        assert (decision.releases, decision.delay) == (1, 3.75)
+        attempt = replace(attempt, releases=decision.releases)
 
 
-def test_a_hand_back_of_the_whole_provider_leaves_the_count_alone() -> None:
-    assert after(Unavailable("x"), replace(FIRST, handbacks=2)).handbacks == 2
-    assert hand_back("the circuit is open", handbacks=2).handbacks == 2
+def test_a_release_for_the_whole_provider_does_not_count() -> None:
+    assert after(Unavailable("x"), replace(FIRST, releases=2)).releases == 2
+    assert release("the circuit is open", releases=2).releases == 2
 
 
-def test_paying_at_the_last_attempt_is_death() -> None:
-    paying = replace(LAST, handbacks=FREE_HANDBACKS, others_succeeded=True)
+def test_a_release_that_costs_the_last_attempt_makes_the_task_dead() -> None:
+    paying = replace(LAST, releases=FREE_RELEASES, others_succeeded=True)
     assert after(Misconfigured("x"), paying).state is State.DEAD
 
 
-def test_a_task_that_came_too_late_gives_back_the_attempt_that_never_ran() -> None:
+def test_an_expired_task_that_never_ran_spends_no_attempt() -> None:
     assert after(Expired("x"), FIRST).give_back
 
 
 @pytest.mark.parametrize("error", [Permanent("x"), Transient("x"), Ambiguous("x"), Crash("x")])
-def test_an_attempt_that_ran_is_not_given_back(error: TaskError) -> None:
+def test_an_attempt_that_ran_is_spent(error: TaskError) -> None:
     assert not after(error, LAST).give_back
 
 
-def test_what_was_not_begun_is_handed_back_at_once_and_free() -> None:
-    decision = hand_back("the worker ended")
+def test_a_claim_that_was_not_begun_is_released_at_once_and_spends_no_attempt() -> None:
+    decision = release("the worker ended")
     assert (decision.event, decision.state, decision.delay, decision.give_back) == (*BACK, 0.0, True)
 
 
-def test_a_kind_of_a_handlers_own_is_treated_as_what_it_derives_from() -> None:
+def test_a_handlers_own_error_class_is_treated_as_its_base_class() -> None:
     class OutOfStock(Transient):
         pass
 
@@ -191,6 +191,6 @@ def test_a_kind_of_a_handlers_own_is_treated_as_what_it_derives_from() -> None:
     assert decision.error_class == "OutOfStock"
 
 
-def test_a_bare_task_error_says_not_what_happens_next_and_is_refused() -> None:
+def test_a_bare_task_error_is_refused() -> None:
     with pytest.raises(TypeError, match="none of the errors"):
         after(TaskError("x"))

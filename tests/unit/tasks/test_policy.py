@@ -28,7 +28,7 @@ def test_the_delay_is_a_draw_from_zero_to_the_ceiling(jitter: float, delay: floa
     assert RetryPolicy(first_delay=2, max_delay=60).delay(3, jitter) == pytest.approx(delay)
 
 
-def test_no_first_delay_means_at_once_every_time() -> None:
+def test_without_a_first_delay_every_retry_comes_at_once() -> None:
     assert RetryPolicy(first_delay=0, max_delay=0).delay(1000, 0.9) == 0
 
 
@@ -52,12 +52,12 @@ def test_an_unknown_word_for_ambiguous_outcomes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1])
-def test_an_attempt_that_may_take_no_time_is_refused(timeout: float) -> None:
+def test_a_timeout_of_zero_or_less_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         Policy(timeout=timeout)
 
 
-def test_probes_come_ever_more_slowly_up_to_a_bound() -> None:
+def test_the_wait_between_probes_doubles_up_to_a_maximum() -> None:
     assert [probe_delay(probes) for probes in range(6)] == [FIRST_PROBE, 2.0, 4.0, 8.0, LAST_PROBE, LAST_PROBE]
     assert probe_delay(10**9) == LAST_PROBE
 
@@ -67,9 +67,9 @@ def test_work_comes_back_at_a_rate_that_doubles_every_two_seconds() -> None:
 
 
 @pytest.mark.parametrize("closed_for", [None, RAMP_SECONDS, 1e9])
-def test_a_circuit_that_never_opened_or_closed_long_ago_holds_nothing_back(closed_for: float | None) -> None:
+def test_a_circuit_that_never_opened_or_closed_long_ago_does_not_limit_the_rate(closed_for: float | None) -> None:
     assert release_rate(closed_for) is None
 
 
-def test_a_clock_that_went_back_does_not_stop_the_release() -> None:
+def test_a_clock_that_was_set_back_does_not_stop_publishing() -> None:
     assert release_rate(-3.0) == RAMP_START

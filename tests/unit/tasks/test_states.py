@@ -4,24 +4,25 @@ from itertools import product
 
 import pytest
 
-from taskflux.tasks.states import TERMINAL, TRANSITIONS, Event, State, allowed
+from taskflux.tasks.states import TRANSITIONS, Event, State, allowed
 
 S = State
+TERMINAL = {S.SUCCEEDED, S.DEAD, S.CANCELLED}
 
-# The design's table, row by row; whatever does not stand here must not happen.
+# The design's table, row by row; whatever is missing here must not happen.
 ROWS = {
     (Event.PUBLISHED, S.SCHEDULED, S.QUEUED),
     (Event.CLAIMED, S.SCHEDULED, S.RUNNING),
     (Event.CLAIMED, S.QUEUED, S.RUNNING),
     (Event.SUCCEEDED, S.RUNNING, S.SUCCEEDED),
     (Event.RETRY, S.RUNNING, S.SCHEDULED),
-    (Event.HANDED_BACK, S.RUNNING, S.SCHEDULED),
+    (Event.RELEASED, S.RUNNING, S.SCHEDULED),
     (Event.DIED, S.RUNNING, S.DEAD),
     (Event.DIED, S.SCHEDULED, S.DEAD),
     (Event.HELD, S.RUNNING, S.UNCERTAIN),
-    (Event.LEASE_RAN_OUT, S.RUNNING, S.SCHEDULED),
-    (Event.LEASE_RAN_OUT, S.RUNNING, S.UNCERTAIN),
-    (Event.NOT_OWED, S.QUEUED, S.SCHEDULED),
+    (Event.LEASE_EXPIRED, S.RUNNING, S.SCHEDULED),
+    (Event.LEASE_EXPIRED, S.RUNNING, S.UNCERTAIN),
+    (Event.RECORD_LOST, S.QUEUED, S.SCHEDULED),
     (Event.CANCELLED, S.SCHEDULED, S.CANCELLED),
     (Event.CANCELLED, S.QUEUED, S.CANCELLED),
     (Event.REPLAYED, S.DEAD, S.SCHEDULED),

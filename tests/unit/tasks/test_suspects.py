@@ -35,14 +35,14 @@ def tasks(number: int, **of_each: bool) -> list[Held]:
     ("number", "expected"), [(2, [1, 1]), (3, [1, 2]), (20, [10, 10]), (21, [10, 11]), (601, [300, 301])]
 )
 @pytest.mark.parametrize("suspect", [False, True])
-def test_what_a_lost_worker_ran_is_halved(number: int, expected: list[int], suspect: bool) -> None:
+def test_the_tasks_of_a_lost_worker_are_halved(number: int, expected: list[int], suspect: bool) -> None:
     found = verdicts(*tasks(number, suspect=suspect, begun=suspect))
     assert sizes(found) == expected
     assert all(each.decision.state is State.SCHEDULED for each in found.values())
     assert not any(each.alone for each in found.values())
 
 
-def test_every_loss_that_leads_to_another_attempt_gives_the_attempt_back() -> None:
+def test_a_loss_that_leads_to_another_attempt_spends_no_attempt() -> None:
     found = verdicts(*tasks(5))
     assert all(each.decision.give_back for each in found.values())
 
@@ -60,19 +60,19 @@ def test_a_task_that_ends_its_worker_alone_for_the_third_time_is_dead(before: in
     assert (found.decision.error_class == "WorkerLost") == (state == "dead")
 
 
-def test_how_often_is_a_setting() -> None:
+def test_the_number_of_losses_is_a_setting() -> None:
     (found,) = verdicts(Held(UUID(int=1)), losses_alone=1).values()
     assert found.decision.state is State.DEAD
 
 
-def test_a_worker_that_ended_in_order_makes_no_suspects() -> None:
+def test_a_worker_that_stopped_normally_leaves_no_suspects() -> None:
     found = verdicts(*tasks(5), Held(UUID(int=9), suspect=True, begun=True, alone=2), lost=False)
     assert sizes(found) == []
     assert {each.decision.state for each in found.values()} == {State.SCHEDULED}
     assert not any(each.loss for each in found.values())
 
 
-def test_what_is_to_be_held_is_held_whatever_else_was_lost() -> None:
+def test_a_task_of_the_policy_hold_is_held_whatever_else_was_lost() -> None:
     found = verdicts(*tasks(3, hold=True), Held(UUID(int=9)))
     assert [found[UUID(int=place)].decision.state for place in range(3)] == [State.UNCERTAIN] * 3
     assert not any(found[UUID(int=place)].decision.give_back for place in range(3))
@@ -80,7 +80,7 @@ def test_what_is_to_be_held_is_held_whatever_else_was_lost() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 21, 100])
-def test_any_one_killer_is_found_within_the_logarithm_of_its_neighbours(number: int) -> None:
+def test_one_task_that_ends_workers_is_found_in_a_logarithmic_number_of_losses(number: int) -> None:
     killer, group, kills, alone = UUID(int=number // 3), tasks(number), 0, 0
     while True:
         kills += 1

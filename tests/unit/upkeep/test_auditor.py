@@ -8,7 +8,7 @@ import pytest
 
 from taskflux.store.upkeep import Published
 from taskflux.stream.positions import PartitionPositions, Positions, TopicPositions
-from taskflux.upkeep.auditor import Auditor, owed
+from taskflux.upkeep.auditor import Auditor, will_deliver
 from taskflux.worker.settings import Settings
 from tests.integration.store.scene import Scene
 
@@ -24,7 +24,7 @@ def topic(start: int = 0, end: int = 100, committed: int | None = 40) -> TopicPo
 
 
 @pytest.mark.parametrize(
-    ("positions", "is_owed"),
+    ("positions", "delivered"),
     [
         (topic(committed=40), True),
         (topic(committed=50), True),
@@ -41,32 +41,34 @@ def topic(start: int = 0, end: int = 100, committed: int | None = 40) -> TopicPo
         "the next to be taken",
         "taken",
         "nothing was ever committed",
-        "expired before anybody came",
+        "expired before it was taken",
         "expired under the commit",
         "the log was cut before it",
         "the last of the log",
         "an empty log",
     ],
 )
-def test_a_record_is_owed_between_the_groups_commit_and_the_logs_end(positions: TopicPositions, is_owed: bool) -> None:
-    assert owed(at(), positions) is is_owed
+def test_a_record_between_the_groups_commit_and_the_logs_end_will_be_delivered(
+    positions: TopicPositions, delivered: bool
+) -> None:
+    assert will_deliver(at(), positions) is delivered
 
 
-def test_a_recreated_topic_owes_nothing() -> None:
-    assert not owed(at(log=FORMER_LOG), topic())
+def test_a_recreated_topic_delivers_no_former_record() -> None:
+    assert not will_deliver(at(log=FORMER_LOG), topic())
 
 
-def test_a_topic_that_is_gone_owes_nothing() -> None:
-    assert not owed(at(), None)
+def test_a_deleted_topic_delivers_nothing() -> None:
+    assert not will_deliver(at(), None)
 
 
-def test_a_partition_that_is_gone_owes_nothing() -> None:
-    assert not owed(at(partition=7), topic())
+def test_a_missing_partition_delivers_nothing() -> None:
+    assert not will_deliver(at(partition=7), topic())
 
 
 @pytest.mark.parametrize("task", [at(log=None), at(partition=None), at(offset=None)])
-def test_a_record_whose_place_nobody_noted_is_not_owed(task: Published) -> None:
-    assert not owed(task, topic())
+def test_a_record_whose_place_is_unknown_will_not_be_delivered(task: Published) -> None:
+    assert not will_deliver(task, topic())
 
 
 class NoTopics:

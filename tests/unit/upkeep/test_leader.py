@@ -10,7 +10,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claim, Claims, Settlement
-from taskflux.store.dead_letters import DeadLetter, DeadLetters, LetterFilter
+from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from taskflux.store.errors import StoreBusy, StoreUnavailable
 from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
@@ -154,7 +154,7 @@ async def test_two_leaders_at_once_do_no_harm(own_scene: Scene) -> None:
     reported = await held_after_their_report(scene, worker, 20)
     dead = await letters(scene, worker, 20)
     replays, bulk = DeadLetters(scene.database), uuid7()
-    await replays.start_bulk("default", bulk, LetterFilter(type=TYPE), 1000.0)
+    await replays.start_bulk("default", bulk, DeadLetterFilter(type=TYPE), 1000.0)
     for week in await weeks_ahead(scene):
         await scene.direct.execute(f'DROP TABLE "{week}"')
     await scene.sql(

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from taskflux.handlers.relay import Relay
-from taskflux.store.publishing import Due, Publishing
+from taskflux.store.publishing import PendingPublish, Publishing
 from taskflux.upkeep.outflow import Allowance, Outflow
 from taskflux.worker.process import Process
 from taskflux.worker.publisher import Publisher
@@ -33,11 +33,11 @@ class World:
     async def allowance(self, task_type: str) -> Allowance:
         return self.allowed
 
-    async def take(self, task_type: str, limit: int, *, probe: bool = False) -> list[Due]:
+    async def take(self, task_type: str, limit: int, *, probe: bool = False) -> list[PendingPublish]:
         self.asked.append((limit, probe))
         return []
 
-    async def publish(self, tasks: list[Due], *, probe: bool = False) -> int:
+    async def publish(self, tasks: list[PendingPublish], *, probe: bool = False) -> int:
         self.asked.append(probe)
         self.draining.set()
         return 0

@@ -11,14 +11,14 @@ from uuid_utils.compat import uuid7
 from taskflux.store.claims import Claim, Claims
 from taskflux.store.dead_letters import DeadLetter
 from taskflux.store.tasks import Resolution
-from taskflux.tasks.decision import Decision, hand_back
+from taskflux.tasks.decision import Decision, release
 from taskflux.tasks.states import Event, State
 from tests.integration.store.scene import TYPE, Scene, succeeded
 
 RATE = 1e6
 ORIGIN = {"topic": "tasks.dlq", "partition": 0, "offset": 7, "timestamp": 1}
 RETRY = Decision(Event.RETRY, State.SCHEDULED, error_class="Transient", reason="busy")
-PROVIDER_FAILED = Decision(Event.HANDED_BACK, State.SCHEDULED, give_back=True, error_class="ProviderUnavailable")
+PROVIDER_FAILED = Decision(Event.RELEASED, State.SCHEDULED, give_back=True, error_class="ProviderUnavailable")
 
 
 async def lose(scene: Scene, worker: Claims) -> None:
@@ -35,7 +35,7 @@ async def claim(scene: Scene, tasks: Sequence[UUID], *, suspects: bool = False) 
 
 
 async def run_alone(scene: Scene, *tasks: UUID) -> tuple[Claims, list[Claim]]:
-    """A worker that has begun to run these suspects with nothing beside them."""
+    """A worker that has begun to run these suspects with nothing else in flight."""
     worker, claims = await claim(scene, tasks, suspects=True)
     assert {each.id for each in claims} == set(tasks)
     await worker.begin_alone(claims)
@@ -60,7 +60,7 @@ async def test_a_loss_is_counted_apart_and_costs_no_attempt(scene: Scene) -> Non
         assert (row["state"], row["attempts"], row["losses"]) == ("scheduled", 0, 1)
         *_, last = await scene.timeline(task)
         assert (last["event"], last["attempt"]) == ("lease-ran-out", 0)
-        assert last["note"] == "it runs again with 0 others and nothing beside them"
+        assert last["note"] == "it runs again with 0 others and nothing else"
 
 
 async def test_a_task_that_lost_more_workers_than_it_has_attempts_is_run_all_the_same(scene: Scene) -> None:
@@ -242,7 +242,7 @@ async def test_a_suspect_that_is_released_is_as_suspect_as_before(scene: Scene) 
     first, second, *_ = await lost_together(scene, 4)
     worker, claims = await run_alone(scene, first, second)
     for each in claims:
-        await scene.settle(worker, each, hand_back("drain"))
+        await scene.settle(worker, each, release("drain"))
     assert {first, second} in await scene.groups()
     # Claimed again it has not begun, so that it is no reason for the loss of that worker.
     worker, _ = await claim(scene, [first, second], suspects=True)
@@ -254,7 +254,7 @@ async def test_the_beginning_of_a_group_that_is_written_late_does_not_hide_a_lat
     """A worker that could not reach PostgreSQL writes it again, whatever has become of the group since."""
     task, _ = await lost_together(scene, 2)
     first, claims = await run_alone(scene, task)
-    await scene.settle(first, claims[0], hand_back("drain"))
+    await scene.settle(first, claims[0], release("drain"))
     second, _ = await run_alone(scene, task)
     await first.begin_alone(claims)
     await lose(scene, second)

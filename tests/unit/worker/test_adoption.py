@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.store.tasks import Adoptee, Known, Tasks
+from taskflux.store.tasks import ForeignTask, Known, Tasks
 from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decode
 from taskflux.tasks.model import TaskType
 from taskflux.worker.foreign import Adoption, adoptee
@@ -31,9 +31,9 @@ def foreign(value: bytes | dict[str, Any], **place: Any) -> Foreign:
     return found
 
 
-def adopted(value: bytes | dict[str, Any], **place: Any) -> Adoptee:
+def adopted(value: bytes | dict[str, Any], **place: Any) -> ForeignTask:
     found = adoptee(foreign(value, **place), EMAIL, NOW)
-    assert isinstance(found, Adoptee)
+    assert isinstance(found, ForeignTask)
     return found
 
 
@@ -76,7 +76,7 @@ def test_a_payload_above_the_limit_of_its_type_is_poison() -> None:
     found = adoptee(foreign({"taskType": "email", "payload": "x" * 999}), EMAIL, NOW)
     assert isinstance(found, Poison)
     assert (found.error_class, "1,001 bytes" in found.reason) == (PoisonClass.TOO_LARGE, True)
-    assert isinstance(adoptee(foreign({"taskType": "email", "payload": "x" * 998}), EMAIL, NOW), Adoptee)
+    assert isinstance(adoptee(foreign({"taskType": "email", "payload": "x" * 998}), EMAIL, NOW), ForeignTask)
 
 
 def test_the_producers_trace_goes_on_and_every_task_has_one() -> None:
@@ -158,7 +158,7 @@ class Rows(Tasks):
     def __init__(self) -> None:
         self.made: dict[str, Known] = {}
 
-    async def adopt(self, batch: Sequence[Adoptee], grace: float) -> Mapping[str, Known]:
+    async def register(self, batch: Sequence[ForeignTask], grace: float) -> Mapping[str, Known]:
         known = dict(self.made)
         for each in batch:
             due_now = each.delay == 0 and (each.schedule_at is None or each.schedule_at <= NOW)

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BeforeValidator
 
 from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transient, Unavailable
-from taskflux.tasks.decision import FREE_HANDBACKS
+from taskflux.tasks.decision import FREE_RELEASES
 from taskflux.tasks.errors import InvalidPayload, ProviderError, TaskError
 from taskflux.tasks.policy import OPEN_AFTER
 from taskflux.worker.executor import LAST_SETTLES
@@ -120,7 +120,7 @@ async def test_a_task_that_fails_while_its_provider_serves_others_pays_with_an_a
 
     place = await Workplace.of(scene, work, client=object())
     (claim,) = await place.claim()
-    place.begin(claim._replace(handbacks=FREE_HANDBACKS))
+    place.begin(claim._replace(releases=FREE_RELEASES))
     await place.settled()
     row = await scene.row(claim.id)
     assert (row["state"], row["attempts"]) == ("scheduled", attempts)

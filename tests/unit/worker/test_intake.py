@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from taskflux.store.errors import StoreUnavailable
-from taskflux.store.publishing import Circuits, Due
+from taskflux.store.publishing import Circuits, PendingPublish
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.worker.circuits import CircuitWatch
@@ -24,11 +24,11 @@ class Handed:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.healthy = True
-        self.tasks: list[Due] = []
+        self.tasks: list[PendingPublish] = []
         self.durable: list[bool] = []
         self.error: Exception | None = None
 
-    async def publish(self, tasks: Sequence[Due], *, probe: bool = False) -> int:
+    async def publish(self, tasks: Sequence[PendingPublish], *, probe: bool = False) -> int:
         self.durable += [await self.scene.row(task.id) is not None for task in tasks]
         self.tasks += tasks
         if self.error is not None:
@@ -61,7 +61,7 @@ async def test_a_task_is_durable_before_it_is_published(scene: Scene) -> None:
     (answer,) = await desk.accept(given)
     assert isinstance(answer, Accepted)
     assert (answer.id, answer.type, answer.repeated) == (given.id, "email", False)
-    assert desk.handed.tasks == [Due(given.id, "email", 1, "customer-1", given.traceparent)]
+    assert desk.handed.tasks == [PendingPublish(given.id, "email", 1, "customer-1", given.traceparent)]
     assert desk.handed.durable == [True]
 
 

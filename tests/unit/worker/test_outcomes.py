@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from taskflux.store.claims import Claim, Settlement
-from taskflux.tasks.decision import Decision, hand_back
+from taskflux.tasks.decision import Decision, release
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import logs
 from taskflux.worker.outcomes import Outcomes
@@ -136,7 +136,7 @@ async def test_a_reason_that_is_left_out_leaves_no_empty_one_behind(
 async def test_a_task_that_is_released_may_be_claimed_by_another(scene: Scene) -> None:
     worker, other = await scene.worker(), await scene.worker()
     claims = await scene.running(worker)
-    await write(Outcomes(worker), claims, hand_back("the worker ended before it began"))
+    await write(Outcomes(worker), claims, release("the worker ended before it began"))
     _, version = await scene.state(claims[0].id)
     (again,) = await other.claim(TYPE, {claims[0].id: version})
     assert again.attempt == 1

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from taskflux.store.errors import StoreUnavailable
-from taskflux.store.publishing import Due, Publishing
+from taskflux.store.publishing import PendingPublish, Publishing
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import NotPublished, Producer, Published
 from taskflux.tasks.decision import Decision
@@ -43,7 +43,7 @@ def a_publisher(scene: Scene, kafka: Kafka, grace: float = GRACE) -> Publisher:
     return Publisher(cast("Producer", kafka), Publishing(scene.database, grace), "shop-")
 
 
-async def promised(scene: Scene, count: int = 1, **changes: Any) -> list[Due]:
+async def promised(scene: Scene, count: int = 1, **changes: Any) -> list[PendingPublish]:
     """Tasks whose publish a relay has just promised."""
     tasks = await scene.accepted(count, grace=0.0, **changes)
     assert len(tasks) == count
