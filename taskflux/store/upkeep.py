@@ -204,7 +204,7 @@ class Measured:
     depths: Sequence[Depth]
     parked: Mapping[tuple[str, str], int]
     workers: Mapping[str, int]
-    letters: Mapping[str, int]
+    dead_letters: Mapping[str, int]
     circuits: Sequence[CircuitState]
     types: Mapping[str, str | None]
 
@@ -224,7 +224,7 @@ class Measures:
         depths = [Depth(*row) for row in await fetch(SQL["measure_tasks"])]
         parked = {(row["type"], row["state"]): row["tasks"] for row in await fetch(SQL["measure_parked"])}
         workers = {row["type"]: row["workers"] for row in await fetch(SQL["measure_workers"])}
-        letters = {row["error_class"]: row["letters"] for row in await fetch(SQL["measure_letters"])}
+        dead_letters = {row["error_class"]: row["letters"] for row in await fetch(SQL["measure_letters"])}
         circuits = [CircuitState(*row) for row in await fetch(SQL["measure_circuits"])]
         types = {row["type"]: row["provider"] for row in await fetch(SQL["measure_types"])}
-        return Measured(depths, parked, workers, letters, circuits, types)
+        return Measured(depths, parked, workers, dead_letters, circuits, types)

@@ -116,7 +116,7 @@ _plain: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 def excess(size: int, limit: int) -> str:
     """The error of a payload of `size` bytes whose type allows only `limit`."""
-    return f"the payload has {size:,} bytes as it is stored, and its task type allows at most {limit:,}"
+    return f"the payload has {size:,} bytes as it is stored, and its task type allows {limit:,} at most"
 
 
 def _count(text: bytes, depth: int) -> int:

@@ -134,7 +134,7 @@ def _failed(
 
 
 LOSSES_ALONE: Final = 3
-"""Workers that a task may end while it runs alone, unless a setting says otherwise: with the last of them it is dead."""
+"""Workers that a task may end while it runs alone, unless a setting says otherwise: the last one makes it dead."""
 
 _REASON: Final = "the worker that ran it was lost"
 _RESEND: Final = Decision(Event.LEASE_EXPIRED, State.SCHEDULED, give_back=True, error_class="Ambiguous", reason=_REASON)

@@ -1,4 +1,4 @@
-"""Looks for records that Kafka lost, and has their tasks published again, at a rate that floods nobody."""
+"""Looks for records that Kafka lost, and has their tasks published again, at a bounded rate."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from taskflux.worker.settings import Settings
 log = logging.getLogger(__name__)
 
 PAGE: Final = 20_000
-"""Tasks that one statement looks at."""
+"""Tasks that one statement reads."""
 SHARE: Final = 0.05
-"""Of its time, at most, that the auditor has PostgreSQL at work: a large table is looked through less often."""
+"""Share of the time that the auditor keeps PostgreSQL busy, at most: a large table is audited less often."""
 
 
 class Pace:
-    """Gives each batch its place in time, so that all of them together do not exceed `rate` a second.
+    """Schedules batches so that all of them together do not exceed `rate` items a second.
 
     Times are in seconds of one monotonic clock.
     """
@@ -35,20 +35,20 @@ class Pace:
         self._free = float("-inf")
 
     def start(self, now: float) -> float:
-        """Seconds until the first of the next batch may go."""
+        """Seconds until the first item of the next batch may be sent."""
         return max(0.0, self._free - now)
 
     def took(self, count: int, now: float) -> None:
-        """A batch of `count` was given the place that `start` said."""
+        """A batch of `count` was sent from the time that `start` returned."""
         self._free = max(self._free, now) + count / self.rate
 
 
 class Auditor:
-    """Compares what PostgreSQL says is queued with what Kafka holds.
+    """Compares the queued tasks in PostgreSQL with what Kafka holds.
 
     The order of reading makes it safe: a task's row first, then the log's positions. The record of that row was
-    confirmed before, so the log's end has passed it; and whoever took it meanwhile has changed the row before the
-    commit, so that comparing and setting it finds nothing.
+    confirmed before, so the log's end has passed it. A worker that claimed the task meanwhile changed the row before it
+    committed the offset, so the compare-and-set of the row then changes nothing.
     """
 
     def __init__(self, settings: Settings, database: Database, positions: Positions) -> None:
@@ -57,7 +57,7 @@ class Auditor:
         self._prefix = settings.kafka.topic_prefix
         self._interval = settings.relay.audit_seconds
         self._pace = Pace(settings.relay.requeue_rate)
-        self._looked = 0.0
+        self._reading = 0.0
 
     async def keep_auditing(self) -> None:
         """Audit until cancelled.
@@ -66,20 +66,20 @@ class Auditor:
             StoreError, KafkaUnavailable: a server is unreachable; audit again when it is available.
         """
         while True:
-            self._looked = 0.0
+            self._reading = 0.0
             requeued = await self.audit()
-            pause = max(self._interval, self._looked / SHARE)
+            pause = max(self._interval, self._reading / SHARE)
             log.debug("audited", extra={"requeued": requeued, "pause": pause})
             await asyncio.sleep(pause)
 
     async def audit(self) -> Counter[str]:
-        """Look through all tasks once; how many of each type have to be published again."""
+        """Audit all tasks once, and return how many of each type have to be published again."""
         requeued: Counter[str] = Counter()
         loop, after = asyncio.get_running_loop(), FIRST_ID
         while True:
             began = loop.time()
             last, queued = await self._upkeep.audit_page(after, PAGE)
-            self._looked += loop.time() - began
+            self._reading += loop.time() - began
             if queued:
                 requeued.update(await self._requeue(await self._lost(queued)))
             if last is None:
@@ -101,12 +101,12 @@ class Auditor:
         self._pace.took(sum(counts.values()), now)
         for task_type, tasks in counts.items():
             metrics.REQUEUED.labels(task_type).inc(tasks)
-            log.warning("Kafka lost records that are published again", extra={"type": task_type, "tasks": tasks})
+            log.warning("Kafka lost records: they are published again", extra={"type": task_type, "tasks": tasks})
         return counts
 
 
 def will_deliver(task: Published, positions: TopicPositions | None) -> bool:
-    """Whether Kafka will still deliver the record of `task`; `positions` None: the topic is gone."""
+    """Whether Kafka will still deliver the record of `task`; `positions` None: the topic does not exist."""
     if positions is None or task.log is None or task.partition is None or task.offset is None:
         return False
     return positions.will_deliver(task.log, task.partition, task.offset)

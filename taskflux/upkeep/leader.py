@@ -1,4 +1,4 @@
-"""What has to be done once for all processes, by the one relay that leads; bulk replays of dead letters among it.
+"""The work that one relay, the leader, does for all processes; bulk replays of dead letters are part of it.
 
 The progress of a bulk replay is stored, so any leader can continue it: batch by batch, where the last one stopped.
 """
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 NAME: Final = "relay"
 TICK: Final = 1.0
-"""Seconds between two looks at who leads, and at all that is done in every tick."""
+"""Seconds between two ticks: each asks for the leadership, and does the duties of every tick."""
 EVERY_TICK: Final = 0.0
 HOURLY: Final = 3600.0
 BATCH: Final = 500
@@ -40,17 +40,17 @@ WEEKS_AHEAD: Final = 4
 
 @dataclass(slots=True)
 class _Duty:
-    """Something short that is done every so many seconds."""
+    """Short work that is done every `every` seconds."""
 
     every: float
-    work: Callable[[], Awaitable[None]]
+    work: Callable[[], Awaitable[object]]
     done: float = float("-inf")
 
 
 class Leader:
-    """Leads, or stands by to. Its duties are listed in the constructor, with their periods.
+    """Leads, or stands by. Its duties are listed in the constructor, with their periods.
 
-    `clock` says monotonic seconds.
+    `clock` returns monotonic seconds.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Leader:
         self._duties = (
             _Duty(EVERY_TICK, self._expire_tasks),
             _Duty(EVERY_TICK, self._resolve_early_reports),
-            _Duty(EVERY_TICK, self._clear_suspects),
+            _Duty(EVERY_TICK, self._upkeep.clear_suspects),
             _Duty(EVERY_TICK, BulkReplays(DeadLetters(database)).tick),
-            _Duty(HOURLY, self._keep_house),
+            _Duty(HOURLY, self._clean_up),
         )
-        # Whatever takes long goes on beside the ticks, and so does what must not wait for them.
-        self._beside = {
+        # Long work runs in the background, and so does work that must not wait for the ticks.
+        self._background = {
             "lease sweep": sweep.keep_sweeping,
             "audit": auditor.keep_auditing,
             "measuring": measuring.keep_measuring,
         }
-        self._going_on: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
         self._clock = clock
         self._id = uuid7()
         self.ended = asyncio.Event()
@@ -99,16 +99,16 @@ class Leader:
                 await self._process.pause(TICK)
         finally:
             metrics.LEADER.labels().set(0)
-            await self._stop_beside()
+            await self._stop_background()
             with suppress(StoreError):  # it expires by itself
                 await self._upkeep.resign(NAME, self._id)
             self.ended.set()
 
     async def tick(self) -> None:
-        """Ask for the leadership; with it, do the duties whose time has come.
+        """Ask for the leadership; with it, do the duties that are due.
 
         Raises:
-            StoreError: PostgreSQL cannot be reached; what was left out follows with the next tick.
+            StoreError: PostgreSQL cannot be reached; the remaining duties follow with the next tick.
         """
         now = self._clock()
         try:
@@ -118,9 +118,9 @@ class Leader:
             raise
         metrics.LEADER.labels().set(leads)
         if not leads:
-            await self._stop_beside()
+            await self._stop_background()
             return
-        self._keep_beside()
+        self._keep_background()
         for duty in self._duties:
             if now - duty.done >= duty.every:
                 duty.done = now
@@ -136,32 +136,29 @@ class Leader:
     async def _resolve_early_reports(self) -> None:
         await self._receipts.resolve_early(BATCH)
 
-    async def _clear_suspects(self) -> None:
-        await self._upkeep.clear_suspects()
-
-    async def _keep_house(self) -> None:
+    async def _clean_up(self) -> None:
         await self._upkeep.make_partitions(WEEKS_AHEAD)
         while await self._upkeep.forget_keys(1000):
             pass
         await self._upkeep.forget_workers()
 
-    def _keep_beside(self) -> None:
-        for name, work in self._beside.items():
-            task = self._going_on.get(name)
+    def _keep_background(self) -> None:
+        for name, work in self._background.items():
+            task = self._running.get(name)
             if task is not None and task.done():
                 error = task.exception()
                 if not isinstance(error, StoreError | KafkaUnavailable):
                     raise error or RuntimeError(f"the {name} ended")
-                # An outage is told once, by the link to the server.
+                # The link to the server logs an outage once.
                 level = logging.DEBUG if isinstance(error, KafkaUnavailable) else level_of(error)
                 log.log(level, "the %s was interrupted and starts again", name, extra={"error": str(error)})
                 task = None
             if task is None:
-                self._going_on[name] = asyncio.create_task(work())
+                self._running[name] = asyncio.create_task(work())
 
-    async def _stop_beside(self) -> None:
-        tasks = list(self._going_on.values())
-        self._going_on.clear()
+    async def _stop_background(self) -> None:
+        tasks = list(self._running.values())
+        self._running.clear()
         for task in tasks:
             task.cancel()
         if tasks:
@@ -170,30 +167,31 @@ class Leader:
 
 REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES, "db.operation.batch.size")
 ROUNDS: Final = 10
-"""Batches of each bulk replay in one tick, at most: the leader has other things to do as well."""
+"""Batches of each bulk replay in one tick, at most: the leader has other duties too."""
 
 
 class BulkReplays:
-    """Sends as many letters as the rates of the running bulk replays allow."""
+    """Replays as many dead letters as the rates of the running bulk replays allow."""
 
-    def __init__(self, letters: DeadLetters) -> None:
-        self._letters = letters
+    def __init__(self, dead_letters: DeadLetters) -> None:
+        self._dead_letters = dead_letters
 
     async def tick(self) -> None:
-        """Carry every running bulk replay on by what its rate allows now.
+        """Continue every running bulk replay by what its rate allows now.
 
         Raises:
-            StoreUnavailable: PostgreSQL is unavailable; what was sent is recorded, the rest follows with the next tick.
+            StoreUnavailable: PostgreSQL is unavailable; what was replayed is recorded, the rest follows with the next
+                tick.
         """
         try:
             for _ in range(ROUNDS):
-                allowed = [bulk for bulk in await self._letters.running_bulk() if bulk.allowance > 0]
+                allowed = [bulk for bulk in await self._dead_letters.running_bulk() if bulk.allowance > 0]
                 if not allowed:
                     return
                 for bulk in allowed:
                     await self._carry_on(bulk)
         except SchemaTooOld as error:
-            # Nobody can have asked for one yet.
+            # Without its table, no bulk replay can have been requested.
             log.debug("no bulk replays before the next migration", extra={"error": str(error)})
         except (StoreBusy, RefusedData) as error:
             log.warning("a bulk replay waits for the next tick", extra={"error": type(error).__name__})
@@ -201,11 +199,11 @@ class BulkReplays:
     async def _carry_on(self, bulk: BulkReplay) -> None:
         limit = min(bulk.allowance, BATCH)
         began = time.time_ns()
-        looked_at, replayed = await self._letters.carry_on(bulk, limit)
-        if tracing.on:  # only now it is known whose traces it is about
-            with tracing.batch(REPLAY, [letter.traceparent for letter in replayed], began=began):
+        read, replayed = await self._dead_letters.carry_on(bulk, limit)
+        if tracing.on:  # only now the traces are known
+            with tracing.batch(REPLAY, [each.traceparent for each in replayed], began=began):
                 pass
-        for letter in replayed:
-            metrics.REPLAYED.labels(metrics.error_class(letter.error_class), "bulk").inc()
-        if looked_at < limit or looked_at == bulk.rest:
-            log.info("a bulk replay has come to its end", extra={"replay": str(bulk.id)})
+        for each in replayed:
+            metrics.REPLAYED.labels(metrics.error_class(each.error_class), "bulk").inc()
+        if read < limit or read == bulk.rest:
+            log.info("a bulk replay has ended", extra={"replay": str(bulk.id)})

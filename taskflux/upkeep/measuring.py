@@ -1,8 +1,8 @@
 """The figures that one process shows for all: depth, age, lag, workers, dead letters, circuits.
 
-They come from the relay that leads: a handler at zero shows nothing. What they cost the database grows with what waits,
-not with what was ever done, and is at most `SHARE` of one connection: where a measurement takes long, the next one
-comes later. `docs/observability.md` has the figures.
+They come from the relay that leads: a handler that is scaled to zero shows nothing. Their cost grows with the backlog,
+not with the history, and is at most `SHARE` of one connection: after a slow measurement, the next one comes later.
+`docs/observability.md` has the figures.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from taskflux.worker.settings import Settings
 log = logging.getLogger(__name__)
 
 SHARE: Final = 0.02
-"""The share of one connection's time that measuring takes at most: with millions that wait, it is done less often."""
+"""The share of one connection's time that measuring takes at most: with a large backlog, it is done less often."""
 
 DLQ: Final = "dlq"
 ROUTER: Final = "router"
-"""What stands for a type where records are of none: neither can be a type's name."""
+"""Used in place of a task type for topics that have none: neither can be the name of a type."""
 
 _OF_POSTGRESQL: Final = tuple(each for each in metrics.LED if each not in (metrics.KAFKA_LAG, metrics.PARTITIONS))
 
@@ -72,7 +72,7 @@ class Measuring:
         self._read_again = float("-inf")
 
     async def keep_measuring(self) -> None:
-        """Measure until cancelled; then we lead no longer, and the figures are another's."""
+        """Measure until cancelled: then another process leads, and shows the figures."""
         loop = asyncio.get_running_loop()
         self._waiting, self._read_again = Waiting(), float("-inf")
         try:
@@ -85,9 +85,9 @@ class Measuring:
             _clear(*metrics.LED)
 
     async def measure(self) -> None:
-        """Measure once: Kafka each time, PostgreSQL where its share of the time allows it.
+        """Measure once: Kafka each time, PostgreSQL as often as `SHARE` allows.
 
-        What cannot be had is not shown: a gap says so better than a stale figure.
+        What cannot be measured is not shown: a gap is better than a stale figure.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._read_again:
@@ -99,7 +99,7 @@ class Measuring:
             _show_oldest(self._measured, ages)
 
     async def _read(self, now: float) -> Measured | None:
-        """What PostgreSQL says, shown; None while it is unavailable."""
+        """Read the figures of PostgreSQL, and show them; None while it is unavailable."""
         try:
             measured = await self._measures.read()
         except StoreError as error:
@@ -130,7 +130,7 @@ class Measuring:
         return [Queue(wanted[topic][0], topic, wanted[topic][1], positions) for topic, positions in found.items()]
 
     async def _ages(self, queues: list[Queue]) -> Mapping[str, float]:
-        """Type → seconds that its oldest record waits."""
+        """Type → seconds that its oldest record has waited."""
         topics = {each.topic: each.positions for each in queues}
         written: Mapping[Place, float] = {}
         try:
@@ -144,15 +144,15 @@ class Measuring:
 
     def _show(self, measured: Measured) -> None:
         depths = {(each.type, each.state): each.tasks for each in measured.depths}
-        metrics.DEPTH.show(_nought(measured, metrics.WAITING_STATES) | depths)
-        metrics.PARKED.show(_nought(measured, metrics.PARKED_STATES) | dict(measured.parked))
+        metrics.DEPTH.show(_zeros(measured, metrics.WAITING_STATES) | depths)
+        metrics.PARKED.show(_zeros(measured, metrics.PARKED_STATES) | dict(measured.parked))
         metrics.WORKERS.show({(name,): measured.workers.get(name, 0) for name in {*measured.types, *measured.workers}})
-        letters: dict[tuple[str, ...], float] = dict.fromkeys(((name,) for name in self._classes), 0.0)
-        for error_class, count in measured.letters.items():
+        dead_letters: dict[tuple[str, ...], float] = dict.fromkeys(((name,) for name in self._classes), 0.0)
+        for error_class, count in measured.dead_letters.items():
             name = metrics.error_class(error_class)
-            letters[(name,)] = letters.get((name,), 0.0) + count
-            self._classes.add(name)  # 0 once they are all replayed: an alert sees its end
-        metrics.OPEN_DEAD_LETTERS.show(letters)
+            dead_letters[(name,)] = dead_letters.get((name,), 0.0) + count
+            self._classes.add(name)  # 0 once all of them are replayed, so that an alert resolves
+        metrics.OPEN_DEAD_LETTERS.show(dead_letters)
         providers = {provider: 0.0 for provider in measured.types.values() if provider is not None}
         circuits = providers | {each.provider: float(each.open) for each in measured.circuits}
         metrics.CIRCUIT_OPEN.show({(provider,): is_open for provider, is_open in circuits.items()})
@@ -170,8 +170,8 @@ class Measuring:
         metrics.PARTITIONS.show({(each.type,): len(each.positions.partitions) for each in queues})
 
 
-def _nought(measured: Measured, states: Sequence[str]) -> dict[tuple[str, str], int]:
-    """Every registered type is shown, whether anything of it waits or not."""
+def _zeros(measured: Measured, states: Sequence[str]) -> dict[tuple[str, str], int]:
+    """Every registered type is shown, whether tasks of it wait or not."""
     return {(name, state): 0 for name in measured.types for state in states}
 
 

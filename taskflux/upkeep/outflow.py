@@ -1,4 +1,4 @@
-"""How much of a type may be published now: its circuit, the ramp after it, and what waits in Kafka already."""
+"""How many tasks of a type may be published now: its circuit, the ramp after an outage, and its lag in Kafka."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from taskflux.worker.settings import Settings
 log = logging.getLogger(__name__)
 
 LAG_HOLDS: Final = 0.5
-"""Seconds that a lag which was read is counted on from."""
+"""Seconds for which a lag that was read is used; publishes since then are added."""
 TYPES_HOLD: Final = 10.0
+"""Seconds for which the task types that were read are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Tasks that may be published now; a `probe` is what an open circuit lets through."""
+    """Tasks that may be published now; `probe`: they are the probe of an open circuit."""
 
     tasks: int
     probe: bool = False
@@ -37,7 +38,7 @@ NOTHING: Final = Allowance(0)
 
 @dataclass(slots=True)
 class _Flow:
-    """What is remembered of a type between rounds."""
+    """The state of a type between rounds."""
 
     lag: int | None = None
     lag_read_at: float = float("-inf")
@@ -47,7 +48,7 @@ class _Flow:
 
 
 class Outflow:
-    """Holds back what must not flow. `clock` says monotonic seconds."""
+    """Limits what is published. `clock` returns monotonic seconds."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Outflow:
         self._flows: dict[str, _Flow] = {}
 
     async def refresh(self) -> None:
-        """Look at the circuits again, and now and then at the types.
+        """Read the circuits again, and the types every `TYPES_HOLD` seconds.
 
         Raises:
             StoreError: they could not be read.
@@ -81,10 +82,10 @@ class Outflow:
         self._known_circuits = await self._circuits.all()
 
     async def allowance(self, task_type: str) -> Allowance:
-        """What may be published of `task_type` now.
+        """How many tasks of `task_type` may be published now.
 
         Raises:
-            StoreError: the right to a probe could not be asked for.
+            StoreError: PostgreSQL was asked for the right to a probe, and failed.
         """
         known = self._types.get(task_type)
         circuit = self._known_circuits.get(known.provider) if known and known.provider else None
@@ -97,7 +98,7 @@ class Outflow:
         return Allowance(max(0, room if ramp is None else min(room, ramp)))
 
     def released(self, task_type: str, tasks: int) -> None:
-        """So many were published."""
+        """`tasks` of the type were published."""
         self._flows.setdefault(task_type, _Flow()).released += tasks
 
     async def _room(self, task_type: str, flow: _Flow) -> int:
@@ -119,7 +120,7 @@ class Outflow:
             return None
 
     def _ramp(self, flow: _Flow, circuit: Circuit | None) -> int | None:
-        """Tasks that the rising rate after an outage allows since the last look; None: no limit."""
+        """Tasks that the rising rate after an outage allows since it was last asked; None: no limit."""
         rate = release_rate(circuit.closed_for) if circuit is not None else None
         if rate is None:
             flow.ramped_at = None

@@ -1,7 +1,7 @@
-"""Retention: partitions whose tasks are all past their age are dropped, rows elsewhere are deleted in small batches.
+"""Retention: partitions whose tasks are all past their age are dropped, other rows are deleted in small batches.
 
-A live task is never lost: a partition is dropped under a guard that has noted everything that came or changed in it
-since before it was looked through, and what must stay moves to tasks_default in the same transaction.
+A live task is never lost: while a partition is read, a guard records every row that is added or changed in it; when the
+partition is dropped, the rows that must stay move to tasks_default in the same transaction.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 NAME: Final = "prune"
 LEASE: Final = 60.0
-"""Seconds that a prune which was killed keeps the next one out; longer than any statement may take."""
+"""Seconds for which a prune that was killed blocks the next one; longer than any statement may take."""
 LOOK: Final = 20_000
 DELETE: Final = 1_000
 MOST_MOVED: Final = 5_000
-"""Rows that stay behind and are moved at most: all writers wait while they are (some 30 µs each)."""
+"""The most rows that are moved out of a partition: all writers wait meanwhile (about 30 µs a row)."""
 TRIES: Final = 5
 PAUSE: Final = 1.0
-"""Seconds between two tries to lock a partition: others wait behind the one who waits for a lock."""
+"""Seconds between two tries to lock a partition: while one waits for the lock, others wait behind it."""
 
 
 class PruneRefused(Exception):
@@ -45,7 +45,7 @@ class PruneRefused(Exception):
 
 @dataclass(slots=True)
 class Pruned:
-    """What went, or under a dry run would go. `tasks` is by state; `trouble` says what was left for the next time."""
+    """What was deleted, or would be in a dry run. `tasks` is by state; `trouble` is what was left for the next run."""
 
     tasks: Counter[str] = field(default_factory=Counter)
     partitions: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A range that was looked through; not `whole`: so many of its rows stay that looking was broken off."""
+    """A range that was read; not `whole`: reading stopped early, since too many of its rows stay."""
 
     goes: Counter[str]
     staying: Sequence[UUID]
@@ -65,29 +65,29 @@ class _Judged:
 
     @property
     def droppable(self) -> bool:
-        """Whether letting the partition go is less work than deleting rows."""
+        """Whether dropping the partition is less work than deleting rows."""
         return self.whole and (len(self.staying) <= self.goes.total() or not self.staying)
 
 
 def check_ages(ages: Ages, retention_hours: float) -> None:
-    """Refuse what would delete the rows of records that Kafka still holds.
+    """Refuse ages that would delete the rows of records that Kafka still holds.
 
     Raises:
         PruneRefused: with what to change.
     """
     if not ages.given:
-        raise PruneRefused("say what shall go: at least one of --succeeded, --dead, --cancelled, --dead-letters")
+        raise PruneRefused("say what to delete: at least one of --succeeded, --dead, --cancelled, --dead-letters")
     retention = timedelta(hours=retention_hours)
     if min(ages.given) < retention:
         raise PruneRefused(
             f"an age of {min(ages.given) / timedelta(hours=1):.3g} hours is below the topics' retention"
-            f" (TASKFLUX_KAFKA__RETENTION_HOURS, {retention_hours:g} hours): a record may still be delivered whose task"
-            " would be gone. Give a longer age"
+            f" (TASKFLUX_KAFKA__RETENTION_HOURS, {retention_hours:g} hours): Kafka may still deliver the record of a"
+            " deleted task. Give a longer age"
         )
 
 
 class Pruner:
-    """One prune at a time, over all processes."""
+    """Deletes old tasks and dead letters; only one prune runs at a time, over all processes."""
 
     def __init__(self, retention: Retention, upkeep: Upkeep) -> None:
         self._retention = retention
@@ -95,10 +95,10 @@ class Pruner:
         self._id = uuid7()
 
     async def run(self, ages: Ages, *, dry_run: bool = False) -> Pruned:
-        """Let go of what is past its age. Broken off at any moment, the next run goes on.
+        """Delete what is past its age. Interrupted at any moment, the next run continues.
 
         Raises:
-            PruneRefused: another prune is under way.
+            PruneRefused: another prune is running.
             StoreError: PostgreSQL is unavailable.
         """
         await self._lead()
@@ -118,10 +118,10 @@ class Pruner:
 
     async def _lead(self) -> None:
         if not await self._upkeep.lead(NAME, self._id, LEASE, None):
-            raise PruneRefused(f"another prune is under way, or ended less than {LEASE:g} s ago without a word")
+            raise PruneRefused(f"another prune is running, or was killed less than {LEASE:g} s ago")
 
     async def _prune_tasks(self, cuts: Cuts, latest: UUID, pruned: Pruned, dry_run: bool) -> None:
-        # Partitions first: what they leave behind is in the gaps then.
+        # Partitions first: the rows that they leave behind are then in the gaps.
         for each in old_ranges(await self._retention.partitions(), latest):
             if dry_run:
                 await self._foresee(each, cuts, pruned)
@@ -157,7 +157,7 @@ class Pruner:
                 pruned.partitions.append(name)
                 pruned.moved += moved
                 return
-        with suppress(StoreBusy):  # left behind it notes a few ids, and the next guard voids it
+        with suppress(StoreBusy):  # if it stays, it records a few ids, and the next guard replaces it
             await self._retention.unguard(name)
         if not judged.droppable:
             pruned.tasks += await self._delete(each, cuts)
@@ -177,17 +177,17 @@ class Pruner:
         return _Judged(goes, staying, whole=True)
 
     async def _delete(self, each: Range, cuts: Cuts) -> Counter[str]:
-        gone: Counter[str] = Counter()
+        deleted: Counter[str] = Counter()
         loop = asyncio.get_running_loop()
         after: UUID | None = _before(each.start)
         while after is not None:
             await self._lead()
             began = loop.time()
             seen = await self._retention.delete(after, each.below, DELETE, cuts)
-            gone.update(seen.goes)
+            deleted.update(seen.goes)
             after = seen.last
-            await asyncio.sleep(loop.time() - began)  # half of the time belongs to others
-        return gone
+            await asyncio.sleep(loop.time() - began)  # half of the time is left to others
+        return deleted
 
     async def _prune_letters(self, before: datetime, pruned: Pruned, dry_run: bool) -> None:
         if dry_run:
@@ -196,7 +196,7 @@ class Pruner:
             pruned.dead_letters = await self._repeat(lambda: self._retention.delete_letters(before, DELETE))
 
     async def _repeat(self, step: Callable[[], Awaitable[int]]) -> int:
-        """Run `step` until it finds nothing more; how much it found."""
+        """Run `step` until it finds nothing more, and return how much it found."""
         total = 0
         while found := await step():
             await self._lead()
@@ -204,17 +204,17 @@ class Pruner:
         return total
 
     async def _patiently(self, step: Callable[[], Awaitable[T]], name: str, pruned: Pruned) -> T | None:
-        """What `step` returns once it gets its locks; None, with the trouble noted, when it does not."""
+        """The result of `step` once it gets its locks; None, with the trouble recorded, if it does not."""
         for _ in range(TRIES):
             await self._lead()
             try:
                 return await step()
             except StoreBusy:
                 await asyncio.sleep(PAUSE)
-        pruned.trouble.append(f"{name} could not be locked (does a backup run?) and is left for the next time")
+        pruned.trouble.append(f"{name} could not be locked (is a backup running?) and is left for the next prune")
         return None
 
 
 def _before(start: UUID) -> UUID:
-    """So that `start` itself is behind it; no task has the least id of all."""
+    """The id before `start`; no task has the least id of all."""
     return UUID(int=max(0, start.int - 1))

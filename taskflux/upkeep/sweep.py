@@ -1,4 +1,4 @@
-"""Leases that expire, and claims whose lease was ended: freed, to run again at a bounded rate or to be held."""
+"""Ends expired leases, and frees their claims: the tasks run again at a bounded rate, or are held."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from taskflux.upkeep.auditor import Pace
 log = logging.getLogger(__name__)
 
 LOOK: Final = 1.0
-"""Seconds between two looks at the workers' beats."""
+"""Seconds between two readings of the workers' beats."""
 GAP: Final = 5 * LOOK
-"""Seconds between two looks after which nothing is known of the time in between, and every lease counts anew."""
+"""After a gap of this many seconds between two readings, every lease is counted from the start again."""
 SWEEP: Final = 500
-"""Claims at which one statement stops; those of one worker are freed by the same one."""
+"""Claims at which one statement stops; all claims of one worker are freed by the same statement."""
 ROUNDS: Final = 10
-"""Statements that free claims between two looks, at most."""
+"""Statements that free claims between two readings, at most."""
 
 
 class LeaseSweep:
     """Ends the leases of silent workers, and frees the claims of every lease that was ended.
 
-    A lease of `seconds` has expired once the same beat was seen for that long by `clock` (monotonic seconds), in looks
-    without a gap. No two readings of a wall clock are compared, so that a step of anybody's time ends no lease.
+    A lease of `seconds` has expired once the same beat was seen for that long by `clock` (monotonic seconds), without a
+    gap between readings. Wall clocks are never compared, so a clock that is set ends no lease.
 
-    Whatever kept workers from beating, or us from seeing it, starts the count again: a start of PostgreSQL, a statement
-    that failed, a gap between two looks, a new leadership. A worker counts from before its beat was written, we from
-    after we have read it, so that its lease is over for itself by the time we end it.
+    Whatever may have kept workers from beating, or us from seeing it, starts the count again: a start of PostgreSQL, a
+    failed statement, a gap between two readings, a new leadership. A worker counts from before its beat is written, we
+    from after reading it, so a worker knows that its lease has expired before we end it.
 
     Several of these at once do no harm: each change compares and sets.
     """
@@ -64,14 +64,14 @@ class LeaseSweep:
             await asyncio.sleep(LOOK)
 
     def start_again(self) -> None:
-        """Give every worker a whole lease from the next look on."""
+        """Give every worker a whole lease from the next reading on."""
         self._seen.clear()
 
     async def tick(self) -> None:
-        """Look at the beats, end the leases that have expired, and free the claims of those that were ended.
+        """Read the beats, end the leases that have expired, and free the claims of ended leases.
 
         Raises:
-            StoreError: every lease counts anew.
+            StoreError: every lease is counted from the start again.
         """
         try:
             await self._end_silent()

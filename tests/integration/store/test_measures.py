@@ -64,7 +64,7 @@ async def test_open_dead_letters_are_counted_by_class(scene: Scene) -> None:
             error_class,
             state,
         )
-    assert (await measured(scene)).letters == {"Crash": 2, "NotJson": 1}
+    assert (await measured(scene)).dead_letters == {"Crash": 2, "NotJson": 1}
 
 
 async def test_circuits_are_told_with_why_and_how_long(scene: Scene) -> None:

@@ -308,7 +308,7 @@ def test_gaps_between_partitions_are_pruned_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("ages", "sentence"),
     [
-        (Ages(), "say what shall go"),
+        (Ages(), "say what to delete"),
         (Ages(succeeded=30 * DAY, dead=3 * DAY), "72 hours is below the topics' retention"),
         (Ages(dead_letters=timedelta(seconds=30)), "TASKFLUX_KAFKA__RETENTION_HOURS, 96 hours"),
     ],

@@ -85,7 +85,7 @@ async def away(kafka_settings: KafkaSettings) -> AsyncIterator[Positions]:
     await positions.close()
 
 
-async def test_while_kafka_is_away_there_is_a_gap_in_the_lag_alone(database: Database, away: Positions) -> None:
+async def test_while_kafka_is_unreachable_only_the_lag_is_missing(database: Database, away: Positions) -> None:
     measuring = Measuring(Settings(), database, away)
     assert await figures(measuring, metrics.DEPTH) == {
         (TYPE, "due"): 1,
@@ -101,7 +101,7 @@ async def test_while_kafka_is_away_there_is_a_gap_in_the_lag_alone(database: Dat
     assert 0 < oldest[TYPE,] < 60
 
 
-async def test_whoever_begins_to_lead_knows_how_long_the_oldest_record_has_waited(
+async def test_a_new_leader_knows_how_long_the_oldest_record_has_waited(
     database: Database, kafka_settings: KafkaSettings
 ) -> None:
     kafka = kafka_settings.model_copy(update={"topic_prefix": "waiting-"})
@@ -118,7 +118,7 @@ async def test_whoever_begins_to_lead_knows_how_long_the_oldest_record_has_waite
         await positions.close()
 
 
-async def test_while_postgresql_is_away_the_lag_is_still_told(
+async def test_while_postgresql_is_unreachable_the_lag_is_still_shown(
     database: Database, kafka_settings: KafkaSettings
 ) -> None:
     kafka = kafka_settings.model_copy(update={"topic_prefix": "measuring-"})
@@ -143,7 +143,7 @@ async def test_postgresql_is_asked_again_only_once_its_share_of_the_time_allows_
     assert database.ran.count("measure_tasks") == 1
 
 
-async def test_a_database_that_cannot_be_reached_stops_no_measuring(away: Positions) -> None:
+async def test_an_unreachable_database_does_not_stop_measuring(away: Positions) -> None:
     dsn = {"dsn": f"postgresql://nobody@127.0.0.1:{free_port()}/none", "connect_timeout": 1.0}
     database = Database(PostgresSettings.model_validate(dsn))
     await database.open()

@@ -31,7 +31,7 @@ def values_of(document: Any) -> int:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_values_are_counted_exactly_whatever_stands_in_strings(seed: int) -> None:
+def test_values_are_counted_exactly_whatever_strings_contain(seed: int) -> None:
     chance = random.Random(seed)
 
     def text() -> str:
@@ -55,14 +55,14 @@ def test_values_are_counted_exactly_whatever_stands_in_strings(seed: int) -> Non
     [b"[]", b"{}", b"0", b'""', b'"a,b"', b"[ ]", b"{\n}", b"null", b'"\\"[],"', b'"\\\\"'],
     ids=lambda unit: unit.decode(),
 )
-def test_a_text_may_hold_so_many_values_and_no_more(unit: bytes) -> None:
+def test_a_text_may_hold_the_maximum_of_values_and_no_more(unit: bytes) -> None:
     most = b"[" + b",".join([unit] * (MAX_VALUES - 1)) + b"]"
     assert check(most) == MAX_VALUES
     with pytest.raises(TooManyValues, match="more than 100,000 values"):
         check(most[:-1] + b"," + unit + b"]")
 
 
-def test_names_are_no_values_and_an_object_with_very_many_is_refused_by_its_values() -> None:
+def test_names_are_not_counted_as_values() -> None:
     document = {f"name {number}": number for number in range(MAX_VALUES - 1)}
     assert check(json.dumps(document).encode()) == MAX_VALUES
     with pytest.raises(TooManyValues):
@@ -70,7 +70,7 @@ def test_names_are_no_values_and_an_object_with_very_many_is_refused_by_its_valu
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"]":', b"}]")])
-def test_a_text_may_be_nested_so_deep_and_no_deeper(opening: bytes, closing: bytes) -> None:
+def test_a_text_may_be_nested_to_the_maximum_depth_and_no_deeper(opening: bytes, closing: bytes) -> None:
     times = MAX_DEPTH // (opening.count(b"[") + opening.count(b"{"))
     assert check(opening * times + b"1" + closing * times)
     with pytest.raises(OutOfBounds, match="nested more than 64 deep"):
@@ -80,7 +80,7 @@ def test_a_text_may_be_nested_so_deep_and_no_deeper(opening: bytes, closing: byt
     assert check(b"[" + b",".join([b"[1]"] * 1000) + b"]") == 2001
 
 
-def test_brackets_and_quotes_in_strings_nest_nothing() -> None:
+def test_brackets_and_quotes_in_strings_do_not_count_as_nesting() -> None:
     assert check(json.dumps(["[" * 5000, '\\"[' * 5000, {"{" * 5000: "}"}]).encode()) == 5
 
 
@@ -89,7 +89,7 @@ def test_brackets_and_quotes_in_strings_nest_nothing() -> None:
     [b"", b'"', b'"[[', b"]" * 100_000, b"\\" * 99, b'[["\\', b"[" * 90 + b"]" * 1_000_000, b"{" * 70_000, b",,,"],
     ids=lambda text: text[:9].decode(),
 )
-def test_what_is_no_json_is_left_to_its_parser_or_refused(text: bytes) -> None:
+def test_invalid_json_is_left_to_the_parser_or_refused(text: bytes) -> None:
     try:
         check(text)
     except OutOfBounds:
@@ -100,15 +100,15 @@ def test_what_is_no_json_is_left_to_its_parser_or_refused(text: bytes) -> None:
     "text",
     ['"\\ud800"', '"\\uDC00"', '"\\ud83d\\ud83d\\ude00"', '{"\\udfff": 1}', '["\\ude00\\ud83d"]', '"\\ud83d \\ude00"'],
 )
-def test_half_of_a_surrogate_pair_is_no_character(text: str) -> None:
+def test_a_lone_surrogate_is_refused(text: str) -> None:
     with pytest.raises(OutOfBounds, match="lone surrogate"):
         check_characters(text.encode(), json.loads(text))
 
 
 @pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\\\\ud800"', '"\\u00e9\\uD83D\\uDE00x"', '"\\ud7ff"'])
-def test_a_whole_pair_is_a_character(text: str) -> None:
+def test_a_surrogate_pair_is_accepted(text: str) -> None:
     check_characters(text.encode(), json.loads(text))
 
 
-def test_a_payload_that_is_too_large_is_told_how_large_it_is() -> None:
+def test_the_error_of_a_payload_that_is_too_large_says_how_large_it_is() -> None:
     assert "1,001 bytes" in excess(1001, 1000)

@@ -27,12 +27,12 @@ def test_a_retry_after_may_come_as_text_from_a_header() -> None:
     assert Transient("later", retry_after="30").retry_after == 30.0  # type: ignore[arg-type]
 
 
-def test_a_retry_after_that_is_no_number_is_the_fault_of_whoever_raises_it() -> None:
+def test_a_retry_after_that_is_not_a_number_raises_at_once() -> None:
     with pytest.raises(ValueError):
         Transient("later", retry_after="Wed, 21 Oct 2026")  # type: ignore[arg-type]
 
 
-def test_a_kind_of_a_handlers_own_is_named_by_its_class() -> None:
+def test_a_handlers_own_error_class_gives_its_name() -> None:
     class CardExpired(Permanent):
         pass
 
@@ -40,12 +40,12 @@ def test_a_kind_of_a_handlers_own_is_named_by_its_class() -> None:
 
 
 @pytest.mark.parametrize("kind", [InvalidPayload, Expired, WorkerLost])
-def test_what_no_later_attempt_can_mend_is_permanent(kind: type[TaskError]) -> None:
+def test_errors_that_no_later_attempt_can_fix_are_permanent(kind: type[TaskError]) -> None:
     assert issubclass(kind, Permanent)
 
 
 @pytest.mark.parametrize("kind", [Unavailable, Misconfigured])
-def test_what_is_not_the_tasks_fault_is_the_providers(kind: type[TaskError]) -> None:
+def test_errors_that_are_not_the_tasks_fault_are_the_providers(kind: type[TaskError]) -> None:
     assert issubclass(kind, ProviderError)
 
 
@@ -56,7 +56,7 @@ class Text(str):
         raise RuntimeError("not this way")
 
 
-def test_an_error_is_understood_as_the_kind_that_it_derives_from_and_keeps_its_name() -> None:
+def test_an_error_is_understood_as_its_base_class_and_keeps_its_name() -> None:
     class OutOfStock(Transient):
         pass
 
@@ -71,13 +71,13 @@ def test_an_error_is_understood_as_the_kind_that_it_derives_from_and_keeps_its_n
 
 
 @pytest.mark.parametrize("kind", [Unavailable, Misconfigured, ProviderError, Ambiguous, Permanent, Expired, WorkerLost])
-def test_each_of_our_kinds_is_understood_as_itself(kind: type[TaskError]) -> None:
+def test_each_of_our_error_classes_is_understood_as_itself(kind: type[TaskError]) -> None:
     error = understood(kind("why"))
     assert (type(error), error and error.reason, error and error.error_class) == (kind, "why", kind.__name__)
 
 
 @pytest.mark.parametrize("retry_after", [float("nan"), "soon", object(), None, 10**400])
-def test_a_retry_after_that_is_no_number_counts_for_nothing(retry_after: object) -> None:
+def test_a_retry_after_that_is_not_a_number_is_ignored(retry_after: object) -> None:
     given = Transient("later")
     given.retry_after = retry_after  # type: ignore[assignment]
     error = understood(given)
@@ -85,7 +85,7 @@ def test_a_retry_after_that_is_no_number_counts_for_nothing(retry_after: object)
     assert error.retry_after is None
 
 
-def test_what_derives_from_none_of_the_kinds_is_a_crash_and_what_is_no_error_of_a_task_is_not_understood() -> None:
+def test_a_bare_task_error_is_a_crash_and_any_other_exception_is_not_understood() -> None:
     class Own(TaskError):
         pass
 
@@ -101,7 +101,7 @@ def test_a_reason_is_bounded_plain_text_whatever_is_given_for_it() -> None:
     assert type(Permanent(Text("as it is")).reason) is str
 
 
-def test_a_name_is_bounded_and_printable_whatever_a_kind_says_of_itself() -> None:
+def test_a_name_is_bounded_and_printable_whatever_its_class_returns() -> None:
     class Own(Permanent):
         error_class = "a\x00b\ud800\n" + "x" * 1000
 

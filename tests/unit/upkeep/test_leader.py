@@ -125,7 +125,7 @@ async def test_when_the_leader_resigns_another_takes_over_at_once(scene: Scene) 
     await second.resign()
 
 
-async def test_a_silent_leader_is_replaced_and_stops_its_work_when_it_finds_out(scene: Scene) -> None:
+async def test_a_silent_leader_is_replaced_and_stops_its_work_when_it_notices(scene: Scene) -> None:
     first, second = Relay(scene), Relay(scene)
     await first.tick()
     await scene.sql("UPDATE leaders SET expires_at = now() - interval '1 second' WHERE name = $1", NAME)
@@ -136,7 +136,7 @@ async def test_a_silent_leader_is_replaced_and_stops_its_work_when_it_finds_out(
     await second.resign()
 
 
-async def test_resigning_takes_nothing_from_whoever_leads(scene: Scene) -> None:
+async def test_resigning_does_not_affect_another_leader(scene: Scene) -> None:
     first, second = Relay(scene), Relay(scene)
     await first.tick()
     await second.resign()
@@ -229,7 +229,7 @@ async def weeks_ahead(scene: Scene) -> list[str]:
     return [row["name"] for row in rows]
 
 
-async def test_a_task_that_waited_beyond_its_expiry_ends(scene: Scene) -> None:
+async def test_a_task_that_waits_beyond_its_expiry_is_dead(scene: Scene) -> None:
     (task,) = await scene.accepted(expires_at=datetime.now(UTC) - timedelta(seconds=1))
     relay = Relay(scene)
     await relay.tick()
@@ -248,7 +248,7 @@ async def test_housekeeping_is_done_once_an_hour(scene: Scene) -> None:
     await relay.resign()
 
 
-async def test_whoever_stands_by_keeps_no_house(scene: Scene) -> None:
+async def test_a_standby_does_no_housekeeping(scene: Scene) -> None:
     first, second = Relay(scene), Relay(scene)
     await first.tick()
     ran = first.database.ran["forget_workers"]
@@ -265,7 +265,7 @@ async def test_whoever_stands_by_keeps_no_house(scene: Scene) -> None:
         (StoreBusy("deadlock"), logging.WARNING),
     ],
 )
-async def test_what_goes_on_beside_begins_again_and_leaves_an_outage_to_those_who_tell_it_once(
+async def test_background_work_starts_again_and_does_not_log_an_outage_twice(
     scene: Scene, caplog: pytest.LogCaptureFixture, error: Exception, level: int
 ) -> None:
     caplog.set_level(logging.DEBUG, "taskflux.upkeep.leader")
@@ -280,7 +280,7 @@ async def test_what_goes_on_beside_begins_again_and_leaves_an_outage_to_those_wh
     await relay.resign()
 
 
-async def test_a_bug_in_what_goes_on_beside_is_not_hidden(scene: Scene) -> None:
+async def test_a_bug_in_background_work_is_not_hidden(scene: Scene) -> None:
     relay = Relay(scene)
     relay.beside.fails["measuring"] = KeyError("a bug")
     await relay.tick()
@@ -308,14 +308,14 @@ async def test_a_leader_waits_for_a_postgresql_that_cannot_be_reached(
     assert caplog.records == []
 
 
-async def test_whoever_could_not_reach_postgresql_gives_every_worker_a_whole_lease_again(scene: Scene) -> None:
+async def test_after_postgresql_was_unreachable_every_worker_gets_a_whole_lease_again(scene: Scene) -> None:
     relay = Relay(scene)
     await relay.tick()
     await run_until_it_fails(relay, "lead")
     assert relay.beside.started_again == 1
 
 
-async def test_a_duty_that_fails_keeps_the_sweep_counting(scene: Scene) -> None:
+async def test_a_failed_duty_does_not_restart_the_leases(scene: Scene) -> None:
     """The workers could beat: otherwise a duty that fails every second would keep every lease from expiring."""
     relay = Relay(scene)
     await relay.tick()
@@ -323,7 +323,7 @@ async def test_a_duty_that_fails_keeps_the_sweep_counting(scene: Scene) -> None:
     assert relay.beside.started_again == 0
 
 
-async def test_a_supervisor_s_name_stands_with_its_leader(scene: Scene) -> None:
+async def test_the_name_of_a_supervisor_is_stored_with_its_leader(scene: Scene) -> None:
     """So that it can depose the leader of its own former run."""
     relay = Relay(scene)
     relay.process.settings.worker.origin = "dev-1"

@@ -61,22 +61,22 @@ def closed(seconds: float) -> Circuit:
     return Circuit("smtp", False, None, seconds)
 
 
-async def test_as_many_may_go_as_kafka_may_hold_unclaimed() -> None:
+async def test_as_many_may_be_published_as_kafka_may_hold_unclaimed() -> None:
     assert await (await outflow(World(waiting=400))).allowance("email") == Allowance(600)
 
 
-async def test_what_was_released_since_the_last_look_counts_as_waiting() -> None:
+async def test_publishes_since_the_lag_was_read_count_as_lag() -> None:
     flow = await outflow(World(waiting=400))
     await flow.allowance("email")
     flow.released("email", 500)
     assert await flow.allowance("email") == Allowance(100)
 
 
-async def test_a_flood_that_waits_already_lets_nothing_follow() -> None:
+async def test_nothing_is_published_while_the_lag_exceeds_the_limit() -> None:
     assert await (await outflow(World(waiting=5000))).allowance("email") == NOTHING
 
 
-async def test_the_lag_is_not_asked_for_at_every_round() -> None:
+async def test_the_lag_is_not_read_in_every_round() -> None:
     world = World()
     flow = await outflow(world)
     for _ in range(10):
@@ -89,25 +89,25 @@ async def test_without_a_topic_nothing_is_published(world: World) -> None:
     assert await (await outflow(world)).allowance("email") == NOTHING
 
 
-async def test_an_open_circuit_lets_one_probe_through_when_it_has_the_right_to() -> None:
+async def test_an_open_circuit_lets_one_probe_through_once_it_is_due() -> None:
     world = World(circuit=Circuit("smtp", True, "away", None), probes=1)
     flow = await outflow(world)
     assert await flow.allowance("email") == Allowance(1, probe=True)
     assert await flow.allowance("email") == NOTHING
 
 
-async def test_an_open_circuit_holds_nothing_of_other_providers_back() -> None:
+async def test_an_open_circuit_does_not_affect_other_providers() -> None:
     world = World(circuit=Circuit("smtp", True, "away", None))
     assert (await (await outflow(world)).allowance("simulated")).tasks == 1000
 
 
-async def test_after_an_outage_work_comes_back_slowly() -> None:
+async def test_after_an_outage_the_rate_rises_slowly() -> None:
     flow = await outflow(World(circuit=closed(0.0)))
     assert await flow.allowance("email") == Allowance(int(RAMP_START * 0.5))
     assert await flow.allowance("email") == NOTHING
 
 
-async def test_the_rising_rate_does_not_save_up_while_nothing_is_due() -> None:
+async def test_the_rising_rate_does_not_accumulate_while_nothing_is_due() -> None:
     world = World(circuit=closed(0.0))
     flow = await outflow(world)
     await flow.allowance("email")
@@ -115,9 +115,9 @@ async def test_the_rising_rate_does_not_save_up_while_nothing_is_due() -> None:
     assert await flow.allowance("email") == Allowance(int(RAMP_START))
 
 
-async def test_a_circuit_that_closed_long_ago_holds_nothing_back() -> None:
+async def test_a_circuit_that_closed_long_ago_does_not_limit_publishing() -> None:
     assert await (await outflow(World(circuit=closed(RAMP_SECONDS)))).allowance("email") == Allowance(1000)
 
 
-async def test_a_type_that_the_relay_has_not_heard_of_flows_without_a_circuit() -> None:
+async def test_a_type_that_the_relay_does_not_know_is_published_without_a_circuit() -> None:
     assert await (await outflow(World())).allowance("new") == Allowance(1000)

@@ -17,7 +17,7 @@ def test_each_batch_begins_where_the_one_before_ends() -> None:
     assert pace.start(now=2.0) == pytest.approx(4.0)
 
 
-def test_a_pause_is_not_made_up_for() -> None:
+def test_a_pause_is_not_caught_up() -> None:
     pace = Pace(100)
     pace.took(100, now=0.0)
     assert pace.start(now=60.0) == 0.0

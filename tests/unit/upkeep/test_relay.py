@@ -50,7 +50,7 @@ class World:
 
 
 @pytest.mark.parametrize("allowed", [Allowance(4, probe=True), Allowance(4)])
-async def test_a_probe_is_drawn_from_other_tasks_than_what_flows(allowed: Allowance) -> None:
+async def test_a_probe_is_chosen_from_other_tasks_than_normal_publishing(allowed: Allowance) -> None:
     world = World(allowed)
     relay = Relay(cast("Process", world), cast("Publishing", world), cast("Publisher", world), cast("Outflow", world))
     async with asyncio.timeout(10):

@@ -53,7 +53,7 @@ async def lost_together(scene: Scene, number: int, **changes: object) -> list[UU
 # Losses and attempts -------------------------------------------------------------------------------------------------
 
 
-async def test_a_loss_is_counted_apart_and_costs_no_attempt(scene: Scene) -> None:
+async def test_a_loss_is_counted_apart_and_spends_no_attempt(scene: Scene) -> None:
     tasks = await lost_together(scene, 2)
     for task in tasks:
         row = await scene.row(task)
@@ -83,7 +83,7 @@ async def test_a_late_outcome_shows_the_attempt_that_did_happen_and_ends_the_sus
     assert await scene.groups() == [{second.id}]
 
 
-async def test_a_late_outcome_that_changes_nothing_leaves_the_suspicion(scene: Scene) -> None:
+async def test_a_late_outcome_that_changes_nothing_leaves_the_task_a_suspect(scene: Scene) -> None:
     worker = await scene.worker()
     first, second = await scene.running(worker, 2)
     await lose(scene, worker)
@@ -91,7 +91,7 @@ async def test_a_late_outcome_that_changes_nothing_leaves_the_suspicion(scene: S
     assert await scene.groups() == [{task} for task in sorted((first.id, second.id))]
 
 
-async def test_a_held_task_that_is_sent_again_gets_the_attempt_back_then(scene: Scene) -> None:
+async def test_a_held_task_that_is_resent_gets_its_attempt_back(scene: Scene) -> None:
     await scene.register(TYPE, "hold")
     (task,) = await lost_together(scene, 1, max_attempts=3)
     row = await scene.row(task)
@@ -100,7 +100,7 @@ async def test_a_held_task_that_is_sent_again_gets_the_attempt_back_then(scene: 
     assert (await scene.row(task))["attempts"] == 0
 
 
-async def test_where_the_policy_is_to_hold_nothing_is_a_suspect_or_runs_again(scene: Scene) -> None:
+async def test_under_the_policy_hold_no_task_is_a_suspect_or_runs_again(scene: Scene) -> None:
     await scene.register(TYPE, "hold")
     for task in await lost_together(scene, 5):
         assert (await scene.state(task))[0] == "uncertain"
@@ -111,7 +111,7 @@ async def test_where_the_policy_is_to_hold_nothing_is_a_suspect_or_runs_again(sc
 # Halves --------------------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_lost_runs_again_in_two_halves_then_in_quarters(scene: Scene) -> None:
+async def test_lost_tasks_run_again_in_two_halves_then_in_quarters(scene: Scene) -> None:
     tasks = await lost_together(scene, 21)
     assert await scene.groups() == [set(tasks[:10]), set(tasks[10:])]
     worker, _ = await run_alone(scene, *tasks[10:])
@@ -229,7 +229,7 @@ async def test_two_workers_that_want_a_group_get_it_once(scene: Scene) -> None:
     [succeeded(None), RETRY, Decision(Event.DIED, State.DEAD), Decision(Event.HELD, State.UNCERTAIN), PROVIDER_FAILED],
     ids=lambda decision: decision.event,
 )
-async def test_a_task_that_ran_and_left_its_worker_alive_is_no_suspect_any_more(
+async def test_a_task_that_ran_without_ending_its_worker_is_no_longer_a_suspect(
     scene: Scene, decision: Decision
 ) -> None:
     task, other = await lost_together(scene, 2)
@@ -238,7 +238,7 @@ async def test_a_task_that_ran_and_left_its_worker_alive_is_no_suspect_any_more(
     assert await scene.groups() == [{other}]
 
 
-async def test_a_suspect_that_is_released_is_as_suspect_as_before(scene: Scene) -> None:
+async def test_a_suspect_that_is_released_stays_a_suspect(scene: Scene) -> None:
     first, second, *_ = await lost_together(scene, 4)
     worker, claims = await run_alone(scene, first, second)
     for each in claims:
@@ -261,13 +261,13 @@ async def test_the_beginning_of_a_group_that_is_written_late_does_not_hide_a_lat
     assert await scene.sql("SELECT task_id FROM suspects WHERE cardinality(alone) > 0") == [(task,)]
 
 
-async def test_a_suspect_that_is_cancelled_is_none_any_more(scene: Scene) -> None:
+async def test_a_suspect_that_is_cancelled_is_no_longer_one(scene: Scene) -> None:
     task, other = await lost_together(scene, 2)
     assert await scene.tasks.cancel(task, "default")
     assert await scene.groups() == [{other}]
 
 
-async def test_a_suspect_whose_expiry_passes_while_it_waits_is_none_any_more(scene: Scene) -> None:
+async def test_a_suspect_that_expires_while_it_waits_is_no_longer_one(scene: Scene) -> None:
     task, other = await lost_together(scene, 2)
     await scene.sql("UPDATE due SET expires_at = now() - interval '1 second' WHERE task_id = $1", task)
     await scene.sql("UPDATE tasks SET expires_at = now() - interval '1 second' WHERE id = $1", task)
@@ -295,7 +295,7 @@ async def test_a_replay_of_a_killer_starts_afresh(scene: Scene) -> None:
     assert (await scene.state(task))[0] == "scheduled"
 
 
-async def test_what_an_older_release_has_settled_is_forgotten(scene: Scene) -> None:
+async def test_suspects_that_an_older_release_has_settled_are_forgotten(scene: Scene) -> None:
     worker = await scene.worker()
     settled, other = await scene.running(worker, 2)
     await lose(scene, worker)
@@ -356,7 +356,7 @@ async def test_a_worker_that_is_back_before_its_claims_were_freed_makes_no_suspe
     assert await scene.groups() == []
 
 
-async def test_a_loss_that_was_none_does_not_count_towards_a_task_s_end(scene: Scene) -> None:
+async def test_a_loss_that_proved_wrong_does_not_count_towards_a_tasks_limit(scene: Scene) -> None:
     (task,) = await lost_together(scene, 1)
     cut_off, _ = await run_alone(scene, task)
     await lose(scene, cut_off)

@@ -92,7 +92,7 @@ async def test_a_worker_counts_its_lease_from_before_its_beat_and_the_leader_fro
     assert await running(scene, claim)
 
 
-async def test_a_gap_between_two_looks_gives_every_worker_a_whole_lease_again(scene: Scene) -> None:
+async def test_a_gap_between_two_readings_gives_every_worker_a_whole_lease_again(scene: Scene) -> None:
     worker, watch = await scene.worker(), Watch(scene)
     (claim,) = await scene.running(worker)
     await watch.looks(LEASE - 1)
@@ -103,7 +103,7 @@ async def test_a_gap_between_two_looks_gives_every_worker_a_whole_lease_again(sc
     assert not await running(scene, claim)
 
 
-async def test_a_look_that_comes_late_by_less_than_a_gap_goes_on_counting(scene: Scene) -> None:
+async def test_a_reading_that_is_late_by_less_than_a_gap_goes_on_counting(scene: Scene) -> None:
     worker, watch = await scene.worker(), Watch(scene)
     (claim,) = await scene.running(worker)
     await watch.looks(LEASE - GAP)
@@ -174,7 +174,7 @@ async def test_a_new_leadership_gives_every_worker_a_whole_lease_again(scene: Sc
 # What becomes of the claims ------------------------------------------------------------------------------------------
 
 
-async def test_what_a_lost_worker_held_is_due_again_as_another_version(scene: Scene) -> None:
+async def test_the_tasks_of_a_lost_worker_are_due_again_as_another_version(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await Watch(scene).looks()
@@ -184,7 +184,7 @@ async def test_what_a_lost_worker_held_is_due_again_as_another_version(scene: Sc
     assert await scene.claims() == set()
 
 
-async def test_what_a_lost_worker_held_is_held_where_the_type_says_so(scene: Scene) -> None:
+async def test_the_tasks_of_a_lost_worker_are_held_where_the_type_says_so(scene: Scene) -> None:
     await scene.register(TYPE, "hold")
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
@@ -193,7 +193,7 @@ async def test_what_a_lost_worker_held_is_held_where_the_type_says_so(scene: Sce
     assert await scene.due(claim.id) is None
 
 
-async def test_a_lease_that_was_ended_is_swept_at_the_first_look(scene: Scene) -> None:
+async def test_an_ended_lease_is_swept_at_the_first_reading(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await worker.end()
@@ -201,7 +201,7 @@ async def test_a_lease_that_was_ended_is_swept_at_the_first_look(scene: Scene) -
     assert not await running(scene, claim)
 
 
-async def test_what_a_worker_whose_lease_expired_had_held_comes_under_suspicion(scene: Scene) -> None:
+async def test_the_tasks_of_a_worker_whose_lease_expired_become_suspects(scene: Scene) -> None:
     worker, ended = await scene.worker(), await scene.worker()
     lost = await scene.running(worker, 2)
     await scene.running(ended, 2)
@@ -238,7 +238,7 @@ async def test_more_than_one_statement_takes_are_swept_in_one_tick(scene: Scene)
     assert cast("WatchedDatabase", scene.database).ran["sweep"] == 2
 
 
-async def test_a_flood_of_them_does_not_keep_the_leader_from_its_next_look(scene: Scene) -> None:
+async def test_a_flood_of_claims_does_not_delay_the_next_reading(scene: Scene) -> None:
     for held in (*[SWEEP] * ROUNDS, 1):
         worker = await scene.worker()
         await scene.running(worker, held)
