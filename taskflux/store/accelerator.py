@@ -1,7 +1,7 @@
-"""Redis (or Valkey), when there is one: everything works without it.
+"""Redis (or Valkey), if there is one: everything works without it.
 
-It caches succeeded tasks, which do not change, and counts a provider's rate for all processes together. A Redis that
-is unreachable or slow is left alone for a few seconds; nobody waits for it longer than its timeout.
+It caches succeeded tasks, which do not change, and counts a provider's rate for all processes together. After an error
+or a timeout, Redis is not used for a few seconds; nothing waits for it longer than its timeout.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REST: Final = 5.0
-"""Seconds that a Redis which failed is left alone."""
+"""Seconds for which a Redis that failed is not used."""
 FORGOTTEN: Final = 10
-"""Seconds for which nothing is cached of a task that was forgotten: whoever has read its row before is done by then."""
+"""Seconds for which a forgotten task is not cached again: by then, every reader of its former row is done."""
 
 # The generic cell rate algorithm (https://brandur.org/rate-limiting): one key holds the theoretical arrival time in
 # microseconds, by Redis's own clock, another when that was read last: where the clock was set back, the arrival moves
@@ -42,7 +42,7 @@ return string.format('%.0f', math.max(0, arrival - burst - now))
 
 
 class Accelerator:
-    """What Redis does for us; with no URL it does nothing, at no cost."""
+    """The uses of Redis; without a URL it does nothing, at no cost."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
@@ -50,7 +50,7 @@ class Accelerator:
         self._rests_until = 0.0
 
     async def open(self) -> None:
-        """Get ready; nothing is connected yet."""
+        """Create the client; it connects on first use."""
         metrics.OPENED.zeros("redis")
         metrics.ACCELERATOR_ERRORS.zeros()
         if self._settings.url is None:
@@ -65,7 +65,7 @@ class Accelerator:
         )
 
     async def close(self) -> None:
-        """Give back what is open."""
+        """Close the connections."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -81,13 +81,13 @@ class Accelerator:
             await self._try(lambda client: client.set(key, document, ex=self._settings.cache_seconds, nx=True))
 
     async def forget(self, tenant: str, task: UUID) -> None:
-        """Drop the document of a task that has changed all the same."""
+        """Drop the cached document of a task that has changed."""
         await self._try(lambda client: client.set(f"taskflux:task:{tenant}:{task}", b"", ex=FORGOTTEN))
 
     async def turn(self, name: str, rate: float, burst: float) -> float | None:
         """Take the next turn of the limit `name` (`rate` a second) and return the seconds to wait for it.
 
-        None when there is no Redis to ask.
+        None without a Redis that answers.
         """
         interval = 1e6 / rate
         keys = f"taskflux:rate:{name}", f"taskflux:rate:{name}:read"
@@ -97,7 +97,7 @@ class Accelerator:
         return None if wait is None else float(wait) / 1e6
 
     async def _connected(self, connection: Any) -> None:
-        """Greet Redis on a new connection."""
+        """Set up a new connection."""
         await connection.on_connect()
         metrics.OPENED.labels("redis").inc()
 

@@ -21,7 +21,7 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """What stands between us and PostgreSQL: `between` a pooler at all, `transaction` one in transaction mode."""
+    """`between`: a pooler is between us and PostgreSQL; `transaction`: it is in transaction mode."""
 
     between: bool
     transaction: bool
@@ -38,7 +38,7 @@ class Checkup:
         return await self.database.fetchrow(SQL["checkup_server"])
 
     async def clock_difference(self) -> tuple[float, float]:
-        """Seconds that PostgreSQL's clock is ahead of ours, and by how much that may be wrong."""
+        """Seconds that PostgreSQL's clock is ahead of ours, and the error of that figure."""
         await self.database.fetchrow(SQL["checkup_clock"])  # the connection is open from here on
         before = time.time()
         row = await self.database.fetchrow(SQL["checkup_clock"])
@@ -47,18 +47,18 @@ class Checkup:
         return row["now"] - (before + after) / 2, (after - before) / 2
 
     async def missing_migrations(self) -> Sequence[str]:
-        """Steps of this program that the database has not got. SchemaTooOld where it has none at all."""
+        """Migrations of this program that the database lacks. SchemaTooOld where it has none at all."""
         done = {row["version"] for row in await self.database.fetch(SQL["checkup_schema"])}
         return [f"{each.version:04} {each.name}" for each in migrations() if each.version not in done]
 
     async def connections(self) -> tuple[Mapping[str, int], int]:
-        """Connections of each of our processes by its label, and those of everybody else."""
+        """Connections of each of our processes by its label, and the number of all others."""
         rows = await self.database.fetch(SQL["checkup_connections"])
         ours = {row["label"]: row["connections"] for row in rows if row["label"] is not None}
         return ours, sum(row["connections"] for row in rows if row["label"] is None)
 
     async def oldest_transaction(self) -> float:
-        """Seconds that the oldest open transaction of anybody has lasted."""
+        """Seconds that the oldest open transaction of any client has lasted."""
         row = await self.database.fetchrow(SQL["checkup_oldest_transaction"])
         return float(row["seconds"]) if row else 0.0
 
@@ -68,17 +68,17 @@ class Checkup:
         return [row["week"] for row in rows if not row["exists"]]
 
     async def strays(self) -> bool:
-        """Whether a task stands in the default partition."""
+        """Whether a task is in the default partition."""
         row = await self.database.fetchrow(SQL["checkup_strays"])
         return bool(row and row["strays"])
 
     async def leader(self) -> float | None:
-        """Seconds until the relays' leader has to renew (negative: it did not); None: none was ever elected."""
+        """Seconds until the relays' leader has to renew (negative: it is late); None: none was ever elected."""
         row = await self.database.fetchrow(SQL["checkup_leader"])
         return float(row["left"]) if row else None
 
     async def workers(self, lease: float) -> Mapping[str, tuple[int, int]]:
-        """Handler → workers alive, and workers that are silent for three leases and still hold tasks."""
+        """Handler → workers alive, and workers that have been silent for three leases and still hold tasks."""
         rows = await self.database.fetch(SQL["checkup_workers"], lease=lease)
         return {row["handler"]: (row["alive"], row["lost"]) for row in rows}
 
@@ -93,10 +93,10 @@ class Checkup:
 
 
 async def pooling(settings: PostgresSettings) -> Pooling:
-    """Find out whether a pooler stands between, by two connections that keep nothing open.
+    """Find out whether there is a pooler, by two connections that keep no transaction open.
 
-    A pooler gives its clients a process id of its own making. In transaction mode a second client is soon served by
-    the very process that has just served the first one, which is still connected.
+    A pooler gives its clients process ids of its own. In transaction mode, a second client is soon served by the same
+    server process that has just served the first one, which is still connected.
 
     Raises:
         StoreError: PostgreSQL cannot be reached.

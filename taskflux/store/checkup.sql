@@ -1,4 +1,4 @@
--- What `taskflux doctor` asks. Nothing here changes anything, and none of it needs more rights than the handlers have.
+-- What `taskflux doctor` asks. Nothing here changes anything, or needs more rights than the handlers have.
 
 -- name: checkup_server
 SELECT current_setting('server_version_num')::integer AS version, current_setting('server_version') AS version_text,
@@ -16,7 +16,7 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now;
 SELECT version FROM schema_migrations ORDER BY version;
 
 -- name: checkup_connections
--- Ours by the name that a process gives itself (deployment@host:pid), all others under NULL. Not counted: this one.
+-- Ours by the name of their process (deployment@host:pid), all others under NULL. This connection is not counted.
 SELECT CASE WHEN application_name LIKE '%@%:%' THEN application_name END AS label, count(*)::integer AS connections
 FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'taskflux doctor'
@@ -28,20 +28,20 @@ SELECT GREATEST(max(extract(epoch FROM now() - xact_start)), 0)::float8 AS secon
 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle';
 
 -- name: checkup_partitions
--- For this week and the :weeks_ahead following ones: whether their partition is there.
+-- For this week and the :weeks_ahead following ones: whether their partition exists.
 SELECT to_char(first, 'IYYY"w"IW') AS week, to_regclass('tasks_' || to_char(first, 'IYYY"w"IW')) IS NOT NULL AS exists
 FROM generate_series(0, :weeks_ahead::integer) AS ahead
 CROSS JOIN LATERAL (SELECT date_trunc('week', now() AT TIME ZONE 'UTC') + ahead * interval '7 days' AS first) AS w;
 
 -- name: checkup_strays
--- Whether a task stands in the default partition, where pruning finds none.
+-- Whether a task is in the default partition, which pruning does not drop.
 SELECT EXISTS (SELECT FROM tasks_default) AS strays;
 
 -- name: checkup_leader
 SELECT extract(epoch FROM expires_at - now())::float8 AS left FROM leaders WHERE name = 'relay';
 
 -- name: checkup_workers
--- How many workers beat lately, how many are silent for longer than a lease (:lease seconds) and still hold tasks.
+-- How many workers are alive, and how many have been silent for three leases (:lease seconds each) but hold tasks.
 SELECT handler, count(*) FILTER (WHERE NOT ended AND beat_at > now() - make_interval(secs => :lease))::integer AS alive,
        count(*) FILTER (WHERE beat_at <= now() - make_interval(secs => 3 * :lease)
                         AND EXISTS (SELECT FROM claims c WHERE c.worker = w.id))::integer AS lost
@@ -52,7 +52,7 @@ SELECT provider, error_class, reason, GREATEST(0, extract(epoch FROM now() - ope
 FROM circuits WHERE open ORDER BY provider;
 
 -- name: checkup_due
--- Seconds since what is due at longest should have been published, by what governs it.
+-- Overdue outbox rows: the longest wait in seconds and the number, for tasks and dead letters; without open circuits.
 SELECT dead, max(extract(epoch FROM now() - publish_at))::float8 AS seconds, count(*)::integer AS tasks
 FROM due d LEFT JOIN task_types tt ON tt.type = d.type
 LEFT JOIN circuits c ON c.provider = tt.provider AND c.open

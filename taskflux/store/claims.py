@@ -1,4 +1,4 @@
-"""From record to running, and from running to what follows: claims, settlements, and the leases that guard them."""
+"""Claims, which make records into running tasks; settlements, which end them; and the leases that guard them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from taskflux.telemetry.tracing import UNTRACED, Destination
 SQL: Final = statements("claims")
 SETTLE_BATCH: Final = 500
 CARRIED: Final = 64 * 1024
-"""Bytes of a payload that comes with its claim: a batch of claims would otherwise hold gigabytes."""
-_SUCCEEDED: Final = Event.SUCCEEDED  # looked up once: it is compared with every outcome
+"""The largest payload that comes with its claim, in bytes: a batch of claims could otherwise take gigabytes."""
+_SUCCEEDED: Final = Event.SUCCEEDED  # looked up once, since it is compared with every outcome
 
 
 class Claim(NamedTuple):
     """A task that this worker holds until it settles it or its lease expires. `waited` is seconds since it was due.
 
-    `attempt_span` is the traceparent of the last attempt's span that was recorded. `size` is the payload's, in bytes;
-    one of more than `CARRIED` is None here, and had by `Claims.payload`.
+    `attempt_span` is the traceparent of the last recorded span of an attempt. `size` is the payload's, in bytes; a
+    payload larger than `CARRIED` is None here: `Claims.payload` reads it.
     """
 
     id: UUID
@@ -55,10 +55,10 @@ class Claim(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Settlement:
-    """How a claim ended, made plain before it joins others: a statement of many is given texts and numbers alone.
+    """How a claim ended. Foreign values become plain texts and numbers here, before they share a statement with others.
 
-    `span` is the traceparent of its attempt's span, where that is recorded; `seconds` what its handler took, None where
-    it was not called.
+    `span` is the traceparent of its attempt's span, if that is recorded; `seconds` is how long its handler took, None
+    if it was not called.
     """
 
     id: UUID
@@ -79,14 +79,14 @@ class Settlement:
 
 
 class LeaseEnded(Exception):
-    """The lease of this worker was ended: what it held is another's, and its identity claims nothing any more."""
+    """The lease of this worker was ended: others may claim what it held, and its identity can claim nothing more."""
 
 
 class Settled(NamedTuple):
-    """What became of a settlement; `age` is seconds since the task was accepted.
+    """The outcome of a settlement; `age` is seconds since the task was accepted.
 
     Not `written`: the lease had expired and another worker has claimed the task since, or an earlier try of the same
-    settlement was written though its answer was lost.
+    settlement was written, though its answer was lost.
     """
 
     written: bool
@@ -96,7 +96,7 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One process as the store knows it."""
+    """One process, as it is stored."""
 
     id: UUID
     handler: str
@@ -107,7 +107,7 @@ class Worker:
 
 
 class Claims:
-    """What one worker holds; the records of its tasks stand in `source`."""
+    """The claims of one worker; the records of its tasks are in `source`."""
 
     def __init__(self, database: Database, worker: Worker, source: Destination) -> None:
         self.database = database
@@ -118,7 +118,7 @@ class Claims:
         )
 
     async def begin(self, in_flight: int = 0) -> None:
-        """Take a lease under an identity that nobody has had. What was claimed under another stays with that one."""
+        """Take a lease under a new identity. Claims under a former one stay with that."""
         worker = replace(self.worker, id=uuid7())
         await self.database.fetch(
             SQL["begin_lease"],
@@ -133,11 +133,11 @@ class Claims:
         self.worker = worker
 
     async def beat(self, in_flight: int) -> bool:
-        """Renew the lease; false when somebody has ended it, or it never began."""
+        """Renew the lease; false if it was ended, or never began."""
         return await self.database.fetchrow(SQL["beat"], id=self.worker.id, in_flight=in_flight) is not None
 
     async def end(self) -> None:
-        """Give the lease up: what is not settled is free at once."""
+        """End the lease: claims that are not settled are freed at once."""
         await self.database.fetch(SQL["end_lease"], id=self.worker.id)
 
     async def clear_suspects(self) -> None:
@@ -150,7 +150,7 @@ class Claims:
         So are suspects, unless `suspects` says that these are members of a group.
 
         Raises:
-            LeaseEnded: nothing was claimed, since our lease was ended.
+            LeaseEnded: nothing was claimed, because our lease was ended.
         """
         ids = sorted(versions)
         if not ids:
@@ -172,12 +172,12 @@ class Claims:
         return [Claim(**row) for row in rows if row["id"] is not None]
 
     async def payload(self, task: UUID) -> str:
-        """The payload of a task, which is there as long as it is ours."""
+        """The payload of a task, which exists as long as this worker holds it."""
         row = await self.database.fetchrow(SQL["payload"], id=task)
         return "" if row is None else str(row["payload"])
 
     async def suspected(self, versions: Mapping[UUID, int]) -> Sequence[Mapping[UUID, int]]:
-        """The groups of suspects that these tasks (id → version of the record) belong to: of each group the members
+        """The groups of suspects that these tasks (id → version of the record) belong to: the members of each group
         that can be claimed now, with their versions."""
         ids = sorted(versions)
         rows = await self.database.fetch(SQL["suspected"], ids=ids, versions=[versions[task] for task in ids])
@@ -193,9 +193,9 @@ class Claims:
         await self.database.fetch(SQL["begin_alone"], ids=ids, versions=versions)
 
     async def reclaim(self, versions: Mapping[UUID, int]) -> Sequence[Claim]:
-        """Those of these tasks that an earlier `claim` made ours though its answer was lost.
+        """Those of these tasks that an earlier `claim` took although its answer was lost.
 
-        The caller leaves out what it runs already.
+        The caller leaves out what it already runs.
         """
         ids = sorted(versions)
         if not ids:
@@ -212,7 +212,7 @@ class Claims:
         return [Claim(**row) for row in rows]
 
     async def held(self) -> Mapping[UUID, int]:
-        """The versions of all claims that PostgreSQL has for this worker."""
+        """The versions of all claims that are stored for this worker."""
         rows = await self.database.fetch(SQL["held"], worker=self.worker.id)
         return {row["task_id"]: row["version"] for row in rows}
 
@@ -226,7 +226,7 @@ class Claims:
         return self._settlements.submit(settlement, settlement.id)
 
     def give_up(self) -> None:
-        """Try no longer to write what `settle` was given: each answer is a StoreUnavailable."""
+        """Stop trying to write settlements: each pending one fails with StoreUnavailable."""
         self._settlements.stop()
 
     async def settle_all(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
@@ -260,7 +260,7 @@ class Claims:
         return settled
 
     def _count(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
-        """One statement has written these: they are counted together, as far as they have no span to point to."""
+        """Count what one statement has written: together, except those with a span, whose exemplars point to it."""
         task_type = self.worker.type
         processing, end_to_end = metrics.PROCESSING.labels(task_type), metrics.END_TO_END.labels(task_type)
         took: list[float] = []

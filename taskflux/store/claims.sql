@@ -1,24 +1,24 @@
--- Leases and claims: from record to running, and from running to what follows.
+-- Leases, claims and settlements.
 
 -- name: begin_lease
--- A worker begins, under an identity that nobody has had.
+-- A worker begins, under a new identity.
 INSERT INTO workers (id, handler, label, origin, pid, in_flight, type)
 VALUES (:id, :handler, :label, :origin, :pid, :in_flight, :type);
 
 -- name: beat
--- One row renews all claims of a worker. What counts is the count: beat_at is for people, and for relays of the release
--- before. No row comes back once the lease was ended.
+-- One row renews all claims of a worker. Only the number is compared: beat_at is for people, and for relays of the
+-- release before. No row is returned once the lease was ended.
 UPDATE workers SET beat = beat + 1, beat_at = now(), in_flight = :in_flight WHERE id = :id AND NOT ended RETURNING id;
 
 -- name: end_lease
--- A worker that leaves: what it could not settle is free at once.
+-- A worker stops: what it could not settle is freed at once.
 UPDATE workers SET ended = true WHERE id = :id;
 
 -- name: claim
--- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large. Suspects
--- are claimed as the members of a group (:suspects) or not at all. No row comes back once the worker's lease was ended,
--- one of NULLs where nothing could be claimed. The lock lets it beat meanwhile; who ends its lease for its silence waits
--- (`end_silent`).
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large.
+-- Suspects are claimed as the members of a group (:suspects) or not at all. No row is returned once the worker's lease
+-- was ended, one of NULLs where nothing could be claimed. The lock lets the worker beat meanwhile, and keeps its lease
+-- from being ended (`end_silent`).
 WITH lease AS MATERIALIZED (
     SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
 ), suspected AS MATERIALIZED (
@@ -51,7 +51,7 @@ WITH lease AS MATERIALIZED (
 SELECT c.* FROM lease LEFT JOIN claimed c ON true;
 
 -- name: reclaim
--- Tasks that a claim of ours took though its answer was lost, unless our lease was ended since.
+-- Tasks that a claim of ours took although its answer was lost, unless our lease was ended since.
 SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
        t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
        octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
@@ -108,9 +108,9 @@ WITH found AS (
 DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cleared));
 
 -- name: settle
--- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while nobody has claimed
--- the task again: the attempt that was refunded when its worker was lost did happen. A task that was released unrun
--- (without an error) is as suspect as before.
+-- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while the task was not
+-- claimed again: the attempt that was given back when its worker was lost did happen. A task that was released without
+-- an error, before it ran, stays a suspect.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 Row = Any
-"""An asyncpg.Record: its values are had by column name."""
+"""An asyncpg.Record: values by column name."""
 
 RAISED = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """Whatever goes wrong with a statement or its connection; a TimeoutError is an OSError."""
@@ -57,7 +57,7 @@ _BUSY = (
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
 )
-_AWAY = (
+_UNAVAILABLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
@@ -66,23 +66,23 @@ _AWAY = (
     asyncpg.DiskFullError,
     asyncpg.OutOfMemoryError,
     asyncpg.ReadOnlySQLTransactionError,  # a primary that has become a standby
-    asyncpg.ProtocolViolationError,  # what a pooler answers when its server is unreachable
+    asyncpg.ProtocolViolationError,  # a pooler's answer while its server is unreachable
 )
 _REFUSED = (
     asyncpg.DataError,
-    asyncpg.PostgresSyntaxError,  # never by our statements: a type that cannot be cast
+    asyncpg.PostgresSyntaxError,  # not from our statements: a type that cannot be cast
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
 )
 
-_DO: Final = "check that PostgreSQL runs, that it can be reached from here, and TASKFLUX_POSTGRES__DSN"
+_FIX: Final = "check that PostgreSQL runs, that it can be reached from here, and TASKFLUX_POSTGRES__DSN"
 
 
 class Database:
     """A small pool of connections to PostgreSQL, opened when first needed.
 
-    One statement is one transaction and one round trip, with a time limit. Errors come out as `StoreError`s, told apart
-    by what the caller does next. While PostgreSQL is unavailable, the log and `/readyz` say why.
+    One statement is one transaction and one round trip, with a time limit. Errors are raised as `StoreError`s, typed by
+    what the caller does next. While PostgreSQL is unavailable, the log and `/readyz` say why.
     """
 
     def __init__(self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux") -> None:
@@ -99,7 +99,7 @@ class Database:
 
     @property
     def used(self) -> int:
-        """Connections that a statement has now."""
+        """Connections that run a statement now."""
         return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
 
     async def open(self) -> None:
@@ -113,8 +113,8 @@ class Database:
             init=self._connected,
             timeout=settings.connect_timeout,
             command_timeout=settings.statement_timeout,
-            # Behind a pooler in transaction mode, a prepared statement may reach another server connection. Of the
-            # start-up parameters, it passes on only a few; we need application_name.
+            # Behind a pooler in transaction mode, a prepared statement may reach another server connection. It passes
+            # on only a few start-up parameters; we need application_name.
             statement_cache_size=0 if settings.pooler else 256,
             server_settings={"application_name": self._name},
             # The pool's usual reset frees a pooler's server connection after a cancelled statement.
@@ -126,7 +126,7 @@ class Database:
         metrics.POOL.labels("free").follow(self, lambda database: database.size - database.used)
 
     async def close(self) -> None:
-        """Give back what is open; a statement that still runs after three seconds is cut off."""
+        """Close the connections; a statement that still runs after three seconds is cancelled."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -139,8 +139,8 @@ class Database:
         """Run `statement` and return its rows.
 
         Raises:
-            StoreError: one of its kinds.
-            TypeError: an argument is missing, or unknown.
+            StoreError: one of its subclasses.
+            TypeError: an argument is missing or unknown.
         """
         if arguments.keys() != {*statement.parameters}:
             raise TypeError(f"{statement.name} takes {', '.join(statement.parameters)}, not {', '.join(arguments)}")
@@ -162,14 +162,14 @@ class Database:
                 self._link.works()
                 return rows
         except RAISED as error:
-            # Giving back a connection that hangs fails in its turn, which must not undo the order to end.
+            # Releasing a connection that hangs fails as well, which must not hide the cancellation.
             if cancelled is not None:
                 raise cancelled from None
             failure = store_error(error)
             kind = type(failure).__name__
             metrics.STATEMENT_ERRORS.labels(kind).inc()
             if isinstance(failure, StoreUnavailable):
-                self._link.failed(kind, " ".join(str(failure).split()), _DO)
+                self._link.failed(kind, " ".join(str(failure).split()), _FIX)
             raise failure from error
 
     async def fetchrow(self, statement: Statement, /, **arguments: object) -> Row | None:
@@ -182,12 +182,12 @@ class Database:
 
 
 async def _nothing_to_reset(connection: Any) -> None:
-    """We set nothing on a connection, so the pool's usual reset would be a round trip for nothing."""
+    """We set nothing on a connection, so the pool's usual reset would be a useless round trip."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what asyncpg raises into what the caller does next."""
+    """Turn errors of asyncpg into `StoreError`s."""
     try:
         yield
     except RAISED as error:
@@ -195,15 +195,15 @@ def translated() -> Iterator[None]:
 
 
 def store_error(error: Exception) -> StoreError:
-    """What the caller does next about `error`, which is one of RAISED."""
+    """`error`, which is one of RAISED, as the `StoreError` that says what the caller does next."""
     if isinstance(error, _TOO_OLD):
         return SchemaTooOld(f"{error}: run `taskflux migrate`")
     if isinstance(error, _BUSY):
         return StoreBusy(str(error))
-    if isinstance(error, _AWAY):
+    if isinstance(error, _UNAVAILABLE):
         return StoreUnavailable(str(error))
     if isinstance(error, _REFUSED):
-        # What it says quotes the value, or the whole row.
+        # Its own message quotes the value, or the whole row.
         return RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
         return StoreUnavailable(f"PostgreSQL refuses us ({error}): check TASKFLUX_POSTGRES__DSN")
@@ -220,13 +220,13 @@ def store_error(error: Exception) -> StoreError:
 
 
 _STATEMENT: Final = re.compile(r"^-- name: (\w+)\n(.*?);$", re.MULTILINE | re.DOTALL)
-# What may hold a colon that begins no parameter comes first: comments, strings, quoted names, casts.
+# Text whose colons do not begin a parameter comes first: comments, strings, quoted names, casts.
 _TOKEN: Final = re.compile(r"""--.*|'(?:[^']|'')*'|"[^"]*"|::|(?P<positional>\$\d+)|:(?P<name>[a-z_]\w*)""")
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL as PostgreSQL takes it; the value of `parameters[0]` is its `$1`."""
+    """SQL with positional parameters; the value of `parameters[0]` is its `$1`."""
 
     name: str
     text: str
@@ -235,10 +235,10 @@ class Statement:
 
 @cache
 def statements(file: str) -> Mapping[str, Statement]:
-    """Those of `file`.sql, by name.
+    """The statements of `file`.sql, by name.
 
     Raises:
-        ValueError: a statement does not end, stands there twice, or has a parameter without a name.
+        ValueError: a statement does not end, is there twice, or has a parameter without a name.
     """
     return parse(files("taskflux.store").joinpath(f"{file}.sql").read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""What could not be done, kept until a person has looked at it."""
+"""The dead-letter queue: tasks and records that failed for good, kept until a person replays or discards them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SQL: Final = statements("dead_letters")
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead task, or a record that was no task. `identity` says when two of them are the same."""
+    """A dead task, or a poison record. Two with the same `identity` are the same."""
 
     id: UUID
     identity: str
@@ -54,7 +54,7 @@ class DeadLetters:
     async def keep(self, letters: Sequence[DeadLetter], source: Destination) -> None:
         """Add these, however long PostgreSQL is unavailable, and count those that are new.
 
-        They were read in `source`. No letter makes it raise (see `add`).
+        They were read from `source`. None of them makes it raise (see `add`).
         """
         group: GroupCommit[DeadLetter, None] = GroupCommit(partial(self._keep, source))
         await asyncio.gather(*[group.submit(letter, letter.identity) for letter in letters])
@@ -67,13 +67,13 @@ class DeadLetters:
         return [None] * len(letters)
 
     async def add(self, letters: Sequence[DeadLetter]) -> Mapping[UUID, str]:
-        """Keep these, each identity once; the error class of each that is new.
+        """Store these, each identity once; the error class of each that is new.
 
-        A dead task's reason and payload are taken from its row. What is indexed is cut (see `indexed`). A letter that
-        PostgreSQL refuses all the same is kept without what came with it, and its reason says so.
+        A dead task's reason and payload are taken from its row. Indexed texts are cut (see `indexed`). If PostgreSQL
+        still refuses one, its contents are left out, and its reason says so.
 
         Raises:
-            StoreError: nothing is known to be kept; never because of a letter.
+            StoreError: nothing is known to be stored; never because of one of these.
         """
         if not letters:
             return {}
@@ -89,9 +89,9 @@ class DeadLetters:
         try:
             return await self._insert([_reduced(letter, refusal)])
         except RefusedData as error:
-            # Of its own values there is nothing left: it is the table that takes none. The record stays in its topic.
+            # None of its own values are left, so the table itself refuses rows. The record stays in its topic.
             extra = {"dead_letter": letter.identity, "error": str(error)}
-            log.error("a dead letter cannot be stored, not even its place alone", extra=extra)
+            log.error("a dead letter cannot be stored, not even without its contents", extra=extra)
             return {}
 
     async def _insert(self, letters: Sequence[DeadLetter]) -> Mapping[UUID, str]:
@@ -120,7 +120,7 @@ class DeadLetters:
     async def page(
         self, tenant: str, wanted: DeadLetterFilter, state: str | None, behind: Place | None, limit: int
     ) -> Sequence[Row]:
-        """At most `limit` letters, newest first (columns of `page_of_dead_letters`); `state` None takes every state."""
+        """At most `limit`, newest first (columns of `page_of_dead_letters`); `state` None matches every state."""
         at, letter = (behind.created_at, behind.id) if behind else (None, None)
         return await self.database.fetch(
             SQL["page_of_dead_letters"],
@@ -133,31 +133,31 @@ class DeadLetters:
         )
 
     async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Sequence[Row]:
-        """How many letters there are by type and error class, the `MOST_GROUPS` largest."""
+        """How many there are by type and error class, the `MOST_GROUPS` largest."""
         return await self.database.fetch(
             SQL["groups_of_dead_letters"], tenant=tenant, **asdict(wanted), state=state, limit=MOST_GROUPS
         )
 
     async def count(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> int:
-        """How many letters there are."""
+        """How many there are."""
         row = await self.database.fetchrow(SQL["count_dead_letters"], tenant=tenant, **asdict(wanted), state=state)
         return int(row["letters"]) if row else 0
 
     async def get(self, tenant: str, letter: UUID) -> Row | None:
-        """Everything about one (columns of `get_dead_letter`), or None."""
+        """All about one (columns of `get_dead_letter`), or None."""
         return await self.database.fetchrow(SQL["get_dead_letter"], id=letter, tenant=tenant)
 
     async def discard(self, tenant: str, letter: UUID, reason: str) -> bool:
-        """Say that an open letter needs no replay; whether it was open."""
+        """Discard an open dead letter; whether it was open."""
         row = await self.database.fetchrow(SQL["discard_dead_letter"], id=letter, tenant=tenant, reason=reason)
         return row is not None
 
     # Replays ---------------------------------------------------------------------------------------------------------
 
     async def replay(self, tenant: str, letter: UUID, payload: str | None) -> Replayed | None:
-        """Send a letter's task again, with `payload` (JSON text) in place of its own where it is given.
+        """Replay the task of a dead letter, with `payload` (JSON text) in place of its own if given.
 
-        None: the letter is not open, or its task does not stand dead as the letter tells.
+        None: the dead letter is not open, or its task is not dead at the same version.
         """
         row = await self.database.fetchrow(
             SQL["replay_dead_letters"],
@@ -173,26 +173,26 @@ class DeadLetters:
         )
         return Replayed(**row) if row else None
 
-    async def replay_as(self, tenant: str, letter: UUID, mended: Submission, *, edited: bool) -> Replayed | None:
-        """Make a letter that has no task (any more) into the new task `mended`.
+    async def replay_as(self, tenant: str, letter: UUID, repaired: Submission, *, edited: bool) -> Replayed | None:
+        """Replay a dead letter that has no task (any more) as the new task `repaired`.
 
-        None: the letter is not open, or it has a task.
+        None: the dead letter is not open, or it has a task.
         """
         row = await self.database.fetchrow(
             SQL["replay_as_new_task"],
             letter=letter,
             tenant=tenant,
-            id=mended.id,
-            type=mended.type,
-            payload=mended.payload,
-            max_attempts=mended.max_attempts,
-            traceparent=mended.traceparent,
+            id=repaired.id,
+            type=repaired.type,
+            payload=repaired.payload,
+            max_attempts=repaired.max_attempts,
+            traceparent=repaired.traceparent,
             edited=edited,
         )
         return Replayed(**row) if row else None
 
     async def start_bulk(self, tenant: str, replay: UUID, wanted: DeadLetterFilter, rate: float) -> Row:
-        """Ask for a bulk replay of the open letters that are `wanted`, at `rate` a second: id, matched, status."""
+        """Request a bulk replay of the `wanted` open dead letters, at `rate` a second: id, matched, status."""
         row = await self.database.fetchrow(
             SQL["start_bulk_replay"], id=replay, tenant=tenant, **asdict(wanted), filter=to_text(wanted), rate=rate
         )
@@ -204,7 +204,7 @@ class DeadLetters:
         return await self.database.fetchrow(SQL["get_bulk_replay"], id=replay, tenant=tenant)
 
     async def bulk_outcomes(self, replay: UUID) -> Mapping[str, int]:
-        """How many tasks that it replayed have ended in which state, or are in which."""
+        """Outcome, or present state → how many of the tasks that it replayed."""
         rows = await self.database.fetch(SQL["bulk_replay_outcomes"], id=replay)
         return {row["outcome"]: row["letters"] for row in rows}
 
@@ -213,15 +213,15 @@ class DeadLetters:
         return await self.database.fetchrow(SQL["stop_bulk_replay"], id=replay, tenant=tenant) is not None
 
     async def running_bulk(self) -> Sequence[BulkReplay]:
-        """Bulk replays that are under way, the oldest first."""
+        """Bulk replays that are running, the oldest first."""
         rows = await self.database.fetch(SQL["running_bulk_replays"], limit=MOST_BULK_REPLAYS)
         return [BulkReplay(**{**row, "filter": from_text(row["filter"])}) for row in rows]
 
     async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
-        """Replay the next letters of `bulk`, at most `limit`: how many were looked at, and which were sent.
+        """Replay the next dead letters of `bulk`, at most `limit`: how many were read, and which were replayed.
 
-        Whoever carries the same batch at the same time changes nothing. Less than `limit` looked at, or as many as its
-        `rest`: that was all.
+        A second process that carries on the same batch at the same time changes nothing. If less than `limit`, or all
+        of its `rest`, were read, it has ended.
         """
         limit = min(limit, bulk.rest)
         letters = await self.database.fetch(
@@ -250,7 +250,7 @@ class DeadLetters:
 
 
 def _reduced(letter: DeadLetter, refusal: RefusedData) -> DeadLetter:
-    """`letter` with its names and numbers alone, and a reason that says what was left out."""
+    """`letter` with only its names and numbers, and a reason that says what was left out."""
     headers = sum(len(name) + len(value or b"") for name, value in letter.record_headers)
     sizes = {"key": len(letter.record_key or b""), "value": len(letter.record_value or b""), "headers": headers}
     left_out = ", ".join(f"{part} ({size:,} bytes)" for part, size in sizes.items() if size) or "its trace"
@@ -282,7 +282,7 @@ OPEN: Final = "open"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Which dead letters: all that are given must hold; None gives nothing. `created_before` is exclusive."""
+    """Which dead letters: those that match every field that is not None. `created_before` is exclusive."""
 
     type: str | None = None
     error_class: str | None = None
@@ -292,27 +292,27 @@ class DeadLetterFilter:
 
     @property
     def empty(self) -> bool:
-        """Whether every letter passes."""
+        """Whether it matches every dead letter."""
         return not any(asdict(self).values())
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a letter stands among all: a page begins behind one."""
+    """The position of a dead letter in the order of the list: a page begins behind one."""
 
     created_at: datetime
     id: UUID
 
 
 MOST_BULK_REPLAYS: Final = 100
-"""Bulk replays that are carried at once; others wait for one of them to end."""
+"""Bulk replays that run at once; others wait until one of them ends."""
 
 EDITED: Final = "edited payload"
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A letter was sent again as this task."""
+    """A dead letter was replayed as this task."""
 
     letter: UUID
     task_id: UUID
@@ -323,10 +323,10 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class BulkReplay:
-    """A bulk replay that is under way.
+    """A bulk replay that is running.
 
-    `allowance` is how many letters its rate allows now, `rest` how many of those that were there when it was asked for
-    it has not looked at: by their times alone it could find more, once the clock was set back.
+    `allowance` is how many dead letters its rate allows now; `rest` is how many of those that existed when it was
+    requested it has not read yet: times alone would find more of them after the clock was set back.
     """
 
     id: UUID

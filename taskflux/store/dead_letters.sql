@@ -1,8 +1,8 @@
 -- Dead letters: storing, browsing and replaying them. A filter is five parameters, each NULL where it does not matter.
 
 -- name: add_dead_letters
--- Stored once for each identity. For a task the reason and the payload come from its row, which no replay can have
--- changed: replays start from here. Its class may be longer than an index takes: it is cut to :longest characters.
+-- Stored once for each identity. The reason and the payload of a task come from its row, which no replay can have
+-- changed: replays start from here. Its class may be too long for an index: it is cut to :longest characters.
 INSERT INTO dead_letters (id, identity, tenant, task_id, task_version, type, error_class, reason, attempts, payload,
                           traceparent, origin, record_key, record_value, record_headers)
 SELECT i.id, i.identity, COALESCE(t.tenant, 'default'), i.task_id, i.task_version, COALESCE(t.type, i.type),
@@ -24,7 +24,7 @@ ON CONFLICT (identity) DO NOTHING
 RETURNING id, error_class;
 
 -- name: page_of_dead_letters
--- Newest first, behind the place (:behind_at, :behind_id) of the letter that ended the page before; at most :limit.
+-- Newest first, behind the place (:behind_at, :behind_id) of the last one on the page before; at most :limit.
 WITH page AS MATERIALIZED (
     SELECT id, task_id, type, error_class, reason, attempts, origin, created_at, state, discarded_at, discard_reason
     FROM dead_letters
@@ -77,7 +77,7 @@ WHERE tenant = :tenant
   AND (:state::text IS NULL OR state = :state);
 
 -- name: get_dead_letter
--- Everything about one. `task_state` is NULL where its task is gone.
+-- All about one. `task_state` is NULL where its task was deleted.
 SELECT d.id, d.tenant, d.task_id, d.task_version, d.type, d.error_class, d.reason, d.attempts, d.payload, d.traceparent,
        d.origin, d.record_key, d.record_value, d.record_headers, d.created_at, d.state, d.discarded_at,
        d.discard_reason,
@@ -97,13 +97,13 @@ UPDATE dead_letters SET state = 'discarded', discarded_at = now(), discard_reaso
 WHERE id = :id AND tenant = :tenant AND state = 'open'
 RETURNING id;
 
--- Replays. The letter's state is compared and set with its task's, so that no letter is sent twice, whoever asks and
--- however often. Locks are taken in this order: the bulk replay, tasks in id order, letters.
+-- Replays. The state of a dead letter is compared and set together with its task's, so that none is replayed twice,
+-- however often that is requested. Locks are taken in this order: the bulk replay, tasks in id order, dead letters.
 
 -- name: replay_dead_letters
--- Those of :letters whose tasks stand dead at the version that they tell of; :payload replaces the payload of an edited
--- one. As :batch of the bulk replay :bulk (both NULL for a single one) they are due at its rate, and it moves on to the
--- cursor (:cursor_at, :cursor_id), the last of its letters where :last says so.
+-- Those of :letters whose tasks are dead at the same version; :payload replaces the payload of an edited one. As :batch
+-- of the bulk replay :bulk (both NULL for a single one) they are due at its rate, and it moves on to the cursor
+-- (:cursor_at, :cursor_id); :last: it has ended.
 WITH job AS MATERIALIZED (
     SELECT id, rate FROM bulk_replays
     WHERE id = :bulk AND tenant = :tenant AND status = 'running' AND batches = :batch FOR UPDATE
@@ -133,7 +133,7 @@ WITH job AS MATERIALIZED (
     SET state = 'scheduled', version = t.version + 1, claim_version = NULL, worker = NULL, attempts = 0, handbacks = 0,
         losses = 0, replays = t.replays + 1, payload = COALESCE(:payload::text, t.payload), updated_at = now(),
         due_at = now(),
-        expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END,  -- a person wants it to run all the same
+        expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END,  -- a person wants it to run anyway
         error_class = NULL, error_reason = NULL,
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|replayed|scheduled|0|1|' || :note::text)
     FROM opened
@@ -171,8 +171,8 @@ WITH job AS MATERIALIZED (
 SELECT letter, id AS task_id, type, error_class, traceparent FROM replayed;
 
 -- name: replay_as_new_task
--- A letter that has no task, or none any more, becomes the new task :id: a record that was repaired. The relay
--- publishes it to its type's topic.
+-- A dead letter that has no task (any more) becomes the new task :id: a record that was repaired. The relay publishes
+-- it to its type's topic.
 WITH opened AS MATERIALIZED (
     SELECT id, tenant, error_class FROM dead_letters d
     WHERE id = :letter AND tenant = :tenant AND state = 'open'
@@ -193,7 +193,7 @@ WITH opened AS MATERIALIZED (
 )
 SELECT o.id AS letter, a.id AS task_id, a.type, o.error_class, a.traceparent FROM opened o CROSS JOIN accepted a;
 
--- Bulk replays: asked for once, carried on batch by batch by whoever leads.
+-- Bulk replays: requested once, carried on batch by batch by the leader.
 
 -- name: start_bulk_replay
 -- :filter is the filter as JSON.
@@ -221,14 +221,14 @@ FROM dead_letter_replays r LEFT JOIN tasks t ON t.id = r.task_id
 WHERE r.bulk_id = :id GROUP BY 1;
 
 -- name: stop_bulk_replay
--- What it has replayed stays replayed; every other letter stays open.
+-- What it has replayed stays replayed; all others stay open.
 UPDATE bulk_replays SET status = 'stopped', updated_at = now()
 WHERE id = :id AND tenant = :tenant AND status = 'running'
 RETURNING id;
 
 -- name: running_bulk_replays
--- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost. A pace that lies ahead
--- is from before the clock was set back, and begins again with the next letter.
+-- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost. A pace in the future
+-- is from before the clock was set back, and begins again with the next dead letter.
 SELECT id, tenant, filter, batches AS batch, cursor_at, cursor_id, created_at,
        CASE WHEN paced_at > now() + interval '1 second' THEN 1
             ELSE floor(LEAST(extract(epoch FROM now() - paced_at)::float8, GREATEST(2, 1 / rate)) * rate + 1e-6)
@@ -237,8 +237,8 @@ SELECT id, tenant, filter, batches AS batch, cursor_at, cursor_id, created_at,
 FROM bulk_replays WHERE status = 'running' ORDER BY created_at LIMIT :limit;
 
 -- name: next_of_bulk_replay
--- The next :limit letters behind the cursor (:cursor_at, :cursor_id), oldest first, of those that were there when it
--- was asked for (:asked_at).
+-- The next :limit behind the cursor (:cursor_at, :cursor_id), oldest first, of those that existed when it was requested
+-- (:asked_at).
 SELECT id, created_at FROM dead_letters
 WHERE tenant = :tenant AND state = 'open'
   AND (:type::text IS NULL OR type = :type)

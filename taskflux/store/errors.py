@@ -1,11 +1,11 @@
-"""What may go wrong with the store, by what the caller does next, and the one way to wait until it is available.
+"""The errors of the store, by what the caller does next, and the one way to wait until it is available.
 
 ::
 
     StoreError
-    ├── StoreUnavailable   wait and try again: nothing was (surely) changed
+    ├── StoreUnavailable   wait and try again: nothing is known to be changed
     ├── StoreBusy          try again at once: a deadlock, a statement that took too long
-    ├── RefusedData        this row will never be taken
+    ├── RefusedData        this row will never be accepted
     ├── OtherDeclaration   rename one of two task types
     └── SchemaTooOld       run `taskflux migrate`
 """
@@ -22,19 +22,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
-"""Seconds between two tries: the first time, and at most; each pause is twice as long as the one before."""
+"""Seconds between two tries: the first pause, and the longest; each is twice as long as the one before."""
 
 
 class StoreError(Exception):
-    """PostgreSQL did not do what was asked."""
+    """PostgreSQL did not do what it was asked to do."""
 
 
 class StoreUnavailable(StoreError):
-    """PostgreSQL cannot be reached, or the connection was lost in the middle."""
+    """PostgreSQL cannot be reached, or the connection was lost during a statement."""
 
 
 class StoreBusy(StoreError):
-    """The statement was given up and may be run again as it is."""
+    """The statement was aborted, and may be run again unchanged."""
 
 
 class RefusedData(StoreError):
@@ -50,9 +50,9 @@ class SchemaTooOld(StoreError):
 
 
 def level_of(error: Exception) -> int:
-    """The level of a line about `error` where the work is tried again, for as long as it takes.
+    """The level of a log line about `error` where the work is retried without a limit.
 
-    While PostgreSQL is unavailable, `Database` says so once for all that wait for it.
+    While PostgreSQL is unavailable, `Database` logs that once for everything that waits for it.
     """
     return logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
 
@@ -70,19 +70,19 @@ async def until_available(
     pauses: tuple[float, float] = (FIRST_PAUSE, LAST_PAUSE),
     on_wait: Callable[[Exception], None] = lambda error: None,
 ) -> T:
-    """The result of `work`, which is tried again while it raises one of `retry`; it must bear being done again.
+    """The result of `work`, which is tried again while it raises one of `retry`; it must be safe to repeat.
 
     Args:
-        work: a try that has begun is not cut short.
-        retry: what passes by itself.
-        seconds: how long to go on; None: for ever.
+        work: a try that has begun is not interrupted.
+        retry: errors that pass by themselves.
+        seconds: how long to retry; None: without a limit.
         stop: ends the waiting.
-        pauses: seconds between two tries: at first, and at most.
-        on_wait: told what is waited for, before each pause.
+        pauses: seconds between two tries: the first, and the longest.
+        on_wait: called with the error before each pause.
 
     Raises:
         Stopped: `stop` was set before a try succeeded.
-        Exception: what the last try raised: something else, or the time is up.
+        Exception: what the last try raised: another error, or the time is up.
     """
     loop = asyncio.get_running_loop()
     deadline = inf if seconds is None else loop.time() + seconds
@@ -102,7 +102,7 @@ async def until_available(
 
 
 async def _pause(tries: int, stop: asyncio.Event, pauses: tuple[float, float], at_most: float) -> None:
-    """Wait before the next try, after `tries` that failed; `at_most` so many seconds, and not once `stop` is set."""
+    """Wait before the next try, after `tries` that failed: `at_most` so many seconds, or until `stop` is set."""
     first, longest = pauses
     with suppress(TimeoutError):
         async with asyncio.timeout(min(first * 2.0 ** min(tries - 1, 30), longest, at_most)):

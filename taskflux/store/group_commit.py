@@ -1,7 +1,7 @@
 """Group commits: concurrent requests share one statement.
 
-While one statement is under way, whatever else is asked for gathers and becomes the next. Alone, a request waits for
-nobody; under load, the batches grow by themselves.
+While one statement runs, further requests collect and become the next one. A single request does not wait for others;
+under load, the batches grow by themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from taskflux.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-I = TypeVar("I")  # noqa: E741 - the item, as O is its outcome
+I = TypeVar("I")  # noqa: E741 - the item; O is its outcome
 O = TypeVar("O")  # noqa: E741
 
 Batch: TypeAlias = list[tuple[I, asyncio.Future[O]]]
@@ -40,8 +40,8 @@ class GroupCommit(Generic[I, O]):
     Args:
         run: writes a batch and returns an outcome for each item, in their order.
         max_items: the largest batch.
-        patience: seconds that a batch is tried again while PostgreSQL is unavailable; None: until it is available.
-        statement: the name under which the sizes of batches are observed; None: they are not.
+        patience: seconds that a batch is retried while PostgreSQL is unavailable; None: until it is available.
+        statement: the label under which the sizes of batches are observed; None: they are not.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class GroupCommit(Generic[I, O]):
         self._writer: asyncio.Task[None] | None = None
 
     def submit(self, item: I, unique: Hashable) -> asyncio.Future[O]:
-        """Have `item` written; its outcome.
+        """Have `item` written, and return its outcome.
 
-        `unique` stands only once in a batch: of two items with the same, the second waits for the next batch.
+        `unique` occurs only once in a batch: of two items with the same value, the second waits for the next batch.
 
         Raises:
             RefusedData: this very item cannot be stored.
@@ -71,34 +71,34 @@ class GroupCommit(Generic[I, O]):
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, unique, future))
         if self._writer is None:
-            # In a context of its own: a batch is no part of the request or attempt that happened to begin it.
+            # In a context of its own: a batch is not part of the request or attempt that happened to begin it.
             self._writer = asyncio.create_task(self._write(), context=Context())
         return future
 
     def stop(self) -> None:
-        """End the statement that is under way or tried again; who waits is told that it is unavailable."""
+        """Cancel the statement that runs or is retried; every waiting item fails with StoreUnavailable."""
         if self._writer is not None:
             self._writer.cancel()
 
     async def _write(self) -> None:
         try:
             while self._waiting:
-                alike: list[tuple[I, Hashable, asyncio.Future[O]]] = []
+                repeated: list[tuple[I, Hashable, asyncio.Future[O]]] = []
                 taken: dict[Hashable, tuple[I, asyncio.Future[O]]] = {}
                 while self._waiting and len(taken) < self._max_items:
                     item, unique, future = self._waiting.popleft()
                     if unique in taken:
-                        alike.append((item, unique, future))
-                    elif not future.cancelled():  # somebody still waits for it
+                        repeated.append((item, unique, future))
+                    elif not future.cancelled():  # its caller still waits
                         taken[unique] = item, future
-                self._waiting.extendleft(reversed(alike))
+                self._waiting.extendleft(reversed(repeated))
                 batch = list(taken.values())
                 try:
                     if batch:
                         await self._settle(batch)
                         if self._sizes is not None:
                             self._sizes.observe(len(batch))
-                except BaseException as error:  # somebody ends it: nobody waits for a batch that does not come
+                except BaseException as error:  # cancelled: no caller may wait for ever
                     _fail([*batch, *((item, future) for item, _, future in self._waiting)], _broken(error))
                     self._waiting.clear()
                     raise
@@ -109,7 +109,7 @@ class GroupCommit(Generic[I, O]):
         tried = list(batch)
 
         async def run() -> Sequence[O]:
-            # A further try is not made for those who have given up since.
+            # A further try leaves out the items whose callers have given up.
             tried[:] = [each for each in batch if not each[1].cancelled()]
             return await self._run([item for item, _ in tried]) if tried else ()
 
@@ -119,14 +119,14 @@ class GroupCommit(Generic[I, O]):
         except Exception as error:
             known = isinstance(error, StoreError)
             if len(batch) > 1 and (not known or isinstance(error, RefusedData)):
-                # Halved until the bad one alone fails.
+                # Halved until only the bad item fails.
                 middle = len(batch) // 2
                 await self._settle(batch[:middle])
                 await self._settle(batch[middle:])
                 return
             if not known:
-                named = [str(getattr(item, "id", "")) for item, _ in batch]
-                log.error("a batch broke off", exc_info=error, extra={"items": len(batch), "task_ids": named})
+                ids = [str(getattr(item, "id", "")) for item, _ in batch]
+                log.error("a batch failed", exc_info=error, extra={"items": len(batch), "task_ids": ids})
             _fail(batch, error if isinstance(error, StoreError) else _broken(error))
         else:
             for (_, future), outcome in answers:
@@ -135,7 +135,7 @@ class GroupCommit(Generic[I, O]):
 
 
 def _broken(error: BaseException) -> StoreUnavailable:
-    return StoreUnavailable(f"the batch was cut off: {class_name(error)}")
+    return StoreUnavailable(f"the batch was aborted: {class_name(error)}")
 
 
 def _fail(batch: Batch[I, O], error: StoreError) -> None:

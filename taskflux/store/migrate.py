@@ -19,10 +19,10 @@ from taskflux.store.database import translated
 from taskflux.store.settings import PostgresSettings
 
 LOCK_SECONDS, LOCK_PAUSE, LOCK_TRIES = 3, 3.0, 20
-"""How long a step waits for the lock of a table, and how often. Whoever asks for that table meanwhile waits behind it:
-one long transaction must not hold up everything that runs."""
+"""How long a migration waits for the lock of a table, and how often. Others that ask for that table meanwhile wait
+behind it: one long transaction must not hold up everything."""
 
-_LOCK = 0x7461736B  # 'task': the advisory lock that migrators take turns by
+_LOCK = 0x7461736B  # 'task': the advisory lock that makes migrating processes take turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Migration:
 
 
 def migrations() -> Sequence[Migration]:
-    """All steps in their order."""
+    """All migrations in their order."""
     found = []
     for file in files("taskflux.store").joinpath("migrations").iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
@@ -48,10 +48,10 @@ def migrations() -> Sequence[Migration]:
 
 
 async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
-    """Bring the database up to this program's version and return the steps that were applied now.
+    """Bring the database up to this program's version and return the migrations that were applied now.
 
     Raises:
-        StoreError: PostgreSQL cannot be reached or refuses a step; nothing of this run stays behind then.
+        StoreError: PostgreSQL cannot be reached or refuses a migration; nothing of this run stays then.
         StoreBusy: a transaction has held a table for two minutes.
     """
     async with _connected(settings) as connection:
@@ -63,7 +63,7 @@ async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
 
 
 async def newer_steps(settings: PostgresSettings) -> Sequence[str]:
-    """Steps of a migrated database that this program does not know: those of a newer release. Raises StoreError."""
+    """Migrations in the database that this program does not know: those of a newer release. Raises StoreError."""
     known = {migration.version for migration in migrations()}
     async with _connected(settings) as connection:
         rows = await connection.fetch("SELECT version, name FROM schema_migrations ORDER BY version")
@@ -72,7 +72,7 @@ async def newer_steps(settings: PostgresSettings) -> Sequence[str]:
 
 @asynccontextmanager
 async def _connected(settings: PostgresSettings) -> AsyncIterator[Any]:
-    """A connection past any pooler."""
+    """A connection that bypasses any pooler."""
     dsn = (settings.migrate_dsn or settings.dsn).get_secret_value()
     with translated():
         connection = await asyncpg.connect(dsn, timeout=settings.connect_timeout, statement_cache_size=0)
@@ -83,9 +83,9 @@ async def _connected(settings: PostgresSettings) -> AsyncIterator[Any]:
 
 
 async def _apply(connection: Any) -> Sequence[Migration]:
-    """All that is missing, or nothing."""
+    """Apply all missing migrations, or none."""
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)  # however long another one takes
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)  # however long another process takes
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
         return await _apply_missing(connection)
 

@@ -1,4 +1,4 @@
-"""Notifications by the caller's id: begun once, and what became of them."""
+"""Notifications by the caller's id: each is begun once, and its outcome is kept."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SQL: Final = statements("notifications")
 
 
 class NotificationState(StrEnum):
-    BEGUN = "begun"  # under way, or whoever sent it was lost
+    BEGUN = "begun"  # running, or its process was lost
     SENT = "sent"
-    FAILED = "failed"  # surely not sent (to all): it may be tried again
+    FAILED = "failed"  # not sent, or not to all: it may be tried again
     UNKNOWN = "unknown"  # it may have been sent
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The right to send; `progress` is what attempts before this one have noted, `since` when the first began."""
+    """The right to send; `progress` is what earlier attempts have noted, `since` when the first began."""
 
     version: int
     since: datetime
@@ -33,7 +33,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """It was begun before: with `outcome` where it was sent, None where nobody knows."""
+    """It was begun before: `outcome` is given if it was sent, None if that is unknown."""
 
     outcome: Mapping[str, Any] | None
     progress: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """The id stands for another payload."""
+    """The id was used for another payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class Notifications:
     database: Database
 
     async def begin(self, name: str, attempt: int, digest: bytes = b"") -> Begun | Repeated | Reused:
-        """Take the right to send `name`, whose payload has this digest, or learn what became of it.
+        """Take the right to send `name`, whose payload has this digest, or learn its outcome.
 
         Raises:
-            StoreError: it is not (surely) begun.
+            StoreError: it is not known to be begun.
         """
         while True:
             row = await self.database.fetchrow(SQL["begin_notification"], id=name, attempt=attempt, digest=digest)
@@ -63,7 +63,7 @@ class Notifications:
             row = await self.database.fetchrow(SQL["get_notification"], id=name, digest=digest)
             if row is not None and not row["same"]:
                 return Reused()
-            if row is not None and row["state"] != NotificationState.FAILED:  # else it has ended in between
+            if row is not None and row["state"] != NotificationState.FAILED:  # else it has just ended
                 sent = row["state"] == NotificationState.SENT
                 return Repeated(_object(row["outcome"]) if sent else None, _object(row["progress"]))
 
@@ -76,7 +76,7 @@ class Notifications:
         outcome: Mapping[str, Any] | None = None,
         progress: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Note what became of the one begun at `version`; false when another attempt has begun since."""
+        """Store the outcome of the one begun at `version`; false if another attempt has begun since."""
         row = await self.database.fetchrow(
             SQL["end_notification"],
             id=name,

@@ -1,4 +1,6 @@
-"""Pending publishes: what is due, who publishes it, what Kafka has confirmed; and the circuits that hold it back."""
+"""The outbox: pending publishes, which process publishes them, what Kafka has confirmed; and the circuits that pause
+them.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ class Confirmation(NamedTuple):
 
 
 class Publishing:
-    """The narrow table of what is due. `grace` (seconds) must be longer than the producer's own deadline."""
+    """The outbox, a narrow table. `grace` (seconds) must be longer than the producer's own deadline."""
 
     def __init__(self, database: Database, grace: float) -> None:
         self.database = database
@@ -60,13 +62,13 @@ class Publishing:
         self._batch = metrics.BATCH.labels("confirm")
 
     async def next_due(self) -> Mapping[str | None, float]:
-        """Seconds until each type's next row is due, negative when overdue. Dead letters stand under None."""
+        """Seconds until each type's next row is due, negative when overdue; None is the key of dead letters."""
         return {row["type"]: row["wait"] for row in await self.database.fetch(SQL["next_due"])}
 
     async def take(self, task_type: str, limit: int, *, probe: bool = False) -> Sequence[PendingPublish]:
         """Promise to publish up to `limit` tasks that are due now.
 
-        `probe`: those that say most of their provider, see `probes_now`, and not those that wait longest.
+        `probe`: those that tell most about their provider (see `probes_now`), not those that have waited longest.
         """
         statement = SQL["probes_now" if probe else "due_now"]
         found = _versions(await self.database.fetch(statement, type=task_type, limit=limit))
@@ -92,7 +94,7 @@ class Publishing:
         return [PendingDeadLetter(**row) for row in rows]
 
     async def confirm(self, confirmations: Iterable[Confirmation]) -> None:
-        """The records are in Kafka; of two of one task the newer counts.
+        """Note that the records are in Kafka; of two of one task, the newer one counts.
 
         Raises:
             StoreError: it is not known to be written.
@@ -112,20 +114,20 @@ class Publishing:
             least=ids[0],
             greatest=ids[-1],
         )
-        # Unconfirmed, a record is published again after its grace; its version makes the second one harmless.
+        # Without this, a record is published again after its grace; its version makes the second one harmless.
         await until_available(confirm, seconds=self.grace)
         self._batch.observe(len(ids))
 
-    async def confirm_dead(self, letters: Sequence[PendingDeadLetter]) -> None:
-        """The dead letters are in their topic."""
+    async def confirm_dead(self, dead_letters: Sequence[PendingDeadLetter]) -> None:
+        """Note that the dead letters are in their topic."""
         await self.database.fetch(
             SQL["confirm_dead"],
-            ids=[letter.id for letter in letters],
-            versions=[letter.version for letter in letters],
+            ids=[each.id for each in dead_letters],
+            versions=[each.version for each in dead_letters],
         )
 
     async def expire(self, limit: int) -> Sequence[str]:
-        """End waiting tasks whose expiresAt has passed; their types."""
+        """Make waiting tasks dead whose expiresAt has passed, and return their types."""
         found = _versions(await self.database.fetch(SQL["expired_now"], limit=limit))
         if not found:
             return []
@@ -145,7 +147,7 @@ def _versions(rows: Sequence[Row]) -> dict[UUID, int]:
 class Circuit:
     """A provider's circuit; `closed_for` is seconds since it last closed, None if it never opened.
 
-    `served_for` is seconds since it last closed because a task was served, and not for a check of the client's.
+    `served_for` is seconds since it last closed because a task succeeded, not because of the client's own check.
     """
 
     provider: str
@@ -156,12 +158,12 @@ class Circuit:
 
 
 class Circuits:
-    """The circuits of all providers. `clock` says monotonic seconds."""
+    """The circuits of all providers. `clock` returns monotonic seconds."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
-        # When it closed, and when a task that was served closed it: by PostgreSQL's clock and by ours.
+        # When it closed, and when a task's success closed it: by PostgreSQL's clock and by ours.
         self._known: dict[tuple[str, str], tuple[datetime, float]] = {}
 
     async def all(self) -> Mapping[str, Circuit]:
@@ -175,7 +177,7 @@ class Circuits:
         }
 
     def _since(self, row: Row, what: str) -> float | None:
-        """Seconds since `what`: counted from the first time that we read of it, whatever PostgreSQL's clock does."""
+        """Seconds since `what`, counted from when we first read it, whatever PostgreSQL's clock does."""
         if (then := row[f"{what}_at"]) is None:
             return None
         now, key = self._clock(), (row["provider"], what)
@@ -185,7 +187,7 @@ class Circuits:
         return now - known[1]
 
     async def open(self, provider: str, error_class: str, reason: str) -> bool:
-        """Stop publishing for `provider`; whether it was us who opened it."""
+        """Stop publishing for `provider`, and return whether this call opened the circuit."""
         row = await self._database.fetchrow(
             SQL["open_circuit"],
             provider=provider,
@@ -196,18 +198,18 @@ class Circuits:
         return row is not None
 
     async def close(self, provider: str, *, served: bool = True) -> bool:
-        """The provider serves again; whether it was us who closed it. `served`: a task was, not only a check."""
+        """Close the circuit, and return whether this call did. `served`: a task succeeded, not only a check."""
         return await self._database.fetchrow(SQL["close_circuit"], provider=provider, served=served) is not None
 
     async def take_probe(self, provider: str) -> int:
-        """The right to send the one probe whose time has come: the tasks that it is, 0 without the right."""
+        """Take the right to send the probe that is due: its number of tasks, 0 without the right."""
         row = await self._database.fetchrow(
             SQL["take_probe"], provider=provider, first_probe=FIRST_PROBE, last_probe=LAST_PROBE
         )
         return 0 if row is None else int(row["breadth"])
 
     async def probe_failed(self, provider: str, error_class: str, reason: str, *, refused: bool) -> None:
-        """A task that was a probe met this. `refused`: the provider answered it: see `policy.probe_breadth`."""
+        """Note that a probe's task failed. `refused`: the provider answered it: see `policy.probe_breadth`."""
         await self._database.fetch(
             SQL["probe_failed"],
             provider=provider,

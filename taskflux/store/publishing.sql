@@ -1,7 +1,8 @@
--- Pending publishes: what is due, who publishes it, what Kafka has confirmed; and the circuits that hold it back.
+-- The outbox: pending publishes, which process publishes them, what Kafka has confirmed; and the circuits that pause
+-- them.
 
 -- name: next_due
--- Seconds until the next row of each type is due (negative: overdue). Dead letters stand under the type NULL.
+-- Seconds until the next row of each type is due (negative: overdue). Dead letters have the type NULL.
 SELECT tt.type, extract(epoch FROM d.publish_at - now())::float8 AS wait
 FROM task_types tt
 CROSS JOIN LATERAL (
@@ -15,8 +16,8 @@ SELECT task_id, version FROM due
 WHERE type = :type AND NOT dead AND publish_at <= now() ORDER BY publish_at LIMIT :limit;
 
 -- name: probes_now
--- Those that find out whether a provider is back: tasks that it has not failed for yet, and where there are no more of
--- them, those that it failed for least. Nothing is locked.
+-- Tasks that probe whether a provider works again: those that it has not failed for yet, and then those that it has
+-- failed for least often. Nothing is locked.
 (SELECT d.task_id, d.version
  FROM due d CROSS JOIN LATERAL (SELECT handbacks FROM tasks WHERE id = d.task_id OFFSET 0) AS t
  WHERE d.type = :type AND NOT d.dead AND d.publish_at <= now() AND t.handbacks = 0
@@ -31,8 +32,8 @@ UNION ALL
 LIMIT :limit;
 
 -- name: take_due
--- Whoever publishes first says so: publish_at moves by the grace and the version rises. Rows whose task has moved on
--- (its record overtook the confirmation, or it was cancelled) are dropped.
+-- A process takes rows before it publishes them: publish_at moves by the grace and the version rises. Rows whose task
+-- has changed since (its record overtook the confirmation, or it was cancelled) are dropped.
 WITH waiting AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
@@ -64,7 +65,7 @@ SELECT id, version, key, traceparent FROM bumped;
 SELECT task_id FROM due WHERE dead AND publish_at <= now() ORDER BY publish_at LIMIT :limit;
 
 -- name: take_dead
--- Dead letters that are owed to their topic. They are told apart by (task id, version), so a repeat does no harm.
+-- Dead letters to be published to their topic. (task id, version) identifies each, so a repeat does no harm.
 WITH candidates AS MATERIALIZED (
     SELECT task_id, version FROM due
     WHERE task_id = ANY(:ids) AND dead AND publish_at <= now() ORDER BY task_id FOR UPDATE SKIP LOCKED
@@ -83,7 +84,7 @@ SELECT k.id, c.version, k.type, COALESCE(NULLIF(k.error_class, ''), 'Unknown') A
 FROM known k JOIN candidates c ON c.task_id = k.id;
 
 -- name: confirm
--- Kafka has the records: what is due is done with, unless the record was taken (or published again) meanwhile.
+-- Kafka has the records: their outbox rows are deleted, unless the record was taken (or published again) meanwhile.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(:logs::uuid[], :partitions::integer[], :offsets::bigint[])
         WITH ORDINALITY AS i (log, "partition", "offset", place)
@@ -105,7 +106,7 @@ WITH input AS MATERIALIZED (
     SELECT d.task_id FROM due d
     WHERE d.task_id = ANY(:ids) AND NOT d.dead
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
-      -- After the tasks are locked: PostgreSQL leaves what nobody reads for last.
+      -- After the tasks are locked: PostgreSQL runs a CTE that nothing reads last.
       AND (SELECT count(*) FROM queued) >= 0
     ORDER BY d.task_id FOR UPDATE SKIP LOCKED
 )
@@ -150,7 +151,7 @@ WITH waiting AS MATERIALIZED (
     WHERE d.task_id = ANY(ARRAY(SELECT id FROM expired UNION ALL SELECT task_id FROM stale)) AND NOT d.dead
 ), cleared AS (
     DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM expired))
-), owed AS (
+), pending AS (
     INSERT INTO due (task_id, dead, type, version, publish_at)
     SELECT id, true, type, version, now() FROM expired ORDER BY id
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
@@ -165,7 +166,7 @@ SELECT provider, open, reason, closed_at, extract(epoch FROM now() - closed_at):
 FROM circuits;
 
 -- name: open_circuit
--- True to whoever opened it.
+-- A row is returned only to the call that opened it.
 INSERT INTO circuits (provider, open, error_class, reason, opened_at, probes, probe_at)
 VALUES (:provider, true, :error_class, :reason, now(), 0, now() + make_interval(secs => :first_probe))
 ON CONFLICT (provider) DO UPDATE
@@ -179,7 +180,7 @@ UPDATE circuits SET open = false, closed_at = now(), served_at = CASE WHEN :serv
 WHERE provider = :provider AND open RETURNING provider;
 
 -- name: take_probe
--- The right to send the next probe, and how many tasks it is. The wait doubles from :first_probe seconds up to
+-- The right to send the next probe, and its number of tasks. The wait doubles from :first_probe seconds up to
 -- :last_probe; a longer one was written before the clock was set back.
 UPDATE circuits
 SET probes = probes + 1,
@@ -190,8 +191,8 @@ WHERE provider = :provider AND open
 RETURNING breadth;
 
 -- name: probe_failed
--- What the tasks of the last probe met; how many the next one is. They say the same, so that it does not matter how
--- many of them say it.
+-- The error of the last probe's tasks, and the number of tasks of the next one. All tasks of a probe write the same, so
+-- that it does not matter how many of them do.
 UPDATE circuits SET error_class = :error_class, reason = :reason,
     breadth = CASE WHEN :refused THEN LEAST(:most_probes, 2 ^ LEAST(probes, 30))::integer ELSE 1 END
 WHERE provider = :provider AND open;

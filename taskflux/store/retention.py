@@ -1,7 +1,7 @@
-"""Letting go of what is past its age: the statements, and what they are asked. `taskflux.upkeep.pruner` decides.
+"""Deleting what is past its age: the statements, and their arguments. `taskflux.upkeep.pruner` decides.
 
-Tasks go by partition: dropping one takes an instant however many tasks it holds, and leaves nothing to vacuum. So a
-task goes when the whole week that it was accepted in is past, up to seven days after its age.
+Tasks are deleted by partition: dropping one takes an instant however many tasks it holds, and leaves nothing to vacuum.
+So a task is deleted once the whole week in which it was accepted is past its age, up to seven days later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SQL: Final = statements("retention")
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """How long tasks are kept once they have come to rest, and dead letters once they are stored; None: for ever."""
+    """How long tasks are kept after they have ended, and dead letters after they were stored; None: for ever."""
 
     succeeded: timedelta | None = None
     dead: timedelta | None = None
@@ -42,7 +42,7 @@ class Ages:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """The moments before which something must have come to rest to go, by the store's clock."""
+    """The times before which a task must have ended to be deleted, by the store's clock."""
 
     succeeded: datetime | None
     dead: datetime | None
@@ -50,7 +50,7 @@ class Cuts:
 
     @property
     def latest(self) -> UUID | None:
-        """Ids below this one may be past their age: a task rests no earlier than it was accepted. None: none may."""
+        """Ids below this one may be past their age: a task ends after it was accepted. None: none may."""
         given = [cut for cut in (self.succeeded, self.dead, self.cancelled) if cut is not None]
         return uuid_floor(max(given)) if given else None
 
@@ -66,7 +66,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at some rows has found: `last` is where to look next (None: nowhere)."""
+    """What was found among some rows: `last` is where to look next (None: nowhere)."""
 
     last: UUID | None
     goes: Mapping[str, int]
@@ -74,7 +74,7 @@ class Seen:
 
 
 def old_ranges(partitions: Sequence[Range], latest: UUID) -> Iterator[Range]:
-    """The partitions wholly below `latest`, and the gaps between partitions: their ids are in tasks_default."""
+    """The partitions wholly below `latest`, and the gaps between partitions, whose ids are in tasks_default."""
     for partition in partitions:
         if partition.below <= latest:
             yield partition
@@ -91,7 +91,7 @@ class Retention:
     database: Database
 
     async def cuts(self, ages: Ages) -> tuple[Cuts, datetime]:
-        """The moments of these ages, and the store's now."""
+        """The times of these ages, and the store's now."""
         row = await self.database.fetchrow(SQL["store_now"])
         assert row is not None
         now: datetime = row[0]
@@ -102,17 +102,17 @@ class Retention:
         return [Range(*row) for row in await self.database.fetch(SQL["task_partitions"])]
 
     async def look(self, after: UUID, below: UUID, limit: int, cuts: Cuts) -> Seen:
-        """What may go among the next `limit` tasks behind `after`, and which ones stay."""
+        """What may be deleted among the next `limit` tasks behind `after`, and which ones stay."""
         row = await self.database.fetchrow(SQL["look_for_old"], after=after, below=below, limit=limit, **asdict(cuts))
         return _seen(row, row["staying"] if row else ())
 
     async def delete(self, after: UUID, below: UUID, limit: int, cuts: Cuts) -> Seen:
-        """Delete what may go among the next `limit` tasks behind `after`."""
+        """Delete what may be deleted among the next `limit` tasks behind `after`."""
         row = await self.database.fetchrow(SQL["delete_old"], after=after, below=below, limit=limit, **asdict(cuts))
         return _seen(row)
 
     async def guard(self, partition: str) -> str:
-        """Have it noted from now on which rows come or change in `partition`; what it is noted under.
+        """Record from now on which rows of `partition` are added or changed; the id of the recording.
 
         Raises:
             StoreBusy: it could not be locked in time.
@@ -122,11 +122,11 @@ class Retention:
         return str(row[0])
 
     async def unguard(self, partition: str) -> None:
-        """Note no longer."""
+        """Stop recording."""
         await self.database.fetchrow(SQL["unguard_partition"], partition=partition)
 
     async def drop(self, partition: str, guard: str, staying: Sequence[UUID]) -> int:
-        """Let `partition` go but for `staying` and what `guard` has noted, which move to tasks_default; how many.
+        """Drop `partition`; `staying` and what `guard` has recorded move to tasks_default. Returns how many.
 
         Raises:
             StoreBusy: it could not be locked in time.
@@ -136,17 +136,17 @@ class Retention:
         return int(row[0])
 
     async def forget_parked(self, after: UUID, below: UUID, limit: int) -> UUID | None:
-        """Delete what stands in `parked` of tasks that are gone; where to look next."""
+        """Delete rows in `parked` of deleted tasks; where to look next."""
         row = await self.database.fetchrow(SQL["forget_parked"], after=after, below=below, limit=limit)
         return row["last"] if row else None
 
     async def old_letters(self, before: datetime) -> int:
-        """How many dead letters were stored before that."""
+        """How many dead letters were stored before `before`."""
         row = await self.database.fetchrow(SQL["count_old_letters"], before=before)
         return int(row[0]) if row else 0
 
     async def delete_letters(self, before: datetime, limit: int) -> int:
-        """Delete up to `limit` dead letters that were stored before that; how many."""
+        """Delete up to `limit` dead letters that were stored before `before`; how many."""
         return len(await self.database.fetch(SQL["delete_old_letters"], before=before, limit=limit))
 
     async def delete_notes(self, before: datetime, limit: int) -> int:

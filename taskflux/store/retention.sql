@@ -1,5 +1,5 @@
--- Deleting what is past its age. :succeeded, :dead and :cancelled are the moments before which a task of that state
--- must have come to rest to go; NULL keeps them all. A dead task stays while its dead letter is owed to the topic.
+-- Deleting what is past its age. :succeeded, :dead and :cancelled are the times before which a task of that state must
+-- have ended to be deleted; NULL keeps them all. A dead task stays until its dead letter is published.
 
 -- name: store_now
 SELECT now();
@@ -16,8 +16,8 @@ FROM (
 WHERE bounds IS NOT NULL ORDER BY 2;
 
 -- name: look_for_old
--- The next :limit tasks behind id :after, below :below: how many of each state may go, and which ones stay. `last` is
--- where to look next, NULL at the end.
+-- The next :limit tasks behind id :after, below :below: how many of each state may be deleted, and which ones stay.
+-- `last` is where to look next, NULL at the end.
 WITH page AS MATERIALIZED (
     SELECT id, state, updated_at FROM tasks WHERE id > :after AND id < :below ORDER BY id LIMIT :limit
 ), judged AS MATERIALIZED (
@@ -33,7 +33,7 @@ SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last,
 FROM judged;
 
 -- name: delete_old
--- The same, and what may go is gone.
+-- The same, and delete what may be deleted.
 WITH page AS MATERIALIZED (
     SELECT id, state, updated_at FROM tasks WHERE id > :after AND id < :below ORDER BY id LIMIT :limit
 ), batch AS MATERIALIZED (
@@ -68,8 +68,8 @@ SELECT unguard_task_partition(:partition);
 SELECT drop_task_partition(:partition, :guard, :staying);
 
 -- name: forget_parked
--- Rows of tasks that went with their partition, among the next :limit behind id :after, below :below. A task that is
--- gone never comes back, so nothing has to be locked.
+-- Rows of tasks that were dropped with their partition, among the next :limit behind id :after, below :below. A deleted
+-- task never comes back, so nothing has to be locked.
 WITH page AS MATERIALIZED (
     SELECT task_id FROM parked WHERE task_id > :after AND task_id < :below ORDER BY task_id LIMIT :limit
 ), gone AS (
@@ -83,7 +83,7 @@ SELECT task_id AS last FROM page ORDER BY task_id DESC LIMIT 1;
 SELECT count(*)::integer FROM dead_letters WHERE created_at < :before;
 
 -- name: delete_old_letters
--- Up to :limit of them; what is noted of their replays goes with them.
+-- Up to :limit of them; the records of their replays are deleted with them.
 DELETE FROM dead_letters WHERE id = ANY(ARRAY(
     SELECT id FROM dead_letters WHERE created_at < :before ORDER BY created_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
 )) RETURNING id;
@@ -94,7 +94,7 @@ DELETE FROM bulk_replays WHERE id = ANY(ARRAY(
 )) RETURNING id;
 
 -- name: delete_old_foreign
--- What other producers' records have become, once no topic holds the record any more and the task may be gone.
+-- The tasks of other producers' records, once no topic holds the record any more and the task may be deleted.
 DELETE FROM foreign_tasks WHERE identity = ANY(ARRAY(
     SELECT identity FROM foreign_tasks WHERE created_at < :before ORDER BY created_at LIMIT :limit
 )) RETURNING identity;

@@ -1,4 +1,4 @@
-"""Tasks: accepting, adopting, reading and listing them, deciding about one, delivery reports, and registered types."""
+"""Tasks: accepting, reading and listing them, deciding about one, delivery reports, and registered types."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taskflux.telemetry.tracing import UNTRACED
 
 SQL: Final = statements("tasks")
 PATIENCE: Final = 2.0
-"""Seconds that a submitter waits for a PostgreSQL that is unavailable before it is told so."""
+"""Seconds that a submission waits while PostgreSQL is unavailable."""
 INSERT_BATCH: Final = 500
 INSERT: Final = tracing.Operation(
     "insert tasks",
@@ -35,7 +35,7 @@ INSERT: Final = tracing.Operation(
 
 @dataclass(frozen=True, slots=True)
 class ForeignTask:
-    """A task that another producer wrote. Two with the same `identity` are one task; `id` is used if it is new.
+    """A task that another producer wrote. Two with the same `identity` are the same task; `id` is used if it is new.
 
     `delay` is in seconds from the store's now; `metadata` is a JSON text.
     """
@@ -61,9 +61,9 @@ class ForeignTask:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The task stored under an identity, the digest of its payload, and whether it was created just now.
+    """The task stored under an identity, and the digest of its payload.
 
-    `due_now`: it was created just now, and can run at once.
+    `fresh`: it was created just now; `due_now`: it can run at once, too.
     """
 
     task: UUID
@@ -78,21 +78,21 @@ class Tasks:
     `grace` is how long, in seconds, the relay leaves a new task alone because its submitter promised to publish it;
     0 leaves publishing to the relay.
 
-    A `page` of the list, newest first, is fast at any depth and among any number of others. The table carries no index
-    on its state: every transition would have to write to it, and no update would be HOT. So each filter is answered
-    from where it is known anyway:
+    A `page` of the list, newest first, is fast at any depth of any table. There is no index on the state: every
+    transition would have to write to it, and no update would be HOT. So each filter is answered from a table or index
+    that exists anyway:
 
     =========================== =====================================================================================
-    `scheduled`                 `due`, where what waits stands until Kafka has it
+    `scheduled`                 `due`, the outbox: a task is there until Kafka has it
     `running`                   `claims`
-    `dead` `uncertain`          `parked`, which a trigger fills; only a transition from or to one of the three writes
-    `cancelled`                 to it
+    `dead` `uncertain`          `parked`, which a trigger fills; only transitions from or to one of the three write to
+    `cancelled`                 it
     a key                       a partial index on `key`, which never changes (so updates stay HOT); no key, no entry
     anything else               the primary key, whose order is time: `succeeded` is most of the table
     =========================== =====================================================================================
 
-    Other filters are applied to the rows that are found so. A call looks at `LOOK` rows at most and answers what it has
-    found; where a filter is rare, the caller goes on with the cursor of a short (or empty) page.
+    Other filters are applied to the rows found there. A call reads `LOOK` rows at most and returns what it has found;
+    with a rare filter, the caller continues from the cursor of a short (or empty) page.
 
     Measured on PostgreSQL 18, two busy cores, 1.3 million tasks in 11 partitions, 0.1 % of them dead: a page of 50
     takes 1 to 8 ms at the top, in the middle and at the end of the list, by state, key, day or without a filter; where
@@ -101,7 +101,7 @@ class Tasks:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        # One for each grace, which a statement has only one of.
+        # One for each grace, since a statement takes only one.
         self._inserts: dict[float, GroupCommit[Submission, Accepted | KeyReused]] = {}
 
     def accept(self, submission: Submission, grace: float) -> Awaitable[Accepted | KeyReused]:
@@ -121,8 +121,8 @@ class Tasks:
     async def insert(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         """Make all of them durable in one statement; one outcome for each.
 
-        Each `unique` of a submission stands once among them. It may be called again with the same submissions after an
-        error: what was written then is recognised.
+        Each `unique` of a submission occurs once among them. It may be called again with the same submissions after an
+        error: what was written then is recognized.
 
         Raises:
             StoreError: nothing is known to be written.
@@ -151,7 +151,7 @@ class Tasks:
         missing = [submission for submission in submissions if submission.id not in accepted]
         others = await self._answer_missing(missing) if missing else {}
         if len(others) < len(missing):
-            raise StoreBusy("an idempotency key expired between two looks at it")
+            raise StoreBusy("an idempotency key expired while it was looked up")
         return [
             others[each.id]
             if each.id in others
@@ -165,7 +165,7 @@ class Tasks:
         ]
 
     async def _answer_missing(self, missing: Sequence[Submission]) -> dict[UUID, Accepted | KeyReused]:
-        """What was not inserted is a repeat of a key, or was written by a former try whose answer was lost."""
+        """What was not inserted repeats a key, or was written by an earlier try whose answer was lost."""
         answers: dict[UUID, Accepted | KeyReused] = {}
         keyed = {(s.tenant, s.idempotency.key): s for s in missing if s.idempotency}
         if keyed:
@@ -179,15 +179,15 @@ class Tasks:
             for row in await self.database.fetch(
                 SQL["find_created"], ids=unkeyed, least=unkeyed[0], greatest=unkeyed[-1]
             ):
-                # The promise to publish was made by the former try; the relay keeps it if nobody else does.
+                # The earlier try promised to publish it; the relay does so if nothing else does.
                 answers[row["id"]] = Accepted(row["id"], types[row["id"]], row["created_at"])
         return answers
 
     async def register(self, batch: Sequence[ForeignTask], grace: float) -> Mapping[str, Known]:
         """Insert a row for each that has none yet; return what is stored under each identity.
 
-        New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity is in
-        a batch once. After an error, the call can be repeated with the same batch.
+        New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity occurs once in
+        a batch. After an error, the call can be repeated with the same batch.
 
         Raises:
             StoreError: nothing is known to be written.
@@ -228,7 +228,7 @@ class Tasks:
         """Up to `limit` tasks older than the task `after`, newest first. A short page need not be the last.
 
         Raises:
-            StoreError: as every statement.
+            StoreError: as for every statement.
         """
         statement, further = _statement(wanted, limit)
         below, start = _bounds(wanted, after)
@@ -253,14 +253,14 @@ class Tasks:
         return Page([row for row in found if _has(row["metadata"], wanted.metadata)], following)
 
     async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:
-        """Keep a task that waits from running; false when it does not wait (any more)."""
+        """Cancel a waiting task; false if it does not wait (any more)."""
         return await self.database.fetchrow(SQL["cancel"], id=task, tenant=tenant, note=note(reason)) is not None
 
     async def resolve(self, task: UUID, tenant: str | None, resolution: Resolution, reason: str | None = None) -> bool:
-        """End the uncertainty about a task of `tenant` (None: of whomever); false when it is not uncertain (any more).
+        """Decide about an uncertain task of `tenant` (None: of any); false if it is not uncertain (any more).
 
-        `reason` stands in the timeline, and is the reason of the dead letter where it becomes one; the error class
-        stays what it was.
+        `reason` goes into the timeline, and becomes the reason of the dead letter if there will be one; the error class
+        stays the same.
         """
         event, state = _FOLLOWS[resolution]
         kept = None if reason is None else storable(reason)
@@ -285,11 +285,11 @@ def _repeat(submission: Submission, row: Row) -> Accepted | KeyReused:
 
 
 LOOK: Final = 20_000
-"""Rows that one call looks at."""
+"""Rows that one call reads."""
 LOOK_CLOSELY: Final = 2_000
-"""Of those in a narrow table, how many tasks it reads where the narrow table does not know the answer alone."""
+"""Of the rows of a narrow table, how many tasks are read if that table alone does not know the answer."""
 APART: Final = 10.0
-"""Seconds that an id's time (its maker's clock) may lie from `created_at` (PostgreSQL's) for a list to be exact."""
+"""Seconds that an id's time (of ingest's clock) may differ from `created_at` (PostgreSQL's) for a list to be exact."""
 
 _NARROW: Final = frozenset({State.SCHEDULED, State.RUNNING, State.DEAD, State.UNCERTAIN, State.CANCELLED})
 FIRST_ID: Final = UUID(int=0)
@@ -300,9 +300,9 @@ _LITERAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|
 
 @dataclass(frozen=True, slots=True)
 class TaskFilter:
-    """Which tasks: None and nothing at all do not matter. `created_from` ≤ created < `created_before`.
+    """Which tasks: None and an empty mapping match all. `created_from` ≤ created < `created_before`.
 
-    `metadata` is name → value of the object's own members, a value written as in JSON, a text without its quotes.
+    `metadata` is name → value of top-level members: a value is written as in JSON, a text without its quotes.
     """
 
     state: State | None = None
@@ -322,12 +322,12 @@ class Page:
 
 
 def uuid_floor(moment: datetime, seconds: float = 0.0) -> UUID:
-    """The least UUIDv7 of the millisecond `seconds` after a moment; before 1970, the least of all."""
+    """The least UUIDv7 of the millisecond `seconds` after `moment`; before 1970, the least of all."""
     return UUID(int=max(0, int((moment.timestamp() + seconds) * 1000)) << 80)
 
 
 def _statement(wanted: TaskFilter, limit: int) -> tuple[Statement, Mapping[str, object]]:
-    """The statement that answers a filter, and the parameters that it alone has."""
+    """The statement that answers a filter, and its extra parameters."""
     if wanted.key is not None:
         return SQL["list_by_key"], {"key": wanted.key}
     if wanted.state in _NARROW:
@@ -337,7 +337,7 @@ def _statement(wanted: TaskFilter, limit: int) -> tuple[Statement, Mapping[str, 
 
 
 def _bounds(wanted: TaskFilter, after: UUID | None) -> tuple[UUID, UUID]:
-    """Below and from which id: what was created in time, as far as an id can tell."""
+    """The ids below and from which to look: the range of creation times, as far as ids show them."""
     below, start = after or _LAST_ID, FIRST_ID
     if wanted.created_before is not None:
         below = min(below, uuid_floor(wanted.created_before, APART))
@@ -347,7 +347,7 @@ def _bounds(wanted: TaskFilter, after: UUID | None) -> tuple[UUID, UUID]:
 
 
 def _needles(metadata: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What the JSON text of such metadata surely holds, in one of two ways each: the statement leaves out the rest."""
+    """Texts that the JSON of matching metadata must contain, each in one of two forms: the statement skips the rest."""
     quoted, bare = [], []
     for name, value in metadata.items():
         member = json.dumps(name) + ":"
@@ -364,18 +364,18 @@ def _has(text: str | None, metadata: Mapping[str, str]) -> bool:
 
 
 def _written(value: Any) -> str | None:
-    """A member's value as a filter writes it; None for what no filter can ask for."""
+    """A member's value as a filter writes it; None if no filter can match it."""
     if isinstance(value, str):
         return value
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else None
 
 
 class Resolution(StrEnum):
-    """What is decided about an uncertain task."""
+    """A decision about an uncertain task."""
 
     SUCCEEDED = "succeeded"  # its side effect did happen
-    RESEND = "resend"  # it shall be tried again now, at the risk of a repeat
-    DEAD = "dead"  # it is given up, and becomes a dead letter
+    RESEND = "resend"  # try it again now, at the risk of a repeat
+    DEAD = "dead"  # give it up: it becomes a dead letter
 
 
 _FOLLOWS: Final = {
@@ -387,10 +387,10 @@ _FOLLOWS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A report that found its task.
+    """A report that was matched to its task.
 
-    `before` is the state in which it found it; not `kept`: it says no more than what was known; `first` of this
-    replay of the task.
+    `before` is the state of the task until then; not `kept`: it adds nothing to what was known; `first`: it is the
+    first of this replay of the task.
     """
 
     task: UUID
@@ -403,15 +403,15 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
-    """What was reported of tasks, and whom that resolves."""
+    """Delivery reports of tasks, and the uncertain tasks that they resolve."""
 
     database: Database
 
     async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
-        """Keep these, each task once; those whose task is unknown or was replayed since are left out.
+        """Store these, one for each task; those whose task is unknown or was replayed since are left out.
 
         Raises:
-            StoreError: nothing is known to be kept; the same reports may come again.
+            StoreError: nothing is known to be stored; the same reports may be sent again.
         """
         batch = sorted(reports, key=lambda report: report.task)
         if not batch:
@@ -434,22 +434,22 @@ class Receipts:
         ]
 
     async def resolve_early(self, limit: int) -> int:
-        """Resolve held tasks whose report had come before they were held; how many."""
+        """Resolve held tasks whose report came before they were held; how many."""
         return len(await self.database.fetch(SQL["resolve_early"], limit=limit))
 
 
 @dataclass(frozen=True, slots=True)
 class TaskTypes:
-    """A type is unknown only if nobody has registered it."""
+    """The registered types: a type is unknown only if no worker has registered it."""
 
     database: Database
 
     async def register(self, task_type: TaskType) -> None:
-        """Write a type's schema and policy; no change if they are stored already.
+        """Store a type's schema and policy; no change if they are already stored.
 
         Raises:
-            OtherDeclaration: another function declares this type, with another schema, and this one does not say that
-                it replaces it.
+            OtherDeclaration: another function declares this type with another schema, and this one does not say that
+                it replaces that.
         """
         await self.database.fetch(
             SQL["register_type"],

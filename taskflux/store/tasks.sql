@@ -39,19 +39,19 @@ WITH input AS (
 SELECT id, created_at, due_at <= now() AS due_now FROM accepted;
 
 -- name: find_keys
--- What idempotency keys stand for.
+-- The tasks of idempotency keys.
 SELECT tenant, key, task_id, type, digest, created_at
 FROM idempotency_keys
 WHERE tenant = ANY(:tenants) AND key = ANY(:keys)
   AND (tenant, key) IN (SELECT * FROM unnest(:tenants::text[], :keys::text[]));
 
 -- name: find_created
--- Which of these ids are there already (an insert whose answer was lost).
+-- Which of these ids already exist (an insert whose answer was lost).
 SELECT id, created_at FROM tasks WHERE id = ANY(:ids::uuid[]) AND id BETWEEN :least AND :greatest;
 
 -- name: adopt
--- Rows for records that were not seen before. Those that are due now are published after :grace seconds, unless the
--- process that accepts them claims or publishes them first.
+-- Rows for records of other producers that were not seen before. Those that are due now are published after :grace
+-- seconds, unless the process that accepts them claims or publishes them first.
 WITH input AS (
     SELECT * FROM unnest(
         :identities::text[], :digests::bytea[], :ids::uuid[], :types::text[], :payloads::text[],
@@ -79,7 +79,7 @@ WITH input AS (
 SELECT id, due_at <= now() AS due_now FROM accepted;
 
 -- name: find_foreign
--- Which tasks these have become before.
+-- Which tasks these have already become.
 SELECT identity, task_id, digest FROM foreign_tasks WHERE identity = ANY(:identities::text[]);
 
 -- Reading
@@ -89,10 +89,10 @@ SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays
        traceparent, created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
 FROM tasks WHERE id = :id AND tenant = :tenant;
 
--- Lists, newest first, which is the order of their ids. Each call looks at :look rows at most, whatever the filters:
--- `ended` is the id that it has come to, where it has not come to the end. Up to :limit tasks are returned, of the ids
--- from :start on and below :below. Each of :state, :type, :created_from and :created_before is NULL where it does not
--- matter; :quoted and :bare are what must stand in the metadata, one of each pair.
+-- Lists, newest first, which is the order of their ids. Each call reads :look rows at most, whatever the filters:
+-- `ended` is the last id that it read, unless it has read all. Up to :limit tasks are returned, with ids from :start on
+-- and below :below. Each of :state, :type, :created_from and :created_before is NULL where it does not matter; the
+-- metadata must contain one of each pair of :quoted and :bare.
 
 -- name: list_recent
 -- All tasks, by the primary key.
@@ -115,7 +115,7 @@ WITH found AS MATERIALIZED (
 )
 SELECT e.id AS ended, f.*
 FROM (
-    -- Asked for only where the page is short: counting the rows again costs half as much as looking at them.
+    -- Only for a short page: counting the rows again costs half as much as reading them.
     SELECT CASE WHEN (SELECT count(*) FROM found) < :limit THEN (
         SELECT id FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC OFFSET :look - 1 LIMIT 1
     ) END AS id
@@ -123,7 +123,7 @@ FROM (
 ORDER BY f.id DESC;
 
 -- name: list_by_key
--- Those of one key (:key), by the index on it.
+-- Those with one key (:key), by its index.
 WITH found AS MATERIALIZED (
     SELECT * FROM (
         SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
@@ -150,7 +150,7 @@ FROM (
 ORDER BY f.id DESC;
 
 -- name: list_narrow
--- Those of a state that a narrow table knows: :look of its rows are looked at, and the tasks of :look_closely at most.
+-- Those of a state that has a narrow table: :look of its rows are read, and the tasks of :look_closely at most.
 WITH looked_at AS MATERIALIZED (
     (SELECT task_id AS id, type FROM due
      WHERE :state::text = 'scheduled' AND NOT dead AND task_id < :below AND task_id >= :start
@@ -194,7 +194,7 @@ ORDER BY f.id DESC;
 -- Decisions. As everywhere: the task's row is locked first, then compared and set.
 
 -- name: cancel
--- A waiting task will not run. Its record in Kafka, if there is one, meets a state that nobody claims.
+-- A waiting task will not run. Its record in Kafka, if there is one, finds a state that cannot be claimed.
 WITH locked AS (
     SELECT id FROM tasks WHERE id = :id AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR UPDATE
 ), cancelled AS (
@@ -212,10 +212,9 @@ WITH locked AS (
 SELECT id FROM cancelled;
 
 -- name: resolve
--- An uncertain task has succeeded, is due again, or is dead and owed to the dead-letter topic. One that is to be sent
--- again has an attempt left, whatever its budget was, and no expiry that has passed: whoever says so wants it to run.
--- The claim that was lost may still report while its task waits to run again; its attempt is given back, as where the
--- policy is to resend.
+-- An uncertain task has succeeded, is due again, or is dead with a dead letter to publish. One that is to be resent has
+-- an attempt left, whatever its budget was, and no expiry that has passed: the decision means that it must run. The
+-- lost claim may still report while its task waits to run again; its attempt is given back, as with the policy `resend`.
 WITH locked AS (
     SELECT id FROM tasks
     WHERE id = :id AND (:tenant::text IS NULL OR tenant = :tenant) AND state = 'uncertain' FOR UPDATE
@@ -251,8 +250,8 @@ SELECT id, type FROM resolved;
 -- Delivery reports
 
 -- name: record_reports
--- The heavier of what stands on the task and what is reported now. Any report says that the message was sent: an
--- `uncertain` task has succeeded.
+-- Of the report on the task and the new one, the one of higher weight is kept. Any report means that the message was
+-- sent: an `uncertain` task has succeeded.
 WITH input AS (
     SELECT * FROM unnest(
         :ids::uuid[], :replays::integer[], :statuses::text[], :codes::text[], :descriptions::text[],
@@ -302,7 +301,7 @@ SELECT id, tenant, type, before, heavier, first FROM locked;
 
 -- name: resolve_early
 -- Tasks that were reported before their outcome was settled, and then held: up to :limit. Those that still run are
--- looked at again, all others are done with.
+-- looked at again later, all others are finished.
 WITH candidates AS MATERIALIZED (
     SELECT task_id FROM early_reports LIMIT :limit
 ), batch AS MATERIALIZED (

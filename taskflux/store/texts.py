@@ -1,6 +1,6 @@
-"""Texts as PostgreSQL takes them, and the JSON of whatever a handler gave: bounded, and never refused.
+"""Texts that PostgreSQL accepts, and the JSON of any value that a handler returned: bounded, and never refused.
 
-The side effect has happened by the time that a handler's result is written, so nothing in it is a reason to refuse it.
+The side effect has already happened when a handler's result is written, so nothing in it is a reason to refuse it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Final
 from taskflux.tasks.errors import class_name, text_of
 
 NOTE_LENGTH: Final = 160
-"""Characters of a reason that stand in the timeline."""
+"""Characters of a reason that go into the timeline."""
 LONGEST_INDEXED: Final = 255
-"""Characters of a text that stand in an indexed column: a row of an index takes about 2,700 bytes."""
+"""Characters of a text in an indexed column: a row of an index takes about 2,700 bytes."""
 
 LONGEST_JSON: Final = 1_000_000
-"""Characters of text in a handler's result or progress; what is beyond is left out."""
+"""Characters of text in a handler's result or progress; the rest is left out."""
 MOST_VALUES: Final = 100_000
-"""Values in a handler's result or progress; what is beyond is left out."""
+"""Values in a handler's result or progress; the rest is left out."""
 DEEPEST: Final = 64
 """Levels of a handler's result or progress; what is below is left out."""
 
@@ -43,36 +43,36 @@ def storable(text: str) -> str:
 def indexed(text: str) -> str:
     """`text` as an indexed column holds it: printable, and cut to `LONGEST_INDEXED` characters; so is a filter's value.
 
-    Whoever writes the text (a producer's header, the name of a class) does not bound it, and PostgreSQL refuses a row
-    that no index takes.
+    The source of the text (a producer's header, the name of a class) does not limit it, and PostgreSQL refuses a row
+    that is too long for its index.
     """
     line = "".join(char if char.isprintable() else "\ufffd" for char in text[: LONGEST_INDEXED + 1])
     return line if len(line) <= LONGEST_INDEXED else line[: LONGEST_INDEXED - 1] + "…"
 
 
 def note(text: str | None) -> str:
-    """`text` as an entry of a timeline takes it; the whole reason of the last one is on the task."""
+    """`text` as an entry of a timeline holds it; the whole reason of the last one is on the task."""
     return storable(text or "").replace("|", "/").replace("\n", " ")[:NOTE_LENGTH]
 
 
 def json_text(document: object) -> str | None:
-    """The JSON of a handler's result or progress; None where that is no mapping.
+    """The JSON of a handler's result or progress; None where that is not a mapping.
 
-    Only the value that JSON does not know is replaced: NaN, Infinity and -Infinity by these words, a date, bytes or
-    another object by its text, a set too, a key that is no text by its own. A text in parentheses stands for what
-    cannot be read, holds itself, or is too large: `LONGEST_JSON`, `MOST_VALUES`, `DEEPEST`.
+    Only values that JSON does not have are replaced: NaN, Infinity and -Infinity by these words; a date, bytes, a set
+    or another object by its text; a key that is not a text by its text. A text in parentheses replaces what cannot be
+    read, contains itself, or is too large: `LONGEST_JSON`, `MOST_VALUES`, `DEEPEST`.
     """
     if type(document) is dict and _small(document):
         try:
             return _encode(document)
-        except ValueError:  # a float that is no number, an integer of too many digits
+        except ValueError:  # a float that is not finite, an integer of too many digits
             pass
     copy = _Copy().of(document)
     return _encode(copy) if type(copy) is dict else None
 
 
 def _small(document: dict[Any, Any]) -> bool:
-    """Whether it holds little, and but for numbers only what JSON knows: as nearly all do. Calls no foreign code."""
+    """Whether it is small and holds only JSON's own types, as nearly all do. Calls no foreign code."""
     left, level = _FEW, [document]
     for _ in range(DEEPEST):
         below: list[Any] = []
@@ -101,7 +101,7 @@ def _small(document: dict[Any, Any]) -> bool:
 
 
 class _Copy:
-    """Copies a document as plain dicts, lists, texts and numbers; calls its foreign code here and nowhere else."""
+    """Copies a document as plain dicts, lists, texts and numbers; this alone calls its foreign code."""
 
     __slots__ = ("_above", "_characters", "_values")
 
@@ -133,7 +133,7 @@ class _Copy:
             if issubclass(kind, Mapping):
                 return self._object(value)  # type: ignore[arg-type]
             return self._described(value)
-        except BaseException as fault:  # noqa: BLE001 - foreign code: what it raises says that it cannot be read
+        except BaseException as fault:  # noqa: BLE001 - foreign code: an error means that it cannot be read
             return _unreadable(fault)
         finally:
             self._above.discard(id(value))
@@ -156,7 +156,7 @@ class _Copy:
                     copy[_MORE] = _TOO_LARGE
                     break
                 copy[self._key(key)] = self.of(each)
-        except BaseException as fault:  # noqa: BLE001 - foreign code: what was read of it until then is kept
+        except BaseException as fault:  # noqa: BLE001 - foreign code: what was read so far is kept
             copy[_MORE] = _unreadable(fault)
         return copy
 
@@ -165,7 +165,7 @@ class _Copy:
         return self._values < 0 or self._characters <= 0
 
     def _key(self, key: object) -> str:
-        """As `json.dumps` writes it, where that knows it."""
+        """As `json.dumps` writes it, if it can."""
         if key is None or type(key) is bool:
             return {None: "null", True: "true", False: "false"}[key]
         if issubclass(type(key), str | int | float):
@@ -173,7 +173,7 @@ class _Copy:
         return self._text(text_of(key))
 
     def _text(self, text: str) -> str:
-        plain = str.__getitem__(text, slice(0, self._characters + 1))  # of a subclass, too, without its own code
+        plain = str.__getitem__(text, slice(0, self._characters + 1))  # for a subclass, too, without its own code
         if len(plain) > self._characters:
             plain = plain[:-1] + _MORE
         self._characters -= len(plain)

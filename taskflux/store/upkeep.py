@@ -1,4 +1,4 @@
-"""What one elected leader looks after: expired leases, records that Kafka lost, partitions, old keys."""
+"""The statements of the elected leader: expired leases, records that Kafka lost, partitions, old keys, measurements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SQL: Final = statements("upkeep")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A queued task and where its record is said to be."""
+    """A queued task, and where its record was confirmed."""
 
     id: UUID
     type: str
@@ -31,7 +31,7 @@ class Published:
 
 
 class Beat(NamedTuple):
-    """A worker's beat: its number, and the start of the PostgreSQL that counts it. Compared, never subtracted."""
+    """A worker's beat: its number, and when the PostgreSQL that counts it was started. Compared, never subtracted."""
 
     number: int
     server: datetime
@@ -39,7 +39,7 @@ class Beat(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one sweep found: `looked_at` claims without a lease, and the states they were sent to by type."""
+    """What one sweep found: `looked_at` claims without a lease, and their number by type and new state."""
 
     looked_at: int
     tasks: Mapping[tuple[str, str], int]
@@ -52,7 +52,7 @@ class Upkeep:
     database: Database
 
     async def lead(self, name: str, holder: UUID, seconds: float, origin: str | None) -> bool:
-        """Take or keep the leadership for `seconds`; whether we have it."""
+        """Take or keep the leadership for `seconds`; whether the holder has it now."""
         row = await self.database.fetchrow(SQL["lead"], name=name, holder=holder, seconds=seconds, origin=origin)
         return row is not None
 
@@ -65,9 +65,9 @@ class Upkeep:
         return {row["id"]: Beat(row["beat"], row["server"]) for row in await self.database.fetch(SQL["beats"])}
 
     async def end_silent(self, silent: Mapping[UUID, Beat], overdue: Collection[UUID]) -> Sequence[Row]:
-        """End the leases of these workers, as far as they have not beaten since; label and in_flight of each.
+        """End the leases of these workers, if they have not beaten since; label and in_flight of each.
 
-        One whose claim is under way is left for the next time, unless it is one of `overdue`.
+        A worker whose claim is running is left for the next time, unless it is one of `overdue`.
         """
         if not silent:
             return []
@@ -77,10 +77,10 @@ class Upkeep:
         )
 
     async def sweep(self, limit: int, rate: float, start: float = 0.0, *, losses_alone: int = LOSSES_ALONE) -> Swept:
-        """Free the claims whose lease was ended, of one worker after the other until `limit` is reached.
+        """Free the claims whose lease was ended, one worker after the other until `limit` is reached.
 
-        They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says. What
-        a lost worker held runs again as suspects; one that has ended `losses_alone` workers by itself is dead.
+        They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says. The
+        tasks of a lost worker run again as suspects; one that has ended `losses_alone` workers by itself is dead.
         """
         lapsed = await self.database.fetch(SQL["lapsed"], limit=limit)
         if not lapsed:
@@ -111,7 +111,7 @@ class Upkeep:
         return Swept(len(lapsed), {(row["type"], row["state"]): row["tasks"] for row in rows})
 
     async def end_leases_of(self, origin: str, pid: int | None = None) -> int:
-        """End the leases of a supervisor's former run, or of one child that died; how many."""
+        """End the leases of a supervisor's former run, or of one child that died; returns how many."""
         return len(await self.database.fetch(SQL["end_leases_of"], origin=origin, pid=pid))
 
     async def forget_workers(self) -> int:
@@ -124,7 +124,7 @@ class Upkeep:
         return len(await self.database.fetch(SQL["clear"], ids=cleared)) if cleared else 0
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
-        """The queued ones among the next `limit` tasks, and where the next page begins (None: that was all)."""
+        """The queued ones among the next `limit` tasks, and where the next page begins (None: there is none)."""
         rows = await self.database.fetch(SQL["audit_page"], after=after, limit=limit)
         if not rows:
             return None, []
@@ -143,7 +143,7 @@ class Upkeep:
         return rows[0]["last"], found
 
     async def requeue(self, tasks: Sequence[Published], rate: float, start: float = 0.0) -> Mapping[str, int]:
-        """Make these due again where they are still queued at their version; how many by type.
+        """Make these due again if they are still queued at their version; how many by type.
 
         They are due at `rate` a second, the first in `start` seconds.
         """
@@ -168,7 +168,7 @@ class Upkeep:
 
 
 def _verdicts(lapsed: Sequence[Row], losses_alone: int) -> Mapping[UUID, Verdict]:
-    """What becomes of each of these claims, which are all that their workers held."""
+    """The verdict on each of these claims, which are all that their workers held."""
     verdicts: dict[UUID, Verdict] = {}
     for _, claims in groupby(sorted(lapsed, key=itemgetter("worker")), key=itemgetter("worker")):
         of_worker = list(claims)
@@ -199,7 +199,7 @@ class CircuitState:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All of it, as of one moment each; `types` are the registered ones with their providers."""
+    """All figures, each as of one moment; `types` are the registered ones with their providers."""
 
     depths: Sequence[Depth]
     parked: Mapping[tuple[str, str], int]
@@ -211,10 +211,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Reads the narrow tables, since handlers at zero show nothing.
-
-    What it costs grows with what waits, not with what was ever done.
-    """
+    """Reads the narrow tables, so the cost grows with the backlog, not with the history."""
 
     database: Database
 

@@ -1,26 +1,27 @@
--- What the elected leader does: lapsed leases, records that Kafka lost, partitions, old keys; and what it measures for
--- all, from the narrow tables: no measurement looks at `tasks`.
+-- The elected leader: ended leases, records that Kafka lost, partitions, old keys; and what it measures for all, from
+-- the narrow tables: no measurement reads `tasks`.
 
 -- name: lead
--- Take or renew the leadership :name for :holder, for :seconds. A row comes back to the leader alone. One that goes on
--- for longer was taken before the clock was set back: its holder renews it at once, if it is still there.
+-- Take or renew the leadership :name for :holder, for :seconds. Only the leader gets a row. A leadership that lasts
+-- longer than that was taken before the clock was set back: its holder, if alive, renews it at once.
 INSERT INTO leaders (name, holder, expires_at, origin)
 VALUES (:name, :holder, now() + make_interval(secs => :seconds), :origin)
 ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, origin = EXCLUDED.origin
 WHERE leaders.holder = EXCLUDED.holder OR leaders.expires_at <= now()
-   OR leaders.expires_at > clock_timestamp() + make_interval(secs => :seconds)  -- now() is from before a wait for the row
+   OR leaders.expires_at > clock_timestamp() + make_interval(secs => :seconds)  -- now() is from before waiting for the row
 RETURNING holder;
 
 -- name: resign
 DELETE FROM leaders WHERE name = :name AND holder = :holder;
 
 -- name: beats
--- Every lease that has not ended. `server` changes with every start of PostgreSQL.
+-- Every lease that was not ended. `server` changes with every start of PostgreSQL.
 SELECT id, beat, pg_postmaster_start_time() AS server FROM workers WHERE NOT ended;
 
 -- name: end_silent
--- End the leases of these workers whose beat is still the one that was seen. A worker whose claim is under way is left
--- for the next time; of :overdue ones it has taken longer than any statement may, so that nobody waits for its answer.
+-- End the leases of these workers whose beat is still the one that was seen. A worker whose claim is running is left
+-- for the next time; the claims of :overdue ones have run longer than any statement may, so nothing waits for their
+-- answers.
 WITH silent AS (
     SELECT id FROM workers
     WHERE id = ANY(:ids) AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended
@@ -32,8 +33,8 @@ WHERE w.id = ANY(ARRAY(SELECT id FROM silent))
 RETURNING w.label, w.in_flight;
 
 -- name: lapsed
--- The claims whose lease was ended, and those of workers that nobody knows: of whole workers, until :limit is reached.
--- `lost` are those that did not end in order.
+-- The claims whose lease was ended, and those of unknown workers: of whole workers, until :limit is reached. `lost` are
+-- workers that did not stop normally.
 WITH gone AS MATERIALIZED (
     SELECT c.worker, w.lost IS NOT FALSE AS lost, sum(count(*)) OVER (ORDER BY c.worker) - count(*) AS before
     FROM claims c LEFT JOIN workers w ON w.id = c.worker
@@ -48,9 +49,9 @@ LEFT JOIN LATERAL (SELECT * FROM suspects WHERE task_id = c.task_id OFFSET 0) s 
 WHERE g.before < :limit;
 
 -- name: sweep
--- Do with lapsed claims as the verdict on each says: a lease that was ended never comes back. A loss is counted apart
--- from attempts, and gives the attempt back (:given_back). :rate is rows a second that may be published again, the first
--- in :start seconds.
+-- Apply the verdict to each of these claims: a lease that was ended never comes back. A loss is counted apart from
+-- attempts, and does not count as one (:given_back). :rate is rows a second that may be published again, the first in
+-- :start seconds.
 WITH verdict AS MATERIALIZED (
     SELECT * FROM unnest(
         :states::text[], :events::text[], :given_back::integer[], :error_classes::text[], :reasons::text[],
@@ -99,8 +100,8 @@ WITH verdict AS MATERIALIZED (
 SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
 
 -- name: end_leases_of
--- A supervisor ends the leases of its own former run, which it has ended itself, or of one child (:pid) that it saw die
--- though nobody had told it to: a task may be why.
+-- A supervisor ends the leases of its own former run, which it has stopped itself, or of one child (:pid) that died
+-- unexpectedly: a task may be the cause.
 WITH deposed AS (
     DELETE FROM leaders WHERE origin = :origin AND :pid::integer IS NULL
 ), locked AS (
@@ -117,8 +118,8 @@ DELETE FROM workers WHERE id = ANY(ARRAY(
 )) RETURNING id;
 
 -- name: cleared
--- Suspects whose task has ended, which nobody leaves behind but a late outcome that waited for the sweep, and did not see
--- what that wrote, or a worker of the release before, which knows of no suspects.
+-- Suspects whose task has ended. They remain only after a late outcome that waited for the sweep, and did not see what
+-- that wrote, or after a worker of the release before, which does not know suspects.
 SELECT s.task_id FROM suspects s
 LEFT JOIN LATERAL (SELECT state FROM tasks WHERE id = s.task_id OFFSET 0) t ON true
 WHERE t.state IS NULL OR t.state NOT IN ('scheduled', 'queued', 'running');
@@ -140,8 +141,8 @@ SELECT last.id AS last, p.id, p.type, p.version, p.published_log, p.published_pa
 FROM last LEFT JOIN page p ON p.state = 'queued';
 
 -- name: requeue
--- Kafka no longer owes these queued tasks: compared and set first, published after, at :rate rows a second, the first
--- in :start seconds.
+-- Kafka will not deliver the records of these queued tasks: they are compared and set first, and published again at
+-- :rate rows a second, the first in :start seconds.
 WITH locked AS (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
@@ -164,7 +165,8 @@ WITH locked AS (
 SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
 
 -- name: make_partitions
--- Partitions for this week and :weeks further ones. One at a time makes them: another would find them half made.
+-- Partitions for this week and :weeks further ones. Only one process at a time makes them, so that none finds them half
+-- made.
 WITH turn AS MATERIALIZED (
     SELECT pg_advisory_xact_lock(hashtext('taskflux partitions')) IS NOT NULL AS ours
 )
@@ -180,7 +182,7 @@ DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.k
 -- Measurements
 
 -- name: measure_tasks
--- What is due comes from its index alone.
+-- Pending publishes are read from their index alone.
 SELECT waits.type, each.state, each.tasks, each.oldest
 FROM (
     SELECT type, count(*) FILTER (WHERE publish_at <= now())::integer AS due,

@@ -98,7 +98,7 @@ class Scene:
         await TaskTypes(self.database).register(TaskType(name, "{}", 8, ambiguous, provider))
 
     async def accepted(self, count: int = 1, *, grace: float = GRACE, **changes: Any) -> list[UUID]:
-        """New tasks at version 1; whoever accepted them has promised to publish them within the grace."""
+        """New tasks at version 1; their process has promised to publish them within the grace."""
         made = [submission(**changes) for _ in range(count)]
         await self.tasks.insert(made, grace)
         return [each.id for each in made]

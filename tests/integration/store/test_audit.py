@@ -34,11 +34,11 @@ async def test_a_page_without_a_queued_task_is_not_the_end(scene: Scene) -> None
     assert [task.id for task in await queued(scene)] == tasks[15:]
 
 
-async def test_of_no_tasks_there_is_no_page(scene: Scene) -> None:
+async def test_without_tasks_there_is_no_page(scene: Scene) -> None:
     assert await scene.upkeep.audit_page(FIRST_ID, 10) == (None, [])
 
 
-async def test_what_kafka_lost_is_due_again_under_a_new_version(scene: Scene) -> None:
+async def test_a_task_whose_record_was_lost_is_due_again_under_a_new_version(scene: Scene) -> None:
     (task,) = await scene.accepted()
     await scene.confirm([task])
     assert await scene.upkeep.requeue(await queued(scene), 1000.0) == {TYPE: 1}
@@ -49,7 +49,7 @@ async def test_what_kafka_lost_is_due_again_under_a_new_version(scene: Scene) ->
     assert await queued(scene) == []
 
 
-async def test_what_went_on_meanwhile_is_left_alone(scene: Scene) -> None:
+async def test_tasks_that_changed_meanwhile_are_left_alone(scene: Scene) -> None:
     claimed, moved, finished, lost = tasks = await scene.accepted(4)
     await scene.confirm(tasks)
     seen = await queued(scene)
@@ -75,11 +75,11 @@ async def test_a_flood_of_lost_records_is_published_again_at_a_bounded_rate(scen
     assert row["last"] == pytest.approx(10 + 99 / 50, abs=3)
 
 
-async def test_nothing_lost_is_no_statement(scene: Scene) -> None:
+async def test_nothing_lost_runs_no_statement(scene: Scene) -> None:
     assert await scene.upkeep.requeue([], 1000.0) == {}
 
 
-async def test_what_was_requeued_and_published_again_meanwhile_is_left_alone(scene: Scene) -> None:
+async def test_tasks_published_again_meanwhile_are_left_alone(scene: Scene) -> None:
     (task,) = await scene.accepted()
     await scene.confirm([task])
     seen = await queued(scene)

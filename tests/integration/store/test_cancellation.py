@@ -1,4 +1,4 @@
-"""A task that waits for PostgreSQL and is told to end."""
+"""A task that waits for PostgreSQL and is cancelled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskflux.store.tasks import TaskTypes
 
 
 class Freezer:
-    """A way to PostgreSQL on which nothing gets through any more once it is frozen, and nobody is told."""
+    """A connection to PostgreSQL that silently passes nothing on once it is frozen."""
 
     def __init__(self, dsn: str) -> None:
         self._there = urlsplit(dsn)
@@ -61,7 +61,7 @@ class Freezer:
             target.close()
 
 
-async def test_the_order_to_end_is_kept_where_the_connection_hangs(postgres: PostgresServer) -> None:
+async def test_a_cancellation_is_kept_when_the_connection_hangs(postgres: PostgresServer) -> None:
     way = Freezer(postgres.dsn)
     settings = PostgresSettings.model_validate({"dsn": await way.open(), "connect_timeout": 1.0})
     database = Database(settings, pool_size=1)

@@ -17,7 +17,7 @@ async def wait(scene: Scene) -> float:
     return float(row["wait"])
 
 
-async def test_of_all_who_see_a_provider_fail_one_opens_its_circuit(scene: Scene) -> None:
+async def test_of_several_that_see_a_provider_fail_one_opens_its_circuit(scene: Scene) -> None:
     opened = await asyncio.gather(*(scene.circuits.open("smtp", "Unavailable", f"says {n}") for n in range(6)))
     assert sorted(opened) == [False] * 5 + [True]
     circuit = (await scene.circuits.all())["smtp"]
@@ -25,7 +25,7 @@ async def test_of_all_who_see_a_provider_fail_one_opens_its_circuit(scene: Scene
     assert circuit.closed_for is None
 
 
-async def test_of_all_who_see_it_serve_again_one_closes_it(scene: Scene) -> None:
+async def test_of_several_that_see_it_work_again_one_closes_it(scene: Scene) -> None:
     await scene.circuits.open("smtp", "Unavailable", "away")
     closed = await asyncio.gather(*(scene.circuits.close("smtp") for _ in range(6)))
     assert sorted(closed) == [False] * 5 + [True]
@@ -59,7 +59,7 @@ async def test_one_at_a_time_may_probe(scene: Scene) -> None:
     assert sorted(rights) == [False] * 5 + [True]
 
 
-async def test_the_wait_between_probes_grows_as_the_table_in_tasks_says(scene: Scene) -> None:
+async def test_the_wait_between_probes_doubles_up_to_the_longest(scene: Scene) -> None:
     await scene.circuits.open("smtp", "Unavailable", "away")
     for probes in range(1, 7):
         await probe_due(scene)
@@ -68,13 +68,13 @@ async def test_the_wait_between_probes_grows_as_the_table_in_tasks_says(scene: S
     assert await wait(scene) == pytest.approx(LAST_PROBE, abs=0.5)
 
 
-async def test_a_closed_circuit_gives_nobody_the_right_to_probe(scene: Scene) -> None:
+async def test_a_closed_circuit_gives_no_right_to_probe(scene: Scene) -> None:
     await scene.circuits.open("smtp", "Unavailable", "away")
     await scene.circuits.close("smtp")
     await probe_due(scene)
     assert not await scene.circuits.take_probe("smtp")
 
 
-async def test_a_reason_that_postgresql_refuses_opens_it_all_the_same(scene: Scene) -> None:
+async def test_a_reason_that_postgresql_refuses_still_opens_it(scene: Scene) -> None:
     assert await scene.circuits.open("smtp", "Unavailable", "the server said \x00 and \ud800")
     assert (await scene.circuits.all())["smtp"].reason == "the server said \ufffd and ?"

@@ -65,7 +65,7 @@ async def test_a_record_without_a_row_and_one_of_another_type_claim_nothing(scen
     assert await worker.claim("sms", {task: 1}) == []
 
 
-async def test_nothing_to_claim_asks_nobody(scene: Scene) -> None:
+async def test_nothing_to_claim_runs_no_statement(scene: Scene) -> None:
     worker = await scene.worker()
     assert await worker.claim(TYPE, {}) == []
     assert await worker.reclaim({}) == []
@@ -82,7 +82,7 @@ async def test_a_task_past_its_expiry_says_so_at_the_claim(scene: Scene) -> None
     assert not claims[in_time].expired
 
 
-async def test_each_claim_counts_an_attempt_and_a_hand_back_gives_it_back(scene: Scene) -> None:
+async def test_each_claim_counts_an_attempt_and_a_release_takes_it_back(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, release("drain"))
@@ -102,13 +102,13 @@ async def test_claims_whose_answer_was_lost_are_found_again(scene: Scene) -> Non
     }
 
 
-async def test_nobody_elses_claims_are_found_again(scene: Scene) -> None:
+async def test_other_workers_claims_are_not_found_again(scene: Scene) -> None:
     mine, other = await scene.worker(), await scene.worker()
     (claim,) = await scene.running(other)
     assert await mine.reclaim({claim.id: 1}) == []
 
 
-async def test_what_has_moved_on_since_is_not_found_again(scene: Scene) -> None:
+async def test_tasks_that_changed_since_are_not_found_again(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     assert await worker.reclaim({claim.id: 2}) == []

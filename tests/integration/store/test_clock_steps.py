@@ -53,14 +53,14 @@ async def test_a_leader_that_was_killed_is_replaced_though_the_clock_was_set_bac
 
 
 @STEPS
-async def test_a_leader_that_lives_renews_its_leadership_after_any_step(scene: Scene, seconds: int) -> None:
+async def test_a_living_leader_renews_its_leadership_after_any_step(scene: Scene, seconds: int) -> None:
     assert await scene.upkeep.lead("relay", A, 10, None)
     await step(scene.direct, seconds)
     assert await scene.upkeep.lead("relay", A, 10, None)
     assert not await scene.upkeep.lead("relay", B, 10, None)
 
 
-async def test_who_waits_for_the_leader_s_renewal_does_not_take_it_for_one_from_before_a_step(scene: Scene) -> None:
+async def test_a_renewal_that_was_waited_for_is_not_taken_for_one_from_before_a_step(scene: Scene) -> None:
     assert await scene.upkeep.lead("relay", A, 10, None)
     async with scene.direct.transaction():
         await scene.sql("SELECT FROM leaders FOR UPDATE")
@@ -84,7 +84,7 @@ async def test_an_open_circuit_is_probed_though_the_clock_was_set_back(scene: Sc
 
 
 class Stepped:
-    """A database whose clock is ahead by `by` seconds from now on, for whoever reads the circuits."""
+    """A database whose clock is ahead by `by` seconds from now on, when circuits are read."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -185,7 +185,7 @@ async def test_a_bulk_replay_goes_on_after_any_step_at_its_rate(scene: Scene, se
     assert [row["status"] for row in seen] == ["running"] * (5 - at_once) + ["finished"]
 
 
-async def test_a_bulk_replay_sends_no_letter_that_was_written_after_the_clock_was_set_back(scene: Scene) -> None:
+async def test_a_bulk_replay_skips_dead_letters_written_after_the_clock_was_set_back(scene: Scene) -> None:
     """By its time alone it stood there when the replay was asked for: a task that dies again would go round."""
     tasks = await scene.accepted(3)
     await die(scene, tasks[:2])

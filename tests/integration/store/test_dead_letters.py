@@ -54,7 +54,7 @@ async def dead(scene: Scene) -> tuple[UUID, int]:
     return claim.id, claim.version
 
 
-async def test_a_dead_tasks_letter_takes_reason_and_payload_from_its_row(scene: Scene) -> None:
+async def test_the_dead_letter_of_a_task_takes_reason_and_payload_from_its_row(scene: Scene) -> None:
     letter = of_task(*await dead(scene))
     assert await scene.dead_letters.add([letter]) == {letter.id: "Permanent"}
     (row,) = await scene.sql("SELECT * FROM dead_letters")
@@ -62,14 +62,14 @@ async def test_a_dead_tasks_letter_takes_reason_and_payload_from_its_row(scene: 
     assert json.loads(row["origin"]) == ORIGIN
 
 
-async def test_a_letter_whose_task_has_moved_on_keeps_what_it_says_itself(scene: Scene) -> None:
+async def test_a_dead_letter_whose_task_has_changed_keeps_its_own_fields(scene: Scene) -> None:
     task, version = await dead(scene)
     await scene.dead_letters.add([of_task(task, version - 1)])
     (row,) = await scene.sql("SELECT * FROM dead_letters")
     assert (row["reason"], row["payload"]) == ("gone", None)
 
 
-async def test_the_same_letter_is_stored_once_whoever_brings_it(scene: Scene) -> None:
+async def test_the_same_dead_letter_is_stored_once_whatever_its_source(scene: Scene) -> None:
     letter = of_task(*await dead(scene))
     added = await asyncio.gather(
         *(scene.dead_letters.add([replace(letter, id=uuid7()), poison("a"), poison("b")]) for _ in range(6))
@@ -78,7 +78,7 @@ async def test_the_same_letter_is_stored_once_whoever_brings_it(scene: Scene) ->
     assert len(await scene.sql("SELECT FROM dead_letters")) == 3
 
 
-async def test_the_same_letter_twice_in_a_batch_is_stored_once(scene: Scene) -> None:
+async def test_the_same_dead_letter_twice_in_a_batch_is_stored_once(scene: Scene) -> None:
     assert len(await scene.dead_letters.add([poison("a"), poison("a")])) == 1
 
 
@@ -90,11 +90,11 @@ async def test_poison_is_kept_byte_for_byte(scene: Scene) -> None:
     assert row["task_id"] is None
 
 
-async def test_no_letters_are_no_statement(scene: Scene) -> None:
+async def test_no_dead_letters_run_no_statement(scene: Scene) -> None:
     assert await scene.dead_letters.add([]) == {}
 
 
-async def test_whatever_stands_in_the_dead_letter_topic_can_be_stored(scene: Scene) -> None:
+async def test_any_record_of_the_dead_letter_topic_can_be_stored(scene: Scene) -> None:
     values = [
         None,
         b"",
@@ -145,7 +145,7 @@ def foreign(origin_topic: str, error_class: str, offset: int = 1) -> Record:
     return Record("tasks.dlq", 0, offset, 0, None, b"v", headers)
 
 
-async def test_a_class_or_a_topic_longer_than_an_index_takes_is_cut_and_the_whole_of_it_still_finds_the_letter(
+async def test_a_class_or_topic_too_long_for_an_index_is_cut_and_its_full_name_still_finds_it(
     scene: Scene,
 ) -> None:
     error_class, topic = incompressible(6000), incompressible(6000)
@@ -160,7 +160,7 @@ async def test_a_class_or_a_topic_longer_than_an_index_takes_is_cut_and_the_whol
         assert (row["error_class"], row["reason"]) == (cut, "because")
 
 
-async def test_a_task_whose_error_class_is_longer_than_an_index_takes_has_its_dead_letter(scene: Scene) -> None:
+async def test_a_task_whose_error_class_is_too_long_for_an_index_has_its_dead_letter(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     error_class = incompressible(6000)
@@ -172,7 +172,9 @@ async def test_a_task_whose_error_class_is_longer_than_an_index_takes_has_its_de
     assert (row["task_id"], row["reason"], row["error_class"]) == (claim.id, REASON, cut)
 
 
-async def test_a_letter_that_postgresql_refuses_is_kept_without_what_came_with_it_and_says_so(own_scene: Scene) -> None:
+async def test_a_dead_letter_that_postgresql_refuses_is_stored_without_its_contents(
+    own_scene: Scene,
+) -> None:
     await own_scene.sql("ALTER TABLE dead_letters ADD CHECK (length(record_value) < 100)")
     refused = replace(poison("b"), record_value=bytes(5000))
     whole = [poison("a"), poison("c")]
@@ -189,17 +191,17 @@ async def test_a_letter_that_postgresql_refuses_is_kept_without_what_came_with_i
     assert await own_scene.dead_letters.add([replace(refused, id=uuid7())]) == {}  # it is stored once, too
 
 
-async def test_a_letter_of_which_postgresql_takes_nothing_stops_no_other(
+async def test_a_dead_letter_that_postgresql_refuses_entirely_does_not_affect_others(
     own_scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     await own_scene.sql("ALTER TABLE dead_letters ADD CHECK (identity <> 'b')")
     await own_scene.dead_letters.keep([poison("a"), poison("b"), poison("c")], SOURCE)
     rows = await own_scene.sql("SELECT identity FROM dead_letters ORDER BY identity")
     assert [row["identity"] for row in rows] == ["a", "c"]
-    assert "cannot be stored, not even its place alone" in caplog.text
+    assert "cannot be stored, not even without its contents" in caplog.text
 
 
-async def test_every_text_that_is_indexed_has_a_bound_that_an_index_takes(scene: Scene) -> None:
+async def test_every_indexed_text_has_a_limit_that_fits_an_index(scene: Scene) -> None:
     """A further index on a text stands here with the most characters that anybody can put into it."""
     longest = {
         ("circuits", "provider"): 100,  # a declaration's

@@ -34,7 +34,7 @@ async def held(database: Database, **changes: Any) -> UUID:
     return task
 
 
-async def test_a_cancelled_task_is_due_no_more_and_its_record_is_not_claimable(database: Database) -> None:
+async def test_a_cancelled_task_is_no_longer_due_and_its_record_cannot_be_claimed(database: Database) -> None:
     [waiting, published] = await submit(database, 2)
     await Publishing(database, 10.0).confirm([Confirmation(published, 1, UUID(int=7), 0, 0)])
     for task in (waiting, published):
@@ -50,7 +50,7 @@ async def test_a_cancelled_task_is_due_no_more_and_its_record_is_not_claimable(d
     assert parse_timeline(row["timeline"])[-1]["note"] == "not wanted any more"
 
 
-async def test_what_runs_or_has_ended_is_not_cancelled(database: Database) -> None:
+async def test_a_running_or_ended_task_is_not_cancelled(database: Database) -> None:
     tasks = await submit(database, 4)
     await (await worker(database)).claim("simulated", {tasks[0]: 1})
     for task, decision in zip(tasks[1:], (DONE, DIED, HELD), strict=True):
@@ -73,7 +73,7 @@ async def test_of_a_cancel_and_a_claim_at_once_one_wins(database: Database) -> N
         assert await state_of(database, task) == ("running" if claimed else "cancelled")
 
 
-async def test_another_tenant_decides_nothing(database: Database) -> None:
+async def test_another_tenant_cannot_decide(database: Database) -> None:
     [task] = await submit(database)
     uncertain = await held(database)
     assert not await Tasks(database).cancel(task, "another")
@@ -90,7 +90,7 @@ async def test_a_task_resolved_as_succeeded_has_succeeded(database: Database) ->
     assert not any(entry[0] == task for entry in await due(database) if entry[1])
 
 
-async def test_a_task_resolved_as_dead_is_owed_to_the_dead_letters_with_its_error_class(database: Database) -> None:
+async def test_a_task_resolved_as_dead_has_a_dead_letter_to_publish_with_its_error_class(database: Database) -> None:
     quiet, told = await held(database), await held(database)
     assert await Tasks(database).resolve(quiet, "default", Resolution.DEAD)
     assert await Tasks(database).resolve(told, "default", Resolution.DEAD, "it was never sent\x00 " + "x" * 500)
@@ -114,7 +114,7 @@ async def test_a_task_resolved_as_resend_is_due_now_and_runs_though_its_attempts
     assert (claim.attempt, claim.max_attempts, claim.expired) == (1, 1, False)
 
 
-async def test_a_lost_worker_may_still_report_on_a_task_that_waits_to_be_sent_again(database: Database) -> None:
+async def test_a_lost_worker_may_still_report_on_a_task_that_waits_to_be_resent(database: Database) -> None:
     await TaskTypes(database).register(TaskType("simulated", "{}", 8, "hold", None))
     tasks = await submit(database, 2)
     claims = await worker(database)

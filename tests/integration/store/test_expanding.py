@@ -107,7 +107,7 @@ async def connection(postgres: PostgresServer) -> Any:
     await connection.close()
 
 
-async def test_every_step_only_adds(connection: Any) -> None:
+async def test_every_migration_only_adds(connection: Any) -> None:
     first, *others = migrations()
     await migrated(connection, [first])
     for step in others:
@@ -131,7 +131,7 @@ async def test_every_step_only_adds(connection: Any) -> None:
         " RETURNS integer LANGUAGE sql AS 'SELECT 1'",
     ],
 )
-async def test_a_step_that_older_pods_would_stumble_over_is_found(connection: Any, breach: str) -> None:
+async def test_a_migration_that_breaks_older_pods_is_found(connection: Any, breach: str) -> None:
     await migrated(connection, list(migrations()))
     before = await schema(connection)
     await connection.execute(breach)
@@ -148,7 +148,7 @@ async def test_a_step_that_older_pods_would_stumble_over_is_found(connection: An
         "CREATE FUNCTION racks() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
     ],
 )
-async def test_what_only_adds_is_no_breach(connection: Any, addition: str) -> None:
+async def test_a_migration_that_only_adds_is_accepted(connection: Any, addition: str) -> None:
     await migrated(connection, list(migrations()))
     before = await schema(connection)
     await connection.execute(addition)

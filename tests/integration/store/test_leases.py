@@ -23,7 +23,7 @@ from tests.integration.store.scene import TYPE, Scene, succeeded
 RATE = 1000.0
 
 
-async def test_a_beat_is_a_count_that_each_one_raises(scene: Scene) -> None:
+async def test_each_beat_raises_a_count(scene: Scene) -> None:
     worker, other = await scene.worker(), await scene.worker()
     before = await scene.upkeep.beats()
     for _ in range(3):
@@ -33,7 +33,7 @@ async def test_a_beat_is_a_count_that_each_one_raises(scene: Scene) -> None:
     assert after[other.worker.id] == before[other.worker.id]
 
 
-async def test_a_beat_of_the_release_before_which_only_set_a_time_counts_too(scene: Scene) -> None:
+async def test_a_beat_of_the_previous_release_which_only_sets_a_time_counts_too(scene: Scene) -> None:
     """Its workers go on while the new relay leads: it is what they ask for, to the letter."""
     worker = await scene.worker()
     row = worker.worker
@@ -93,7 +93,7 @@ async def test_a_lease_that_was_ended_makes_its_tasks_due_again(scene: Scene) ->
     assert [taken.id for taken in await scene.publishing.take(TYPE, 10)] == [claim.id]
 
 
-async def test_claims_of_a_worker_that_nobody_knows_are_free(scene: Scene) -> None:
+async def test_claims_of_an_unknown_worker_are_freed(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.sql("DELETE FROM workers")
@@ -113,7 +113,7 @@ async def test_where_the_policy_says_hold_a_lost_task_is_uncertain(scene: Scene)
     assert (await scene.state(sent_again.id))[0] == "scheduled"
 
 
-async def test_a_type_that_is_not_registered_is_sent_again(scene: Scene) -> None:
+async def test_a_task_of_an_unregistered_type_is_resent(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker, type="unheard-of")
     await scene.lose(worker)
@@ -167,7 +167,7 @@ async def test_a_lease_is_ended_while_its_beat_is_the_one_that_was_seen(scene: S
     assert (await ended(scene, silent), await ended(scene, beats)) == (True, False)
 
 
-async def test_two_who_end_the_same_lease_end_it_once(scene: Scene) -> None:
+async def test_a_lease_that_two_processes_end_is_ended_once(scene: Scene) -> None:
     for _ in range(20):
         await scene.worker()
     seen = await scene.upkeep.beats()
@@ -232,7 +232,7 @@ async def test_a_claim_and_the_end_of_its_lease_do_not_pass_each_other(scene: Sc
     assert await scene.state(task) == ("scheduled", claim.version + 1)
 
 
-async def test_a_worker_beats_while_its_claim_is_under_way(scene: Scene) -> None:
+async def test_a_worker_beats_while_its_claim_is_running(scene: Scene) -> None:
     worker = await scene.worker()
     (task,) = await scene.accepted()
     async with claim_under_way(scene, worker, task) as claiming:
@@ -241,7 +241,7 @@ async def test_a_worker_beats_while_its_claim_is_under_way(scene: Scene) -> None
     assert [claim.id for claim in await claiming] == [task]
 
 
-async def test_a_claim_that_nobody_waits_for_any_more_does_not_keep_its_worker_s_other_tasks(scene: Scene) -> None:
+async def test_an_abandoned_claim_does_not_keep_its_worker_s_other_tasks(scene: Scene) -> None:
     """A node that was cut off in the middle of an answer: PostgreSQL may try to send it for a quarter of an hour."""
     worker = await scene.worker()
     (held,) = await scene.running(worker)
@@ -277,7 +277,7 @@ async def test_a_supervisor_ends_the_lease_of_one_child_that_it_saw_die(scene: S
     assert await lives.beat(0)
 
 
-async def test_workers_whose_lease_was_ended_and_that_hold_nothing_are_forgotten(scene: Scene) -> None:
+async def test_workers_without_a_lease_and_without_claims_are_deleted(scene: Scene) -> None:
     lives, left, holds = await scene.worker(), await scene.worker(), await scene.worker()
     await scene.running(holds)
     await left.end()
@@ -313,7 +313,7 @@ async def test_a_silent_leader_is_replaced(scene: Scene) -> None:
     assert await leader(scene) == B
 
 
-async def test_who_resigns_makes_room_at_once_and_only_for_himself(scene: Scene) -> None:
+async def test_a_leader_that_resigns_is_replaced_at_once_and_ends_only_its_own_leadership(scene: Scene) -> None:
     await scene.upkeep.lead("relay", A, 10, None)
     await scene.upkeep.resign("relay", B)
     assert not await scene.upkeep.lead("relay", B, 10, None)

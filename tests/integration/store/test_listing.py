@@ -62,7 +62,7 @@ async def test_every_state_is_found_by_its_name_newest_first(database: Database)
     assert await listed(database, TaskFilter(), 4) == newest_first(everything)
 
 
-async def test_another_tenant_sees_nothing(database: Database) -> None:
+async def test_another_tenant_sees_no_task(database: Database) -> None:
     await one_of_each_state(database)
     await submit(database, key="k")
     for wanted in (TaskFilter(), TaskFilter(key="k"), *(TaskFilter(state) for state in State)):
@@ -129,7 +129,7 @@ async def test_a_list_by_time_is_exact_though_ids_are_older_than_their_rows(data
     assert await listed(database, always) == newest_first(tasks)
 
 
-async def test_a_call_looks_at_a_bounded_number_of_rows_and_says_where_it_has_come_to(
+async def test_a_call_reads_a_bounded_number_of_rows_and_says_where_it_stopped(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "LOOK", 10)
@@ -144,7 +144,7 @@ async def test_a_call_looks_at_a_bounded_number_of_rows_and_says_where_it_has_co
         assert await listed(database, narrow, 2) == newest_first(wanted)
 
 
-async def test_what_is_waiting_no_more_is_not_listed_though_due_still_has_its_row(database: Database) -> None:
+async def test_a_task_that_no_longer_waits_is_not_listed_though_due_still_has_its_row(database: Database) -> None:
     tasks = await submit(database, 3)
     await (await worker(database)).claim("simulated", {tasks[1]: 1})  # its record overtook the confirmation
     assert len(await sql(database, "SELECT FROM due")) == 3
@@ -155,7 +155,7 @@ async def parked(database: Database) -> dict[UUID, str]:
     return {row["task_id"]: row["state"] for row in await sql(database, "SELECT task_id, state FROM parked")}
 
 
-async def test_parked_follows_every_transition_that_parks_or_frees(database: Database) -> None:
+async def test_parked_follows_every_transition_into_and_out_of_its_states(database: Database) -> None:
     await TaskTypes(database).register(TaskType("simulated", "{}", 8, "hold", None))
     [swept] = await submit(database)
     claims = await worker(database)

@@ -74,7 +74,7 @@ async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behin
     assert [row["id"] for row in free] == tasks[COUNT // 2 :]
 
 
-async def test_whoever_ends_the_leases_of_a_former_run_locks_them_in_their_order(unordered: Scene) -> None:
+async def test_the_leases_of_a_former_run_are_locked_in_order(unordered: Scene) -> None:
     """As the leader does, which ends leases at the same time."""
     scene = unordered
     workers = sorted([(await scene.worker(origin="/data")).worker.id for _ in range(COUNT)])

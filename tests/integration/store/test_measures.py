@@ -67,7 +67,7 @@ async def test_open_dead_letters_are_counted_by_class(scene: Scene) -> None:
     assert (await measured(scene)).dead_letters == {"Crash": 2, "NotJson": 1}
 
 
-async def test_circuits_are_told_with_why_and_how_long(scene: Scene) -> None:
+async def test_circuits_are_measured_with_cause_and_duration(scene: Scene) -> None:
     await scene.register("sms", provider="msg91")
     await scene.circuits.open("msg91", "Misconfigured", "wrong key")
     await scene.circuits.open("smtp", "Unavailable", "away")
@@ -81,7 +81,7 @@ async def test_circuits_are_told_with_why_and_how_long(scene: Scene) -> None:
     assert found.types == {TYPE: None, "sms": "msg91"}
 
 
-async def test_measuring_reads_neither_the_tasks_nor_the_letters_themselves(own_scene: Scene) -> None:
+async def test_measuring_reads_neither_the_tasks_nor_the_dead_letters_themselves(own_scene: Scene) -> None:
     scene = own_scene
     await scene.sql(
         "INSERT INTO due (task_id, type, version, publish_at)"

@@ -41,7 +41,7 @@ async def empty(postgres: PostgresServer) -> AsyncIterator[tuple[PostgresSetting
     await connection.close()
 
 
-def test_the_steps_are_numbered_without_a_gap() -> None:
+def test_migrations_are_numbered_without_a_gap() -> None:
     assert [migration.version for migration in migrations()] == list(range(1, len(migrations()) + 1))
 
 
@@ -71,7 +71,7 @@ async def test_four_processes_at_once_take_turns(postgres: PostgresServer) -> No
         assert sorted(said) == ["0", "0", "0", str(len(migrations()))]
 
 
-async def test_a_step_that_fails_leaves_nothing_behind(postgres: PostgresServer) -> None:
+async def test_a_migration_that_fails_leaves_nothing_behind(postgres: PostgresServer) -> None:
     async with empty(postgres) as (settings, connection):
         await connection.execute("CREATE TABLE leaders (mine integer)")  # somebody else's table stands in the way
         with pytest.raises(StoreError, match="leaders"):
@@ -80,7 +80,7 @@ async def test_a_step_that_fails_leaves_nothing_behind(postgres: PostgresServer)
         assert [row["tablename"] for row in tables] == ["leaders"]
 
 
-async def test_a_long_transaction_holds_up_a_migration_and_nobody_else(
+async def test_a_long_transaction_delays_a_migration_and_nothing_else(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskflux.store.migrate.LOCK_SECONDS", 1)
@@ -131,12 +131,12 @@ async def test_a_database_that_was_not_migrated_says_what_to_do(postgres: Postgr
         await database.close()
 
 
-async def test_a_dsn_that_leads_nowhere_is_a_sentence() -> None:
+async def test_an_unreachable_dsn_gives_a_readable_error() -> None:
     with pytest.raises(StoreUnavailable):
         await migrate(PostgresSettings.model_validate({"dsn": "postgresql://x@127.0.0.1:1/x", "connect_timeout": 5.0}))
 
 
-async def test_a_user_or_a_database_that_is_not_there_is_a_sentence(postgres: PostgresServer) -> None:
+async def test_a_missing_user_or_database_gives_a_readable_error(postgres: PostgresServer) -> None:
     for dsn in (postgres.dsn_of("nowhere"), postgres.dsn.replace("postgres:", "somebody:", 1)):
         with pytest.raises(StoreUnavailable, match="TASKFLUX_POSTGRES__DSN"):
             await migrate(PostgresSettings.model_validate({"dsn": dsn}))

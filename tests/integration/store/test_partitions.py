@@ -33,7 +33,7 @@ async def drop_partitions_ahead(scene: Scene) -> None:
         await scene.direct.execute(f'DROP TABLE "tasks_{row["week"]}"')
 
 
-async def test_a_task_stands_in_the_partition_of_the_week_it_was_accepted(own_scene: Scene) -> None:
+async def test_a_task_is_in_the_partition_of_the_week_it_was_accepted(own_scene: Scene) -> None:
     for days in (0, 7, 21):
         moment = now() + timedelta(days=days)
         (task,) = await own_scene.accepted(id=id_of(moment))
@@ -57,7 +57,7 @@ async def test_partitions_are_made_once(own_scene: Scene) -> None:
     assert await own_scene.upkeep.make_partitions(6) == 0
 
 
-async def test_a_task_of_a_week_without_a_partition_is_kept_and_worked_on(own_scene: Scene) -> None:
+async def test_a_task_of_a_week_without_a_partition_is_stored_and_processed(own_scene: Scene) -> None:
     long_ago = id_of(datetime(2001, 1, 1, tzinfo=UTC))
     (task,) = await own_scene.accepted(id=long_ago)
     assert await partition(own_scene, task) == "tasks_default"
@@ -66,7 +66,7 @@ async def test_a_task_of_a_week_without_a_partition_is_kept_and_worked_on(own_sc
     assert (await own_scene.settle(worker, claim, succeeded(None))).written
 
 
-async def test_what_came_before_its_partition_moves_into_it(own_scene: Scene) -> None:
+async def test_rows_from_before_their_partition_move_into_it(own_scene: Scene) -> None:
     await drop_partitions_ahead(own_scene)
     ahead = [id_of(now() + timedelta(days=7 * week)) for week in (1, 2, 30)]
     for task in ahead:

@@ -105,7 +105,7 @@ async def scanned(scene: Scene, name: str) -> set[str]:
     return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - SMALL - WHOLE.get(name, set())
 
 
-async def test_what_a_task_goes_through_updates_its_row_in_place(own_scene: Scene) -> None:
+async def test_the_life_of_a_task_updates_its_row_in_place(own_scene: Scene) -> None:
     scene, worker = own_scene, await own_scene.worker()
     for _ in range(5):
         tasks = await scene.accepted(200, payload='{"text": "' + "x" * 200 + '"}')

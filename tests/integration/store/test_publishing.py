@@ -20,7 +20,7 @@ SOON = datetime.now(UTC) + timedelta(hours=1)
 # Confirmations ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_confirmed_task_is_queued_at_its_place_and_due_no_more(scene: Scene) -> None:
+async def test_a_confirmed_task_is_queued_at_its_place_and_no_longer_due(scene: Scene) -> None:
     (task,) = await scene.accepted()
     await scene.publishing.confirm([Confirmation(task, 1, LOG, 3, 4_000_000_000)])
     row = await scene.row(task)
@@ -29,7 +29,7 @@ async def test_a_confirmed_task_is_queued_at_its_place_and_due_no_more(scene: Sc
     assert await scene.due(task) is None
 
 
-async def test_a_confirmation_that_was_overtaken_by_its_claim_only_ends_what_was_due(scene: Scene) -> None:
+async def test_a_confirmation_overtaken_by_its_claim_only_deletes_the_outbox_row(scene: Scene) -> None:
     (task,) = await scene.accepted()
     worker = await scene.worker()
     await worker.claim(TYPE, {task: 1})
@@ -76,14 +76,14 @@ async def test_of_two_publishes_of_one_task_in_a_batch_the_newer_counts(scene: S
     assert (await scene.row(task))["published_offset"] == 9
 
 
-async def test_no_confirmations_are_no_statement(scene: Scene) -> None:
+async def test_no_confirmations_run_no_statement(scene: Scene) -> None:
     await Publishing(Database(scene.settings), grace=0.0).confirm([])  # which is not open
 
 
 # What is due --------------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_takes_a_task_promises_to_publish_it_within_the_grace(scene: Scene) -> None:
+async def test_a_taken_task_is_left_to_its_publisher_for_the_grace(scene: Scene) -> None:
     (task,) = await scene.accepted(key="k", traceparent="00-x")
     await scene.make_due(task)
     (taken,) = await scene.publishing.take(TYPE, 10)
@@ -95,17 +95,17 @@ async def test_whoever_takes_a_task_promises_to_publish_it_within_the_grace(scen
     assert await scene.publishing.take(TYPE, 10) == []
 
 
-async def test_what_somebody_has_promised_to_publish_is_left_to_him(scene: Scene) -> None:
+async def test_a_task_whose_publish_was_promised_is_left_alone(scene: Scene) -> None:
     await scene.accepted(grace=GRACE)
     assert await scene.publishing.take(TYPE, 10) == []
 
 
-async def test_what_nobody_has_promised_to_publish_is_due_at_once(scene: Scene) -> None:
+async def test_a_task_whose_publish_was_not_promised_is_due_at_once(scene: Scene) -> None:
     (task,) = await scene.accepted(grace=0.0)
     assert [taken.id for taken in await scene.publishing.take(TYPE, 10)] == [task]
 
 
-async def test_what_is_scheduled_for_later_is_due_then(scene: Scene) -> None:
+async def test_a_task_scheduled_for_later_is_due_then(scene: Scene) -> None:
     (delayed,) = await scene.accepted(delay=100.0)
     (at,) = await scene.accepted(schedule_at=datetime.now(UTC) + timedelta(hours=1))
     assert await scene.publishing.take(TYPE, 10) == []
@@ -113,7 +113,7 @@ async def test_what_is_scheduled_for_later_is_due_then(scene: Scene) -> None:
     assert waits == [pytest.approx(100, abs=5), pytest.approx(3600, abs=60)]
 
 
-async def test_the_one_that_waits_longest_is_taken_first(scene: Scene) -> None:
+async def test_the_task_that_has_waited_longest_is_taken_first(scene: Scene) -> None:
     tasks = await scene.accepted(5)
     for place, task in enumerate(reversed(tasks)):
         await scene.sql(
@@ -136,7 +136,7 @@ async def test_two_relays_at_once_never_take_the_same_task(scene: Scene) -> None
     assert {version for _, version in taken} == {2}
 
 
-async def test_a_task_that_somebody_is_changing_is_left_for_the_next_round(scene: Scene) -> None:
+async def test_a_locked_task_is_left_for_the_next_round(scene: Scene) -> None:
     busy, free = await scene.accepted(2)
     await scene.make_due(busy, free)
     async with scene.direct.transaction():
@@ -145,7 +145,7 @@ async def test_a_task_that_somebody_is_changing_is_left_for_the_next_round(scene
     assert [taken.id for taken in await scene.publishing.take(TYPE, 10)] == [busy]
 
 
-async def test_what_is_due_no_more_because_its_task_went_on_is_dropped(scene: Scene) -> None:
+async def test_the_outbox_row_of_a_task_that_changed_is_dropped(scene: Scene) -> None:
     tasks = await scene.accepted(3)
     worker = await scene.worker()
     await worker.claim(TYPE, {tasks[0]: 1, tasks[1]: 1})
@@ -155,7 +155,7 @@ async def test_what_is_due_no_more_because_its_task_went_on_is_dropped(scene: Sc
     assert await scene.due(tasks[1]) is None
 
 
-async def test_a_row_that_somebody_else_drops_just_now_is_not_waited_for(scene: Scene) -> None:
+async def test_a_row_that_another_process_is_dropping_is_not_waited_for(scene: Scene) -> None:
     gone, there = await scene.accepted(2)
     await (await scene.worker()).claim(TYPE, {gone: 1})
     await scene.make_due(gone, there)
@@ -172,7 +172,7 @@ async def test_a_type_is_taken_apart_from_the_others(scene: Scene) -> None:
     assert [taken.id for taken in await scene.publishing.take(TYPE, 10)] == [mail]
 
 
-async def test_the_next_time_that_something_is_due_is_known_by_type(scene: Scene) -> None:
+async def test_the_next_due_time_is_known_by_type(scene: Scene) -> None:
     await scene.register("sms")
     assert await scene.publishing.next_due() == {}
     worker = await scene.worker()
@@ -192,7 +192,7 @@ async def test_the_next_time_that_something_is_due_is_known_by_type(scene: Scene
 # Dead letters -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_dead_letter_is_owed_until_it_is_confirmed(scene: Scene) -> None:
+async def test_a_dead_letter_is_pending_until_it_is_confirmed(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, DEAD)
@@ -224,7 +224,7 @@ async def test_two_relays_at_once_never_take_the_same_dead_letter(scene: Scene) 
     assert len(ids) == len(set(ids))
 
 
-async def test_a_dead_letter_whose_task_is_gone_is_owed_to_nobody(scene: Scene) -> None:
+async def test_a_dead_letter_whose_task_was_deleted_is_not_published(scene: Scene) -> None:
     worker = await scene.worker()
     (gone, there) = await scene.running(worker, 2)
     for claim in (gone, there):
@@ -243,7 +243,7 @@ async def expired(scene: Scene, count: int = 1) -> list[UUID]:
     return tasks
 
 
-async def test_a_task_that_waits_beyond_its_expiry_is_dead_and_its_letter_is_owed(scene: Scene) -> None:
+async def test_a_task_that_waits_beyond_its_expiry_is_dead_and_its_dead_letter_pending(scene: Scene) -> None:
     (waits,) = await scene.accepted(expires_at=SOON)
     (task,) = await expired(scene)
     assert await scene.publishing.expire(10) == [TYPE]
@@ -264,7 +264,7 @@ async def test_the_record_of_an_expired_task_finds_nothing(scene: Scene) -> None
     assert await scene.state(task) == ("dead", 2)
 
 
-async def test_a_running_task_does_not_expire_and_what_was_due_of_it_is_dropped(scene: Scene) -> None:
+async def test_a_running_task_does_not_expire_and_its_outbox_row_is_dropped(scene: Scene) -> None:
     (task,) = await expired(scene)
     await (await scene.worker()).claim(TYPE, {task: 1})
     assert await scene.publishing.expire(10) == []

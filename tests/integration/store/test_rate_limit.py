@@ -40,7 +40,7 @@ async def test_all_processes_together_keep_to_the_rate(processes: list[Accelerat
 
 
 @pytest.mark.parametrize("seconds", [-40, -3600])
-async def test_who_has_a_turn_to_wait_for_waits_no_longer_after_the_clock_was_set_back(
+async def test_after_the_clock_was_set_back_a_turn_is_not_waited_for_any_longer(
     processes: list[Accelerator], valkey: ValkeyServer, seconds: int
 ) -> None:
     name = str(uuid7())

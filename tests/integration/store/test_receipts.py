@@ -62,7 +62,7 @@ async def messages(database: Database) -> Messages:
     return messages
 
 
-async def test_a_report_stands_on_a_succeeded_task_and_changes_nothing_else(messages: Messages) -> None:
+async def test_a_report_on_a_succeeded_task_changes_nothing_else(messages: Messages) -> None:
     task = await messages.settled(succeeded({"requestId": "req-1"}))
     before = await messages.shown(task)
     recorded = await messages.report(task, code="1", description="DELIVERED", request_id="req-1", reported_at="2026")
@@ -79,7 +79,7 @@ async def test_a_report_stands_on_a_succeeded_task_and_changes_nothing_else(mess
 
 
 @pytest.mark.parametrize("status", ["delivered", "failed", "rejected", "accepted"])
-async def test_any_report_says_that_an_uncertain_message_was_sent(messages: Messages, status: str) -> None:
+async def test_any_report_means_that_an_uncertain_message_was_sent(messages: Messages, status: str) -> None:
     task = await messages.settled(HELD)
     assert (await messages.report(task, status, request_id="req-9")).before == "uncertain"
     shown = await messages.shown(task)
@@ -131,7 +131,7 @@ async def test_a_message_reported_while_it_was_being_sent_is_resolved_once_it_is
     assert await messages.receipts.resolve_early(100) == 0
 
 
-async def test_a_message_reported_while_it_was_being_sent_and_then_settled_is_done_with(messages: Messages) -> None:
+async def test_a_message_reported_while_it_was_sent_and_then_settled_needs_no_more(messages: Messages) -> None:
     claim = await messages.claim()
     await messages.report(claim.id)
     await messages.settle(claim, succeeded({"requestId": "1"}))
@@ -140,7 +140,7 @@ async def test_a_message_reported_while_it_was_being_sent_and_then_settled_is_do
     assert (shown["status"], shown["delivery"]["status"]) == ("succeeded", "delivered")
 
 
-async def test_a_worker_that_was_away_does_not_undo_what_a_report_has_resolved(messages: Messages) -> None:
+async def test_a_worker_that_was_cut_off_does_not_undo_what_a_report_has_resolved(messages: Messages) -> None:
     claim = await messages.claim()
     await messages.settle(claim, HELD)
     await messages.report(claim.id)

@@ -54,7 +54,7 @@ async def test_a_partition_whose_tasks_are_all_past_their_age_is_dropped(databas
     assert await sql(database, "SELECT FROM parked") == []
 
 
-async def test_the_few_that_stay_are_moved_and_live_on(database: Database) -> None:
+async def test_few_remaining_tasks_are_moved_and_live_on(database: Database) -> None:
     await old_tasks(database, "succeeded", 60 * DAY, 20)
     kept = await old_tasks(database, "dead", 60 * DAY, 2)  # not yet past its own age
     kept += await old_tasks(database, "uncertain", 60 * DAY, 1)
@@ -75,7 +75,7 @@ async def test_the_few_that_stay_are_moved_and_live_on(database: Database) -> No
     assert await every_task(database) == {late}
 
 
-async def test_where_most_stay_rows_are_deleted_instead(database: Database) -> None:
+async def test_if_most_tasks_stay_rows_are_deleted_instead(database: Database) -> None:
     await old_tasks(database, "succeeded", 60 * DAY, 3)
     kept = await old_tasks(database, "dead", 60 * DAY, 5)
     before = await names(database)
@@ -86,7 +86,7 @@ async def test_where_most_stay_rows_are_deleted_instead(database: Database) -> N
     assert await sql(database, "SELECT FROM pg_trigger WHERE tgname LIKE 'guard%'") == []
 
 
-async def test_too_many_that_stay_are_not_moved(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_remaining_tasks_are_not_moved(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruner, "MOST_MOVED", 2)
     monkeypatch.setattr(pruner, "DELETE", 4)
     await old_tasks(database, "succeeded", 60 * DAY, 30)
@@ -96,7 +96,7 @@ async def test_too_many_that_stay_are_not_moved(database: Database, monkeypatch:
     assert await every_task(database) == set(kept)
 
 
-async def test_a_partition_goes_only_when_its_whole_week_is_past(database: Database) -> None:
+async def test_a_partition_is_dropped_only_when_its_whole_week_is_past(database: Database) -> None:
     young = await old_tasks(database, "succeeded", 29 * DAY, 2)
     [[edge]] = await sql(database, "SELECT date_trunc('week', now() - interval '30 days', 'UTC') + interval '1 minute'")
     [[age]] = await sql(database, "SELECT now() - $1::timestamptz", edge)
@@ -105,7 +105,7 @@ async def test_a_partition_goes_only_when_its_whole_week_is_past(database: Datab
     assert await every_task(database) == {*young, *straddling}
 
 
-async def test_what_has_no_age_is_kept_for_ever(database: Database) -> None:
+async def test_tasks_without_an_age_are_kept_for_ever(database: Database) -> None:
     dead = await old_tasks(database, "dead", 900 * DAY, 2)
     done = await old_tasks(database, "succeeded", 900 * DAY, 3)
     assert (await prune(database, Ages(dead_letters=30 * DAY))).tasks == {}
@@ -124,7 +124,7 @@ async def test_a_dry_run_says_the_same_and_changes_nothing(database: Database) -
     assert await prune(database) == foreseen
 
 
-async def test_a_dead_task_stays_while_its_dead_letter_is_owed(database: Database) -> None:
+async def test_a_dead_task_stays_until_its_dead_letter_is_published(database: Database) -> None:
     [owed, done] = await old_tasks(database, "dead", 120 * DAY, 2)
     await sql(database, "INSERT INTO due VALUES ($1, true, 'simulated', 1, now(), NULL)", owed)
     assert (await prune(database)).tasks == {"dead": 1}
@@ -132,7 +132,7 @@ async def test_a_dead_task_stays_while_its_dead_letter_is_owed(database: Databas
     assert done != owed
 
 
-async def test_a_task_that_was_replayed_lives_by_its_new_time(database: Database) -> None:
+async def test_a_replayed_task_is_kept_by_its_new_time(database: Database) -> None:
     [task] = await old_tasks(database, "succeeded", 120 * DAY, 1)
     await sql(database, "UPDATE tasks SET updated_at = now() - interval '2 days'")
     await prune(database)
@@ -146,7 +146,7 @@ async def letter(database: Database, age: timedelta) -> UUID:
     return new.id
 
 
-async def test_dead_letters_and_what_belongs_to_them_go_by_their_age(database: Database) -> None:
+async def test_dead_letters_are_deleted_by_their_age_with_their_replays(database: Database) -> None:
     old, young = await letter(database, 91 * DAY), await letter(database, 89 * DAY)
     for each in (old, young):
         insert = "INSERT INTO dead_letter_replays (letter_id, task_id, replay, edited) VALUES ($1, $1, 1, false)"
@@ -157,7 +157,7 @@ async def test_dead_letters_and_what_belongs_to_them_go_by_their_age(database: D
     assert [row["letter_id"] for row in await sql(database, "SELECT letter_id FROM dead_letter_replays")] == [young]
 
 
-async def test_what_suppresses_repeats_outlives_every_task_and_then_goes(database: Database) -> None:
+async def test_records_that_suppress_repeats_outlive_every_task_and_are_then_deleted(database: Database) -> None:
     for days in (89, 91):
         name, then = f"id-{days}", timedelta(days=days)
         foreign = "INSERT INTO foreign_tasks VALUES ($1, $2, '', now() - $3::interval)"
@@ -169,7 +169,7 @@ async def test_what_suppresses_repeats_outlives_every_task_and_then_goes(databas
     assert [row["id"] for row in await sql(database, "SELECT id FROM notifications")] == ["id-89"]
 
 
-async def test_an_idempotency_key_answers_until_it_expires_though_its_task_is_gone(database: Database) -> None:
+async def test_an_idempotency_key_answers_until_it_expires_though_its_task_was_deleted(database: Database) -> None:
     key = IdempotencyKey("order-17", b"digest", 86400.0 * 365)
     [task] = await submit(database, idempotency=key)
     [[moment]] = await sql(database, "SELECT now() - interval '60 days'")
@@ -193,7 +193,7 @@ async def test_one_prune_at_a_time(database: Database) -> None:
         await prune(database)
 
 
-async def test_a_prune_that_was_broken_off_is_gone_on_with(database: Database) -> None:
+async def test_a_prune_that_was_interrupted_is_continued(database: Database) -> None:
     await old_tasks(database, "succeeded", 60 * DAY, 20)
     [kept] = await old_tasks(database, "dead", 60 * DAY, 1)
     retention = Retention(database)
@@ -217,7 +217,7 @@ async def test_without_its_guard_a_partition_is_not_dropped(database: Database) 
     assert await every_task(database) == set(tasks)
 
 
-async def test_what_changes_while_a_partition_is_looked_through_is_not_lost(database: Database) -> None:
+async def test_changes_while_a_partition_is_read_are_not_lost(database: Database) -> None:
     await old_tasks(database, "succeeded", 60 * DAY, 50)
     dead = await old_tasks(database, "dead", 120 * DAY, 3)
     dead += await old_tasks(database, "dead", 60 * DAY, 3)

@@ -55,7 +55,7 @@ async def test_the_next_claim_knows_the_span_of_the_last_attempt_that_was_record
     assert again.attempt_span == "00-one"
 
 
-async def test_a_hand_back_is_due_at_once_and_costs_nothing(scene: Scene) -> None:
+async def test_a_released_task_is_due_at_once_and_spends_no_attempt(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, release("drain", releases=2))
@@ -65,7 +65,7 @@ async def test_a_hand_back_is_due_at_once_and_costs_nothing(scene: Scene) -> Non
     assert (row["attempts"], row["handbacks"]) == (0, 2)
 
 
-async def test_a_death_is_owed_to_the_dead_letter_topic(scene: Scene) -> None:
+async def test_a_dead_task_has_a_dead_letter_to_publish(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, DEAD)
@@ -75,7 +75,7 @@ async def test_a_death_is_owed_to_the_dead_letter_topic(scene: Scene) -> None:
     assert await scene.due(claim.id) is None
 
 
-async def test_a_held_task_is_due_nowhere(scene: Scene) -> None:
+async def test_a_held_task_is_not_due(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, HELD)
@@ -84,7 +84,7 @@ async def test_a_held_task_is_due_nowhere(scene: Scene) -> None:
     assert await scene.due(claim.id, dead=True) is None
 
 
-async def test_progress_is_there_for_the_next_attempt_until_newer_is_noted(scene: Scene) -> None:
+async def test_progress_is_kept_for_the_next_attempt_until_it_is_replaced(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, Decision(Event.RETRY, State.SCHEDULED, result={"sent": 2}))
@@ -107,7 +107,7 @@ async def test_the_same_settlement_again_changes_nothing(scene: Scene) -> None:
 
 @pytest.mark.parametrize("decision", [succeeded(None), DEAD], ids=["succeeded", "dead"])
 @pytest.mark.parametrize("published", [False, True], ids=["scheduled", "queued"])
-async def test_a_late_outcome_wins_while_nobody_has_claimed_again(
+async def test_a_late_outcome_wins_while_the_task_was_not_claimed_again(
     decision: Decision, published: bool, scene: Scene
 ) -> None:
     worker = await scene.worker()
@@ -139,8 +139,8 @@ async def test_a_late_outcome_decides_a_held_task(decision: Decision, scene: Sce
     assert (await scene.state(claim.id))[0] == decision.state
 
 
-@pytest.mark.parametrize("decision", [RETRY, HELD, release("drain")], ids=["retry", "held", "handed back"])
-async def test_a_late_outcome_that_is_no_outcome_changes_nothing(decision: Decision, scene: Scene) -> None:
+@pytest.mark.parametrize("decision", [RETRY, HELD, release("drain")], ids=["retry", "held", "released"])
+async def test_a_late_retry_hold_or_release_changes_nothing(decision: Decision, scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
@@ -151,7 +151,7 @@ async def test_a_late_outcome_that_is_no_outcome_changes_nothing(decision: Decis
 
 
 @pytest.mark.parametrize("decision", [succeeded(None), DEAD, RETRY], ids=["succeeded", "dead", "retry"])
-async def test_a_late_outcome_loses_once_somebody_has_claimed_again(decision: Decision, scene: Scene) -> None:
+async def test_a_late_outcome_loses_once_the_task_was_claimed_again(decision: Decision, scene: Scene) -> None:
     zombie, heir = await scene.worker(), await scene.worker()
     (claim,) = await scene.running(zombie)
     await scene.lose(zombie)
@@ -175,11 +175,11 @@ async def test_a_batch_settles_each_task_its_own_way(scene: Scene) -> None:
     assert states == ["succeeded", "scheduled", "dead", "uncertain"]
 
 
-async def test_no_settlements_are_no_statement(scene: Scene) -> None:
+async def test_no_settlements_run_no_statement(scene: Scene) -> None:
     assert await (await scene.worker()).settle_all([]) == []
 
 
-async def test_a_reason_that_postgresql_refuses_is_written_as_well_as_it_goes(scene: Scene) -> None:
+async def test_a_reason_that_postgresql_refuses_is_written_without_what_it_refuses(scene: Scene) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     reason = "nul \x00, lone \ud800, pipe | and\nline"
@@ -209,7 +209,7 @@ async def test_the_timeline_keeps_the_beginning_of_a_long_reason_and_the_task_al
     ],
     ids=["a date", "a set", "texts that jsonb refuses", "a key that is no text", "NaN", "digits"],
 )
-async def test_a_result_that_json_does_not_know_is_no_reason_to_forget_the_success(
+async def test_a_result_that_json_cannot_hold_does_not_lose_the_success(
     result: dict[str, object], kept: str, scene: Scene
 ) -> None:
     worker = await scene.worker()
@@ -218,7 +218,7 @@ async def test_a_result_that_json_does_not_know_is_no_reason_to_forget_the_succe
     assert (await scene.row(claim.id))["result"] == kept
 
 
-async def test_one_row_that_cannot_be_stored_does_not_hurt_the_199_others(scene: Scene) -> None:
+async def test_one_row_that_cannot_be_stored_does_not_affect_the_199_others(scene: Scene) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker, 200)
     commit: GroupCommit[Settlement, Settled] = GroupCommit(worker.settle_all)
@@ -233,6 +233,6 @@ async def test_one_row_that_cannot_be_stored_does_not_hurt_the_199_others(scene:
     assert await scene.claims() == {(claims[137].id, 2)}
 
 
-async def test_a_settlement_of_a_task_that_is_gone_is_not_written(scene: Scene) -> None:
+async def test_a_settlement_of_a_deleted_task_is_not_written(scene: Scene) -> None:
     worker = await scene.worker()
     assert await worker.settle_all([Settlement(uuid4(), 2, succeeded(None))]) == [Settled(False)]

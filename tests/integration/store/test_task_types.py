@@ -1,4 +1,4 @@
-"""Who declares a task type: whoever was first, unless somebody says that it takes the other's place."""
+"""Which function declares a task type: the first, unless another one replaces it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_another_functions_declaration_with_another_schema_is_refused(type
     await types.register(OURS)
 
 
-async def test_one_that_says_so_takes_the_place_and_the_other_is_refused_from_then_on(types: TaskTypes) -> None:
+async def test_a_declaration_with_replaces_takes_over_and_the_other_is_refused_from_then_on(types: TaskTypes) -> None:
     await types.register(OURS)
     await types.register(replace(THEIRS, replaces=True))
     assert await schema(types) == THEIRS.schema
@@ -44,7 +44,7 @@ async def test_one_that_says_so_takes_the_place_and_the_other_is_refused_from_th
     assert await schema(types) == THEIRS.schema
 
 
-async def test_a_function_changes_its_own_schema_as_it_likes(types: TaskTypes) -> None:
+async def test_a_function_may_change_its_own_schema(types: TaskTypes) -> None:
     await types.register(OURS)
     await types.register(replace(OURS, schema="{}"))
     assert await schema(types) == "{}"
@@ -59,7 +59,7 @@ async def test_a_function_that_has_moved_keeps_its_type_by_its_schema(types: Tas
     assert await schema(types) == "{}"
 
 
-async def test_what_a_release_before_has_registered_belongs_to_nobody(types: TaskTypes) -> None:
+async def test_a_type_registered_by_an_older_release_has_no_declaring_function(types: TaskTypes) -> None:
     await types.register(replace(OURS, declared_by=None))
     await types.register(THEIRS)
     assert await schema(types) == THEIRS.schema

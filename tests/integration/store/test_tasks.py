@@ -84,7 +84,7 @@ async def test_a_key_is_its_tenants_own(scene: Scene) -> None:
     assert await count(scene) == 2
 
 
-async def test_a_key_that_expires_between_two_looks_at_it_is_tried_again(scene: Scene) -> None:
+async def test_a_key_that_expires_during_the_lookup_is_tried_again(scene: Scene) -> None:
     await insert(scene, submission(idempotency=KEY))
 
     class Late(Database):
@@ -99,14 +99,14 @@ async def test_a_key_that_expires_between_two_looks_at_it_is_tried_again(scene: 
     assert isinstance((await tasks.insert([submission(idempotency=KEY)], GRACE))[0], Accepted)
 
 
-async def test_keys_that_have_expired_are_forgotten_and_no_others(scene: Scene) -> None:
+async def test_only_expired_keys_are_deleted(scene: Scene) -> None:
     await insert(scene, *(submission(idempotency=replace(KEY, key=f"k{n}")) for n in range(5)))
     await scene.sql("UPDATE idempotency_keys SET expires_at = now() WHERE key < 'k3'")
     assert [await scene.upkeep.forget_keys(2) for _ in range(3)] == [2, 1, 0]
     assert [row["key"] for row in await scene.sql("SELECT key FROM idempotency_keys ORDER BY key")] == ["k3", "k4"]
 
 
-async def test_forgetting_does_not_wait_for_a_key_that_is_just_used_again(scene: Scene) -> None:
+async def test_deleting_keys_does_not_wait_for_one_that_is_being_used(scene: Scene) -> None:
     await insert(scene, submission(idempotency=KEY))
     await scene.sql("UPDATE idempotency_keys SET expires_at = now()")
     async with scene.direct.transaction():
@@ -115,7 +115,7 @@ async def test_forgetting_does_not_wait_for_a_key_that_is_just_used_again(scene:
 
 
 @pytest.mark.parametrize("idempotency", [None, KEY], ids=["without a key", "with a key"])
-async def test_an_insert_whose_answer_was_lost_is_recognised(idempotency: IdempotencyKey | None, scene: Scene) -> None:
+async def test_an_insert_whose_answer_was_lost_is_recognized(idempotency: IdempotencyKey | None, scene: Scene) -> None:
     first = submission(idempotency=idempotency)
     (lost,) = await insert(scene, first)
     (again,) = await insert(scene, first)
@@ -140,7 +140,7 @@ async def test_a_batch_of_all_kinds_is_answered_in_its_order(scene: Scene) -> No
     assert [getattr(answer, "id", None) for answer in answers] == [batch[0].id, None, batch[2].id, batch[3].id]
 
 
-async def test_many_writers_of_many_keys_in_any_order_block_nobody_for_good(scene: Scene) -> None:
+async def test_many_writers_of_many_keys_in_any_order_do_not_deadlock(scene: Scene) -> None:
     keys = [replace(KEY, key=f"k{n}") for n in range(40)]
     commits = [commit(scene) for _ in range(6)]
     answers = await asyncio.gather(
@@ -164,7 +164,7 @@ async def test_many_writers_of_many_keys_in_any_order_block_nobody_for_good(scen
     ],
     ids=["NUL", "surrogate", "too large a number", "too long a delay", "NUL in a key"],
 )
-async def test_what_postgresql_refuses_alone_fails(bad: dict[str, object], scene: Scene) -> None:
+async def test_only_what_postgresql_refuses_fails(bad: dict[str, object], scene: Scene) -> None:
     batch = commit(scene)
     waiting = [batch.submit(submission(**(bad if n == 33 else {})), n) for n in range(64)]
     answers = await asyncio.gather(*waiting, return_exceptions=True)

@@ -43,7 +43,7 @@ def counted(timeline: list[TimelineEntry]) -> int:
     return sum(each.get("times", 1) for each in timeline)
 
 
-async def test_up_to_32_entries_stand_as_they_came(scene: Scene) -> None:
+async def test_up_to_32_entries_are_kept_unchanged(scene: Scene) -> None:
     entries = life(11)[:FULL]
     assert (await add(scene, entries))[0] == entries
 
@@ -99,7 +99,7 @@ async def test_a_folded_line_has_the_first_time_the_last_note_and_the_latest_att
     }
 
 
-async def test_more_causes_than_there_is_room_for_lose_the_oldest(scene: Scene) -> None:
+async def test_with_more_causes_than_fit_the_oldest_are_dropped(scene: Scene) -> None:
     entries = [entry(0, "accepted", "scheduled")]
     entries += [entry(n, "retry", "scheduled", n, f"Cause{n}: x") for n in range(1, 60)]
     kept, timeline = await add(scene, entries)

@@ -70,7 +70,7 @@ async def test_a_certificate_that_is_refused_is_named(
     assert "s3cret" not in said
 
 
-async def test_an_outage_is_told_once_with_what_to_do_and_its_end(
+async def test_an_outage_is_logged_once_with_the_fix_and_its_end(
     new_database: NewDatabase, no_outages: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = Database(await new_database(), pool_size=1)
@@ -90,6 +90,6 @@ async def test_an_outage_is_told_once_with_what_to_do_and_its_end(
     assert (ended.levelname, ended.getMessage()) == ("INFO", "PostgreSQL answers again")
 
 
-def test_what_waits_tells_an_outage_only_to_who_looks_closely() -> None:
+def test_work_that_waits_logs_an_outage_at_debug_level() -> None:
     assert level_of(StoreUnavailable("connection refused")) == logging.DEBUG
     assert level_of(StoreBusy("deadlock detected")) == logging.WARNING

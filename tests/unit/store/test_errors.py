@@ -32,14 +32,14 @@ async def test_work_is_tried_again_until_postgresql_is_available() -> None:
 
 
 @pytest.mark.parametrize("error", [RefusedData("value"), SchemaTooOld("migrate"), ValueError("bug")])
-async def test_what_does_not_pass_by_itself_is_raised_at_once(error: Exception) -> None:
+async def test_an_error_that_does_not_pass_by_itself_is_raised_at_once(error: Exception) -> None:
     server = Server(error)
     with pytest.raises(type(error)):
         await until_available(server.ask, pauses=PAUSES)
     assert server.tries == 1
 
 
-async def test_the_caller_may_say_what_passes_by_itself() -> None:
+async def test_the_caller_may_say_which_errors_are_retried() -> None:
     assert await until_available(Server(SchemaTooOld("migrate")).ask, retry=(SchemaTooOld,), pauses=PAUSES) == "answer"
 
 
@@ -54,7 +54,7 @@ async def test_when_the_time_is_up_the_last_error_is_raised() -> None:
     assert server.tries == 1
 
 
-async def test_an_order_to_stop_ends_the_waiting() -> None:
+async def test_a_stop_ends_the_waiting() -> None:
     server, stop = Server(StoreUnavailable("away")), asyncio.Event()
     async with asyncio.timeout(5):
         with pytest.raises(Stopped):
@@ -62,7 +62,7 @@ async def test_an_order_to_stop_ends_the_waiting() -> None:
     assert server.tries == 1
 
 
-async def test_nothing_is_tried_after_an_order_to_stop() -> None:
+async def test_nothing_is_tried_after_a_stop() -> None:
     server, stop = Server(), asyncio.Event()
     stop.set()
     with pytest.raises(Stopped):

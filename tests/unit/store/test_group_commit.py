@@ -73,12 +73,12 @@ async def begun(table: Table, commit: GroupCommit[str, str], *items: str) -> lis
     return tasks
 
 
-async def test_alone_a_request_waits_for_nobody(table: Table) -> None:
+async def test_a_single_request_does_not_wait_for_others(table: Table) -> None:
     assert await submit(commits(table), "a") == "A"
     assert table.batches == [["a"]]
 
 
-async def test_a_further_try_leaves_out_those_who_have_given_up(table: Table) -> None:
+async def test_a_retry_leaves_out_items_whose_callers_have_given_up(table: Table) -> None:
     commit = commits(table, patience=10.0)
     table.open.clear()
     gone, stays = (asyncio.create_task(submit(commit, item)) for item in "ab")
@@ -91,7 +91,7 @@ async def test_a_further_try_leaves_out_those_who_have_given_up(table: Table) ->
     assert table.batches == [["a", "b"], ["b"]]
 
 
-async def test_what_is_asked_for_meanwhile_shares_the_next_statement(table: Table) -> None:
+async def test_requests_made_meanwhile_share_the_next_statement(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "a", "b", "c", "d")
     table.open.set()
@@ -99,7 +99,7 @@ async def test_what_is_asked_for_meanwhile_shares_the_next_statement(table: Tabl
     assert table.batches == [["a"], ["b", "c", "d"]]
 
 
-async def test_no_batch_is_larger_than_the_largest(table: Table) -> None:
+async def test_no_batch_exceeds_the_maximum(table: Table) -> None:
     commit = commits(table, max_items=2)
     tasks = await begun(table, commit, "a", "b", "c", "d")
     table.open.set()
@@ -107,7 +107,7 @@ async def test_no_batch_is_larger_than_the_largest(table: Table) -> None:
     assert table.batches == [["a"], ["b", "c"], ["d"]]
 
 
-async def test_the_second_of_two_alike_waits_for_the_next_statement(table: Table) -> None:
+async def test_the_second_of_two_items_with_one_key_waits_for_the_next_statement(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "x", "a1", "a2", "b1", "a3", "b2")
     table.open.set()
@@ -115,13 +115,13 @@ async def test_the_second_of_two_alike_waits_for_the_next_statement(table: Table
     assert table.batches == [["x"], ["a1", "b1"], ["a2", "b2"], ["a3"]]
 
 
-async def test_what_is_submitted_together_is_answered_in_its_order(table: Table) -> None:
+async def test_items_submitted_together_are_answered_in_their_order(table: Table) -> None:
     commit = commits(table)
     assert await asyncio.gather(*[commit.submit(item, item) for item in "cab"]) == ["C", "A", "B"]
     assert table.batches == [["c", "a", "b"]]
 
 
-async def test_who_gives_up_before_the_statement_is_not_written(table: Table) -> None:
+async def test_an_item_given_up_before_the_statement_is_not_written(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "a", "b", "c")
     tasks[1].cancel()
@@ -131,7 +131,7 @@ async def test_who_gives_up_before_the_statement_is_not_written(table: Table) ->
     assert table.batches == [["a"], ["c"]]
 
 
-async def test_who_gives_up_during_the_statement_takes_nobody_with_him(table: Table) -> None:
+async def test_an_item_given_up_during_the_statement_does_not_affect_others(table: Table) -> None:
     commit = commits(table)
     first = await begun(table, commit, "a")
     rest = [asyncio.create_task(submit(commit, item)) for item in "bc"]
@@ -149,7 +149,7 @@ async def test_who_gives_up_during_the_statement_takes_nobody_with_him(table: Ta
     assert sorted(table.written) == ["a", "b", "c", "d"]
 
 
-async def test_where_all_have_given_up_no_statement_is_run(table: Table) -> None:
+async def test_if_all_callers_have_given_up_no_statement_is_run(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "a", "b", "c")
     for task in tasks[1:]:
@@ -162,7 +162,7 @@ async def test_where_all_have_given_up_no_statement_is_run(table: Table) -> None
 
 
 @pytest.mark.parametrize("trouble", [StoreBusy("deadlock"), StoreUnavailable("away"), SchemaTooOld("migrate first")])
-async def test_a_statement_that_may_be_run_again_is(trouble: StoreError, table: Table) -> None:
+async def test_a_retryable_statement_is_retried(trouble: StoreError, table: Table) -> None:
     table.troubles = [trouble] * 5
     assert await submit(commits(table), "a") == "A"
     assert len(table.batches) == 6
@@ -181,7 +181,7 @@ async def test_without_patience_the_first_failure_is_the_last(table: Table) -> N
         await submit(commits(table, patience=0.0), "a")
 
 
-async def test_an_error_that_no_second_try_mends_is_told_to_all_of_the_batch(table: Table) -> None:
+async def test_a_permanent_error_fails_the_whole_batch(table: Table) -> None:
     commit = commits(table)
     tasks = await begun(table, commit, "x", "a", "b")
     table.troubles = [StoreError("no permission"), StoreError("no permission")]
@@ -207,7 +207,7 @@ async def test_a_batch_of_bad_rows_alone_fails_each_of_them(table: Table) -> Non
 
 
 @pytest.mark.parametrize("faults", ["c", "ad", "abcd"])
-async def test_a_fault_of_ours_that_an_item_brings_about_fails_that_item_alone(
+async def test_a_bug_that_one_item_triggers_fails_only_that_item(
     faults: str, table: Table, caplog: pytest.LogCaptureFixture
 ) -> None:
     table.unforeseen = set(faults)
@@ -219,7 +219,7 @@ async def test_a_fault_of_ours_that_an_item_brings_about_fails_that_item_alone(
     assert [type(told.exc_info[1]) for told in caplog.records if told.exc_info] == [TypeError] * len(faults)
 
 
-async def test_a_statement_that_answers_for_too_few_leaves_nobody_waiting(table: Table) -> None:
+async def test_a_statement_with_too_few_answers_leaves_no_caller_waiting(table: Table) -> None:
     async def too_few(items: Sequence[str]) -> Sequence[str]:
         return (await table.write(items))[1:]
 
@@ -228,7 +228,7 @@ async def test_a_statement_that_answers_for_too_few_leaves_nobody_waiting(table:
     assert all(isinstance(answer, StoreUnavailable) for answer in answers)
 
 
-async def test_who_waits_for_a_batch_that_is_stopped_is_told_so(table: Table) -> None:
+async def test_callers_of_a_batch_that_is_stopped_get_an_error(table: Table) -> None:
     commit = commits(table)
     commit.stop()
     tasks = await begun(table, commit, "a", "b", "c")

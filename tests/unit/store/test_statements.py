@@ -26,7 +26,7 @@ DELETE FROM t;
 """
 
 
-def test_a_parameter_has_one_place_however_often_it_stands_in_a_statement() -> None:
+def test_a_parameter_has_one_position_however_often_it_occurs() -> None:
     first = parse(FILE)["first"]
     assert first.parameters == ("b", "a")
     assert first.text.splitlines()[1:] == [
@@ -49,12 +49,12 @@ def test_a_statement_keeps_its_own_comment_and_no_other() -> None:
         ("-- name: a\nSELECT $1;\n", r"without a name: \$1"),
     ],
 )
-def test_a_file_that_is_not_as_it_should_be_is_refused_when_it_is_read(text: str, said: str) -> None:
+def test_an_invalid_file_is_refused_when_it_is_read(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse(text)
 
 
-async def test_arguments_are_given_by_name_and_none_too_few_or_too_many() -> None:
+async def test_arguments_are_given_by_name_and_must_be_complete() -> None:
     first, database = parse(FILE)["first"], Database(PostgresSettings(), name="not open")
     with pytest.raises(TypeError, match="first takes b, a, not a, c"):
         await database.fetch(first, a=1, c=2)
@@ -80,7 +80,7 @@ def calls(module: str) -> Iterator[tuple[str, set[str], bool]]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_gives_its_statements_what_they_take(module: str) -> None:
+def test_a_module_gives_its_statements_their_parameters(module: str) -> None:
     for name, given, complete in calls(module):
         takes = set(statements(module)[name].parameters)
         assert given == takes if complete else given < takes, name

@@ -116,7 +116,7 @@ Point = namedtuple("Point", "x y")
         ({"nul": "\x00\ud800"}, r'{"nul": "\u0000\ud800"}'),
     ],
 )
-def test_a_document_becomes_json_whatever_stands_in_it(document: dict[str, object], text: str | None) -> None:
+def test_any_document_becomes_json(document: dict[str, object], text: str | None) -> None:
     said = json_text(document)
     assert said == text if text else json.loads(said or "") == EXPECTED[len(document)]
 
@@ -145,7 +145,7 @@ FOREIGN: dict[str, tuple[object, object]] = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("where", ["alone", "in a list", "in a mapping"])
-def test_what_json_cannot_bear_is_replaced_alone(name: str, where: str) -> None:
+def test_only_values_that_json_cannot_hold_are_replaced(name: str, where: str) -> None:
     value, kept = FOREIGN[name]
     wrapped = {"alone": value, "in a list": [1, value, 2], "in a mapping": {"x": value, "y": 2}}[where]
     expected = {"alone": kept, "in a list": [1, kept, 2], "in a mapping": {"x": kept, "y": 2}}[where]
@@ -153,13 +153,13 @@ def test_what_json_cannot_bear_is_replaced_alone(name: str, where: str) -> None:
     assert json.loads(said or "") == {"rows": 12, "value": expected, "last": "z"}
 
 
-def test_an_object_of_a_class_that_answers_nothing_is_replaced_alone() -> None:
+def test_only_an_object_of_a_broken_class_is_replaced() -> None:
     document = json.loads(json_text({"rows": 12, "value": Nameless()}) or "")
     assert document["rows"] == 12
     assert isinstance(document["value"], str)
 
 
-def test_what_holds_itself_is_replaced_where_it_would_begin_again() -> None:
+def test_a_document_that_contains_itself_is_cut_at_the_repetition() -> None:
     circle: dict[str, object] = {"rows": 12}
     circle["again"] = [circle]
     twice = {"a": 1}
@@ -172,7 +172,7 @@ def test_what_holds_itself_is_replaced_where_it_would_begin_again() -> None:
 
 
 @pytest.mark.parametrize("levels", [40, 400, 10_000])
-def test_what_is_nested_too_deeply_is_left_out_below(levels: int) -> None:
+def test_values_nested_too_deeply_are_left_out(levels: int) -> None:
     deep: Any = {"rows": 12}
     for _ in range(levels):
         deep = {"in": [deep]}
@@ -196,7 +196,7 @@ ENORMOUS: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("name", ENORMOUS)
-def test_what_is_enormous_is_kept_in_part(name: str) -> None:
+def test_a_huge_document_is_kept_in_part(name: str) -> None:
     for document in ({"rows": 12, "value": ENORMOUS[name]()}, {"rows": 12, "x" * 10_000_000: ENORMOUS[name]()}):
         said = json_text(document)
         assert said is not None
@@ -204,7 +204,7 @@ def test_what_is_enormous_is_kept_in_part(name: str) -> None:
         assert len(said) < 2 * LONGEST_JSON + 10 * MOST_VALUES
 
 
-def test_what_is_no_mapping_has_no_json() -> None:
+def test_a_value_that_is_not_a_mapping_has_no_json() -> None:
     for document in (5, "text", [1], None, object(), Nameless(), Broken(RuntimeError("x"))):
         assert json_text(document) is None
 

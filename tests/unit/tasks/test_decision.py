@@ -192,5 +192,5 @@ def test_a_handlers_own_error_class_is_treated_as_its_base_class() -> None:
 
 
 def test_a_bare_task_error_is_refused() -> None:
-    with pytest.raises(TypeError, match="none of the errors"):
+    with pytest.raises(TypeError, match="not one of the errors"):
         after(TaskError("x"))

@@ -221,7 +221,7 @@ async def test_what_is_written_in_a_batch_belongs_to_no_task_that_happened_to_be
     found = lines(capsys)
     assert sum(line["items"] for line in found) == 5
     for line in found:
-        assert line["message"] == "a batch broke off"
+        assert line["message"] == "a batch failed"
         assert line["task_ids"][0].startswith("00000000")
         assert "write" in line["exc_info"]
         assert "task_id" not in line

@@ -1,4 +1,4 @@
-"""Dead letters in PostgreSQL: found by filters, sent again once, carried on by whoever comes next."""
+"""Dead letters in PostgreSQL: found by filters, replayed once, carried on by any process."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def graves(database: Database) -> Graveyard:
     return graves
 
 
-async def test_a_replayed_task_begins_anew_with_what_it_had_achieved(graves: Graveyard) -> None:
+async def test_a_replayed_task_starts_again_with_its_progress(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
     replayed = await graves.dead_letters.replay(T, letter["id"], '{"to": "y"}')
@@ -117,7 +117,7 @@ async def test_a_replayed_task_begins_anew_with_what_it_had_achieved(graves: Gra
     assert await graves.database._pool.fetch("SELECT FROM parked WHERE task_id = $1", task) == []  # type: ignore[union-attr]
 
 
-async def test_a_letter_is_sent_again_once_however_many_ask(graves: Graveyard) -> None:
+async def test_a_dead_letter_is_replayed_once_however_many_ask(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
     answers = await asyncio.gather(*(graves.dead_letters.replay(T, letter["id"], None) for _ in range(20)))
@@ -126,7 +126,7 @@ async def test_a_letter_is_sent_again_once_however_many_ask(graves: Graveyard) -
     assert not await graves.dead_letters.discard(T, letter["id"], "too late")
 
 
-async def test_a_discarded_letter_is_not_sent_again(graves: Graveyard) -> None:
+async def test_a_discarded_dead_letter_is_not_replayed(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
     assert await graves.dead_letters.discard(T, letter["id"], "a test account")
@@ -137,7 +137,7 @@ async def test_a_discarded_letter_is_not_sent_again(graves: Graveyard) -> None:
     assert (row["state"], row["discard_reason"], row["task_state"]) == ("discarded", "a test account", "dead")
 
 
-async def test_how_a_replay_ended_stands_with_the_letter_that_was_replayed(graves: Graveyard) -> None:
+async def test_the_outcome_of_a_replay_is_shown_on_its_dead_letter(graves: Graveyard) -> None:
     [task] = await graves.die()
     first = await graves.letter(task)
     await graves.dead_letters.replay(T, first["id"], None)
@@ -158,7 +158,7 @@ async def test_how_a_replay_ended_stands_with_the_letter_that_was_replayed(grave
     assert await outcome(second["id"]) == ["succeeded"]
 
 
-async def test_a_letter_whose_task_has_moved_on_sends_nothing(graves: Graveyard) -> None:
+async def test_a_dead_letter_whose_task_has_changed_replays_nothing(graves: Graveyard) -> None:
     [task] = await graves.die()
     await graves.dead_letters.add([letter_of(task, 1)])  # of a death that is no longer the task's last
     stale = [row["id"] for row in await graves.letters() if row["reason"] == ""]
@@ -186,7 +186,7 @@ async def test_a_late_report_of_the_attempt_before_does_not_end_a_replay(graves:
     assert not late.written
 
 
-async def test_a_record_that_was_mended_becomes_a_task_once(graves: Graveyard) -> None:
+async def test_a_repaired_record_becomes_a_task_once(graves: Graveyard) -> None:
     letter = poison()
     await graves.dead_letters.add([letter])
     mended = [Submission(uuid7(), "email", '{"to": "y"}', 5, traceparent="00-" + "1" * 32) for _ in range(10)]
@@ -201,7 +201,7 @@ async def test_a_record_that_was_mended_becomes_a_task_once(graves: Graveyard) -
     assert [entry[1:3] for entry in shown["replays"]] == [[str(made.task_id), "scheduled"]]
 
 
-async def test_a_letter_with_a_task_becomes_no_second_one(graves: Graveyard) -> None:
+async def test_a_dead_letter_with_a_task_does_not_become_a_second_one(graves: Graveyard) -> None:
     [task] = await graves.die()
     letter = await graves.letter(task)
     other = Submission(uuid7(), "email", "{}", 5)
@@ -240,7 +240,7 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
     assert await graves.dead_letters.count("another", DeadLetterFilter(), None) == 0
 
 
-async def test_pages_hold_every_letter_once(graves: Graveyard) -> None:
+async def test_pages_hold_every_dead_letter_once(graves: Graveyard) -> None:
     await graves.die(25)  # one statement stores them, so that all have the same time
     seen: list[UUID] = []
     behind: Place | None = None
@@ -251,7 +251,7 @@ async def test_pages_hold_every_letter_once(graves: Graveyard) -> None:
     assert seen == sorted(seen, reverse=True)
 
 
-async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(graves: Graveyard) -> None:
+async def test_a_bulk_replay_replays_what_its_filter_found_and_nothing_later(graves: Graveyard) -> None:
     tasks = await graves.die(40)
     others = await graves.die(5, "sms")
     await graves.dead_letters.add([poison()])
@@ -274,7 +274,7 @@ async def test_a_bulk_replay_sends_what_its_filter_found_and_nothing_later(grave
     assert (await graves.letters(state="replayed"))[0]["replays"][0][3] == str(bulk)
 
 
-async def test_a_bulk_replay_skips_records_that_were_no_task_and_tasks_that_moved_on(graves: Graveyard) -> None:
+async def test_a_bulk_replay_skips_poison_records_and_tasks_that_changed(graves: Graveyard) -> None:
     [task] = await graves.die()
     await graves.dead_letters.add([poison(), letter_of(task, 1)])
     bulk = await graves.bulk(DeadLetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC)))
@@ -289,7 +289,7 @@ async def test_a_bulk_replay_skips_records_that_were_no_task_and_tasks_that_move
     assert len(await graves.letters(state="open")) == 2
 
 
-async def test_two_who_carry_the_same_batch_send_each_letter_once(graves: Graveyard) -> None:
+async def test_two_processes_with_the_same_batch_replay_each_dead_letter_once(graves: Graveyard) -> None:
     tasks = await graves.die(200)
     bulk = await graves.bulk(DeadLetterFilter(type="email"))
 
@@ -305,7 +305,7 @@ async def test_two_who_carry_the_same_batch_send_each_letter_once(graves: Gravey
     assert sum([(await graves.task(task))["replays"] for task in tasks]) == 50
 
 
-async def test_a_bulk_replay_keeps_to_its_rate_whoever_carries_it(graves: Graveyard) -> None:
+async def test_a_bulk_replay_keeps_its_rate_whichever_process_runs_it(graves: Graveyard) -> None:
     await graves.die(100)
     bulk = await graves.bulk(DeadLetterFilter(type="email"), rate=20.0)
     started = (await graves.bulk_row(bulk))["created_at"]
@@ -320,7 +320,7 @@ async def test_a_bulk_replay_keeps_to_its_rate_whoever_carries_it(graves: Gravey
     assert row["replayed"] <= (row["updated_at"] - started).total_seconds() * 20 + 1
 
 
-async def test_a_stopped_bulk_replay_sends_nothing_more_and_another_goes_on_from_there(graves: Graveyard) -> None:
+async def test_a_stopped_bulk_replay_replays_nothing_more_and_another_continues_there(graves: Graveyard) -> None:
     tasks = await graves.die(60)
     first = await graves.bulk(DeadLetterFilter(type="email"), rate=30.0)
 
