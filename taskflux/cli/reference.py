@@ -135,8 +135,8 @@ def _labels(labels: tuple[Label, ...]) -> str:
 
 
 def _values(label: Label) -> str:
-    listed = label.values if len(label.values) <= _MOST or not label.said else ()
-    return ", ".join([*(f"`{value}`" for value in listed), *([label.said] if label.said else [])])
+    listed = label.values if len(label.values) <= _MOST or not label.description else ()
+    return ", ".join([*(f"`{value}`" for value in listed), *([label.description] if label.description else [])])
 
 
 def renewed(page: str) -> str:

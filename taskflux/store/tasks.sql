@@ -257,7 +257,7 @@ WITH input AS (
         :ids::uuid[], :replays::integer[], :statuses::text[], :codes::text[], :descriptions::text[],
         :request_ids::text[], :reported_at::text[]
     ) WITH ORDINALITY AS i (id, replay, status, code, description, request_id, reported_at, place)
-), told AS (
+), incoming AS (
     SELECT place, replay, status, request_id, COALESCE(reported_at, '') AS reported_at,
            json_strip_nulls(json_build_object(
                'status', status, 'at', (SELECT timeline_now()), 'code', code, 'desc', description,
@@ -268,7 +268,7 @@ WITH input AS (
            delivery_rank(t.delivery, t.replays) < 0 AS first,
            (delivery_rank(i.delivery, t.replays), i.reported_at)
                > (delivery_rank(t.delivery, t.replays), COALESCE(t.delivery::json ->> 'reportedAt', '')) AS heavier
-    FROM tasks t JOIN told i ON i.place = width_bucket(t.id, :ids::uuid[])
+    FROM tasks t JOIN incoming i ON i.place = width_bucket(t.id, :ids::uuid[])
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.replays = i.replay
     ORDER BY t.id FOR UPDATE OF t
 ), reported AS (

@@ -41,24 +41,24 @@ from taskflux.stream.settings import KafkaSettings
 from taskflux.telemetry import metrics, outages
 
 TROUBLE = (KafkaError, OSError, asyncio.TimeoutError)
-"""What aiokafka raises when a broker is unreachable, slow, refuses, or answers with an error."""
+"""The errors of aiokafka when a broker is unreachable or slow, refuses, or answers with an error."""
 
 
 class KafkaUnavailable(Exception):
-    """Kafka did not answer in time: whether the request was done is unknown; retry later. `do` is the fix."""
+    """Kafka did not answer in time: whether the request was done is unknown; retry later. `fix` says what to do."""
 
-    def __init__(self, said: str, do: str = "") -> None:
-        super().__init__(said)
-        self.do = do
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.fix = fix
 
     @property
     def with_fix(self) -> str:
-        """What is wrong, with the fix if it is known."""
-        return f"{self}: {self.do}" if self.do else str(self)
+        """The message, with the fix if it is known."""
+        return f"{self}: {self.fix}" if self.fix else str(self)
 
 
 def error_name(error: BaseException) -> str:
-    """A bounded name for metrics: the class, `Timeout` for every kind of one."""
+    """A bounded name for metrics: the class, or `Timeout` for any timeout."""
     return "Timeout" if isinstance(error, TimeoutError) else type(error).__name__.removesuffix("Error")
 
 
@@ -70,9 +70,9 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     """Keyword arguments that aiokafka's producer, consumer and clients share.
 
     None of them may name a topic that could be missing (`subscribe` with names, `add_topic`, `partitions_for` …):
-    aiokafka then asks for its metadata in a way that makes Kafka create it, where auto.create.topics.enable is on (its
-    default), with the broker's number of partitions; a topic that was deleted came back with one. Metadata of all
-    topics, which is asked for where none is named, creates none.
+    aiokafka's request for its metadata makes Kafka create it, if auto.create.topics.enable is on (the default), with
+    the broker's number of partitions; a deleted topic would come back with one. A request for the metadata of all
+    topics, which aiokafka sends if none is named, creates none.
 
     Reads the PEM files: raises OSError or ssl.SSLError where one is missing or broken.
     """
@@ -101,9 +101,9 @@ def _tls(settings: KafkaSettings) -> ssl.SSLContext:
 
 LIBRARY: Final = logging.getLogger("aiokafka")
 _ASKED: Final = "Unable to request metadata"
-"""The beginning of log lines about a broker that was reached, but did not answer the first request."""
+"""Log lines about a broker that was reached, but did not answer the first request, begin with this."""
 _WORDS, _KEPT = 200, 10_000
-"""The most characters of a library's or broker's message that are shown, and that are kept until then."""
+"""Characters of a library's or broker's message that are shown at most, and that are kept until then."""
 _UNREACHED: Final = (KafkaConnectionError, NodeNotReadyError, NoBrokersAvailable, StaleMetadata)
 _LATE: Final = (TimeoutError, RequestTimedOutError, KafkaTimeoutError)
 _REBALANCE: Final = (
@@ -127,16 +127,16 @@ _LISTENERS: Final = (
     " addresses can be reached from here"
 )
 
-_TELLING: Final = metrics.KAFKA_CAUSES[:-1]
+_BY_PRECISION: Final = metrics.KAFKA_CAUSES[:-1]
 """Of several causes, the first in this order is reported."""
 
 
 class Cause(NamedTuple):
-    """`kind` is a label of the metric, `said` a sentence without secrets, `do` the fix."""
+    """`kind` is a label of the metric, `reason` a sentence without secrets, `fix` what to do."""
 
     kind: str
-    said: str
-    do: str
+    reason: str
+    fix: str
 
 
 class Link:
@@ -145,6 +145,8 @@ class Link:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._link = outages.Link("Kafka")
+        self.works = self._link.works
+        """To be called when an attempt succeeded."""
 
     def failed(self, error: BaseException, since: float) -> Cause:
         """Why an attempt that began at `since` (`time.monotonic`) ended with `error`."""
@@ -156,35 +158,31 @@ class Link:
     def unavailable(self, error: BaseException, since: float) -> KafkaUnavailable:
         """The same as an error to raise."""
         cause = self.failed(error, since)
-        return KafkaUnavailable(f"Kafka did not answer: {cause.said}", cause.do)
-
-    def works(self) -> None:
-        """An attempt succeeded."""
-        self._link.works()
+        return KafkaUnavailable(f"Kafka did not answer: {cause.reason}", cause.fix)
 
 
-class _Heard(NamedTuple):
+class _Logged(NamedTuple):
     at: float
     where: str
     kind: str
     words: str
 
 
-_heard: deque[_Heard] = deque(maxlen=32)
+_logged: deque[_Logged] = deque(maxlen=32)
 
 
-class _Ear(logging.Handler):
+class _Listener(logging.Handler):
     """Records why brokers cannot be reached, and lowers the level of lines that every rebalance causes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = record.args if isinstance(record.args, tuple) else ()
-        if record.name == LIBRARY.name and told and isinstance(error := told[-1], BaseException):
-            place = tuple(map(str, told[:-1]))
+        args = record.args if isinstance(record.args, tuple) else ()
+        if record.name == LIBRARY.name and args and isinstance(error := args[-1], BaseException):
+            place = tuple(map(str, args[:-1]))
             where = ":".join(place) if len(place) == 2 else f"broker {' '.join(place)}"
             kind, words = _classified(error)
             if kind == "closed" and str(record.msg).startswith(_ASKED):
                 kind = "login-required"
-            _heard.append(_Heard(time.monotonic(), where, kind, words))
+            _logged.append(_Logged(time.monotonic(), where, kind, words))
         if record.levelno >= logging.ERROR and _harmless(record):
             record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
 
@@ -197,16 +195,16 @@ def _harmless(record: logging.LogRecord) -> bool:
     return text.startswith("Heartbeat ") or any(error.__name__.removesuffix("Error") in text for error in _REBALANCE)
 
 
-LIBRARY.addHandler(_Ear())
+LIBRARY.addHandler(_Listener())
 
 
 def explained(error: BaseException, since: float, settings: KafkaSettings) -> Cause:
     """The cause of `error`, which ended an attempt that began at `since` (`time.monotonic`)."""
     where, (kind, words) = settings.bootstrap_servers, _classified(error)
     if isinstance(error, (*_UNREACHED, *_LATE)):
-        found = [each for each in _heard if each.at >= since and each.kind in _TELLING]
+        found = [each for each in _logged if each.at >= since and each.kind in _BY_PRECISION]
         if found:
-            best = min(reversed(found), key=lambda each: _TELLING.index(each.kind))
+            best = min(reversed(found), key=lambda each: _BY_PRECISION.index(each.kind))
             where, kind, words = best.where, best.kind, best.words
     secret = settings.sasl_password.get_secret_value() if settings.sasl_password else ""
     if secret and secret in words:
@@ -214,10 +212,10 @@ def explained(error: BaseException, since: float, settings: KafkaSettings) -> Ca
     words = words[:_WORDS]
     if kind == "not-tls" and not settings.security_protocol.endswith("SSL"):
         kind = "closed"
-    if kind in _TELLING:
+    if kind in _BY_PRECISION:
         words = f" ({words})" if words else ""
-    said, do = _sentences(kind, where[:_WORDS], words, settings)
-    return Cause(kind, said, do)
+    reason, fix = _sentences(kind, where[:_WORDS], words, settings)
+    return Cause(kind, reason, fix)
 
 
 def _classified(error: BaseException) -> tuple[str, str]:

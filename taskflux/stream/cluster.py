@@ -1,4 +1,4 @@
-"""Questions to Kafka: connecting, asking again, and the same error however it fails."""
+"""Requests to the cluster: connecting, retrying, one error for every failure; and the checks of `taskflux doctor`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from taskflux.telemetry import metrics
 T = TypeVar("T")
 
 LEADERLESS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds before a question is put again where a partition's leader does not know that it leads: a new topic's learns
-of it a moment after the cluster says so, another one's after an election.
+"""Seconds before each retry while a partition's leader does not know that it leads: it learns that shortly after its
+topic was created, or after an election.
 """
 _NO_LEADER: Final = (NotLeaderForPartitionError, LeaderNotAvailableError)
-_CLOSED: Final = "closed, since another question failed"
+_CLOSED: Final = "closed, since another request failed"
 _STOP_TIMEOUT: Final = 2.0
 _READER: Final = {
-    # What a batch exceeds comes alone, what fits comes with others in one answer.
+    # A larger batch comes alone, smaller ones come together in one answer.
     "max_partition_fetch_bytes": 4096,
     # It reads the time of one record of each partition, then drops the other records unpacked from that partition.
     "limit": 1_048_576,
@@ -48,7 +48,7 @@ _READER: Final = {
 
 
 class Clients:
-    """The clients that questions are put to, each connected when it is first asked for."""
+    """The clients for requests, each connected when it is first used."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
@@ -57,7 +57,7 @@ class Clients:
         self._closing = AsyncExitStack()
         self._closed = False
         self.reading = asyncio.Lock()
-        """Is held by whoever changes what a reader reads."""
+        """Held while the partitions of a reader are changed."""
 
     async def plain(self) -> AIOKafkaClient:
         """For `internals.topic_metadata`."""
@@ -70,7 +70,7 @@ class Clients:
     async def reader(self, fetch_wait: int = 1) -> BoundedConsumer:
         """For offsets (aiokafka's admin client has none: aio-libs/aiokafka#1045): a consumer without a group.
 
-        A broker may hold a fetch of its for `fetch_wait` milliseconds.
+        A broker may hold its fetch for `fetch_wait` milliseconds.
         """
 
         async def stop(reader: BoundedConsumer) -> None:
@@ -107,7 +107,7 @@ class Clients:
 
 
 class Cluster:
-    """Connects at the first question, and afresh after one that failed."""
+    """Connects at the first request, and again after one that failed."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._options = connection_options(settings)
@@ -116,17 +116,17 @@ class Cluster:
         self._clients: Clients | None = None
 
     async def ask(self, question: Callable[[Clients], Awaitable[T]]) -> T:
-        """The answer to `question`, put again where a connection that stood idle has died or a leader is not there yet.
+        """The answer to `question`, which is repeated if an idle connection has died or a leader is missing.
 
-        `question` must bear that. Raises KafkaUnavailable, after `request_timeout` seconds for each try at most.
+        `question` must be safe to repeat. Raises KafkaUnavailable, after `request_timeout` seconds a try at most.
         """
-        died, unled = iter((0.0,)), iter(LEADERLESS)
+        died, leaderless = iter((0.0,)), iter(LEADERLESS)
         while True:
             since = time.monotonic()
             try:
                 answer = await self._try(question)
             except TROUBLE as error:
-                pause = next(unled if isinstance(error, _NO_LEADER) else died, None)
+                pause = next(leaderless if isinstance(error, _NO_LEADER) else died, None)
                 if pause is None:
                     raise self._link.unavailable(error, since) from error
             else:
@@ -135,7 +135,7 @@ class Cluster:
             await asyncio.sleep(pause)
 
     async def close(self) -> None:
-        """Close the connections; a later question opens others."""
+        """Close the connections; a later request opens others."""
         clients, self._clients = self._clients, None
         if clients is not None:
             await clients.close()
@@ -168,7 +168,7 @@ class TopicReplicas:
 
 
 class KafkaCheckup:
-    """What `taskflux doctor` asks. No question changes anything, and every one may raise KafkaUnavailable."""
+    """The checks of `taskflux doctor`. None of them changes anything, and each may raise KafkaUnavailable."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -187,17 +187,17 @@ class KafkaCheckup:
         wanted = set(topics)
 
         async def ask(clients: Clients) -> Mapping[str, TopicReplicas]:
-            every: list[Any] = await (await clients.admin()).describe_topics()  # of topics that it names it makes some
+            found: list[Any] = await (await clients.admin()).describe_topics()  # of all: topics it names are created
             return {
                 each["topic"]: _replicas(each["partitions"])
-                for each in every
+                for each in found
                 if each["topic"] in wanted and each["partitions"]
             }
 
         return await self._cluster.ask(ask)
 
     async def broker_config(self) -> Config | None:
-        """The configuration of one broker; None where it does not tell us."""
+        """The configuration of one broker; None if it does not return it."""
 
         async def ask(clients: Clients) -> Config | None:
             node = next(iter(await _brokers(clients)))
@@ -207,19 +207,19 @@ class KafkaCheckup:
         return await self._cluster.ask(ask)
 
     async def topic_configs(self, topics: Iterable[str]) -> Mapping[str, Config]:
-        """The configuration of those of `topics` that the broker tells us of."""
+        """The configuration of those of `topics` for which the broker returns it."""
         wanted = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
         return await self._cluster.ask(lambda clients: _configs(clients, wanted))
 
     async def idempotence_refused(self) -> str | None:
-        """Why no idempotent producer is had from this cluster; None where it is."""
+        """Why this cluster does not support an idempotent producer; None if it does."""
         producer = AIOKafkaProducer(**connection_options(self._settings), enable_idempotence=True)
         since = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.request_timeout):
                 await producer.start()
         except (NotImplementedError, IncompatibleBrokerVersion):
-            return "the broker knows none"
+            return "the broker does not support it"
         except BrokerResponseError as error:
             return error_name(error)
         except TROUBLE as error:
@@ -248,6 +248,6 @@ async def _configs(clients: Clients, wanted: list[ConfigResource]) -> dict[str, 
     found: dict[str, Config] = {}
     for answer in answers:
         for code, _, _, name, entries in answer.resources:
-            if not code:  # mostly: we are not allowed to ask
+            if not code:  # usually: we lack the permission
                 found[name] = {entry[0]: entry[1] for entry in entries if entry[1] is not None}
     return found

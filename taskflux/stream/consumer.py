@@ -1,7 +1,7 @@
-"""Taking records: one group, its topic, and offsets that are committed once the caller is done with them.
+"""Consuming records: one group, its topic, and offsets that are committed once the caller is done with them.
 
-A group that begins commits its partitions' starts when a member is given them, since KEDA takes a partition without a
-commit for one whose lag is the end offset (keda#5274). A topic that was recreated is read from its start.
+A new group commits its partitions' starts when they are assigned to a member: for KEDA, the lag of a partition without
+a commit is its end offset (keda#5274). A topic that was recreated is read from its start.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ _STALLED_AFTER: Final = 30.0
 _ASKED_WITHIN: Final = 5.0
 """Seconds between two requests for records, while they are asked for at all."""
 _GRACE: Final = 0.1
-"""Seconds that a fetch may outlast its own timeout; longer than that a rebalance would hold it."""
+"""Seconds that a fetch may exceed its own timeout; a rebalance would hold it for longer."""
 _DAY_MS: Final = 86_400_000
 _PARTITION_FETCH_BYTES: Final = 1_048_576
-_LARGEST_LETTERS: Final = 2
-"""What a consumer unpacks at once, in the largest dead letters: one fits with all that stands around it."""
+_LARGEST_DEAD_LETTERS: Final = 2
+"""How much a consumer unpacks at once, as a number of the largest dead letters: one fits with all around it."""
 
 
 class Consumer:
-    """Takes records for `group` from `topic`.
+    """Consumes records of `topic` for `group`.
 
-    `start` returns at once, Kafka up or down: joining, and joining again after a broker has lost its log, go on in the
-    background. One caller fetches; `note_done` may come from anywhere on the loop, in any order, and every record
-    that was fetched has to be noted sooner or later: one that is not holds back its partition's commits.
+    `start` returns at once, whether Kafka is up or down: joining, and joining again after a broker has lost its log,
+    goes on in the background. One caller fetches. `note_done` may be called from anywhere on the loop, in any order;
+    every record that was fetched has to be noted sooner or later, or its partition's commits do not advance.
     """
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
@@ -78,7 +78,7 @@ class Consumer:
         self._task = asyncio.create_task(self._run(), name="kafka-consumer")
 
     async def stop(self) -> None:
-        """Commits what has been noted and leaves the group; some seconds at most."""
+        """Commit what has been noted and leave the group; takes some seconds at most."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
@@ -90,16 +90,16 @@ class Consumer:
         return self._member.assigned if self._member is not None else frozenset()
 
     async def wait_joined(self) -> None:
-        """Returns once this consumer is a member with its partitions assigned (may be never: bound it)."""
+        """Return once this consumer is a member with its partitions assigned; without a limit of its own."""
         await self._joined.wait()
 
     async def fetch(self, max_records: int, timeout: float) -> list[Record]:
         """Up to `max_records`, in order within a partition; empty after about `timeout` seconds, or while not a member.
 
-        Never raises for Kafka's trouble.
+        Raises no error of Kafka's.
         """
         if self._task is not None and self._task.done() and not self._task.cancelled():
-            self._task.result()  # a bug: let it be seen
+            self._task.result()  # a bug: raise it
         member = None
         try:
             async with asyncio.timeout(timeout + _GRACE):
@@ -111,7 +111,7 @@ class Consumer:
             return []
         except (*TROUBLE, ConsumerStoppedError) as error:
             if member is not None and member is self._member:
-                log.debug("the membership is over", extra={"error": error_name(error)})
+                log.debug("the membership has ended", extra={"error": error_name(error)})
                 self._joined.clear()
                 self._broken.set()
             return []
@@ -146,7 +146,7 @@ class Consumer:
             await self._leave()
 
     async def _join(self) -> UUID | None:
-        """Become a member; the id of the log that is read from here on, or None."""
+        """Become a member; the id of the log that is read from now on, or None."""
         since = time.monotonic()
         try:
             log_id = await self._log_id()
@@ -160,7 +160,7 @@ class Consumer:
                 await self._member.join()
         except (*TROUBLE, KafkaUnavailable) as error:
             log.debug("the group cannot be joined", extra={"error": error_name(error)})
-            if not isinstance(error, KafkaUnavailable):  # which has been told
+            if not isinstance(error, KafkaUnavailable):  # which was already reported
                 self._link.failed(error, since)
             return None
         self._link.works()
@@ -174,7 +174,7 @@ class Consumer:
             await member.leave()
 
     async def _watch(self, member: _Member, log_id: UUID) -> None:
-        """Returns when the membership has to begin anew."""
+        """Return when the consumer has to join again."""
         while True:
             try:
                 async with asyncio.timeout(_WATCH_INTERVAL):
@@ -185,15 +185,15 @@ class Consumer:
             try:
                 found = await self._log_id()
             except KafkaUnavailable:
-                continue  # the client comes back by itself once the broker does
+                continue  # the client reconnects by itself
             if member.stalled(time.monotonic()):
-                log.warning("the Kafka client fetches no longer, joining again", extra={"topic": self._topic})
+                log.warning("the Kafka client has stopped fetching, joining again", extra={"topic": self._topic})
                 return
             if found is not None and found != log_id:
                 log.warning("a topic was recreated, reading it from its start", extra={"topic": self._topic})
                 self._joined.clear()
                 self._epoch += 1
-                async with self._fetching:  # a fetch under way would take records from behind the new positions
+                async with self._fetching:  # a running fetch would return records from beyond the new positions
                     if not await member.start_over(self._epoch):
                         continue
                 log_id = found
@@ -221,19 +221,19 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self._polled: tuple[int | None, float] = (None, 0.0)
         self._asked = 0.0  # when records were last asked for
         self._starts_wanted = False
-        self._anew = False
+        self._recreated = False
         self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._refresh_metadata()
 
     async def join(self) -> None:
-        """Returns with partitions assigned. Raises KafkaError, OSError; `leave` in any case."""
+        """Return with partitions assigned. Raises KafkaError, OSError; call `leave` in any case."""
         await self._consumer.start()
         self._polled = (None, time.monotonic())
         self._task = asyncio.create_task(self._commit_in_background(), name="kafka-commit")
 
     async def leave(self) -> None:
-        """Commit what is noted and leave the group; bounded, never raises for Kafka's trouble."""
+        """Commit what is noted and leave the group, in bounded time; raises no error of Kafka's."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
@@ -246,10 +246,10 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         return frozenset(self._consumer.assignment())
 
     def stalled(self, now: float) -> bool:
-        """Whether the client's fetching has ended, which nothing tells: there is nothing to hand out, and no broker
-        has answered a fetch for a while. `now` is monotonic.
+        """Whether the client has silently stopped fetching: it has no records left, and no broker has answered a fetch
+        for a while. `now` is monotonic.
 
-        A client whose records nobody asks for stops fetching once it has some.
+        A client that holds records that were not requested yet also stops fetching.
         """
         polls = [self._consumer.last_poll_timestamp(place) for place in self._consumer.assignment()]
         newest = max((poll for poll in polls if poll is not None), default=None)
@@ -260,7 +260,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
     async def take(self, max_records: int, timeout: float) -> list[Record]:
         """Up to `max_records`.
 
-        Raises TimeoutError while a rebalance holds it, and KafkaError: then the membership has to begin anew.
+        Raises TimeoutError while a rebalance holds it, and KafkaError: then the consumer has to join again.
         """
         self._asked = time.monotonic()
         try:
@@ -276,11 +276,11 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             await self._pass_over()
         records = [self._record(each) for partition in found.values() for each in partition]
         for record in records:
-            self.progress.handed((record.topic, record.partition), record.offset)
+            self.progress.returned((record.topic, record.partition), record.offset)
         return records
 
     async def _pass_over(self) -> None:
-        """Have what is no record committed, too: aborted ones, and what ends a transaction. KEDA counts it as lag."""
+        """Also commit offsets without a record to return: aborted records, transaction markers. KEDA counts them."""
         with suppress(TimeoutError, *TROUBLE):
             async with asyncio.timeout(0.0):  # a position is known, or a fetch will find it
                 for place in self._consumer.assignment():
@@ -296,34 +296,34 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
                     await self._consumer.commit({TopicPartition(*place): at for place, at in offsets.items()})
                     self.progress.committed(offsets)
         except TROUBLE as error:
-            # A rebalance, mostly; whoever gets the records again finds their versions used up.
+            # Usually a rebalance; another member that gets the records again finds their versions used up.
             metrics.COMMITS_FAILED.labels(error_name(error)).inc()
             return False
         return True
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """A rebalance begins: commit, so that the next holder starts where this one stands."""
+        """A rebalance begins: commit, so that the next owner starts where this one stopped."""
         if revoked:
             await self.commit(_REVOKE_TIMEOUT)
             self.progress.assign(())
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """A rebalance has given these to this member."""
+        """A rebalance has assigned these to this member."""
         self.progress.assign(assigned)
         self._starts_wanted = True
         self.noted.set()
         metrics.REBALANCES.labels().inc()
 
     async def start_over(self, epoch: int) -> bool:
-        """Read a recreated topic from its start; nothing may be fetched meanwhile, and what was fetched before is of
-        another epoch. False: ask again.
+        """Read a recreated topic from its start; nothing may be fetched meanwhile, and records fetched before belong to
+        another epoch. False: try again.
 
-        Whoever saw that the topic was deleted holds nothing of it, and does so once partitions are assigned again: the
-        group's commits of the former log may still be there.
+        A member that saw the topic deleted has no partitions, and starts over once they are assigned again: the group
+        may still have commits of the former log.
         """
         self.epoch = epoch
         held = self.assigned
-        self._anew = not held
+        self._recreated = not held
         self.progress.assign(held)
         self._refresh_metadata()  # the new topic may have other partitions and leaders
         try:
@@ -346,7 +346,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         return Record(found.topic, found.partition, found.offset, *content, self.epoch, why)
 
     async def _rewind(self) -> None:
-        """Back to behind what has been handed out: a `getmany` that raises forgets what it took elsewhere."""
+        """Seek to behind the records that were returned: a `getmany` that raises loses records of other partitions."""
         for place in self._consumer.assignment():
             position = self.progress.position(place)
             if position is None:
@@ -367,9 +367,9 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             await asyncio.sleep(_COMMIT_INTERVAL if settled and committed else 1.0)
 
     async def _note_starts(self) -> bool:
-        """Have the log's start committed where the group has no commit, or one beyond the log's end. False: ask again.
+        """Have the log's start committed if the group has no commit, or one beyond the log's end. False: try again.
 
-        A commit beyond the end is of a log that is gone, and not every broker (Tansu) answers a fetch there with
+        A commit beyond the end belongs to a former log, and not every broker (Tansu) answers a fetch there with
         OffsetOutOfRange.
         """
         held = self.assigned
@@ -387,7 +387,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             end = self._consumer.highwater(TopicPartition(*place))
             if commit is None:
                 self.progress.begin_at(place, starts[place])
-            elif self._anew:
+            elif self._recreated:
                 self._consumer.seek(TopicPartition(*place), starts[place])
                 self.progress.begin_at(place, starts[place])
             elif end is None:
@@ -395,7 +395,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             elif commit > end and self.progress.position(place) is None:
                 self._consumer.seek(TopicPartition(*place), starts[place])
                 self.progress.begin_at(place, starts[place])
-        self._starts_wanted, self._anew = not known, self._anew and not held
+        self._starts_wanted, self._recreated = not known, self._recreated and not held
         return known
 
     async def _starts(self, held: Iterable[Place]) -> dict[TopicPartition, int]:
@@ -404,26 +404,26 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         return starts
 
     def _refresh_metadata(self) -> None:
-        """Subscribe, and have the client look again at what the cluster has.
+        """Subscribe, and make the client refresh its metadata.
 
-        By a pattern, since a topic that is subscribed to by its name is created by that, also after it was deleted.
+        By a pattern, since a subscription by name creates the topic, even after it was deleted.
         """
         self._consumer.subscribe(pattern=self._pattern, listener=self)
 
 
 def _options(settings: KafkaSettings, group: str) -> dict[str, Any]:
     return connection_options(settings) | {
-        "limit": _LARGEST_LETTERS * settings.dead_letter_max_bytes,
+        "limit": _LARGEST_DEAD_LETTERS * settings.dead_letter_max_bytes,
         "group_id": group,
         "auto_offset_reset": "earliest",
-        "isolation_level": "read_committed",  # nothing that another producer's transaction has aborted
+        "isolation_level": "read_committed",  # no records of aborted transactions
         "enable_auto_commit": False,
         "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
         "session_timeout_ms": int(settings.session_timeout * 1000),
         "heartbeat_interval_ms": int(settings.session_timeout * 1000 / 4),
         # A join is answered when the slowest member has joined, which may take the session timeout.
         "request_timeout_ms": int((max(settings.request_timeout, settings.session_timeout) + 5.0) * 1000),
-        # Full slots stop fetching for as long as they are full; heartbeats go on in the background.
+        # Fetching stops while all slots are busy; heartbeats go on in the background.
         "max_poll_interval_ms": _DAY_MS,
         "fetch_max_wait_ms": settings.fetch_max_wait_ms,
         "max_partition_fetch_bytes": max(_PARTITION_FETCH_BYTES, settings.max_record_bytes),

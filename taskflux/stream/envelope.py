@@ -1,4 +1,4 @@
-"""A Kafka record, as it is taken and as it is sent."""
+"""A Kafka record, as it is received and as it is sent."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from taskflux.tasks.bounds import (
 from taskflux.tasks.fields import OPTIONAL
 
 Headers = tuple[tuple[str, bytes | None], ...]
-"""In the order of the wire; a name may stand more than once."""
+"""In the order of the record; a name may occur more than once."""
 
 
 class Record(NamedTuple):
     """A record as Kafka delivered it.
 
-    `timestamp` is in milliseconds since 1970. `epoch` is the consumer's own count of the logs it has read: it tells
-    a record of a recreated topic from one at the same offset of the topic before. `unreadable` says why the client
-    could not parse it (a codec it lacks, a header's name that is not UTF-8): key, value and headers are then empty.
+    `timestamp` is in milliseconds since 1970. `epoch` is the consumer's own count of the logs it has read: it
+    distinguishes a record of a recreated topic from one at the same offset of the former topic. `unreadable` says why
+    the client could not parse it (an unknown codec, a header name that is not UTF-8).
     """
 
     topic: str
@@ -53,7 +53,7 @@ class Record(NamedTuple):
 
 
 class OutRecord(NamedTuple):
-    """A record to be sent; its key picks the partition."""
+    """A record to be sent; its key decides the partition."""
 
     topic: str
     key: bytes | None
@@ -67,7 +67,7 @@ class OutRecord(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What an envelope becomes on the wire: `OutRecord(topic, *encoded)`."""
+    """The contents of a record for an envelope: `OutRecord(topic, *encoded)`."""
 
     key: bytes | None
     value: bytes | None
@@ -84,9 +84,9 @@ def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
 def record_identity(
     topic: str, partition: int, offset: int, timestamp: int, key: bytes | None, value: bytes | None
 ) -> str:
-    """A name for a record by its place, its time (milliseconds since 1970) and its bytes.
+    """A name for a record, made of its place, its time (milliseconds since 1970) and its bytes.
 
-    The place alone would not do: a topic that was deleted and made again counts from 0.
+    The place alone is not enough: a topic that was deleted and created again counts from 0.
     """
     digest = hashlib.sha256()
     for part in (topic.encode("utf-8", "replace"), key, value):
@@ -103,7 +103,7 @@ _MAX_FOREIGN_ID = 200
 
 
 class PoisonClass(StrEnum):
-    """Why a record cannot become a task; the bounded names that dead letters are grouped by."""
+    """Why a record cannot become a task; dead letters are grouped by these names."""
 
     NO_VALUE = "NoValue"
     UNREADABLE = "Unreadable"
@@ -117,9 +117,9 @@ class PoisonClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One of our own records: run the task's row, if it still stands at `version`.
+    """One of our own records: run the task, if its row is still at `version`.
 
-    `traceparent` is W3C trace context, `probe` asks for the provider's own check in place of a task.
+    `traceparent` is W3C trace context; `probe`: the provider's own check may run instead of the task.
     """
 
     task_id: UUID
@@ -145,9 +145,9 @@ class DeadTask:
 class Foreign:
     """A task that another producer wrote, payload and all.
 
-    `task_id` is the producer's. `payload` is a JSON text, compact and in ASCII: what PostgreSQL's text does not take
-    (NUL) stays as JSON escapes it. `digest` is the SHA-256 of what it means, whatever the order of its names. `fields`
-    are the optional ones beside a payload (`taskflux.tasks.fields`), unchanged.
+    `task_id` is the producer's. `payload` is a JSON text, compact and in ASCII: a NUL, which PostgreSQL refuses, stays
+    escaped. `digest` is the SHA-256 of its meaning, independent of the order of names. `fields` are the optional ones
+    beside a payload (`taskflux.tasks.fields`), unchanged.
     """
 
     task_id: str | None
@@ -161,14 +161,14 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Poison:
-    """A record that can never run. `reason` is a sentence; it quotes nothing of a payload."""
+    """A record that can never run. `reason` is a sentence that does not quote the payload."""
 
     error_class: str
     reason: str
 
 
 def encode(task: Envelope | DeadTask, key: str | None = None) -> Encoded:
-    """The record of a task, or its dead letter; `key` picks the partition in place of the task id."""
+    """The record of a task, or its dead letter; `key` decides the partition instead of the task id."""
     task_id, trace = str(task.task_id), task.traceparent
     body: dict[str, object] = {"taskId": task_id, "taskType": task.task_type, "version": task.version}
     if isinstance(task, DeadTask):
@@ -180,10 +180,10 @@ def encode(task: Envelope | DeadTask, key: str | None = None) -> Encoded:
 
 
 def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = None) -> Envelope | Foreign | Poison:
-    """What `record` asks for.
+    """The envelope, foreign task or poison in `record`.
 
-    `max_bytes` bounds key, value and headers together. `types` are the types that this consumer runs; None takes any
-    name that could be a type (the router's case).
+    `max_bytes` limits key, value and headers together. `types` are the types that this consumer runs; None accepts any
+    valid name of a type (for the router).
     """
     if record.unreadable:
         return Poison(PoisonClass.UNREADABLE, record.unreadable)
@@ -211,9 +211,9 @@ _WIDE = "the value is UTF-16, and JSON is UTF-8 (RFC 8259, section 8.1)"
 
 
 def _parse_object(value: bytes) -> dict[str, object] | Poison:
-    """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity), within the bounds of every task."""
+    """`value` as a JSON object in UTF-8 (RFC 8259: no NaN, no Infinity), within the limits of every task."""
     try:
-        check(value, depth=MAX_DEPTH + 1)  # a payload stands in its record
+        check(value, depth=MAX_DEPTH + 1)  # the payload is one level below its record
         body = json.loads(value.removeprefix(UTF_8_BOM).decode("utf-8"), parse_constant=_refuse_constant)
         if ESCAPE in value:
             check_characters(value, body)
@@ -294,7 +294,7 @@ _MAX_CLASS = 100
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a poison record stood; `timestamp` in milliseconds since 1970."""
+    """Where a poison record came from; `timestamp` in milliseconds since 1970."""
 
     topic: str
     partition: int
@@ -304,9 +304,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class DeadPoison:
-    """A record that never became a task, byte for byte as it was.
+    """A record that never became a task, byte for byte.
 
-    Of a dead letter that cannot be read, `error_class` is `MalformedDeadLetter` and `origin` its own place in the
+    For a dead letter that cannot be read, `error_class` is `MalformedDeadLetter` and `origin` is its own place in the
     dead-letter topic.
     """
 
@@ -319,7 +319,7 @@ class DeadPoison:
 
 
 def encode_poison(record: Record, poison: Poison) -> Encoded:
-    """The dead letter of `record`; `decode_dead` gives back its bytes."""
+    """The dead letter of `record`; `decode_dead` returns its bytes."""
     added = (
         record.topic,
         str(record.partition),
@@ -335,7 +335,7 @@ def encode_poison(record: Record, poison: Poison) -> Encoded:
 
 
 def decode_dead(record: Record) -> DeadTask | DeadPoison:
-    """What a record on the dead-letter topic is about."""
+    """The dead task or poison record in a record of the dead-letter topic."""
     if record.unreadable:
         return _malformed(record, record.unreadable)
     poison = _poison(record)
@@ -359,11 +359,11 @@ def decode_dead(record: Record) -> DeadTask | DeadPoison:
 
 
 def _poison(record: Record) -> DeadPoison | None:
-    """Read from the end: a poison record may itself carry headers with our names."""
+    """Read from the end: a poison record may itself have headers with our names."""
     headers = record.headers
     if tuple(name for name, _ in headers[-len(_ADDED) :]) != _ADDED:
         return None
-    # PostgreSQL's text takes no NUL.
+    # PostgreSQL's text type refuses NUL.
     texts = [(raw or b"").decode("utf-8", "replace").replace("\0", "\ufffd") for _, raw in headers[-len(_ADDED) :]]
     numbers = [_integer(text) for text in texts[1:4]]
     if None in numbers:

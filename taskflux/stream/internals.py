@@ -4,7 +4,7 @@
 - Closing an idempotent producer while Kafka is unreachable: `stop` never returns (aio-libs/aiokafka#1101).
 - Closing a consumer while Kafka is unreachable: `stop` may end half-way and leave tasks running. No issue; #659, which
   is closed, is about a `stop` that never returns.
-- A look at what a broker answers to a fetch, before the consumer unpacks it without a bound: it has no hook. No issue.
+- Inspecting a broker's answer to a fetch before the consumer unpacks it without a limit: there is no hook. No issue.
 - Leaving a group of Tansu, the embedded broker, whose first generation is 0: a bug of the broker's
   (`KafkaSettings.tansu`).
 """
@@ -34,17 +34,17 @@ from taskflux.stream.topics import Place
 log = logging.getLogger(__name__)
 
 _FULL = 0.1
-"""Seconds until a consumer that holds as much as it may asks for more."""
+"""Seconds until a consumer that has reached its limit asks for more."""
 _TEXT = CompactString("utf-8")
 _ID = ("id_high", Int64), ("id_low", Int64)
-"""A topic's id: 16 bytes, for which aiokafka has no type; in a request 0, where the topic is asked for by its name."""
+"""A topic's id: 16 bytes, for which aiokafka has no type; 0 in a request that names the topic."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicMetadata:
     """A topic that exists: its id, and partition → leading broker (-1: none at the moment).
 
-    The id tells a recreated topic from the one of the same name before.
+    The id distinguishes a recreated topic from the former one of the same name.
     """
 
     log_id: UUID
@@ -52,9 +52,9 @@ class TopicMetadata:
 
 
 async def topic_metadata(client: AIOKafkaClient, topics: Iterable[str]) -> dict[str, TopicMetadata]:
-    """Those of `topics` that exist, asked over a started client; creates none.
+    """Those of `topics` that exist, requested over a started client; creates none.
 
-    Raises aiokafka's KafkaError, and KafkaUnavailable where the broker knows no topic ids.
+    Raises aiokafka's KafkaError, and KafkaUnavailable if the broker does not support topic ids.
     """
     node = client.get_random_node()
     if node is None:
@@ -62,7 +62,7 @@ async def topic_metadata(client: AIOKafkaClient, topics: Iterable[str]) -> dict[
     try:
         response: Any = await client.send(node, _TopicsRequest(tuple(topics)))
     except NotImplementedError as error:
-        raise KafkaUnavailable("the broker knows no topic ids: Kafka 2.8 or newer is needed") from error
+        raise KafkaUnavailable("the broker does not support topic ids: Kafka 2.8 or newer is needed") from error
     found = {}
     for code, name, high, low, _, partitions, *_ in response.topics:
         if code == UnknownTopicOrPartitionError.errno:
@@ -138,7 +138,7 @@ class _TopicsRequest(Request[_Request10]):  # type: ignore[misc]
 
 
 async def abandon(producer: AIOKafkaProducer) -> None:
-    """Close without a flush, since batches may never be confirmed. Raises nothing for Kafka's trouble."""
+    """Close without a flush, since batches may never be confirmed. Raises no error of Kafka's."""
     producer._closed = True
     try:
         await producer._sender.close()
@@ -149,10 +149,10 @@ async def abandon(producer: AIOKafkaProducer) -> None:
 
 
 async def stop(consumer: AIOKafkaConsumer, timeout: float, *, tansu: bool = False) -> None:
-    """Leave the group and close, within about `timeout` seconds. Raises nothing for Kafka's trouble."""
+    """Leave the group and close, within about `timeout` seconds. Raises no error of Kafka's."""
     coordinator = consumer._coordinator
     if tansu and getattr(coordinator, "generation", None) == 0:
-        # aiokafka takes this for no member and would not leave; the request to leave names no generation.
+        # aiokafka would take 0 for "not a member" and not leave; the request to leave does not name the generation.
         coordinator.generation = 1
     # In a task of its own: a task that it has cancelled itself may end it with a CancelledError.
     stopping = asyncio.create_task(consumer.stop(), name="kafka-consumer-stop")
@@ -177,8 +177,9 @@ class BoundedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """A consumer that unpacks at most `limit` bytes of records that it has not returned yet: for all its partitions
     together, or with `apart` for each of them.
 
-    A record that stands for what it could not unpack or parse says so (`record_batches.why_unreadable`). What it finds
-    out only while it parses (one of `record_batches.BROKEN` is raised) is so after `look_closely` and a seek.
+    A record that replaces what could not be unpacked or parsed says so (`record_batches.why_unreadable`). Faults that
+    are found only while parsing (one of `record_batches.BROKEN` is raised) are replaced after `look_closely` and a
+    seek.
     """
 
     def __init__(self, *, limit: int, apart: bool = False, **options: Any) -> None:
@@ -187,7 +188,7 @@ class BoundedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         self._client = self._inspector = _Inspector(self.assignment, limit, apart, connection)
 
     def look_closely(self) -> None:
-        """Parse every record before it is handed out; this takes longer."""
+        """Parse every record before it is returned; this takes longer."""
         self._inspector.closely = True
 
 
@@ -203,10 +204,10 @@ class _Inspector(AIOKafkaClient):  # type: ignore[misc]
         self._inspecting = asyncio.Lock()
         """Held while an answer is inspected: the answers of all nodes share the limit."""
         self._unpacked: dict[Place, int] = {}
-        """To how many bytes each partition's last answer unpacks: the next is asked for once that is handed out."""
+        """Unpacked bytes of each partition's last answer: the next is requested once its records were returned."""
 
     async def send(self, node_id: Any, request: Any, **options: Any) -> Any:
-        """Send a request; of an answer to a fetch the batches that may be unpacked."""
+        """Send a request; from an answer to a fetch, batches beyond the limit are removed."""
         response = await super().send(node_id, request, **options)
         if isinstance(request, FetchRequest):
             async with self._inspecting:

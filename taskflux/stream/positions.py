@@ -1,4 +1,4 @@
-"""Where logs begin and end, how far groups have come, and how far a consumer is in each of its partitions."""
+"""Where logs begin and end, the positions of groups, and the progress of a consumer in its partitions."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _NO_COMMIT: Final = -1
 _METADATA_WAIT: Final = 0.02
 _FETCH_LOOK: Final = 0.005
 _HEADS_FETCH_MS: Final = 200
-"""Milliseconds: Tansu gives up within a shorter time while it still looks through a long log."""
+"""Milliseconds: with less, Tansu gives up while it still searches a long log."""
 _HEADS_WAIT: Final = 2.0
-"""Seconds that looking for the records at some offsets takes at most."""
+"""Seconds that reading the records at some offsets takes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,12 @@ class PartitionPositions:
 
     @property
     def next(self) -> int:
-        """The offset that the group takes next: its commit, or the log's start."""
+        """The offset that the group reads next: its commit, or the log's start."""
         return self.start if self.committed is None else max(self.committed, self.start)
 
     @property
     def lag(self) -> int:
-        """Records that nobody has taken."""
+        """Records that the group has not read."""
         return max(self.end - self.next, 0)
 
 
@@ -62,22 +62,22 @@ class TopicPositions:
 
     @property
     def lag(self) -> int:
-        """Records that nobody has taken."""
+        """Records that the group has not read."""
         return sum(partition.lag for partition in self.partitions.values())
 
     def will_deliver(self, log_id: UUID, partition: int, offset: int) -> bool:
-        """Whether Kafka still owes the group the record at `offset` of that partition of that log.
+        """Whether Kafka will still deliver the record at `offset` of that partition of that log to the group.
 
-        Read the tasks first and the positions after: a record that is sent in between then lies below `end`.
+        Read the tasks first and the positions after: a record that is sent in between is then below `end`.
         """
         at = self.partitions.get(partition)
         return log_id == self.log_id and at is not None and at.next <= offset < at.end
 
 
 class Positions:
-    """Reads positions; connects at the first question and again after a failure.
+    """Reads positions; connects at the first request, and again after a failure.
 
-    Every question may raise KafkaUnavailable, and sees a recreated topic at once.
+    Every method may raise KafkaUnavailable, and sees a recreated topic at once.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -89,15 +89,15 @@ class Positions:
         await self._cluster.close()
 
     async def read_all(self, topics: Mapping[str, str]) -> dict[str, TopicPositions]:
-        """Topic → positions for every pair topic → group whose topic exists, in as few requests as there can be."""
+        """Topic → positions for every pair topic → group whose topic exists, in as few requests as possible."""
         return await self._cluster.ask(lambda clients: read_positions(clients, topics, tansu=self._tansu))
 
     async def read(self, group: str, topic: str) -> TopicPositions | None:
-        """Everything about one topic in one go; None where it does not exist."""
+        """The positions of one topic; None if it does not exist."""
         return (await self.read_all({topic: group})).get(topic)
 
     async def log_id(self, topic: str) -> UUID | None:
-        """The topic's id; None where it does not exist."""
+        """The topic's id; None if it does not exist."""
 
         async def ask(clients: Clients) -> UUID | None:
             found = (await topic_metadata(await clients.plain(), [topic])).get(topic)
@@ -106,14 +106,14 @@ class Positions:
         return await self._cluster.ask(ask)
 
     async def lag(self, group: str, topic: str) -> int | None:
-        """Records that nobody has taken; None where the topic does not exist."""
+        """Records that the group has not read; None if the topic does not exist."""
         found = await self.read(group, topic)
         return None if found is None else found.lag
 
     async def written_at(self, heads: Mapping[Place, int]) -> dict[Place, float]:
-        """Partition → when its record at that offset was written (seconds since 1970), as whoever wrote it says.
+        """Partition → when its record at that offset was written (seconds since 1970), by its producer's clock.
 
-        Left out where there is none, or none that can be read.
+        Partitions without such a record, or with one that cannot be read, are left out.
         """
         return await self._cluster.ask(lambda clients: _written_at(clients, heads)) if heads else {}
 
@@ -154,25 +154,25 @@ def _places(topics: Mapping[str, TopicMetadata]) -> list[TopicPartition]:
 
 
 async def _know(reader: AIOKafkaConsumer, places: Iterable[TopicPartition]) -> None:
-    """Wait until the reader's metadata has these partitions, which exist: about others it asks by name."""
+    """Wait until the reader's metadata has these partitions, which exist: it would request missing ones by name."""
     while any(place.partition not in (reader.partitions_for_topic(place.topic) or ()) for place in places):
-        reader.unsubscribe()  # which has it ask for the metadata of all topics
+        reader.unsubscribe()  # which makes it request the metadata of all topics
         await asyncio.sleep(_METADATA_WAIT)
 
 
 async def _commits(admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]) -> dict[Place, int | None]:
     """The group's commits, None where it has none.
 
-    The partitions are named: Tansu answers no question for all of them.
+    The partitions are named: Tansu does not support a request for all of them.
     """
     found = await admin.list_consumer_group_offsets(group, partitions=places)
-    if len(found) < len(places):  # aiokafka does not look at the error of an answer as a whole
+    if len(found) < len(places):  # aiokafka ignores the error of an answer as a whole
         raise GroupLoadInProgressError(group)
     return {place: None if at.offset == _NO_COMMIT else at.offset for place, at in found.items()}
 
 
 async def _tansu_ends(clients: Clients, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """Tansu 0.6 lists the offset after the first record of the last batch; with a fetch it tells the right one."""
+    """Tansu 0.6 lists the offset after the first record of the last batch; a fetch returns the right one."""
     reader = await clients.reader()
     async with clients.reading:
         with _assigned(reader, listed):
@@ -206,7 +206,7 @@ async def _written_at(clients: Clients, heads: Mapping[Place, int]) -> dict[Plac
 
 @contextmanager
 def _assigned(reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> Iterator[None]:
-    """These partitions are read from these offsets on."""
+    """Let `reader` read these partitions from these offsets on."""
     reader.assign(list(offsets))
     try:
         for place, offset in offsets.items():
@@ -217,15 +217,15 @@ def _assigned(reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -
 
 
 MOST: Final = 512
-"""Marks that a partition keeps; beyond, every second one is let go, and bounds get as coarse as they are high."""
+"""Marks that a partition keeps; beyond that, every second one is dropped, and the bounds get coarser."""
 
 
 class Waiting:
-    """How long the oldest record that a group has not taken has been in its log.
+    """How long the oldest record that a group has not read has been in its log.
 
-    Each look notes how far the logs have come. A record at the group's position was not there at the last look that
-    found the log's end at or before it, so it is at most that old. Where no look did, it was there at the first, and
-    is at least as old as that.
+    Each look notes the ends of the logs. A record at the group's position was not there at the last look that found the
+    log's end at or before it, so it is at most that old. If there was no such look, the record was there at the first,
+    and is at least as old as that.
     """
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class Waiting:
         self._written: dict[Place, tuple[int, float]] = {}
 
     def unknown(self, topics: Mapping[str, TopicPositions]) -> dict[Place, int]:
-        """Where something waits and nobody has read yet since when: partition → offset."""
+        """Partition → offset of the oldest waiting record, where its time was not read yet."""
         return {
             place: at.next
             for place, at in _partitions(topics)
@@ -247,7 +247,7 @@ class Waiting:
 
         Args:
             now: monotonic.
-            ages: of those that were `unknown`, how old their timestamp makes them; left out where it could not be read.
+            ages: of those that were `unknown`, their age by their timestamp; left out where it could not be read.
         """
         oldest = dict.fromkeys(topics, 0.0)
         for place, at in _partitions(topics):
@@ -259,9 +259,9 @@ class Waiting:
     def _age(self, place: Place, at: PartitionPositions, now: float) -> float:
         marks = self._marks.setdefault(place, deque())
         if marks and at.end < marks[-1][1]:
-            marks.clear()  # a log that was made anew
+            marks.clear()  # the log was recreated
             self._written.pop(place, None)
-        # The last mark at or before the group's position is kept: what waits came after it.
+        # The last mark at or before the group's position is kept: the waiting records came after it.
         while len(marks) >= 2 and marks[1][1] <= at.next:
             marks.popleft()
         age = self._bounded(place, at, marks[0] if marks else None, now) if at.lag else 0.0
@@ -291,21 +291,21 @@ def _partitions(topics: Mapping[str, TopicPositions]) -> Iterator[tuple[Place, P
 
 
 class Progress:
-    """What has been handed out and what of it is done, for the partitions held now: pure.
+    """Which records were returned, and which of them are done, for the assigned partitions: pure.
 
-    A commit says that everything below it is done, so a record that is still being claimed holds back those behind
-    it in its partition. A commit never goes back.
+    A commit means that everything below it is done, so a record that is still being claimed holds back those behind it
+    in its partition. A commit never goes back.
     """
 
     def __init__(self) -> None:
         self._partitions: dict[Place, _Partition] = {}
 
     def assign(self, partitions: Iterable[Place]) -> None:
-        """Hold exactly these, from scratch: what was handed out before counts no more (it is delivered again)."""
+        """Hold exactly these, from scratch: what was returned before no longer counts (it is delivered again)."""
         self._partitions = {partition: _Partition() for partition in partitions}
 
-    def handed(self, partition: Place, offset: int) -> None:
-        """A record goes to the caller."""
+    def returned(self, partition: Place, offset: int) -> None:
+        """Note that a record was returned to the caller."""
         held = self._partitions.get(partition)
         if held is None:
             return
@@ -316,12 +316,12 @@ class Progress:
         held.position = offset + 1
 
     def position(self, partition: Place) -> int | None:
-        """The offset behind the last record that was handed out; None: none was, since `assign`."""
+        """The offset behind the last record that was returned; None: none was, since `assign`."""
         held = self._partitions.get(partition)
         return None if held is None else held.position
 
     def done(self, partition: Place, offset: int) -> None:
-        """A record needs no redelivery; one that was not handed out since `assign` is ignored."""
+        """Note that a record needs no redelivery; one that was not returned since `assign` is ignored."""
         held = self._partitions.get(partition)
         if held is None or not held.outstanding or not held.outstanding[0] <= offset <= held.outstanding[-1]:
             return
@@ -332,7 +332,7 @@ class Progress:
             held.next = first + 1
 
     def passed(self, partition: Place, position: int) -> bool:
-        """Below `position`, the client has nothing more to hand out. Whether a commit can advance because of it."""
+        """Note that the client has no records left below `position`; whether a commit can advance by that."""
         held = self._partitions.get(partition)
         if held is None or held.outstanding or position <= max(held.next or 0, held.committed or 0):
             return False
@@ -340,7 +340,7 @@ class Progress:
         return True
 
     def begin_at(self, partition: Place, offset: int) -> None:
-        """The partition's log begins at `offset`, and the group has no (valid) commit: commit that."""
+        """Commit `offset`, the start of the partition's log, since the group has no (valid) commit."""
         held = self._partitions.get(partition)
         if held is not None and held.next is None:
             held.next = offset
@@ -354,7 +354,7 @@ class Progress:
         }
 
     def committed(self, offsets: dict[Place, int]) -> None:
-        """Kafka has taken these."""
+        """Note that Kafka has accepted these."""
         for partition, offset in offsets.items():
             held = self._partitions.get(partition)
             if held is not None:

@@ -29,9 +29,9 @@ _MAX_DELAY: Final = 5.0
 _FRAME: Final = 1024
 """Bytes that a record's frame may take beside its key, value and headers."""
 _ASK_AGAIN, _TOO_OLD = 0.5, 1.0
-"""Seconds after which topic ids are asked for beside sending, and after which nothing is sent before they are.
+"""Seconds after which topic ids are requested in the background, and after which sending waits for them.
 
-An id that is older than the log it is noted for costs a repeat: the auditor sends the task again.
+An id that is older than the log costs a repeat: the auditor has the task published again.
 """
 
 
@@ -44,10 +44,10 @@ class Published(NamedTuple):
 
 
 class NotPublished(NamedTuple):
-    """Kafka did not confirm the record in time; it may have it all the same.
+    """Kafka did not confirm the record in time; it may still have it.
 
-    `error` is a bounded name for metrics, `reason` a sentence. `TooLarge` never gets better by itself, `UnknownTopic`
-    not before the topic is created; everything else is worth another try.
+    `error` is a bounded name for metrics, `reason` a sentence. `TooLarge` is permanent, `UnknownTopic` lasts until the
+    topic is created; everything else is worth another try.
     """
 
     error: str
@@ -58,10 +58,10 @@ Outcome = Published | NotPublished
 
 
 class Producer:
-    """Sends records; Kafka's trouble is an answer, never an exception.
+    """Sends records; an error of Kafka's is an outcome, never an exception.
 
-    `start` returns at once, Kafka up or down: connecting goes on in the background. Safe for concurrent callers. Raises
-    OSError or ssl.SSLError at construction where a PEM file is missing or broken.
+    `start` returns at once, whether Kafka is up or down: connecting goes on in the background. Safe for concurrent
+    callers. The constructor raises OSError or ssl.SSLError if a PEM file is missing or broken.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -81,7 +81,7 @@ class Producer:
         self._connection.start()
 
     async def stop(self) -> None:
-        """Waits at most about `produce_timeout` for what is on its way."""
+        """Stop, after waiting at most about `produce_timeout` for records that are being sent."""
         await self._connection.stop(self._timeout)
 
     @property
@@ -146,7 +146,7 @@ class Producer:
             since = time.monotonic()
             try:
                 if producer.client.cluster.partitions_for_topic(topic) is None:
-                    raise UnknownTopicOrPartitionError(topic)  # it was deleted, and `send_batch` would create it
+                    raise UnknownTopicOrPartitionError(topic)  # it was deleted; `send_batch` would create it
                 async with asyncio.timeout_at(deadline):
                     sent = await (await producer.send_batch(batch.builder, topic, partition=partition))
             except TROUBLE as error:
@@ -160,7 +160,7 @@ class Producer:
 
 @dataclass(slots=True)
 class Batch:
-    """A filled builder, and for each of its records the caller's place."""
+    """A filled builder, and for each of its records its place in the caller's list."""
 
     builder: Any
     places: list[int] = field(default_factory=list)
@@ -171,8 +171,8 @@ def fill(
 ) -> dict[Place, list[Batch]]:
     """(topic, partition) → batches in the order of `records`, which are given as (place, record).
 
-    Keys are spread over the partitions by a CRC (ours promise no order, and a murmur2 in Python is slow). A record
-    that is larger than a builder's limit is alone in its batch, so that a refusal hits no other.
+    Keys are spread over the partitions by a CRC (no order is promised, and murmur2 in Python is slow). A record that is
+    larger than a builder's limit is alone in its batch, so that a refusal affects no other.
     """
     queues: dict[Place, list[Batch]] = {}
     for place, (topic, key, value, headers) in records:
@@ -189,7 +189,7 @@ def fill(
 
 def _not_published(error: BaseException) -> NotPublished:
     if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
-        return NotPublished(TOO_LARGE, "the topic takes no record of this size: raise its max.message.bytes")
+        return NotPublished(TOO_LARGE, "the topic refuses a record of this size: raise its max.message.bytes")
     return NotPublished(error_name(error), f"Kafka did not confirm the record ({error_name(error)})")
 
 
@@ -203,8 +203,8 @@ class _Topic(NamedTuple):
 class _Connection:
     """One started AIOKafkaProducer at a time, made from `options`.
 
-    A batch that failed is retried by an idempotent producer for ever, and one that was refused leaves a gap in its
-    sequence numbers: after any failure the producer is thrown away and a fresh one takes its place.
+    An idempotent producer retries a failed batch for ever, and a refused one leaves a gap in its sequence numbers: so
+    after any failure the producer is replaced.
     """
 
     def __init__(self, options: dict[str, Any], settings: KafkaSettings) -> None:
@@ -215,7 +215,7 @@ class _Connection:
         self._options = options
         self._connect_timeout = settings.request_timeout
         self._connecting, self._sending = Link(settings), Link(settings)
-        self._reason = "Kafka has not been asked yet"
+        self._reason = "the first connection to Kafka is not made yet"
         self._attempted = asyncio.Event()
         self._wanted = asyncio.Event()
         self._log_ids: dict[str, UUID] = {}
@@ -251,9 +251,9 @@ class _Connection:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def wait(self) -> AIOKafkaProducer:
-        """The producer, after an attempt to connect that is under way.
+        """The producer, after the current attempt to connect.
 
-        Raises KafkaUnavailable at once while the last attempt has failed and the next is not yet due.
+        Raises KafkaUnavailable at once if the last attempt failed and the next is not yet due.
         """
         await self._attempted.wait()
         if self.producer is None:
@@ -263,8 +263,8 @@ class _Connection:
     async def topics(self, producer: AIOKafkaProducer, wanted: set[str]) -> dict[str, _Topic]:
         """Those of `wanted` that exist. Raises KafkaError, KafkaUnavailable.
 
-        Take an id before sending, never after: then a record that lands in a recreated topic is never noted as part
-        of a log that came later still.
+        Read an id before sending, never after: then the record is never noted as part of a later log than the one that
+        it is in.
         """
         age = asyncio.get_running_loop().time() - self._asked
         if age > _TOO_OLD or not wanted <= self._log_ids.keys():
@@ -310,7 +310,7 @@ class _Connection:
         if producer is not self.producer:
             return
         self.producer = None
-        self._reason = f"Kafka did not accept a record: {self._sending.failed(error, since).said}"
+        self._reason = f"Kafka did not accept a record: {self._sending.failed(error, since).reason}"
         self._attempted.clear()
         self._abandon(producer)
         self._wanted.set()
@@ -319,7 +319,7 @@ class _Connection:
         while True:
             await self._wanted.wait()
             if self._failures:
-                self._attempted.set()  # whoever asks meanwhile is told at once
+                self._attempted.set()  # meanwhile, `wait` raises at once
                 delay = min(_FIRST_DELAY * 2.0 ** min(self._failures - 1, 10), _MAX_DELAY)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 self._attempted.clear()
@@ -335,7 +335,7 @@ class _Connection:
             async with asyncio.timeout(self._connect_timeout):
                 await producer.start()
         except TROUBLE as error:
-            self._reason = f"Kafka cannot be reached: {self._connecting.failed(error, since).said}"
+            self._reason = f"Kafka cannot be reached: {self._connecting.failed(error, since).reason}"
             await producer.stop()
             return None
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""Creating the topics that are missing, and the commits that groups begin with."""
+"""Creating missing topics, and the first commits of groups."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _FORBIDDEN: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedErro
 class TopicReport:
     """What `ensure_topics` found.
 
-    Topics that it created, that were there, that have fewer partitions than asked (topic → partitions: more would
-    move keys, so that is a person's decision), and that Kafka refused to create (topic → its reason).
+    Topics that it created, that existed, that have too few partitions (topic → partitions: adding some moves keys, so
+    that is a person's decision), and that Kafka refused to create (topic → its reason).
     """
 
     created: list[str] = field(default_factory=list)
@@ -49,10 +49,10 @@ class TopicReport:
 
 
 async def ensure_topics(settings: KafkaSettings, task_types: Iterable[str]) -> TopicReport:
-    """Create the missing ones of the types' topics and the dead letters'; what exists is left as it is.
+    """Create the missing topics of these types and of dead letters; existing ones are not changed.
 
     Safe from several processes at once; returns when the new topics can be written to. Raises KafkaUnavailable, and
-    ValueError where a type's name cannot be one.
+    ValueError if a type's name is invalid.
     """
     wanted = sorted({task_topic(settings.topic_prefix, name) for name in task_types})
     wanted.append(dead_letter_topic(settings.topic_prefix))
@@ -77,7 +77,7 @@ def topic_config(settings: KafkaSettings, topic: str) -> dict[str, str]:
     """The configuration that a topic of ours is created with."""
     config = {"cleanup.policy": "delete", "retention.ms": str(int(settings.retention_hours * 3_600_000))}
     if topic == dead_letter_topic(settings.topic_prefix):
-        # A poison record is kept whole, with headers of ours on top.
+        # A poison record is kept whole, with our headers added.
         config["max.message.bytes"] = str(settings.dead_letter_max_bytes + 65_536)
     return config
 
@@ -122,7 +122,7 @@ async def _metadata(cluster: Cluster, topics: list[str]) -> dict[str, TopicMetad
 
 @dataclass(frozen=True, slots=True)
 class Primed:
-    """Commits that a group has got: on how many partitions of its topic, and how many records wait there."""
+    """First commits of a group: on how many partitions of its topic, and how many records wait there."""
 
     topic: str
     partitions: int
@@ -131,7 +131,7 @@ class Primed:
 
 @dataclass(frozen=True, slots=True)
 class PrimingReport:
-    """What `prime` did, group by group; a group all of whose partitions had a commit stands nowhere.
+    """What `prime` did, group by group; a group whose partitions all had a commit is left out.
 
     Groups that were primed, that have members (which commit their partitions' starts themselves), whose topic is
     missing (group → topic), and whose commits Kafka refused (group → its reason).
@@ -146,8 +146,8 @@ class PrimingReport:
 async def prime(settings: KafkaSettings, readers: Iterable[tuple[str, str]]) -> PrimingReport:
     """Commit the log's start for every partition without a commit, for each (group, topic) of `readers`.
 
-    A partition with a commit is not touched, and no record is skipped. Kafka itself refuses such a commit to a group
-    that has members, so none is ever set back; safe from several processes at once. Raises KafkaUnavailable.
+    A partition with a commit is not changed, and no record is skipped. Kafka itself refuses such a commit for a group
+    with members, so none is ever set back; safe from several processes at once. Raises KafkaUnavailable.
     """
     report = PrimingReport()
     cluster = Cluster(settings)
@@ -160,10 +160,10 @@ async def prime(settings: KafkaSettings, readers: Iterable[tuple[str, str]]) -> 
 
 
 async def _prime(cluster: Cluster, settings: KafkaSettings, group: str, topic: str, report: PrimingReport) -> None:
-    """Ask for `request_timeout` seconds while a broker answers that it cannot say yet.
+    """Retry for `request_timeout` seconds while a broker answers that it is not ready.
 
-    A topic that was just made has leaders that do not know it for a moment, and a cluster that has never kept an
-    offset makes the topic for them when it is first asked for a coordinator.
+    The leaders of a new topic do not know it for a moment, and a cluster without committed offsets creates the topic
+    for them when it is first asked for a coordinator.
     """
     give_up_at = asyncio.get_running_loop().time() + settings.request_timeout
     while True:
@@ -197,7 +197,7 @@ async def _without_commit(
 async def _commit(
     settings: KafkaSettings, group: str, bare: dict[TopicPartition, PartitionPositions], report: PrimingReport
 ) -> None:
-    """Commit as nobody's member, which only a group without members takes. Raises KafkaUnavailable."""
+    """Commit without being a member, which only a group without members accepts. Raises KafkaUnavailable."""
     consumer = AIOKafkaConsumer(**connection_options(settings), group_id=group, enable_auto_commit=False)
     consumer.assign(list(bare))
     since = time.monotonic()

@@ -1,4 +1,4 @@
-"""Record batches as a broker delivers them, looked at before aiokafka unpacks them: it unpacks whatever it is given.
+"""Record batches as a broker delivers them, inspected before aiokafka unpacks them, which it does without a limit.
 
 Our own batches are compressed only if a topic's `compression.type` says so. A batch that would unpack to too much, uses
 an unknown codec, or is broken, is replaced by a batch of one record. That record holds the bytes of the whole batch and
@@ -28,10 +28,10 @@ from aiokafka.record.util import calc_crc32c, decode_varint
 from taskflux.stream.envelope import Headers
 
 BROKEN: Final = (ValueError, AssertionError, SystemError, CorruptRecordException, UnsupportedCodecError)
-"""What aiokafka raises while it parses records; it would raise it for ever."""
+"""The errors of aiokafka while it parses records; it would raise them again and again."""
 
 _MARK: Final = f"taskflux-unreadable-{secrets.token_hex(16)}"
-"""The last header of a record that stands for what cannot be read. Nobody else can know it."""
+"""The last header of a record that replaces what cannot be read. No producer can know it."""
 
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
 _CODEC, _LOG_APPEND_TIME, _CONTROL = 0x07, 0x08, 0x20
@@ -43,7 +43,7 @@ _HEADER: Final = Struct(">qiibIhiqqqhii")
 id, epoch and sequence, number of records."""
 _CRC_AT, _CHECKED_FROM, _LAST_DELTA_AT = 17, 21, 23
 _MESSAGE: Final = Struct(">qiIbb")
-"""Of magic 0 and 1: offset, length, CRC, magic, attributes; magic 1 has a timestamp behind them."""
+"""For magic 0 and 1: offset, length, CRC, magic, attributes; in magic 1, a timestamp follows."""
 _MESSAGE_CHECKED_FROM: Final = 16
 _SHORTEST: Final = _MESSAGE.size - _LENGTH.size
 _INT, _LONG, _UNSIGNED = Struct(">i"), Struct(">q"), Struct(">I")
@@ -54,11 +54,11 @@ _NO_LIMIT: Final = (1 << 31) - 1
 
 
 class Unreadable(Exception):
-    """A batch cannot be read; it says why, and quotes nothing of it."""
+    """A batch cannot be read; the message says why, and does not quote it."""
 
 
 def why_unreadable(headers: Headers) -> str:
-    """Why a record was made in place of what cannot be read; empty for every other record."""
+    """Why a record replaces what cannot be read; empty for every other record."""
     name, reason = headers[-1] if headers else ("", None)
     return (reason or b"").decode("utf-8") if name == _MARK else ""
 
@@ -69,18 +69,18 @@ def suspect(answer: bytes) -> bool:
 
 
 def readable(answer: bytes, limit: int, left: int, *, closely: bool) -> tuple[bytes, int]:
-    """What aiokafka may be given of the batches in an answer, and to how many bytes that unpacks.
+    """The batches of an answer that aiokafka may unpack, and their unpacked bytes.
 
     Args:
-        limit: the most bytes that one batch may unpack to.
-        left: the most bytes that all of them may; behind the batch that would exceed it the answer ends.
-        closely: read every record, and replace what cannot be.
+        limit: the most unpacked bytes of one batch.
+        left: the most unpacked bytes of all; the answer ends before the batch that would exceed it.
+        closely: read every record, and replace those that cannot be read.
     """
     kept: list[bytearray | memoryview] = []
     unpacked = 0
     for batch in _batches(memoryview(answer)):
         weight, found = _inspected(batch, limit, closely)
-        # aiokafka takes all batches of an answer for such as its first is: magic 0, 1, or 2.
+        # aiokafka assumes that all batches of an answer have the magic of the first: 0, 1, or 2.
         if (weight and unpacked + weight > left) or (kept and kept[0][_MAGIC_AT] != found[_MAGIC_AT]):
             return b"".join(kept), unpacked
         unpacked += weight
@@ -97,7 +97,7 @@ def _inspected(batch: memoryview, limit: int, closely: bool) -> tuple[int, bytea
 
 
 def _batches(answer: memoryview) -> Iterator[memoryview]:
-    """Each whole batch; a broker may cut the last one short. Behind one whose length cannot be, there is no next."""
+    """Each whole batch; a broker may cut off the last one. After an impossible length, nothing follows."""
     at = 0
     while at + _MESSAGE.size <= len(answer):
         (length,) = _LENGTH.unpack_from(answer, at)
@@ -109,7 +109,7 @@ def _batches(answer: memoryview) -> Iterator[memoryview]:
 
 
 def _codec(batch: memoryview) -> int:
-    """The number of the codec that the records of a batch are packed with; 0: none, or nobody unpacks it."""
+    """The number of the codec that compresses the records of a batch; 0: none, or it is never unpacked."""
     if batch[_MAGIC_AT] < _NEWEST_MAGIC:
         return int(_MESSAGE.unpack_from(batch)[4]) & _CODEC
     attributes = int(_HEADER.unpack_from(batch)[5]) if len(batch) >= _HEADER.size else 0
@@ -118,9 +118,9 @@ def _codec(batch: memoryview) -> int:
 
 
 def _weight(batch: memoryview, limit: int) -> int:
-    """To how many bytes a batch unpacks; 0 where there is nothing to unpack, or aiokafka refuses it by its checksum.
+    """The unpacked bytes of a batch; 0 if there is nothing to unpack, or aiokafka will refuse it by its checksum.
 
-    Raises Unreadable where it is more than `limit`, or cannot be unpacked.
+    Raises Unreadable if it is more than `limit`, or cannot be unpacked.
     """
     if batch[_MAGIC_AT] > _NEWEST_MAGIC:
         raise Unreadable(f"the batch has format {batch[_MAGIC_AT]}, which is not supported")
@@ -194,7 +194,7 @@ def _snappy_block(block: memoryview, limit: int) -> int:
     size: int = cramjam.snappy.decompress_raw_len(block)
     if size > limit:
         raise EOFError("there is more")
-    cramjam.snappy.decompress_raw(block)  # what it says may be wrong
+    cramjam.snappy.decompress_raw(block)  # the length that it states may be wrong
     return size
 
 
@@ -218,7 +218,7 @@ _UNPACK: Final = {
 
 
 def _read(batch: memoryview) -> memoryview | bytearray:
-    """The batch where aiokafka can read it; else what can be kept of it."""
+    """The batch if aiokafka can read it; otherwise what can be kept of it."""
     records = MemoryRecords(bytes(batch))
     try:
         found = records.next_batch()
@@ -237,7 +237,7 @@ def _read(batch: memoryview) -> memoryview | bytearray:
 
 
 def _stand_in(batch: memoryview, reason: str) -> bytearray:
-    """A batch of one record at the last offset of `batch`, that holds its bytes."""
+    """A batch of one record at the last offset of `batch`, whose value is the bytes of `batch`."""
     (base,), delta, timestamp = _LONG.unpack_from(batch), 0, -1
     if batch[_MAGIC_AT] == _NEWEST_MAGIC and len(batch) >= _HEADER.size:
         _, _, _, _, _, _, delta, _, timestamp, *_ = _HEADER.unpack_from(batch)
@@ -246,8 +246,8 @@ def _stand_in(batch: memoryview, reason: str) -> bytearray:
 
 
 def _repaired(batch: memoryview) -> bytearray | None:
-    """A batch with the same records, where those with a header whose name is not UTF-8 say so; None: it has no records
-    that could be told apart.
+    """A batch with the same records, where those with a header whose name is not UTF-8 are marked; None: its records
+    cannot be separated.
     """
     if batch[_MAGIC_AT] < _NEWEST_MAGIC:
         return None
@@ -274,7 +274,7 @@ _Record = tuple[int, int, bytes | None, bytes | None, list[tuple[str, bytes | No
 
 
 def _parse(data: bytes, at: int) -> tuple[int, int, bytes | None, bytes | None, list[tuple[str, bytes | None]], int]:
-    """The record at a place in unpacked records, and where the next one stands. Raises ValueError, IndexError."""
+    """The record at a place in unpacked records, and the place of the next one. Raises ValueError, IndexError."""
     length, at = decode_varint(data, at)
     end = at + length
     later, at = decode_varint(data, at + 1)
@@ -307,7 +307,7 @@ def _bytes(data: bytes, at: int) -> tuple[bytes | None, int]:
 
 
 def _rebuilt(base: int, last: int, records: list[_Record]) -> bytearray:
-    """A batch of these records, not packed, whose offsets end where `last` says."""
+    """An uncompressed batch of these records, whose last offset is `base` + `last`."""
     builder = DefaultRecordBatchBuilder(_NEWEST_MAGIC, 0, 0, -1, -1, -1, _NO_LIMIT)
     for record in records:
         builder.append(record[0], record[1], record[2], record[3], record[4])

@@ -1,7 +1,7 @@
-"""The names of topics and consumer groups: pure, and the only place that knows them.
+"""The names of topics and consumer groups.
 
 A task type `email` under the prefix `shop-` has the topic `shop-tasks.email` and the group `shop-taskflux.email`. Dead
-letters of every type go to `shop-tasks.dlq`, which the group `shop-taskflux.dlq-sink` empties.
+letters of every type go to `shop-tasks.dlq`, which the group `shop-taskflux.dlq-sink` consumes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _GROUP = "taskflux."
 
 
 def is_task_type(name: str) -> bool:
-    """Whether `name` can name a task type: it becomes part of a topic's and of a group's name."""
+    """Whether `name` is a valid task type: it becomes part of the names of a topic and a group."""
     return _TYPE.fullmatch(name) is not None and name not in _RESERVED
 
 
 def check_task_type(name: str) -> str:
-    """`name`, or a ValueError that says what a task type may be called."""
+    """`name`; raises ValueError with the rule if it is not a valid task type."""
     if name in _RESERVED:
         raise ValueError(f"{name!r} cannot name a task type: it is reserved, give the type another name")
     if not is_task_type(name):
@@ -36,15 +36,15 @@ def check_task_type(name: str) -> str:
 
 
 def check_topic(name: str) -> str:
-    """`name`, if Kafka allows it as a topic; otherwise raise ValueError with the rule."""
+    """`name`; raises ValueError with the rule if Kafka does not allow it as a topic."""
     if re.fullmatch(r"[A-Za-z0-9._-]{0,249}", name) is None:
         raise ValueError("may have only letters without accents, digits, '.', '_' and '-', 249 characters at most")
     return name
 
 
-@cache  # it is asked for with each record
+@cache  # it is called for each record
 def task_topic(prefix: str, task_type: str) -> str:
-    """The topic that carries a type's claim checks. ValueError where `task_type` cannot be a type."""
+    """The topic of a type's records. Raises ValueError if `task_type` is invalid."""
     return f"{prefix}{_TOPIC}{check_task_type(task_type)}"
 
 
@@ -54,7 +54,7 @@ def task_group(prefix: str, task_type: str) -> str:
 
 
 def dead_letter_topic(prefix: str) -> str:
-    """The one topic of all dead letters."""
+    """The topic of all dead letters."""
     return f"{prefix}{_TOPIC}dlq"
 
 
@@ -64,17 +64,17 @@ def dead_letter_group(prefix: str) -> str:
 
 
 def router_group(prefix: str) -> str:
-    """The group that adopts tasks from a topic of mixed types."""
+    """The group that reads the topic of mixed types."""
     return f"{prefix}{_GROUP}router"
 
 
 def is_own_topic(prefix: str, topic: str) -> bool:
-    """Whether a topic of this name is TaskFlux's."""
+    """Whether this is the name of a topic of TaskFlux."""
     return topic == dead_letter_topic(prefix) or type_of_topic(prefix, topic) is not None
 
 
 def type_of_topic(prefix: str, topic: str) -> str | None:
-    """The task type whose topic this is; None for the dead letters' and for any other topic."""
+    """The task type whose topic this is; None for the dead-letter topic and any other."""
     head = f"{prefix}{_TOPIC}"
     name = topic[len(head) :]
     return name if topic.startswith(head) and is_task_type(name) else None

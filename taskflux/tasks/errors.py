@@ -81,7 +81,7 @@ class ProviderError(TaskError):
 
 
 class Unavailable(ProviderError):
-    """The provider cannot be reached or refuses everybody."""
+    """The provider cannot be reached or refuses all requests."""
 
 
 class Misconfigured(ProviderError):

@@ -1,7 +1,7 @@
-"""How metrics are declared, kept, and shown to a scraper: as OpenMetrics with exemplars, or as Prometheus's plain text.
+"""How metrics are declared, kept, and exposed: as OpenMetrics with exemplars, or as Prometheus's plain text.
 
-Series are counted by one thread, the event loop's, and read by any: counting takes no lock. The metrics are collectors
-of prometheus_client, whose registry and formats show them beside what it measures itself (the process, Python).
+One thread, the event loop's, writes series and any may read them: counting takes no lock. The metrics are collectors of
+prometheus_client, whose registry and formats expose them together with its own (of the process and of Python).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _Labels = TypeVar("_Labels", bound="tuple[str, ...]")
 
 LEADER: Final = "relay (leader)"
 OTHER: Final = "other"
-"""The value of a label that stands for whatever its list does not name."""
+"""The value of a label for everything that its list does not name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label: the values that it may take, and in words those that no list can name."""
+    """A label: the values that it may take, and a description of those that no list can name."""
 
     name: str
     values: tuple[str, ...] = ()
-    said: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A metric as it is exposed: `name` as Prometheus stores it (of a histogram without its suffixes), `by` the
-    processes that have it.
+    """A metric as it is exposed: `name` as Prometheus stores it (for a histogram without its suffixes), `by` the
+    processes that expose it.
     """
 
     name: str
@@ -61,7 +61,7 @@ _off = False
 
 
 def switch_off() -> None:
-    """Count nothing from now on; for a process that has just begun."""
+    """Count nothing from now on; for a process that has just started."""
     global _off  # one process has one registry
     _off = True
 
@@ -75,7 +75,7 @@ def switched_off() -> bool:
 
 
 class CounterSeries:
-    """A count that only rises."""
+    """A count that only increases."""
 
     __slots__ = ("value",)
 
@@ -87,12 +87,12 @@ class CounterSeries:
         self.value += amount
 
     def shown(self) -> tuple[float]:
-        """As a family of prometheus_client takes it."""
+        """The arguments for a family of prometheus_client."""
         return (self.value,)
 
 
 class GaugeSeries:
-    """A value that rises and falls."""
+    """A value that increases and decreases."""
 
     __slots__ = ("_followed", "_value")
 
@@ -101,15 +101,15 @@ class GaugeSeries:
         self._followed: WeakKeyDictionary[Any, Callable[[Any], float]] = WeakKeyDictionary()
 
     def set(self, value: float) -> None:
-        """Be `value`."""
+        """Set the value."""
         self._value = float(value)
 
     def follow(self, owner: T, read: Callable[[T], float]) -> None:
-        """Add what `read` says of `owner` whenever somebody looks, for as long as `owner` lives."""
+        """Add `read(owner)` to the value whenever it is read, for as long as `owner` lives."""
         self._followed[owner] = read
 
     def shown(self) -> tuple[float]:
-        """As a family of prometheus_client takes it."""
+        """The arguments for a family of prometheus_client."""
         return (self._value + sum(read(owner) for owner, read in list(self._followed.items())),)
 
 
@@ -119,14 +119,14 @@ class HistogramSeries:
     __slots__ = ("_bounds", "_counts", "_exemplars", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds` are the upper bounds of the buckets, in order, infinity the last."""
+        """`bounds` are the upper bounds of the buckets, in order, the last one infinity."""
         self._bounds = bounds
         self._counts = [0] * len(bounds)
         self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}
 
     def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
-        """Count one observation; of each bucket the last `exemplar` (labels, such as a trace id) is kept."""
+        """Count one observation; each bucket keeps its last `exemplar` (labels, such as a trace id)."""
         place = bisect_left(self._bounds, amount)
         self._counts[place] += 1
         self._sum += amount
@@ -134,7 +134,7 @@ class HistogramSeries:
             self._exemplars[place] = Exemplar(dict(exemplar), amount, time.time())
 
     def observe_all(self, amounts: Sequence[float]) -> None:
-        """Count many observations for the price of a few."""
+        """Count many observations at the cost of a few."""
         ordered, counted = sorted(amounts), 0
         for place, bound in enumerate(self._bounds):
             if counted == len(ordered):
@@ -145,14 +145,14 @@ class HistogramSeries:
         self._sum += sum(ordered)
 
     def shown(self) -> tuple[list[Any], float]:
-        """As a family of prometheus_client takes it: name, observations up to here and exemplar of each bucket."""
+        """The arguments for a family of prometheus_client: each bucket's name, cumulative count and exemplar."""
         buckets = zip(self._bounds, accumulate(self._counts.copy()), strict=True)
         named = [(_name(bound), total, self._exemplars.get(place)) for place, (bound, total) in enumerate(buckets)]
         return named, self._sum
 
 
 class _Nothing:
-    """Stands in for every series of a process that counts nothing."""
+    """Replaces every series of a process that counts nothing."""
 
     def inc(self, amount: float = 1) -> None:
         """Not counted."""
@@ -178,7 +178,7 @@ S = TypeVar("S", CounterSeries, GaugeSeries, HistogramSeries)
 
 
 class _Metric(Generic[S]):
-    """A metric that the registry knows from its first use on: a process shows what it has, and nothing else."""
+    """A metric that is registered at its first use: a process exposes only the metrics that it uses."""
 
     kind: ClassVar[str]
     family: ClassVar[Any]
@@ -188,15 +188,15 @@ class _Metric(Generic[S]):
         self._series: dict[tuple[str, ...], S] = {}
 
     def labels(self, *values: str) -> S:
-        """The series with these labels, in the order of their declaration; the only one where there are none."""
+        """The series with these labels, in the order of their declaration."""
         if _off:
             return _NOTHING  # type: ignore[no-any-return]
         return self._series.get(values) or self._begin(values)
 
     def zeros(self, *given: str | Iterable[str]) -> None:
-        """Show series before anything has happened: `rate()` and alerts see the first event then, not the second.
+        """Expose series before their first event, so that `rate()` and alerts see it.
 
-        The first labels take the values that are `given` for each, the others all that they are declared with, but
+        The first labels take the values that are `given` for each; the others take all their declared values, except
         `other`.
         """
         first = [[each] if isinstance(each, str) else each for each in given]
@@ -205,7 +205,7 @@ class _Metric(Generic[S]):
             self.labels(*values)
 
     def describe(self) -> Iterator[Metric]:
-        """For the registry, which asks what it is called."""
+        """For the registry, which reads the name."""
         yield _family(self.family, self.declared)
 
     def collect(self) -> Iterator[Metric]:
@@ -228,7 +228,7 @@ class _Metric(Generic[S]):
 
 
 class Counter(_Metric[CounterSeries]):
-    """A metric that only rises; its name ends in `_total`."""
+    """A metric that only increases; its name ends in `_total`."""
 
     kind, family = "counter", CounterMetricFamily
 
@@ -237,7 +237,7 @@ class Counter(_Metric[CounterSeries]):
 
 
 class Gauge(_Metric[GaugeSeries]):
-    """A metric that rises and falls."""
+    """A metric that increases and decreases."""
 
     kind, family = "gauge", GaugeMetricFamily
 
@@ -261,7 +261,7 @@ class Histogram(_Metric[HistogramSeries]):
 
 
 class Snapshot:
-    """A gauge that is measured as a whole: its series change all at once, and are gone once nobody measures."""
+    """A gauge that is measured as a whole: its series change together, and disappear when measuring stops."""
 
     def __init__(self, name: str, sentence: str, *labels: Label, by: str = LEADER) -> None:
         self.declared = Declared(name, "gauge", sentence, labels, by)
@@ -269,18 +269,18 @@ class Snapshot:
         self._shown = False
 
     def show(self, values: Mapping[_Labels, float]) -> None:
-        """Show these series (label values → value) and no others."""
+        """Expose these series (label values → value) and no others."""
         self._values = dict(values)
         if not self._shown and not _off:
             self._shown = True
             REGISTRY.register(self)
 
     def clear(self) -> None:
-        """Show none."""
+        """Expose none."""
         self._values = {}
 
     def describe(self) -> Iterator[Metric]:
-        """For the registry, which asks what it is called."""
+        """For the registry, which reads the name."""
         yield _family(GaugeMetricFamily, self.declared)
 
     def collect(self) -> Iterator[Metric]:
@@ -299,12 +299,12 @@ def _family(kind: Any, declared: Declared) -> Any:
     return kind(declared.name, declared.sentence, labels=[label.name for label in declared.labels])
 
 
-# What a scraper is shown ----------------------------------------------------------------------------------------------
+# Exposition -----------------------------------------------------------------------------------------------------------
 
 OPEN_METRICS: Final = "application/openmetrics-text"
 SWITCHED_OFF: Final = b"metrics are switched off: TASKFLUX_METRICS__ENABLED"
 _LEVEL: Final = 4
-"""Of compression: the last tenth of the size would cost as much time as all the rest."""
+"""Compression level: saving another tenth of the size would take as much time again."""
 
 
 class Format(NamedTuple):
@@ -323,9 +323,9 @@ PLAIN: Final = Format(generate_latest, CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def chosen(accept: str) -> Format:
-    """The format that a scraper likes best of those there are; plain text for whoever names none of them.
+    """The supported format that a scraper prefers; plain text if it names none of them.
 
-    prometheus_client takes the first that it knows; RFC 9110 (12.5.1) goes by the weights.
+    prometheus_client takes the first that it supports; RFC 9110 (12.5.1) requires the weights.
     """
     for media_range in _by_weight(accept):
         essence, *parameters = [part.strip() for part in media_range.split(";")]
@@ -345,7 +345,7 @@ def shown(accept: str) -> tuple[bytes, str]:
 
 
 def packed(body: bytes, content_type: str, accept_encoding: str) -> tuple[bytes, Mapping[str, str]]:
-    """`body` as it is sent, compressed for whoever takes that, and its headers."""
+    """`body` as it is sent, compressed if the client accepts that, and its headers."""
     headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
     if any(each.strip().lower() in ("gzip", "*") for each in _by_weight(accept_encoding)):
         return gzip.compress(body, _LEVEL), {**headers, "Content-Encoding": "gzip"}
@@ -353,7 +353,7 @@ def packed(body: bytes, content_type: str, accept_encoding: str) -> tuple[bytes,
 
 
 def _by_weight(header: str) -> Iterator[str]:
-    """The members of a header such as Accept, without their weights, the heaviest first; those of weight 0 left out."""
+    """The members of a header such as Accept, without their weights, the highest first; those of weight 0 left out."""
     weighted = []
     for member in header.split(","):
         parts = [part.strip() for part in member.split(";")]

@@ -1,7 +1,7 @@
-"""Logs: JSON for machines, text for a terminal; the task and its trace are on every line about them.
+"""Logs: JSON for machines, text for a terminal; every line about a task has its id and its trace.
 
-A line never quotes what was sent. Errors are logged by class and place; a traceback has its task or its request beside
-it, and no values in it. The reason of an outcome, which may quote what a provider said, is `scrubbed`, or left out.
+A line never quotes what was sent. Errors are logged by class and place; a traceback contains no values, and is logged
+only with its task or request. The reason of an outcome, which may quote a provider, is `scrubbed`, or left out.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from taskflux.telemetry.tracing import TRACE
 log = logging.getLogger(__name__)
 
 TASK: ContextVar[UUID | None] = ContextVar("task", default=None)
-"""The task that is under way here; its trace is `tracing.TRACE`."""
+"""The current task; its trace is `tracing.TRACE`."""
 
 _PLACES: Final = 6
 _FRAMES, _CAUSES = 50, 10  # of a traceback, the innermost; of an error's causes, the nearest
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
-# What these report, the program knows by their answers; their own lines repeat it at every try.
+# Their errors reach the program anyway; their own lines would repeat them at every try.
 _NOISY: Final = ("httpx", "httpcore", "uvicorn", "asyncio", "urllib3", "redis")
 _KAFKA: Final = "aiokafka"
 _REASON: Final = 500  # characters of a reason that are logged
@@ -49,7 +49,7 @@ _PERSONAL: Final = re.compile(
     r"""
       (?P<server>\b[a-z][a-z0-9+-]{1,15}://)(?:[^\s/@<>"']*@)?(?P<host>[^\s/?#<>"'(),;]*)(?P<path>[^\s<>"'(),;]*)
     | (?P<id>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b)
-    | (?P<code>\b[245]\d\d[ -][245]\.\d{1,3}\.\d{1,3}\b)  # of an SMTP server: they stand beside each other
+    | (?P<code>\b[245]\d\d[ -][245]\.\d{1,3}\.\d{1,3}\b)  # of an SMTP server: two codes side by side
     | (?P<text>"[^"]*(?:"|$) | “[^”]*(?:”|$) | «[^»]*(?:»|$) | (?<!\w)['`‘](?:(?!['`’](?!\w)).)*(?:['`’]|$))
     | (?<![^\s<>"'(),;:=])(?P<address>[^\s<>"'(),;:=@＠]+[@＠][^\s<>"'(),;]*)
     | (?P<number>[+(]{0,2}\d(?:[ ().-]{0,2}\d){6,} | \d{6,})
@@ -89,7 +89,7 @@ class Sampler:
         about: Mapping[str, object],
         more: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
-        """Log by `logger`, or leave it out: the next line of its `kind` says how many were.
+        """Log by `logger`, or omit the line: the next line of its `kind` says how many were omitted.
 
         Values of `about` that are None are left out. `more` is called only if the line is written.
         """
@@ -107,22 +107,22 @@ class Sampler:
 
 
 outcomes: Final = Sampler(LogSettings().outcomes)
-"""For lines about outcomes that need nobody's attention: they come with every task."""
+"""For lines about normal outcomes: there is one for every task."""
 requests: Final = Sampler(LogSettings().outcomes)
 """For lines about requests that were answered."""
 failed_requests: Final = Sampler(LogSettings().outcomes)
-"""For lines about requests that failed by our fault: their own, so that the others cannot hide them."""
+"""For lines about requests that failed by our fault: separate, so that other lines cannot hide them."""
 
 
 _with_reasons = True
 
 
-def reason(said: str, sent: Sequence[str | None]) -> str | None:
+def reason(text: str, sent: Sequence[str | None]) -> str | None:
     """The reason of an outcome for a log line; None if the settings leave reasons out.
 
-    `sent` is the JSON of what the task carries, see `scrubbed`.
+    `sent` is the JSON of the task's data, see `scrubbed`.
     """
-    return scrubbed(said, sent) if _with_reasons else None
+    return scrubbed(text, sent) if _with_reasons else None
 
 
 def scrubbed(text: str, sent: Sequence[str | None] = ()) -> str:
@@ -199,41 +199,41 @@ def configure(settings: LogSettings, process: str) -> None:
         logging.getLogger(name).setLevel(level)
     kafka = logging.getLogger(_KAFKA)
     kafka.setLevel(min(kafka.level or logging.WARNING, logging.WARNING))  # `taskflux.stream.client` reads its lines
-    _catch_the_rest()
+    _catch_other_errors()
 
 
 def frames(error: BaseException) -> str:
-    """A traceback without values: what an error says may name a person. Raises nothing, whatever the error is."""
+    """A traceback without values: an error's text may name a person. Raises nothing, whatever the error is."""
     try:
         chain = islice(_chain(error), _CAUSES)
         parts = ["".join(traceback.format_tb(each.__traceback__, -_FRAMES)) + class_name(each) for each in chain]
-    except BaseException as fault:  # noqa: BLE001 - an error's own class may answer for its traceback and its cause
+    except BaseException as fault:  # noqa: BLE001 - an error's class may override its traceback and its cause
         return f"{class_name(error)} (its traceback cannot be read: {class_name(fault)})"
     return "\n".join(reversed(parts))
 
 
 def about(error: BaseException | None) -> Any:
-    """`error` for a line's `exc_info`, where it may be foreign: logging would ask its class for its traceback."""
+    """A foreign `error` for a line's `exc_info`: without its traceback, which its class may override."""
     return None if error is None else (type(error), error, None)
 
 
 class _OfKafka(logging.Filter):
     """Drops the Kafka client's lines, unless its level is set by name: our own lines report the causes."""
 
-    def __init__(self, asked: Mapping[str, str]) -> None:
+    def __init__(self, levels: Mapping[str, str]) -> None:
         super().__init__()
-        self._asked = {name: level for name, level in asked.items() if name.partition(".")[0] == _KAFKA}
+        self._levels = {name: level for name, level in levels.items() if name.partition(".")[0] == _KAFKA}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.partition(".")[0] != _KAFKA:
             return True
-        names = [name for name in self._asked if f"{record.name}.".startswith(f"{name}.")]
-        wanted = self._asked[max(names, key=len)] if names else "CRITICAL"
+        names = [name for name in self._levels if f"{record.name}.".startswith(f"{name}.")]
+        wanted = self._levels[max(names, key=len)] if names else "CRITICAL"
         return record.levelno >= logging.getLevelNamesMapping()[wanted]
 
 
 class _Context(logging.Filter):
-    """Says on every line what it is about."""
+    """Adds the task, the trace and the error's class to every line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         task, trace = TASK.get(), TRACE.get()
@@ -247,13 +247,13 @@ class _Context(logging.Filter):
         if error is not None:
             record.error_class = class_name(error)
             if not (trace or hasattr(record, "task_id") or hasattr(record, "task_ids")):
-                # It is about no task: where it happened is enough.
+                # It is not about a task: the place is enough.
                 record.raised_at, record.exc_info, record.exc_text = " < ".join(_places(error)), None, None
         return True
 
 
 class _Text(logging.Formatter):
-    """One readable line: what the message says, then what goes with it."""
+    """One readable line: the message, then its fields."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
@@ -315,8 +315,8 @@ def _formatter(settings: LogSettings, process: str) -> logging.Formatter:
     )
 
 
-def _catch_the_rest() -> None:
-    """What Python itself would write to standard error becomes a line like all others."""
+def _catch_other_errors() -> None:
+    """Log what Python itself would write to standard error."""
 
     def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -345,17 +345,17 @@ def _catch_the_rest() -> None:
 
 
 def left_over(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """Log an error that nobody waited for as ours are: asyncio's own lines quote them. A loop's exception handler."""
+    """Log an error that no code awaited, like our own: asyncio's lines quote errors. A loop's exception handler."""
     error = context.get("exception")
     log.error(
-        "an error that nobody waited for",
+        "an error that no code awaited",
         exc_info=about(error),
         extra={"said": str(context.get("message", "")).partition("\n")[0][:100]} if error is None else {},
     )
 
 
 def _places(error: BaseException) -> list[str]:
-    """Where it was raised, and by whom that was called, innermost first."""
+    """Where it was raised, and the callers, innermost first."""
     try:
         summary = reversed(traceback.extract_tb(_innermost(error).__traceback__))
     except BaseException as fault:  # noqa: BLE001 - as in `frames`
@@ -364,14 +364,14 @@ def _places(error: BaseException) -> list[str]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Of a group, its first error."""
+    """The first error of a group, or the error itself."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it came from."""
+    """The error and its causes."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:

@@ -1,8 +1,8 @@
-"""Every metric, declared once: its name, its labels with the values they may take, and what it tells.
+"""Every metric, declared once: its name, its labels with their possible values, and its meaning.
 
-Any layer counts where it works: `metrics.CLAIMED.labels("email").inc()`. One process has one registry, and shows what
-it has seen itself; what stands in PostgreSQL and Kafka is measured by the relay that leads (see `measuring`), which is
-there when every handler is at zero. `docs/observability.md` shows this file as a table.
+Any layer counts directly: `metrics.CLAIMED.labels("email").inc()`. One process has one registry, and exposes what it
+has done itself; PostgreSQL and Kafka are measured by the relay that leads (see `measuring`), which runs even when every
+handler is at zero. `docs/observability.md` shows this file as a table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 UNKNOWN: Final = "unknown"
 
-# What labels may hold is bounded: no series names a task or a person.
+# The values of labels are bounded: no series names a task or a person.
 SETTLES: Final = tuple(each.value for each in (Event.SUCCEEDED, Event.RETRY, Event.RELEASED, Event.DIED, Event.HELD))
 TASK_ERRORS: Final = (
     "Transient", "Permanent", "Ambiguous", "Unavailable", "Misconfigured", "InvalidPayload", "Expired", "WorkerLost",
@@ -42,13 +42,13 @@ KAFKA_CAUSES: Final = (
 )  # fmt: skip
 SERVERS: Final = ("postgresql", "kafka", "redis", "smtp", "msg91", "notify")
 
-_TYPE: Final = Label("type", said="a registered task type")
-_TAKEN: Final = Label("type", said="a registered task type, or dlq")
-_QUEUE: Final = Label("type", said="a registered task type, dlq, or router")
+_TYPE: Final = Label("type", description="a registered task type")
+_TAKEN: Final = Label("type", description="a registered task type, or dlq")
+_QUEUE: Final = Label("type", description="a registered task type, dlq, or router")
 _ERROR: Final = Label(
     "error_class", tuple(dict.fromkeys((*TASK_ERRORS, *RECORD_ERRORS, OTHER))), "own subclasses by name, at most 50"
 )
-_PROVIDER: Final = Label("provider", said="a handler's provider: smtp, msg91, or one of your own")
+_PROVIDER: Final = Label("provider", description="a handler's provider: smtp, msg91, or one of your own")
 _KAFKA_ERROR: Final = "or the name of Kafka's error"
 
 _own_classes: set[str] = set()
@@ -57,7 +57,7 @@ _own_classes: set[str] = set()
 def error_class(name: str) -> str:
     """`name` as a label's value: ours, or one of the first 50 others that look like a class; `other` for the rest.
 
-    The class of an error can be an application's own; that of a dead letter may come from whoever wrote the record.
+    The class of an error can be an application's own; that of a dead letter may come from any producer.
     """
     if name in TASK_ERRORS or name in RECORD_ERRORS or name in _own_classes:
         return name
@@ -71,24 +71,24 @@ def error_class(name: str) -> str:
 
 SUBMITTED: Final = Counter(
     "taskflux_submitted_total",
-    "Submissions by what became of them: accepted, repeated (an idempotency key seen before), or the problem they were"
-    " refused with; refused ones have the type `unknown`.",
-    Label("type", said=f"a registered task type, or {UNKNOWN}"),
+    "Submissions by outcome: accepted, repeated (an idempotency key seen before), or the problem of the refusal;"
+    " refused ones have the type `unknown`.",
+    Label("type", description=f"a registered task type, or {UNKNOWN}"),
     Label("outcome", ("accepted", "repeated"), "or the last part of a problem's type"),
     by="ingest",
 )
 REPORTS: Final = Counter(
     "taskflux_delivery_reports_total",
-    "Delivery reports by status, or by why they were not kept: repeated (it said no more than was known), unknown (no"
-    " such task, or one replayed since), unmatched (no id of ours), malformed.",
+    "Delivery reports by status, or by why they were not kept: repeated (nothing new), unknown (no such task, or one"
+    " replayed since), unmatched (not an id of ours), malformed.",
     Label("status", (*(each.value for each in DeliveryStatus), "repeated", "unknown", "unmatched", "malformed")),
     by="ingest",
 )
 FIRST_REPORTS: Final = Counter(
     "taskflux_first_reports_total",
-    "Tasks that got their first delivery report, by the state in which it found them. What succeeded"
-    ' (`taskflux_attempts_total{outcome="succeeded"}`) less what was reported in the states succeeded and running was'
-    " accepted and never reported, or not yet.",
+    "Tasks that got their first delivery report, by their state at that time. The number that succeeded"
+    ' (`taskflux_attempts_total{outcome="succeeded"}`) minus the reports in the states succeeded and running is the'
+    " number accepted and not (yet) reported.",
     _TYPE,
     Label("state", tuple(each.value for each in State)),
     by="ingest",
@@ -102,17 +102,17 @@ HTTP_REFUSALS: Final = (
 )
 HTTP_REQUESTS: Final = Counter(
     "taskflux_http_requests_total",
-    "HTTP requests that were answered, probes aside; `aborted`: the caller or the end of the process was faster.",
+    "HTTP requests that were answered, without probes; `aborted`: the client left, or the process stopped first.",
     Label("method", (*METHODS, OTHER)),
-    Label("route", said="the template of a route, or `(no route)`"),
-    Label("status", said="a status code, or `aborted`"),
+    Label("route", description="the template of a route, or `(no route)`"),
+    Label("status", description="a status code, or `aborted`"),
     by="ingest, notify",
 )
 HTTP_SECONDS: Final = Histogram(
     "taskflux_http_request_seconds",
-    "Seconds until an HTTP request was answered, probes aside.",
+    "Seconds until an HTTP request was answered, without probes.",
     Label("method", (*METHODS, OTHER)),
-    Label("route", said="the template of a route, or `(no route)`"),
+    Label("route", description="the template of a route, or `(no route)`"),
     buckets=_CALLS,
     exemplars=True,
     by="ingest, notify",
@@ -125,11 +125,11 @@ HTTP_CUT: Final = Counter(
     by="ingest, notify",
 )
 HTTP_IN_PROGRESS: Final = Gauge(
-    "taskflux_http_in_progress", "HTTP requests that wait for their answer, probes aside.", by="ingest, notify"
+    "taskflux_http_in_progress", "HTTP requests that wait for their answer, without probes.", by="ingest, notify"
 )
 NOTIFICATIONS: Final = Counter(
     "taskflux_notifications_total",
-    "Notifications asked for over HTTP, by what became of them: accepted, repeated (not sent again), or the error.",
+    "Notifications requested over HTTP, by outcome: accepted, repeated (not sent again), or the error.",
     Label("channel", ("email", "sms")),
     Label("outcome", ("accepted", "repeated", *TASK_ERRORS)),
     by="notify",
@@ -139,20 +139,20 @@ NOTIFICATIONS: Final = Counter(
 
 CLAIMED: Final = Counter(
     "taskflux_claimed_total",
-    "Tasks taken over from Kafka; dead letters, of the type `dlq`.",
+    "Tasks claimed from Kafka; dead letters have the type `dlq`.",
     _TAKEN,
     by="process-*, dlq-sink",
 )
 SKIPPED: Final = Counter(
     "taskflux_duplicates_suppressed_total",
-    "Records whose task was not claimable at their version, or is not there.",
+    "Records whose task could not be claimed at their version, or does not exist.",
     _TYPE,
     by="process-*",
 )
 ATTEMPTS: Final = Counter(
     "taskflux_attempts_total",
-    "Attempts by outcome (the event that settled them; handed-back ones spent no attempt); `expired`: ended by the"
-    " relay's leader while they waited.",
+    "Attempts by outcome (the event that settled them; `handed-back` ones were released and spent no attempt);"
+    " `expired`: ended by the relay's leader while they waited.",
     _TYPE,
     Label("outcome", (*SETTLES, "expired")),
     by="process-*, relay",
@@ -186,7 +186,7 @@ IN_FLIGHT: Final = Gauge(
 )
 CONCURRENCY: Final = Gauge(
     "taskflux_concurrency",
-    "Attempts that may run at once: nothing where nobody is.",
+    "Attempts that may run at once; no series while no worker runs.",
     _TAKEN,
     by="process-*, dlq-sink",
 )
@@ -205,14 +205,14 @@ LATE_SETTLES: Final = Counter(
 )
 ADOPTED: Final = Counter(
     "taskflux_adopted_total",
-    "Records of other producers by what they became: tasks, tasks that were there, or dead letters.",
+    "Records of other producers by outcome: a new task, a task that already existed, or a dead letter.",
     _TYPE,
     Label("outcome", ("adopted", "repeated", "poison")),
     by="process-*, router",
 )
 POISON: Final = Counter(
     "taskflux_poison_total",
-    "Records that were no task, by what was wrong.",
+    "Records that could not become a task, by error class.",
     Label("error_class", (*RECORD_ERRORS, OTHER)),
     by="process-*, router",
 )
@@ -221,14 +221,14 @@ REBALANCES: Final = Counter(
 )
 COMMITS_FAILED: Final = Counter(
     "taskflux_commits_failed_total",
-    "Offset commits that Kafka refused (harmless: the records come again and are skipped).",
+    "Offset commits that Kafka refused (harmless: the records are delivered again and skipped).",
     Label("error", ("Timeout",), _KAFKA_ERROR),
     by="process-*, router, dlq-sink",
 )
 DEAD_LETTERS: Final = Counter("taskflux_dead_letters_total", "Dead letters stored.", _ERROR, by="dlq-sink")
 REPLAYED: Final = Counter(
     "taskflux_dead_letters_replayed_total",
-    "Dead letters replayed, by how: single, bulk, or `mended` (corrected into a new task).",
+    "Dead letters replayed, by how: single, bulk, or `mended` (repaired as a new task).",
     _ERROR,
     Label("how", ("single", "bulk", "mended")),
     by="ingest, relay",
@@ -238,7 +238,7 @@ REPLAYED: Final = Counter(
 
 PROVIDER_REQUESTS: Final = Counter(
     "taskflux_provider_requests_total",
-    "Calls to a provider by how they ended; one of your own is counted where its client says so (`Provider.call`).",
+    "Calls to a provider by outcome; a provider of your own is counted if its client does so (`Provider.call`).",
     _PROVIDER,
     Label("outcome", CALLED),
     by="process-*, notify",
@@ -253,7 +253,7 @@ PROVIDER_SECONDS: Final = Histogram(
 )
 PROVIDER_CONNECTIONS: Final = Gauge(
     "taskflux_provider_connections",
-    "Connections to the SMTP server in use, and those that could be: fewer while the server asks for fewer.",
+    "Connections to the SMTP server in use, and free ones: fewer while the server asks for fewer.",
     Label("provider", ("smtp",)),
     Label("state", ("used", "free")),
     by="process-*, notify",
@@ -261,7 +261,7 @@ PROVIDER_CONNECTIONS: Final = Gauge(
 RATE_WAIT: Final = Histogram(
     "taskflux_rate_limit_wait_seconds",
     "Seconds that attempts waited for their provider's rate limit.",
-    Label("provider", said="a provider, or the type of a handler without one"),
+    Label("provider", description="a provider, or the type of a handler without one"),
     buckets=_CALLS,
     by="process-*, notify",
 )
@@ -274,13 +274,13 @@ PUBLISHED: Final = Counter(
     Label("outcome", ("published", "Timeout", "KafkaUnavailable", "UnknownTopic", "TooLarge"), _KAFKA_ERROR),
     by="ingest, relay, router",
 )
-RELAY_LAG: Final = Gauge(
-    "taskflux_relay_lag_seconds", "How long the oldest due task has waited to be published.", by="relay"
+RELAY_LAG: Final = Gauge("taskflux_relay_lag_seconds", "How long the oldest pending publish has been due.", by="relay")
+LEADER: Final = Gauge(
+    "taskflux_leader", "1 in the relay that leads: it audits, sweeps leases and measures.", by="relay"
 )
-LEADER: Final = Gauge("taskflux_leader", "1 where the auditor, the lease sweep and the measuring run.", by="relay")
 LEASES_SWEPT: Final = Counter(
     "taskflux_leases_swept_total",
-    "Tasks whose worker was lost, by what became of them.",
+    "Tasks whose worker was lost, by their new state.",
     _TYPE,
     Label("state", (State.SCHEDULED.value, State.UNCERTAIN.value, State.DEAD.value)),
     by="relay",
@@ -297,39 +297,38 @@ REQUEUED: Final = Counter(
 DEPTH: Final = Snapshot(
     "taskflux_tasks",
     "Tasks by what they wait for: scheduled (due later), due (to be published), running, dead-due (their dead letter is"
-    " to be published). Published ones that nobody has taken are `taskflux_lag`.",
+    " to be published). Published tasks that were not claimed yet are in `taskflux_lag`.",
     _TYPE,
     Label("state", WAITING_STATES),
 )
 PARKED: Final = Snapshot(
     "taskflux_parked",
-    "Tasks that nothing happens to unless a person decides.",
+    "Tasks that stay as they are until a person decides.",
     _TYPE,
     Label("state", PARKED_STATES),
 )
 OLDEST: Final = Snapshot(
     "taskflux_oldest_seconds",
-    "How long the oldest task waits that is due and that nobody has taken; one that is published, since its record was"
-    " written. 0 where none waits.",
+    "How long the oldest task that is due and not claimed has waited; if it is published, since its record was written."
+    " 0 if none waits.",
     _TYPE,
 )
 KAFKA_LAG: Final = Snapshot(
     "taskflux_lag",
-    "Records in Kafka that the group has not taken: what KEDA scales by. The dead letters' topic has the type `dlq`,"
-    " the router's `router`.",
+    "Consumer lag, which KEDA scales by. The dead-letter topic has the type `dlq`, the router's topic `router`.",
     _QUEUE,
-    Label("topic", said="that type's"),
-    Label("group", said="that type's"),
+    Label("topic", description="that type's"),
+    Label("group", description="that type's"),
 )
 PARTITIONS: Final = Snapshot(
-    "taskflux_partitions", "Partitions of a type's topic: more workers than that have nothing to do.", _QUEUE
+    "taskflux_partitions", "Partitions of a type's topic: further workers would have nothing to do.", _QUEUE
 )
 WORKERS: Final = Snapshot("taskflux_workers", "Workers with a live lease; 0 for a type at zero.", _TYPE)
 OPEN_DEAD_LETTERS: Final = Snapshot(
-    "taskflux_dead_letters_open", "Dead letters that nobody has replayed or discarded.", _ERROR
+    "taskflux_dead_letters_open", "Dead letters that were neither replayed nor discarded.", _ERROR
 )
 CIRCUIT_OPEN: Final = Snapshot(
-    "taskflux_circuit_open", "1 while nothing is published for the provider but probes, else 0.", _PROVIDER
+    "taskflux_circuit_open", "1 while only probes are published for the provider, else 0.", _PROVIDER
 )
 CIRCUIT_SECONDS: Final = Snapshot(
     "taskflux_circuit_open_seconds",
@@ -339,9 +338,9 @@ CIRCUIT_SECONDS: Final = Snapshot(
 )
 TYPE_INFO: Final = Snapshot(
     "taskflux_type_info",
-    "1 for each registered type, with its provider: whose circuit it is that holds its tasks back.",
+    "1 for each registered type, with the provider whose circuit governs it.",
     _TYPE,
-    Label("provider", said="that type's, or empty"),
+    Label("provider", description="that type's, or empty"),
 )
 MEASURED: Final = Snapshot(
     "taskflux_measured_timestamp_seconds", "When the leader measured last, in seconds since 1970."
@@ -364,14 +363,14 @@ BATCH: Final = Histogram(
 )
 STATEMENT_SECONDS: Final = Histogram(
     "taskflux_statement_seconds",
-    "Seconds that a statement took on PostgreSQL, the wait for a connection not counted.",
-    Label("statement", said="the names in `taskflux/store/*.sql`"),
+    "Seconds that a statement took on PostgreSQL, without the wait for a connection.",
+    Label("statement", description="the names in `taskflux/store/*.sql`"),
     buckets=_FAST,
     by="every",
 )
 STATEMENT_ERRORS: Final = Counter(
     "taskflux_statement_errors_total",
-    "Statements that failed, by what follows.",
+    "Statements that failed, by error.",
     Label("error", STORE_ERRORS),
     by="every",
 )
@@ -383,14 +382,14 @@ POOL_WAIT: Final = Histogram(
 )
 POOL: Final = Gauge(
     "taskflux_pool_connections",
-    "Connections to PostgreSQL in use, and those that could be.",
+    "Connections to PostgreSQL in use, and free ones.",
     Label("state", ("used", "free")),
     by="every",
 )
 OPENED: Final = Counter(
     "taskflux_connections_opened_total",
-    "Connections made, at first and anew. Of Kafka: producers and clients for positions, each replaced after a failure;"
-    " the connections of such a client, or of a consumer, to single brokers are not counted.",
+    "Connections opened, including replacements. For Kafka: producers and clients for positions, each replaced after a"
+    " failure; their connections to single brokers, and those of consumers, are not counted.",
     Label("server", SERVERS),
     by="every",
 )
@@ -407,11 +406,13 @@ PRODUCE_SECONDS: Final = Histogram(
     by="ingest, relay, router",
 )
 ACCELERATOR_ERRORS: Final = Counter(
-    "taskflux_accelerator_errors_total", "Times that Redis was given up for a while.", by="ingest, notify, process-*"
+    "taskflux_accelerator_errors_total",
+    "Failures after which Redis is not used for a while.",
+    by="ingest, notify, process-*",
 )
 LOOP_LAG: Final = Histogram(
     "taskflux_event_loop_lag_seconds",
-    "How late the event loop came to a task that was due, looked at twice a second.",
+    "How late the event loop ran a timer, measured twice a second.",
     buckets=_FAST,
     by="every",
 )
@@ -427,14 +428,14 @@ STUCK_THREADS: Final = Gauge(
     _TYPE,
     by="process-*",
 )
-DRAINING: Final = Gauge("taskflux_draining", "1 once the process was told to end.", by="every")
+DRAINING: Final = Gauge("taskflux_draining", "1 once the process was told to stop.", by="every")
 BUILD: Final = Gauge(
-    "taskflux_build_info", "1, with the version.", Label("version", said="TaskFlux's version"), by="every"
+    "taskflux_build_info", "1, with the version.", Label("version", description="TaskFlux's version"), by="every"
 )
 PEER_UP: Final = Snapshot(
     "taskflux_peer_up",
-    "Under `taskflux dev`: whether another process's metrics stand in this answer (1) or could not be had (0).",
-    Label("peer", said="a process's name"),
+    "Under `taskflux dev`: whether another process's metrics are in this answer (1) or could not be read (0).",
+    Label("peer", description="a process's name"),
     by="ingest",
 )
 
@@ -442,11 +443,11 @@ LED: Final = (
     DEPTH, PARKED, OLDEST, KAFKA_LAG, PARTITIONS, WORKERS, OPEN_DEAD_LETTERS, CIRCUIT_OPEN, CIRCUIT_SECONDS, TYPE_INFO,
     MEASURED,
 )  # fmt: skip
-"""What only the leader shows; nobody does while there is none."""
+"""Exposed only by the leader; absent while there is none."""
 
 
 def show_provider(name: str) -> None:
-    """Show a provider's series before its first call; those of an application's own stay 0 unless its client counts."""
+    """Expose a provider's series before its first call; those of your own provider stay 0 unless its client counts."""
     PROVIDER_REQUESTS.zeros(name)
     PROVIDER_SECONDS.zeros(name)
     if name in SERVERS:
@@ -458,4 +459,4 @@ DECLARED: Final[dict[str, Declared]] = {
     for each in tuple(globals().values())
     if isinstance(each, Counter | Gauge | Histogram | Snapshot)
 }
-"""What is declared here, by name and in this order."""
+"""The metrics of this module, by name and in this order."""

@@ -1,4 +1,4 @@
-"""What this process waits for and why: in the log once and then rarely, and at `/readyz`."""
+"""The servers that this process waits for, and why: logged once and then rarely, and shown at `/readyz`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MOST: Final = 100
 
 class _Failure(NamedTuple):
     server: str
-    said: str
+    reason: str
     until: float
 
 
-# Replaced, never changed: the probes read them from a thread of their own.
+# Replaced, never changed: the probes read them in another thread.
 _failing: Mapping[int, _Failure] = MappingProxyType({})
 _logged: Mapping[tuple[str, str], float] = MappingProxyType({})
 _announced: frozenset[str] = frozenset()
@@ -32,31 +32,32 @@ _announced: frozenset[str] = frozenset()
 
 
 class Link:
-    """One use of a server that the process cannot do without, such as sending to Kafka, or taking from it."""
+    """One use of a server that the process needs, such as sending to Kafka, or consuming from it."""
 
     def __init__(self, server: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`server` is its name in a sentence."""
+        """`server` is its name in log lines."""
         self._server = server
         self._clock = clock
         finalize(self, _forget, id(self))
 
-    def failed(self, kind: str, said: str, do: str) -> None:
-        """It does not work. `kind` labels the caller's metric, `said` is a sentence without secrets, `do` the fix."""
+    def failed(self, kind: str, reason: str, fix: str) -> None:
+        """Note a failure. `kind` labels the caller's metric, `reason` is a sentence without secrets, `fix` the fix."""
         global _failing, _logged, _announced  # one process has one log
         now = self._clock()
-        _failing = {**_failing, id(self): _Failure(self._server, said, now + SHOWN)}
-        line = (self._server, said)
+        _failing = {**_failing, id(self): _Failure(self._server, reason, now + SHOWN)}
+        line = (self._server, reason)
         if now - _logged.get(line, float("-inf")) < RARELY:
             return
         _logged = {**({} if len(_logged) >= _MOST else _logged), line: now}
         if log.hasHandlers():  # a command reports errors itself
             _announced |= {self._server}
-            log.warning("waiting for %s", self._server, extra={"cause": kind, "error": said, "do": do})
+            log.warning("waiting for %s", self._server, extra={"cause": kind, "error": reason, "do": fix})
 
     def works(self) -> None:
-        """An attempt succeeded."""
+        """Note that an attempt succeeded."""
         global _announced
-        _forget(id(self))
+        if id(self) in _failing:
+            _forget(id(self))
         if self._server not in _announced:
             return
         now = self._clock()
@@ -74,4 +75,4 @@ def _forget(link: int) -> None:
 def waiting(clock: Callable[[], float] = time.monotonic) -> list[str]:
     """A sentence for each server that the process waits for; thread-safe."""
     now = clock()
-    return sorted({f"waiting for {each.server}: {each.said}" for each in _failing.values() if now < each.until})
+    return sorted({f"waiting for {each.server}: {each.reason}" for each in _failing.values() if now < each.until})

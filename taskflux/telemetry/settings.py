@@ -1,4 +1,4 @@
-"""Settings of what a process tells of its work: logs and traces."""
+"""Settings of logs, metrics and traces."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class LogSettings(BaseModel):
     def _known(cls, levels: dict[str, str]) -> dict[str, str]:
         for name, level in levels.items():
             if level not in LEVELS:
-                raise ValueError(f"{level!r}, for {name!r}, is no level: give it one of {', '.join(LEVELS)}")
+                raise ValueError(f"{level!r}, for {name!r}, is not a level: use one of {', '.join(LEVELS)}")
             if not _LOGGER.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a logger, which looks like taskflux.stream")
+                raise ValueError(f"{name!r} is not the name of a logger, such as taskflux.stream")
             if name.partition(".")[0] == "taskflux" and not _is_module(name):
                 raise ValueError(f"there is no logger {name!r}: they are named after modules, such as taskflux.stream")
         return levels
@@ -112,7 +112,7 @@ class OtelSettings(BaseModel):
 
     @property
     def traces_url(self) -> str:
-        """Where spans go."""
+        """Where spans are sent."""
         whole = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         if self.endpoint is None and whole:
             return whole
@@ -122,18 +122,18 @@ class OtelSettings(BaseModel):
 
     @property
     def wanted(self) -> bool:
-        """Whether spans are recorded: a receiver is named, and nothing switches them off."""
-        exporter = _said("OTEL_TRACES_EXPORTER")
-        if _said("OTEL_SDK_DISABLED") == "true" or exporter == "none":
+        """Whether spans are recorded: a receiver is named, and they are not switched off."""
+        exporter = _value("OTEL_TRACES_EXPORTER")
+        if _value("OTEL_SDK_DISABLED") == "true" or exporter == "none":
             return False
-        named = any(_said(f"{prefix}ENDPOINT") for prefix in _OTLP)
+        named = any(_value(f"{prefix}ENDPOINT") for prefix in _OTLP)
         return self.endpoint is not None or exporter == "otlp" or named
 
 
 def _is_module(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # a module on the way to it
+    except ModuleNotFoundError:  # a package above it
         return False
 
 
@@ -145,17 +145,17 @@ _SAMPLERS: Final = (
     "parentbased_traceidratio",
 )  # fmt: skip
 _KUBERNETES: Final = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_|$)")
-"""Ends of variables that Kubernetes makes for a service of that name, such as `otel-collector`."""
+"""Ends of variables that Kubernetes sets for a service whose name begins so, such as `otel-collector`."""
 
 
-def _said(name: str) -> str:
-    """What one of OpenTelemetry's variables says; empty is unset."""
+def _value(name: str) -> str:
+    """The value of one of OpenTelemetry's variables; empty is unset."""
     return os.environ.get(name, "").strip().lower()
 
 
 def wrong_otel_variables() -> list[str]:
     """What is wrong with OpenTelemetry's own variables, one sentence each."""
-    if _said("OTEL_SDK_DISABLED") == "true":
+    if _value("OTEL_SDK_DISABLED") == "true":
         return []
     complaints = []
     for name, value in sorted(os.environ.items()):
@@ -173,7 +173,7 @@ def wrong_otel_variables() -> list[str]:
 
 def _wrong_together() -> list[str]:
     found = []
-    queue, batch = (_said(f"OTEL_BSP_MAX_{what}") for what in ("QUEUE_SIZE", "EXPORT_BATCH_SIZE"))
+    queue, batch = (_value(f"OTEL_BSP_MAX_{what}") for what in ("QUEUE_SIZE", "EXPORT_BATCH_SIZE"))
     if queue and batch and int(batch) > int(queue):
         found.append("OTEL_BSP_MAX_EXPORT_BATCH_SIZE must not be more than OTEL_BSP_MAX_QUEUE_SIZE")
     files = [
@@ -189,12 +189,12 @@ def _wrong_together() -> list[str]:
             context.load_cert_chain(certificate, key)
     except OSError as error:  # an SSLError is one, too
         paths = ", ".join(path for path in files if path is not None)
-        found.append(f"OTEL_EXPORTER_OTLP_CERTIFICATE and its like ({paths}) cannot be used: {error}")
+        found.append(f"OTEL_EXPORTER_OTLP_CERTIFICATE or its client certificate ({paths}) cannot be used: {error}")
     return found
 
 
 def _one_of(*values: str, instead: str = "") -> Callable[[str], str]:
-    return lambda value: "" if value.lower() in values else f"{instead}give it {' or '.join(values)}"
+    return lambda value: "" if value.lower() in values else f"{instead}set it to {' or '.join(values)}"
 
 
 def _number(least: float, most: float = float("inf"), kind: type[int] | type[float] = int) -> Callable[[str], str]:
@@ -221,7 +221,7 @@ def _propagators(value: str) -> str:
     unknown = [name for each in value.split(",") if (name := each.strip()) not in known]
     if not unknown:
         return ""
-    return f"{unknown[0]!r} is not installed: install its package, or give it some of {', '.join(sorted(known))}"
+    return f"{unknown[0]!r} is not installed: install its package, or use {', '.join(sorted(known))}"
 
 
 def _anything(value: str) -> str:
@@ -236,7 +236,7 @@ _CHECKS: Final[Mapping[str, Callable[[str], str]]] = {
     "OTEL_TRACES_SAMPLER": _one_of(*_SAMPLERS),
     "OTEL_TRACES_SAMPLER_ARG": _number(0, 1, float),
     "OTEL_TRACES_EXPORTER": _one_of("otlp", "none"),
-    # Said of everything that runs in a cluster; metrics are scraped and logs are written whatever they say.
+    # Often set for everything in a cluster; metrics are scraped and logs are written regardless.
     "OTEL_METRICS_EXPORTER": _one_of("none", instead="metrics are at /metrics for Prometheus: unset it, or "),
     "OTEL_LOGS_EXPORTER": _one_of("none", instead="logs are written to standard error: unset it, or "),
     "OTEL_PROPAGATORS": _propagators,

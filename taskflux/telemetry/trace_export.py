@@ -1,7 +1,7 @@
 """OpenTelemetry's SDK as this process uses it: how spans are sampled, limited, and exported to an OTLP receiver.
 
-Imported only where spans are recorded. Spans that have ended wait in a bounded queue and leave from a thread of their
-own; what a receiver does not take is dropped, and one line a minute says how many.
+Imported only where spans are recorded. Ended spans wait in a bounded queue and are exported by a separate thread; spans
+that a receiver refuses are dropped, and one log line a minute says how many.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from taskflux.version import VERSION
 
 log = logging.getLogger(__name__)
 
-# Where OpenTelemetry's own variables do not say otherwise:
+# Defaults, unless OpenTelemetry's own variables are set:
 QUEUE: Final = 8192
-"""Spans that wait at most; beyond, the newest push the oldest out."""
+"""The most spans that wait; beyond that, the newest replace the oldest."""
 EXPORT_BATCH: Final = 2048
 EXPORT_DELAY: Final = 1.0
-"""Seconds that a span waits for others to leave with."""
+"""Seconds that a span waits to be exported together with others."""
 EXPORT_SECONDS: Final = 5.0
-"""Seconds that one export may take, all its tries together."""
+"""Seconds that one export may take, including its retries."""
 MOST_LINKS: Final = 1024
 
 LAST_EXPORT: Final = 3.0
-"""Seconds that a process which ends waits for its last spans to leave."""
-TELL_AGAIN: Final = 60.0
+"""Seconds that a process which stops waits for the export of its last spans."""
+LOG_EVERY: Final = 60.0
 
 _provider: TracerProvider | None = None
 
@@ -50,7 +50,7 @@ _provider: TracerProvider | None = None
 def configure(settings: OtelSettings, process: str) -> None:
     """Record spans from now on, and export them."""
     global _provider  # one process has one
-    # What it says of every export, we say once in a while, and its words may quote what was sent.
+    # It logs every failed export, and may quote what was sent; we log that once a minute.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     logging.getLogger("opentelemetry.sdk").setLevel(logging.WARNING)
     resource, limits = (
@@ -70,7 +70,7 @@ def configure(settings: OtelSettings, process: str) -> None:
     _provider.add_span_processor(processor)
     tracing.switch_on(_provider.get_tracer("taskflux", VERSION))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # A handler's own spans stand in recorded attempts, and begin no trace by themselves.
+        # A handler's own spans are recorded within recorded attempts only, and never begin a trace.
         handlers = TracerProvider(ParentBased(ALWAYS_OFF), resource, False, span_limits=limits)
         handlers.add_span_processor(processor)
         trace.set_tracer_provider(handlers)
@@ -80,26 +80,26 @@ def configure(settings: OtelSettings, process: str) -> None:
 
 
 def close(seconds: float = LAST_EXPORT) -> None:
-    """Record no more, and export what waits within a bounded time."""
+    """Stop recording, and export the waiting spans within `seconds`."""
     global _provider
     tracing.switch_off()
     provider, _provider = _provider, None
     if provider is not None:
-        # A thread, since the SDK waits for half a minute, and nothing can tell it not to.
+        # A thread, since the SDK waits for half a minute, which cannot be configured.
         last = Thread(target=provider.shutdown, name="last spans", daemon=True)
         last.start()
         last.join(seconds)
 
 
 class _Exporter(SpanExporter):
-    """OpenTelemetry's exporter, with its losses counted and told."""
+    """OpenTelemetry's exporter; lost spans are counted and logged."""
 
     def __init__(self, settings: OtelSettings) -> None:
         session = requests.Session()
         for scheme in ("http://", "https://"):
             session.mount(scheme, _Transport())
         seconds = float(_variable("TIMEOUT") or EXPORT_SECONDS)
-        if limit := os.environ.get("OTEL_BSP_EXPORT_TIMEOUT"):  # which the SDK itself does not keep
+        if limit := os.environ.get("OTEL_BSP_EXPORT_TIMEOUT"):  # which the SDK itself ignores
             seconds = min(seconds, int(limit) / 1000)
         self._otlp = OTLPSpanExporter(
             endpoint=settings.traces_url,
@@ -108,7 +108,7 @@ class _Exporter(SpanExporter):
             session=session,
         )
         self._lost = 0
-        self._told = float("-inf")
+        self._logged_at = float("-inf")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._otlp.export(spans)
@@ -117,35 +117,35 @@ class _Exporter(SpanExporter):
             if len(good) == len(spans) or self._otlp.export(good) is not SpanExportResult.SUCCESS:
                 good = []
             self._lost += len(spans) - len(good)
-        self._tell()
+        self._log_losses()
         return result
 
     def shutdown(self) -> None:
         self._otlp.shutdown()  # type: ignore[no-untyped-call]
 
-    def _tell(self) -> None:
+    def _log_losses(self) -> None:
         now = time.monotonic()
-        if self._lost and now - self._told >= TELL_AGAIN:
+        if self._lost and now - self._logged_at >= LOG_EVERY:
             log.warning("spans could not be exported", extra={"spans": self._lost})
-            self._lost, self._told = 0, now
+            self._lost, self._logged_at = 0, now
 
 
 class _Transport(HTTPAdapter):
-    """HTTP as the exporter needs it, and does not ask for it."""
+    """HTTP settings that the exporter needs but cannot be given."""
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **named: Any) -> requests.Response:
         authority = _variable("CERTIFICATE")
         if authority is not None:
-            named["verify"] = authority  # REQUESTS_CA_BUNDLE, where it is set, would come before it
+            named["verify"] = authority  # REQUESTS_CA_BUNDLE, if set, would override it
         response = super().send(request, *arguments, **named)
         if 300 <= response.status_code < 400:
             response.close()
-            raise requests.HTTPError("redirected")  # it is not followed, and would count as a success
+            raise requests.HTTPError("redirected")  # it is not followed, but would count as a success
         return response
 
 
 def _can_be_encoded(span: ReadableSpan) -> bool:
-    """One that cannot (its name is a handler's own) must not take all others of its batch with it."""
+    """A span that cannot be encoded (a handler chooses its name) must not lose all others of its batch."""
     try:
         encode_spans([span])
     except ValueError:
@@ -158,12 +158,12 @@ def _variable(name: str) -> str | None:
 
 
 def _unless(variable: str, value: Any) -> Any:
-    """`value`, unless a variable is set, which the SDK reads."""
+    """`value`, or None if a variable is set, which the SDK then reads itself."""
     return None if os.environ.get(variable) else value
 
 
 def _resource(settings: OtelSettings, process: str) -> Resource:
-    """Who we are; OpenTelemetry's own variables come before what nobody has set."""
+    """Attributes of this process; OpenTelemetry's own variables override our defaults, but not our settings."""
     ours = {
         "service.name": f"taskflux-{process}",
         "service.namespace": "taskflux",

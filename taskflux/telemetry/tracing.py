@@ -1,8 +1,8 @@
 """Traces, after OpenTelemetry's conventions for messaging, HTTP and databases.
 
-A task belongs to one trace from the request that made it to its end. Its context (`traceparent`, W3C) stands on its
-row and in every record about it, and its flag says whether spans are recorded: it is decided once, where the task
-comes in (by the caller's flag, else by the sampler); every process follows it. A mail that is tried twice::
+A task belongs to one trace from the request that created it to its end. Its context (`traceparent`, W3C) is on its row
+and in every record about it, and its flag says whether spans are recorded: that is decided once, where the task comes
+in (by the caller's flag, or else by the sampler); every process follows it. A mail that is tried twice::
 
     POST /tasks                         SERVER    ingest
     ├── insert tasks                    CLIENT    one for a batch of requests
@@ -16,18 +16,17 @@ comes in (by the caller's flag, else by the sampler); every process follows it. 
         └── process tasks.email         CONSUMER  attempt 2, linked to attempt 1
             └── …
 
-* A batch's span links to every recorded message in it and stands in the trace of the first; requests under way whose
+* A batch's span links to every recorded message in it and belongs to the trace of the first; current requests whose
   tasks are in the batch link back to it.
-* An attempt links to its claim and to the last attempt before it whose outcome was written: the row keeps that one's
-  span.
-* A dead task goes on: `send tasks.dlq`, then `process tasks.dlq` in the dlq-sink. A replay stays in the task's trace,
+* An attempt links to its claim and to the last attempt before it whose outcome was written: the row keeps its span.
+* A dead task continues: `send tasks.dlq`, then `process tasks.dlq` in the dlq-sink. A replay stays in the task's trace,
   as further `send` and `process` spans, the first linked to the attempt that died. The replay's own request has a
   trace of its own, which links to the task's.
 * All tasks of one batch request belong to its trace.
-* Errors are recorded by class and place, never by their text: that may quote an address.
+* Errors are recorded by class and place, never by their text, which may quote an address.
 
-`on` says whether this process records spans at all. Whoever would open one asks that first: while it is false,
-OpenTelemetry is not even imported, and no function here that opens a span may be called.
+`on` says whether this process records spans at all. Check it before a span is opened: while it is false, OpenTelemetry
+is not even imported, and no function here that opens a span may be called.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ Value = str | int | float | bool
 Attributes = Mapping[str, Value]
 
 TRACE: Final[ContextVar[str | None]] = ContextVar("trace", default=None)
-"""The traceparent (W3C) of what is under way here: a request, an attempt, or a call within one of them."""
+"""The traceparent (W3C) of the current request or attempt, or of a call within it."""
 
 UNTRACED: Final = nullcontext()
 """In place of a span that is not recorded."""
@@ -63,7 +62,7 @@ POSTGRES: Final[Attributes] = {"db.system.name": "postgresql"}
 on = False
 _tracer: _trace.Tracer | None = None
 _requests: Final[dict[str, Span]] = {}
-"""Spans of requests under way, by their traceparent: what serves several of them is linked from each."""
+"""Spans of current requests, by their traceparent: a batch that serves several of them is linked from each."""
 
 _NOTHING: Final[Attributes] = {}
 _SAMPLED_ENDS: Final = "13579bdf"
@@ -71,7 +70,7 @@ _SAMPLED_ENDS: Final = "13579bdf"
 
 def switch_on(tracer: _trace.Tracer) -> None:
     """Record spans by `tracer` from now on."""
-    global on, _tracer, _context, _propagate, _trace  # one process has one; the API is imported here, once it is used
+    global on, _tracer, _context, _propagate, _trace  # one process has one; the API is imported only if it is used
     from opentelemetry import context as _context
     from opentelemetry import propagate as _propagate
     from opentelemetry import trace as _trace
@@ -80,7 +79,7 @@ def switch_on(tracer: _trace.Tracer) -> None:
 
 
 def switch_off() -> None:
-    """Record no more."""
+    """Stop recording."""
     global on
     on = False
     _requests.clear()
@@ -95,22 +94,22 @@ def sampled(traceparent: str | None) -> bool:
 
 
 def exemplar(traceparent: str | None) -> dict[str, str] | None:
-    """What a metric's exemplar says of a trace, where it is recorded."""
+    """The exemplar of a metric for a trace, if that is recorded."""
     return {"trace_id": trace_id(traceparent)} if sampled(traceparent) else None
 
 
 def trace_id(traceparent: str | None) -> str:
-    """The trace id in a traceparent, or nothing."""
+    """The trace id in a traceparent, or an empty text."""
     return traceparent[3:35] if traceparent else ""
 
 
 def new_traceparent() -> str:
-    """A trace of which nothing is recorded: every task has a trace id."""
+    """A new trace that is not recorded: every task has a trace id."""
     return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-02"
 
 
 def outgoing() -> Mapping[str, str]:
-    """The headers that carry the trace under way to a service of ours."""
+    """The headers that carry the current trace to a service of ours."""
     traceparent = TRACE.get()
     if traceparent is None:
         return {}
@@ -122,7 +121,7 @@ def outgoing() -> Mapping[str, str]:
 
 
 def _place(traceparent: str) -> _trace.SpanContext:
-    """A span of another process, or of another time."""
+    """The context of a span that another process, or an earlier attempt, has opened."""
     _, trace, span, flags = traceparent.split("-")
     return _trace.SpanContext(int(trace, 16), int(span, 16), True, _trace.TraceFlags(int(flags, 16)))
 
@@ -135,20 +134,20 @@ def _within(traceparent: str) -> _context.Context:
 
 
 class Operation(NamedTuple):
-    """What all spans of one sort have in common; `kind` is the name of one of OpenTelemetry's kinds of span."""
+    """The common part of all spans of one sort; `kind` is the name of one of OpenTelemetry's kinds of span."""
 
     name: str
     kind: str
     attributes: Attributes = _NOTHING
     size: str = "messaging.batch.message_count"
-    """The attribute that says how many a batch has."""
+    """The attribute with the size of a batch."""
 
 
 @cache
 def messaging(name: str, topic: str, kind: str, group: str | None = None, *, stored: bool = False) -> Operation:
-    """What is done with messages of a topic: create, send, receive, process or settle.
+    """An operation on messages of a topic: create, send, receive, process or settle.
 
-    `group` is that of the consumers; `stored`: it is done in PostgreSQL.
+    `group` is that of the consumers; `stored`: PostgreSQL does it.
     """
     about: dict[str, Value] = {
         "messaging.system": "kafka",
@@ -162,7 +161,7 @@ def messaging(name: str, topic: str, kind: str, group: str | None = None, *, sto
 
 
 class Destination:
-    """A topic and the group that reads it, with what is done there."""
+    """A topic and the group that reads it, with their operations."""
 
     __slots__ = ("group", "process", "receive", "settle", "store", "topic")
 
@@ -176,7 +175,7 @@ class Destination:
 
 
 class Span:
-    """A span for a `with` block: what the block does is done within it, and an error that leaves the block is its."""
+    """A span for a `with` block: spans opened in the block are its children, and it records an error that leaves it."""
 
     __slots__ = ("_around", "_outside", "_span", "traceparent")
 
@@ -201,7 +200,7 @@ class Span:
         self.end()
 
     def named(self, name: str) -> None:
-        """Say what it is about, once that is known."""
+        """Set its name, once that is known."""
         self._span.update_name(name)
 
     def note(self, name: str, value: Value) -> None:
@@ -219,12 +218,12 @@ class Span:
         self._span.add_event("exception", {"exception.type": error_class(error), "exception.stacktrace": frames})
 
     def failed(self, error_type: str) -> None:
-        """What it stands for has failed; `error_type` is as close as it can be told."""
+        """Mark it as failed; `error_type` is as precise as is known."""
         self._span.set_attribute("error.type", error_type)
         self._span.set_status(_trace.StatusCode.ERROR)
 
     def end(self) -> None:
-        """End it, where it is in no block."""
+        """End it, if it is not used in a `with` block."""
         _requests.pop(self.traceparent, None)
         self._span.end()
 
@@ -243,10 +242,10 @@ def start(
     links: Sequence[str] = (),
     began: int | None = None,
 ) -> Span:
-    """Begin a span, or say when it began (nanoseconds since 1970).
+    """Begin a span; `began` is when it really began, in nanoseconds since 1970.
 
-    `parent` and `links` are traceparents. Without a parent it is the first of a new trace, which the sampler may leave
-    unrecorded.
+    `parent` and `links` are traceparents. Without a parent it is the first of a new trace, and the sampler decides
+    whether it is recorded.
     """
     assert _tracer is not None
     span = _tracer.start_span(
@@ -261,19 +260,19 @@ def start(
 
 
 def message(operation: Operation, task: UUID, parent: str | None) -> Span:
-    """Begin the span of what is done with one task's message."""
+    """Begin the span of an operation on one task's message."""
     return start(operation, {"messaging.message.id": str(task)}, parent=parent)
 
 
 def batch(
     operation: Operation, traceparents: Iterable[str | None], *, began: int | None = None
 ) -> Span | nullcontext[None]:
-    """One span, for a `with` block, of what is done for several at once; none where none of them is recorded."""
-    everybody = list(traceparents)
-    links = list(dict.fromkeys(each for each in everybody if each and each[-1] in _SAMPLED_ENDS))
+    """One span, for a `with` block, of an operation on several messages; none if none of them is recorded."""
+    messages = list(traceparents)
+    links = list(dict.fromkeys(each for each in messages if each and each[-1] in _SAMPLED_ENDS))
     if not links:
         return UNTRACED
-    about = {operation.size: len(everybody)} if len(everybody) > 1 else _NOTHING
+    about = {operation.size: len(messages)} if len(messages) > 1 else _NOTHING
     span = start(operation, about, parent=links[0], links=links, began=began)
     for each in links[1:] if _requests else ():
         if (other := _requests.get(each)) is not None:
@@ -282,13 +281,13 @@ def batch(
 
 
 def call(name: str, attributes: Attributes) -> Span:
-    """Begin the span of a call to a provider, within what is under way here (a handler's own span, too)."""
+    """Begin the span of a call to a provider, within the current span (which may be a handler's own)."""
     assert _tracer is not None
     return Span(_tracer.start_span(name, None, _trace.SpanKind.CLIENT, attributes))
 
 
 def http_attributes(method: str, base_url: str, path: str) -> Attributes:
-    """An HTTP call in a trace (OpenTelemetry's stable conventions); `path` holds no value of anybody's."""
+    """The attributes of an HTTP call (OpenTelemetry's stable conventions); `path` holds no personal data."""
     base = urlsplit(base_url)
     return {
         "http.request.method": method,
@@ -299,9 +298,9 @@ def http_attributes(method: str, base_url: str, path: str) -> Attributes:
 
 
 def request(headers: Iterable[tuple[bytes, bytes]], attributes: Attributes) -> Span:
-    """Begin the span of an HTTP request, in its caller's trace or in a new one; the sampler may leave it unrecorded.
+    """Begin the span of an HTTP request, in its caller's trace or in a new one, which the sampler may not record.
 
-    Recorded, it has to be ended.
+    It has to be ended.
     """
     assert _tracer is not None
     carrier: dict[str, str] = {}
@@ -315,6 +314,6 @@ def request(headers: Iterable[tuple[bytes, bytes]], attributes: Attributes) -> S
 
 
 def link_request(traceparent: str | None) -> None:
-    """Link the request that is under way here to another trace, where both are recorded."""
+    """Link the current request to another trace, if both are recorded."""
     if traceparent and sampled(traceparent) and (span := _requests.get(TRACE.get() or "")) is not None:
         span.link(traceparent)

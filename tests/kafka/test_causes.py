@@ -1,4 +1,4 @@
-"""Why Kafka cannot be reached is told by the doctor, the log, `/readyz` and a metric; shown on a real broker."""
+"""The doctor, the log, `/readyz` and a metric report why Kafka cannot be reached; shown with a real broker."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ CAUSES = [
 
 
 @pytest.mark.parametrize(("case", "kind", "said", "do"), CAUSES, ids=[each[0] for each in CAUSES])
-async def test_the_cause_is_told_by_the_doctor_the_log_readyz_and_a_metric(
+async def test_the_cause_is_reported_by_the_doctor_the_log_readyz_and_a_metric(
     secured: tuple[SecuredKafka, Files], caplog: pytest.LogCaptureFixture, case: str, kind: str, said: str, do: str
 ) -> None:
     settings = settings_for(*secured, case)
@@ -145,7 +145,7 @@ async def test_the_cause_is_told_by_the_doctor_the_log_readyz_and_a_metric(
 
 
 @pytest.mark.parametrize("case", ["tls", "mtls", "sasl"])
-async def test_a_broker_that_wants_encryption_a_certificate_or_a_login_is_worked_with(
+async def test_brokers_with_encryption_certificates_or_logins_work(
     secured: tuple[SecuredKafka, Files], case: str
 ) -> None:
     settings = settings_for(*secured, case)
@@ -166,7 +166,7 @@ async def test_a_broker_that_wants_encryption_a_certificate_or_a_login_is_worked
     assert outages.waiting() == []
 
 
-async def test_a_producer_and_a_consumer_tell_a_wrong_password_once_and_what_to_do(
+async def test_a_producer_and_a_consumer_log_a_wrong_password_once_with_the_fix(
     secured: tuple[SecuredKafka, Files], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(*secured, "wrong password")
@@ -187,7 +187,7 @@ async def test_a_producer_and_a_consumer_tell_a_wrong_password_once_and_what_to_
     assert "SASL_PASSWORD" in vars(line)["do"]
 
 
-async def test_a_worker_starts_all_the_same_and_tells_why_it_waits(
+async def test_a_worker_still_starts_and_says_why_it_waits(
     secured: tuple[SecuredKafka, Files], new_database: NewDatabase, tmp_path: Path
 ) -> None:
     port, kafka_settings = free_port(), settings_for(*secured, "wrong password")

@@ -35,7 +35,7 @@ async def _lag(broker: KafkaBroker) -> int:
         return int(end) - int(await asking.committed(PLACE) or 0)
 
 
-async def test_aborted_records_are_not_taken_and_leave_no_lag(tmp_path: Path) -> None:
+async def test_aborted_records_are_not_delivered_and_leave_no_lag(tmp_path: Path) -> None:
     async with KafkaBroker(tmp_path / "kafka") as broker:
         await _make_topic(broker)
         producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, transactional_id="shop")

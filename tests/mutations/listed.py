@@ -648,8 +648,8 @@ _STREAM: Final = (
     Mutation(
         "what was heard before an attempt explains its failure",
         "taskflux/stream/client.py",
-        "if each.at >= since and each.kind in _TELLING",
-        "if each.kind in _TELLING",
+        "if each.at >= since and each.kind in _BY_PRECISION",
+        "if each.kind in _BY_PRECISION",
         CAUSES,
     ),
     Mutation(

@@ -165,7 +165,7 @@ def test_panels_and_alerts_read_metrics_that_are_declared_by_labels_that_they_ha
             has = {label.name: label for label in DECLARED[name].labels}
             for label, operator, value in reading.matched:
                 assert label in SCRAPED | {"le"} | has.keys(), f"{what}: {reading.metric} has no label {label}"
-                if label in has and has[label].values and not has[label].said:
+                if label in has and has[label].values and not has[label].description:
                     for each in value.split("|"):
                         assert each in has[label].values, f"{what}: {label}{operator}{each} is never so"
         known = {label.name for name in metrics_read - LIBRARY for label in DECLARED[name].labels}

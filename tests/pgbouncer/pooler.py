@@ -19,7 +19,7 @@ INSTALL = "on Debian: apt-get install pgbouncer"
 
 
 class PgBouncer(Server):
-    """One PgBouncer that lends a server connection for one transaction, to whoever asks next.
+    """One PgBouncer that lends a server connection for one transaction, to the next client.
 
     It knows every database of the PostgreSQL behind it; users and passwords stay as they are, so that a DSN changes
     in its address alone. It keeps few server connections, so that clients really share them.
@@ -105,7 +105,7 @@ class PgBouncer(Server):
                 "pool_mode = transaction",
                 f"default_pool_size = {self._servers}",
                 "max_client_conn = 1000",
-                # A PostgreSQL that is back is asked again at once, and one that is away is said to be at once.
+                # Reconnect to PostgreSQL at once when it is back, and report at once that it is unreachable.
                 "server_login_retry = 1",
                 "server_connect_timeout = 5",
                 "query_wait_timeout = 20",
@@ -120,7 +120,7 @@ class PgBouncer(Server):
 
 
 def pgbouncer_binary() -> str:
-    """The program; Debian keeps it in /usr/sbin, which is not on everybody's PATH.
+    """The program; Debian keeps it in /usr/sbin, which is not on every user's PATH.
 
     Raises:
         Trouble: it is not installed.

@@ -89,7 +89,7 @@ async def test_a_cancelled_statement_is_cancelled_in_postgres_too(pooler: PgBoun
     await direct.close()
 
 
-async def test_a_pooler_that_was_killed_comes_back_at_the_same_address(pooler: PgBouncer) -> None:
+async def test_a_killed_pooler_is_reached_again_at_the_same_address(pooler: PgBouncer) -> None:
     address = pooler.dsn
     pooler.kill()
     assert not await pooler.answers()

@@ -35,7 +35,7 @@ async def examine(settings: Settings, types: Sequence[str] | None) -> list[Findi
     try:
         return await _examine(checkup, positions, kafka, types)
     except KafkaUnavailable as error:
-        return [KAFKA.problem("reachable", str(error), f"{error.do or CHECK}; tasks are accepted and wait meanwhile")]
+        return [KAFKA.problem("reachable", str(error), f"{error.fix or CHECK}; tasks are accepted and wait meanwhile")]
     finally:
         await positions.close()
         await checkup.close()

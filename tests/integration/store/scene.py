@@ -194,7 +194,7 @@ class Scene:
             assert entries[-1]["state"] == row["state"], (row["id"], entries)
 
     async def check_whereabouts(self) -> None:
-        """What is neither ended nor held is where somebody will find it: due, in Kafka, or under a lease; and nothing
+        """What is neither ended nor held is where it will be found: due, in Kafka, or under a lease; and nothing
         else is a suspect."""
         lost = await self.sql(
             """

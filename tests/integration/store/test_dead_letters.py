@@ -202,7 +202,7 @@ async def test_a_dead_letter_that_postgresql_refuses_entirely_does_not_affect_ot
 
 
 async def test_every_indexed_text_has_a_limit_that_fits_an_index(scene: Scene) -> None:
-    """A further index on a text stands here with the most characters that anybody can put into it."""
+    """Add every further index on a text here, with the most characters that the text can have."""
     longest = {
         ("circuits", "provider"): 100,  # a declaration's
         ("dead_letters", "error_class"): LONGEST_INDEXED,

@@ -73,7 +73,7 @@ async def test_four_processes_at_once_take_turns(postgres: PostgresServer) -> No
 
 async def test_a_migration_that_fails_leaves_nothing_behind(postgres: PostgresServer) -> None:
     async with empty(postgres) as (settings, connection):
-        await connection.execute("CREATE TABLE leaders (mine integer)")  # somebody else's table stands in the way
+        await connection.execute("CREATE TABLE leaders (mine integer)")  # a foreign table of the same name
         with pytest.raises(StoreError, match="leaders"):
             await migrate(settings)
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")

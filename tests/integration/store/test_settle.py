@@ -119,7 +119,7 @@ async def test_a_late_outcome_wins_while_the_task_was_not_claimed_again(
     settled = await scene.settle(worker, claim, decision)
     assert (settled.written, settled.late) == (True, True)
     assert await scene.state(claim.id) == (decision.state, claim.version + 2)
-    # The record that is under way, or still to be sent, finds nothing.
+    # The record that is being sent, or still to be sent, finds nothing.
     other = await scene.worker()
     assert await other.claim(TYPE, {claim.id: claim.version + 1}) == []
     await scene.make_due(claim.id)

@@ -48,7 +48,7 @@ class Bustle:
 
     @property
     def publishing(self) -> Publishing:
-        """With no patience: tasks are published again while their confirmation is under way."""
+        """With no patience: tasks are published again while their confirmation is being written."""
         return Publishing(self.scene.database, 0.002)
 
     async def act(self, random: Random) -> None:

@@ -26,7 +26,7 @@ class Refusing:
 
 
 @pytest.mark.parametrize(("error", "times"), [(NotLeaderForPartitionError, 4), (RequestTimedOutError, 1)])
-async def test_a_question_is_put_again_where_that_may_help(
+async def test_a_request_is_retried_where_that_may_help(
     settings: KafkaSettings, error: type[KafkaError], times: int
 ) -> None:
     cluster = Cluster(settings)
@@ -37,7 +37,7 @@ async def test_a_question_is_put_again_where_that_may_help(
 @pytest.mark.parametrize(
     ("error", "tries"), [(NotLeaderForPartitionError, len(LEADERLESS) + 1), (RequestTimedOutError, 2)]
 )
-async def test_an_error_that_stays_is_told_after_some_tries(
+async def test_a_lasting_error_is_raised_after_some_tries(
     settings: KafkaSettings, error: type[KafkaError], tries: int
 ) -> None:
     question, cluster = Refusing(error, 100), Cluster(settings)
@@ -47,7 +47,7 @@ async def test_an_error_that_stays_is_told_after_some_tries(
     await cluster.close()
 
 
-async def test_a_question_whose_connections_were_closed_after_another_one_failed_is_put_again(
+async def test_a_request_whose_connections_another_failure_closed_is_retried(
     settings: KafkaSettings,
 ) -> None:
     cluster = Cluster(settings)

@@ -68,7 +68,7 @@ async def test_offsets_are_committed_from_the_logs_start_on_and_only_up_to_what_
     await positions.close()
 
 
-async def test_what_was_noted_is_committed_before_the_consumer_leaves_and_the_rest_comes_again(
+async def test_noted_records_are_committed_before_the_consumer_leaves_and_the_rest_is_redelivered(
     settings: KafkaSettings, producer: Producer
 ) -> None:
     await ensure_topics(settings.model_copy(update={"partitions": 1}), ["email"])
@@ -83,7 +83,7 @@ async def test_what_was_noted_is_committed_before_the_consumer_leaves_and_the_re
     await second.stop()
 
 
-async def test_a_record_that_cannot_be_parsed_is_handed_out_with_its_bytes_and_stops_nothing(
+async def test_a_record_that_cannot_be_parsed_is_returned_with_its_bytes_and_blocks_nothing(
     settings: KafkaSettings, producer: Producer
 ) -> None:
     await ensure_topics(settings, ["email"])
@@ -107,7 +107,7 @@ async def test_a_record_that_cannot_be_parsed_is_handed_out_with_its_bytes_and_s
 
 
 @pytest.mark.parametrize("codec", [1, 2, 3, 4])
-async def test_a_batch_that_unpacks_to_too_much_is_handed_out_as_it_came_and_stops_nothing(
+async def test_a_batch_that_unpacks_to_too_much_is_returned_packed_and_blocks_nothing(
     settings: KafkaSettings, producer: Producer, codec: int
 ) -> None:
     """Beside one in the same codec that does not, in the same partition."""

@@ -16,7 +16,7 @@ from tests.integration.stream.patience import committed, eventually, log_ends, l
 from tests.memory import traced_peak
 
 
-async def test_positions_tell_what_was_sent_and_what_was_committed(settings: KafkaSettings, producer: Producer) -> None:
+async def test_positions_show_what_was_sent_and_what_was_committed(settings: KafkaSettings, producer: Producer) -> None:
     await ensure_topics(settings, ["email", "sms"])
     topic, group = f"{settings.topic_prefix}tasks.email", f"{settings.topic_prefix}group"
     outcomes = await producer.publish([OutRecord(topic, b"%d" % number, b"v") for number in range(30)])
@@ -44,7 +44,7 @@ async def test_positions_tell_what_was_sent_and_what_was_committed(settings: Kaf
     await positions.close()
 
 
-async def test_a_record_tells_when_it_was_written(settings: KafkaSettings) -> None:
+async def test_the_time_of_a_record_can_be_read(settings: KafkaSettings) -> None:
     await ensure_topics(settings, ["email"])
     topic, now = f"{settings.topic_prefix}tasks.email", int(time.time() * 1000)
     ages = {0: [600_000, 30_000, 2_000], 1: [7_000, 0]}
@@ -67,7 +67,7 @@ async def test_a_record_tells_when_it_was_written(settings: KafkaSettings) -> No
     await positions.close()
 
 
-async def test_a_batch_too_large_to_be_unpacked_tells_when_it_was_written(settings: KafkaSettings) -> None:
+async def test_the_time_of_a_batch_too_large_to_unpack_can_be_read(settings: KafkaSettings) -> None:
     await ensure_topics(settings, ["email"])
     topic = f"{settings.topic_prefix}tasks.email"
     await send_batch(settings, topic, 0, batch(1, bytes(50_000_000)))
@@ -80,7 +80,7 @@ async def test_a_batch_too_large_to_be_unpacked_tells_when_it_was_written(settin
     await positions.close()
 
 
-async def test_large_compressed_heads_of_many_partitions_all_tell_when_they_were_written(
+async def test_the_times_of_large_compressed_records_of_many_partitions_can_be_read(
     settings: KafkaSettings,
 ) -> None:
     settings = settings.model_copy(update={"partitions": 8})
@@ -108,7 +108,7 @@ async def test_deep_in_a_log_the_oldest_record_is_found_too(settings: KafkaSetti
     await positions.close()
 
 
-async def test_a_missing_topic_is_no_error(settings: KafkaSettings) -> None:
+async def test_a_missing_topic_is_not_an_error(settings: KafkaSettings) -> None:
     positions = Positions(settings)
     topic = f"{settings.topic_prefix}tasks.none"
     assert await positions.read("group", topic) is None
@@ -119,7 +119,7 @@ async def test_a_missing_topic_is_no_error(settings: KafkaSettings) -> None:
     await positions.close()
 
 
-async def test_a_recreated_topic_is_seen_at_once_and_owes_nothing_of_its_former_log(
+async def test_a_recreated_topic_is_seen_at_once_and_delivers_nothing_of_its_former_log(
     settings: KafkaSettings, producer: Producer
 ) -> None:
     await ensure_topics(settings, ["email"])

@@ -56,7 +56,7 @@ async def commit(settings: KafkaSettings, group: str, topic: str, offsets: dict[
     await consumer.stop()
 
 
-async def test_a_group_that_has_never_run_begins_at_the_logs_start_and_its_lag_is_what_is_there(
+async def test_a_new_group_begins_at_the_logs_start_and_its_lag_is_the_whole_log(
     settings: KafkaSettings, producer: Producer, positions: Positions, group: str, topic: str
 ) -> None:
     await ensure_topics(settings, ["email"])
@@ -66,7 +66,7 @@ async def test_a_group_that_has_never_run_begins_at_the_logs_start_and_its_lag_i
     assert report == PrimingReport(primed={group: Primed(topic, partitions=3, waiting=20)})
     assert await committed(positions, group, topic) == {0: 0, 1: 0, 2: 0}
     assert await prime(settings, [(group, topic)]) == PrimingReport()
-    # No record is skipped: whoever wakes takes all of them.
+    # No record is skipped: the first member reads all of them.
     consumer = Consumer(settings, group, topic)
     await consumer.start()
     assert len(await take(consumer, 20)) == 20
@@ -164,7 +164,7 @@ async def test_several_groups_are_primed_at_once_by_several_processes(
         assert await committed(positions, group, topic) == {0: 0, 1: 0, 2: 0}
 
 
-async def test_a_topic_that_is_missing_is_told_and_not_created(
+async def test_a_missing_topic_is_reported_and_not_created(
     settings: KafkaSettings, positions: Positions, group: str
 ) -> None:
     topic = f"{settings.topic_prefix}of-somebody-else"

@@ -12,7 +12,7 @@ from taskflux.stream.settings import KafkaSettings
 from tests.integration.stream.patience import eventually
 
 
-async def test_every_record_stands_where_its_outcome_says(settings: KafkaSettings, producer: Producer) -> None:
+async def test_every_record_is_where_its_outcome_says(settings: KafkaSettings, producer: Producer) -> None:
     await ensure_topics(settings, ["email", "sms"])
     email, sms = f"{settings.topic_prefix}tasks.email", f"{settings.topic_prefix}tasks.sms"
     records = [OutRecord(email, b"key-%d" % number, b"%d" % number, (("h", b"1"),)) for number in range(500)]
@@ -53,7 +53,7 @@ async def test_concurrent_callers_get_their_own_outcomes(settings: KafkaSettings
     assert len(places) == len(set(places)) == sum(map(len, calls))
 
 
-async def test_an_unknown_topic_and_an_oversize_record_are_refused_and_hold_up_no_other(
+async def test_an_unknown_topic_and_an_oversize_record_are_refused_and_delay_no_other(
     settings: KafkaSettings, producer: Producer
 ) -> None:
     await ensure_topics(settings, ["email"])
@@ -112,7 +112,9 @@ async def test_a_record_sent_after_its_topic_was_recreated_is_never_noted_for_a_
     await positions.close()
 
 
-async def test_kafkas_absence_is_an_answer_and_ends_by_itself(mortal: Broker, mortal_settings: KafkaSettings) -> None:
+async def test_an_outage_of_kafka_is_an_outcome_and_ends_by_itself(
+    mortal: Broker, mortal_settings: KafkaSettings
+) -> None:
     record = OutRecord("tasks.email", b"k", b"v")
     producer = Producer(mortal_settings)
     await producer.start()

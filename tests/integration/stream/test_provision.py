@@ -50,7 +50,7 @@ async def test_without_brokers_it_says_so() -> None:
         await ensure_topics(nobody, ["email"])
 
 
-async def test_a_topic_that_was_deleted_is_not_made_again_by_whoever_used_it(
+async def test_a_deleted_topic_is_not_created_again_by_its_clients(
     settings: KafkaSettings, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Brokers make a topic that a client asks for by its name, unless that is switched off.

@@ -1,4 +1,4 @@
-"""How often servers were connected to, at first and anew, and how many connections to a provider are in use."""
+"""How often connections to servers were opened, and how many connections to a provider are in use."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def in_use(provider: str) -> tuple[float | None, float | None]:
 
 
 @pytest.mark.skipif("TASKFLUX_TEST_PGBOUNCER" in os.environ, reason="PgBouncer's is lost then, and not ours")
-async def test_a_connection_to_postgresql_that_was_lost_is_counted_anew(new_database: NewDatabase) -> None:
+async def test_a_replaced_connection_to_postgresql_is_counted_again(new_database: NewDatabase) -> None:
     settings = await new_database()
     database = Database(settings, pool_size=1, name="counted")
     await database.open()

@@ -1,4 +1,4 @@
-"""Spans on their way to a receiver that is there, slow, or away; and what OpenTelemetry's own variables say of it."""
+"""Exporting spans to a receiver that is available, slow, or unreachable, and OpenTelemetry's own variables for it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def exported(url: str | None, caplog: pytest.LogCaptureFixture, **settings: Any)
     return "spans could not be exported" not in caplog.messages
 
 
-def test_a_process_that_ends_sends_its_last_spans_first(received: Receiver) -> None:
+def test_a_process_exports_its_last_spans_before_it_ends(received: Receiver) -> None:
     configured(received.url, "some-handler")
     record(700)
     close()
@@ -104,7 +104,7 @@ def test_a_process_that_ends_sends_its_last_spans_first(received: Receiver) -> N
     assert not tracing.on
 
 
-async def test_a_receiver_that_is_away_costs_one_line_a_while(
+async def test_an_unreachable_receiver_is_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
@@ -124,7 +124,7 @@ async def test_a_receiver_that_is_away_costs_one_line_a_while(
     assert vars(line)["spans"] > 0
 
 
-def test_a_receiver_that_never_answers_keeps_no_process_from_its_work_nor_from_its_end(
+def test_a_receiver_that_never_answers_delays_neither_work_nor_shutdown(
     received: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trace_export, "EXPORT_SECONDS", 10 * PATIENCE)
@@ -138,7 +138,7 @@ def test_a_receiver_that_never_answers_keeps_no_process_from_its_work_nor_from_i
     nothing_is_under_way()
 
 
-async def test_work_goes_on_while_the_receiver_is_away(scene: Scene) -> None:
+async def test_work_goes_on_while_the_receiver_is_unreachable(scene: Scene) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     before = scene.children.pop("process-simulated")
     before.send(signal.SIGTERM)
@@ -162,7 +162,7 @@ async def test_work_goes_on_while_the_receiver_is_away(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("status", BUSY)
-def test_a_receiver_that_is_busy_is_asked_again(
+def test_an_export_to_a_busy_receiver_is_retried(
     received: Receiver, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     received.answers = [status]
@@ -171,7 +171,7 @@ def test_a_receiver_that_is_busy_is_asked_again(
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 404, 500])
-def test_a_receiver_that_refuses_is_not_asked_again(
+def test_an_export_that_the_receiver_refuses_is_not_retried(
     received: Receiver, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     received.answers = [status]
@@ -191,9 +191,7 @@ def test_the_receivers_path_and_headers_are_those_of_the_settings(
     }.items()
 
 
-def test_a_span_that_cannot_be_carried_costs_itself_and_nothing_else(
-    received: Receiver, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_span_that_cannot_be_encoded_is_dropped_alone(received: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     configured(received.url)
     tracing.start(tracing.Operation("\ud800", "INTERNAL"), parent=None).end()
     record()
@@ -219,9 +217,7 @@ def test_more_links_than_a_receiver_takes_are_dropped(received: Receiver) -> Non
     ("variable", "value"),
     [("OTEL_SDK_DISABLED", "true"), ("OTEL_SDK_DISABLED", "True"), ("OTEL_TRACES_EXPORTER", "none")],
 )
-def test_nothing_is_recorded_where_a_variable_says_so(
-    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_may_switch_recording_off(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = OtelSettings(endpoint="http://collector:4318")
     assert settings.wanted
     monkeypatch.setenv(variable, value)
@@ -258,9 +254,7 @@ def taken(received: Receiver, **settings: Any) -> Span:
     return kept
 
 
-def test_who_we_are_may_be_told_by_opentelemetrys_own_variables(
-    received: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opentelemetrys_own_variables_may_name_the_process(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.namespace=shop,k8s.namespace.name=prod")
     span = taken(received)
@@ -270,7 +264,7 @@ def test_who_we_are_may_be_told_by_opentelemetrys_own_variables(
     assert span.resource["service.instance.id"]
 
 
-def test_a_setting_of_ours_comes_before_a_variable(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_overrides_a_variable(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "theirs")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
@@ -289,7 +283,7 @@ def test_a_setting_of_ours_comes_before_a_variable(received: Receiver, monkeypat
         ("parentbased_traceidratio", "1.0", True, False),
     ],
 )
-def test_the_sampler_may_be_another(
+def test_a_variable_may_choose_the_sampler(
     received: Receiver,
     sampler: str,
     argument: str | None,
@@ -315,7 +309,7 @@ def test_the_sampler_may_be_another(
         ("OTEL_SPAN_EVENT_COUNT_LIMIT", "1", 3, 2, 1),
     ],
 )
-def test_a_spans_parts_may_be_fewer(
+def test_a_variable_may_limit_the_parts_of_a_span(
     received: Receiver,
     variable: str,
     value: str,
@@ -334,20 +328,20 @@ def test_a_spans_parts_may_be_fewer(
     assert (len(kept.attributes), len(kept.links), len(kept.events)) == (attributes, links, events)
 
 
-def test_an_events_attributes_may_be_fewer(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_may_limit_the_attributes_of_an_event(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "1")
     assert {len(about) for _, about in taken(received).events} == {1}
 
 
 @pytest.mark.parametrize("variable", ["OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"])
-def test_values_may_be_shorter(received: Receiver, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_may_limit_the_length_of_values(
+    received: Receiver, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, "2")
     assert taken(received).attributes["b"] == "lo"
 
 
-def test_spans_may_leave_in_smaller_batches_and_wait_in_a_shorter_queue(
-    received: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_may_set_the_sizes_of_batch_and_queue(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
@@ -361,7 +355,7 @@ def test_spans_may_leave_in_smaller_batches_and_wait_in_a_shorter_queue(
     assert len(received.requests) == 1 + 3
 
 
-async def test_spans_may_leave_sooner_or_later(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_variable_may_set_the_delay_of_exports(received: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
     configured(received.url)
     record()
@@ -386,7 +380,7 @@ async def test_spans_may_leave_sooner_or_later(received: Receiver, monkeypatch: 
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "0.2"),
     ],
 )
-def test_an_export_may_take_less_time(
+def test_a_variable_may_set_the_timeout_of_exports(
     received: Receiver, variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -406,7 +400,7 @@ def test_a_variable_may_give_headers(
 
 
 @pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"])
-def test_what_is_exported_may_be_compressed(
+def test_a_variable_may_choose_compression(
     received: Receiver, variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(variable, "gzip")
@@ -466,7 +460,7 @@ def handler(received: Receiver, **environment: str) -> tuple[str, Mapping[str, s
     return traceparent, outgoing
 
 
-def test_a_span_that_a_handler_opens_hangs_under_ours_and_begins_no_trace_by_itself(received: Receiver) -> None:
+def test_a_handlers_own_span_is_a_child_of_ours_and_begins_no_trace(received: Receiver) -> None:
     traceparent, outgoing = handler(received, OTEL_LINK_ATTRIBUTE_COUNT_LIMIT="1")
     assert outgoing == {"traceparent": traceparent}
     ours, theirs = received.spans

@@ -57,7 +57,7 @@ ENDINGS = ("crash", "chain", "group", "transient", "ambiguous", "odd", "unstorab
 
 
 class People:
-    """Everything that is sent, none of which may be told; each once, so that what leaks says where."""
+    """Everything that is sent, none of which may be logged; each once, so that a leak shows its source."""
 
     def __init__(self) -> None:
         self.marks: list[str] = []
@@ -101,7 +101,7 @@ async def people(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Peop
 
 
 async def mails(scene: Scene, people: People) -> None:
-    """Delivered, refused, deferred, and answered with what nobody asked to be repeated."""
+    """Delivered, refused, deferred, and answered with a text that repeats the recipient."""
     good = people.mail(cc=[people.address()], bcc=[people.address()], replyTo=people.address())
     refused, deferred, echoed = people.mail(), people.mail(), people.mail()
     scene.postbox.replies[refused["to"][0]] = [f"550 5.1.1 <{refused['to'][0]}> does not live here"]
@@ -186,7 +186,7 @@ async def requests(scene: Scene, people: People) -> None:
 
 
 async def records(scene: Scene, people: People) -> None:
-    """What other producers write: tasks, and what is none."""
+    """What other producers write: tasks and poison."""
     topic, stack = scene.stack.topic("email"), scene.stack
     before = await _letters(stack)
     poison = [
@@ -215,7 +215,7 @@ async def _letters(stack: Stack) -> int:
 
 
 async def crashes(scene: Scene, people: People, folder: Path) -> None:
-    """A handler of somebody's own that raises what it was sent."""
+    """An application's handler that raises what it was sent."""
     (folder / "my_letters.py").write_text(MODULE)
     target = "my_letters:letter"
     scene.spawn(target, "letter", PYTHONPATH=f"{folder}:{Path.cwd()}")
@@ -270,7 +270,7 @@ async def test_no_log_line_no_span_and_no_metric_holds_what_was_sent(scene: Scen
     assert leaks == []
 
 
-async def test_no_traceback_is_written_without_what_it_is_about(scene: Scene, people: People) -> None:
+async def test_no_traceback_is_written_without_its_task_or_request(scene: Scene, people: People) -> None:
     frames = re.compile(r'File \\?".*\\?", line \d+')
     tracebacks = [line for name in scene.children for line in scene.lines(name) if frames.search(json.dumps(line))]
     assert {line["handler"] for line in tracebacks} >= {"letter"}

@@ -112,7 +112,7 @@ async def test_a_retry_stands_in_the_same_trace_and_is_linked_to_the_attempt_bef
     assert recorded.keys() == {"exception.type", "exception.stacktrace"}  # its message may name a person
 
 
-async def test_a_task_that_dies_and_is_replayed_goes_on_in_its_trace(scene: Scene) -> None:
+async def test_a_task_that_dies_and_is_replayed_stays_in_its_trace(scene: Scene) -> None:
     scene.postbox.replies["eve@example.org"] = ["550 5.1.1 no such user"]
     task = await scene.submit("email", mail("eve@example.org"))
     await scene.stack.until(task, "dead")
@@ -164,7 +164,7 @@ async def test_a_task_that_dies_and_is_replayed_goes_on_in_its_trace(scene: Scen
     assert str(letter) not in str(request.attributes)
 
 
-async def test_tasks_of_a_bulk_replay_go_on_in_their_traces_which_its_span_links(scene: Scene) -> None:
+async def test_tasks_of_a_bulk_replay_stay_in_their_traces_which_its_span_links(scene: Scene) -> None:
     scene.postbox.replies["dan@example.org"] = ["550 5.1.1 no such user"] * 2
     tasks = [await scene.submit("email", mail("dan@example.org")) for _ in range(2)]
     for task in tasks:
@@ -292,7 +292,7 @@ async def test_tasks_of_a_batch_request_share_its_trace_and_batch_spans_link_all
     assert all(span.links == (server.place,) for span in spans if span.name == "insert tasks")
 
 
-async def test_the_callers_trace_goes_on_and_its_flag_decides(scene: Scene) -> None:
+async def test_the_callers_trace_is_continued_and_its_flag_decides(scene: Scene) -> None:
     sampled = await scene.submit("simulated", "hello", f"{CALLER}01")
     await scene.stack.until(sampled, "succeeded")
     spans = await scene.until_tree(
@@ -321,7 +321,7 @@ async def test_the_callers_trace_goes_on_and_its_flag_decides(scene: Scene) -> N
     await eventually(settled, "the spans of a later task")
     assert scene.receiver.trace(other[3:35]) == []
     document = await scene.stack.get(unsampled)
-    assert document["traceId"] == other[3:35]  # it has a trace all the same, in its timeline and in every line
+    assert document["traceId"] == other[3:35]  # it still has a trace, in its timeline and in every line
     assert {entry["traceId"] for entry in document["timeline"]} == {other[3:35]}
     lines = [line for line in scene.lines("process-simulated") if line.get("task_id") == str(unsampled)]
     assert lines
@@ -355,7 +355,7 @@ async def test_a_line_of_a_recorded_attempt_names_its_span(scene: Scene) -> None
     ],
     ids=["request", "attempt", "task", "call"],
 )
-async def test_an_exemplar_on_a_metric_leads_to_a_trace_that_is_there(
+async def test_an_exemplar_on_a_metric_leads_to_a_recorded_trace(
     scene: Scene, process: str, metric: str, labels: dict[str, str], span: str
 ) -> None:
     await scene.stack.until(await scene.submit("email", mail("kim@example.org")), "succeeded")
@@ -368,7 +368,7 @@ async def test_an_exemplar_on_a_metric_leads_to_a_trace_that_is_there(
     await eventually(all_there, f"a {span} in each of {traces}")
 
 
-async def test_a_foreign_task_begins_a_trace_of_its_own_or_goes_on_with_its_producers(scene: Scene) -> None:
+async def test_a_foreign_task_begins_a_trace_or_continues_its_producers(scene: Scene) -> None:
     topic, theirs = scene.stack.topic("simulated"), f"00-{'ef' * 16}-{'12' * 8}-01"
     value = json.dumps({"taskType": "simulated", "payload": "from afar"}).encode()
     await scene.stack.produce(

@@ -1,4 +1,4 @@
-"""The leader's figures while a server is away.
+"""The leader's figures while a server is unreachable.
 
 Another leader of the same process may show its own meanwhile: what is asked for here is of a type that only this has.
 """
@@ -55,7 +55,7 @@ def shown(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:
 
 
 async def figures(measuring: Measuring, *snapshots: Snapshot) -> dict[tuple[str, ...], float]:
-    """What a measurement shows of ours, unless somebody else's took its place each time."""
+    """Our figures after a measurement, unless those of others have replaced them each time."""
     for _ in range(TRIES):
         measuring._read_again = 0.0  # its share of the time has passed
         await measuring.measure()
@@ -77,16 +77,16 @@ async def database(new_database: NewDatabase) -> AsyncIterator[Remembering]:
 
 
 @pytest_asyncio.fixture
-async def away(kafka_settings: KafkaSettings) -> AsyncIterator[Positions]:
-    """Of a Kafka that nobody reaches."""
-    nobody = {"bootstrap_servers": f"127.0.0.1:{free_port()}", "request_timeout": 0.2}
-    positions = Positions(kafka_settings.model_copy(update=nobody))
+async def unreachable(kafka_settings: KafkaSettings) -> AsyncIterator[Positions]:
+    """Of an unreachable Kafka."""
+    settings = {"bootstrap_servers": f"127.0.0.1:{free_port()}", "request_timeout": 0.2}
+    positions = Positions(kafka_settings.model_copy(update=settings))
     yield positions
     await positions.close()
 
 
-async def test_while_kafka_is_unreachable_only_the_lag_is_missing(database: Database, away: Positions) -> None:
-    measuring = Measuring(Settings(), database, away)
+async def test_while_kafka_is_unreachable_only_the_lag_is_missing(database: Database, unreachable: Positions) -> None:
+    measuring = Measuring(Settings(), database, unreachable)
     assert await figures(measuring, metrics.DEPTH) == {
         (TYPE, "due"): 1,
         (TYPE, "scheduled"): 2,
@@ -134,19 +134,19 @@ async def test_while_postgresql_is_unreachable_the_lag_is_still_shown(
 
 
 async def test_postgresql_is_asked_again_only_once_its_share_of_the_time_allows_it(
-    database: Remembering, away: Positions
+    database: Remembering, unreachable: Positions
 ) -> None:
-    measuring = Measuring(Settings(), database, away)
+    measuring = Measuring(Settings(), database, unreachable)
     await measuring.measure()
     measuring._read_again += 3600.0  # as after a measurement that took long
     await measuring.measure()
     assert database.ran.count("measure_tasks") == 1
 
 
-async def test_an_unreachable_database_does_not_stop_measuring(away: Positions) -> None:
+async def test_an_unreachable_database_does_not_stop_measuring(unreachable: Positions) -> None:
     dsn = {"dsn": f"postgresql://nobody@127.0.0.1:{free_port()}/none", "connect_timeout": 1.0}
     database = Database(PostgresSettings.model_validate(dsn))
     await database.open()
-    await Measuring(Settings(), database, away).measure()
+    await Measuring(Settings(), database, unreachable).measure()
     assert shown(*metrics.LED) == {}
     await database.close()

@@ -64,7 +64,7 @@ async def submit(commit: GroupCommit[str, str], item: str) -> str:
 
 
 async def begun(table: Table, commit: GroupCommit[str, str], *items: str) -> list[asyncio.Task[str]]:
-    """One statement under way with the first item, the others waiting for the next."""
+    """One running statement with the first item, the others waiting for the next."""
     table.open.clear()
     tasks = [asyncio.create_task(submit(commit, items[0]))]
     await table.entered.acquire()

@@ -6,7 +6,7 @@ from taskflux.stream.producer import fill
 
 
 class Builder:
-    """Takes as many bytes of value as told, and the first record always, as aiokafka's does."""
+    """Accepts a given number of bytes of value, and always the first record, as aiokafka's does."""
 
     def __init__(self, limit: int = 10) -> None:
         self.limit = limit
@@ -37,7 +37,7 @@ def test_records_keep_their_order_and_their_places_over_batches() -> None:
     assert [batch.places for batch in queue] == [[0, 1], [2]]
 
 
-def test_an_oversize_record_is_alone_so_that_its_refusal_hits_no_other() -> None:
+def test_an_oversize_record_is_alone_so_that_its_refusal_affects_no_other() -> None:
     records = [(place, OutRecord("t", b"k", value)) for place, value in enumerate([b"1", b"2" * 50, b"3"])]
     (queue,) = fill(Builder, records, {"t": [0]}).values()
     assert [batch.places for batch in queue] == [[0], [1], [2]]

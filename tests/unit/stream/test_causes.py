@@ -38,9 +38,9 @@ _GROUPS = logging.getLogger("aiokafka.consumer.group_coordinator")
 @pytest.fixture(autouse=True)
 def deaf() -> Iterator[None]:
     """Nothing is heard of what another test has logged."""
-    causes._heard.clear()
+    causes._logged.clear()
     yield
-    causes._heard.clear()
+    causes._logged.clear()
 
 
 def closed_by(error: BaseException) -> KafkaConnectionError:
@@ -69,7 +69,7 @@ def test_how_a_connection_ended_says_what_the_port_speaks(error: Exception, kind
     hear(closed_by(error))
     cause = explained(UNREACHED, since, SETTINGS)
     assert cause.kind == kind
-    assert cause.said.startswith(said)
+    assert cause.reason.startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_how_a_connection_ended_says_what_the_port_speaks(error: Exception, kind
         (ConnectionRefusedError(111, "Connect call failed"), "refused", "nothing listens at k1.test:9093"),
     ],
 )
-def test_a_broker_that_is_not_reached_is_told_by_its_address(error: Exception, kind: str, said: str) -> None:
+def test_an_unreachable_broker_is_reported_by_its_address(error: Exception, kind: str, said: str) -> None:
     since = time.monotonic()
     hear(error)
     cause = explained(UNREACHED, since, SETTINGS)
-    assert (cause.kind, cause.said.partition(" (connection")[0]) == (kind, said)
+    assert (cause.kind, cause.reason.partition(" (connection")[0]) == (kind, said)
 
 
 @pytest.mark.parametrize(
@@ -103,51 +103,51 @@ def test_a_certificate_that_is_not_accepted_says_why(code: int, message: str, ki
     hear(error)
     cause = explained(UNREACHED, since, SASL)
     assert cause.kind == kind
-    assert f"({message.rstrip('.')})" in cause.said
+    assert f"({message.rstrip('.')})" in cause.reason
 
 
-def test_of_several_brokers_causes_the_most_telling_is_told() -> None:
+def test_of_several_brokers_causes_the_most_precise_is_reported() -> None:
     since = time.monotonic()
     hear(ConnectionRefusedError(111, "refused"), "k1.test")
     hear(SaslAuthenticationFailed("bad credentials"), "k2.test")
     hear(TimeoutError(), "k3.test")
-    assert explained(UNREACHED, since, SASL).said == "k2.test:9093 refused the login of ann (bad credentials)"
+    assert explained(UNREACHED, since, SASL).reason == "k2.test:9093 refused the login of ann (bad credentials)"
 
 
-def test_what_was_heard_before_the_attempt_explains_nothing() -> None:
+def test_log_lines_from_before_the_attempt_are_ignored() -> None:
     hear(ConnectionRefusedError(111, "refused"))
     later = time.monotonic() + 0.001
-    assert explained(TimeoutError(), later, SETTINGS).said == ("k1.test:9093,k2.test:9093 did not answer within 3 s")
+    assert explained(TimeoutError(), later, SETTINGS).reason == ("k1.test:9093,k2.test:9093 did not answer within 3 s")
 
 
 def test_an_answer_is_not_explained_by_a_broker_that_could_not_be_reached_meanwhile() -> None:
     since = time.monotonic()
     hear(ConnectionRefusedError(111, "refused"))
-    assert explained(NotControllerError("topic"), since, SETTINGS).said == "NotController: topic"
+    assert explained(NotControllerError("topic"), since, SETTINGS).reason == "NotController: topic"
     denied = explained(GroupAuthorizationFailedError("group"), since, SASL)
-    assert (denied.kind, denied.said) == ("denied", "Kafka does not authorize ann (GroupAuthorizationFailed)")
+    assert (denied.kind, denied.reason) == ("denied", "Kafka does not authorize ann (GroupAuthorizationFailed)")
 
 
-def test_a_broker_that_cannot_be_reached_by_its_advertised_name_is_told_by_its_number() -> None:
+def test_a_broker_unreachable_by_its_advertised_name_is_reported_by_its_number() -> None:
     since = time.monotonic()
     causes.LIBRARY.error("Unable connect to node with id %s: %s", 7, ConnectionRefusedError(111, "refused"))
-    assert explained(NodeNotReadyError("7"), since, SETTINGS).said.startswith("nothing listens at broker 7")
-    assert explained(RequestTimedOutError(), since, SETTINGS).said.startswith("nothing listens at broker 7")
+    assert explained(NodeNotReadyError("7"), since, SETTINGS).reason.startswith("nothing listens at broker 7")
+    assert explained(RequestTimedOutError(), since, SETTINGS).reason.startswith("nothing listens at broker 7")
 
 
 @pytest.mark.parametrize("words", [f"no such user ann/{PASSWORD}", PASSWORD, "a" * 195 + PASSWORD])
-def test_a_password_that_is_repeated_by_a_broker_is_not_told(words: str) -> None:
+def test_a_password_that_a_broker_repeats_is_not_reported(words: str) -> None:
     since = time.monotonic()
     hear(SaslAuthenticationFailed(words))
     cause = explained(UNREACHED, since, SASL)
     assert cause.kind == "login"
-    assert PASSWORD[:4] not in cause.said + cause.do
+    assert PASSWORD[:4] not in cause.reason + cause.fix
 
 
-def test_what_a_broker_says_is_one_short_line() -> None:
+def test_a_brokers_message_becomes_one_short_line() -> None:
     since = time.monotonic()
     hear(SaslAuthenticationFailed("a\nb\x1b[31m" + "c" * 10_000))
-    said = explained(UNREACHED, since, SASL).said
+    said = explained(UNREACHED, since, SASL).reason
     assert said.isprintable()
     assert len(said) < 300
 
@@ -176,7 +176,7 @@ def test_every_kind_of_cause_has_a_sentence_and_a_fix() -> None:
         ("Heartbeat session expired - marking coordinator dead %s %s", "group"),
     ],
 )
-def test_a_rebalance_is_no_error_of_the_client_s_log(
+def test_a_rebalance_is_not_logged_as_an_error_of_the_client(
     caplog: pytest.LogCaptureFixture, message: str, about: object
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -184,6 +184,6 @@ def test_a_rebalance_is_no_error_of_the_client_s_log(
     assert [record.levelno for record in caplog.records] == [logging.INFO]
 
 
-def test_another_error_of_a_group_stays_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_another_error_of_a_group_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     _GROUPS.error("Attempt to join group failed due to fatal error: %s", GroupAuthorizationFailedError("group"))
     assert [record.levelno for record in caplog.records] == [logging.ERROR]

@@ -26,7 +26,7 @@ def on_dlq(encoded: Encoded) -> Record:
 
 
 @pytest.mark.parametrize("trace", [None, TRACE])
-def test_a_dead_task_comes_back_as_it_went(trace: str | None) -> None:
+def test_a_dead_task_is_decoded_as_it_was_encoded(trace: str | None) -> None:
     task = DeadTask(ID, "email", 12, "Permanent", 6, trace)
     assert decode_dead(on_dlq(encode(task))) == task
 
@@ -61,7 +61,7 @@ def test_a_poison_record_keeps_key_value_and_headers_untouched(
     )
 
 
-def test_poison_that_was_poison_before_is_unwrapped_once() -> None:
+def test_the_dead_letter_of_a_dead_letter_is_unwrapped_once() -> None:
     first = encode_poison(Record("tasks.email", 0, 1, 2, b"k", b"v"), POISON)
     second = encode_poison(Record("tasks.sms", 5, 6, 7, *first), Poison("UnknownType", "no such type"))
     found = decode_dead(on_dlq(second))
@@ -69,7 +69,7 @@ def test_poison_that_was_poison_before_is_unwrapped_once() -> None:
     assert (found.origin.topic, found.error_class, found.headers) == ("tasks.sms", "UnknownType", first.headers)
 
 
-def test_a_long_or_odd_reason_still_fits_a_header_and_a_column() -> None:
+def test_a_long_or_unusual_reason_fits_a_header_and_a_column() -> None:
     encoded = encode_poison(Record("t", 0, 0, 0, b"k", b"v"), Poison("X" * 500, "\ud800\0" + "y" * 10_000))
     found = decode_dead(on_dlq(encoded))
     assert isinstance(found, DeadPoison)
@@ -105,7 +105,7 @@ def test_a_dead_letter_that_cannot_be_read_is_kept_with_its_bytes_and_its_place(
     assert found.origin == Origin("tasks.dlq", 1, 99, 5)
 
 
-def test_a_dead_letter_that_the_client_could_not_parse_is_kept_with_why() -> None:
+def test_a_dead_letter_that_the_client_could_not_parse_is_kept_with_its_reason() -> None:
     found = decode_dead(Record("tasks.dlq", 1, 99, 5, None, b"\x00batch", unreadable="its codec is unknown"))
     assert isinstance(found, DeadPoison)
     assert (found.error_class, found.reason, found.value) == (

@@ -27,12 +27,12 @@ def error_of(value: bytes | None) -> str:
 
 
 @pytest.mark.parametrize("envelope", [Envelope(ID, "email", 7), Envelope(ID, "email", 0, TRACE, probe=True)])
-def test_an_envelope_comes_back_as_it_went(envelope: Envelope) -> None:
+def test_an_envelope_is_decoded_as_it_was_encoded(envelope: Envelope) -> None:
     key, value, headers = encode(envelope)
     assert decode(Record("tasks.email", 0, 0, 0, key, value, headers), max_bytes=1000, types=TYPES) == envelope
 
 
-def test_a_claim_check_holds_three_fields_and_the_trace_and_nothing_else() -> None:
+def test_a_record_holds_three_fields_and_the_trace_and_nothing_else() -> None:
     key, value, headers = encode(Envelope(ID, "email", 7, TRACE))
     assert key == str(ID).encode()
     assert value == b'{"taskId":"01890a5d-ac96-774b-bcce-b302099a8057","taskType":"email","version":7}'
@@ -104,7 +104,7 @@ def test_a_foreign_number_is_an_id_too() -> None:
         (b'{"taskType": "email", "payload": "%s"}' % (b"x" * 10_000), "TooLarge"),
     ],
 )
-def test_what_cannot_run_is_poison_of_a_bounded_class(value: bytes | None, error: str) -> None:
+def test_a_record_that_cannot_run_is_poison_of_a_bounded_class(value: bytes | None, error: str) -> None:
     assert error_of(value) == error
 
 
@@ -128,7 +128,7 @@ def test_a_value_in_utf_16_is_poison_that_says_so(encoding: str) -> None:
     assert (found.error_class, "UTF-16" in found.reason) == ("NotJson", True)
 
 
-def test_a_poisons_reason_can_be_written_anywhere_and_quotes_no_payload() -> None:
+def test_the_reason_of_poison_is_ascii_and_does_not_quote_the_payload() -> None:
     found = decoded(b'{"taskType": "\\u00e9\\u0000", "payload": "secret"}')
     assert isinstance(found, Poison)
     assert found.reason.encode("ascii")
@@ -146,7 +146,7 @@ def test_headers_count_towards_the_size() -> None:
     assert found.error_class == "TooLarge"
 
 
-def test_without_a_list_any_name_that_could_be_a_type_is_taken() -> None:
+def test_without_a_list_any_valid_type_name_is_accepted() -> None:
     found = decode(record(b'{"taskType": "resize", "payload": 1}'), max_bytes=1000)
     assert isinstance(found, Foreign)
     assert isinstance(decode(record(b'{"taskType": "Re size", "payload": 1}'), max_bytes=1000), Poison)

@@ -16,7 +16,7 @@ from tests.unit.stream.test_record_batches import CODECS, LIMIT, batch
 
 @pytest.mark.parametrize(("apart", "most"), [(False, 1), (True, 4)])
 @pytest.mark.parametrize("codec", CODECS)
-async def test_what_all_nodes_answer_at_once_is_bounded_together_unless_each_partition_is_by_itself(
+async def test_answers_of_all_nodes_share_one_limit_unless_each_partition_has_its_own(
     monkeypatch: pytest.MonkeyPatch, codec: int, apart: bool, most: int
 ) -> None:
     records = batch(codec, bytes(LIMIT - 100))

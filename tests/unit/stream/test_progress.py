@@ -8,7 +8,7 @@ def holding(*offsets: int) -> Progress:
     progress = Progress()
     progress.assign([A, B])
     for offset in offsets:
-        progress.handed(A, offset)
+        progress.returned(A, offset)
     return progress
 
 
@@ -16,7 +16,7 @@ def test_nothing_is_committed_before_something_is_done() -> None:
     assert holding(5, 6).to_commit() == {}
 
 
-def test_a_commit_stands_behind_the_last_of_an_unbroken_row_of_done_records() -> None:
+def test_a_commit_is_behind_the_last_of_an_unbroken_row_of_done_records() -> None:
     progress = holding(5, 6, 7)
     progress.done(A, 6)
     assert progress.to_commit() == {}
@@ -26,7 +26,7 @@ def test_a_commit_stands_behind_the_last_of_an_unbroken_row_of_done_records() ->
     assert progress.to_commit() == {A: 8}
 
 
-def test_gaps_in_the_offsets_hold_nothing_back() -> None:
+def test_gaps_in_the_offsets_do_not_hold_back_commits() -> None:
     progress = holding(5, 9)
     progress.done(A, 5)
     progress.done(A, 9)
@@ -44,7 +44,7 @@ def test_records_of_an_earlier_assignment_do_not_count() -> None:
     progress = holding(5, 6)
     progress.assign([A])
     progress.done(A, 5)
-    progress.handed(B, 1)
+    progress.returned(B, 1)
     progress.done(B, 1)
     assert progress.to_commit() == {}
     assert progress.position(A) is None
@@ -54,23 +54,23 @@ def test_a_partition_without_a_commit_gets_its_start_committed_and_never_goes_ba
     progress = holding()
     progress.begin_at(A, 40)
     assert progress.to_commit() == {A: 40}
-    progress.handed(B, 3)
+    progress.returned(B, 3)
     progress.done(B, 3)
     progress.begin_at(B, 0)
     assert progress.to_commit() == {A: 40, B: 4}
 
 
-def test_a_client_that_went_back_begins_a_new_row() -> None:
+def test_a_client_that_seeks_back_begins_a_new_row() -> None:
     progress = holding(5, 6, 7)
     progress.done(A, 6)
     for offset in (5, 6):
-        progress.handed(A, offset)
+        progress.returned(A, offset)
     progress.done(A, 5)
     assert progress.to_commit() == {A: 6}
     assert progress.position(A) == 7
 
 
-def test_what_is_no_record_is_committed_once_nothing_before_it_is_under_way() -> None:
+def test_offsets_without_a_record_are_committed_once_everything_before_them_is_done() -> None:
     progress = holding(5)
     assert not progress.passed(A, 9)
     assert not progress.passed(("tasks.email", 7), 9)

@@ -81,7 +81,7 @@ def one_unreadable(answer: bytes) -> Any:
 
 @pytest.mark.parametrize("codec", [0, *CODECS])
 @pytest.mark.parametrize("closely", [False, True])
-def test_batches_that_can_be_read_stay_as_they_came(codec: int, closely: bool) -> None:
+def test_readable_batches_are_not_changed(codec: int, closely: bool) -> None:
     answer = batch(codec, b"a" * 100, b"b") + batch(0, b"c", base=50) + batch(codec, b"d", base=60)
     assert suspect(answer) == bool(codec)
     left, unpacked = readable(answer, LIMIT, LIMIT, closely=closely)
@@ -93,7 +93,7 @@ def test_batches_that_can_be_read_stay_as_they_came(codec: int, closely: bool) -
 
 @pytest.mark.parametrize("magic", [0, 1])
 @pytest.mark.parametrize("codec", [0, GZIP, SNAPPY])
-def test_messages_of_the_old_formats_stay_as_they_came(magic: int, codec: int) -> None:
+def test_messages_of_the_old_formats_are_not_changed(magic: int, codec: int) -> None:
     answer = legacy(magic, codec, b"a" * 100, b"b")
     left, unpacked = readable(answer, LIMIT, LIMIT, closely=True)
     assert left == answer
@@ -123,7 +123,7 @@ def test_a_batch_that_unpacks_to_more_than_the_limit_is_one_record_with_its_byte
     assert unpacked == 0
 
 
-def test_a_batch_of_the_limits_size_is_no_bomb() -> None:
+def test_a_batch_of_exactly_the_limit_is_accepted() -> None:
     for codec in CODECS:
         answer = batch(codec, bytes(LIMIT - 100))
         left, unpacked = readable(answer, LIMIT, LIMIT, closely=False)
@@ -179,7 +179,7 @@ def test_a_batch_that_cannot_be_unpacked_keeps_its_bytes(packed: tuple[int, byte
     assert one_unreadable(readable(broken, LIMIT, LIMIT, closely=True)[0]).value == broken
 
 
-def test_a_header_whose_name_is_not_utf_8_costs_no_other_record_anything() -> None:
+def test_a_header_whose_name_is_not_utf_8_does_not_affect_other_records() -> None:
     for codec in (0, *CODECS):
         unpacked = batch(0, b"one", b"two", headers=[("broken", b"1"), ("whole", None)])
         records = unpacked[61:].replace(b"broken", b"\xff\xfe\xfd\xfc\xfb\xfa", 1)
@@ -193,7 +193,7 @@ def test_a_header_whose_name_is_not_utf_8_costs_no_other_record_anything() -> No
         assert (second.offset, second.value, second.headers) == (41, b"two", [("broken", b"1"), ("whole", None)])
 
 
-def test_a_repaired_batch_ends_where_it_ended() -> None:
+def test_a_repaired_batch_keeps_its_last_offset() -> None:
     answer = patched(batch(0, b"one", b"two", headers=[("broken", b"1")]), 23, struct.pack(">i", 9))
     answer = patched(answer, answer.index(b"broken"), b"\xff" * 6)
     left, _ = readable(answer, LIMIT, LIMIT, closely=True)
@@ -210,14 +210,14 @@ def test_a_batch_whose_header_counts_fewer_records_than_it_holds_keeps_its_bytes
     assert (record.offset, record.value) == (42, broken)
 
 
-def test_a_wrong_checksum_is_the_clients_to_find_until_it_looks_closely() -> None:
+def test_a_wrong_checksum_is_left_to_the_client_until_it_looks_closely() -> None:
     for whole in (batch(0, b"a"), batch(GZIP, b"a"), legacy(1, GZIP, b"a"), legacy(0, 0, b"a")):
         broken = whole[:-1] + bytes([whole[-1] ^ 1])
         assert readable(broken, LIMIT, LIMIT, closely=False) == (broken, 0)
         assert one_unreadable(readable(broken, LIMIT, LIMIT, closely=True)[0]).value == broken
 
 
-def test_an_answer_ends_before_the_batch_that_is_too_much_for_now() -> None:
+def test_an_answer_ends_before_the_batch_that_would_exceed_the_limit() -> None:
     batches = [batch(ZSTD, bytes(400_000), base=base) for base in (10, 20, 30)]
     left, unpacked = readable(b"".join(batches), LIMIT, LIMIT, closely=False)
     assert left == batches[0] + batches[1]

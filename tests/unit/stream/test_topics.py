@@ -33,7 +33,7 @@ def test_a_name_that_cannot_be_a_topic_is_refused_with_what_it_may_be(name: str)
 
 
 @pytest.mark.parametrize("name", ["dlq", "dlq-sink"])
-def test_the_dead_letters_names_are_no_types(name: str) -> None:
+def test_names_of_the_dead_letter_queue_are_not_valid_types(name: str) -> None:
     with pytest.raises(ValueError, match="reserved"):
         task_group("", name)
 

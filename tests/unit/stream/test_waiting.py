@@ -34,7 +34,7 @@ def reads(*series: tuple[float, dict[str, TopicPositions], float | None]) -> flo
     return age
 
 
-def test_nothing_waits_where_all_is_taken() -> None:
+def test_nothing_waits_if_every_record_was_read() -> None:
     assert looks((0, topic((5, 5))), (10, topic((9, 9)))) == 0
 
 
@@ -57,16 +57,16 @@ def test_a_new_leader_knows_how_long_the_oldest_has_waited_before_it() -> None:
     assert reads((100, topic((0, 1000)), 700.0), (160, topic((0, 1000)), None)) == 760.0
 
 
-def test_what_was_not_there_at_a_look_is_no_older_whatever_its_timestamp_says() -> None:
+def test_a_record_missing_at_a_look_is_no_older_whatever_its_timestamp_says() -> None:
     assert reads((0, topic((5, 5)), None), (5, topic((5, 6)), 1e9)) == 5.0
 
 
-def test_what_was_there_at_the_first_look_is_no_younger_whatever_its_timestamp_says() -> None:
+def test_a_record_present_at_the_first_look_is_no_younger_whatever_its_timestamp_says() -> None:
     assert reads((0, topic((5, 6)), 0.0), (30, topic((5, 6)), None)) == 30.0
     assert reads((0, topic((5, 6)), -3600.0)) == 0.0
 
 
-def test_what_is_taken_makes_the_oldest_younger() -> None:
+def test_reading_records_makes_the_oldest_younger() -> None:
     rising = [(float(now), topic((0, now))) for now in range(0, 50, 10)]
     assert looks(*rising) == 40
     assert looks(*rising, (50.0, topic((30, 50)))) == 20
@@ -81,11 +81,11 @@ def test_the_oldest_of_all_partitions_counts() -> None:
     assert looks((0, topic((5, 5), (1, 1))), (10, topic((5, 5), (1, 2))), (20, topic((5, 6), (1, 2)))) == 20
 
 
-def test_a_log_that_was_made_anew_begins_anew() -> None:
+def test_a_recreated_log_starts_again() -> None:
     assert looks((0, topic((0, 900))), (50, topic((0, 3)))) == 0
 
 
-def test_marks_are_bounded_and_the_age_of_the_oldest_stays() -> None:
+def test_marks_are_bounded_and_the_age_of_the_oldest_is_kept() -> None:
     waiting = Waiting()
     for now in range(5 * MOST):
         age = waiting.look(topic((0, now)), float(now))["tasks.email"]

@@ -73,7 +73,7 @@ def test_no_observations_are_no_observations(forgotten: None) -> None:
     assert {sample.value for sample in next(iter(histogram.collect())).samples} == {0.0}
 
 
-def test_a_metric_is_shown_from_its_first_use_on(forgotten: None) -> None:
+def test_a_metric_is_exposed_from_its_first_use_on(forgotten: None) -> None:
     counter = Counter("test_used_total", "…", Label("type"), by="tests")
     assert samples("test_used") == {}
     counter.labels("email")
@@ -87,7 +87,7 @@ def test_a_metric_without_labels_is_its_only_series(forgotten: None) -> None:
     assert samples("test_alone") == {("test_alone",): 4.0}
 
 
-def test_a_gauge_follows_whoever_lives(forgotten: None) -> None:
+def test_a_gauge_follows_its_owners_while_they_live(forgotten: None) -> None:
     class Pool:
         used = 2
 
@@ -100,7 +100,7 @@ def test_a_gauge_follows_whoever_lives(forgotten: None) -> None:
     assert samples("test_followed") == {("test_followed",): 2.0}
 
 
-def test_series_are_there_from_the_start_with_all_values_that_are_declared_but_other(forgotten: None) -> None:
+def test_series_exist_from_the_start_with_all_declared_values_except_other(forgotten: None) -> None:
     outcomes, hows = Label("outcome", ("done", "failed", OTHER)), Label("how", ("a", "b"))
     counter = Counter("test_zeros_total", "…", Label("type"), outcomes, hows, by="tests")
     counter.zeros("email")
@@ -125,7 +125,7 @@ def test_a_snapshot_shows_its_last_series_and_no_others(forgotten: None) -> None
     assert samples("test_depth") == {}
 
 
-def test_a_snapshot_that_is_looked_at_while_it_changes_is_whole(forgotten: None) -> None:
+def test_a_snapshot_that_is_read_while_it_changes_is_whole(forgotten: None) -> None:
     snapshot = Snapshot("test_whole", "…", Label("type"))
     snapshot.show({("a",): 1, ("b",): 1})
     looking = snapshot.collect()
@@ -149,7 +149,7 @@ def test_the_probes_of_a_handler_answer_to_its_names_alone() -> None:
         server.stop()
 
 
-def test_a_process_that_counts_nothing_shows_nothing(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_counts_nothing_exposes_nothing(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instruments, "_off", False)
     instruments.switch_off()
     assert instruments.switched_off()
@@ -185,11 +185,11 @@ def test_a_process_that_counts_nothing_shows_nothing(forgotten: None, monkeypatc
         (",;q=,", "text/plain; version=0.0.4"),
     ],
 )
-def test_a_scraper_gets_what_it_likes_best(accept: str, content_type: str) -> None:
+def test_a_scraper_gets_the_format_that_it_prefers(accept: str, content_type: str) -> None:
     assert chosen(accept).content_type.startswith(content_type)
 
 
-def test_both_formats_can_be_read_and_tell_the_same() -> None:
+def test_both_formats_can_be_read_and_agree() -> None:
     metrics.PROCESSING.labels("test-formats").observe(0.2, {"trace_id": TRACE})
     metrics.SUBMITTED.labels("test-formats", "accepted").inc()
     found = []
@@ -207,7 +207,7 @@ def test_both_formats_can_be_read_and_tell_the_same() -> None:
     assert found[0]["taskflux_submitted_total", ("outcome", "accepted"), ("type", "test-formats")] == 1
 
 
-def test_exemplars_stand_in_openmetrics_alone() -> None:
+def test_only_openmetrics_has_exemplars() -> None:
     metrics.PROCESSING.labels("test-exemplars").observe(0.2, {"trace_id": TRACE})
     metrics.PROCESSING.labels("test-exemplars").observe(70.0)
     exemplars = [
@@ -232,7 +232,7 @@ def test_no_series_is_shown_twice_by_creation_times() -> None:
     ("accepted", "smaller"),
     [("gzip", True), ("deflate, gzip;q=0.5", True), ("*", True), ("gzip;q=0", False), ("", False), ("br", False)],
 )
-def test_the_answer_is_compressed_for_who_takes_that(accepted: str, smaller: bool) -> None:
+def test_the_answer_is_compressed_for_clients_that_accept_it(accepted: str, smaller: bool) -> None:
     body = b"taskflux_leader 1\n" * 100
     found, headers = packed(body, "text/plain", accepted)
     assert (headers.get("Content-Encoding") == "gzip") is smaller

@@ -51,7 +51,7 @@ def fail() -> None:
     raise ValueError(f"no mailbox {SECRET}")
 
 
-def test_every_line_of_an_attempt_bears_its_task_and_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_of_an_attempt_has_its_task_and_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "process-email")
     with attempt():
         logging.getLogger("some.library").warning("the answer was %s", "no", extra={"error_class": "Transient"})
@@ -60,10 +60,10 @@ def test_every_line_of_an_attempt_bears_its_task_and_its_trace(capsys: pytest.Ca
     assert (line["level"], line["logger"], line["message"]) == ("WARNING", "some.library", "the answer was no")
     assert (line["handler"], line["error_class"]) == ("process-email", "Transient")
     assert line["time"]
-    assert "span_id" not in line  # nobody records spans of this trace
+    assert "span_id" not in line  # spans of this trace are not recorded
 
 
-def test_a_line_outside_of_an_attempt_bears_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_outside_of_an_attempt_has_neither(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "relay")
     logging.getLogger("x").info("started")
     assert not lines(capsys)[0].keys() & {"task_id", "trace_id"}
@@ -93,7 +93,7 @@ def test_on_a_terminal_lines_are_readable_and_coloured_without_being_asked(
     assert capsys.readouterr().err.endswith("WARNING it rains\n")
 
 
-def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_below_the_level_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(level="ERROR"), "relay")
     logging.getLogger("x").warning("nothing")
     assert capsys.readouterr().err == ""
@@ -111,7 +111,7 @@ def test_a_logger_may_have_a_level_of_its_own(capsys: pytest.CaptureFixture[str]
     assert [line["message"] for line in lines(capsys)] == ["told"]
 
 
-def test_the_kafka_client_s_own_lines_are_left_out_unless_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_kafka_client_s_own_lines_are_dropped_unless_its_level_is_set(capsys: pytest.CaptureFixture[str]) -> None:
     client, groups = (logging.getLogger(name) for name in ("aiokafka", "aiokafka.consumer.group_coordinator"))
     level = client.level
     try:
@@ -134,7 +134,7 @@ def test_the_kafka_client_s_own_lines_are_left_out_unless_it_is_asked_for(capsys
         groups.setLevel(logging.NOTSET)
 
 
-def test_a_crash_of_an_attempt_stands_on_one_line_with_where_it_happened_and_without_what_it_says(
+def test_a_crash_of_an_attempt_is_one_line_with_its_traceback_and_without_its_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure(LogSettings(), "relay")
@@ -152,7 +152,7 @@ def test_a_crash_of_an_attempt_stands_on_one_line_with_where_it_happened_and_wit
     assert SECRET not in written
 
 
-def test_no_traceback_stands_without_a_task_only_the_place(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_task_only_the_place_is_logged_not_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "relay")
     try:
         fail()
@@ -165,7 +165,7 @@ def test_no_traceback_stands_without_a_task_only_the_place(capsys: pytest.Captur
     assert SECRET not in str(line)
 
 
-def test_what_python_would_write_by_itself_is_a_line_like_all_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_that_python_would_print_are_lines_like_all_others(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "relay")
     thread = threading.Thread(target=fail)
     thread.start()
@@ -187,7 +187,7 @@ def test_what_python_would_write_by_itself_is_a_line_like_all_others(capsys: pyt
     assert SECRET not in str(found)
 
 
-async def test_an_error_that_nobody_waits_for_is_told_without_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_that_no_code_awaits_is_logged_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "relay")
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logs.left_over)
@@ -198,11 +198,11 @@ async def test_an_error_that_nobody_waits_for_is_told_without_what_it_says(capsy
     finally:
         loop.set_exception_handler(None)
     (line,) = lines(capsys)
-    assert (line["message"], line["error_class"]) == ("an error that nobody waited for", "ValueError")
+    assert (line["message"], line["error_class"]) == ("an error that no code awaited", "ValueError")
     assert SECRET not in str(line)
 
 
-async def test_what_is_written_in_a_batch_belongs_to_no_task_that_happened_to_begin_it(
+async def test_lines_about_a_batch_do_not_belong_to_the_task_that_began_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from taskflux.store.errors import StoreUnavailable
@@ -238,7 +238,7 @@ class Mute(Exception):
         raise RuntimeError(SECRET)
 
 
-async def test_an_error_whose_class_answers_nothing_is_told_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_of_a_broken_class_is_logged_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(), "relay")
     logs.left_over(asyncio.get_running_loop(), {"exception": Mute(), "message": "never retrieved"})
     with attempt():
@@ -249,7 +249,7 @@ async def test_an_error_whose_class_answers_nothing_is_told_by_its_name(capsys: 
     assert (failed["error_class"], failed["exc_info"]) == ("Mute", "Mute (its traceback cannot be read: SystemExit)")
 
 
-def test_of_a_long_traceback_and_of_many_causes_the_nearest_are_told() -> None:
+def test_of_a_long_traceback_and_of_many_causes_the_nearest_are_logged() -> None:
     def even(depth: int) -> None:
         odd(depth - 1) if depth else fail()
 
@@ -277,7 +277,7 @@ class Item:
 
 
 class Flood:
-    """Lines of some kinds, told by a sampler of this rate at the seconds that the test says."""
+    """Lines of some kinds, logged by a sampler of this rate at the seconds that the test gives."""
 
     def __init__(self, rate: int, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
@@ -298,7 +298,7 @@ def test_below_its_rate_every_line_is_written(caplog: pytest.LogCaptureFixture) 
     assert not any("omitted" in line or "error_class" in line for line in written)
 
 
-def test_above_its_rate_lines_are_left_out_until_the_next_second_and_then_told(
+def test_above_its_rate_lines_are_omitted_until_the_next_second_and_then_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     flood = Flood(2, caplog)
@@ -308,18 +308,18 @@ def test_above_its_rate_lines_are_left_out_until_the_next_second_and_then_told(
     assert "omitted" not in second
 
 
-def test_what_was_left_out_is_told_by_the_next_line_of_its_kind(caplog: pytest.LogCaptureFixture) -> None:
+def test_omitted_lines_are_counted_by_the_next_line_of_their_kind(caplog: pytest.LogCaptureFixture) -> None:
     flood = Flood(1, caplog)
     assert [len(flood.tell(kind, 0.0)) for kind in ("succeeded", "retry", "retry")] == [1, 0, 0]
     assert "omitted" not in flood.tell("succeeded", 1.0)[0]
     assert flood.tell("retry", 2.0)[0]["omitted"] == 2
 
 
-def test_a_rate_of_nothing_leaves_all_of_them_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_of_zero_omits_all_lines(caplog: pytest.LogCaptureFixture) -> None:
     assert Flood(0, caplog).tell("succeeded", 0.0) == []
 
 
-def test_what_is_below_the_level_is_neither_written_nor_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_below_the_level_are_neither_written_nor_counted(caplog: pytest.LogCaptureFixture) -> None:
     flood = Flood(1, caplog)
     caplog.set_level(logging.WARNING)
     assert flood.tell("succeeded", 0.0, 0.1) == []
@@ -377,12 +377,12 @@ SENT = (
         ("http://api.example/ada is down", "http://api.example/… is down"),
     ],
 )
-def test_a_reason_is_logged_without_what_the_task_carries(said: str, logged: str) -> None:
+def test_a_reason_is_logged_without_the_tasks_data(said: str, logged: str) -> None:
     assert logs.scrubbed(said, SENT) == logged
 
 
 @pytest.mark.parametrize("sent", ["no JSON: ada", '"ada"', "[" * 100_000 + '"ada"', '{"a": "\\ud800 ada"}'])
-def test_it_is_found_in_any_text_that_was_sent(sent: str) -> None:
+def test_the_tasks_data_is_found_in_any_text_that_was_sent(sent: str) -> None:
     assert logs.scrubbed("ada", [sent]) == "(sent)"
 
 

@@ -26,7 +26,7 @@ def test_every_metric_has_our_prefix_a_sentence_and_a_unit_that_prometheus_knows
 
 
 def test_every_label_says_what_its_values_are() -> None:
-    assert all(label.values or label.said for declared in DECLARED.values() for label in declared.labels)
+    assert all(label.values or label.description for declared in DECLARED.values() for label in declared.labels)
 
 
 def test_nothing_that_names_a_task_or_a_person_is_a_label() -> None:
@@ -60,11 +60,11 @@ def test_an_applications_own_error_keeps_its_name(no_own_classes: None) -> None:
 @pytest.mark.parametrize(
     "text", ["", "user@example.org", "019a2b3c-0000-7000-8000-000000000000", "no such user", "Ä", "A" * 51, "a", "12"]
 )
-def test_what_does_not_look_like_a_class_is_no_label(text: str, no_own_classes: None) -> None:
+def test_a_name_that_does_not_look_like_a_class_is_not_a_label(text: str, no_own_classes: None) -> None:
     assert metrics.error_class(text) == "other"
 
 
-def test_there_is_an_end_to_the_classes_that_others_name(no_own_classes: None) -> None:
+def test_the_number_of_foreign_class_names_is_limited(no_own_classes: None) -> None:
     names = [f"Own{number}" for number in range(60)]
     assert [metrics.error_class(name) for name in names] == [*names[:50], *["other"] * 10]
     assert metrics.error_class("Own7") == "Own7"

@@ -35,7 +35,7 @@ from taskflux.worker.settings import WrongSettings, load
         ("OTEL_PYTHON_TRACER_PROVIDER", "mine", "not supported: unset it"),
     ],
 )
-def test_what_does_nothing_here_is_refused_by_name(
+def test_variables_without_effect_are_refused_by_name(
     name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -61,14 +61,14 @@ def test_what_does_nothing_here_is_refused_by_name(
         ("OTEL_COLLECTOR_PORT_4317_TCP_ADDR", "10.0.0.7"),
     ],
 )
-def test_what_is_so_anyway_and_what_kubernetes_makes_for_a_service_is_no_complaint(
+def test_variables_that_state_the_default_or_come_from_kubernetes_are_accepted(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
     assert wrong_otel_variables() == []
 
 
-def test_where_opentelemetry_is_disabled_nothing_of_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_opentelemetry_disabled_its_variables_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     assert wrong_otel_variables() == []

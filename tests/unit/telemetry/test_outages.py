@@ -59,7 +59,7 @@ def test_the_end_of_an_outage_is_logged_where_its_beginning_was(caplog: pytest.L
     assert lines(caplog) == [(logging.WARNING, "waiting for Kafka"), (logging.INFO, "Kafka answers again")]
 
 
-def test_what_fails_is_shown_until_it_works_or_nobody_tries_any_more(clock: Clock) -> None:
+def test_a_failure_is_shown_until_it_works_or_is_no_longer_tried(clock: Clock) -> None:
     one, other = Link("Kafka", clock), Link("Kafka", clock)
     one.failed("refused", "nothing listens", "start it")
     other.failed("refused", "nothing listens", "start it")
@@ -73,7 +73,7 @@ def test_what_fails_is_shown_until_it_works_or_nobody_tries_any_more(clock: Cloc
     assert outages.waiting(clock) == []
 
 
-def test_a_link_that_is_gone_is_not_shown_and_another_one_tells_that_the_server_answers_again(
+def test_a_deleted_link_is_not_shown_and_another_one_logs_the_recovery(
     caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -89,7 +89,7 @@ def test_a_link_that_is_gone_is_not_shown_and_another_one_tells_that_the_server_
     assert lines(caplog) == [(logging.WARNING, "waiting for Kafka"), (logging.INFO, "Kafka answers again")]
 
 
-def test_sentences_that_are_always_new_do_not_pile_up(clock: Clock) -> None:
+def test_ever_new_sentences_do_not_accumulate(clock: Clock) -> None:
     link = Link("Kafka", clock)
     for number in range(1000):
         link.failed("other", f"error {number}", "read the log")

@@ -59,9 +59,7 @@ def given(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_variables_of_a_service_change_and_refuse_nothing(
-    service: str, protocol: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variables_of_a_service_are_ignored(service: str, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load("postgres", "kafka")
     providers = {name: model for name, model in sections().items() if name in ("smtp", "msg91")}
     provided = {name: load_provider(name, model) for name, model in providers.items()}
@@ -76,7 +74,7 @@ def test_a_service_named_like_a_section_is_let_through(section: str, monkeypatch
     load("postgres", "kafka")
 
 
-def test_a_persons_own_slip_is_still_refused_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_mistake_beside_them_is_still_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, dict(links("taskflux-http", 80)))
     monkeypatch.setenv("TASKFLUX_HTTP_PORT", "8081")
     with pytest.raises(WrongSettings, match="TASKFLUX_HTTP__PORT"):

@@ -15,14 +15,14 @@ RECEIVE = tracing.messaging("receive", "tasks.email", "CLIENT", "workers", store
 LOOK = Operation("look", "CLIENT", {"db.system.name": "postgresql"})
 
 
-def test_while_it_is_off_nothing_is_sampled_whatever_a_caller_says() -> None:
+def test_while_tracing_is_off_nothing_is_sampled_whatever_the_callers_flag() -> None:
     assert not tracing.on
     assert not tracing.sampled(SAMPLED)
     assert tracing.exemplar(SAMPLED) is None
     assert tracing.new_traceparent().endswith("-02")
 
 
-def test_while_it_is_off_opentelemetry_is_not_even_loaded() -> None:
+def test_while_tracing_is_off_opentelemetry_is_not_even_loaded() -> None:
     script = (
         "import sys, json\n"
         "from taskflux.handlers import dlq_sink, ingest, notify, process_email, process_sms, relay, router\n"
@@ -39,7 +39,7 @@ def test_the_callers_flag_is_followed(spans: Spans) -> None:
     assert not tracing.sampled("")
 
 
-def test_the_sampler_decides_where_nobody_did(spans: Spans) -> None:
+def test_without_a_callers_flag_the_sampler_decides(spans: Spans) -> None:
     drawn = [tracing.sampled(tracing.start(LOOK, parent=None).traceparent) for _ in range(2000)]
     assert 850 < sum(drawn) < 1150
 
@@ -72,7 +72,7 @@ def request(trace: str, flags: str = "01") -> tracing.Span:
     return tracing.request([(b"host", b"test"), (b"traceparent", header)], {"url.scheme": "http"})
 
 
-def test_what_serves_several_requests_is_linked_from_each(spans: Spans) -> None:
+def test_a_batch_that_serves_several_requests_is_linked_from_each(spans: Spans) -> None:
     with request("1") as first, request("2") as second, tracing.batch(INSERT, [first.traceparent, second.traceparent]):
         pass
     requests = [span for span in spans.all() if span.name == "HTTP"]
@@ -100,7 +100,7 @@ def test_a_request_goes_on_with_its_callers_trace_or_begins_one(spans: Spans) ->
     assert [span.parent for span in spans.all()] == ["1" * 16]
 
 
-def test_a_service_of_ours_is_told_the_trace_under_way(spans: Spans) -> None:
+def test_the_current_trace_is_passed_to_a_service_of_ours(spans: Spans) -> None:
     assert tracing.outgoing() == {}
     for traceparent in (SAMPLED, UNSAMPLED):
         token = TRACE.set(traceparent)
@@ -108,14 +108,14 @@ def test_a_service_of_ours_is_told_the_trace_under_way(spans: Spans) -> None:
         TRACE.reset(token)
 
 
-def test_a_service_of_ours_is_told_the_trace_also_while_nothing_is_recorded() -> None:
+def test_the_current_trace_is_passed_even_while_nothing_is_recorded() -> None:
     token = TRACE.set(UNSAMPLED)
     assert tracing.outgoing() == {"traceparent": UNSAMPLED}
     TRACE.reset(token)
 
 
 @pytest.mark.parametrize("nothing", ["\ud800", 2**70], ids=["surrogate", "too large"])
-def test_an_attribute_that_cannot_be_carried_costs_itself_and_nothing_else(
+def test_an_attribute_that_cannot_be_encoded_is_dropped_alone(
     spans: Spans, nothing: tracing.Value, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracing.start(LOOK, {"bad": nothing, "good": 1}, parent=SAMPLED).end()
@@ -130,7 +130,7 @@ class Mute(Exception):
         raise SystemExit(name)
 
 
-def test_an_error_whose_class_answers_nothing_is_recorded_by_its_name(spans: Spans) -> None:
+def test_an_error_of_a_broken_class_is_recorded_by_its_name(spans: Spans) -> None:
     with pytest.raises(Mute), tracing.start(LOOK, parent=SAMPLED):
         raise Mute
     (kept,) = spans.all()

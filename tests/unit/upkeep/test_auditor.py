@@ -72,7 +72,7 @@ def test_a_record_whose_place_is_unknown_will_not_be_delivered(task: Published) 
 
 
 class NoTopics:
-    """In the place of Kafka's positions: every topic is gone. Both who ask are answered once both have asked."""
+    """In place of Kafka's positions: no topic exists. Both callers are answered once both have asked."""
 
     def __init__(self) -> None:
         self.both = asyncio.Barrier(2)

@@ -16,7 +16,7 @@ from taskflux.worker.settings import Settings
 
 @dataclass
 class World:
-    """One due type; what the relay asks of its neighbours, and then is told to drain."""
+    """One due type; in place of what the relay calls, and then drains it."""
 
     allowed: Allowance
     settings: Settings = field(default_factory=Settings)

@@ -205,10 +205,10 @@ def test_a_providers_wrong_variable_is_named(name: str, value: str, monkeypatch:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("TASKFLUX_LOG__LEVELS", '{"taskflux.stream": "LOUD"}', "is no level"),
+        ("TASKFLUX_LOG__LEVELS", '{"taskflux.stream": "LOUD"}', "is not a level"),
         ("TASKFLUX_LOG__LEVELS", '{"taskflux.steam": "DEBUG"}', "no logger 'taskflux.steam'"),
         ("TASKFLUX_LOG__LEVELS", '{"taskflux.steam.consumer": "DEBUG"}', "no logger"),
-        ("TASKFLUX_LOG__LEVELS", '{"not a name": "DEBUG"}', "no name of a logger"),
+        ("TASKFLUX_LOG__LEVELS", '{"not a name": "DEBUG"}', "not the name of a logger"),
         ("TASKFLUX_OTEL__ENDPOINT", "collector:4317", "base URL"),
         ("TASKFLUX_OTEL__ENDPOINT", "http://collector:4318/?key=1", "base URL"),
         ("TASKFLUX_OTEL__SAMPLE_RATIO", "1.5", "less than or equal to 1"),
