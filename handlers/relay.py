@@ -17,11 +17,10 @@ from taskflux.store.upkeep import Upkeep
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import metrics
-from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import Leader
 from taskflux.upkeep.measuring import Measuring
 from taskflux.upkeep.outflow import Outflow
-from taskflux.upkeep.sweep import LeaseSweep
+from taskflux.upkeep.recovery import Auditor, LeaseSweep
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
 

@@ -19,8 +19,8 @@ from taskflux.store.retention import Ages, Retention
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.positions import Positions
-from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.pruner import Pruned, Pruner, PruneRefused, check_ages
+from taskflux.upkeep.recovery import Auditor
 from taskflux.worker.settings import Settings
 
 T = TypeVar("T")

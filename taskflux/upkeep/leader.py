@@ -22,9 +22,8 @@ from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.telemetry import metrics, tracing
-from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.measuring import Measuring
-from taskflux.upkeep.sweep import LeaseSweep
+from taskflux.upkeep.recovery import Auditor, LeaseSweep
 from taskflux.worker.process import Process
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 
 from taskflux.store.upkeep import Published
 from taskflux.stream.positions import PartitionPositions, Positions, TopicPositions
-from taskflux.upkeep.auditor import Auditor, will_deliver
+from taskflux.upkeep.recovery import Auditor, will_deliver
 from taskflux.worker.settings import Settings
 from tests.integration.store.scene import Scene
 

@@ -18,10 +18,9 @@ from taskflux.stream.client import KafkaUnavailable
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.model import DeliveryReport, DeliveryStatus
 from taskflux.tasks.states import Event, State
-from taskflux.upkeep.auditor import Auditor
 from taskflux.upkeep.leader import HOURLY, NAME, WEEKS_AHEAD, Leader
 from taskflux.upkeep.measuring import Measuring
-from taskflux.upkeep.sweep import LeaseSweep
+from taskflux.upkeep.recovery import Auditor, LeaseSweep
 from taskflux.worker.process import Process
 from taskflux.worker.settings import RelaySettings, Settings
 from tests.integration.store.scene import TYPE, Scene

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.upkeep.auditor import Pace
+from taskflux.upkeep.recovery import Pace
 
 
 def test_the_first_batch_begins_at_once() -> None:

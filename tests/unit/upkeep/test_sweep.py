@@ -12,7 +12,7 @@ import pytest
 from taskflux.store.claims import Claim
 from taskflux.store.errors import StoreUnavailable
 from taskflux.store.upkeep import Beat, Upkeep
-from taskflux.upkeep.sweep import GAP, LOOK, ROUNDS, SWEEP, LeaseSweep
+from taskflux.upkeep.recovery import GAP, LOOK, ROUNDS, SWEEP, LeaseSweep
 from tests.integration.store.scene import TYPE, Scene
 from tests.unit.world import Clock, WatchedDatabase
 
