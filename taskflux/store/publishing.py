@@ -209,7 +209,11 @@ class Circuits:
         return 0 if row is None else int(row["breadth"])
 
     async def probe_failed(self, provider: str, error_class: str, reason: str, *, refused: bool) -> None:
-        """Note that a probe's task failed. `refused`: the provider answered it: see `policy.probe_breadth`."""
+        """Note that a probe's task failed. `refused`: the provider answered it.
+
+        A provider that answers may refuse only those very tasks: so the next probe has twice as many, up to
+        `MOST_PROBES`. While it does not answer, a probe is one task, since its outcome may stay unknown.
+        """
         await self._database.fetch(
             SQL["probe_failed"],
             provider=provider,

@@ -2,16 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflux.tasks.policy import (
-    FIRST_PROBE,
-    LAST_PROBE,
-    RAMP_SECONDS,
-    RAMP_START,
-    Policy,
-    RetryPolicy,
-    probe_delay,
-    release_rate,
-)
+from taskflux.tasks.policy import RAMP_SECONDS, RAMP_START, Policy, RetryPolicy, release_rate
 
 
 def test_the_ceiling_doubles_with_each_attempt_up_to_the_longest_delay() -> None:
@@ -55,11 +46,6 @@ def test_an_unknown_word_for_ambiguous_outcomes_is_refused() -> None:
 def test_a_timeout_of_zero_or_less_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         Policy(timeout=timeout)
-
-
-def test_the_wait_between_probes_doubles_up_to_a_maximum() -> None:
-    assert [probe_delay(probes) for probes in range(6)] == [FIRST_PROBE, 2.0, 4.0, 8.0, LAST_PROBE, LAST_PROBE]
-    assert probe_delay(10**9) == LAST_PROBE
 
 
 def test_work_comes_back_at_a_rate_that_doubles_every_two_seconds() -> None:
