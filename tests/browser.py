@@ -62,7 +62,9 @@ class Page:
     async def evaluate_in_frame(self, expression: str) -> Any:
         """The same in the page's sandboxed frame, which itself may run no script."""
         await asyncio.wait_for(self._frame_loaded.wait(), 20)
-        answer = await self._call("Runtime.evaluate", session=self._frame, expression=expression, returnByValue=True)
+        answer = await self._call(
+            "Runtime.evaluate", session=self._frame, expression=expression, returnByValue=True, userGesture=True
+        )
         return answer["result"].get("value")
 
     async def until(self, expression: str, within: float = 20) -> Any:
@@ -104,7 +106,7 @@ class Page:
                 self.complaints.append(about["entry"]["text"])
             case "Page.loadEventFired":
                 (self._frame_loaded if session == self._frame else self.loaded).set()
-            case "Target.attachedToTarget":
+            case "Target.attachedToTarget" if about["targetInfo"]["type"] == "iframe":
                 self._attaching.append(asyncio.create_task(self._attach(about["sessionId"])))
 
     async def _attach(self, frame: str) -> None:
@@ -141,6 +143,7 @@ class Browser:
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._pages: dict[str, Page] = {}
+        self._tabs: asyncio.Queue[str] = asyncio.Queue()
 
     @contextlib.asynccontextmanager
     async def page(self, url: str, width: int, *, dark: bool = False, frame: bool = False) -> AsyncIterator[Page]:
@@ -172,11 +175,20 @@ class Browser:
         finally:
             await self._call(None, "Target.closeTarget", targetId=target)
 
+    async def opens(self, url: str) -> None:
+        """Wait until a tab shows this address."""
+        await self._call(None, "Target.setDiscoverTargets", discover=True)
+        async with asyncio.timeout(20):
+            while await self._tabs.get() != url:
+                pass
+
     async def listen(self) -> None:
         """Hand out what the browser says until it ends."""
         while message := await self._next():
             if (number := message.get("id")) is not None:
                 self._answers.pop(number).set_result(message)
+            elif message["method"] in ("Target.targetCreated", "Target.targetInfoChanged"):
+                self._tabs.put_nowait(message["params"]["targetInfo"]["url"])
             elif page := self._pages.get(session := message.get("sessionId", "")):
                 page.noted(session, message["method"], message.get("params", {}))
 

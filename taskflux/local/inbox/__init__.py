@@ -1,1 +1,1 @@
-"""The local inbox: takes mails over SMTP and SMS as MSG91's Flow API does, sends nothing on, and shows them."""
+"""The local inbox: accepts mail over SMTP and SMS as MSG91's Flow API does, forwards nothing, and shows them."""

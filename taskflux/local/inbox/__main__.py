@@ -1,8 +1,8 @@
 """`python -m taskflux.local.inbox --smtp-port 1025 --http-port 8025 --file inbox.sqlite`: the inbox as a process.
 
-Over SMTP: plain, no AUTH, every recipient welcome, nothing sent on. Without `--smtp-port` it is MSG91's stand-in alone,
-which needs nothing that TaskFlux itself does not: so it runs from TaskFlux's image too, with `--host 0.0.0.0 --name
-msg91` where others ask it under that name.
+SMTP is plain, without AUTH. Every recipient is accepted, and nothing is forwarded. Without `--smtp-port`, the inbox is
+only MSG91's stand-in. That one needs no package beyond TaskFlux's own, so it also runs from TaskFlux's image, with
+`--host 0.0.0.0 --name msg91` where others reach it by that name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 class _Receiver:
-    """aiosmtpd's hooks: a mail is answered 250 once it is kept."""
+    """aiosmtpd's hooks: a mail is answered 250 once it is stored."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -53,7 +53,7 @@ class _Receiver:
 
 
 async def _listen(mailbox: Mailbox, port: int) -> asyncio.Server:
-    """Take mails on 127.0.0.1. Raises OSError where the port is taken."""
+    """Accept mail on 127.0.0.1. Raises OSError if the port is taken."""
     from aiosmtpd.smtp import SMTP  # a part of the embedded stack alone
 
     loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ async def _listen(mailbox: Mailbox, port: int) -> asyncio.Server:
 async def serve(
     smtp_port: int | None, http_port: int, file: Path, *, host: str = LOOPBACK, names: Sequence[str] = ()
 ) -> None:
-    """Serve until SIGTERM or SIGINT: HTTP at `host`, to whoever asks for a loopback name or one of `names`.
+    """Serve until SIGTERM or SIGINT: HTTP at `host`, for requests to a loopback name or one of `names`.
 
     Raises:
         OSError: a port is taken, or the file cannot be opened.
@@ -97,11 +97,11 @@ async def serve(
 def main() -> int:
     """Parse the command line and serve; answers the exit code."""
     parser = argparse.ArgumentParser(prog="python -m taskflux.local.inbox", description=__doc__)
-    parser.add_argument("--smtp-port", type=int, help="unset: no mail is taken")
+    parser.add_argument("--smtp-port", type=int, help="unset: no mail is accepted")
     parser.add_argument("--http-port", type=int, required=True)
-    parser.add_argument("--host", default=LOOPBACK, help="address that HTTP is served at")
-    parser.add_argument("--name", action="append", default=[], help="host name that it is asked by, besides loopback")
-    parser.add_argument("--file", type=Path, required=True, help="SQLite file that keeps what was received")
+    parser.add_argument("--host", default=LOOPBACK, help="address to serve HTTP at")
+    parser.add_argument("--name", action="append", default=[], help="host name to answer to, besides loopback")
+    parser.add_argument("--file", type=Path, required=True, help="SQLite file for received messages")
     arguments = parser.parse_args()
     try:
         asyncio.run(

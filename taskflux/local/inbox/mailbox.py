@@ -1,10 +1,11 @@
-"""What was received, in one SQLite file, written before the sender hears that it was; and mails as a person reads them.
+"""Received messages in one SQLite file, stored before the sender gets its answer; and mails as a person reads them.
 
-Malformed mails read as well as they can.
+A malformed mail is shown as far as it can be read.
 """
 
 from __future__ import annotations
 
+import base64
 import email.policy
 import json
 import re
@@ -18,6 +19,7 @@ from email.message import EmailMessage, MIMEPart
 from email.parser import BytesHeaderParser, BytesParser
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import unquote
 
 Kind = Literal["email", "sms"]
 KINDS: Final[tuple[Kind, ...]] = ("email", "sms")
@@ -94,10 +96,10 @@ class Mailbox:
     def add(
         self, kind: Kind, *, reference: str, sender: str, recipients: Sequence[str], subject: str, content: bytes
     ) -> int:
-        """Keep one; answers its id here.
+        """Store a message and return its id.
 
         Raises:
-            sqlite3.Error: it was not kept (the disk is full, for example).
+            sqlite3.Error: it was not stored (the disk is full, for example).
         """
         row = (kind, reference, time.time(), sender, json.dumps(list(recipients)), subject, len(content), content)
         insert = (
@@ -160,7 +162,7 @@ class Mailbox:
         return Count(received, distinct, dict(repeated))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete everything."""
         self._db.execute("DELETE FROM messages")
         self._bytes = 0
 
@@ -214,11 +216,13 @@ def read_mail(content: bytes) -> Mail:
     message = _parse(content)
     found = headers_of(content)
     shown = {name: found[name.lower()] for name in _SHOWN_HEADERS if name.lower() in found}
-    return Mail(shown, _part(message, "plain") or "", _part(message, "html"), tuple(_attachments(message)))
+    html = _part(message, "html")
+    text = _part(message, "plain") or ""
+    return Mail(shown, text, None if html is None else _with_images(html, message), tuple(_attachments(message)))
 
 
 def headers_of(content: bytes) -> Mapping[str, str]:
-    """The headers by lower-case name, decoded; of those that stand several times the last."""
+    """The headers by lower-case name, decoded; of repeated ones, the last."""
     parsed = BytesHeaderParser().parsebytes(content)
     return {name.lower(): _readable(value) for name, value in parsed.raw_items()}
 
@@ -257,6 +261,24 @@ def _text(part: MIMEPart[Any, Any]) -> str:
         return payload.decode(part.get_content_charset("utf-8"), errors="replace")
     except LookupError:  # a charset nobody knows
         return payload.decode("utf-8", errors="replace")
+
+
+def _with_images(html: str, message: EmailMessage) -> str:
+    """Html whose inline images (RFC 2392, `cid:`) stand in it as `data:`, so that nothing has to be loaded."""
+    images = {
+        part["Content-ID"].strip("<> "): part
+        for part in message.walk()
+        if part["Content-ID"] and part.get_content_maintype() == "image"
+    }
+
+    def data(found: re.Match[str]) -> str:
+        part = images.get(unquote(found[2]))
+        if part is None:
+            return found[0]
+        content = base64.b64encode(part.get_payload(decode=True)).decode()  # type: ignore[arg-type]
+        return f"{found[1]}data:{part.get_content_type()};base64,{content}"
+
+    return re.sub(r"""(\bsrc\s*=\s*["']?)cid:([^"'\s>]+)""", data, html, flags=re.IGNORECASE)
 
 
 def _attachments(message: EmailMessage) -> Iterator[Attachment]:

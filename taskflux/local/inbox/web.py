@@ -6,7 +6,7 @@
 | `GET /api/messages?kind=&id=&before=&after=&limit=` | newest first; `id` is a Message-ID or CRQID |
 | `GET /api/messages/{n}` | one message with its text, headers and attachments |
 | `GET /api/messages/{n}/html` `…/source` `…/attachments/{k}` | its html part, its bytes, one attachment |
-| `GET /api/counts` | for each kind: received, distinct, and what came more than once |
+| `GET /api/counts` | for each kind: received, distinct, and what arrived more than once |
 | `DELETE /api/messages` | deletes all |
 | `POST /api/v5/flow/` | as MSG91 |
 
@@ -52,7 +52,7 @@ class Sms:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the caller hears, and what was accepted."""
+    """What the caller gets, and what was accepted."""
 
     status: int
     body: Mapping[str, Any]
@@ -95,10 +95,15 @@ def _refused(message: str, code: str) -> Answer:
 _PREVIEW_FROM = 16 * 1024
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-src 'self';"
-    " img-src data:"
+    " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# A mail's html runs no script, loads nothing and has no origin.
-_MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_NO_SNIFFING = {"x-content-type-options": "nosniff"}
+# A mail's html runs no script, loads nothing and has no origin. Its links open in a tab of their own.
+_MAIL_POLICY = (
+    "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+)
+_BASE = '<base target="_blank">'
+_DOCTYPE = re.compile(r"\s*(<!doctype\b[^>]*>)?", re.IGNORECASE)
 
 
 def application(mailbox: Mailbox, names: Sequence[str] = ()) -> Starlette:
@@ -131,7 +136,8 @@ class _Views:
         self._page = (importlib.resources.files("taskflux.local") / "inbox.html").read_text(encoding="utf-8")
 
     async def page(self, request: Request) -> Response:
-        return HTMLResponse(self._page, headers={"content-security-policy": _PAGE_POLICY, "cache-control": "no-store"})
+        headers = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-store", **_NO_SNIFFING}
+        return HTMLResponse(self._page, headers=headers)
 
     async def livez(self, request: Request) -> Response:
         return PlainTextResponse("ok")
@@ -170,11 +176,14 @@ class _Views:
 
     async def html(self, request: Request) -> Response:
         mail = read_mail(self._content(request))
-        headers = {"content-security-policy": _MAIL_POLICY, "x-content-type-options": "nosniff"}
-        return HTMLResponse(mail.html or "", headers=headers)
+        headers = {"content-security-policy": _MAIL_POLICY, "referrer-policy": "no-referrer", **_NO_SNIFFING}
+        html = mail.html or ""
+        start = _DOCTYPE.match(html)
+        at = start.end() if start else 0  # before the doctype it would change how the page is laid out
+        return HTMLResponse(html[:at] + _BASE + html[at:], headers=headers)
 
     async def source(self, request: Request) -> Response:
-        return Response(self._content(request), media_type="text/plain", headers={"x-content-type-options": "nosniff"})
+        return Response(self._content(request), media_type="text/plain", headers=_NO_SNIFFING)
 
     async def attachment(self, request: Request) -> Response:
         attachments = read_mail(self._content(request)).attachments
@@ -183,7 +192,7 @@ class _Views:
             raise HTTPException(404, "no such attachment")
         found = attachments[index]
         disposition = f"attachment; filename*=UTF-8''{quote(found.name)}"
-        headers = {"content-disposition": disposition, "x-content-type-options": "nosniff"}
+        headers = {"content-disposition": disposition, **_NO_SNIFFING}
         return Response(found.content, media_type="application/octet-stream", headers=headers)
 
     async def send(self, request: Request) -> Response:
@@ -251,5 +260,5 @@ def _number(text: str | None) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdigit():
-        raise HTTPException(400, f"{text!r} is no number")
+        raise HTTPException(400, f"{text!r} is not a number")
     return min(int(text), 2**53)

@@ -24,7 +24,8 @@ LONG = "an-order-number-that-has-no-space-in-it-" * 6
 TRACKER = "http://tracker.example/opened.gif"
 HTML = f"""<!doctype html><meta name="color-scheme" content="light dark">
 <style>@media (prefers-color-scheme: dark) {{ body {{ color: white; }} }}</style>
-<img src="{TRACKER}"><table width="900"><tr><td>A table that is wider than a phone.</td></tr></table><p>{LONG}</p>"""
+<img src="{TRACKER}"><table width="900"><tr><td>A table that is wider than a phone.</td></tr></table>
+<a href="/livez">A link</a><p>{LONG}</p>"""
 LETTER = "document.querySelector('.letter')"
 
 
@@ -108,6 +109,13 @@ async def test_a_mail_that_knows_dark_is_dark_on_light_in_the_inbox_too(
             "rgb(255, 255, 255)"
         )
         assert await page.evaluate_in_frame("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+async def test_a_link_of_a_mail_opens_in_a_tab_of_its_own(inbox: Inbox, chromium: Browser) -> None:
+    async with chromium.page(f"{inbox.url}/#2", 1280, frame=True) as page:
+        await page.until(LETTER)
+        await page.evaluate_in_frame("document.links[0].click()")
+        await chromium.opens(f"{inbox.url}/livez")
 
 
 async def test_on_a_phone_a_mail_is_opened_and_left_by_keyboard(inbox: Inbox, chromium: Browser) -> None:

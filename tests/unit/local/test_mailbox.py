@@ -22,6 +22,17 @@ def test_text_html_and_attachments_are_decoded() -> None:
     ]
 
 
+def test_an_inline_image_stands_in_the_html_and_an_unknown_one_stays_as_it_is() -> None:
+    message = EmailMessage()
+    message.set_content("Hello")
+    message.add_alternative("<img src=\"cid:logo%40x\"><img src='cid:other@x'><img SRC=cid:logo@x>", subtype="html")
+    html = message.get_payload()[1]  # type: ignore[index]
+    html.add_related(b"GIF89a", maintype="image", subtype="gif", cid="<logo@x>")  # type: ignore[union-attr]
+    data = "data:image/gif;base64,R0lGODlh"
+    expected = f"<img src=\"{data}\"><img src='cid:other@x'><img SRC={data}>"
+    assert (read_mail(message.as_bytes()).html or "").strip() == expected
+
+
 def test_an_encoded_and_folded_subject_reads_as_it_was_written() -> None:
     assert read_mail(mail().as_bytes()).headers["Subject"] == ("Grüße aus Köln, " * 6).strip()
 
