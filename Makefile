@@ -71,7 +71,7 @@ test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, outage
 	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
 
 .PHONY: test-readme
-test-readme: $(VENV)/.dev ## the commands of the README, run as written in a fresh clone
+test-readme: $(VENV)/.dev ## the commands of README.md and docs/, and the tutorial, run as written
 	@$(BIN)/python -m tests.readme
 
 .PHONY: image

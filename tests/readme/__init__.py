@@ -1,1 +1,1 @@
-"""The README's commands, run as written: `make test-readme`."""
+"""The commands of README.md and docs/, run as written: `make test-readme`."""

@@ -1,4 +1,4 @@
-"""`python -m tests.readme`: the README's commands, run as written in a fresh clone of the last commit."""
+"""`python -m tests.readme`: the commands of README.md and docs/, run as written in a fresh clone of the last commit."""
 
 from __future__ import annotations
 
