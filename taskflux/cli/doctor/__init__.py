@@ -19,10 +19,10 @@ from taskflux.cli.doctor.findings import Finding, Level, Subject, document, prin
 from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.program import FAILED, OK, join_dev
 from taskflux.cli.shown import json_option, print_json
-from taskflux.store.checkup import Checkup
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
 from taskflux.store.tasks import TaskTypes
+from taskflux.store.upkeep import Checkup
 from taskflux.stream.topics import is_task_type
 from taskflux.worker.settings import Settings, WrongSettings, load, load_provider
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from taskflux.cli.doctor.findings import Finding, Subject
 from taskflux.cli.shown import counted
-from taskflux.store.checkup import Checkup, Pooling, pooling
 from taskflux.store.errors import SchemaTooOld, StoreError
 from taskflux.store.settings import PostgresSettings
+from taskflux.store.upkeep import Checkup, Pooling, pooling
 from taskflux.worker.settings import Settings
 
 POSTGRES = Subject("PostgreSQL")

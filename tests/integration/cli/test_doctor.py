@@ -6,9 +6,9 @@ from typing import Any
 
 from taskflux.local.ports import free_port
 from taskflux.local.servers import PostgresServer
-from taskflux.store.checkup import Checkup, pooling
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings
+from taskflux.store.upkeep import Checkup, pooling
 from tests.integration.cli.command import Command, Outcome
 from tests.integration.providers.smtp_server import server_that_says
 

@@ -10,12 +10,11 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from taskflux.store.checkup import Checkup
 from taskflux.store.claims import Settlement
 from taskflux.store.database import Database, Row, Statement
 from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from taskflux.store.publishing import Circuits
-from taskflux.store.upkeep import Measures
+from taskflux.store.upkeep import Checkup, Measures
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.policy import LAST_PROBE, RAMP_SECONDS, release_rate
 from taskflux.tasks.states import Event, State

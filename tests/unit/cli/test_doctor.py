@@ -12,8 +12,8 @@ from taskflux.cli.doctor import dependencies, judge_settings, kafka, postgres
 from taskflux.cli.doctor.findings import Finding, Level, Subject, document
 from taskflux.providers.msg91 import Msg91Settings
 from taskflux.providers.smtp_session import SmtpSettings
-from taskflux.store.checkup import Pooling
 from taskflux.store.settings import PostgresSettings, RedisSettings
+from taskflux.store.upkeep import Pooling
 from taskflux.stream.cluster import TopicReplicas
 from taskflux.stream.positions import PartitionPositions, TopicPositions
 from taskflux.stream.settings import KafkaSettings
