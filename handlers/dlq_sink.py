@@ -1,4 +1,4 @@
-"""dlq-sink: moves dead letters from `tasks.dlq` into the table where a person finds them.
+"""dlq-sink: moves dead letters from the topic `tasks.dlq` into their table.
 
 It never writes to the topic.
 """
@@ -37,10 +37,10 @@ async def dlq_sink(process: Process) -> None:
         metrics.CLAIMED.labels(DLQ)
         metrics.DEAD_LETTERS.zeros()
         process.started()
-        letters = DeadLetters(database)
+        dead_letters = DeadLetters(database)
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, 1.0)
             # Retries while PostgreSQL is unavailable. What a drain interrupts is not committed, and is read again.
-            if records and await process.wait(letters.keep([dead_letter(record) for record in records], source)):
+            if records and await process.wait(dead_letters.keep([dead_letter(record) for record in records], source)):
                 metrics.CLAIMED.labels(DLQ).inc(len(records))
                 consumer.note_done(records)

@@ -1,4 +1,4 @@
-"""ingest: takes tasks over HTTP, makes them durable, and publishes what is due at once."""
+"""ingest: accepts tasks over HTTP, makes them durable, and publishes what is due at once."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _limits(http: HttpSettings) -> Limits:
 
 
 def _msg91_webhook(database: Database, cache: Accelerator | None) -> Msg91Webhook | None:
-    """Takes delivery reports where a secret is set."""
+    """Accepts delivery reports if a secret is set."""
     secret = load_provider("msg91", Msg91Settings).webhook_secret
     if secret is None:
         return None

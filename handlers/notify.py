@@ -1,4 +1,4 @@
-"""notify: delivers mails and short messages at once, for whoever asks over HTTP. It alone needs their credentials."""
+"""notify: delivers mails and short messages at once, as requested over HTTP. It alone needs their credentials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from taskflux.worker.settings import WrongSettings, load_provider
 
 @service("notify", own_http=True, needs=("postgres",))
 async def notify(process: Process) -> None:
-    """Serve until the process drains; what has been begun by then may end.
+    """Serve until the process drains; what has been started by then may finish.
 
     Raises:
         WrongSettings: neither of the two providers is set.
@@ -42,7 +42,7 @@ async def notify(process: Process) -> None:
         texts = await _open(msg91.connect, accelerator, stack)
         if mails.missing and texts.missing:
             why = f"smtp: {mails.missing.reason}\nmsg91: {texts.missing.reason}"
-            raise WrongSettings(f"there is nobody to deliver through.\n{why}")
+            raise WrongSettings(f"neither provider is configured.\n{why}")
         store, limit = Notifications(database), settings.http.max_body_bytes
 
         async def send_mail(order: Order[Email]) -> Result:
@@ -75,7 +75,7 @@ class _Opened:
     missing: Misconfigured | None = None
 
     def client(self) -> Any:
-        """Raises Misconfigured where the provider is not set: the other still serves."""
+        """Raises Misconfigured if the provider is not set: the other one still serves."""
         if self.missing is not None:
             raise Misconfigured(self.missing.reason)
         return self.opened

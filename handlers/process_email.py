@@ -14,18 +14,18 @@ from taskflux.worker.handler import handler
     "email",
     payload=Email,
     provider=smtp.connect,
-    # From five seconds up: a server's hiccup is over soon, and one that wants more time says so (greylisting, quota).
+    # From five seconds up: most failures are short, and a server that wants more time says so (greylisting, quota).
     retry=RetryPolicy(max_attempts=6, first_delay=5.0),
-    # Above SMTP's own ten minutes for the mail itself, so that it is not us who cut it off.
+    # Above SMTP's own ten minutes for the mail itself, so that we are not the ones who cut it off.
     timeout=900.0,
-    # As many as `SmtpSettings.connections`: whoever only waits for a connection counts as begun when a worker drains.
+    # As many as `SmtpSettings.connections`: one that only waits for a connection counts as begun when a worker drains.
     concurrency=10,
     max_bytes=MOST_BYTES,  # attachments
     # A second mail with the same Message-ID does less harm than none: most readers show it once.
     ambiguous="resend",
 )
 async def process_email(task: Task[Email], mail: SendsMail) -> Receipt:
-    """Send the mail to everybody who has not had it yet."""
+    """Send the mail to all recipients who do not have it yet."""
     result = await mail.send(
         task.payload,
         message_id=task.side_effect_id,

@@ -1,4 +1,4 @@
-"""process-simulated: work that only takes time and sometimes fails. The example of a handler of one's own."""
+"""process-simulated: work that only takes time and sometimes fails. An example of your own handler."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from taskflux.tasks.model import Receipt, Task
 from taskflux.worker.handler import handler
 
 TEXT_DELAY_MS: Final = 50
-"""How long a payload that is just a text takes: enough to be seen at work."""
+"""How long a payload that is just a text takes: long enough to be seen running."""
 
 LONGEST_DELAY_MS: Final = 600_000
 
 
 class Simulated(BaseModel):
-    """A text, or an object whose known keys say how the work goes; all others are welcome and ignored."""
+    """A text, or an object whose known keys control the work; all others are ignored."""
 
     # By its public names only, as in the schema: any other name is an unknown field, and ignored.
     model_config = ConfigDict(extra="allow", frozen=True, alias_generator=to_camel)

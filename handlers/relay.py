@@ -1,5 +1,5 @@
-"""relay: publishes what is due — future sends, retries, publishes never confirmed, dead letters — and, as one elected
-leader, looks after what was lost.
+"""relay: publishes the outbox — scheduled tasks, retries, publishes never confirmed, dead letters — and, as one elected
+leader, recovers what was lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @service("relay")
 async def relay(process: Process) -> None:
-    """Publish what is due until the process drains."""
+    """Publish the outbox until the process drains."""
     settings = process.settings
     async with AsyncExitStack() as stack:
         database = Database(settings.postgres, pool_size=4, name=process.label)
@@ -68,7 +68,7 @@ class Relay:
         while not self._process.draining.is_set():
             try:
                 wait = await self._round()
-            except* StoreError as errors:  # types are published side by side: several may meet it
+            except* StoreError as errors:  # types are published concurrently: several may meet it
                 error = errors.exceptions[0]
                 log.log(level_of(error), "the relay waits for PostgreSQL", extra={"error": str(error)})
                 wait = self._settings.max_wait
@@ -96,8 +96,8 @@ class Relay:
     async def _release(self, task_type: str | None) -> int:
         """Publish what may flow of `task_type` (None: dead letters); how many."""
         if task_type is None:
-            letters = await self._publishing.take_dead(self._settings.batch)
-            return await self._publisher.publish_dead(letters)
+            dead = await self._publishing.take_dead(self._settings.batch)
+            return await self._publisher.publish_dead(dead)
         allowance = await self._outflow.allowance(task_type)
         if not allowance.tasks:
             return 0

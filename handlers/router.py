@@ -1,4 +1,4 @@
-"""router: adopts the tasks that other producers write to one topic of mixed types, and passes each on to its own."""
+"""router: accepts the tasks that other producers write to one topic of mixed types, and publishes each to its own."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 MAX_RECORDS: Final = 500
 FETCH: Final = 1.0
 ASK_AGAIN: Final = 1.0
-"""Seconds after which a type that nobody had registered is looked for again."""
+"""Seconds after which an unknown type is looked up again."""
 
 
 @service("router")
 async def router(process: Process) -> None:
-    """Adopt what stands in the topic until the process drains.
+    """Accept the tasks in the topic until the process drains.
 
     Raises:
-        WrongSettings: no topic is named, or one of ours.
+        WrongSettings: the topic is not set, or is one of ours.
     """
     settings = process.settings
     topic = _topic(process)
@@ -75,17 +75,17 @@ async def router(process: Process) -> None:
 def _topic(process: Process) -> str:
     topic, prefix = process.settings.router.topic, process.settings.kafka.topic_prefix
     if topic is None:
-        raise WrongSettings("TASKFLUX_ROUTER__TOPIC is not set: name the topic there, or with --topic")
+        raise WrongSettings("TASKFLUX_ROUTER__TOPIC is not set: set it to the topic, or use --topic")
     if is_own_topic(prefix, topic):
         raise WrongSettings(
-            f"TASKFLUX_ROUTER__TOPIC is {topic!r}, a topic of TaskFlux's own: other producers' tasks are adopted there"
-            " by its handler"
+            f"TASKFLUX_ROUTER__TOPIC is {topic!r}, a topic of TaskFlux's own: the handler of its type"
+            " accepts other producers' tasks there"
         )
     return topic
 
 
 class Types:
-    """The registered types; one that is missing is looked for again before it counts as unknown."""
+    """The registered types; one that is missing is read again before it counts as unknown."""
 
     def __init__(self, process: Process, source: TaskTypes) -> None:
         self._process = process
@@ -94,39 +94,39 @@ class Types:
         self._read_at = float("-inf")
 
     async def begin(self) -> None:
-        """Have a first look: nobody waits for it."""
+        """Read them for the first time; nothing waits for it."""
         try:
-            await self._look()
+            await self._read()
         except StoreError as error:
-            _say_unread(error)
+            _log_unread(error)
 
-    async def _look(self) -> None:
+    async def _read(self) -> None:
         """Read them. StoreError: what was known is kept."""
         self._known, self._read_at = await self._source.all(), asyncio.get_running_loop().time()
         metrics.ADOPTED.zeros(self._known)
 
     async def of(self, names: set[str]) -> Mapping[str, TaskType] | None:
-        """All types, read again where one of `names` is missing; None when told to drain before that succeeds."""
+        """All types, read again where one of `names` is missing; None if the process drains before that succeeds."""
         if names - self._known.keys() and asyncio.get_running_loop().time() - self._read_at >= ASK_AGAIN:
             try:
                 await until_available(
-                    self._look,
+                    self._read,
                     retry=(StoreError,),
                     stop=self._process.draining,
                     pauses=(ASK_AGAIN, ASK_AGAIN),
-                    on_wait=_say_unread,
+                    on_wait=_log_unread,
                 )
             except Stopped:
                 return None
         return self._known
 
 
-def _say_unread(error: Exception) -> None:
+def _log_unread(error: Exception) -> None:
     log.log(level_of(error), "the task types could not be read yet", extra={"error": str(error)})
 
 
 class Router:
-    """From a topic of mixed types to rows that are due."""
+    """Turns records of a topic of mixed types into rows of the outbox."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Router:
         self._ours = False
 
     async def take(self, records: Sequence[Record]) -> Adopted | None:
-        """Put poison aside and make the rest durable; None when told to drain meanwhile."""
+        """Move poison messages to the dead letters and make the rest durable; None if the process drains meanwhile."""
         size = sum(len(record.value or b"") for record in records)
         foreign, poison = await asyncio.to_thread(self._sort, records) if size > LARGE else self._sort(records)
         types = await self._types.of({each.task_type for each in foreign})
@@ -154,10 +154,10 @@ class Router:
             return None
         for each in foreign:
             if each.task_type not in types:
-                said = f"nobody has registered the task type {each.task_type!r}"
+                said = f"no worker has registered the task type {each.task_type!r}"
                 poison.append((each.record, Poison(PoisonClass.UNKNOWN_TYPE, said)))
         known = [each for each in foreign if each.task_type in types]
-        # One promise for the whole batch: what may not be published now is the relay's.
+        # One decision for the whole batch: what may not be published now is left to the relay.
         self._ours = self._publisher.healthy and all(
             self._circuits.flowing(types[each.task_type].provider) for each in known
         )
@@ -167,7 +167,7 @@ class Router:
         return adopted
 
     async def publish(self, adopted: Adopted) -> None:
-        """Publish what was adopted just now; what Kafka does not take stays due."""
+        """Publish what was just accepted; what Kafka does not accept stays in the outbox."""
         if not self._ours:
             return
         due = [
@@ -190,6 +190,6 @@ class Router:
                 case Poison() as found:
                     poison.append((record, found))
                 case Envelope():
-                    said = "it carries no payload, and a claim check stands only in a topic of TaskFlux's own"
+                    said = "it has no payload, and claim checks are only valid in TaskFlux's own topics"
                     poison.append((record, Poison(PoisonClass.UNKNOWN_SHAPE, said)))
         return foreign, poison

@@ -1,1 +1,1 @@
-"""The outside world: each module here speaks to one provider and turns its answers into `taskflux.tasks.errors`."""
+"""Providers: what calls each of them, and turns its answers into `taskflux.tasks.errors`."""

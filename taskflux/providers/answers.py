@@ -1,6 +1,6 @@
 """HTTP answers of bounded size and time, so that a hostile or broken server cannot exhaust the process.
 
-A body is unpacked while it is read, and no further than its reader needs. An oversized or unreadable body counts as
+A body is decompressed while it is read, and no further than its reader needs. An oversized or unreadable body counts as
 empty; the status alone decides.
 """
 
@@ -15,14 +15,14 @@ from taskflux.providers.provider import Sending
 from taskflux.telemetry import metrics
 
 if TYPE_CHECKING:
-    import httpx  # most handlers need none: the clients import it
+    import httpx  # most handlers do not need it: the clients import it
 
 UNPACKED: Final[Mapping[str, str]] = {"accept-encoding": "identity"}
-"""Headers that ask for a body as it is. One packed by gzip is read all the same."""
+"""Headers that ask for an uncompressed body. One compressed by gzip is read, too."""
 
 
 class Answer(NamedTuple):
-    """What a server said; `headers` by their names in lower case."""
+    """A server's answer; `headers` by their names in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -30,29 +30,29 @@ class Answer(NamedTuple):
 
 
 class Body:
-    """A body that is gathered while it is read, up to `most` bytes; `coding` is its Content-Encoding."""
+    """A body that is collected while it is read, up to `most` bytes; `coding` is its Content-Encoding."""
 
     def __init__(self, coding: str | None, most: int) -> None:
         self._coding = (coding or "identity").strip().lower()
         self._most = most
         self._gzip = zlib.decompressobj(wbits=31) if self._coding in ("gzip", "x-gzip") else None
-        self._gathered = bytearray()
+        self._collected = bytearray()
 
     def add(self, chunk: bytes) -> bool:
-        """Take what was read; false where nothing that follows counts."""
-        room = self._most + 1 - len(self._gathered)  # one more than is allowed shows that it is too much
+        """Add what was read; false if the rest is not needed."""
+        room = self._most + 1 - len(self._collected)  # one more than is allowed shows that it is too much
         try:
-            self._gathered += self._gzip.decompress(chunk, room) if self._gzip else chunk[:room]
+            self._collected += self._gzip.decompress(chunk, room) if self._gzip else chunk[:room]
         except zlib.error:
             self._coding = "broken"
-        if self._coding not in ("identity", "gzip", "x-gzip") or len(self._gathered) > self._most:
-            self._gathered.clear()
+        if self._coding not in ("identity", "gzip", "x-gzip") or len(self._collected) > self._most:
+            self._collected.clear()
             return False
         return self._gzip is None or not self._gzip.eof
 
     def whole(self) -> bytes:
         """All of it."""
-        return bytes(self._gathered)
+        return bytes(self._collected)
 
 
 async def read(response: httpx.Response, most: int) -> Answer:
@@ -79,16 +79,16 @@ async def ask(
     """Send `request`, and read its answer.
 
     Args:
-        http: whose timeouts bound the wait for a connection.
+        http: its timeouts limit the wait for a connection.
         request: what is sent.
-        server: the metrics' name of who is asked, where new connections are counted.
-        seconds: that it may take from the first byte sent to the last one read, however steadily they come.
+        server: the server's name in metrics, if new connections are counted.
+        seconds: the time from the first byte sent to the last one read, at most.
         most: bytes of a body.
-        sending: told when the first byte of the request may leave.
+        sending: its `begin` is called when the first byte of the request may be sent.
 
     Raises:
         TimeoutError: it took too long.
-        httpx.RequestError: see there.
+        httpx.RequestError: as httpx raises it.
     """
     async with asyncio.timeout(None) as limit:
 
@@ -96,7 +96,7 @@ async def ask(
             """Httpcore's `trace` extension."""
             if event == "connection.connect_tcp.complete" and server is not None:
                 metrics.OPENED.labels(server).inc()
-            # A proxy's CONNECT is still on the way to the server.
+            # A proxy's CONNECT does not reach the server yet.
             elif event.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
                 limit.reschedule(asyncio.get_running_loop().time() + seconds)
                 if sending is not None:

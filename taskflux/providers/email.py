@@ -33,7 +33,7 @@ from taskflux.tasks.errors import JsonValue
 from taskflux.tasks.fields import said_as
 
 MAX_TEXT: Final = 10_000_000
-"""Characters of a body. What the whole message may weigh is a setting of the SMTP server's."""
+"""Characters of a body. The limit of the whole message is a setting of the SMTP server."""
 
 OWNED_HEADERS: Final = (
     "From", "Sender", "To", "Cc", "Bcc", "Reply-To", "Subject", "Date", "Message-ID", "MIME-Version",
@@ -200,7 +200,7 @@ class Attachment(_Payload):
 
 
 def _empty(default: list[Any] | dict[str, Any]) -> Any:
-    """A field that may be left out: pydantic copies a default that can change, and slowly."""
+    """A field that may be left out: pydantic copies a mutable default, and slowly."""
     return Field(default_factory=type(default), json_schema_extra={"default": default})
 
 
@@ -219,7 +219,7 @@ def _given(field: str) -> dict[str, Any]:
 
 
 class Email(_Payload):
-    """A mail: `to` one address or many, a text or html, and what else it may carry."""
+    """A mail: `to` one address or many, a text or html, and optional fields."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_given("body"), _given("html")]})
 

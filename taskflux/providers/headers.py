@@ -105,7 +105,7 @@ def field(name: str, value: str) -> str:
 
 
 def refuse_line_breaks(name: str, *texts: str) -> None:
-    """Nothing of the field `name` may begin another one.
+    """Refuse line breaks in the field `name`, which could begin another one.
 
     Raises:
         WrongHeader: a header cannot have the name, or one of the `texts`.

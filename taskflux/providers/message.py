@@ -185,7 +185,7 @@ _DEEPEST: Final = 8
 """Nesting depth up to which lists are indented further."""
 _TARGETS: Final = ("http://", "https://", "mailto:", "tel:")
 
-# Marks within the text until it is cut into lines; of the html's own there are none left by then.
+# Marks in the text until it is split into lines; those of the html itself are removed before.
 _CELL: Final = "\x1f"
 _PARAGRAPH: Final = "\x1e"
 _LINE: Final = "\x1d"

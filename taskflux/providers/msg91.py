@@ -1,7 +1,7 @@
 """SMS over MSG91's Flow API (v5), as a provider: sending, what answers mean, and what delivery reports say.
 
-The API says much with HTTP 200, so the body counts first. Codes and shapes: https://docs.msg91.com/, and what other
-people's clients have met in the field.
+The API reports many errors with HTTP 200, so the body counts first. Codes and formats: https://docs.msg91.com/, and the
+experience of other clients.
 
 Delivery reports come as v2, a form whose field `data` is JSON, `[{"requestId", "report": [{"date", "number", "status",
 "desc", "CRQID"}]}]`, or as v3, flat JSON, `{"date", "number", "requestId", "CRQID", "status", "desc"}`, or several of
@@ -46,8 +46,8 @@ from taskflux.telemetry.tracing import http_attributes
 PATH: Final = "/api/v5/flow/"
 
 _KEEP_ALIVE: Final = 2.0
-"""Seconds that an idle connection is kept. A server that closes one just as we write leaves us not knowing whether it
-took the message; two seconds stay below what any server is likely to allow."""
+"""Seconds that an idle connection is kept. If a server closes one just as we write, nobody knows whether it accepted
+the message; two seconds are below what any server is likely to allow."""
 
 _MOST_BYTES: Final = 64 * 1024
 """Bytes of an answer that are read: MSG91's are a few hundred."""
@@ -78,7 +78,7 @@ _STATUS: Final = {
     "17": DeliveryStatus.BLOCKED,
     **{status.value: status for status in DeliveryStatus},
 }
-"""By code, and by word where one stands in its place. Any other code is a stage on the way."""
+"""By code, or by word if there is one in its place. Any other code is an intermediate state."""
 
 _REFERENCE: Final = re.compile(
     r"(?P<task>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?:\.(?P<replay>[1-9][0-9]{0,8}))?"
@@ -121,7 +121,7 @@ class Msg91Settings(BaseModel):
     @classmethod
     def _webhook_secret_is_part_of_a_path(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _SECRET.fullmatch(value.get_secret_value()):
-            raise ValueError("webhook_secret needs 16 to 200 of A-Z a-z 0-9 . _ ~ -: it is all that protects the path")
+            raise ValueError("webhook_secret needs 16 to 200 of A-Z a-z 0-9 . _ ~ -: it alone protects the path")
         return value
 
     @field_validator("auth_key")
@@ -134,7 +134,7 @@ class Msg91Settings(BaseModel):
 
 
 class Msg91:
-    """Sends short messages. Made by `connect`. The API has no call that asks nothing of it, so there is no `check`."""
+    """Sends short messages. Made by `connect`. The API has no call without an effect, so there is no `check`."""
 
     def __init__(self, settings: Msg91Settings, http: httpx.AsyncClient) -> None:
         self._settings = settings
@@ -142,19 +142,19 @@ class Msg91:
         self._about = http_attributes("POST", settings.base_url, PATH)
 
     async def send(self, sms: Sms, *, crqid: str, attempt: int = 1) -> str:
-        """Hand one message over and return MSG91's request id. Taken is not delivered: that a webhook tells later.
+        """Send one message and return MSG91's request id. Accepted is not delivered: a webhook reports that later.
 
         Args:
             sms: the message.
-            crqid: our name for it, repeated in delivery reports; `[A-Za-z0-9_.-]`, at most 80. MSG91 does not use it
+            crqid: our id of it, repeated in delivery reports; `[A-Za-z0-9_.-]`, at most 80. MSG91 does not use it
                 to recognise a repeat.
-            attempt: nothing to MSG91; the notification service recognises repeats by it.
+            attempt: not used by MSG91; the notification service recognises repeats by it.
 
         Raises:
-            TaskError: what `classify` makes of the answer, or of there being none.
+            TaskError: by the answer, see `classify`, or because there is none.
         """
         flow = _written(self._flow(sms, crqid))
-        # Its trace ends here: what ours is called is nothing to MSG91.
+        # The trace ends here: MSG91 gets no trace context.
         with (
             Call("msg91", f"POST {PATH}", self._about) as span,
             Sending("the message", "the SMS service", (httpx.TransportError, TimeoutError)) as sending,
@@ -218,7 +218,7 @@ async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
     """
     auth_key = settings.auth_key.get_secret_value()
     if not auth_key:
-        raise Misconfigured("auth_key is not set: name it in TASKFLUX_MSG91__AUTH_KEY")
+        raise Misconfigured("auth_key is not set: set TASKFLUX_MSG91__AUTH_KEY")
     http = httpx.AsyncClient(
         base_url=settings.base_url,
         headers={"authkey": auth_key, "accept": "application/json", "content-type": "application/json", **UNPACKED},
@@ -230,10 +230,10 @@ async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
 
 
 def own_faults(sms: Sms, settings: Msg91Settings) -> Collection[str]:
-    """Codes of `MISCONFIGURED_CODES` that this message's own fields answer for, and not the settings."""
+    """Codes of `MISCONFIGURED_CODES` that are caused by this message's own fields, and not by the settings."""
     if sms.template_id is None:
         return ()
-    # Where the settings name no sender, the template brings its own.
+    # Without a sender in the settings, the template has its own.
     return (WRONG_TEMPLATE,) if settings.sender else (WRONG_TEMPLATE, WRONG_SENDER)
 
 
@@ -259,7 +259,7 @@ def classify(
         retry_after: the header of that name.
         now: for a `retry_after` that is a date; the present by default.
         own: codes that are the task's own fault, see `own_faults`.
-        quoted: what the task says, which counts for nothing where the answer repeats it.
+        quoted: texts of the task, which are ignored where the answer repeats them.
     """
     answer = _parsed(body)
     if answer is None:
@@ -268,22 +268,22 @@ def classify(
         return _request_id(answer.get("message"))
     if not _is_error(answer):
         return _without_words(status, retry_after, now)
-    # Where nothing is known of the error: to send again spends money.
+    # An unknown error is permanent: sending again costs money.
     return _named(answer, status, own, quoted) or _by_status(status, retry_after, now) or Permanent(_said(answer))
 
 
 def _named(answer: Mapping[str, Any], status: int, own: Collection[str], quoted: Collection[str]) -> TaskError | None:
     """The error of an answer whose code or words are known."""
     said = _said(answer)
-    # The 401 shape carries the HTTP status in `code` and what is meant in `apiError`.
+    # The 401 form has the HTTP status in `code` and the error in `apiError`.
     code = str(answer.get("apiError") or answer.get("code") or "")
     if code in PERMANENT_CODES or code in own:
         return Permanent(said)
     if code in MISCONFIGURED_CODES or status in (401, 403):
         return Misconfigured(said)
     if code == SAME_REQUEST:
-        # Not "try again in ten seconds": what MSG91 saw before may well have been this very task's attempt, taken
-        # while its answer was lost. Sending again would then send twice; holding is answered by the delivery report.
+        # Not "try again in ten seconds": the earlier request may have been this task's own attempt, accepted
+        # although its answer was lost. Sending again would then send twice; a held task gets a delivery report.
         return Ambiguous(f"{said} (the same request came less than ten seconds ago and may have been taken)")
     words = said
     for each in quoted:
@@ -297,9 +297,9 @@ def _named(answer: Mapping[str, Any], status: int, own: Collection[str], quoted:
 
 
 def _without_words(status: int, retry_after: str | None, now: datetime | None) -> TaskError:
-    """The error of an answer that is not in MSG91's shape, from a proxy on the way or a wrong address."""
+    """The error of an answer that is not in MSG91's format, from a proxy on the way or a wrong address."""
     if 200 <= status < 300:
-        return Ambiguous(f"the SMS service answered HTTP {status} without saying whether it took the message")
+        return Ambiguous(f"the SMS service answered HTTP {status} without saying whether it accepted the message")
     known = _by_status(status, retry_after, now)
     if known is not None:
         return known
@@ -312,7 +312,7 @@ def _by_status(status: int, retry_after: str | None, now: datetime | None) -> Ta
     """The error of a status that says more than the words beside it."""
     said = f"the SMS service answered HTTP {status}"
     if status == 504:
-        return Ambiguous(f"{said}: the message was passed on, and what became of it is not known")
+        return Ambiguous(f"{said}: the message was passed on, and its outcome is unknown")
     if status in (502, 503):
         return Unavailable(said)
     if status in (408, 429) or status >= 500:
@@ -352,7 +352,7 @@ def _text(value: Any) -> str:
 
 
 def _seconds(retry_after: str | None, now: datetime | None) -> float | None:
-    """RFC 9110, 10.2.3: seconds, or a date. What is neither says nothing; no more than `LONGEST_DELAY` counts."""
+    """RFC 9110, 10.2.3: seconds, or a date. Anything else is ignored; at most `LONGEST_DELAY`."""
     said = (retry_after or "").strip()
     if said.isascii() and said.isdigit():
         return min(float(said), LONGEST_DELAY)
@@ -369,7 +369,7 @@ class MalformedReports(Exception):
 
 
 def read_reports(body: bytes, *, form: bool) -> tuple[list[DeliveryReport], int]:
-    """The reports in a body that carry an id of ours, the heaviest of each task, and how many carried none.
+    """The reports in a body with an id of ours, the one with the most weight of each task; and how many had none.
 
     Raises:
         MalformedReports: with a sentence that quotes nothing.
@@ -405,7 +405,7 @@ def _document(body: bytes, *, form: bool) -> Any:
 
 
 def _entries(document: Any) -> Iterator[Mapping[str, Any]]:
-    """Every single report, with what stands beside a group of them."""
+    """Each report, with the fields of its group."""
     for outer in document if isinstance(document, list) else [document]:
         if not isinstance(outer, dict):
             raise MalformedReports("a report is a JSON object")
@@ -429,7 +429,7 @@ def _report(entry: Mapping[str, Any]) -> DeliveryReport | None:
         int(reference["replay"] or 0),
         _STATUS.get(code.lower(), DeliveryStatus.ACCEPTED),
         code,
-        # The words are the operator's, and may name whom it could not reach.
+        # The text is the operator's, and may contain the number that it could not reach.
         _NUMBER.sub("…", _line(entry.get("desc"), 200)),
         _request_id(entry.get("requestId")),
         _line(entry.get("date"), 40),

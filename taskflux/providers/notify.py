@@ -1,6 +1,6 @@
 """Mails and short messages through the notification service (`taskflux run notify`), which alone holds credentials.
 
-Every request carries the caller's id, so the service suppresses repeats; its errors come back as what they were there.
+Every request carries the caller's id, so the service suppresses repeats; its errors are raised here again.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 TASK_ID: Final = "Taskflux-Task-Id"
 ATTEMPT: Final = "Taskflux-Attempt"
 CREATED_AT: Final = "Taskflux-Created-At"
-"""What a request says of itself: whose it is, which try, and when it was first asked for (the mail's Date)."""
+"""Headers of a request: its id, its attempt, and when it was first made (the mail's Date)."""
 
 ERROR_CLASSES: Final[Mapping[str, type[TaskError]]] = {
     error.__name__: error for error in (Transient, Permanent, Ambiguous, Unavailable, Misconfigured)
 }
 
 MOST_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of an answer that are read: what it says of 500 recipients, however it is escaped, takes less."""
+"""Bytes of an answer that are read: the replies for 500 recipients, however escaped, take less."""
 
 _SERVICE: Final = "the notification service"
 
 _KEEP_ALIVE: Final = 20.0
-"""Seconds that an idle connection is kept, below what the service keeps it."""
+"""Seconds that an idle connection is kept, less than the service keeps it."""
 
 
 class NotifyClient:
-    """Asks the notification service. Made by `mails` and `sms`."""
+    """A client of the notification service. Made by `mails` and `sms`."""
 
     def __init__(self, http: httpx.AsyncClient, read_timeout: float) -> None:
         self._http = http
@@ -52,11 +52,11 @@ class NotifyClient:
     async def deliver(
         self, channel: str, payload: Mapping[str, Any], identity: str, attempt: int, created_at: datetime | None = None
     ) -> Mapping[str, JsonValue]:
-        """Have `payload` delivered now, once for all requests with the same `identity`; the provider's result.
+        """Deliver `payload` now, once for all requests with the same `identity`; the provider's result.
 
         Raises:
-            TaskError: what it was there; Unavailable when the service cannot be reached, Ambiguous when its answer
-                was lost.
+            TaskError: the service's error; Unavailable when the service cannot be reached, Ambiguous when its
+                answer was lost.
         """
         headers = {"content-type": "application/json", TASK_ID: identity, ATTEMPT: str(attempt)}
         if created_at is not None:
@@ -74,12 +74,12 @@ class NotifyClient:
         return outcome
 
     async def check(self, channel: str) -> None:
-        """Have the service look whether its provider is back.
+        """Ask the service whether its provider is available again.
 
         Raises:
             ProviderError: it is not.
         """
-        with Sending("the question", _SERVICE, _lost(), unforeseen=Unavailable):  # it may be asked as often as we like
+        with Sending("the check", _SERVICE, _lost(), unforeseen=Unavailable):  # it has no side effect
             answer = await self._post(f"notifications/{channel}/check", b"", {})
             if answer.status != 204:
                 outcome = classify(answer.status, answer.body)
@@ -99,13 +99,13 @@ class NotifyClient:
         except (httpx.NetworkError, httpx.ProtocolError):
             if not sending.begun:
                 raise
-        # A request whose connection broke is asked once more: by its id it is answered what became of it.
+        # A request whose connection broke is sent once more: by its id, it gets the outcome of the first one.
         return await self._post(path, content, headers, sending)
 
     async def _post(
         self, path: str, content: bytes, headers: Mapping[str, str], sending: Sending | None = None
     ) -> Answer:
-        # The service is ours, and goes on with the trace.
+        # The service is ours, and continues the trace.
         request = self._http.build_request("POST", path, content=content, headers={**headers, **tracing.outgoing()})
         return await ask(self._http, request, "notify", seconds=self._seconds, most=MOST_BYTES, sending=sending)
 
@@ -195,11 +195,11 @@ def _by_status(status: int) -> TaskError:
         return Permanent(said)
     if 300 <= status < 500:
         return Misconfigured(f"{said}: see TASKFLUX_NOTIFY__URL")
-    return Ambiguous(f"{said}: what became of the message is not known")
+    return Ambiguous(f"{said}: the outcome of the message is unknown")
 
 
 def document(body: bytes) -> Mapping[str, Any]:
-    """The JSON object in an answer; an empty one where there is none."""
+    """The JSON object in an answer; an empty one if there is none."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -220,7 +220,7 @@ async def _client(settings: NotifySettings) -> AsyncIterator[NotifyClient]:
         headers={"accept": "application/json, application/problem+json", **UNPACKED},
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=_KEEP_ALIVE),
-        trust_env=False,  # it is a neighbour: no proxy stands between
+        trust_env=False,  # it is ours: there is no proxy in between
     )
     async with http:
         yield NotifyClient(http, settings.read_timeout)

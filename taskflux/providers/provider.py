@@ -51,8 +51,8 @@ OUTCOMES: Final = (Unavailable, Misconfigured, Transient, Permanent, Ambiguous)
 class Call:
     """A call to a provider, for a `with` block: counted, timed, and a span where the trace around it is recorded.
 
-    An error that leaves the block is the call's. It is described by what never names a person: an address of a server,
-    a protocol, a code, a count.
+    An error that leaves the block is the call's. Attributes never name a person: they are an address of a server, a
+    protocol, a code, a count.
     """
 
     provider: str
@@ -81,19 +81,19 @@ class Call:
         metrics.PROVIDER_SECONDS.labels(self.provider).observe(seconds, exemplar)
 
     def note(self, name: str, value: Value) -> None:
-        """Say something about the call, by an attribute's name."""
+        """Set an attribute of the call."""
         if self._span is not None:
             self._span.note(name, value)
 
     def failed(self, error_type: str, error_class: str = "") -> None:
-        """The call brought an error that is returned, not raised: what it is, and the class of errors that it is of."""
+        """Note that the call ended with an error that is returned, not raised: its type, and its error class."""
         self._outcome = error_class if error_class in {each.__name__ for each in OUTCOMES} else CRASHED
         if self._span is not None:
             self._span.failed(error_type)
 
 
 def _outcome(error: BaseException) -> str:
-    """What a call that raised this counts as: one of a few words."""
+    """The outcome of a call that raised this: one of a few words."""
     if isinstance(error, asyncio.CancelledError | TimeoutError):
         return Ambiguous.__name__  # cut off in the middle: it may have happened
     return next((kind.__name__ for kind in OUTCOMES if isinstance(error, kind)), CRASHED)
@@ -103,18 +103,18 @@ def _outcome(error: BaseException) -> str:
 class Sending:
     """One side effect at a provider, for a `with` block around it.
 
-    The one place that knows whether any bytes were sent.
-    A `TaskError` that leaves the block is a judgement, and passes. Whatever else does (an error of a library or of
-    Python, a bug of ours in reading the answer) means: from `begin` on `Ambiguous`; before it nothing was sent, so
-    `Unavailable` where it is one of `lost`, and else `unforeseen`.
+    The one place that knows whether any bytes were sent. A `TaskError` that leaves the block is classified already, and
+    passes. Any other error (of a library or of Python, or a bug of ours in reading the answer) becomes `Ambiguous`
+    after `begin`; before it nothing was sent, so the error becomes `Unavailable` if it is one of `lost`, and else
+    `unforeseen`.
 
     Args:
         what: what is sent: "the mail".
         service: who gets it: "the SMTP server".
-        lost: what the client raises when its connection cannot be made, breaks, or takes too long. It is no bug, and
-            not logged.
+        lost: what the client raises when its connection cannot be made, breaks, or takes too long. It is not a bug,
+            and not logged.
         unforeseen: what another error means before anything was sent. It may come from this very task, so by default
-            it is the task's and says nothing of the provider.
+            it counts for the task and not for the provider.
     """
 
     what: str
@@ -122,10 +122,10 @@ class Sending:
     lost: tuple[type[Exception], ...]
     unforeseen: type[TaskError] = Transient
     begun: bool = field(default=False, init=False)
-    """Whether bytes of it may have left: once they may have, for good."""
+    """Whether bytes of it may have been sent; never reset."""
 
     def begin(self) -> None:
-        """Bytes may leave from now on."""
+        """Bytes may be sent from now on."""
         self.begun = True
 
     def __enter__(self) -> Self:
@@ -151,7 +151,7 @@ class Sending:
 
 @runtime_checkable
 class Checkable(Protocol):
-    """A client that can tell whether its provider is back without doing a task's work."""
+    """A client that can check whether its provider is available without doing a task's work."""
 
     async def check(self) -> None:
         """Connect, authenticate, and do nothing else.
@@ -167,8 +167,8 @@ class Provider(Generic[C]):
 
     `settings` names the model whose values come from the environment under `TASKFLUX_<NAME>__`; one of its fields may
     be `rate` (side effects a second, shared by all processes where there is a Redis). `connect` opens a client for
-    the life of a worker; `through` opens one that does the same through the notification service, which then holds
-    the settings in our place.
+    the life of a worker; `through` opens one that does the same through the notification service, which then has
+    the settings instead.
     """
 
     name: str
@@ -179,9 +179,9 @@ class Provider(Generic[C]):
     def call(self, name: str, attributes: Mapping[str, Value] | None = None) -> Call:
         """A call to this provider, for a `with` block around it in the client: counted, timed, and a span of the trace.
 
-        What leaves the block says how the call ended: nothing (`succeeded`), one of the errors that handlers raise, or
-        another (`crashed`); cut off in the middle it is `Ambiguous`. `name` and `attributes` are the span's, and name
-        nobody::
+        How the block is left says how the call ended: nothing (`succeeded`), one of the errors that handlers raise, or
+        another (`crashed`); cut off in the middle it is `Ambiguous`. `name` and `attributes` are the span's, and must
+        not name a person::
 
             with billing.call("POST /charges", {"http.request.method": "POST"}) as span:
                 answer = await self._http.post("/charges", json=charge)

@@ -38,7 +38,7 @@ VariableValue = Annotated[str, StringConstraints(max_length=1000)] | int | float
 
 
 class Sms(BaseModel):
-    """A short message: whom to, and what fills the template. `name` is the template's variable of that name."""
+    """A short message: its recipient and the variables of its template. `name` is the variable of that name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 

@@ -1,4 +1,4 @@
-"""E-mail over SMTP (RFC 5321), as a provider: a mail is composed, goes over a session of the pool, and is settled."""
+"""E-mail over SMTP (RFC 5321), as a provider: a mail is composed, sent over a session of the pool, and settled."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Mailer:
             message_id: the part of Message-ID before the @; the same for every attempt.
             date: the Date header; the same for every attempt.
             progress: what the earlier attempts noted.
-            attempt: nothing to an SMTP server; the notification service recognises repeats by it.
+            attempt: not used by an SMTP server; the notification service recognises repeats by it.
 
         Returns:
             `{"messageId", "delivered", "refused", "deferred"}`; the last three map addresses to the server's replies.
@@ -160,7 +160,7 @@ class Mailer:
                 raise Transient("the mail was not sent: MemoryError") from error
 
     async def _transact(self, message: Message, deliveries: Deliveries) -> None:
-        """Have the server take `message` for everybody who is open: one call, over a connection of the pool."""
+        """Send `message` to all open recipients: one call, over a connection of the pool."""
         with (
             Call("smtp", "SMTP send", self._where) as span,
             Sending("the mail", "the SMTP server", _FAILURES) as sending,
@@ -256,7 +256,7 @@ class Mailer:
         return replies | dict.fromkeys(accepted, outcome)
 
     async def _mail_from(self, connection: Connection, message: Message) -> Reply:
-        """Begin. A session that died while it lay idle is replaced, once: nothing has been said on it yet."""
+        """Send MAIL FROM. A session that died while it was idle is replaced, once: nothing was sent on it yet."""
         while True:
             client = connection.client
             options = [f"SIZE={message.size}"] if client.supports_extension("size") else []
@@ -294,7 +294,7 @@ async def _mail_itself(client: SMTP, message: Message, timeout: float, sending: 
     `SMTP.data` has one timeout for DATA and for the mail, and does not tell which of the two was lost.
 
     Raises:
-        Ambiguous: the reply is none that settles anything.
+        Ambiguous: the reply settles nothing.
     """
     if client.protocol is None:
         raise SMTPServerDisconnected("Connection lost")
@@ -321,13 +321,13 @@ async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply
 @provider("smtp", settings=SmtpSettings, through=notify.mails)
 @asynccontextmanager
 async def connect(settings: SmtpSettings) -> AsyncIterator[Mailer]:
-    """A `Mailer`. It opens its first connection with its first mail: an unreachable server stops no start.
+    """A `Mailer`. It opens its first connection with its first mail: an unreachable server does not prevent a start.
 
     Raises:
-        Misconfigured: no server is named, or `ca_file` or `access_token_file` cannot be read.
+        Misconfigured: `host` is not set, or `ca_file` or `access_token_file` cannot be read.
     """
     if not settings.host:
-        raise Misconfigured("host is not set: name the SMTP server, in TASKFLUX_SMTP__HOST")
+        raise Misconfigured("host is not set: set TASKFLUX_SMTP__HOST to the SMTP server")
     hostname = await asyncio.to_thread(socket.getfqdn) if settings.hostname is None else settings.hostname
     await asyncio.to_thread(access_token, settings)
     mailer = Mailer(settings, hostname)

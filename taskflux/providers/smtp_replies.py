@@ -14,7 +14,7 @@ from typing import Final
 from taskflux.tasks.errors import JsonValue, Misconfigured, Permanent, ProviderError, Transient, Unavailable
 
 QUOTA_WAIT: Final = 7200.0
-"""Seconds before a full mailbox, or a server short of storage, is asked again: it takes a person to make room."""
+"""Seconds before a full mailbox, or a server short of storage, is asked again: a person has to make room."""
 
 GREYLIST_WAIT: Final = 300.0
 """Seconds before a greylisting server is asked again; five minutes is what most of them want to see."""
@@ -65,14 +65,14 @@ class Kind(Enum):
     ACCEPTED = "accepted"
     DEFERRED = "deferred"  # this recipient, later
     REFUSED = "refused"  # this recipient, never
-    AWAY = "away"  # the server, for everybody
+    UNAVAILABLE = "unavailable"  # the server, for all
     THROTTLED = "throttled"  # the same, and it wants fewer connections
     MISCONFIGURED = "misconfigured"  # the server refuses us
-    MEANINGLESS = "meaningless"  # no reply to what was said: the session is out of step, or speaks no SMTP
+    MEANINGLESS = "meaningless"  # not a reply to the command: the session is out of step, or not SMTP
 
 
 class Throttled(Unavailable):
-    """The server takes less than we send: back off, and use fewer connections."""
+    """The server accepts less than we send: back off, and use fewer connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Reply:
         """Raise what the reply says about the server; return when it is about the mail or a recipient only.
 
         Raises:
-            ProviderError: away, throttled, misconfigured or meaningless.
+            ProviderError: unavailable, throttled, misconfigured or meaningless.
         """
         error = _ERRORS.get(self.kind)
         if error is not None:
@@ -103,7 +103,7 @@ class Reply:
 
 
 _ERRORS: Final[dict[Kind, type[ProviderError]]] = {
-    Kind.AWAY: Unavailable,
+    Kind.UNAVAILABLE: Unavailable,
     Kind.THROTTLED: Throttled,
     Kind.MISCONFIGURED: Misconfigured,
     Kind.MEANINGLESS: Unavailable,
@@ -118,31 +118,31 @@ def judge(code: int, text: str, stage: Stage) -> Reply:
     kind = _kind(code, status, text, stage)
     wait = _wait(code, status, text) if kind is Kind.DEFERRED else 0.0
     denied = kind in (Kind.DEFERRED, Kind.REFUSED) and _denies_us(code, status, text)
-    refused = stage is Stage.RECIPIENT and kind is Kind.REFUSED  # later, the mail may have been sent: nothing is asked
+    refused = stage is Stage.RECIPIENT and kind is Kind.REFUSED  # later, the mail may have been sent
     barred = refused and status in (None, "5.7.1") and _BARRED.search(text) is not None
     return Reply(code, text, kind, wait, denied, barred)
 
 
 _GO_ON: Final = {stage: range(354, 355) if stage is Stage.DATA else range(200, 300) for stage in Stage}
-"""Codes that say yes (RFC 5321, 4.3.2)."""
+"""Codes of success (RFC 5321, 4.3.2)."""
 
 
 def _kind(code: int, status: str | None, text: str, stage: Stage) -> Kind:
-    """Whether it is a yes comes first, then what the server says of itself, then what it says of the mail."""
+    """Success is checked first, then what the server says about itself, then what it says about the mail."""
     if code in _GO_ON[stage]:
         return Kind.ACCEPTED
     if not 400 <= code < 600:
         # A 250 to DATA is such a one: the server has not seen the mail, whatever it says.
         return Kind.MEANINGLESS
     if code in (530, 534, 535, 538) or status == "5.4.5":
-        # 5.4.5 is Google's "daily sending limit exceeded": like an empty balance it is nobody's mail's fault.
+        # 5.4.5 is Google's "daily sending limit exceeded": like an empty balance, no mail is its cause.
         return Kind.MISCONFIGURED
     if code == 421 or (code == 454 and (status in (None, "4.7.0") or "throttl" in text.lower())):
         return Kind.THROTTLED
     if status == "4.3.1":  # the server's own disk is full
-        return Kind.AWAY
+        return Kind.UNAVAILABLE
     if stage is Stage.SESSION:
-        return Kind.MISCONFIGURED if code >= 500 else Kind.AWAY
+        return Kind.MISCONFIGURED if code >= 500 else Kind.UNAVAILABLE
     if code < 500 or (code == 552 and status == "5.5.3"):
         return Kind.DEFERRED  # 552 for too many recipients means 452: RFC 5321, 4.5.3.1.10
     if stage is Stage.SENDER and not _about_this_message(code, status):
@@ -188,7 +188,7 @@ def _printable(text: str) -> str:
 class Deliveries:
     """The state of each recipient, by the address on the envelope, with the server's reply in its own words.
 
-    `wanted` is everybody whom the mail is for. It is carried from attempt to attempt as the task's progress.
+    `wanted` lists all recipients of the mail. The state is kept from attempt to attempt as the task's progress.
     """
 
     wanted: Sequence[str]
@@ -199,10 +199,10 @@ class Deliveries:
     retry_after: float | None = None
 
     def resume(self, progress: Mapping[str, JsonValue]) -> None:
-        """Go on from what earlier attempts noted.
+        """Continue from what earlier attempts noted.
 
-        Who has the mail does not get it again. Who was refused is asked again only under another message id: then a
-        person has looked at it and sent it again.
+        Recipients who have the mail do not get it again. Those who were refused are tried again only under another
+        message id: then a person has replayed the task.
         """
         self.delivered = _replies(progress.get("delivered"), self.wanted)
         if progress.get("messageId") == self.message_id:
@@ -214,7 +214,7 @@ class Deliveries:
         return [address for address in self.wanted if address not in self.delivered and address not in self.refused]
 
     def note(self, replies: Mapping[str, Reply]) -> None:
-        """Take down the last reply about each address."""
+        """Note the last reply about each address."""
         for address, reply in replies.items():
             self.deferred.pop(address, None)
             match reply.kind:
@@ -228,7 +228,7 @@ class Deliveries:
         self.retry_after = min(waits, default=0.0) or None
 
     def progress(self) -> dict[str, JsonValue]:
-        """What the next attempt, and whoever reads the task, has to know."""
+        """What the next attempt, and a reader of the task, have to know."""
         return {
             "messageId": self.message_id,
             "delivered": dict(self.delivered),
@@ -237,7 +237,7 @@ class Deliveries:
         }
 
     def conclude(self) -> dict[str, JsonValue]:
-        """The result of a mail that nobody waits for any more and at least one recipient has.
+        """The result of a mail that at least one recipient has, and that is deferred for none.
 
         Raises:
             Transient: some are to be tried again.
@@ -255,7 +255,7 @@ class Deliveries:
 
 
 def merged(first: Mapping[str, JsonValue], second: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-    """Two notes about one mail, which may know of different attempts: who has it in either has it."""
+    """The progress of one mail from two notes of different attempts: delivered in either is delivered."""
     if not first or not second:
         return second or first
     delivered = {**_mapping(first.get("delivered")), **_mapping(second.get("delivered"))}

@@ -76,7 +76,7 @@ class SmtpSettings(BaseModel):
     ] = 15.0
     command_timeout: Annotated[float, Field(gt=0, description="seconds that the answer to one command may take")] = 60.0
     # RFC 5321, 4.5.3.2.6: a server may take ten minutes over the end of the data, and by then it may have the mail.
-    # Whoever gives up earlier does not know, sends again, and makes duplicates.
+    # To give up earlier leaves the outcome unknown, and a retry makes duplicates.
     data_timeout: Annotated[
         float,
         Field(gt=0, description="seconds that the answer to the whole mail may take; a shorter time causes duplicates"),
@@ -117,7 +117,7 @@ class SmtpSettings(BaseModel):
                 "ca_file is set, but tls_verify is false: nothing would be verified; set tls_verify to true"
             )
         if self.host and not self.sender:
-            raise ValueError("host is set, but sender is not: say who the mails are from")
+            raise ValueError("host is set, but sender is not: set it to the address that mails are from")
         return self
 
     @property
@@ -170,7 +170,7 @@ async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | 
     ready = greeted = False
     server = f"the SMTP server at {settings.host}:{settings.server_port}"
     try:
-        # Nothing of a task is said yet: whatever goes wrong here is the server's matter.
+        # Nothing of a task was sent yet: any error here is about the server.
         with Sending("a mail", server, (), unforeseen=Unavailable), _no_session(server):
             await client.connect(timeout=settings.connect_timeout)
             greeted = True
@@ -188,7 +188,7 @@ async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | 
 
 
 async def hang_up(client: SMTP) -> None:
-    """QUIT, and close. Whatever was accepted stays accepted when the server fails at this."""
+    """QUIT, and close. What was accepted stays accepted even if this fails."""
     try:
         await client.quit(timeout=2.0)
     except (SMTPException, OSError):
@@ -229,7 +229,7 @@ async def _authenticate(client: SMTP, settings: SmtpSettings) -> None:
         reply = await answer(mechanisms[mechanism](settings.username, secret), Stage.SESSION)
         if reply.code not in _NO_SUCH_MECHANISM:
             break
-    # A server may repeat the command that it does not take.
+    # A server may repeat the command that it refuses.
     reply = replace(reply, text=_LIKE_A_TOKEN.sub("…", reply.text))
     reply.raise_for_server()
     if reply.code != 235:
@@ -274,7 +274,7 @@ def _no_session(where: str) -> Iterator[None]:
         yield
     except SMTPResponseException as error:
         judge(error.code, error.message, Stage.SESSION).raise_for_server()
-        raise Unavailable(f"{where} answered {error.code} where that has no meaning") from error
+        raise Unavailable(f"{where} answered {error.code} which is not valid there") from error
     except LOST as error:
         _raise_for_certificate(error, where)
         raise Unavailable(f"{where} cannot be reached: {error}") from error
@@ -368,7 +368,7 @@ CALM: Final = 20
 
 
 class Slots:
-    """How many connections may be busy at once: halved when the server complains, raised again by one at a time."""
+    """How many connections may be busy at once: halved when the server throttles us, raised again by one at a time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -380,7 +380,7 @@ class Slots:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """A slot, waited for; how the mail went that it was used for decides how many there are."""
+        """Wait for a slot; the outcome of the mail that used it decides how many there are."""
         await self._free.acquire()
         self.busy += 1
         try:
@@ -400,14 +400,14 @@ class Slots:
         finally:
             self.busy -= 1
             if self._existing > self.wanted:
-                self._existing -= 1  # one too many: it is not handed out again
+                self._existing -= 1  # one too many: it is not given out again
             else:
                 self._free.release()
 
 
 @dataclass(slots=True)
 class Connection:
-    """One session, for one user at a time. `reused`: it lay idle before, and may have died meanwhile."""
+    """One session, for one user at a time. `reused`: it was idle before, and may have died meanwhile."""
 
     client: SMTP
     born: float
@@ -425,12 +425,12 @@ class Pool:
 
     @property
     def used(self) -> int:
-        """Connections that somebody has now, those included that are being opened."""
+        """Connections in use, including those that are being opened."""
         return self.slots.busy
 
     @property
     def free(self) -> int:
-        """Connections that could be had without waiting: lying idle, or yet to be opened."""
+        """Connections that are available without waiting: idle, or not opened yet."""
         return max(0, self.slots.wanted - self.slots.busy)
 
     @asynccontextmanager
@@ -456,7 +456,7 @@ class Pool:
                     connection.client.close()
 
     async def renew(self, connection: Connection) -> None:
-        """Replace the session of a connection that had died while it lay idle.
+        """Replace the session of a connection that had died while it was idle.
 
         Raises:
             ProviderError: no session could be opened.
@@ -471,7 +471,7 @@ class Pool:
 
     async def _idle_connection(self) -> Connection | None:
         while self._idle:
-            connection = self._idle.pop()  # the youngest use: the others may age and go
+            connection = self._idle.pop()  # the one used last: the others may expire
             if not connection.client.is_connected:
                 continue
             if time.monotonic() - connection.born < self._max_age:

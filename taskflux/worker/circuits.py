@@ -1,4 +1,4 @@
-"""What a process knows of the providers' circuits: read about once a second, changed by what it sees itself."""
+"""The providers' circuit breakers in a process: read about once a second, changed by its own observations."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REFRESH: Final = 1.0
-"""Seconds between two looks at the circuits."""
+"""Seconds between two reads of the circuits."""
 
 REMEMBERED: Final = 10_000
 """Failed tasks of which a worker remembers when their provider failed for them."""
 
 
 class CircuitWatch:
-    """All circuits, as they stood a moment ago. `clock` says monotonic seconds."""
+    """All circuits, as of the last refresh. `clock` returns monotonic seconds."""
 
     def __init__(self, circuits: Circuits, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = circuits
@@ -70,7 +70,7 @@ class CircuitWatch:
         return not circuit.open and (circuit.closed_for is None or circuit.closed_for >= RAMP_SECONDS)
 
     def served_at(self, provider: str | None) -> float:
-        """When a task of `provider` that was served last closed its circuit, for whichever worker; -inf: never."""
+        """When a served task of `provider` last closed its circuit, in any worker; -inf: never."""
         circuit = self.known.get(provider) if provider else None
         if circuit is None or circuit.served_for is None:
             return float("-inf")
@@ -78,10 +78,10 @@ class CircuitWatch:
 
 
 class Gate:
-    """The way from one worker to its provider, and the worker's judgement of it.
+    """Controls the calls of one worker to its provider, and judges whether the provider works.
 
     Tasks pass at the provider's rate; failures of several of them open its circuit, a success closes it. Without a
-    provider everything passes. `clock` says monotonic seconds.
+    provider everything passes. `clock` returns monotonic seconds.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class Gate:
         return self._watch.open(self._provider)
 
     async def refusal(self, *, probe: bool) -> str | None:
-        """Why the provider may not be asked now; None once its rate limit allows it.
+        """Why the provider may not be called now; None once its rate limit allows it.
 
-        `probe`: where the circuit is open, this task is to find out whether the provider is back, by the provider's
-        own check where there is one.
+        `probe`: if the circuit is open, this task finds out whether the provider is available again, by the provider's
+        own check if there is one.
         """
         if self.open:
             if not probe:
@@ -126,7 +126,7 @@ class Gate:
         return None
 
     async def served(self, task: UUID) -> None:
-        """The provider did its work for `task`, or refused it for its own fault: it is there."""
+        """The provider served `task`, or refused it because of the task itself: it is available."""
         self._failed_at.pop(task, None)
         self._served_at = self._clock()
         await self._close(served=True)
@@ -134,9 +134,9 @@ class Gate:
     async def failed(self, task: UUID, error: ProviderError, since: float, *, probe: bool = False) -> bool:
         """The provider failed for `task`, whose attempt began at monotonic time `since`; whether it serves others.
 
-        It does where it has served any other since it last failed for this one, or since `since` where it never has.
-        Then it is this task that it cannot stand. Otherwise, several different ones open the circuit, and what a
-        `probe` met is noted there.
+        It does if it has served any other since it last failed for this one, or since `since` if it never has. Then
+        this task is the cause. Otherwise, failures of several tasks open the circuit, and that of a `probe` is noted
+        there.
         """
         if self._provider is None:
             return False
@@ -151,7 +151,7 @@ class Gate:
         if self.open:
             if probe:
                 refused = isinstance(error, Misconfigured)
-                await self._tell(store.probe_failed(name, error.error_class, error.reason, refused=refused))
+                await self._apply(store.probe_failed(name, error.error_class, error.reason, refused=refused))
         elif len(self._failed) >= OPEN_AFTER:
             opening = store.open(name, error.error_class, error.reason)
             await self._change(opening, "the circuit is open", error.error_class)
@@ -164,16 +164,16 @@ class Gate:
             await self._change(closing, "the circuit is closed")
 
     async def _change(self, change: Awaitable[bool], message: str, error_class: str = "") -> None:
-        if await self._tell(change):
+        if await self._apply(change):
             log.warning(message, extra={"provider": self._provider, "error_class": error_class})
 
-    async def _tell(self, change: Awaitable[T]) -> T | None:
-        """Change the circuit's row, and look at it."""
+    async def _apply(self, change: Awaitable[T]) -> T | None:
+        """Change the circuit's row, and read it again."""
         try:
             changed = await change
             await self._watch.refresh()
         except StoreError as error:
-            # The next failure or success says it again.
+            # The next failure or success repeats it.
             log.warning("the circuit could not be changed", extra={"provider": self._provider, "error": str(error)})
             return None
         return changed

@@ -1,4 +1,4 @@
-"""Adopting tasks that other producers wrote to Kafka: each becomes one row, however often its record is delivered."""
+"""Accepting tasks that other producers wrote to Kafka: each becomes one row, however often its record is delivered."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class Adoption:
     async def adopt(
         self, records: Sequence[Foreign], types: Mapping[str, TaskType], *, publish: bool = True
     ) -> Adopted | None:
-        """Make these durable, however long PostgreSQL is unavailable; None when told to drain meanwhile.
+        """Make these durable, however long PostgreSQL is unavailable; None if the process drains meanwhile.
 
         Args:
-            types: each type that stands in `records`.
+            types: each type in `records`.
             publish: false leaves the new ones to the relay at once.
         """
         adopted = Adopted()
@@ -104,7 +104,7 @@ class Adoption:
             return None
         for each, found in batch.values():
             _note(adopted, each, found, known.get(found.identity))
-        for task in created.keys() & adopted.fresh:  # the others were there: nothing was created, and nothing is told
+        for task in created.keys() & adopted.fresh:  # the others existed: nothing was created, and no span is recorded
             created[task].end()
         return adopted
 
@@ -166,7 +166,7 @@ def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> ForeignTask
 
 
 def _note(adopted: Adopted, foreign: Foreign, wanted: ForeignTask, known: Known | None) -> None:
-    """What became of one record whose identity stands for `known` in the store."""
+    """Note the outcome of one record, whose identity is that of `known` in the store."""
     if known is None:
         poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not accept one of its values")
     elif known.digest != wanted.digest:
@@ -193,7 +193,7 @@ WAIT = 1.0
 
 
 class PoisonOutlet:
-    """Sends poison to the dead-letter topic; what no topic takes (too large) goes straight into the table."""
+    """Sends poison messages to the dead-letter topic; those that are too large for it go directly into the table."""
 
     def __init__(self, process: Process, letters: DeadLetters) -> None:
         self._process = process
@@ -207,7 +207,7 @@ class PoisonOutlet:
             await self._producer.stop()
 
     async def put_aside(self, poison: Sequence[tuple[Record, Poison]]) -> bool:
-        """Make these durable, however long it takes; false when told to drain meanwhile."""
+        """Make these durable, however long it takes; false if the process drains meanwhile."""
         left = list(poison)
         for _, found in left:
             metrics.POISON.labels(found.error_class).inc()

@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 P = TypeVar("P")
 
 LONGEST_TURN: Final = 30.0
-"""Seconds that a caller is kept waiting for the provider's rate limit before it is told to come again."""
+"""Seconds that a caller waits for the provider's rate limit before it is asked to try again later."""
 NOTE_PATIENCE: Final = 5.0
-"""Seconds that an outcome is tried to be noted; then it is answered all the same, and a repeat finds it unknown."""
+"""Seconds for which storing an outcome is retried; then it is answered anyway, and a repeat finds it unknown."""
 NOTE_AGAIN: Final = 0.2
 NOBODY: Final = nullcontext()
 
@@ -37,10 +37,9 @@ Result = Mapping[str, JsonValue]
 class Notification(Generic[P]):
     """What a caller wants delivered.
 
-    `id` is its name for it: a repeat is suppressed, and the provider knows every attempt by it. A later `attempt`
-    says that the caller knows of the one before, and wants it sent again where nobody knows what became of it.
-    `created_at` is a mail's Date; `progress` what earlier attempts noted. `digest` is of the payload: another one is no
-    repeat.
+    `id` is the caller's: a repeat is suppressed, and the provider knows every attempt by it. A later `attempt` says
+    that the caller knows of the one before, and wants it sent again if its outcome is unknown. `created_at` is a mail's
+    Date; `progress` what earlier attempts noted. `digest` is of the payload: with another one, it is not a repeat.
     """
 
     payload: P
@@ -52,17 +51,17 @@ class Notification(Generic[P]):
 
 
 class IdReused(Permanent):
-    """The id stands for a notification with another payload: nothing was sent."""
+    """The id belongs to a notification with another payload: nothing was sent."""
 
     @property
     def error_class(self) -> str:
-        """To whoever retries, it is what `Permanent` is."""
+        """For retries, it is the same as `Permanent`."""
         return Permanent.__name__
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The provider took it, now or (`repeated`) in answer to an earlier request."""
+    """The provider accepted it, now or (`repeated`) in answer to an earlier request."""
 
     result: Result
     repeated: bool = False
@@ -70,7 +69,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Order(Generic[P]):
-    """One attempt, as a channel's provider is asked."""
+    """One attempt, as it is sent to a channel's provider."""
 
     payload: P
     name: str
@@ -101,15 +100,15 @@ class Notifier(Generic[P]):
         self._note_patience = note_patience
 
     async def deliver(self, notification: Notification[P], waiting: AbstractContextManager[None] = NOBODY) -> Delivered:
-        """Deliver now, unless it was before.
+        """Deliver now, unless it was delivered before.
 
         Args:
-            waiting: the context in which its turn is waited for, and which may end that: nothing has begun by then.
-                What has begun comes to an end, and its outcome is kept.
+            waiting: the context in which it waits for its turn, and which may cancel that: nothing has begun by then.
+                What has begun is finished, and its outcome is stored.
 
         Raises:
-            TaskError: what the provider did not do.
-            StoreError: nothing was sent: it could not be noted as begun.
+            TaskError: the provider's failure.
+            StoreError: nothing was sent: its begin could not be stored.
         """
         try:
             delivered = await self._deliver(notification, waiting)
@@ -129,11 +128,11 @@ class Notifier(Generic[P]):
         name = f"{self.channel}:{notification.id}"
         begun = await self._store.begin(name, notification.attempt, notification.digest)
         if isinstance(begun, Reused):
-            raise IdReused("this id stands for a notification with another payload: give a new one an id of its own")
+            raise IdReused("this id belongs to a notification with another payload: use a new id for a new one")
         if isinstance(begun, Begun):
             return Delivered(await self._send_once(name, begun, notification, notification.id))
         if begun.outcome is None:
-            said = "an earlier request with this id was begun, and what became of it is not known"
+            said = "an earlier request with this id was begun, and its outcome is unknown"
             raise Ambiguous(said, progress=begun.progress or None)
         return Delivered(begun.outcome, repeated=True)
 
@@ -156,7 +155,7 @@ class Notifier(Generic[P]):
             async with asyncio.timeout(self._longest_turn):
                 await self._limiter.turn()
         except TimeoutError:
-            said = "more is waiting than the provider's rate limit lets through"
+            said = "more is waiting than the provider's rate limit allows"
             raise Transient(said, retry_after=self._longest_turn) from None
 
     async def _note(
@@ -168,7 +167,7 @@ class Notifier(Generic[P]):
         outcome: Result | None = None,
         progress: Result | None = None,
     ) -> None:
-        """Keep what became of it. The caller is told the truth even when this fails."""
+        """Store the outcome. The caller gets the true outcome even if this fails."""
         try:
             await until_available(
                 lambda: self._store.end(name, begun.version, state, outcome=outcome, progress=progress),

@@ -1,4 +1,4 @@
-"""What was decided of attempts: written, however long that takes, and told."""
+"""The outcomes of attempts: written, however long that takes, and logged."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 AGAIN: Final = 1.0
 """Seconds before an outcome that could not be written is written again."""
-NOT_STORABLE: Final = "what it said cannot be stored"
+NOT_STORABLE: Final = "what it returned or raised cannot be stored"
 
 
 class Outcomes:
-    """Those of one worker's attempts."""
+    """The outcomes of one worker's attempts."""
 
     def __init__(self, claims: Claims) -> None:
         self.under_way = 0
@@ -39,10 +39,10 @@ class Outcomes:
         metrics.LATE_SETTLES.zeros(task_type)
 
     def write(self, claim: Claim, settlement: Settlement, written: Callable[[], None] = lambda: None) -> None:
-        """Write how a claim ended, however long that takes, tell it, and call `written`.
+        """Write how a claim ended, however long that takes, log it, and call `written`.
 
-        Unwritten, its task would run for as long as this worker lives. So it is no part of the attempt's asyncio task,
-        which a handler can cancel at any time.
+        Without it, the task would stay `running` for as long as this worker lives. So it is not part of the attempt's
+        asyncio task, which a handler can cancel at any time.
         """
         decision = settlement.decision
         if decision.result is not None and settlement.result is None:
@@ -66,7 +66,7 @@ class Outcomes:
         if error is None:
             self.under_way -= 1
             written()
-            self._tell(claim, settlement.decision)
+            self._log(claim, settlement.decision)
             return
         if self._given_up:
             return
@@ -78,7 +78,7 @@ class Outcomes:
         else:
             answer.get_loop().call_later(AGAIN, self._submit, claim, settlement, written)
 
-    def _tell(self, claim: Claim, decision: Decision) -> None:
+    def _log(self, claim: Claim, decision: Decision) -> None:
         event = decision.event.value
         about = {"type": self._type, "attempt": claim.attempt, "error_class": decision.error_class}
         if decision.event in (Event.DIED, Event.HELD):

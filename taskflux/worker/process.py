@@ -1,6 +1,6 @@
 """`/livez`, `/readyz` and `/metrics` of a process that serves nothing else.
 
-They are answered by a thread of their own, so that livez tells when the loop hangs instead of hanging with it.
+They are answered by a thread of their own, so that livez reports when the loop hangs instead of hanging with it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MOST_CONNECTIONS: Final = 64
 ANSWER_SECONDS: Final = 10.0
 """Seconds that a client may take to read an answer."""
 LINGER: Final = 1.0
-"""Seconds for which what a refused client still sends is dropped."""
+"""Seconds for which input of a refused client is dropped."""
 STUCK: Final = "all threads of the handler are stuck: it takes no tasks"
 HANGS_AFTER: Final = 10.0
 """Seconds without a heartbeat of the loop after which livez fails."""
@@ -61,7 +61,7 @@ class Health:
         """Seconds of that after which only a restart helps."""
 
     def beat(self) -> None:
-        """The loop turns."""
+        """The loop runs."""
         self.beaten = self._clock()
 
     @property
@@ -129,7 +129,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a fault of ours. A client that disconnects is none."""
+        """Log a fault of ours. A client that disconnects is not one."""
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, OSError):
             log.error("%s while answering a probe\n%s", type(error).__name__, logs.frames(error))
@@ -140,7 +140,7 @@ class _Refused(Exception):
 
 
 class _Head(io.RawIOBase):
-    """What a client sends: so many bytes, and not beyond a time, however slowly they come."""
+    """What a client sends, up to a number of bytes and until a deadline, however slowly it comes."""
 
     def __init__(self, connection: socket.socket, settings: HttpSettings) -> None:
         self._connection = connection
@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._linger()
 
     def _linger(self) -> None:
-        """Drop what the client still sends, for a while: closed at once, it might never read what it was told."""
+        """Drop what the client still sends, for a while: closed at once, it might never read the answer."""
         ends = time.monotonic() + LINGER
         self.connection.shutdown(socket.SHUT_WR)
         while (left := ends - time.monotonic()) > 0:
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/metrics":
                 self._show_metrics()
             case _:
-                self._answer(404, b"here are /livez, /readyz and /metrics")
+                self._answer(404, b"only /livez, /readyz and /metrics are served here")
 
     def _show_metrics(self) -> None:
         if switched_off():
@@ -228,36 +228,36 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """A problem (RFC 9457) instead of a page; what is said never quotes the request."""
+        """A problem (RFC 9457) instead of a page; it never quotes the request."""
         self.request_version = self.protocol_version  # for HTTP/0.9 it would leave out the status
         status = HTTPStatus(code)
         document = {"type": "about:blank", "title": status.phrase, "status": code, "detail": status.description}
         self._answer(code, json.dumps(document).encode(), PROBLEM)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Probes come every few seconds; nobody reads about them."""
+        """Probes come every few seconds, and are not logged."""
 
 
 log = logging.getLogger(__name__)
 
 EVERYTHING = ("postgres", "kafka")
-"""The servers that a deployment cannot do without, unless it says otherwise."""
+"""The servers that a deployment needs by default."""
 
 
 LAST_WAIT: Final = 2.0
-"""Seconds that tasks and threads which a handler has left behind have to end, once the process has done its work."""
+"""Seconds for tasks and threads that a handler has left to end, after the process has done its work."""
 BLOCKING: Final = "blocking"
-"""How the names begin of the threads in which `asyncio.to_thread` runs functions."""
+"""The prefix of the names of threads in which `asyncio.to_thread` runs functions."""
 BEAT: Final = 0.5
-"""Seconds between two looks at how late the loop is."""
+"""Seconds between two measurements of how late the loop is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What `taskflux run` runs. Made by `@service`, or of a handler by `worker.service_of`.
+    """What `taskflux run` runs. Made by `@service`, or from a handler by `worker.service_of`.
 
-    `serve` works until `process.draining` is set, then ends what is under way and returns. A service with `own_http`
-    answers the probes itself; `needs` are the servers that must be set for it.
+    `serve` works until `process.draining` is set, then finishes what is in progress and returns. A service with
+    `own_http` answers the probes itself; `needs` are the servers that must be configured for it.
     """
 
     name: str
@@ -278,7 +278,7 @@ def service(
 
 
 class Process:
-    """What a service finds around it. `on_started` is called once, as soon as it does its work."""
+    """The environment of a service. `on_started` is called once, when it has started its work."""
 
     def __init__(self, name: str, settings: Settings, on_started: Callable[[], None] = lambda: None) -> None:
         self.name = name
@@ -290,7 +290,7 @@ class Process:
         self.label = f"{name}@{socket.gethostname()}:{os.getpid()}"
 
     def started(self) -> None:
-        """The process has begun to do its work: readyz is true from here on."""
+        """The process has started its work: readyz is true from here on."""
         if not self.health.started:
             self._on_started()
         self.health.started = True
@@ -298,14 +298,14 @@ class Process:
         log.info("started", extra={"pid": os.getpid()})
 
     def drain(self) -> None:
-        """End what is under way; asked twice, do not wait for it."""
+        """Finish what is in progress; called twice, do not wait for it."""
         if self.draining.is_set():
             self.hurry.set()
         self.draining.set()
         metrics.DRAINING.labels().set(1)
 
     async def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond the order to drain."""
+        """Sleep, but no longer than until the process drains."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.draining.wait(), seconds)
 
@@ -327,7 +327,7 @@ class Process:
 
     @asynccontextmanager
     async def background(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Let `work` go on while the block runs. If it fails, the process drains and the block ends with its error."""
+        """Run `work` while the block runs. If it fails, the process drains and the block ends with its error."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._background_ended)
         try:
@@ -362,8 +362,8 @@ def run(target: Service) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             loop, threads = runner.get_loop(), ThreadPoolExecutor(thread_name_prefix=BLOCKING)
             loop.set_default_executor(threads)
-            # What is there once it has started stays: a full collection that looked at it would stop the loop for
-            # 30 ms, time and again.
+            # Objects that exist once it has started stay: full garbage collections that scan them would stop the
+            # loop for 30 ms each.
             process = Process(target.name, settings, on_started=gc.freeze)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, process.drain)
@@ -388,7 +388,7 @@ def run(target: Service) -> int:
     except StoreError as error:
         print(f"taskflux run {target.name}: {error}", file=sys.stderr)
         return 1
-    except SystemExit as error:  # of the code that it loads, a provider's `connect`: Python would end without a word
+    except SystemExit as error:  # of the code that it loads, a provider's `connect`: Python would end without a message
         log.critical("the process fails: its own code raised SystemExit", exc_info=logs.about(error))
         return 1
     finally:
@@ -400,8 +400,8 @@ def run(target: Service) -> int:
 def until_done(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
     """Run `work` to its end.
 
-    asyncio lets a SystemExit or a KeyboardInterrupt leave the loop, whichever task or callback raises it, and anybody
-    may stop the loop. What a handler has started must not end its neighbours' work, so the loop goes on. An order to
+    asyncio lets a SystemExit or a KeyboardInterrupt leave the loop, whichever task or callback raises it, and any code
+    may stop the loop. What a handler has started must not end the work of others, so the loop continues. An order to
     end comes as a signal, which drains, and never as an exception.
     """
     main = loop.create_task(work)

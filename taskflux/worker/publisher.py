@@ -30,7 +30,7 @@ class Publisher:
         return self._producer.healthy
 
     async def publish(self, tasks: Sequence[PendingPublish], *, probe: bool = False) -> int:
-        """Send and confirm; how many Kafka took.
+        """Send and confirm; the number that Kafka accepted.
 
         Raises:
             StoreError: Kafka has the records, but PostgreSQL does not know it.
@@ -44,11 +44,11 @@ class Publisher:
         await self._publishing.confirm(confirmed)
         return len(confirmed)
 
-    async def publish_dead(self, letters: Sequence[PendingDeadLetter]) -> int:
-        """Send dead letters to their topic and confirm them; how many Kafka took."""
+    async def publish_dead(self, dead: Sequence[PendingDeadLetter]) -> int:
+        """Send dead letters to their topic and confirm them; the number that Kafka accepted."""
         topic = dead_letter_topic(self._prefix)
-        outcomes = await self._send([(topic, letter) for letter in letters])
-        done = [letter for letter, outcome in zip(letters, outcomes, strict=True) if isinstance(outcome, Published)]
+        outcomes = await self._send([(topic, letter) for letter in dead])
+        done = [letter for letter, outcome in zip(dead, outcomes, strict=True) if isinstance(outcome, Published)]
         if done:
             await self._publishing.confirm_dead(done)
         return len(done)
@@ -56,7 +56,7 @@ class Publisher:
     async def _send(
         self, addressed: Sequence[tuple[str, PendingPublish | PendingDeadLetter]], probe: bool = False
     ) -> Sequence[Published | NotPublished]:
-        """Hand to Kafka the records of these, each with its topic, and say what became of them."""
+        """Send the records of these to Kafka, each to its topic, and return their outcomes."""
         spans: dict[int, tracing.Span] = {}  # those of the recorded ones, by their places
         records = []
         for place, (topic, due) in enumerate(addressed):

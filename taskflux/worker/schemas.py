@@ -103,7 +103,7 @@ class _PayloadSchema(GenerateJsonSchema):
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         names = _NAMES.get(schema.get("keys_schema", {}).get("type", ""))
         found = super().dict_schema(schema) | ({"propertyNames": {"pattern": names}} if names else {})
-        for pattern in found.get("patternProperties", ()):  # which says nothing of other names
+        for pattern in found.get("patternProperties", ()):  # which does not limit other names
             found["propertyNames"] = {"pattern": pattern, **found.get("propertyNames", {})}
         return found
 

@@ -91,8 +91,8 @@ class HttpSettings(BaseModel):
         float,
         Field(
             ge=0,
-            description="seconds after SIGTERM that ingest and notify still take requests: load balancers learn late"
-            " that they shall send none",
+            description="seconds after SIGTERM that ingest and notify still accept requests: load balancers learn late"
+            " that they should send none",
         ),
     ] = 0.0
 
@@ -201,7 +201,7 @@ def load_provider(name: str, section: type[S]) -> S:
 
 
 def load(*needs: str) -> Settings:
-    """The settings of this process; `needs` names the servers that it cannot do without (postgres, kafka).
+    """The settings of this process; `needs` names the servers that it needs (postgres, kafka).
 
     Raises:
         WrongSettings: naming each variable that is wrong, missing, or at odds with another.
@@ -231,7 +231,7 @@ def _missing(settings: Settings, needs: tuple[str, ...]) -> list[str]:
 
 
 def _one_underscore(section: str, model: type[BaseModel]) -> list[str]:
-    """Variables that nobody would read, like TASKFLUX_SMTP_HOST.
+    """Variables that would not be read, like TASKFLUX_SMTP_HOST.
 
     Kubernetes makes some of this form for its services (TASKFLUX_HTTP_PORT=tcp://…): those are left alone.
     """
@@ -262,14 +262,14 @@ def _line_breaks(section: str) -> list[str]:
 
 
 def _resembling(section: str) -> str:
-    """Where variables of a section with almost this name are set, a hint at the first."""
+    """A hint at the first variable of a section with almost this name, if any is set."""
     others = {
         name.upper().removeprefix("TASKFLUX_").split("__")[0]: name
         for name in sorted(os.environ, reverse=True)
         if name.upper().startswith("TASKFLUX_") and "__" in name
     }
     close = get_close_matches(section, others.keys() - {section}, n=1, cutoff=0.75)
-    return f" (did you mean it by {others[close[0]]}?)" if close else ""
+    return f" (was it meant by {others[close[0]]}?)" if close else ""
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -282,7 +282,7 @@ def _contradictions(settings: Settings) -> list[str]:
     if settings.http.bytes_in_flight < 3 * settings.http.max_body_bytes:
         found.append(
             f"TASKFLUX_HTTP__BYTES_IN_FLIGHT ({settings.http.bytes_in_flight:,}) must be at least three times"
-            f" TASKFLUX_HTTP__MAX_BODY_BYTES ({settings.http.max_body_bytes:,}): a large body would be refused for ever"
+            f" TASKFLUX_HTTP__MAX_BODY_BYTES ({settings.http.max_body_bytes:,}): a large body would always be refused"
         )
     if settings.worker.lease_seconds < 3 * settings.worker.beat_seconds:
         found.append(

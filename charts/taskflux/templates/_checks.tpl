@@ -176,7 +176,7 @@ nobody has to fix them one render at a time.
 {{- $found = append $found (printf "%s has nobody to deliver through: set settings.smtp.host, secrets.msg91.existingSecret or both, %s" $at $off) -}}
 {{- end -}}
 {{- if and $smtp (not .settings.smtp.sender) (has "smtp" .secrets) -}}
-{{- $found = append $found "settings.smtp.host is set, but settings.smtp.sender is not: say who the mails are from" -}}
+{{- $found = append $found "settings.smtp.host is set, but settings.smtp.sender is not: set it to the address that mails are from" -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}

@@ -94,7 +94,7 @@ async def test_an_outcome_that_postgresql_refuses_is_written_reduced_and_holds_u
     assert (row["state"], row["error_class"], row["error_reason"]) == (
         "scheduled",
         "Transient",
-        "what it said cannot be stored",
+        "what it returned or raised cannot be stored",
     )
     assert await states(scene, claims[1:]) == {"succeeded"}
 
