@@ -21,7 +21,7 @@ from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.model import TaskType
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch
-from taskflux.worker.foreign import Adopted, Adoption, PoisonOutlet
+from taskflux.worker.foreign import PoisonOutlet, Registered, Registration
 from taskflux.worker.process import Process, service
 from taskflux.worker.publisher import Publisher
 from taskflux.worker.settings import WrongSettings
@@ -59,17 +59,17 @@ async def router(process: Process) -> None:
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         publisher = Publisher(producer, Publishing(database, settings.relay.grace), prefix)
-        adoption = Adoption(process, Tasks(database), settings.relay.grace)
+        registration = Registration(process, Tasks(database), settings.relay.grace)
         types = Types(process, TaskTypes(database))
         await stack.enter_async_context(process.background(types.begin()))
-        route = Router(process, types, adoption, publisher, watch, poison)
+        route = Router(process, types, registration, publisher, watch, poison)
         process.started()
         while not process.draining.is_set():
             records = await consumer.fetch(MAX_RECORDS, FETCH)
-            adopted = await route.take(records) if records else None
-            if adopted is not None:
+            registered = await route.take(records) if records else None
+            if registered is not None:
                 consumer.note_done(records)
-                await route.publish(adopted)
+                await route.publish(registered)
 
 
 def _topic(process: Process) -> str:
@@ -132,20 +132,20 @@ class Router:
         self,
         process: Process,
         types: Types,
-        adoption: Adoption,
+        registration: Registration,
         publisher: Publisher,
         circuits: CircuitWatch,
         poison: PoisonOutlet,
     ) -> None:
         self._process = process
         self._types = types
-        self._adoption = adoption
+        self._registration = registration
         self._publisher = publisher
         self._circuits = circuits
         self._poison = poison
         self._ours = False
 
-    async def take(self, records: Sequence[Record]) -> Adopted | None:
+    async def take(self, records: Sequence[Record]) -> Registered | None:
         """Move poison messages to the dead letters and make the rest durable; None if the process drains meanwhile."""
         size = sum(len(record.value or b"") for record in records)
         foreign, poison = await asyncio.to_thread(self._sort, records) if size > LARGE else self._sort(records)
@@ -161,19 +161,19 @@ class Router:
         self._ours = self._publisher.healthy and all(
             self._circuits.flowing(types[each.task_type].provider) for each in known
         )
-        adopted = await self._adoption.adopt(known, types, publish=self._ours)
-        if adopted is None or not await self._poison.put_aside([*poison, *adopted.poison]):
+        registered = await self._registration.register(known, types, publish=self._ours)
+        if registered is None or not await self._poison.put_aside([*poison, *registered.poison]):
             return None
-        return adopted
+        return registered
 
-    async def publish(self, adopted: Adopted) -> None:
+    async def publish(self, registered: Registered) -> None:
         """Publish what was just accepted; what Kafka does not accept stays in the outbox."""
         if not self._ours:
             return
         due = [
-            PendingPublish(task, envelope.task_type, envelope.version, adopted.keys.get(task), envelope.traceparent)
-            for task, envelope in adopted.tasks.items()
-            if task in adopted.fresh
+            PendingPublish(task, envelope.task_type, envelope.version, registered.keys.get(task), envelope.traceparent)
+            for task, envelope in registered.tasks.items()
+            if task in registered.fresh
         ]
         try:
             await self._publisher.publish(due)

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Adopted:
+class Registered:
     """The results of foreign records: tasks at version 1, new (`fresh`) or accepted before, and poison.
 
     `later` counts those left to the relay, because they are not or may not be due. `keys` are the tasks' keys.
@@ -55,7 +55,7 @@ class Adopted:
     poison: list[tuple[Record, Poison]] = field(default_factory=list)
 
 
-class Adoption:
+class Registration:
     """Registers foreign records as tasks; the relay leaves a new one to this process for `grace` seconds.
 
     `now` is this process's clock; used only to refuse times that make no sense.
@@ -74,22 +74,22 @@ class Adoption:
         self._grace = grace
         self._now = now
 
-    async def adopt(
+    async def register(
         self, records: Sequence[Foreign], types: Mapping[str, TaskType], *, publish: bool = True
-    ) -> Adopted | None:
+    ) -> Registered | None:
         """Make these durable, however long PostgreSQL is unavailable; None if the process drains meanwhile.
 
         Args:
             types: each type in `records`.
             publish: false leaves the new ones to the relay at once.
         """
-        adopted = Adopted()
+        registered = Registered()
         batch: dict[str, tuple[Foreign, ForeignTask]] = {}
         created: dict[UUID, tracing.Span] = {}
         for each in records:
-            found = adoptee(each, types[each.task_type], self._now())
+            found = foreign_task(each, types[each.task_type], self._now())
             if isinstance(found, Poison):
-                adopted.poison.append((each.record, found))
+                registered.poison.append((each.record, found))
                 continue
             if tracing.on and each.traceparent is None:
                 create = tracing.messaging("create", each.record.topic, "PRODUCER")
@@ -97,16 +97,16 @@ class Adoption:
                 found = replace(found, traceparent=created[found.id].traceparent)
             _, first = batch.setdefault(found.identity, (each, found))
             if first is not found:
-                _note(adopted, each, found, Known(first.id, first.digest))
+                _note(registered, each, found, Known(first.id, first.digest))
         try:
             known = await self._store_surely([found for _, found in batch.values()], self._grace if publish else 0.0)
         except Stopped:
             return None
         for each, found in batch.values():
-            _note(adopted, each, found, known.get(found.identity))
-        for task in created.keys() & adopted.fresh:  # the others existed: nothing was created, and no span is recorded
+            _note(registered, each, found, known.get(found.identity))
+        for task in created.keys() & registered.fresh:  # the others existed: nothing was created
             created[task].end()
-        return adopted
+        return registered
 
     async def _store_surely(self, batch: Sequence[ForeignTask], grace: float) -> Mapping[str, Known]:
         if not batch:
@@ -129,7 +129,7 @@ class Adoption:
             }
 
 
-def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> ForeignTask | Poison:
+def foreign_task(foreign: Foreign, task_type: TaskType, now: datetime) -> ForeignTask | Poison:
     """The task of a foreign record, with an identity that every delivery of it shares.
 
     The identity is the producer's id within the type; without an id, the record's place, time and bytes. The fields
@@ -165,7 +165,7 @@ def adoptee(foreign: Foreign, task_type: TaskType, now: datetime) -> ForeignTask
     )
 
 
-def _note(adopted: Adopted, foreign: Foreign, wanted: ForeignTask, known: Known | None) -> None:
+def _note(registered: Registered, foreign: Foreign, wanted: ForeignTask, known: Known | None) -> None:
     """Note the outcome of one record, whose identity is that of `known` in the store."""
     if known is None:
         poison = Poison(PoisonClass.INVALID_PAYLOAD, "PostgreSQL does not accept one of its values")
@@ -176,16 +176,16 @@ def _note(adopted: Adopted, foreign: Foreign, wanted: ForeignTask, known: Known 
         metrics.ADOPTED.labels(foreign.task_type, outcome).inc()
         # The relay publishes a delayed task, even if its record is delivered again: when it is due is not known here.
         if known.due_now if known.fresh else not wanted.waits:
-            adopted.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
+            registered.tasks.setdefault(known.task, Envelope(known.task, foreign.task_type, 1, wanted.traceparent))
         else:
-            adopted.later += 1
+            registered.later += 1
         if known.fresh:
-            adopted.fresh.add(known.task)
+            registered.fresh.add(known.task)
         if wanted.key is not None:
-            adopted.keys[known.task] = wanted.key
+            registered.keys[known.task] = wanted.key
         return
     metrics.ADOPTED.labels(foreign.task_type, "poison").inc()
-    adopted.poison.append((foreign.record, poison))
+    registered.poison.append((foreign.record, poison))
 
 
 WAIT = 1.0

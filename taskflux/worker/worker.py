@@ -33,7 +33,7 @@ from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
 from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
 from taskflux.worker.executor import Executor
-from taskflux.worker.foreign import Adoption, PoisonOutlet
+from taskflux.worker.foreign import PoisonOutlet, Registration
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
 from taskflux.worker.loop_watch import watched
@@ -57,13 +57,13 @@ class Worker:
     """Takes, claims and runs the tasks of one handler, under one lease."""
 
     def __init__(
-        self, process: Process, consumer: Consumer, executor: Executor, adoption: Adoption, poison: PoisonOutlet
+        self, process: Process, consumer: Consumer, executor: Executor, registration: Registration, poison: PoisonOutlet
     ) -> None:
         self._process = process
         self._consumer = consumer
         self._executor = executor
         self._lease = executor.lease
-        self._adoption = adoption
+        self._registration = registration
         self._poison = poison
         self._suspects = Suspects(process, executor)
         self._type = executor.handler.type
@@ -133,12 +133,12 @@ class Worker:
         ours, foreign, poison = await asyncio.to_thread(self._sort, records) if size > LARGE else self._sort(records)
         later = 0
         if foreign:
-            adopted = await self._adoption.adopt(foreign, self._types)
-            if adopted is None:
+            registered = await self._registration.register(foreign, self._types)
+            if registered is None:
                 return
-            ours |= adopted.tasks
-            poison += adopted.poison
-            later = adopted.later
+            ours |= registered.tasks
+            poison += registered.poison
+            later = registered.later
         # Poison first: who is told to drain in between holds no claims that never begin.
         if poison and not await self._poison.put_aside(poison):
             return  # told to drain meanwhile: the records are not committed and come again
@@ -343,8 +343,8 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
     process.health.stuck_for = lambda: executor.stuck_for
     process.health.patience = handler.policy.timeout  # then each of those attempts has had twice its time
     consumer = Consumer(settings.kafka, source.group, source.topic)
-    adoption = Adoption(process, Tasks(database), settings.relay.grace)
-    worker = Worker(process, consumer, executor, adoption, poison)
+    registration = Registration(process, Tasks(database), settings.relay.grace)
+    worker = Worker(process, consumer, executor, registration, poison)
     async with (
         process.background(worker.keep_lease()),
         process.background(worker.keep_claims()),

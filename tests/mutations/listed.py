@@ -38,7 +38,7 @@ POSITIONS: Final = ("tests/unit/stream/test_positions.py",)
 PROGRESS: Final = ("tests/unit/stream/test_progress.py",)
 CAUSES: Final = ("tests/unit/stream/test_causes.py",)
 OUTAGES: Final = ("tests/unit/telemetry/test_outages.py",)
-ADOPTION: Final = ("tests/unit/worker/test_adoption.py",)
+FOREIGN: Final = ("tests/unit/worker/test_foreign.py",)
 ENVELOPE: Final = ("tests/unit/stream/test_envelope.py",)
 OUTFLOW: Final = ("tests/unit/upkeep/test_outflow.py",)
 SWEEP: Final = ("tests/unit/upkeep/test_sweep.py",)
@@ -601,14 +601,14 @@ _STREAM: Final = (
         "taskflux/stream/envelope.py",
         "fields = {name: body[name] for name in OPTIONAL if body.get(name) is not None}",
         "fields: dict[str, object] = {}",
-        ADOPTION,
+        FOREIGN,
     ),
     Mutation(
         "a task that waits runs as soon as its record comes again",
         "taskflux/worker/foreign.py",
         "if known.due_now if known.fresh else not wanted.waits:",
         "if True:",
-        ADOPTION,
+        FOREIGN,
     ),
     Mutation(
         "a recreated topic is said to hold the records of the one before",

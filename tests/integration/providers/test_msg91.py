@@ -102,7 +102,7 @@ async def test_too_many_requests_wait_as_long_as_the_service_says(api: FlowApi) 
     assert failure.value.retry_after == 7.0
 
 
-async def test_a_refused_connection_is_the_service_being_away() -> None:
+async def test_a_refused_connection_means_that_the_service_is_unavailable() -> None:
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -217,7 +217,7 @@ async def test_a_tls_connection_that_breaks_after_the_request_is_ambiguous_and_b
     "retry_after",
     ["\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}", "-1", "1e999", "Sun, 99 Foo 2026", "9" * 5000, "nan", ""],
 )
-async def test_a_retry_after_that_is_none_changes_no_verdict(retry_after: str) -> None:
+async def test_an_invalid_retry_after_changes_no_verdict(retry_after: str) -> None:
     busy = answer(b"", 429, [(b"retry-after", retry_after.encode("utf-8"))])
     async with raw_http(saying(busy)) as (url, _), client(url) as msg91:
         with pytest.raises(Transient) as failure:
@@ -245,7 +245,7 @@ async def test_an_answer_takes_no_more_memory_than_it_may_have(make: Callable[[]
     assert peak.bytes < 4_000_000
 
 
-async def test_a_packed_answer_is_read_though_none_was_asked_for() -> None:
+async def test_a_compressed_answer_is_read_though_none_was_asked_for() -> None:
     async with raw_http(saying(answer(gzip.compress(OK), headers=[PACKED]))) as (url, _), client(url) as msg91:
         assert await msg91.send(SMS, crqid="1") == "req-1"
 
@@ -259,7 +259,7 @@ async def test_a_proxy_that_refuses_the_way_is_the_service_being_unavailable(mon
     assert len(read) == 1
 
 
-async def test_a_number_that_json_cannot_say_is_the_task_s_own_fault(api: FlowApi) -> None:
+async def test_a_number_that_json_cannot_represent_is_the_task_s_own_fault(api: FlowApi) -> None:
     async with client(api.url) as msg91:
         with pytest.raises(Permanent, match="a variable"):
             await msg91.send(SMS.model_copy(update={"variables": {"amount": float("inf")}}), crqid="1")

@@ -19,7 +19,7 @@ from tests.integration.providers.smtp_server import (
 from tests.memory import traced_peak
 
 
-async def test_cc_and_bcc_are_on_the_envelope_and_bcc_is_no_header() -> None:
+async def test_cc_and_bcc_are_on_the_envelope_and_bcc_is_not_a_header() -> None:
     postbox = Postbox()
     email = mail(
         "ann@example.org", "Bob <bob@bücher.example>", cc="cy@example.org", bcc=["di@example.org"], reply_to="re@x.org"
@@ -64,7 +64,7 @@ async def test_a_mail_of_html_alone_arrives_with_a_text() -> None:
     assert (text.get_content().strip(), html.get_content().strip()) == ("Grüße", "<p>Grüße</p>")
 
 
-async def test_a_local_part_beyond_ascii_goes_by_smtputf8() -> None:
+async def test_a_local_part_beyond_ascii_is_sent_by_smtputf8() -> None:
     postbox = Postbox()
     async with plain(postbox, options={"enable_SMTPUTF8": True}) as mailer:
         await sent(mailer, mail("jörg@bücher.example"))
@@ -147,7 +147,7 @@ async def test_a_full_mailbox_waits_for_hours() -> None:
         ("550 5.4.5 daily quota", Misconfigured),
     ],
 )
-async def test_the_reply_to_the_mail_itself_counts_for_everybody(reply: str, expected: type[TaskError]) -> None:
+async def test_the_reply_to_the_mail_itself_counts_for_all_recipients(reply: str, expected: type[TaskError]) -> None:
     postbox = Postbox()
     postbox.replies["DATA"] = [reply]
     async with plain(postbox) as mailer:
@@ -250,7 +250,7 @@ async def test_as_many_mails_go_at_once_as_there_are_connections() -> None:
     assert (len(postbox.mails), postbox.connections) == (12, 3)
 
 
-async def test_a_mail_cut_off_in_the_middle_leaves_no_connection_behind() -> None:
+async def test_a_mail_cut_off_in_the_middle_leaves_no_open_connection() -> None:
     postbox = Postbox()
     postbox.replies["DATA"] = [HANG]
     async with plain(postbox, connections=1) as mailer:
@@ -300,7 +300,7 @@ async def test_before_the_mail_was_sent_a_broken_server_is_unavailable(command: 
         assert type(await failed(mailer)) is Unavailable
 
 
-async def test_a_yes_to_data_is_no_yes_to_the_mail() -> None:
+async def test_a_success_reply_to_data_does_not_accept_the_mail() -> None:
     async with server_that_says(data=b"250 Ok\r\n") as port, mailer_at(port) as mailer:
         error = await failed(mailer)
     assert type(error) is Unavailable
@@ -314,7 +314,7 @@ async def test_a_yes_whose_text_looks_like_a_failure_is_a_yes() -> None:
 
 
 @pytest.mark.parametrize("challenge", [b"334 !\r\n", b"334 \xff\r\n", b"334 " + b"A" * 9 + b"\r\n", b"334 go\r\n" * 3])
-async def test_an_auth_challenge_that_is_none_is_the_server_s_matter(challenge: bytes) -> None:
+async def test_an_invalid_auth_challenge_counts_for_the_server(challenge: bytes) -> None:
     ehlo = b"250-mail.test\r\n250 AUTH CRAM-MD5\r\n"
     async with (
         server_that_says(ehlo=ehlo, auth=challenge) as port,

@@ -41,7 +41,7 @@ async def test_mail_goes_over_tls_with_auth(tls: str, certificate: trustme.LeafC
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
-async def test_a_certificate_that_nobody_vouches_for_is_misconfigured(tls: str, certificate: trustme.LeafCert) -> None:
+async def test_a_certificate_that_is_not_trusted_is_misconfigured(tls: str, certificate: trustme.LeafCert) -> None:
     async with smtp_server(Postbox(), tls=tls, certificate=certificate) as postbox:
         async with mailer_at(postbox.port, tls=tls) as mailer:
             assert "is not trusted" in (await refused_check(mailer, Misconfigured)).reason
@@ -78,7 +78,7 @@ async def test_too_many_logins_are_throttling_and_not_a_wrong_password(
         assert isinstance(await failed(mailer), Throttled)
 
 
-async def test_a_server_that_takes_only_xoauth2_gets_the_token_as_it_is_at_each_login(
+async def test_a_server_with_only_xoauth2_gets_the_current_token_at_each_login(
     certificate: trustme.LeafCert, ca_file: str, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
@@ -112,7 +112,7 @@ async def test_a_wrong_secret_is_answered_with_the_setting(secret: dict[str, str
         assert sentence in (await refused_check(mailer, Misconfigured)).reason
 
 
-async def test_an_access_token_that_is_a_setting_is_taken() -> None:
+async def test_an_access_token_from_the_settings_is_used() -> None:
     postbox = TokenPostbox(credentials=("ann", "right"))
     async with plain(postbox, options=ONLY_XOAUTH2, username="ann", access_token="right") as mailer:
         await sent(mailer)
@@ -223,7 +223,7 @@ async def test_access_that_is_denied_to_our_sender_as_well_is_misconfigured() ->
     assert len(postbox.mails) == 1
 
 
-async def test_a_denial_to_one_says_enough_of_the_access_denied_to_another() -> None:
+async def test_a_denial_to_one_decides_on_the_access_denied_to_another() -> None:
     postbox = Postbox()
     postbox.replies["ann@example.org"] = [BARRED.format("ann@example.org")]
     postbox.replies["bob@example.org"] = [DENIALS[0]]
@@ -288,7 +288,7 @@ async def test_a_server_that_wants_auth_and_gets_none_is_misconfigured(
         assert isinstance(await failed(mailer), Misconfigured)
 
 
-async def test_nobody_listening_is_unavailable() -> None:
+async def test_a_port_without_a_listener_is_unavailable() -> None:
     async with smtp_server(Postbox()) as postbox:
         port = postbox.port
     async with mailer_at(port) as mailer:
@@ -307,7 +307,7 @@ async def test_nobody_listening_is_unavailable() -> None:
         (None, Unavailable),
     ],
 )
-async def test_a_greeting_that_is_none_is_the_servers_matter(greeting: bytes | None, expected: type[TaskError]) -> None:
+async def test_an_invalid_greeting_counts_for_the_server(greeting: bytes | None, expected: type[TaskError]) -> None:
     async with server_that_greets(greeting) as port, mailer_at(port, connect_timeout=0.3) as mailer:
         assert type(await failed(mailer)) is expected
         await refused_check(mailer, expected)

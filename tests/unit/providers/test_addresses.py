@@ -131,12 +131,12 @@ def test_a_common_mistake_has_a_sentence_of_its_own(text: object, said: str) -> 
         ('"ann lee"@Example.org', '"ann lee"@example.org'),
     ],
 )
-def test_a_server_is_told_what_it_takes(text: str, envelope: str) -> None:
+def test_a_server_gets_the_form_that_it_accepts(text: str, envelope: str) -> None:
     assert Address.parse(text).envelope == envelope
     assert Address.parse(str(Address.parse(text))) == Address.parse(text)
 
 
-def test_the_schema_takes_whatever_is_read() -> None:
+def test_the_schema_accepts_whatever_is_read() -> None:
     chance = random.Random(7)
     read = 0
     for _ in range(20_000):

@@ -23,7 +23,7 @@ def gathered(coding: str | None, *chunks: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("coding", [None, "", "identity", "Identity "])
-def test_a_body_as_it_is_is_gathered_up_to_what_is_allowed(coding: str | None) -> None:
+def test_a_plain_body_is_read_up_to_the_limit(coding: str | None) -> None:
     assert gathered(coding, b"a" * 400, b"b" * 600) == b"a" * 400 + b"b" * 600
 
 

@@ -43,7 +43,7 @@ URLS = [f"<https://example.org/{each * 400},1>" for each in "abc"]
         ("Subject", "Two  spaces,   three"),
     ],
 )
-def test_ascii_goes_out_as_it_is_however_many_spaces_it_has(name: str, value: str) -> None:
+def test_ascii_is_sent_as_it_is_however_many_spaces_it_has(name: str, value: str) -> None:
     assert unfolded(name, value) == value
 
 

@@ -163,7 +163,7 @@ def test_long_lists_of_recipients_are_folded_between_addresses_and_names_are_kep
 
 @pytest.mark.parametrize("length", [900, 985, 990, 991, 992, 993, 994, 995, 1200, 1999])
 @pytest.mark.parametrize("shape", ["{}", "a {}", "{} a", "ü{}", "=?{}", "a  {}"])
-def test_what_the_model_takes_can_be_written(length: int, shape: str) -> None:
+def test_what_the_model_accepts_can_be_written(length: int, shape: str) -> None:
     value = shape.format("x" * length)
     for fields in ({"headers": {"X-A": value}}, {"subject": value}):
         try:
@@ -251,7 +251,7 @@ def test_a_mail_of_html_alone_gets_a_text_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("html", ["", "<p></p>", "<img src='cid:logo'>"])
-def test_html_without_any_text_goes_alone(html: str) -> None:
+def test_html_without_any_text_is_sent_alone(html: str) -> None:
     assert shape(parsed(written(body=None, html=html))) == "text/html"
     mail = parsed(written(body=None, html=html, attachments=[Attachment(**PNG, content_id="logo")]))
     assert shape(mail) == {"related": ["text/html", "image/png"]}

@@ -125,7 +125,7 @@ def test_a_template_that_the_task_names_is_the_task_s_own_fault_and_the_configur
 
 
 @pytest.mark.parametrize("quoted", ["credit-pending", "Your balance is insufficient", "not approved"])
-def test_words_of_the_task_that_an_answer_repeats_say_nothing_of_the_account(quoted: str) -> None:
+def test_words_of_the_task_that_an_answer_repeats_are_ignored(quoted: str) -> None:
     assert type(meaning(200, error(f"Invalid value {quoted}"), quoted=["Ann", quoted])) is Permanent
     said = error(f"Insufficient balance, nothing is sent for {quoted}")
     assert type(meaning(200, said, quoted=[quoted])) is Misconfigured
@@ -189,7 +189,7 @@ def test_the_form_with_groups_is_read() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, "null", "NULL", " null ", "", [], {}, True])
-def test_an_id_that_is_none_by_its_word_is_none(nothing: object) -> None:
+def test_an_id_that_is_the_word_null_is_missing(nothing: object) -> None:
     assert meaning(200, {"type": "success", "message": nothing}) == ""
     [report], _ = read(flat(requestId=nothing))
     assert report.request_id == ""
@@ -202,7 +202,7 @@ def test_an_id_that_is_none_by_its_word_is_none(nothing: object) -> None:
         ("17", "blocked"), ("Delivered", "delivered"), ("5", "accepted"), ("what", "accepted"), (None, "accepted"),
     ],
 )  # fmt: skip
-def test_a_code_says_what_became_of_the_message(code: object, status: str) -> None:
+def test_a_code_is_the_state_of_the_message(code: object, status: str) -> None:
     [report], _ = read([flat(status=code)])
     assert report.status == status
 
@@ -221,7 +221,7 @@ def test_a_report_that_names_no_task_is_counted(reference: object) -> None:
     assert read([flat(CRQID=reference), flat()])[1] == 1
 
 
-def test_words_are_made_storable_and_name_nobody() -> None:
+def test_texts_are_made_storable_and_contain_no_number() -> None:
     [report], _ = read(flat(desc="a|b\0\ud800 to +919876543210 " + "x" * 500, requestId="\0"))
     assert report.description.startswith("a/b to … xxx")
     assert len(report.description) <= 200

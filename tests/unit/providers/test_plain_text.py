@@ -34,7 +34,7 @@ DEEP = "\n\n".join("  " * min(depth, 8) + "* a" for depth in range(40))
         ("\x1e\x1fa\x1db\x1c", "ab"),
     ],
 )
-def test_html_is_told_as_lines_of_text(html: str, text: str) -> None:
+def test_html_becomes_lines_of_text(html: str, text: str) -> None:
     assert plain_text(html) == text
 
 
@@ -71,7 +71,7 @@ def test_a_link_says_where_it_leads_unless_it_shows_that(html: str, text: str) -
         "a" * (MOST_HTML + 1),
     ],
 )
-def test_what_is_not_shown_is_no_text(html: str) -> None:
+def test_what_is_not_shown_is_left_out(html: str) -> None:
     assert plain_text(html) == ""
 
 

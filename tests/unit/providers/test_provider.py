@@ -70,7 +70,7 @@ class Counted:
         (KeyError("…"), "crashed"),
     ],
 )
-def test_a_call_of_ones_own_is_counted_by_what_leaves_its_block(error: BaseException, outcome: str) -> None:
+def test_a_call_of_an_own_provider_is_counted_by_what_leaves_its_block(error: BaseException, outcome: str) -> None:
     counted = Counted()
     with billing.call("POST /charges") as call:
         call.note("http.response.status_code", 200)
@@ -79,7 +79,7 @@ def test_a_call_of_ones_own_is_counted_by_what_leaves_its_block(error: BaseExcep
     assert counted.since() == {"succeeded": 1, outcome: 1, "timed": 2}
 
 
-def test_a_failure_that_is_returned_counts_by_its_class_and_one_that_nobody_knows_as_a_crash() -> None:
+def test_a_failure_that_is_returned_counts_by_its_class_and_an_unknown_one_as_a_crash() -> None:
     counted = Counted()
     for error_class in ("Permanent", "", "ann@example.org"):
         with billing.call("POST /charges") as call:
@@ -104,7 +104,7 @@ def test_a_call_is_a_span_within_a_recorded_attempt_only(spans: Spans) -> None:
     assert span.events == ()
 
 
-def test_an_error_is_recorded_by_class_and_place_and_never_by_what_it_says(spans: Spans) -> None:
+def test_an_error_is_recorded_by_class_and_place_and_never_by_its_text(spans: Spans) -> None:
     with pytest.raises(ValueError), tracing.start(SOME, parent=SAMPLED), billing.call("POST /charges"):
         raise ValueError(f"{SECRET} is unknown")
     for span in spans.all():
@@ -169,7 +169,7 @@ def test_a_judgement_and_an_order_to_end_pass_as_they_are(error: BaseException, 
     assert raised.value is error
 
 
-def test_what_nobody_foresaw_is_logged_by_its_place_and_a_lost_connection_is_not(
+def test_an_unforeseen_error_is_logged_by_its_place_and_a_lost_connection_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for error in (ConnectionResetError(SECRET), KeyError(SECRET)):

@@ -126,7 +126,7 @@ def resumed(progress: dict[str, Any], *wanted: str, message_id: str = "<1@x>") -
     return deliveries
 
 
-def test_a_mail_that_reached_somebody_succeeds_and_names_the_refused() -> None:
+def test_a_mail_that_reached_one_recipient_succeeds_and_names_the_refused() -> None:
     deliveries = of("a@x", "b@x")
     deliveries.note({"a@x": OK, "b@x": NO})
     assert deliveries.conclude() == {
@@ -154,7 +154,7 @@ def test_the_wait_is_the_shortest_that_any_recipient_asks_for() -> None:
     assert deliveries.retry_after is None
 
 
-def test_only_when_nobody_ever_got_it_and_all_refuse_it_is_permanent() -> None:
+def test_only_when_all_recipients_refuse_it_is_a_mail_permanent() -> None:
     deliveries = of("a@x", "b@x")
     deliveries.note({"a@x": NO, "b@x": NO})
     with pytest.raises(Permanent, match="every recipient was refused: a@x: 550") as failure:
@@ -178,7 +178,7 @@ def test_a_replay_asks_the_refused_again_but_not_who_has_the_mail() -> None:
 
 
 @pytest.mark.parametrize("progress", [{}, {"delivered": None}, {"delivered": [1], "refused": "x"}, {"other": 1}])
-def test_progress_of_another_shape_is_none(progress: dict[str, object]) -> None:
+def test_progress_of_another_form_is_ignored(progress: dict[str, object]) -> None:
     assert resumed(progress, "a@x").open == ["a@x"]
 
 
@@ -242,7 +242,7 @@ def test_what_servers_say_to_a_client_that_they_do_not_relay_for_is_a_denial(cod
         (552, "5.2.2 mailbox full"),
     ],
 )
-def test_what_is_about_a_recipient_or_the_moment_is_no_denial(code: int, text: str) -> None:
+def test_what_is_about_a_recipient_or_the_moment_is_not_a_denial(code: int, text: str) -> None:
     assert not judge(code, text, RCPT).denied
 
 

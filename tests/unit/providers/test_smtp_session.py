@@ -71,7 +71,7 @@ def test_a_ca_file_that_cannot_be_read_stops_the_start() -> None:
         SmtpSettings(host="127.0.0.1", sender="a@b", ca_file="/nowhere/ca.pem")
 
 
-async def test_a_ca_file_that_has_gone_since_the_start_opens_the_circuit(tmp_path: Path) -> None:
+async def test_a_ca_file_that_was_deleted_since_the_start_opens_the_circuit(tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
     settings = SmtpSettings(host="127.0.0.1", sender="a@b", ca_file=str(tmp_path / "ca.pem"))
     (tmp_path / "ca.pem").unlink()
@@ -115,7 +115,7 @@ async def test_a_complaint_halves_the_connections_but_leaves_one() -> None:
         assert slots.wanted == wanted
 
 
-async def test_a_slot_too_many_is_not_handed_out_again() -> None:
+async def test_a_slot_too_many_is_not_given_out_again() -> None:
     slots = Slots(2)
     async with slots.slot():
         await complain(slots)
@@ -185,7 +185,7 @@ async def test_who_waited_for_a_login_that_failed_gets_its_error_and_does_not_tr
     assert server.logins == 2
 
 
-async def test_once_a_login_has_gone_well_all_log_in_at_once() -> None:
+async def test_once_a_login_has_succeeded_all_log_in_at_once() -> None:
     logins, server = Logins(), Server()
     assert await together(logins, server, 10) == [server] * 10
     assert (server.logins, server.at_once) == (10, 9)

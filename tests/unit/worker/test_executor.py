@@ -350,7 +350,7 @@ class Hostile(Receipt):
     ],
     ids=["digits", "NaN", "no text", "no mapping", "no mapping, no text", "no result", "no receipt"],
 )
-async def test_a_success_is_one_whatever_stands_in_its_receipt(scene: Scene, receipt: Any, result: Any) -> None:
+async def test_a_success_is_one_whatever_its_receipt_contains(scene: Scene, receipt: Any, result: Any) -> None:
     place = await Workplace.of(scene, returning(receipt))
     row = await scene.row(await place.run_one())
     assert (row["state"], row["result"] and json.loads(row["result"])) == ("succeeded", result)
@@ -447,7 +447,7 @@ class Stubborn:
 
 
 @pytest.mark.parametrize(("policy", "state"), [("resend", "scheduled"), ("hold", "uncertain")])
-async def test_a_handler_that_ignores_its_timeout_is_left_to_itself_and_takes_no_slot(
+async def test_a_handler_that_ignores_its_timeout_is_abandoned_and_takes_no_slot(
     scene: Scene, policy: Any, state: str
 ) -> None:
     stubborn = Stubborn()
@@ -473,7 +473,7 @@ class Unwilling(asyncio.Future[None]):
         raise SystemExit(3)
 
 
-async def test_a_handler_that_waits_for_what_cannot_be_cancelled_is_left_to_itself(scene: Scene) -> None:
+async def test_a_handler_that_waits_for_what_cannot_be_cancelled_is_abandoned(scene: Scene) -> None:
     forever = Unwilling()
 
     async def work(task: Task[Payload]) -> Receipt:
@@ -495,7 +495,7 @@ async def test_a_handler_that_waits_for_what_cannot_be_cancelled_is_left_to_itse
     forever.set_result(None)
 
 
-async def test_a_drain_leaves_nothing_behind_that_tries_to_write_what_postgresql_does_not_take(scene: Scene) -> None:
+async def test_after_a_drain_nothing_tries_to_write_what_postgresql_cannot_store(scene: Scene) -> None:
     place = await Workplace.of(scene, returning(Receipt()))
     (claim,) = await place.claim()
     place.database.unreachable.add("settle")
@@ -570,14 +570,14 @@ async def test_a_task_that_exits_during_the_drain_is_cut_off_like_all_others(sce
 
 
 @pytest.mark.parametrize("value", ["done", 7, {"sent": True}])
-async def test_what_is_no_receipt_is_a_success_all_the_same(scene: Scene, value: object) -> None:
+async def test_a_result_that_is_not_a_receipt_is_still_a_success(scene: Scene, value: object) -> None:
     place = await Workplace.of(scene, returning(value))
     row = await scene.row(await place.run_one())
     assert (row["state"], row["result"]) == ("succeeded", None)
 
 
 @pytest.mark.parametrize(("error", "opens"), [(InvalidPayload("too large"), True), (Permanent("refused"), False)])
-async def test_what_its_provider_was_not_asked_of_is_no_sign_that_it_serves(
+async def test_what_did_not_call_its_provider_is_not_a_sign_that_it_serves(
     scene: Scene, error: TaskError, opens: bool
 ) -> None:
     place = await Workplace.of(scene, raising(error), client=object())
@@ -773,7 +773,7 @@ async def lost_while_it_runs(place: Workplace, calls: Calls) -> Any:
     return claim
 
 
-async def test_a_late_outcome_wins_while_nobody_has_claimed_the_task_again(scene: Scene) -> None:
+async def test_a_late_outcome_wins_until_the_task_is_claimed_again(scene: Scene) -> None:
     calls = Calls(waits=True)
     place = await Workplace.of(scene, calls)
     claim = await lost_while_it_runs(place, calls)
@@ -782,7 +782,7 @@ async def test_a_late_outcome_wins_while_nobody_has_claimed_the_task_again(scene
     assert (await scene.row(claim.id))["state"] == "succeeded"
 
 
-async def test_a_late_outcome_changes_nothing_once_somebody_has_claimed_the_task_again(scene: Scene) -> None:
+async def test_a_late_outcome_changes_nothing_once_the_task_is_claimed_again(scene: Scene) -> None:
     calls = Calls(waits=True)
     place = await Workplace.of(scene, calls)
     claim = await lost_while_it_runs(place, calls)

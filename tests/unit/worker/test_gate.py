@@ -64,7 +64,7 @@ async def is_open(scene: Scene) -> bool:
     return (await scene.circuits.all())[PROVIDER].open
 
 
-async def test_failures_of_several_tasks_open_the_circuit_for_everybody(scene: Scene) -> None:
+async def test_failures_of_several_tasks_open_the_circuit_for_all(scene: Scene) -> None:
     gate = a_gate(scene)
     await failures(gate, OPEN_AFTER - 1)
     assert not gate.open
@@ -130,7 +130,7 @@ async def test_without_an_open_circuit_a_probe_checks_nothing(scene: Scene) -> N
     assert client.checks == 0
 
 
-async def test_a_circuit_that_another_worker_opened_is_known_after_a_look(scene: Scene) -> None:
+async def test_a_circuit_that_another_worker_opened_is_known_after_a_refresh(scene: Scene) -> None:
     gate, watch = a_gate(scene), CircuitWatch(Circuits(scene.database))
     gate = Gate(watch, PROVIDER)
     await opened(scene)
@@ -172,7 +172,7 @@ GOOD = UUID(int=10**9)
 REFUSED = Misconfigured("your template is wrong")
 
 
-async def test_who_fails_while_its_provider_serves_others_is_told_so_and_opens_nothing(scene: Scene) -> None:
+async def test_a_task_that_fails_while_its_provider_serves_others_opens_nothing(scene: Scene) -> None:
     clock = Clock()
     gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, clock=clock)
     for task in range(10 * OPEN_AFTER):
@@ -225,7 +225,7 @@ async def test_another_worker_s_success_counts_once_it_closed_the_circuit_and_it
     assert await gate.failed(UUID(int=0), REFUSED, clock.now) is counts
 
 
-async def test_a_check_that_succeeds_serves_nobody(scene: Scene) -> None:
+async def test_a_check_that_succeeds_does_not_count_as_service(scene: Scene) -> None:
     clock = Clock()
     gate = Gate(CircuitWatch(Circuits(scene.database), clock), PROVIDER, Client(), clock=clock)
     await failures(gate, OPEN_AFTER)

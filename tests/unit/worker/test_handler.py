@@ -111,7 +111,7 @@ def test_a_name_that_no_topic_can_bear_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["email", "image.resize", "x", "7-up", "x" * 100])
-def test_a_name_that_a_topic_can_bear_is_taken(name: str) -> None:
+def test_a_name_that_a_topic_can_have_is_accepted(name: str) -> None:
     assert handler(name, payload=Image)(alone).type == name
 
 
@@ -151,7 +151,7 @@ def test_a_function_that_does_not_fit_is_refused(
         declare(function)
 
 
-def test_a_plain_function_is_told_from_one_that_runs_on_the_loop() -> None:
+def test_a_plain_function_is_distinguished_from_one_that_runs_on_the_loop() -> None:
     task = Task(UUID(int=1), "resize", Image(url="x"), 1, 3, 0, datetime.now(UTC))
     plain = handler("x", payload=Image)(not_async)
     assert (plain.blocking, plain(task)) == (True, Receipt())
@@ -180,7 +180,7 @@ def test_what_a_type_declares_is_registered_and_held_against_its_payloads() -> N
         wide.parse(json.dumps(["x" * 2_000_000]))
 
 
-def test_a_payload_that_is_wrong_in_very_many_places_is_not_told_place_by_place() -> None:
+def test_a_payload_that_is_wrong_in_very_many_places_is_not_described_place_by_place() -> None:
     @handler("counts", payload=list[int])
     async def counts(task: Task[list[int]]) -> None: ...
 

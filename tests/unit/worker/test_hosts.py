@@ -16,7 +16,7 @@ def test_names_are_compared_without_port_case_and_final_dot() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8080", "10.1.2.3:8080", "[::1]", "[::1]:8080", "[fe80::1]:1"])
-def test_an_address_is_always_answered_since_nobody_can_move_it(host: str) -> None:
+def test_an_address_is_always_answered_since_it_cannot_be_moved(host: str) -> None:
     assert refusal(ALLOWED, [host]) is None
 
 

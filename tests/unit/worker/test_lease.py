@@ -51,7 +51,7 @@ async def test_the_seconds_count_from_before_the_beat_was_asked_for(scene: Scene
     assert not lease.valid
 
 
-async def test_beats_in_time_go_on_with_the_same_term(scene: Scene) -> None:
+async def test_beats_in_time_keep_the_same_term(scene: Scene) -> None:
     lease, clock = await a_lease(scene)
     await lease.renew(0)
     term = lease.term
@@ -85,7 +85,7 @@ async def test_a_beat_that_fails_renews_nothing(scene: Scene) -> None:
     assert not lease.valid
 
 
-async def test_a_worker_whose_lease_was_ended_goes_on_under_a_new_identity_with_nothing_that_it_held(
+async def test_a_worker_whose_lease_expired_continues_under_a_new_identity_without_its_claims(
     scene: Scene,
 ) -> None:
     lease, _ = await a_lease(scene)
@@ -143,7 +143,7 @@ print(boottime() - time.monotonic())
 """
 
 
-def test_the_seconds_go_on_while_the_machine_is_suspended() -> None:
+def test_the_clock_continues_while_the_machine_is_suspended() -> None:
     """A time namespace whose machine has been suspended for 1,000 s: CLOCK_MONOTONIC has not counted them."""
     suspended = ["unshare", "--user", "--map-root-user", "--time", "--boottime", "1000", "--monotonic", "0"]
     if shutil.which("unshare") is None or subprocess.run([*suspended, "true"], capture_output=True).returncode != 0:

@@ -110,7 +110,7 @@ async def test_a_loop_that_is_late_for_less_than_a_second_is_not_blocked(caplog:
     assert (scene.blocks, caplog.text) == (0, "")
 
 
-async def test_a_block_is_counted_once_while_it_lasts_and_told_before_livez_fails(
+async def test_a_block_is_counted_once_while_it_lasts_and_logged_before_livez_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whoever restarts the process because of it leaves no later moment to tell it."""
@@ -141,7 +141,7 @@ async def test_the_next_block_is_another(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_machine_that_stood_still_while_the_loop_had_nothing_to_do_is_no_block(
+def test_a_machine_that_was_suspended_while_the_loop_was_idle_is_not_a_block(
     new_loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
     loop, idle, end = new_loop(), threading.Event(), asyncio.Event()
@@ -173,7 +173,7 @@ def _looked_at(scene: Watched) -> float:
     return scene.counted - before
 
 
-async def test_the_thread_that_looks_ends_with_its_worker() -> None:
+async def test_the_watching_thread_ends_with_its_worker() -> None:
     with watched(Watched().handler, Health()):
         (thread,) = [each for each in threading.enumerate() if each.name == "loop-watch"]
     await asyncio.to_thread(thread.join, 10 * LOOK)

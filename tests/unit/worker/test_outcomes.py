@@ -100,7 +100,7 @@ async def test_an_outcome_that_postgresql_refuses_is_written_reduced_and_holds_u
 
 
 @pytest.mark.parametrize("result", [5, "text", [1], object()])
-async def test_a_result_that_is_no_mapping_is_not_kept(scene: Scene, result: Any) -> None:
+async def test_a_result_that_is_not_a_mapping_is_not_kept(scene: Scene, result: Any) -> None:
     worker = await scene.worker()
     claims = await scene.running(worker)
     await write(Outcomes(worker), claims, replace(DONE, result=result))
@@ -108,7 +108,7 @@ async def test_a_result_that_is_no_mapping_is_not_kept(scene: Scene, result: Any
     assert (row["state"], row["result"]) == ("succeeded", None)
 
 
-async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
+async def test_an_outcome_is_logged_once_it_is_written_and_without_personal_data(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = await scene.worker()
@@ -122,7 +122,7 @@ async def test_what_was_decided_is_told_once_it_is_written_and_names_nobody(
     assert "ada@example.org" not in str(vars(told))
 
 
-async def test_a_reason_that_is_left_out_leaves_no_empty_one_behind(
+async def test_a_reason_that_is_left_out_leaves_no_empty_one(
     scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "reason", lambda said, sent: None)  # as with TASKFLUX_LOG__REASONS=false

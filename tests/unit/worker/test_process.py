@@ -15,7 +15,7 @@ def process() -> Process:
     return Process("relay", Settings())
 
 
-async def test_what_fails_while_it_is_waited_for_is_told(process: Process) -> None:
+async def test_what_fails_while_it_is_waited_for_raises_its_error(process: Process) -> None:
     async def work() -> None:
         raise KeyError("a fault")
 

@@ -81,7 +81,9 @@ async def test_a_task_s_key_picks_the_partition_and_a_probe_says_so(scene: Scene
     assert json.loads(record.value or b"")["probe"] is True
 
 
-async def test_what_kafka_did_not_take_stays_due_and_is_published_by_a_relay_after_its_grace(scene: Scene) -> None:
+async def test_what_kafka_did_not_accept_stays_pending_and_a_relay_publishes_it_after_its_grace(
+    scene: Scene,
+) -> None:
     kafka = Kafka(scene)
     kafka.refused[0] = LATE
     (due,) = await promised(scene)
@@ -103,7 +105,7 @@ async def test_of_records_sent_together_only_those_that_kafka_took_are_confirmed
     assert scene.database.ran["confirm"] == 1
 
 
-async def test_a_record_that_postgresql_does_not_know_of_stays_due(scene: Scene) -> None:
+async def test_a_record_that_postgresql_does_not_know_of_stays_pending(scene: Scene) -> None:
     assert isinstance(scene.database, WatchedDatabase)
     kafka = Kafka(scene)
     (due,) = await promised(scene)
@@ -131,7 +133,7 @@ async def a_dead_task(scene: Scene) -> UUID:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-async def test_a_dead_letter_is_due_until_kafka_has_it(scene: Scene, taken: bool) -> None:
+async def test_a_dead_letter_is_pending_until_kafka_has_it(scene: Scene, taken: bool) -> None:
     kafka = Kafka(scene)
     task = await a_dead_task(scene)
     if not taken:

@@ -134,7 +134,7 @@ def test_one_underscore_in_place_of_two_is_noticed(monkeypatch: pytest.MonkeyPat
     assert refusal() == "TASKFLUX_REDIS_URL is not read: two underscores follow the section, TASKFLUX_REDIS__URL"
 
 
-def test_what_kubernetes_sets_for_its_services_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_kubernetes_sets_for_its_services_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     given(
         monkeypatch,
         TASKFLUX_HTTP_PORT="tcp://10.0.0.1:8080",
@@ -153,7 +153,7 @@ def test_a_misspelt_section_is_hinted_at_where_the_right_one_is_missing(monkeypa
     assert "s3cret" not in said
 
 
-def test_variables_of_somebodys_own_provider_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_an_own_provider_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, TASKFLUX_BILLING__BASE_URL="http://x", TASKFLUX_KAFKA2__ANYTHING="x", TASKFLUX_HTTP_X__PORT="1")
     load("postgres", "kafka")
 
@@ -181,7 +181,7 @@ def test_a_providers_settings_come_from_a_section_of_its_name(monkeypatch: pytes
     assert "s3cret" not in settings.model_dump_json()
 
 
-def test_a_provider_of_which_nothing_is_set_has_its_defaults() -> None:
+def test_a_provider_without_settings_has_its_defaults() -> None:
     assert load_provider("billing", Billing) == Billing()
 
 

@@ -76,7 +76,7 @@ async def states(scene: Scene, *tasks: UUID) -> set[str]:
     return {(await scene.state(task))[0] for task in tasks}
 
 
-async def test_a_group_of_suspects_runs_with_nothing_beside_it_while_other_work_waits_and_goes_on_after(
+async def test_a_group_of_suspects_runs_alone_while_other_work_waits_and_continues_after(
     scene: Scene,
 ) -> None:
     seen = Beside()
@@ -145,7 +145,7 @@ async def until(scene: Scene, state: str, *tasks: UUID) -> None:
             await asyncio.sleep(0)
 
 
-async def test_what_is_in_flight_and_has_not_begun_in_time_makes_room(scene: Scene) -> None:
+async def test_what_is_in_flight_and_has_not_begun_in_time_is_released(scene: Scene) -> None:
     seen = Beside()
     place = await Workplace.of(scene, seen, timeout=0.05, concurrency=1)
     slow, waiting = await queued(scene, 2)
@@ -179,7 +179,7 @@ async def test_a_group_has_its_worker_for_a_bounded_time_and_what_has_not_begun_
     assert await scene.groups() == [{rest}]
 
 
-async def test_a_group_for_which_its_worker_does_not_become_free_is_released_and_other_work_goes_on(
+async def test_a_group_for_which_its_worker_does_not_become_free_is_released_and_other_work_continues(
     scene: Scene,
 ) -> None:
     """An attempt that does not end when it is cut off holds up nothing but itself."""
@@ -310,7 +310,7 @@ async def test_a_worker_that_finds_its_lease_ended_clears_its_tasks_unless_its_l
     assert len(await scene.groups()) == groups
 
 
-async def test_a_beat_that_waits_for_postgresql_for_a_lease_is_no_loop_that_stood_still(scene: Scene) -> None:
+async def test_a_beat_that_waits_for_postgresql_for_a_lease_is_not_a_blocked_loop(scene: Scene) -> None:
     """Where packets are dropped, a beat fails only after its timeouts, which are longer than a lease together."""
     claims, clock, awake = await scene.worker(), Clock(), Clock()
     lease, database = Lease(claims, LEASE, clock, awake), cast("WatchedDatabase", scene.database)

@@ -12,7 +12,7 @@ from taskflux import Receipt, Task, Transient
 from taskflux.store.tasks import Tasks
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import Envelope, Poison, Record, encode
-from taskflux.worker.foreign import Adoption, PoisonOutlet
+from taskflux.worker.foreign import PoisonOutlet, Registration
 from taskflux.worker.process import Process
 from taskflux.worker.settings import Settings, WorkerSettings
 from taskflux.worker.worker import Worker
@@ -88,12 +88,12 @@ class Shift:
         self.topic.seen = lambda: set(place.database.ran)
         self.events: list[str] = []
         self.outlet = Outlet(self.events)
-        adoption = Adoption(self.process, Tasks(place.database), GRACE)
+        registration = Registration(self.process, Tasks(place.database), GRACE)
         self.worker = Worker(
             self.process,
             cast("Consumer", self.topic),
             place.executor,
-            adoption,
+            registration,
             cast("PoisonOutlet", self.outlet),
         )
 
@@ -182,7 +182,7 @@ async def test_while_postgresql_is_unreachable_nothing_is_done_with_and_then_all
     assert ([each.id for each in seen.tasks], len(shift.topic.done)) == ([task], 1)
 
 
-async def test_who_is_told_to_drain_while_postgresql_is_unreachable_leaves_its_records_to_others(scene: Scene) -> None:
+async def test_a_drain_while_postgresql_is_unreachable_leaves_the_records_to_others(scene: Scene) -> None:
     place = await Workplace.of(scene, Seen())
     shift = Shift(place, [record(task) for task in await queued(scene)])
     place.database.unreachable.add("claim")
@@ -355,7 +355,7 @@ async def test_a_claim_that_no_attempt_has_begun_is_released(scene: Scene) -> No
 @pytest.mark.parametrize(
     ("policy", "state", "event"), [("resend", "scheduled", "retry"), ("hold", "uncertain", "held")]
 )
-async def test_a_claim_whose_attempt_a_fault_of_ours_has_ended_is_settled_by_its_policy(
+async def test_a_claim_whose_attempt_a_bug_of_ours_has_ended_is_settled_by_its_policy(
     scene: Scene, policy: Any, state: str, event: str
 ) -> None:
     draws: list[float] = []

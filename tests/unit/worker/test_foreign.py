@@ -10,7 +10,7 @@ import pytest
 from taskflux.store.tasks import ForeignTask, Known, Tasks
 from taskflux.stream.envelope import Foreign, Poison, PoisonClass, Record, decode
 from taskflux.tasks.model import TaskType
-from taskflux.worker.foreign import Adoption, adoptee
+from taskflux.worker.foreign import Registration, foreign_task
 from taskflux.worker.process import Process
 from taskflux.worker.settings import Settings
 
@@ -31,8 +31,8 @@ def foreign(value: bytes | dict[str, Any], **place: Any) -> Foreign:
     return found
 
 
-def adopted(value: bytes | dict[str, Any], **place: Any) -> ForeignTask:
-    found = adoptee(foreign(value, **place), EMAIL, NOW)
+def registered(value: bytes | dict[str, Any], **place: Any) -> ForeignTask:
+    found = foreign_task(foreign(value, **place), EMAIL, NOW)
     assert isinstance(found, ForeignTask)
     return found
 
@@ -41,48 +41,48 @@ NAMED = {"taskId": "7f0c", "taskType": "email", "payload": {"to": "user@example.
 NAMELESS = {"taskType": "email", "payload": {"to": "user@example.com"}}
 
 
-def test_a_producers_id_names_its_task_wherever_the_record_stands() -> None:
-    first, second = adopted(NAMED), adopted(NAMED, topic="other", partition=0, offset=99, timestamp=1)
+def test_a_producers_id_names_its_task_wherever_the_record_is() -> None:
+    first, second = registered(NAMED), registered(NAMED, topic="other", partition=0, offset=99, timestamp=1)
     assert first.identity == second.identity == "id:email:7f0c"
     assert first.digest == second.digest
     assert first.id != second.id
     assert (first.type, first.payload, first.max_attempts) == ("email", '{"to":"user@example.com"}', 6)
-    assert adopted({**NAMED, "taskId": 7}).identity == "id:email:7"
+    assert registered({**NAMED, "taskId": 7}).identity == "id:email:7"
 
 
 def test_an_id_is_one_of_its_type() -> None:
-    assert adopted(NAMED).identity != adopted({**NAMED, "taskType": "sms"}).identity
+    assert registered(NAMED).identity != registered({**NAMED, "taskType": "sms"}).identity
 
 
 @pytest.mark.parametrize("place", [{"partition": 0}, {"offset": 6}, {"timestamp": 8}, {"key": b"k"}, {"topic": "x"}])
-def test_a_nameless_record_is_known_by_place_time_and_bytes(place: dict[str, Any]) -> None:
-    assert adopted(NAMELESS).identity == adopted(NAMELESS).identity
-    assert adopted(NAMELESS).identity != adopted(NAMELESS, **place).identity
+def test_a_record_without_an_id_is_known_by_place_time_and_bytes(place: dict[str, Any]) -> None:
+    assert registered(NAMELESS).identity == registered(NAMELESS).identity
+    assert registered(NAMELESS).identity != registered(NAMELESS, **place).identity
 
 
-def test_the_order_of_a_payloads_names_makes_no_other_payload() -> None:
-    one = adopted(b'{"taskId": 1, "taskType": "email", "payload": {"a": 1, "b": 2}}')
-    two = adopted(b'{"taskId": 1, "taskType": "email", "payload": {"b":2,"a":1}}')
+def test_the_order_of_a_payloads_names_does_not_matter() -> None:
+    one = registered(b'{"taskId": 1, "taskType": "email", "payload": {"a": 1, "b": 2}}')
+    two = registered(b'{"taskId": 1, "taskType": "email", "payload": {"b":2,"a":1}}')
     assert one.digest == two.digest
-    assert one.digest != adopted(b'{"taskId": 1, "taskType": "email", "payload": {"a": 1}}').digest
+    assert one.digest != registered(b'{"taskId": 1, "taskType": "email", "payload": {"a": 1}}').digest
 
 
-def test_what_postgresql_does_not_take_stays_as_json_escapes_it() -> None:
-    found = adopted(b'{"taskType": "email", "payload": {"to": "\\u0000\xc3\xa9"}}')
+def test_what_postgresql_cannot_store_stays_as_json_escapes_it() -> None:
+    found = registered(b'{"taskType": "email", "payload": {"to": "\\u0000\xc3\xa9"}}')
     assert found.payload == '{"to":"\\u0000\\u00e9"}'
 
 
 def test_a_payload_above_the_limit_of_its_type_is_poison() -> None:
-    found = adoptee(foreign({"taskType": "email", "payload": "x" * 999}), EMAIL, NOW)
+    found = foreign_task(foreign({"taskType": "email", "payload": "x" * 999}), EMAIL, NOW)
     assert isinstance(found, Poison)
     assert (found.error_class, "1,001 bytes" in found.reason) == (PoisonClass.TOO_LARGE, True)
-    assert isinstance(adoptee(foreign({"taskType": "email", "payload": "x" * 998}), EMAIL, NOW), ForeignTask)
+    assert isinstance(foreign_task(foreign({"taskType": "email", "payload": "x" * 998}), EMAIL, NOW), ForeignTask)
 
 
-def test_the_producers_trace_goes_on_and_every_task_has_one() -> None:
+def test_the_producers_trace_is_continued_and_every_task_has_one() -> None:
     parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    assert adopted(NAMED, headers=(("traceparent", parent),)).traceparent == parent.decode()
-    assert len(adopted(NAMED).traceparent) == 55
+    assert registered(NAMED, headers=(("traceparent", parent),)).traceparent == parent.decode()
+    assert len(registered(NAMED).traceparent) == 55
 
 
 FIELDS: dict[str, Any] = {
@@ -95,31 +95,31 @@ FIELDS: dict[str, Any] = {
 
 
 def test_the_fields_of_a_record_mean_what_they_mean_over_http() -> None:
-    found = adopted(NAMED | FIELDS)
+    found = registered(NAMED | FIELDS)
     assert found.schedule_at == datetime(2030, 1, 2, 7, tzinfo=UTC)
     assert found.expires_at == datetime(2030, 1, 3, tzinfo=UTC)
     assert (found.key, found.max_attempts, found.metadata) == ("customer 7", 3, '{"order":12,"name":"Zo\\u00eb"}')
     assert found.waits
-    delayed = adopted(NAMED | {"delaySeconds": 1.5})
+    delayed = registered(NAMED | {"delaySeconds": 1.5})
     assert (delayed.delay, delayed.schedule_at, delayed.waits) == (1.5, None, True)
 
 
 def test_null_is_as_good_as_absent_and_other_names_are_ignored() -> None:
-    bare = adopted(NAMED)
-    found = adopted(NAMED | dict.fromkeys(FIELDS) | {"delaySeconds": None, "priority": 3})
+    bare = registered(NAMED)
+    found = registered(NAMED | dict.fromkeys(FIELDS) | {"delaySeconds": None, "priority": 3})
     assert (found.digest, found.max_attempts, found.waits) == (bare.digest, 6, False)
     assert (found.key, found.metadata, found.expires_at) == (None, None, None)
 
 
 def test_the_same_id_with_other_fields_is_another_task() -> None:
-    first = adopted(NAMED | FIELDS)
-    assert first.digest == adopted(NAMED | FIELDS | {"scheduleAt": "2030-01-02T07:00:00Z"}).digest
-    assert first.digest != adopted(NAMED | FIELDS | {"maxAttempts": 4}).digest
-    assert first.digest != adopted(NAMED).digest
+    first = registered(NAMED | FIELDS)
+    assert first.digest == registered(NAMED | FIELDS | {"scheduleAt": "2030-01-02T07:00:00Z"}).digest
+    assert first.digest != registered(NAMED | FIELDS | {"maxAttempts": 4}).digest
+    assert first.digest != registered(NAMED).digest
 
 
 def test_one_that_comes_after_it_has_expired_may_be_a_repeat_and_is_accepted_to_expire() -> None:
-    found = adopted(NAMED | {"expiresAt": "2029-12-31T00:00:00Z"})
+    found = registered(NAMED | {"expiresAt": "2029-12-31T00:00:00Z"})
     assert found.expires_at == datetime(2029, 12, 31, tzinfo=UTC)
 
 
@@ -141,19 +141,19 @@ def test_one_that_comes_after_it_has_expired_may_be_a_repeat_and_is_accepted_to_
     ],
 )
 def test_a_field_that_is_not_valid_makes_the_record_poison_that_says_so(fields: dict[str, Any], said: str) -> None:
-    found = adoptee(foreign(NAMED | fields), EMAIL, NOW)
+    found = foreign_task(foreign(NAMED | fields), EMAIL, NOW)
     assert isinstance(found, Poison)
     assert (found.error_class, said in found.reason) == (PoisonClass.UNKNOWN_SHAPE, True)
 
 
 def test_a_number_beyond_a_double_in_metadata_is_poison() -> None:
-    found = adoptee(foreign(b'{"taskType": "email", "payload": 1, "metadata": {"x": 1e999}}'), EMAIL, NOW)
+    found = foreign_task(foreign(b'{"taskType": "email", "payload": 1, "metadata": {"x": 1e999}}'), EMAIL, NOW)
     assert isinstance(found, Poison)
     assert "metadata holds a number beyond the range" in found.reason
 
 
 class Rows(Tasks):
-    """The table, in memory: it knows what was adopted, and when that is due."""
+    """The table, in memory: it knows what was registered, and when that is due."""
 
     def __init__(self) -> None:
         self.made: dict[str, Known] = {}
@@ -168,24 +168,24 @@ class Rows(Tasks):
 
 
 async def test_a_task_that_is_not_due_is_left_to_the_relay_also_when_its_record_comes_again() -> None:
-    adoption = Adoption(Process("router", Settings()), Rows(), 15.0, now=lambda: NOW)
+    registration = Registration(Process("router", Settings()), Rows(), 15.0, now=lambda: NOW)
     later = [foreign({**NAMED, "taskId": name, "key": name, **FIELDS}) for name in ("a", "b", "a")]
     past = foreign({**NAMED, "taskId": "c", "key": "k", "scheduleAt": "2029-01-01T00:00:00Z"})
-    first = await adoption.adopt([*later, past], {"email": EMAIL})
+    first = await registration.register([*later, past], {"email": EMAIL})
     assert first is not None
     assert [(each.task_type, each.version) for each in first.tasks.values()] == [("email", 1)]
     assert (len(first.fresh), first.later, first.poison) == (3, 3, [])
     assert first.keys[next(iter(first.tasks))] == "k"
-    again = await adoption.adopt([*later, past], {"email": EMAIL})
+    again = await registration.register([*later, past], {"email": EMAIL})
     assert again is not None
     # Nobody knows here whether the task of the last one has waited: its row in the outbox does.
     assert (again.tasks, again.fresh, again.later) == ({}, set(), 4)
 
 
-async def test_a_task_that_is_due_is_run_by_whoever_gets_its_record_again() -> None:
-    adoption = Adoption(Process("router", Settings()), Rows(), 15.0, now=lambda: NOW)
+async def test_a_task_that_is_due_is_run_by_the_worker_that_gets_its_record_again() -> None:
+    registration = Registration(Process("router", Settings()), Rows(), 15.0, now=lambda: NOW)
     record = foreign(NAMED | {"maxAttempts": 2, "delaySeconds": 0})
-    first, again = [await adoption.adopt([record], {"email": EMAIL}) for _ in range(2)]
+    first, again = [await registration.register([record], {"email": EMAIL}) for _ in range(2)]
     assert first is not None
     assert again is not None
     assert first.tasks.keys() == again.tasks.keys() == first.fresh
