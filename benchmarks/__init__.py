@@ -1,7 +1,7 @@
-"""What TaskFlux costs, beside floors that take the same durable steps barely, in the same run.
+"""What TaskFlux costs, next to bare floors that take the same durable steps, in the same run.
 
 `make bench`, or `python -m benchmarks [--only NAME] [--quick] [--kafka] [--json FILE]`. One module is one measure;
-`floors/` is what they are held against: starlette, aiokafka and asyncpg as anybody would write them first. Contestants
+`floors/` is what they are compared with: starlette, aiokafka and asyncpg in the simplest form. Contestants
 take turns within every round, so that what else the machine does hits all of them; figures are medians over rounds,
 and ratios are medians of each round's own ratio. Nothing here passes or fails by time.
 

@@ -65,12 +65,12 @@ def machine() -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m benchmarks", description="TaskFlux beside bare floors, in one run.")
+    parser = argparse.ArgumentParser("python -m benchmarks", description="TaskFlux next to bare floors, in one run.")
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="this measure (may be given again)")
     parser.add_argument("--quick", action="store_true", help="one short round of each, to see that it works")
     parser.add_argument("--kafka", action="store_true", help="Apache Kafka (Java 17, Maven) for the embedded broker")
     parser.add_argument("--rounds", type=int, help="rounds of each measure")
-    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured beside this one")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured next to this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     return parser.parse_args()
 
@@ -90,7 +90,7 @@ def main() -> None:
         tables = asyncio.run(run(options.only or list(MEASURES), effort, builds, options.kafka))
     except Trouble as trouble:
         sys.exit(f"benchmarks: {trouble}")
-    print(f"\n{time.monotonic() - began:.0f} s, load behind {os.getloadavg()[0]:.1f}")
+    print(f"\n{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
     if options.json:
         document = {"machine": found, "broker": broker, "measures": {table.key: table.document() for table in tables}}
         options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -24,7 +24,7 @@ PAYLOAD: Final = '{"to":"someone@example.org","subject":"Hello","number":12345}'
 CHUNK: Final = 1000
 GRACE: Final = 3600.0
 TRACED: Final = 10
-"""One task of so many is sampled, unless others are asked for: nothing to a process that records no spans."""
+"""One task of so many is sampled by default; without effect on a process that records no spans."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
-        # The parser is for one message; a fresh one costs less than to tell where the next begins.
+        # The parser is for one message; a fresh one costs less than finding where the next begins.
         self._parser = httptools.HttpResponseParser(self)
         if answer is not None and not answer.done():
             answer.set_result(status)

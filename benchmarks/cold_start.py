@@ -26,7 +26,7 @@ Start = Callable[[], AbstractAsyncContextManager[Process]]
 
 
 async def cold_start(lab: Lab, effort: Effort) -> Table:
-    """`taskflux run process-simulated` beside a bare consumer."""
+    """`taskflux run process-simulated` next to a bare consumer."""
     async with AsyncExitStack() as stack:
         scenes = await lab.scenes([process_simulated], ["cold"])
         turns: dict[str, Contestant] = {}

@@ -211,7 +211,7 @@ AMBIGUOUS: Final = (
 
 
 async def wishes(port: int) -> str:
-    """Bodies behind a wish for HTTP/2: framed in two ways, in one packet and in two, twice on a connection."""
+    """Bodies after a request for HTTP/2: framed in two ways, in one packet and in two, twice on a connection."""
     taken = 0
     for head, body in FRAMED:
         for packets in ((head + body,), (head, body)):

@@ -101,7 +101,7 @@ class Lab:
     async def run(
         self, name: str, argv: Sequence[str | Path], environment: Mapping[str, str]
     ) -> AsyncIterator[Process]:
-        """A process of ours, drained at the end of the block."""
+        """One of our processes, drained at the end of the block."""
         log = self.directory / f"{next(self._numbers)}-{name}.log"
         process = Process(name, argv, log=log, env={**self._plain(), **environment}, cwd=ROOT)
         process.spawn()
@@ -191,7 +191,7 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, pause: floa
 
 
 async def listening(port: int) -> None:
-    """Wait until somebody takes connections on `port`."""
+    """Wait until `port` accepts connections."""
 
     async def connects() -> bool:
         try:

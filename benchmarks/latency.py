@@ -39,7 +39,7 @@ class Way:
 
 
 async def latency(lab: Lab, effort: Effort) -> Table:
-    """TaskFlux with ingest, relay and worker beside a bare service and consumer."""
+    """TaskFlux with ingest, relay and worker next to a bare service and consumer."""
     async with _ways(lab) as ways:
         samples = await take_turns(
             {name: partial(_round, way, effort.some(TASKS)) for name, way in ways.items()}, effort.rounds

@@ -31,14 +31,14 @@ COLUMNS: Final = (Column("CPU µs/task", 1), Column("tasks/s"))
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A worker that tells this much, and of how many tasks one is sampled."""
+    """A worker with this much telemetry, and of how many tasks one is sampled."""
 
     settings: Mapping[str, str]
     traced: int = TRACED
 
 
 async def observability(lab: Lab, effort: Effort) -> Table:
-    """Tasks whose handler does nothing, in workers that differ in what they tell of it."""
+    """Tasks whose handler does nothing, in workers that differ in their telemetry."""
     rounds = max(effort.rounds, ROUNDS) if effort.scale >= 1 else effort.rounds
     samples: dict[str, list[Sample]] = {}
     async with AsyncExitStack() as stack:
@@ -94,7 +94,7 @@ class _Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads about it."""
+        """Not logged."""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Effort:
     scale: float
 
     def some(self, full: int) -> int:
-        """So many of `full` as the scale says."""
+        """`full`, scaled."""
         return max(1, round(full * self.scale))
 
 

@@ -1,7 +1,7 @@
 """A bare consumer: `python -m benchmarks.floors.consumer single|batched TOPIC [NAP]`.
 
 `single` writes each outcome with an UPDATE of its own, two at a time; `batched` those of one fetch together. Offsets
-are committed behind the outcomes.
+are committed after the outcomes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A bare submitting service: `python -m benchmarks.floors.web insert|publish|grouped PORT TOPIC`.
 
-`insert` answers behind one INSERT a request and publishes nothing. `publish` goes on to produce the record and to note
+`insert` answers after one INSERT a request and publishes nothing. `publish` also produces the record and notes
 that Kafka has it, each by itself. `grouped` is `insert` with the requests that wait sharing one statement.
 """
 

@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def generated() -> Mapping[Path, str]:
-    """Each file with what it has to hold. Raises Undescribed."""
+    """Each file with its content. Raises Undescribed."""
     values = read((CHART / "values.yaml").read_text())
     described: dict[str, Any] = yaml.safe_load((CHART / "Chart.yaml").read_text())
     document = schema(values)

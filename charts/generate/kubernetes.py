@@ -34,7 +34,7 @@ KINDS: Final[Mapping[str, str]] = {
 
 
 def reference(kind: str) -> dict[str, Any]:
-    """A reference to one of `KINDS`, to stand beside `definitions()`."""
+    """A reference to one of `KINDS`, for use with `definitions()`."""
     return {"$ref": f"#/$defs/{KINDS[kind]}"}
 
 

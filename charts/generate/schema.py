@@ -10,7 +10,7 @@ from charts.generate.settings import section_names, settings
 from charts.generate.shapes import SECRET, SECRET_KEY, SHAPES
 from charts.generate.values import Value
 
-# The newest draft that older helms understand, too. It reads nothing beside a `$ref`: hence the `allOf`.
+# The newest draft that older versions of Helm understand, too. It ignores what is next to a `$ref`: hence the `allOf`.
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 # A label of the handler's pods, and behind the release's name a part of its objects'.
 HANDLER_NAME: Final = "^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
@@ -24,12 +24,12 @@ RELAY: Final[Mapping[str, Any]] = {
             }
         },
     ],
-    "description": "The relay looks after what was lost: one replica at least.",
+    "description": "The relay recovers what was lost: one replica at least.",
 }
 
 
 class Undescribed(Exception):
-    """A value has no comment, or nothing says what may stand in it; the text names it."""
+    """A value has no comment, or nothing defines what it may be; the text names it."""
 
 
 def schema(values: Value) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _by_default(value: Value) -> Mapping[str, Any]:
         case str():
             return {"type": "string"}
         case _:
-            raise Undescribed(f"charts/generate/shapes.py does not say what may stand in {value.name}")
+            raise Undescribed(f"charts/generate/shapes.py does not define {value.name}")
 
 
 def _settings(values: Value) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The program's settings as values: `TASKFLUX_KAFKA__TOPIC_PREFIX` is `settings.kafka.topicPrefix`.
 
-What is secret has no place among values, so that none can stand there; neither has what the chart sets itself.
+Secrets are not among the values, so that none can be set there; neither is what the chart sets itself.
 """
 
 from __future__ import annotations

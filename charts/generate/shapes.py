@@ -1,4 +1,4 @@
-"""What may stand in each value, where its default does not tell: its pattern, its range, or what Kubernetes says.
+"""What each value may be, if its default does not show it: its pattern, its range, or what Kubernetes says.
 
 Keys are paths in values.yaml. A handler's are those below `handlerDefaults`.
 """

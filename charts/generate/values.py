@@ -58,7 +58,7 @@ def _value(
 
 
 def _description(lines: Sequence[str], line: int) -> str | None:
-    """What stands in the comment that ends right above `line`, from its mark on."""
+    """The text of the comment that ends right above `line`, from its mark on."""
     said = list(_comment_above(lines, line))
     marked = [number for number, text in enumerate(said) if text.startswith(MARK)]
     if not marked:

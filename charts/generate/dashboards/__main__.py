@@ -28,7 +28,7 @@ def dashboards() -> Mapping[str, Any]:
         "handler.json": board(
             HANDLER_UID,
             "TaskFlux / Handler",
-            "One handler: the attempts at its tasks, errors, times, scaling, and the provider behind.",
+            "One handler: the attempts at its tasks, errors, times, scaling, and its provider.",
             one_type.ROWS,
             (handler_chooser(),),
             traces='{resource.service.namespace="taskflux" && span.messaging.destination.name=~".*${handler}"}',
@@ -43,7 +43,7 @@ def dashboards() -> Mapping[str, Any]:
 
 
 def generated() -> Mapping[Path, str]:
-    """Each file with what it has to hold."""
+    """Each file with its content."""
     return {
         CHART / name: json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         for name, document in dashboards().items()

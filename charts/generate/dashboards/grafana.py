@@ -1,4 +1,4 @@
-"""Rows of plots as a dashboard of Grafana's: its variables, links and annotations, and a number for every panel."""
+"""Rows of plots as a Grafana dashboard: its variables, links and annotations, and a number for every panel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def board(
     variables: Sequence[Any] = (),
     traces: str = '{resource.service.namespace="taskflux"}',
 ) -> dict[str, Any]:
-    """A dashboard of these rows, with the variables of all of ours and `variables` of its own.
+    """A dashboard of these rows, with the shared variables and `variables` of its own.
 
     `traces` is what its link to the traces looks for, in TraceQL.
     """
@@ -55,7 +55,7 @@ def board(
 
 
 def _empty(title: str, traces: str) -> Any:
-    """What all of ours have in common: the variables of where, the links, the marks of deployments."""
+    """What all dashboards share: the variables for the place, the links, the marks of deployments."""
     return (
         dashboard.Dashboard(title)
         .tags([TAG])
@@ -119,7 +119,7 @@ def _chosen(name: str, label: str, query: str) -> Any:
 
 
 def _explore(traces: str) -> str:
-    """An exploration of the traces, opened over the dashboard's time; Grafana fills in what stands in `${…}`."""
+    """An exploration of the traces, opened over the dashboard's time; Grafana fills in `${…}`."""
     tempo = {"type": "tempo", "uid": "${traces}"}
     look = {"refId": "A", "datasource": tempo, "queryType": "traceql", "query": traces, "limit": 50}
     pane = {

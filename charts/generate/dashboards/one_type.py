@@ -1,4 +1,4 @@
-"""One handler: the tasks of its type, its scaling, its processes, and the provider behind."""
+"""One handler: the tasks of its type, its scaling, its processes, and its provider."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ SCALING: Final = Row(
         ),
         Plot(
             "Lag",
-            "Records of this type in Kafka that nobody has taken, by the group that is to take them.",
+            "Records of this type in Kafka that are not consumed yet, by consumer group.",
             "short",
             (Query(led("taskflux_lag", "topic, group", TYPE), "{{group}}"),),
             width=8,
@@ -149,7 +149,7 @@ SCALING: Final = Row(
         ),
         Plot(
             "Not done twice",
-            "A second: records whose task somebody else has (duplicates), side effects that may have happened twice"
+            "A second: records whose task is claimed already (duplicates), side effects that may have happened twice"
             " (repeats), outcomes that came after their lease (late), and tasks of lost workers (swept).",
             "reqps",
             (

@@ -20,7 +20,7 @@ from charts.generate.dashboards.plots import (
 )
 
 _ACCEPTED: Final = per_second("taskflux_submitted_total", "type", 'outcome="accepted"')
-_ADOPTED: Final = per_second("taskflux_adopted_total", "type", 'outcome="adopted"')
+_FOREIGN: Final = per_second("taskflux_adopted_total", "type", 'outcome="adopted"')
 _SUCCEEDED: Final = per_second("taskflux_attempts_total", "type", 'outcome="succeeded"')
 _ENDED: Final = per_second("taskflux_attempts_total", "type", 'outcome=~"succeeded|died|expired"')
 _UNDECIDED: Final = 'state=~"dead|uncertain"'
@@ -35,9 +35,9 @@ FLOW: Final = Row(
     (
         Plot(
             "Accepted",
-            "Tasks that were accepted a second: over HTTP, and adopted from other producers' records.",
+            "Tasks that were accepted a second: over HTTP, and from other producers' records.",
             "reqps",
-            (Query(f"({_total(_ACCEPTED)}) + ({_total(_ADOPTED)})", "accepted"),),
+            (Query(f"({_total(_ACCEPTED)}) + ({_total(_FOREIGN)})", "accepted"),),
             Kind.NUMBER,
             width=4,
             height=4,
@@ -187,7 +187,7 @@ STUCK: Final = Row(
         ),
         Plot(
             "Waiting for a person",
-            "Tasks that are dead, or uncertain: nobody knows whether their side effect happened, and they are held.",
+            "Tasks that are dead, or uncertain: whether their side effect happened is unknown, and they are held.",
             "short",
             (
                 Query(
@@ -241,7 +241,7 @@ WHY: Final = Row(
         ),
         Plot(
             "Dead letters arriving",
-            "Dead letters stored a second, by error class, and those sent again.",
+            "Dead letters stored a second, by error class, and those that were replayed.",
             "reqps",
             (
                 Query(happening("taskflux_dead_letters_total", "error_class"), "{{error_class}}"),

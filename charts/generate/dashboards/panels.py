@@ -13,7 +13,7 @@ from grafana_foundation_sdk.models import prometheus as prometheus_models
 from charts.generate.dashboards.plots import Kind, Plot, Query
 
 _UNITS: Final = {"reqps": "count:/s", "ops": "count:/s"}
-"""Tasks, records and statements are no requests: Grafana would call them all req/s and ops/s."""
+"""Tasks, records and statements are not requests: Grafana would call them all req/s and ops/s."""
 
 PROMETHEUS: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -69,7 +69,7 @@ def _tooltip() -> Any:
 def _lines(plot: Plot) -> Any:
     made = (
         timeseries.Panel()
-        .fill_opacity({Kind.STACKED: 25, Kind.TIMES: 0}.get(plot.kind, 8))  # below powers of ten there is no ground
+        .fill_opacity({Kind.STACKED: 25, Kind.TIMES: 0}.get(plot.kind, 8))  # a logarithmic axis has no zero line
         .line_width(1)
         .show_points(common_models.VisibilityMode.NEVER)
         .legend(_legend())

@@ -115,7 +115,7 @@ KAFKA: Final = Row(
         ),
         Plot(
             "Other producers' records",
-            "Records that were not ours a second, by what they became.",
+            "Records of other producers a second, by their outcome.",
             "reqps",
             (Query(happening("taskflux_adopted_total", "type, outcome"), "{{type}} {{outcome}}"),),
             Kind.STACKED,
@@ -124,7 +124,7 @@ KAFKA: Final = Row(
         ),
         Plot(
             "Records that were no task",
-            "Records a second that went to the dead letters with their bytes as they were, by what was wrong.",
+            "Poison messages a second that went to the dead letters, by what was wrong.",
             "reqps",
             (Query(happening("taskflux_poison_total", "error_class"), "{{error_class}}"),),
             Kind.STACKED,
@@ -157,7 +157,7 @@ RELAY: Final = Row(
         ),
         Plot(
             "Set right",
-            "A second: tasks of lost workers by what became of them, and queued ones that Kafka no longer owed.",
+            "A second: tasks of lost workers by what became of them, and queued ones whose records Kafka had lost.",
             "ops",
             (
                 Query(happening("taskflux_leases_swept_total", "state"), "lost worker: {{state}}"),
@@ -168,7 +168,7 @@ RELAY: Final = Row(
         ),
         Plot(
             "Leaders",
-            "Relays that lead: one, or for a moment none. Without one nobody measures, and lost tasks stay lost.",
+            "Relays that lead: one, or for a moment none. Without one nothing is measured, and lost tasks stay lost.",
             "short",
             (Query(f"sum({selector('taskflux_leader')})", "leaders"),),
             Kind.STEPS,
@@ -183,7 +183,7 @@ RELAY: Final = Row(
             (Query(f"time() - max({selector('taskflux_measured_timestamp_seconds')})", "ago"),),
             width=8,
             alarming=300,
-            nothing="nobody measures",
+            nothing="not measured",
         ),
         Plot(
             "Cost of measuring",
@@ -225,7 +225,7 @@ PROCESSES: Final = Row(
         ),
         Plot(
             "Versions",
-            "Processes by their version, and those of them that were told to end and drain.",
+            "Processes by their version, and those of them that drain.",
             "short",
             (
                 Query(f"count by (version) ({selector('taskflux_build_info')})", "{{version}}"),
