@@ -240,7 +240,7 @@ async def test_an_answer_takes_no_more_memory_than_it_may_have(make: Callable[[]
     bomb = make()
     parts = saying(*(bomb[at : at + 65536] for at in range(0, len(bomb), 65536)))
     async with raw_http(parts) as (url, _), client(url) as msg91:
-        with traced_peak() as peak, pytest.raises(Ambiguous, match="without saying whether it took"):
+        with traced_peak() as peak, pytest.raises(Ambiguous, match="without saying whether it accepted"):
             await msg91.send(SMS, crqid="1")
     assert peak.bytes < 4_000_000
 
