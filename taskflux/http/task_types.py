@@ -187,7 +187,12 @@ class PayloadSchema:
         than `DESCRIBED` values gets one error for the whole.
         """
         if self._model is not None:
-            return _model_errors(self._model, payload, text)
+            try:
+                # Strict, and by the fields' public names only, like the schema.
+                self._model.validate_json(text, strict=True, by_alias=True, by_name=False)
+            except ValidationError as error:
+                return _merged((_within(payload, where), said) for where, said in wrong_fields(error))
+            return []
         validator = self._validator
         if validator is None or validator.is_valid(payload):
             return []
@@ -240,15 +245,6 @@ class PayloadSchema:
 def built_in() -> Mapping[str, TypeAdapter[Any]]:
     """The built-in types whose models a schema cannot express: addresses, base64, headers."""
     return {"email": TypeAdapter(Email), "sms": TypeAdapter(Sms)}
-
-
-def _model_errors(adapter: TypeAdapter[Any], payload: object, text: str) -> list[FieldError]:
-    try:
-        # Strict, and by the fields' public names only, like the schema.
-        adapter.validate_json(text, strict=True, by_alias=True, by_name=False)
-    except ValidationError as error:
-        return _merged((_within(payload, where), said) for where, said in wrong_fields(error))
-    return []
 
 
 def _merged(found: Iterable[tuple[Path, str]]) -> list[FieldError]:

@@ -54,10 +54,6 @@ def hold_stored(row: Mapping[str, Any], held: Held) -> None:
     held.take(3 * len(row["payload"] or ""))
 
 
-def _json(document: bytes) -> Response:
-    return Response(document, media_type="application/json")
-
-
 def task_summary(row: Mapping[str, Any], waits_for: str | None = None) -> dict[str, Any]:
     """The same without payload and timeline, as lists show it (columns of the queries `list_…`)."""
     error_class, expires_at = row["error_class"], row["expires_at"]
@@ -209,7 +205,7 @@ class TaskRoutes:
             document = await self._shown(row)
             if self.cache and row["state"] == State.SUCCEEDED:  # the one state that never changes
                 await self.cache.cache(DEFAULT_TENANT, task, document)
-        return _json(document)
+        return Response(document, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
         """A page of what the query asks for.
@@ -237,7 +233,7 @@ class TaskRoutes:
             # It may have been released since, and wait again: then the same request cancels it.
             why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: try again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
-        return _json(await self._shown(row))
+        return Response(await self._shown(row), media_type="application/json")
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
@@ -253,7 +249,7 @@ class TaskRoutes:
         if not resolved:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")
         log.info("a task was resolved", extra={"task_id": str(task), "outcome": resolution.value})
-        return _json(await self._shown(row))
+        return Response(await self._shown(row), media_type="application/json")
 
     async def _shown(self, row: Mapping[str, Any]) -> bytes:
         """A task as an answer's body."""
