@@ -61,7 +61,7 @@ class Api:
                 headers={"accept": "application/json", "user-agent": f"taskflux-cli/{VERSION}", **UNPACKED},
             )
         except httpx.InvalidURL as error:
-            raise ApiError(f"{url!r} is no address: give --url http://host:port ({error})", USAGE) from error
+            raise ApiError(f"{url!r} is not an address: give --url http://host:port ({error})", USAGE) from error
 
     def close(self) -> None:
         """Close what is open."""

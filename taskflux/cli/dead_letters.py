@@ -83,7 +83,7 @@ def list_dead_letters(limit: int, cursor: str | None, as_json: bool, api: Api, *
         tell_more(following)
     else:
         click.echo(
-            "no dead letter fits" if following is None else f"none yet; go on with --cursor {following}", err=True
+            "no dead letter matches" if following is None else f"none yet; go on with --cursor {following}", err=True
         )
 
 
@@ -99,7 +99,7 @@ def groups(as_json: bool, api: Api, **given: Any) -> None:
     elif document["groups"]:
         show_groups(document["groups"])
     else:
-        click.echo("no dead letter fits", err=True)
+        click.echo("no dead letter matches", err=True)
 
 
 @dead_letters.command(cls=ApiCommand)

@@ -27,11 +27,15 @@ T = TypeVar("T")
 
 
 @click.command()
-@click.option("--succeeded", type=Duration(), help="Let go of tasks that succeeded so long ago: 30d.")
-@click.option("--dead", type=Duration(), help="Of dead tasks and, unless told otherwise, of dead letters.")
-@click.option("--cancelled", type=Duration(), help="Of cancelled tasks.")
-@click.option("--dead-letters", type=Duration(), help="Of dead letters, where they shall not go with dead tasks.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--succeeded", type=Duration(), help="Delete tasks that succeeded this long ago: 30d.")
+@click.option(
+    "--dead",
+    type=Duration(),
+    help="The same for dead tasks, and dead letters without an age of their own.",
+)
+@click.option("--cancelled", type=Duration(), help="The same for cancelled tasks.")
+@click.option("--dead-letters", type=Duration(), help="The same for dead letters.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @json_option
 def prune(
     succeeded: float | None,
@@ -64,7 +68,7 @@ def prune(
 @click.command()
 @json_option
 def audit(as_json: bool) -> None:
-    """Look once through all tasks for records that Kafka lost, and have those published again.
+    """Look for queued tasks whose record Kafka has lost, and publish them again.
 
     The relay does the same all the time; this does it now.
     """
@@ -73,7 +77,7 @@ def audit(as_json: bool) -> None:
     if as_json:
         print_json({"requeued": requeued})
     elif not requeued:
-        click.echo("Kafka owes every queued task: nothing was requeued")
+        click.echo("Kafka has a record of every queued task: nothing was requeued")
     else:
         print_table(["type", "requeued"], sorted(requeued.items()))
 

@@ -44,7 +44,7 @@ TELL_AGAIN: Final = 15.0
 
 
 _wait_option = click.option(
-    "--wait", type=Duration(), default=0.0, help="Try again for this long while a server is away: 90s, 2m."
+    "--wait", type=Duration(), default=0.0, help="Try again for this long while a server is unreachable: 90s, 2m."
 )
 
 

@@ -173,7 +173,7 @@ def explain_end(task: Document) -> str:
     why = f" ({error.get('class')}: {error.get('reason')})" if error else ""
     match task["status"]:
         case "dead":
-            return f"the task is dead{why}. Mend what it says, then replay its dead letter: taskflux dead-letters list"
+            return f"the task is dead{why}. Fix what it says, then replay its dead letter: taskflux dead-letters list"
         case "cancelled":
             return "the task was cancelled"
         case "uncertain":

@@ -19,7 +19,7 @@ from taskflux.cli.values import Duration, Id, Moment, Pair, payload_of
 from taskflux.tasks.states import ENDED, State
 
 SILENCE: Final = 15.0
-"""Seconds that the server may be away while an outcome is waited for."""
+"""Seconds that the server may be unreachable while an outcome is waited for."""
 _FIRST_LOOK, _LAST_LOOK = 0.1, 2.0
 
 
@@ -29,9 +29,9 @@ _FIRST_LOOK, _LAST_LOOK = 0.1, 2.0
 @click.option("--file", type=click.File("rb"), help="Read the payload from this file.")
 @click.option("--delay", type=Duration(), help="Run it this much later: 90, 10m, 1h30m.")
 @click.option("--at", "schedule_at", type=Moment(past=False), help="Run it then: 2030-01-31T09:00:00Z.")
-@click.option("--expires", "expires_at", type=Moment(past=False), help="Past this time it is dead, not late.")
+@click.option("--expires", "expires_at", type=Moment(past=False), help="Do not run it after this time.")
 @click.option("--key", help="Picks the Kafka partition; promises no order.")
-@click.option("--idempotency-key", help="Names this request: sent again, it makes no second task.")
+@click.option("--idempotency-key", help="Names this request: sent again with the same key, it creates no second task.")
 @click.option("--max-attempts", type=click.IntRange(1, 1000), help="Instead of what the type's handler declares.")
 @click.option("--metadata", type=Pair(), multiple=True, help="name=value, kept with the task; may be repeated.")
 @click.option("--wait", is_flag=True, help="Wait for the outcome: 0 if it succeeded, 1 if not.")
@@ -121,7 +121,7 @@ def _wait_for(api: Api, task_id: str, timeout: float | None) -> Document:
     A server that is unreachable for a moment (its pod is replaced) is asked again.
 
     Raises:
-        ApiError: it was refused, or the server was away for too long.
+        ApiError: it was refused, or the server was unreachable for too long.
     """
     heard = time.monotonic()
     deadline = math.inf if timeout is None else heard + timeout
@@ -191,7 +191,7 @@ def list_tasks(
         show_tasks(items)
         tell_more(following)
     else:
-        click.echo("no task fits" if following is None else f"none yet; go on with --cursor {following}", err=True)
+        click.echo("no task matches" if following is None else f"none yet; go on with --cursor {following}", err=True)
 
 
 @tasks.command(cls=ApiCommand)

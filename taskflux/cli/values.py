@@ -29,7 +29,7 @@ def seconds_of(text: str) -> float:
         return float(text)
     if text and _PART.sub("", text) == "":
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    raise ValueError(f"{text!r} is no duration: write 90, 90s, 10m, 1h30m or 2d")
+    raise ValueError(f"{text!r} is not a duration: write 90, 90s, 10m, 1h30m or 2d")
 
 
 def moment_of(text: str, now: datetime, *, past: bool) -> str:
@@ -56,7 +56,7 @@ def moment_of(text: str, now: datetime, *, past: bool) -> str:
     except (ValueError, OverflowError):
         pass
     ago = "ago" if past else "from now"
-    raise ValueError(f"{text!r} is no time: write 2030-01-31T09:00:00Z, or a duration such as 2h (two hours {ago})")
+    raise ValueError(f"{text!r} is not a time: write 2030-01-31T09:00:00Z, or a duration such as 2h (two hours {ago})")
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -99,7 +99,7 @@ class Id(click.ParamType[str]):
         try:
             return str(UUID(value))
         except ValueError:
-            self.fail(f"{value!r} is no id: it looks like 01890a5d-ac96-774b-bcce-b302099a8057", param, ctx)
+            self.fail(f"{value!r} is not an id: it looks like 01890a5d-ac96-774b-bcce-b302099a8057", param, ctx)
 
 
 class Pair(click.ParamType[tuple[str, str]]):
@@ -112,7 +112,7 @@ class Pair(click.ParamType[tuple[str, str]]):
             return value
         name, equals, text = value.partition("=")
         if not name or not equals:
-            self.fail(f"{value!r} is no pair: write name=value", param, ctx)
+            self.fail(f"{value!r} is not a pair: write name=value", param, ctx)
         return name, text
 
 

@@ -16,8 +16,7 @@ from typing import Any, Final
 import httpx
 
 from taskflux.local import environment, observe
-from taskflux.local.console import Console, Trouble, from_os_error
-from taskflux.local.echo import Echo, LogTail, rotate
+from taskflux.local.console import Console, Echo, LogTail, Trouble, from_os_error, rotate
 from taskflux.local.processes import Notes, end_noted, holder_of, locked
 from taskflux.local.stack import Stack, list_own
 from taskflux.local.supervisor import CLI, Supervisor
@@ -214,6 +213,8 @@ class _Run:
             for what, address in opened:
                 self._console.line(f"  {what}  {self._console.bold(address)}")
             self._console.line(f"  Logs   {self._data_dir / 'logs'}")
+            if own.types:
+                self._console.line(f"  Send   taskflux send {next(iter(own.types.values()))} '…' --wait")
             self._console.line(f"\n  {self._console.soft(STOPS_IT if self._detached else 'Ctrl-C stops.')}\n")
             echo.look()  # the samples' own outcomes are known
             echo.outcomes = True

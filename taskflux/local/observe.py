@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from taskflux.local.console import Console, from_os_error
-from taskflux.local.echo import rotate
+from taskflux.local.console import Console, from_os_error, rotate
 from taskflux.local.ports import LOOPBACK, Ports
 from taskflux.local.supervisor import Part, Program, Supervisor
 

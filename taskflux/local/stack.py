@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from taskflux.local import environment as env
-from taskflux.local.console import Console, Trouble
-from taskflux.local.echo import Echo, rotate
+from taskflux.local.console import Console, Echo, Trouble, rotate
 from taskflux.local.ports import INBOX, LOOPBACK, PEERS, Ports
 from taskflux.local.processes import Process, die_with_parent, run, write_whole
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer

@@ -272,7 +272,7 @@ class Supervisor:
     def _no_longer_kept(self, part: Part, keeper: asyncio.Task[None]) -> None:
         """A keeper ends with us only; that one fails otherwise is a fault of ours, and is said."""
         if not keeper.cancelled() and (error := keeper.exception()) is not None:
-            self._console.warning(part.name, f"is no longer watched over: {error!r}")
+            self._console.warning(part.name, f"is no longer supervised: {error!r}")
 
     async def _follow_up(self, part: Part, work: Awaitable[None]) -> None:
         try:

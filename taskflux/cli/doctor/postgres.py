@@ -210,7 +210,7 @@ async def examine_work(checkup: Checkup, settings: Settings) -> list[Finding]:
 
 
 def judge_leader(left: float | None, seconds: float) -> Finding:
-    """A relay that stops resigns; one that was killed leaves a row that has run out.
+    """A relay that stops resigns; one that was killed leaves a row that has expired.
 
     A row that goes on for longer than the `seconds` of a leadership is from before PostgreSQL's clock was set back: its
     leader would have renewed it.
@@ -251,7 +251,7 @@ def judge_circuits(found: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         minutes = (circuit["seconds"] or 0) / 60
         misconfigured = circuit["error_class"] == "Misconfigured"
         do = (
-            "a person has to mend it: credentials, balance or template; it closes by itself then"
+            "fix the credentials, the balance or the template; it closes by itself afterwards"
             if misconfigured
             else "wait, or see to the provider: it is probed, and closes by itself when it serves again"
         )

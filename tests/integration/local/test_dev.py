@@ -204,6 +204,11 @@ async def test_a_taken_port_is_passed_over_and_said(folder: Path) -> None:
         async with dev(folder / "data", port, **OWN_SERVERS) as running:
             said = await running.says(f"port {port} is taken")
             await running.says("Serving on")
+            found = look_at(folder / "data")
+            assert found is not None
+            assert found.variables["TASKFLUX_API__URL"] != f"http://127.0.0.1:{port}", (
+                "commands find the one that is used"
+            )
             assert f": {json.loads((folder / 'data' / 'ports.json').read_text())['ingest']} is used" in said
 
 

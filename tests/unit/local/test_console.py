@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.local import echo
-from taskflux.local.console import Console
-from taskflux.local.echo import Echo, LogTail, remark, rotate
+from taskflux.local.console import Console, Echo, LogTail, remark, rotate
 
 
 def record(**fields: object) -> str:
@@ -54,7 +52,7 @@ def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_moved_aside_while_its_writer_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(echo, "KEEP_BYTES", 5)
+    monkeypatch.setattr("taskflux.local.console.KEEP_BYTES", 5)
     file = tmp_path / "a.log"
     tail = LogTail(file)
     with file.open("a") as writer:
