@@ -16,7 +16,7 @@ ARGS ?=
 SYSTEM := tests/integration/system
 LONG := $(SYSTEM)/test_killers.py $(SYSTEM)/test_clock_steps.py $(SYSTEM)/test_exhaustion.py \
 	$(SYSTEM)/test_store_outages.py tests/integration/cli/test_preparing.py \
-	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py
+	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py tests/integration/local/test_own_handlers.py
 # How long building a control plane may take before `make test-apiserver` gives up.
 MINUTES ?= 60
 
