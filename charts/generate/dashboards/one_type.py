@@ -229,6 +229,7 @@ PROCESSES: Final = Row(
             "Cores in use.",
             "short",
             (Query(_of_its_processes("process_cpu_seconds_total", "handler"), "{{handler}}"),),
+            width=8,
             nothing="at zero",
         ),
         Plot(
@@ -236,6 +237,7 @@ PROCESSES: Final = Row(
             "Resident memory of the largest of its processes.",
             "bytes",
             (Query(f"max by (handler) ({selector('process_resident_memory_bytes')} {ITS_PROCESSES})", "{{handler}}"),),
+            width=8,
             nothing="at zero",
         ),
         Plot(
@@ -244,6 +246,7 @@ PROCESSES: Final = Row(
             "s",
             (Query(_quantile_of_its_processes(0.99, "taskflux_event_loop_lag_seconds"), "p99"),),
             Kind.TIMES,
+            width=8,
             warning=0.1,
             nothing="at zero",
         ),
