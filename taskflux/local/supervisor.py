@@ -20,7 +20,9 @@ from taskflux.local.ports import LOOPBACK
 from taskflux.local.processes import Notes, Process
 from taskflux.local.servers import Server
 
-CLI = (sys.executable, "-m", "taskflux")
+CLI = (sys.executable, "-P", "-m", "taskflux")
+"""The command. -P keeps the current folder from being searched first: a clone has a folder of that name."""
+
 INGEST = "taskflux.local.ingest:ingest"
 DRAIN_SECONDS = 5.0
 """What a handler may take to end what it has begun."""
@@ -103,7 +105,7 @@ class Inbox(Program):
     def __init__(
         self, *, smtp_port: int, http_port: int, file: Path, log: Path, environment: Mapping[str, str]
     ) -> None:
-        argv = [sys.executable, "-m", "taskflux.local.inbox", "--smtp-port", str(smtp_port)]
+        argv = [sys.executable, "-P", "-m", "taskflux.local.inbox", "--smtp-port", str(smtp_port)]
         argv += ["--http-port", str(http_port), "--file", str(file)]
         super().__init__("inbox", argv, port=http_port, log=log, environment=environment, ready_path="/livez")
         self.smtp_port = smtp_port

@@ -14,6 +14,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from taskflux.local.supervisor import CLI
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"taskflux": "taskflux", "handlers": "taskflux/handlers"}
 """Where each folder of the sources is installed."""
@@ -135,6 +137,15 @@ def test_python_runs_the_package_as_the_command(application: Application) -> Non
     command, module = application.run("taskflux", "--version"), application.run("python", "-m", "taskflux", "--version")
     assert (module.returncode, module.stdout) == (0, command.stdout)
     assert module.stdout.startswith("taskflux 0.")
+
+
+def test_the_parts_of_dev_are_the_installed_ones_in_a_folder_that_has_a_taskflux_of_its_own(
+    application: Application, tmp_path: Path
+) -> None:
+    (tmp_path / "taskflux").mkdir()
+    (tmp_path / "taskflux/__init__.py").write_text("raise SystemExit('the sources of a clone')\n")
+    ran = Application(tmp_path, application.environment).run("python", *CLI[1:], "--version")
+    assert (ran.returncode, ran.stdout) == (0, application.run("taskflux", "--version").stdout)
 
 
 def test_nothing_but_the_embedded_stack_needs_what_it_brings(application: Application) -> None:
