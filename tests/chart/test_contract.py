@@ -74,7 +74,7 @@ def test_what_scales_a_handler_is_the_group_and_topic_that_it_reads(settings: Se
         assert (metadata["consumerGroup"], metadata["topic"]) == (deployment.reads.group, deployment.reads.topic)
 
 
-def test_whoever_serves_an_api_has_a_service_and_nobody_else(settings: Settings) -> None:
+def test_only_handlers_that_serve_an_api_have_a_service(settings: Settings) -> None:
     serving = {each.name for each in deployments.deployments(settings) if each.serves_api}
     assert {each.component for each in full().of("Service")} == serving
 
@@ -90,7 +90,7 @@ def test_each_handler_is_given_the_secrets_that_it_needs(settings: Settings) -> 
         assert providers <= allowed.get(deployment.name, {deployment.provider}), deployment.name
 
 
-def test_ports_and_probes_are_the_program_s() -> None:
+def test_ports_and_probes_match_the_program() -> None:
     assert defaults()["handlerDefaults"]["port"] == deployments.PORT
     for handler in BUILT_IN:
         container = handler_container(full(), handler)
@@ -101,24 +101,24 @@ def test_ports_and_probes_are_the_program_s() -> None:
     assert [each["path"] for each in monitor.spec["podMetricsEndpoints"]] == [deployments.METRICS]
 
 
-def test_a_port_of_one_s_own_is_the_program_s_too() -> None:
+def test_a_custom_port_is_also_passed_to_the_program() -> None:
     rendering = full({"handlers": {"relay": {"port": 9999}}})
     container = handler_container(rendering, "relay")
     assert container.environment["TASKFLUX_HTTP__PORT"] == "9999"
     assert container.port(container.spec["readinessProbe"]["httpGet"]["port"]) == 9999
 
 
-def test_the_default_drain_is_the_program_s() -> None:
+def test_the_default_drain_time_matches_the_program() -> None:
     assert defaults()["handlerDefaults"]["drainSeconds"] == deployments.DRAIN_SECONDS
 
 
-def test_no_scale_in_cuts_off_an_attempt_that_the_handler_allows(settings: Settings) -> None:
+def test_scaling_in_never_cuts_off_an_attempt_within_its_timeout(settings: Settings) -> None:
     for deployment in deployments.deployments(settings):
         if deployment.timeout is not None:
             assert value(deployment.name, "drainSeconds") >= deployment.timeout, deployment.name
 
 
-def test_pools_are_as_large_as_the_program_s_own() -> None:
+def test_pool_sizes_match_the_program() -> None:
     for handler in BUILT_IN:
         module = handler.replace("-", "_") if isinstance(load(handler), Service) else None
         source = Path(f"handlers/{module}.py" if module else "taskflux/worker/worker.py").read_text()
@@ -133,13 +133,13 @@ def test_pools_are_as_large_as_the_program_s_own() -> None:
         assert handler_container(full(), handler).environment["TASKFLUX_POSTGRES__POOL_SIZE"] == str(size)
 
 
-def test_the_chart_is_of_the_program_s_version() -> None:
+def test_the_chart_has_the_version_of_the_program() -> None:
     described: Any = yaml.load((CHART / "Chart.yaml").read_text(), yaml.CSafeLoader)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert described["appVersion"] == project["version"] == VERSION
 
 
-def test_the_versions_of_kubernetes_are_said_and_helm_keeps_to_them() -> None:
+def test_the_chart_declares_kubernetes_versions_and_helm_enforces_them() -> None:
     described: Any = yaml.load((CHART / "Chart.yaml").read_text(), yaml.CSafeLoader)
     assert described["kubeVersion"]
     assert described["icon"]

@@ -36,7 +36,7 @@ def test_every_variable_is_one_that_the_program_reads(ci: Path) -> None:
 
 
 @EACH_CI_FILE
-def test_what_is_secret_comes_from_secrets_and_nothing_else_does(ci: Path) -> None:
+def test_secret_values_and_only_those_come_from_secrets(ci: Path) -> None:
     rendering = render(ci)
     assert not rendering.of("Secret")
     for each in rendering.of("ConfigMap"):
@@ -64,7 +64,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 @EACH_CI_FILE
-def test_the_program_is_content_with_each_container_s_environment(
+def test_the_program_accepts_each_container_s_environment(
     ci: Path, certificates: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own checks, contradictions included, on exactly what is rendered: what `taskflux config` says in that pod."""
@@ -83,7 +83,7 @@ def test_the_program_is_content_with_each_container_s_environment(
                 load_provider(handler.provider.name, handler.provider.settings)
 
 
-def test_every_setting_has_its_place_in_the_values() -> None:
+def test_every_setting_can_be_set_in_the_values() -> None:
     """Set each one that is no secret, and see it arrive under the program's own name."""
     elsewhere = {  # a value of each handler, of `secrets`, or of no deployment
         "TASKFLUX_HTTP__PORT",
@@ -132,7 +132,7 @@ def _settings_in_schema() -> set[str]:
     return {f"{name}.{key}" for name, section in sections.items() for key in resolve(section)["properties"]}
 
 
-def test_a_setting_arrives_under_the_program_s_name() -> None:
+def test_a_setting_reaches_the_program_under_its_own_name() -> None:
     rendering = full(
         {
             "settings": {
@@ -154,7 +154,7 @@ def test_a_setting_arrives_under_the_program_s_name() -> None:
     assert sms["TASKFLUX_WORKER__LEASE_SECONDS"] == "60"
 
 
-def test_an_access_token_is_a_file_and_stands_in_the_place_of_the_password() -> None:
+def test_an_access_token_file_replaces_the_password() -> None:
     rendering = full({"secrets": {"smtp": {"accessTokenKey": "token"}}})
     for name in ("notify", "process-email"):
         container = handler_container(rendering, name)

@@ -48,7 +48,7 @@ def test_the_set_up_runs_before_an_install_and_before_an_upgrade() -> None:
         assert job.hooks == BEFORE, str(job)
 
 
-def test_a_set_up_that_ended_well_is_gone_and_one_that_failed_is_there_to_be_read() -> None:
+def test_a_successful_set_up_job_is_deleted_and_a_failed_one_is_kept() -> None:
     rendering = full(OWN_IMAGE)
     for each in rendering.objects:
         if each.hooks & BEFORE:
@@ -56,7 +56,7 @@ def test_a_set_up_that_ended_well_is_gone_and_one_that_failed_is_there_to_be_rea
             assert policy == {"before-hook-creation", "hook-succeeded"}, str(each)
 
 
-def test_what_a_set_up_needs_is_there_before_it() -> None:
+def test_what_a_set_up_job_needs_exists_before_it_runs() -> None:
     """The release's own ConfigMaps, ServiceAccount and policies are made after its hooks."""
     rendering = full(OWN_IMAGE)
     hooks = {(each.kind, each.name): each for each in rendering.objects if each.hooks >= BEFORE}
@@ -77,7 +77,7 @@ def test_what_a_set_up_needs_is_there_before_it() -> None:
             assert each.weight < job.weight, f"{each} does not come before {job}"
 
 
-def test_nothing_of_the_release_itself_bears_the_name_of_a_hook() -> None:
+def test_no_object_of_the_release_has_the_name_of_a_hook() -> None:
     rendering = full(OWN_IMAGE)
     hooks = {(each.kind, each.name) for each in rendering.objects if each.hooks}
     own = {(each.kind, each.name) for each in rendering.objects if not each.hooks}
@@ -101,7 +101,7 @@ def test_the_chart_s_own_image_migrates_first_and_the_others_register_their_type
     assert all(first.weight < job.weight for job in others), "a type is registered in a schema that is there"
 
 
-def test_a_handler_of_one_s_own_in_the_chart_s_image_is_registered_by_its_job() -> None:
+def test_a_custom_handler_in_the_chart_s_image_is_registered_by_its_job() -> None:
     mine = {"handlers": {"mine": {"target": "my_app.handlers:mine", "taskType": "mine"}}}
     found = [each for job in jobs(full(mine)) for each in words(job)]
     assert any("my_app.handlers:mine" in each for each in found if each[0] == "topics")
@@ -124,7 +124,7 @@ def test_the_types_of_handlers_that_are_not_deployed_are_not_registered() -> Non
     assert left_out(off) == built_in - {"process-email"}
 
 
-def test_what_a_handler_s_code_needs_to_be_imported_is_there_in_its_job() -> None:
+def test_the_job_of_a_handler_has_what_its_code_needs_at_import() -> None:
     code = {"name": "code", "configMap": {"name": "mine"}}
     mount = {"name": "code", "mountPath": "/app", "readOnly": True}
     mine = {
@@ -142,7 +142,7 @@ def test_what_a_handler_s_code_needs_to_be_imported_is_there_in_its_job() -> Non
     assert {"name": "MODEL", "value": "small"} in container["env"]
 
 
-def test_a_handler_that_is_off_has_no_job() -> None:
+def test_a_disabled_handler_has_no_job() -> None:
     off = {"handlers": {name: {"enabled": False} for name in OWN_IMAGE["handlers"]}}
     assert len(jobs(full(OWN_IMAGE, off))) == 1
 
@@ -157,14 +157,14 @@ def test_a_set_up_waits_for_the_servers_and_gives_up() -> None:
         assert job.pod.spec["restartPolicy"] == "Never"
 
 
-def test_a_set_up_has_longer_than_it_waits() -> None:
+def test_the_deadline_of_a_set_up_job_is_longer_than_its_wait() -> None:
     for job in jobs(full()):
         waits = sum(float(each[each.index("--wait") + 1].rstrip("s")) for each in words(job))
         assert job.pod is not None
         assert job.pod.spec["activeDeadlineSeconds"] > waits
 
 
-def test_a_set_up_is_given_no_provider_s_secret() -> None:
+def test_a_set_up_job_gets_no_secret_of_a_provider() -> None:
     for job in jobs(full()):
         assert job.pod is not None
         for container in job.pod.all_containers:
@@ -181,12 +181,12 @@ def test_migrations_take_the_direct_dsn() -> None:
     assert given["TASKFLUX_POSTGRES__MIGRATE_DSN"] == {"name": "postgres", "key": "direct"}
 
 
-def test_the_set_up_can_be_left_to_somebody_else() -> None:
+def test_the_set_up_jobs_can_be_disabled() -> None:
     rendering = full({"setup": {"enabled": False}})
     assert not [each for each in rendering.objects if each.hooks & BEFORE]
 
 
-def test_pruning_runs_alone_and_in_its_own_time() -> None:
+def test_pruning_runs_one_job_at_a_time_on_its_own_schedule() -> None:
     (prune,) = full({"prune": {"schedule": "5 4 * * 0"}}).of("CronJob")
     assert prune.spec["schedule"] == "5 4 * * 0"
     assert prune.spec["concurrencyPolicy"] == "Forbid"
@@ -195,7 +195,7 @@ def test_pruning_runs_alone_and_in_its_own_time() -> None:
     assert ages(prune) == {"--succeeded": "30d", "--cancelled": "30d"}
 
 
-def test_only_what_is_given_an_age_is_pruned() -> None:
+def test_only_states_with_an_age_are_pruned() -> None:
     (prune,) = full({"prune": {"succeeded": "", "cancelled": "", "dead": "90d"}}).of("CronJob")
     assert ages(prune) == {"--dead": "90d"}
     assert not full({"prune": {"enabled": False}}).of("CronJob")
@@ -208,7 +208,7 @@ def ages(prune: Object) -> dict[str, str]:
     return dict(zip(options[::2], options[1::2], strict=True))
 
 
-def test_the_tests_are_pods_that_stay_to_be_read_and_are_replaced() -> None:
+def test_test_pods_are_kept_until_the_next_run_replaces_them() -> None:
     rendering = full()
     found = [each for each in rendering.objects if "test" in each.hooks and each.kind == "Pod"]
     assert found
@@ -225,7 +225,7 @@ def test_the_tests_are_pods_that_stay_to_be_read_and_are_replaced() -> None:
     assert not [each for each in least({"tests": {"enabled": False}}).objects if "test" in each.hooks]
 
 
-def test_without_what_it_submits_to_there_is_no_test() -> None:
+def test_without_ingest_or_its_handler_there_is_no_test_pod() -> None:
     for handler in ("ingest", "process-simulated"):
         rendering = full({"handlers": {handler: {"enabled": False}}, "ingress": {"enabled": False}})
         assert not [

@@ -1,4 +1,4 @@
-"""The mistakes that people make in values: each is refused, by the name of the key or with what to do."""
+"""Common mistakes in values: each is refused with the name of the key, or with what to do."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
     "a router without its topic": (handler("router", enabled=True), r"settings\.router\.topic"),
     "lag without a topic": (handler("mine", target="a.b:c"), "mine[\\s\\S]*(taskType|topic)"),
     "a handler that nobody knows": (handler("process-emial"), "process-emial"),
-    "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
+    "an invalid digest": ({"image": {"digest": "latest"}}, "digest"),
     "an Ingress to a handler without a Service": (
         {
             "ingress": {
@@ -94,11 +94,11 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         "relay",
     ),
     "a user who is root": ({"handlerDefaults": {"podSecurityContext": {"runAsUser": 0}}}, "runAsUser"),
-    "a schedule that is none": ({"prune": {"schedule": "daily at three"}}, "schedule"),
+    "an invalid schedule": ({"prune": {"schedule": "daily at three"}}, "schedule"),
     "a pruning of nothing": ({"prune": {"succeeded": "", "cancelled": ""}}, r"prune\.enabled"),
     "mails without a server": ({"settings": {"smtp": {"host": ""}}}, r"settings\.smtp\.host"),
     "short messages without a secret": ({"secrets": {"msg91": {"existingSecret": ""}}}, r"secrets\.msg91"),
-    "an age that is none": ({"prune": {"succeeded": "a month"}}, "succeeded"),
+    "an invalid age": ({"prune": {"succeeded": "a month"}}, "succeeded"),
 }
 
 
@@ -110,12 +110,12 @@ def test_a_mistake_is_refused_by_its_name(mistake: str) -> None:
     assert re.search(said, str(refused.value)), str(refused.value)
 
 
-def test_what_the_mistakes_are_made_in_renders() -> None:
+def test_the_values_without_the_mistakes_render() -> None:
     render(LEAST)
     render(LEAST, WITH_ALL_SERVERS)
 
 
-def test_all_that_is_wrong_is_named_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(Refused) as refused:
         render(merged(LEAST, {"handelrs": {}}, scaling("relay", minReplica=1), {"image": {"tagg": "x"}}))
     assert all(name in str(refused.value) for name in ("handelrs", "minReplica", "tagg"))

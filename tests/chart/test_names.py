@@ -50,7 +50,7 @@ def test_two_releases_in_one_namespace_share_nothing() -> None:
             assert all(not selects(each.spec["selector"], pod.labels) for pod in pods(second.objects))
 
 
-def test_a_release_that_bears_the_chart_s_name_does_not_repeat_it() -> None:
+def test_a_release_named_like_the_chart_does_not_repeat_the_name() -> None:
     assert "taskflux-ingest" in {each.name for each in full(release="taskflux").of("Deployment")}
 
 
@@ -79,7 +79,7 @@ def selectors(rendering: Rendering) -> dict[str, object]:
     return {each.component or "": each.spec["selector"] for each in rendering.of("Deployment")}
 
 
-def test_selectors_are_three_labels_and_take_their_own_pods_alone() -> None:
+def test_selectors_have_three_labels_and_match_only_their_own_pods() -> None:
     rendering = full()
     for deployment in rendering.of("Deployment"):
         assert deployment.spec["selector"].keys() == {"matchLabels"}
@@ -88,7 +88,7 @@ def test_selectors_are_three_labels_and_take_their_own_pods_alone() -> None:
         assert taken == [deployment]
 
 
-def test_services_and_budgets_take_the_pods_of_their_handler_alone() -> None:
+def test_services_and_budgets_match_only_the_pods_of_their_handler() -> None:
     rendering = full()
     for each in rendering.of("Service", "PodDisruptionBudget"):
         selector = each.spec["selector"]
@@ -117,7 +117,7 @@ def test_selectors_stay_as_they_are_over_every_upgrade(tmp_path: Path) -> None:
     assert selectors(after) == selectors(full())
 
 
-def test_every_object_says_what_it_belongs_to() -> None:
+def test_every_object_has_the_recommended_labels() -> None:
     for each in full().objects:
         assert each.labels["app.kubernetes.io/name"] == "taskflux", str(each)
         assert each.labels["app.kubernetes.io/instance"] == "tf", str(each)
@@ -134,6 +134,6 @@ def test_a_version_with_a_plus_is_a_label_all_the_same(tmp_path: Path) -> None:
         assert all(re.fullmatch(r"[A-Za-z0-9._-]*", value) for value in each.labels.values()), each.labels
 
 
-def test_no_object_names_a_namespace_but_the_release_s() -> None:
+def test_no_object_names_a_namespace_other_than_the_release_s() -> None:
     for each in full().objects:
         assert each.metadata.get("namespace", "work") == "work", str(each)

@@ -95,7 +95,7 @@ def test_what_is_not_allowed_to_a_pod_of_the_release_is_denied(ci: Path) -> None
 
 
 @EACH_CI_FILE
-def test_a_pod_that_no_other_policy_knows_is_denied_everything(ci: Path) -> None:
+def test_a_pod_without_a_policy_of_its_own_is_denied_everything(ci: Path) -> None:
     rendering = render(ci)
     everybody = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
     denying = [
@@ -114,7 +114,7 @@ def test_a_pod_that_no_other_policy_knows_is_denied_everything(ci: Path) -> None
 
 
 @EACH_CI_FILE
-def test_every_pod_may_ask_for_names_by_both_protocols(ci: Path) -> None:
+def test_every_pod_may_query_dns_over_udp_and_tcp(ci: Path) -> None:
     rendering = render(ci)
     for pod in pods(rendering.objects) if rendering.of("NetworkPolicy") else []:
         assert open_to(rendering, pod, DNS, protocol="UDP"), str(pod)
@@ -221,13 +221,13 @@ def test_the_servers_are_those_that_the_values_name() -> None:
         assert rule["to"] == there
 
 
-def test_traces_go_out_only_where_there_is_somebody_to_take_them() -> None:
+def test_egress_for_traces_is_allowed_only_with_a_receiver() -> None:
     assert not open_to(full(), of(full(), "relay"), OTEL)
     rendering = full({"settings": {"otel": {"endpoint": "http://collector:4318"}}})
     assert open_to(rendering, of(rendering, "relay"), OTEL)
 
 
-def test_an_egress_of_one_s_own_is_added() -> None:
+def test_custom_egress_rules_are_added() -> None:
     rule = {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"port": 2525, "protocol": "TCP"}]}
     rendering = full({"handlers": {"process-email": {"egress": [rule]}}})
     assert rule in list(rules(rendering, of(rendering, "process-email"), "egress"))
@@ -246,7 +246,7 @@ def callers(rendering: Rendering, handler: str) -> list[Mapping[str, Any]]:
     return [peer for peer in peers if (peer.get("podSelector") or {}).get("matchLabels", {}).keys() != RELEASE]
 
 
-def test_tasks_are_submitted_only_by_those_who_are_named() -> None:
+def test_only_the_named_callers_may_submit_tasks() -> None:
     somebody = [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}]
     assert callers(full({"networkPolicy": {"apiFrom": somebody}}), "ingest") == somebody
     own = {"handlers": {"mine": {"target": "a.b:c", "service": {"enabled": True}, "scaling": {"enabled": False}}}}
@@ -260,7 +260,7 @@ def test_notify_is_called_by_the_releases_namespace_unless_others_are_named() ->
     assert callers(full({"networkPolicy": {"notifyFrom": []}}), "notify") == []
 
 
-def test_metrics_are_read_by_those_who_are_named_of_every_handler() -> None:
+def test_the_named_callers_may_read_the_metrics_of_every_handler() -> None:
     somebody = [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}]
     rendering = full({"networkPolicy": {"metricsFrom": somebody}})
     for handler in ("ingest", "notify", "relay", "process-email"):
@@ -274,7 +274,7 @@ def test_a_list_of_callers_that_is_null_is_an_empty_one() -> None:
     assert callers(rendering, "relay") == [{"namespaceSelector": {}}]
 
 
-def test_a_choice_of_who_may_submit_is_asked_for_only_where_it_matters() -> None:
+def test_without_ingest_or_network_policies_no_caller_has_to_be_named() -> None:
     nobody: Values = {"networkPolicy": {"apiFrom": []}}
     assert least(nobody, {"handlers": {"ingest": {"enabled": False}}}).of("NetworkPolicy")
     assert not least(nobody, {"networkPolicy": {"enabled": False}}).of("NetworkPolicy")
@@ -294,11 +294,11 @@ def test_a_test_pod_reaches_the_service_that_it_submits_to() -> None:
         assert any("podSelector" in peer and selects(peer["podSelector"], pod.labels) for peer in peers), str(pod)
 
 
-def test_mail_through_notify_may_reach_it() -> None:
+def test_a_mail_handler_that_delivers_through_notify_may_reach_it() -> None:
     rendering = full({"settings": {"notify": {"url": "http://tf-notify"}}})
     for handler in ("process-email", "process-sms"):
         assert open_to(rendering, of(rendering, handler), 8080), "the Service's port is not what a policy sees"
 
 
-def test_network_policies_can_be_left_out() -> None:
+def test_network_policies_can_be_disabled() -> None:
     assert not least({"networkPolicy": {"enabled": False}}).of("NetworkPolicy")

@@ -40,20 +40,20 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_archive_holds_what_helm_needs_and_nothing_of_the_workshop(archive: Path) -> None:
+def test_the_archive_holds_what_helm_needs_and_no_development_files(archive: Path) -> None:
     with tarfile.open(archive) as opened:
         names = {name.removeprefix("taskflux/") for name in opened.getnames()}
     assert {"Chart.yaml", "values.yaml", "values.schema.json", "README.md", "templates/NOTES.txt"} <= names
     assert not [name for name in names if name.startswith("ci/") or name.endswith((".py", ".in.md", ".gotmpl"))]
 
 
-def test_what_is_packaged_renders(archive: Path) -> None:
+def test_the_package_renders(archive: Path) -> None:
     values = CHART / "ci" / "default-values.yaml"
     done = helm("template", "tf", str(archive), "--values", str(values))
     assert done.returncode == 0, done.stderr
 
 
-def test_the_schema_and_the_readme_are_those_of_the_values() -> None:
+def test_the_schema_and_the_readme_match_the_values() -> None:
     command = [sys.executable, "-m", "charts.generate", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

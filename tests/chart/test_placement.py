@@ -21,7 +21,7 @@ def test_pods_are_spread_over_nodes_by_their_own_labels() -> None:
         assert spread["labelSelector"] == deployment.spec["selector"]
 
 
-def test_a_spread_of_one_s_own_keeps_its_selector() -> None:
+def test_a_custom_spread_constraint_keeps_its_selector() -> None:
     own = {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
     chosen = own | {"labelSelector": {"matchLabels": {"team": "mail"}}}
     deployment = one("process-email", {"topologySpreadConstraints": [own, chosen]})
@@ -40,7 +40,7 @@ def one(handler: str, values: Mapping[str, Any]) -> PodTemplate:
     return deployment.pod
 
 
-def test_where_and_how_pods_run_can_be_said_for_each_handler() -> None:
+def test_placement_can_be_set_for_each_handler() -> None:
     affinity: Mapping[str, Any] = {"nodeAffinity": {}}
     tolerations = [{"key": "spot", "operator": "Exists"}]
     pod = one(
@@ -67,7 +67,7 @@ def test_where_and_how_pods_run_can_be_said_for_each_handler() -> None:
     assert pod.owner.spec["revisionHistoryLimit"] == 7
 
 
-def test_further_environment_and_volumes_stand_beside_the_chart_s_own() -> None:
+def test_extra_environment_and_volumes_are_added_to_the_chart_s_own() -> None:
     pod = one(
         "process-email",
         {
@@ -86,7 +86,7 @@ def test_further_environment_and_volumes_stand_beside_the_chart_s_own() -> None:
     assert any(each["mountPath"] == "/tmp" for each in container["volumeMounts"])
 
 
-def test_what_is_said_for_one_handler_stays_with_it() -> None:
+def test_values_of_one_handler_do_not_affect_another() -> None:
     """Values that a template merges in place would show up in the handlers that come after."""
     values = {
         "podLabels": {"team": "mail"},
@@ -168,14 +168,14 @@ def test_pods_are_replaced_when_their_settings_change() -> None:
     assert all(before[name] != after[name] for name in before)
 
 
-def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready() -> None:
+def test_a_rollout_removes_no_pod_before_its_successor_is_ready() -> None:
     for deployment in full().of("Deployment"):
         strategy = deployment.spec["strategy"]
         assert strategy["type"] == "RollingUpdate"
         assert strategy["rollingUpdate"]["maxUnavailable"] == 0
 
 
-def test_a_pod_behind_a_service_answers_while_others_learn_that_it_goes() -> None:
+def test_a_pod_behind_a_service_keeps_answering_while_its_endpoint_is_removed() -> None:
     rendering = full({"handlerDefaults": {"lingerSeconds": 7}})
     for handler in BUILT_IN:
         lingers = handler_container(rendering, handler).environment.get("TASKFLUX_HTTP__LINGER_SECONDS")

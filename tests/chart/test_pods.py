@@ -94,7 +94,7 @@ def test_the_check_itself_finds_what_is_not_restricted(where: str, key: str, val
 
 
 @EACH_CI_FILE
-def test_every_container_says_what_it_needs(ci: Path) -> None:
+def test_every_container_has_resource_requests_and_limits(ci: Path) -> None:
     for pod in pods(render(ci).objects):
         for container in pod.all_containers:
             resources = container["resources"]
@@ -104,7 +104,7 @@ def test_every_container_says_what_it_needs(ci: Path) -> None:
 
 
 @EACH_CI_FILE
-def test_every_container_has_room_in_tmp_that_counts_against_its_memory(ci: Path) -> None:
+def test_every_container_has_a_tmp_that_counts_towards_its_memory_limit(ci: Path) -> None:
     for pod in pods(render(ci).objects):
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes") or []}
         for container in pod.all_containers:

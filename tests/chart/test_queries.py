@@ -63,7 +63,7 @@ async def test_tasks_that_run_count_for_their_own_type(connection: asyncpg.Conne
     assert [await asked(connection, handler) for handler in RUNNING] == [3, 1, 0]
 
 
-async def test_the_relay_is_asked_for_by_what_is_overdue_and_not_by_what_comes_later(
+async def test_overdue_tasks_scale_the_relay_and_later_ones_do_not(
     connection: asyncpg.Connection[Any],
 ) -> None:
     assert await asked(connection, "relay") == 0
@@ -73,7 +73,7 @@ async def test_the_relay_is_asked_for_by_what_is_overdue_and_not_by_what_comes_l
     assert await asked(connection, "relay") == 5
 
 
-async def test_what_an_open_circuit_holds_back_asks_for_no_relay(connection: asyncpg.Connection[Any]) -> None:
+async def test_tasks_behind_an_open_circuit_do_not_scale_the_relay(connection: asyncpg.Connection[Any]) -> None:
     await connection.execute(
         "INSERT INTO task_types (type, schema, max_attempts, ambiguous, provider)"
         " VALUES ('email', '{}', 6, 'resend', 'smtp')"
@@ -86,13 +86,13 @@ async def test_what_an_open_circuit_holds_back_asks_for_no_relay(connection: asy
     assert await asked(connection, "relay") == 7
 
 
-async def test_a_type_s_name_is_no_way_into_the_database(connection: asyncpg.Connection[Any]) -> None:
+async def test_a_type_s_name_cannot_inject_sql(connection: asyncpg.Connection[Any]) -> None:
     """A type's name stands in the query as it is: nothing that could end a text is one."""
     with pytest.raises(Refused):
         full({"handlers": {"mine": {"target": "a.b:c", "taskType": "x'; DROP TABLE claims; --"}}})
 
 
-async def test_asking_is_cheap_beside_a_large_backlog(connection: asyncpg.Connection[Any]) -> None:
+async def test_the_queries_are_cheap_with_a_large_backlog(connection: asyncpg.Connection[Any]) -> None:
     await owe(connection, "-1 minute", count=30_000)
     await connection.execute("ANALYZE due")
     scaled = full().handler("ScaledObject", "relay")

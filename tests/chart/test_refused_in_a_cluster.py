@@ -22,7 +22,7 @@ def test_keda_s_autoscaler_has_a_name_that_fits_a_label(release: str) -> None:
         assert each.spec["scaleTargetRef"]["name"] == each.name
 
 
-def test_keda_has_nothing_to_warn_of_where_a_handler_never_goes_to_zero() -> None:
+def test_keda_logs_no_warning_for_a_handler_that_never_scales_to_zero() -> None:
     for each in full().of("ScaledObject"):
         for key in ("pollingInterval", "cooldownPeriod"):
             assert (key in each.spec) == (each.spec["minReplicaCount"] == 0), f"{each}: {key}"
@@ -36,7 +36,7 @@ def test_an_interval_stays_where_metrics_are_cached_by_it() -> None:
     assert relay.spec["pollingInterval"] == 11
 
 
-def test_pods_that_are_recreated_have_no_terms_of_rolling() -> None:
+def test_the_recreate_strategy_has_no_rolling_update_parameters() -> None:
     """The API server refuses the two together."""
     rendering = full({"handlers": {"relay": {"strategy": {"type": "Recreate"}}}})
     relay = rendering.handler("Deployment", "relay")
@@ -44,7 +44,7 @@ def test_pods_that_are_recreated_have_no_terms_of_rolling() -> None:
     assert relay.spec["strategy"] == {"type": "Recreate"}
 
 
-def test_a_large_number_stays_a_whole_one() -> None:
+def test_a_large_number_stays_an_integer() -> None:
     """Go prints 1000000.0 as 1e+06, which neither KEDA nor the API server reads as an integer."""
     large = 3_000_000
     scaling = {"lagThreshold": large, "runningThreshold": large, "cooldownPeriod": large, "pollingInterval": large}
@@ -75,7 +75,7 @@ def test_a_large_number_stays_a_whole_one() -> None:
         ({"handlerDefaults": {"podSecurityContext": None}}, "podSecurityContext"),
     ],
 )
-def test_a_section_that_was_left_empty_is_named(empty: Mapping[str, Any], named: str) -> None:
+def test_an_empty_section_is_named_in_the_error(empty: Mapping[str, Any], named: str) -> None:
     """Helm takes it away with its defaults, as `--reuse-values` does with those of a newer chart."""
     with pytest.raises(Refused) as refused:
         render(LEAST, empty)
@@ -97,7 +97,7 @@ def test_a_notification_service_elsewhere_is_reached() -> None:
     assert {"ports": [{"port": 8081, "protocol": "TCP"}]} in policy.spec["egress"]
 
 
-def test_the_notes_say_what_keeps_keda_from_asking() -> None:
+def test_the_notes_name_what_keeps_keda_from_querying() -> None:
     def said(more: Mapping[str, Any]) -> str:
         return notes(LEAST, WITH_ALL_SERVERS, more)
 

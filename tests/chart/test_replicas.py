@@ -1,4 +1,4 @@
-"""Who says how many pods there are, and how many may be away: never two of them, and never at odds."""
+"""What sets the number of pods and how many may be unavailable: one source each, without contradiction."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_handler_that_is_not_scaled_has_its_own_number_of_replicas() -> None:
 
 @EACH_CI_FILE
 def test_a_disruption_budget_never_contradicts_the_replicas(ci: Path) -> None:
-    """One that lets no pod go blocks every drain of a node; one for a single pod is no budget."""
+    """A budget that allows no disruption blocks every node drain; one for a single pod is useless."""
     rendering = render(ci)
     values = defaults()["handlerDefaults"]["pdb"]
     for budget in rendering.of("PodDisruptionBudget"):
@@ -75,7 +75,7 @@ def most_replicas(rendering: Rendering, handler: str) -> int:
     return int(deployment.spec["replicas"])
 
 
-def test_whoever_may_have_several_pods_has_a_budget() -> None:
+def test_every_handler_that_may_have_several_pods_has_a_disruption_budget() -> None:
     rendering = full()
     with_budget = {each.component for each in rendering.of("PodDisruptionBudget")}
     assert with_budget == {each.component for each in rendering.of("Deployment")}

@@ -81,7 +81,7 @@ async def test_every_handler_runs_as_rendered_and_answers_its_probes(parts: Mapp
             assert response.status_code == 200
 
 
-async def test_every_handler_answers_with_its_metrics_where_the_pod_monitor_looks(parts: Mapping[str, Part]) -> None:
+async def test_every_handler_serves_its_metrics_at_the_pod_monitor_s_endpoint(parts: Mapping[str, Part]) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         for part in parts.values():
             text = (await client.get(f"{part.url}/metrics")).text
@@ -117,7 +117,7 @@ async def test_a_short_message_arrives(ways: Ways) -> None:
     await ways.of_a_short_message()
 
 
-async def test_a_handler_of_one_s_own_does_its_work(ways: Ways) -> None:
+async def test_a_custom_handler_does_its_work(ways: Ways) -> None:
     await ways.of_an_own_task()
 
 
@@ -150,7 +150,7 @@ async def test_pruning_as_scheduled_succeeds(release: Release, parts: Mapping[st
     assert "succeeded tasks deleted" in await release.to_the_end(prune)
 
 
-async def test_the_topic_of_mixed_types_is_the_one_that_is_named(parts: Mapping[str, Part]) -> None:
+async def test_the_topic_of_mixed_types_has_the_configured_name(parts: Mapping[str, Part]) -> None:
     assert parts["router"].container.environment["TASKFLUX_ROUTER__TOPIC"] == f"{PREFIX}{MIXED_TOPIC}"
 
 
@@ -160,7 +160,7 @@ async def test_every_pod_ends_within_its_grace_period(release: Release, parts: M
     assert all(part.running.returncode == 0 for part in parts.values())
 
 
-async def test_the_set_up_waits_for_a_server_that_is_not_there_yet_and_says_for_which(
+async def test_the_set_up_waits_for_a_server_that_has_not_started_and_names_it(
     servers: Servers, tmp_path: Path
 ) -> None:
     values = servers.values("late-", ()) | {"setup": {"waitSeconds": 2}}

@@ -31,7 +31,7 @@ def one(rendering: Rendering, handler: str, kind: str) -> Mapping[str, Any]:
 
 
 @pytest.mark.parametrize("handler", BY_LAG)
-def test_a_new_group_at_zero_wakes(handler: str) -> None:
+def test_a_new_consumer_group_scales_up_from_zero(handler: str) -> None:
     """keda#5689, keda#7414: with "true" nothing wakes a group that has no offsets yet."""
     assert one(full(), handler, "kafka")["metadata"]["scaleToZeroOnInvalidOffset"] == "false"
 
@@ -56,7 +56,7 @@ def test_a_slow_handler_s_lag_counts(handler: str) -> None:
 
 
 @pytest.mark.parametrize("handler", BY_LAG)
-def test_replicas_divide_the_partitions_and_none_is_idle(handler: str) -> None:
+def test_replicas_divide_the_partitions_so_that_no_pod_is_idle(handler: str) -> None:
     """keda#5096: a rebalance at every step."""
     metadata = one(full(), handler, "kafka")["metadata"]
     assert metadata["ensureEvenDistributionOfPartitions"] == "true"
@@ -79,14 +79,14 @@ def test_where_only_cpu_scales_there_is_no_fallback_for_keda_to_refuse() -> None
 
 
 @pytest.mark.parametrize("handler", BY_LAG)
-def test_pods_are_taken_away_after_five_minutes_of_calm(handler: str) -> None:
+def test_pods_are_removed_after_five_idle_minutes(handler: str) -> None:
     spec = scaled(full(), handler).spec
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert down["stabilizationWindowSeconds"] == 300
 
 
 @pytest.mark.parametrize("handler", BY_LAG)
-def test_a_task_handler_goes_to_zero_and_never_beyond_the_partitions(handler: str) -> None:
+def test_a_task_handler_scales_between_zero_and_its_partitions(handler: str) -> None:
     spec = scaled(full(), handler).spec
     assert spec["minReplicaCount"] == 0
     assert 1 <= spec["maxReplicaCount"] <= 12
@@ -161,7 +161,7 @@ def test_a_cpu_trigger_has_a_request_to_be_a_share_of() -> None:
             assert all("cpu" in one["resources"]["requests"] for one in deployment.pod.containers)
 
 
-def test_further_triggers_stand_as_they_were_given() -> None:
+def test_extra_triggers_are_rendered_as_given() -> None:
     cron = {
         "type": "cron",
         "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *", "desiredReplicas": "2"},

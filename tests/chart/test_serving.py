@@ -41,7 +41,7 @@ def test_a_service_has_its_annotations() -> None:
     assert service.annotations["internal"] == "true"
 
 
-def test_there_is_an_ingress_where_one_is_asked_for() -> None:
+def test_an_ingress_is_rendered_only_when_enabled() -> None:
     assert not least().of("Ingress")
     host = {
         "host": "tasks.example.com",
@@ -94,7 +94,7 @@ def test_prometheus_finds_every_handler_s_pod() -> None:
     assert "namespaceSelector" not in monitor.spec or monitor.spec["namespaceSelector"] == {"matchNames": ["work"]}
 
 
-def test_what_is_watched_is_off_until_it_is_asked_for() -> None:
+def test_monitoring_objects_are_off_by_default() -> None:
     assert not least().of("PodMonitor", "PrometheusRule")
     assert not [each for each in least().of("ConfigMap") if "grafana_dashboard" in each.labels]
 
@@ -144,7 +144,7 @@ def test_every_alert_is_loaded_with_its_runbook(chart: Path) -> None:
         assert alert["expr"] == written["expr"]
 
 
-def test_an_alert_can_be_left_out(chart: Path) -> None:
+def test_an_alert_can_be_disabled(chart: Path) -> None:
     assert "TasksWait" not in alerts(watched(chart, disabled=["TasksWait"]))
 
 
@@ -162,7 +162,7 @@ def test_every_dashboard_is_loaded_as_it_is(chart: Path) -> None:
 
 
 @pytest.mark.usefixtures("definitions")
-def test_what_is_watched_is_valid(chart: Path) -> None:
+def test_the_monitoring_objects_are_valid(chart: Path) -> None:
     rendering = watched(chart)
     for each in rendering.of("PrometheusRule", "PodMonitor", "ConfigMap"):
         assert not faults(each, rendering)
@@ -218,7 +218,7 @@ def pool_size(container: Mapping[str, Any], rendering: Any) -> int:
     return int(rendering.one("ConfigMap", source).data["TASKFLUX_POSTGRES__POOL_SIZE"])
 
 
-def test_the_notes_warn_where_postgresql_would_run_out() -> None:
+def test_the_notes_warn_when_pods_need_more_connections_than_postgresql_has() -> None:
     few, many = {"postgresMaxConnections": 20}, {"postgresMaxConnections": 5000}
     assert "WARNING" in notes(LEAST, WITH_ALL_SERVERS, few)
     assert "WARNING" not in notes(LEAST, WITH_ALL_SERVERS, many)
@@ -231,7 +231,7 @@ def test_the_notes_say_how_to_send_a_first_task() -> None:
     assert "/tasks" in text
 
 
-def test_an_object_of_one_s_own_is_a_template() -> None:
+def test_an_extra_object_is_a_template() -> None:
     mine = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -242,14 +242,14 @@ def test_an_object_of_one_s_own_is_a_template() -> None:
     assert {("ConfigMap", "tf-mine"), ("ConfigMap", "tf-more")} <= rendering.names()
 
 
-def test_a_service_account_of_somebody_else_s_is_used() -> None:
+def test_an_existing_service_account_is_used() -> None:
     rendering = full({"serviceAccount": {"create": False, "name": "theirs"}})
     assert not [each for each in rendering.of("ServiceAccount") if not each.hooks]
     for pod in pods(rendering.of("Deployment")):
         assert pod.spec["serviceAccountName"] == "theirs"
 
 
-def test_no_object_gives_rights_to_anybody() -> None:
+def test_no_object_grants_rbac_permissions() -> None:
     rights = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
     assert not full().of(*rights)
     for account in full().of("ServiceAccount"):

@@ -1,4 +1,4 @@
-"""Every rendered object against the strict schemas of who takes it; and the check against known faults."""
+"""Every rendered object against strict schemas; and the check itself against known faults."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_object_is_valid_with_everything_on(keda: bool) -> None:
 
 
 @pytest.mark.parametrize("ci", CI, ids=lambda path: path.stem)
-def test_helm_s_own_lint_is_content(ci: Path) -> None:
+def test_helm_lint_passes(ci: Path) -> None:
     linted = helm("lint", "--strict", str(CHART), "--values", str(ci))
     assert linted.returncode == 0, linted.stdout + linted.stderr
     assert "[WARNING]" not in linted.stdout + linted.stderr
@@ -71,7 +71,7 @@ KNOWN_FAULTS: dict[str, tuple[str, Break, str]] = {
     ),
     "a field that is null": ("Deployment", lambda d: template(d).update(nodeSelector=None), "nodeSelector"),
     "an upper-case name": ("Service", lambda d: d["metadata"].update(name="Ingest"), "Ingest"),
-    "a label that is none": ("Service", lambda d: d["metadata"]["labels"].update(team="a b"), "team"),
+    "an invalid label": ("Service", lambda d: d["metadata"]["labels"].update(team="a b"), "team"),
     "a misspelt field of a policy": ("NetworkPolicy", lambda d: d["spec"].update(podSelectors={}), "podSelectors"),
     "a misspelt field of KEDA's": ("ScaledObject", lambda d: d["spec"].update(minReplicas=0), "minReplicas"),
     "a misspelt fallback": ("ScaledObject", lambda d: d["spec"].update(fallbacks={}), "fallbacks"),
@@ -98,7 +98,7 @@ def test_the_check_itself_finds(fault: str) -> None:
 TRIGGER_FAULTS: dict[str, tuple[Break, str]] = {
     "a misspelt key": (lambda m: m.update(lagTreshold="5"), "lagTreshold: the scaler has no such key"),
     "a key that is missing": (lambda m: m.pop("consumerGroup"), "consumerGroup is missing"),
-    "a value that is none of its values": (lambda m: m.update(offsetResetPolicy="first"), "'first' is none of"),
+    "a value that is not in its list": (lambda m: m.update(offsetResetPolicy="first"), "'first' is none of"),
     "a secret where only an authentication is read": (
         lambda m: m.update(password="x"),
         "does not read it from its metadata",
@@ -120,6 +120,6 @@ def test_the_check_itself_finds_in_a_trigger(fault: str) -> None:
     assert said in found[0]
 
 
-def test_an_object_of_a_kind_that_nobody_knows_is_an_error() -> None:
+def test_an_object_of_an_unknown_kind_is_an_error() -> None:
     with pytest.raises(LookupError, match="Deploymint"):
         faults(Object({"apiVersion": "apps/v1", "kind": "Deploymint", "metadata": {"name": "x"}}), Rendering([]))

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=20_000, help="tasks of each drill (20,000)")
     parser.add_argument("--only", action="append", help="only drills whose name contains this; may be repeated")
     parser.add_argument("--seed", type=int, default=1, help="decides over the mix, and when something dies")
-    parser.add_argument("--away", type=float, default=120.0, help="seconds that the SMTP server is away (120)")
+    parser.add_argument("--away", type=float, default=120.0, help="seconds that the SMTP server is unreachable (120)")
     parser.add_argument("--keep", type=Path, help="keep data and logs in this directory")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taskflux-drills-") as temporary:

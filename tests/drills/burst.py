@@ -12,7 +12,7 @@ import httpx
 
 CHUNK = 1000
 PATIENCE = 180.0
-"""Seconds that ingest may be away."""
+"""Seconds that ingest may be unreachable."""
 
 
 def make_tasks(number: int, seed: int) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ import asyncpg
 import httpx
 
 GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
-"""PostgreSQL is being killed, perhaps."""
+"""PostgreSQL may be unreachable: a drill kills it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What there is to show of a drill, and what of it should not be."""
+    """The results of a drill, and its faults."""
 
     tasks: int
     seconds: float
@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Ledger:
-    """Asks PostgreSQL how the tasks stand, patiently."""
+    """Reads the states of the tasks from PostgreSQL, with retries."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

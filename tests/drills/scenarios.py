@@ -25,7 +25,7 @@ SMS_IN_FLIGHT = 64
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a drill may cost: messages that come twice, tasks that are held for a person."""
+    """What a drill may cost: messages that are sent twice, tasks that are held for a person."""
 
     repeats: int = 0
     held: int = 0
@@ -41,7 +41,7 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    """All but the outage of the SMTP server, which needs one of its own."""
+    """All but the outage of the SMTP server, which needs a separate server."""
     in_mid_call = {
         "process-email": Allowed(repeats=MAILS_IN_FLIGHT),
         "process-sms": Allowed(held=SMS_IN_FLIGHT),
@@ -95,7 +95,7 @@ async def run(scenario: Scenario, directory: Path, number: int, seed: int) -> Ou
 
 
 async def run_smtp_outage(directory: Path, number: int, seed: int, away: float) -> Outcome:
-    """An SMTP server of one's own is away for `away` seconds in the middle of the burst."""
+    """A separate SMTP server is unreachable for `away` seconds in the middle of the burst."""
     inbox = Inbox(
         smtp_port=free_port(),
         http_port=free_port(),
@@ -116,7 +116,7 @@ async def run_smtp_outage(directory: Path, number: int, seed: int, away: float) 
         await burst.send(dev.url, tasks)
         await ledger.until_succeeded(number // 4, _patience(number))
         await inbox.stop()
-        print(f"  the SMTP server is away for {away:g} s", file=sys.stderr)
+        print(f"  the SMTP server is unreachable for {away:g} s", file=sys.stderr)
         await asyncio.sleep(away)
         dead = await ledger.dead_letters()
         await inbox.start()
@@ -126,7 +126,9 @@ async def run_smtp_outage(directory: Path, number: int, seed: int, away: float) 
         await inbox.stop()
         retried = await ledger.retried(["email"])
         if retried > MAILS_IN_FLIGHT or dead:
-            outcome.faults.append(f"{retried} mails took more than one attempt, {dead} dead letters while it was away")
+            outcome.faults.append(
+                f"{retried} mails took more than one attempt, {dead} dead letters while it was unreachable"
+            )
         _judge(outcome, Allowed(repeats=MAILS_IN_FLIGHT), burst.count(tasks))
         return outcome
 
@@ -163,7 +165,7 @@ async def _look(
 
 
 def _judge(outcome: Outcome, allowed: Allowed, sent: dict[str, int]) -> None:
-    """Note what should not be."""
+    """Record what should not have happened."""
     faults, held = outcome.faults, outcome.states["uncertain"]
     if outcome.lost:
         faults.append(f"{outcome.lost} lost: {dict(outcome.states)}")

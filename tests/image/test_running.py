@@ -54,7 +54,7 @@ def test_the_confinement_is_the_one_of_the_chart(engine: Engine, image: str) -> 
     assert set(found["writable"].values()) == {"Read-only file system"}
 
 
-def test_it_tells_its_version(engine: Engine, image: str, measures: Measures) -> None:
+def test_it_prints_its_version(engine: Engine, image: str, measures: Measures) -> None:
     began = time.monotonic()
     assert engine.output(image, "--version").startswith("taskflux ")
     nothing = time.monotonic()
@@ -63,7 +63,7 @@ def test_it_tells_its_version(engine: Engine, image: str, measures: Measures) ->
     measures.say("taskflux --version", f"{whole:.2f} s, of which an empty container takes {idle:.2f} s")
 
 
-def test_it_tells_its_settings_and_masks_secrets(engine: Engine, image: str) -> None:
+def test_it_prints_its_settings_and_masks_secrets(engine: Engine, image: str) -> None:
     dsn = "postgresql://somebody:open-sesame@db/tasks"
     said = engine.output(image, "config", environment={"TASKFLUX_POSTGRES__DSN": dsn, "TASKFLUX_HTTP__PORT": "8123"})
     assert json.loads(said)["http"]["port"] == 8123
@@ -77,7 +77,7 @@ def test_wrong_settings_stop_the_start_with_a_sentence(engine: Engine, image: st
         assert "TASKFLUX_HTTP__PORT" in container.logs()
 
 
-def test_ingest_is_alive_and_says_so_while_its_servers_are_away(engine: Engine, image: str) -> None:
+def test_ingest_reports_that_it_is_alive_while_its_servers_are_unreachable(engine: Engine, image: str) -> None:
     port = free_port()
     with engine.run(image, "run", "ingest", environment={**NOWHERE, **_listening(port)}) as container:
         assert _until(partial(_answers, port, "/livez"), "it lives", container)
@@ -88,7 +88,7 @@ def test_ingest_is_alive_and_says_so_while_its_servers_are_away(engine: Engine, 
         assert container.stop() == 0
 
 
-async def test_a_task_goes_its_way_through_containers_alone(
+async def test_a_task_succeeds_with_containers_only(
     engine: Engine, image: str, new_database: NewDatabase, kafka_settings: KafkaSettings, measures: Measures
 ) -> None:
     database = await new_database()

@@ -58,7 +58,7 @@ def test_a_library_without_debug_information_is_smaller_and_runs(
     assert said.stdout == f"ran {copy}\n"
 
 
-def test_what_has_nothing_to_take_out_stays_as_it_is(strip: Callable[[bytes], bytes], library: Path) -> None:
+def test_a_library_without_debug_information_is_not_changed(strip: Callable[[bytes], bytes], library: Path) -> None:
     stripped = strip(library.read_bytes())
     for content in (stripped, b"", b"no library", b"\x7fELF\x01\x01 of 32 bits"):
         assert strip(content) == content

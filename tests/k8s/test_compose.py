@@ -89,7 +89,7 @@ def test_the_program_reads_every_variable() -> None:
     assert ours <= _variables()
 
 
-def test_only_who_delivers_knows_the_providers() -> None:
+def test_only_services_that_deliver_have_the_providers_settings() -> None:
     knows = {
         provider: {name for name, each in of_taskflux().items() if f"TASKFLUX_{provider}" in str(each["environment"])}
         for provider in ("SMTP__", "MSG91__AUTH_KEY")
@@ -98,7 +98,7 @@ def test_only_who_delivers_knows_the_providers() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(compose_services()))
-def test_no_container_may_more_than_it_needs(name: str) -> None:
+def test_no_container_has_more_privileges_than_it_needs(name: str) -> None:
     service = compose_services()[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -130,7 +130,7 @@ def test_a_handler_starts_after_the_setup_is_asked_whether_it_serves_and_gets_th
     assert service["restart"] == "unless-stopped"
 
 
-def test_nobody_waits_for_a_service_that_never_says_it_is_healthy_or_done() -> None:
+def test_no_service_waits_for_one_that_has_no_health_check_and_never_completes() -> None:
     for name, each in compose_services().items():
         needed = each.get("depends_on", {})
         for other, how in needed.items() if isinstance(needed, Mapping) else ():
@@ -182,7 +182,7 @@ def test_prometheus_names_its_targets_as_the_charts_pod_monitor_does() -> None:
     assert {each["target_label"] for each in job["relabel_configs"]} == theirs
 
 
-def test_promtool_finds_the_configuration_right() -> None:
+def test_promtool_accepts_the_configuration() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("there is no promtool here (on Debian: apt-get install prometheus)")

@@ -186,7 +186,9 @@ async def test_notify_delivers_at_once(running: Running) -> None:
         assert (await notify.post("/notifications/sms", json=sms)).status_code == 200
 
 
-async def test_another_producers_task_is_adopted_from_the_mixed_topic(running: Running, api: httpx.AsyncClient) -> None:
+async def test_another_producers_task_is_accepted_from_the_mixed_topic(
+    running: Running, api: httpx.AsyncClient
+) -> None:
     before = await _succeeded(api)
     producer = AIOKafkaProducer(bootstrap_servers=running.kafka)
     await producer.start()

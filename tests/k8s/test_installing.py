@@ -105,6 +105,6 @@ def test_an_upgrade_rolls_every_pod_and_can_be_done_again(installed: Installatio
     assert pods["annotations"]["example.org/rolled"] == "now"
 
 
-def test_it_can_be_removed_without_a_trace(installed: Installation, kube: Kube) -> None:
+def test_it_can_be_removed_completely(installed: Installation, kube: Kube) -> None:
     installed.remove()
     assert NAMESPACE not in kube.kubectl("get", "namespaces", "--output=name")

@@ -187,7 +187,7 @@ def test_no_other_tag_is_released(repository: str, tag: str) -> None:
     assert "::error::" in done.stderr
 
 
-def test_no_chart_is_released_that_names_somebody_elses_image(repository: str) -> None:
+def test_a_chart_that_names_a_foreign_image_is_not_released(repository: str) -> None:
     done = _release_names(f"v{PROJECT['version']}", "somebody/else")
     assert done.returncode == 1
     assert f"ghcr.io/{repository}" in done.stderr

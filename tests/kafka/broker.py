@@ -112,7 +112,7 @@ class KafkaBroker(Server):
             # Groups are made and left all the time, by members that are killed.
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
-            # After kill -9 the controller takes the same node again only when its former session has run out.
+            # After kill -9 the controller accepts the same node again only when its former session has expired.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             # Many small topics: no 10 MB of index for each segment, no 128 MB for the cleaner.

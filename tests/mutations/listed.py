@@ -211,7 +211,7 @@ _STORE: Final = (
         CLAIMS,
     ),
     Mutation(
-        "a dead task is not owed to the dead-letter topic",
+        "a dead task is not published to the dead-letter topic",
         "taskflux/store/claims.sql",
         "FROM settled WHERE state IN ('scheduled', 'dead') ORDER BY id",
         "FROM settled WHERE state IN ('scheduled') ORDER BY id",
@@ -419,7 +419,7 @@ _WORKER: Final = (
         EXECUTOR,
     ),
     Mutation(
-        "a side effect begins though the lease ran out during the wait for a turn",
+        "a side effect begins though the lease expired during the wait for a turn",
         "taskflux/worker/executor.py",
         "return None if self.lease.covers(running.term) else LEASE_LOST",
         "return None",

@@ -70,7 +70,7 @@ class Load:
         await self._reports(texts)
 
     async def send_again(self) -> None:
-        """The rarer things once more: what a counter begins with is no increase to Prometheus."""
+        """The rarer events once more: to Prometheus the first value of a counter is not an increase."""
         await self._records(ADOPTED)
         await self._reports(await self._tasks([sms(SMS + number) for number in range(AGAIN)]))
         page = (await self._api.get("/dead-letters", params={"errorClass": "Permanent", "limit": 1})).json()
@@ -107,7 +107,7 @@ class Load:
         assert (await self._api.get("/tasks/none")).status_code == 404
 
     async def _records(self, first: int) -> None:
-        """Other producers' records: some that are tasks, some that are none."""
+        """Other producers' records: some are tasks, some are poison."""
         async with AIOKafkaProducer(bootstrap_servers=self._kafka) as producer:
             for number in range(first, first + ADOPTED):
                 task = {"taskId": f"theirs-{number}", **mail(1000 + number)}

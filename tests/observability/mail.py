@@ -1,4 +1,4 @@
-"""A real SMTP server that goes away and comes back on the same port, and changes its mind about a password."""
+"""A real SMTP server that can stop and start again on the same port, and can refuse the password."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.integration.providers.smtp_server import Postbox
 
 USER, PASSWORD = "taskflux", "a-password"
 GONE = "gone.example"
-"""Nobody is there: a recipient of this domain is refused for good."""
+"""A recipient of this domain is refused permanently."""
 
 
 class _Postbox(Postbox):
-    """Knows a few recipients who do not exist."""
+    """Refuses recipients who do not exist."""
 
     async def _reply(self, server: SMTP, key: str) -> str:
         return "550 5.1.1 no such user" if key.endswith(f"@{GONE}") else await super()._reply(server, key)
@@ -52,7 +52,7 @@ class MailServer:
         self._server = await asyncio.get_running_loop().create_server(self._session, "127.0.0.1", self.port)
 
     async def stop(self) -> None:
-        """Be away: nobody listens, and connections are cut."""
+        """Become unreachable: the port is closed, and connections are cut."""
         if self._server is None:
             return
         self._server.close()
@@ -64,13 +64,13 @@ class MailServer:
         self._server = None
 
     async def refuse_the_password(self) -> None:
-        """From now on it wants another one."""
+        """From now on it refuses the password."""
         await self.stop()
         self.postbox.credentials = (USER, "another")
         await self.start()
 
     async def take_the_password(self) -> None:
-        """As before."""
+        """Accept the password again."""
         await self.stop()
         self.postbox.credentials = (USER, PASSWORD)
         await self.start()

@@ -44,7 +44,7 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_it_fires_as_told_and_no_other_does(case: Case, tmp_path: Path) -> None:
+def test_it_fires_as_its_case_says_and_no_other_alert_fires(case: Case, tmp_path: Path) -> None:
     run(case, RULES, tmp_path)
 
 

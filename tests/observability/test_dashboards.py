@@ -183,6 +183,6 @@ def declared_name(metric: str) -> str:
     return bare if bare in DECLARED and DECLARED[bare].kind == "histogram" else metric
 
 
-def test_a_metric_that_is_not_declared_is_seen() -> None:
+def test_an_undeclared_metric_is_detected() -> None:
     assert declared_name("taskflux_attempts_totl") not in DECLARED
     assert declared_name("taskflux_wait_seconds_bucket") == metrics.WAITED.declared.name

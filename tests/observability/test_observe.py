@@ -140,7 +140,7 @@ def test_the_configuration_is_prometheuses(tmp_path: Path) -> None:
     assert "SUCCESS" in _promtool("config", tmp_path / "prometheus.yml")
 
 
-def test_grafana_is_told_of_this_prometheus_and_of_the_charts_dashboards(tmp_path: Path) -> None:
+def test_grafana_is_configured_with_this_prometheus_and_the_charts_dashboards(tmp_path: Path) -> None:
     files = {name: yaml.safe_load(text) for name, text in observe.grafana_provisioning("http://x:1", tmp_path).items()}
     (source,) = files["datasources/taskflux.yaml"]["datasources"]
     assert (source["type"], source["url"]) == ("prometheus", "http://x:1")

@@ -62,12 +62,12 @@ QUIET = {
     "stores: Kafka and Redis / Trouble [{{handler}} refused commits]": "Kafka refuses none",
     "stores: Kafka and Redis / Trouble [{{handler}} Redis]": "Redis is there all the time",
 }
-"""Queries that this load gives no answer to, with the reason: all others have to return data."""
+"""Queries without data under this load, with the reason: all others have to return data."""
 
 BY_CHANCE = {
     "stores: API / Connections cut [{{how}}]": "a connection is idle for longer than ingest keeps it, or not",
 }
-"""Queries that have an answer or none, with the reason."""
+"""Queries that may or may not return data, with the reason."""
 
 QUIET_IN_ALERTS = {
     ("status", "=~", "5.."): "ingest answers nothing with 5xx while PostgreSQL is there",
@@ -111,12 +111,12 @@ class Scene:
         self.faults[name] = began, time.time()
 
     async def healed(self) -> None:
-        """The circuit is closed, all mail is gone, and nothing fires."""
+        """The circuit is closed, no mail is waiting, and no alert fires."""
         await self.quick.until(
             "a closed circuit", 'max(taskflux_circuit_open{provider="smtp"})', lambda value: value == 0
         )
         waiting = 'sum(taskflux_tasks{type="email"}) + sum(taskflux_lag{type="email"})'
-        await self.quick.until("all mail is gone", waiting, lambda value: value == 0)
+        await self.quick.until("no mail is waiting", waiting, lambda value: value == 0)
         await self.quick.until("quiet", 'count(ALERTS{alertstate="firing"})', lambda value: value == 0)
 
 
@@ -260,7 +260,7 @@ async def test_every_alerts_expression_is_evaluated_and_all_that_it_reads_is_the
                 assert found, f"{name}: nothing is {reading.selector}"
 
 
-async def test_an_expression_that_is_none_is_seen(scene: Scene) -> None:
+async def test_an_invalid_expression_is_detected(scene: Scene) -> None:
     with pytest.raises(NoPromQL):
         await scene.whole.query("sum by (type (taskflux_lag)")
     assert not has_data(await scene.whole.range("taskflux_lagg", scene.began - 120, scene.ended))

@@ -34,7 +34,7 @@ def test_an_alert_says_what_is_wrong_how_bad_it_is_and_for_how_long(name: str) -
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_tells_all_of_it(name: str) -> None:
+def test_a_page_has_every_required_section(name: str) -> None:
     page = PAGES[name]
     assert page.startswith(f"# {name}\n")
     assert re.findall(r"^## (.*)$", page, re.M) == SECTIONS

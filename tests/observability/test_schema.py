@@ -57,10 +57,10 @@ def test_grafanas_schema_knows_every_field(name: str, said: dict[str, list[str]]
 
 
 @pytest.mark.parametrize("where", MISSPELT)
-def test_a_misspelt_field_is_seen(where: str, said: dict[str, list[str]]) -> None:
+def test_a_misspelt_field_is_detected(where: str, said: dict[str, list[str]]) -> None:
     assert "does not exist in type" in "".join(said[where])
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
-def test_a_value_that_grafana_does_not_know_is_seen(what: str, said: dict[str, list[str]]) -> None:
+def test_a_value_that_grafana_does_not_know_is_detected(what: str, said: dict[str, list[str]]) -> None:
     assert "is not assignable to type" in "".join(said[what])

@@ -62,7 +62,7 @@ def test_a_file_that_the_reader_saves_is_a_step_between_the_commands() -> None:
         ("<!-- check: a -->\n```sh\nmake run\ncurl x\n```\n", "put them in another"),
     ],
 )
-def test_a_readme_that_cannot_be_checked_is_told_why(text: str, sentence: str) -> None:
+def test_an_invalid_readme_is_refused_with_the_reason(text: str, sentence: str) -> None:
     with pytest.raises(BadReadme, match=sentence):
         plan(checked_blocks(text))
 

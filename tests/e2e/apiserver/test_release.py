@@ -33,7 +33,7 @@ def release(request: pytest.FixtureRequest, cluster: Cluster, namespace: str) ->
     return Release(cluster, namespace, CHART / "ci" / f"{request.param}-values.yaml")
 
 
-def test_a_release_is_installed_tested_changed_rolled_back_and_gone_without_a_trace(release: Release) -> None:
+def test_a_release_is_installed_tested_changed_rolled_back_and_removed_completely(release: Release) -> None:
     first, changed = release.rendering(), release.rendering(CHANGED_VALUES)
 
     # The API server warns of templates whose pods it would refuse, and of versions and fields that are going.

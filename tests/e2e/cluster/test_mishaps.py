@@ -38,7 +38,7 @@ def test_a_task_whose_pod_is_killed_is_taken_over_by_another(kube: Kube, api: Ap
     assert killed not in {other["metadata"]["name"] for other in kube.pods("process-simulated")}
 
 
-def test_what_cannot_be_done_is_drained_to_the_dead_letters_and_replayed(kube: Kube, api: Api) -> None:
+def test_permanently_failed_tasks_become_dead_letters_and_are_replayed(kube: Kube, api: Api) -> None:
     task = api.submit("simulated", {"delayMs": 1, "simulateFail": True}, maxAttempts=1)
     assert api.ended(task["taskId"], AWAKE)["status"] == "dead"
     letter = api.dead_letter_of(task["taskId"], AWAKE)
@@ -84,7 +84,7 @@ def _load(api: Api) -> Iterator[Load]:
         thread.join()
 
 
-def test_an_upgrade_under_load_refuses_nobody_and_loses_nothing(
+def test_an_upgrade_under_load_refuses_no_request_and_loses_no_task(
     kube: Kube, api: Api, installation: Installation
 ) -> None:
     before = {pod["metadata"]["uid"] for pod in kube.pods("ingest")}

@@ -42,7 +42,7 @@ def test_without_either_it_says_what_is_missing() -> None:
         place({}, lambda: False)
 
 
-def test_a_cluster_of_which_too_little_is_said_is_not_touched(kubeconfig: Path) -> None:
+def test_an_incompletely_described_cluster_is_not_changed(kubeconfig: Path) -> None:
     with pytest.raises(Missing, match="IMAGE_E2E and INGRESS_E2E"):
         place({"KUBECONFIG_E2E": str(kubeconfig)}, lambda: True)
     with pytest.raises(Missing, match="no file"):

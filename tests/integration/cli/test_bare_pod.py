@@ -26,7 +26,7 @@ async def pod(stack: Stack) -> Command:
     return Command(Command.of(stack.settings).environment | NOWHERE, NO_FILE_MAY_GROW, kept)
 
 
-async def test_the_conditions_are_as_bare_as_they_shall_be(pod: Command, tmp_path: Path) -> None:
+async def test_the_environment_has_no_home_and_no_writable_file(pod: Command, tmp_path: Path) -> None:
     writes = Command({}, ("sh", "-c", f'ulimit -f 0; echo text > "{tmp_path}/file"'), pod.inherited)
     assert (await writes()).status != 0
     assert not (tmp_path / "file").exists() or (tmp_path / "file").stat().st_size == 0
@@ -70,7 +70,7 @@ async def test_a_handler_runs_there_and_a_task_that_is_sent_from_there_succeeds(
     assert "Traceback" not in handler.last_words()
 
 
-async def test_the_exit_status_tells_what_a_script_does_next(pod: Command) -> None:
+async def test_the_exit_status_says_whether_to_retry(pod: Command) -> None:
     refused = await pod("send", "nosuchtype", "hello", "--wait", cwd=ROOT)
     assert (refused.status, "nosuchtype" in refused.err) == (1, True)
     wrong = await pod("send", "simulated", "hello", "--timeout", "60s", cwd=ROOT)

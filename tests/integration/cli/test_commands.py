@@ -80,7 +80,7 @@ async def test_the_version_is_one_line() -> None:
     assert re.fullmatch(r"taskflux \d+\.\d+\.\d+\S*\n", answer.output)
 
 
-def test_help_names_the_commands_without_asking_any_server() -> None:
+def test_help_lists_the_commands_without_a_request_to_a_server() -> None:
     answer = here("-h")
     assert answer.status == 0
     assert {"run", "migrate", "topics", "dev", "config"} <= set(answer.output.split())
@@ -134,7 +134,7 @@ def test_migrate_without_a_postgresql_is_a_sentence(dsn: str, status: int) -> No
     assert "TASKFLUX_POSTGRES__DSN" in answer.errors
 
 
-async def test_migrate_says_what_it_did_and_the_second_time_that_there_is_nothing_to_do(
+async def test_migrate_reports_its_changes_and_then_that_nothing_is_left_to_do(
     postgres: PostgresServer, new_database: NewDatabase
 ) -> None:
     settings = await new_database()
@@ -164,7 +164,7 @@ def test_config_shows_what_is_in_force_with_secrets_masked() -> None:
     assert shown["msg91"]["auth_key"] == shown["postgres"]["dsn"] != ""
 
 
-async def test_a_handler_of_ones_own_is_run_from_the_folder_it_stands_in(tmp_path: Path) -> None:
+async def test_a_custom_handler_is_run_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "my_app").mkdir()
     (tmp_path / "my_app" / "handlers.py").write_text(APP)
     found = await taskflux("run", "my_app.handlers:resize_image", folder=tmp_path)
@@ -176,7 +176,7 @@ async def test_a_handler_of_ones_own_is_run_from_the_folder_it_stands_in(tmp_pat
     assert "Is its folder the current directory?" in lost.errors
 
 
-def test_ending_leases_needs_to_know_whose() -> None:
+def test_ending_leases_requires_a_name() -> None:
     answer = here("end-leases", TASKFLUX_POSTGRES__DSN=NOBODY)
     assert answer.status == 2
     assert "TASKFLUX_WORKER__ORIGIN" in answer.errors

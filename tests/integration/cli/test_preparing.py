@@ -145,7 +145,7 @@ async def test_a_built_in_handler_that_runs_nowhere_is_left_out(taskflux: Comman
         (("process-email", "--without", "process-sms"), "--without leaves out of all built-in handlers"),
     ],
 )
-async def test_what_cannot_be_left_out_is_said_before_anything_is_done(
+async def test_an_invalid_without_option_is_refused_before_any_change(
     taskflux: Command, sql: Any, words: tuple[str, ...], says: str
 ) -> None:
     outcome = await taskflux.here("topics", *words)
@@ -196,7 +196,7 @@ async def test_a_type_that_is_declared_twice_is_refused_before_anything_is_done(
     assert await sql.fetchval("SELECT count(*) FROM task_types") == 0
 
 
-async def test_one_of_ones_own_takes_a_built_in_types_place_where_it_says_so(
+async def test_a_custom_handler_replaces_a_built_in_type_where_it_declares_so(
     taskflux: Command, sql: Any, folder: Path
 ) -> None:
     assert (await taskflux("topics")).status == 0
@@ -224,7 +224,7 @@ async def test_the_routers_group_is_primed_where_its_topic_is_named(
     assert await committed(positions, group, f"{topic}-tasks.email") == {0: 0, 1: 0}
 
 
-async def test_nothing_is_primed_where_it_is_not_wanted(
+async def test_no_group_is_primed_with_the_option_no_prime(
     taskflux: Command, kafka: KafkaSettings, positions: Positions
 ) -> None:
     outcome = await taskflux.here("topics", "--no-prime")
@@ -334,7 +334,7 @@ async def test_topics_wait_for_a_schema_that_another_job_brings(postgres: Postgr
 
 
 @pytest.mark.parametrize("command", ["migrate", "topics"])
-async def test_the_wait_ends_and_says_what_was_not_there(command: str) -> None:
+async def test_the_wait_ends_and_names_what_was_missing(command: str) -> None:
     nobody = free_port()
     environment = {
         "TASKFLUX_POSTGRES__DSN": f"postgresql://x:s3cret@127.0.0.1:{nobody}/x",

@@ -156,14 +156,14 @@ async def test_without_watchfiles_it_says_what_to_install() -> None:
         ("relay", {"TASKFLUX_HTTP__PORT": "eighty"}, 2, "TASKFLUX_HTTP__PORT"),
     ],
 )
-async def test_what_no_change_of_a_source_would_fix_ends_it(
+async def test_an_error_that_no_source_change_can_fix_ends_it(
     name: str, variables: dict[str, str], status: int, says: str
 ) -> None:
     ended, said = await call(str(TASKFLUX), "run", name, "--reload", **{**NOBODY, **variables})
     assert (ended, says in said, "Traceback" in said) == (status, True, False), said
 
 
-async def test_without_it_a_handler_starts_without_any_of_it() -> None:
+async def test_without_reload_a_handler_starts_without_its_code() -> None:
     status, said = await call(sys.executable, "-X", "importtime", "-m", "taskflux", "run", "process-simulated")
     assert (status, "taskflux.worker.process\n" in said) == (2, True)
     assert "taskflux.cli.reload" not in said

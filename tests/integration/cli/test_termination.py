@@ -33,7 +33,7 @@ async def test_a_handler_under_load_drains_within_its_time_and_ends_well(stack: 
     quick = [{"taskType": "simulated", "payload": {"delayMs": 700}}] * 300
     slow = [{"taskType": "simulated", "payload": {"delayMs": 60_000}}] * 3
     slow_ones = await _submitted(stack, slow)
-    for task in slow_ones:  # before the others come: what is claimed in a crowd waits for a slot, and is handed back
+    for task in slow_ones:  # before the others are sent: otherwise they may wait for a slot, and are released
         await stack.until(task, "running")
     quick_ones = await _submitted(stack, quick)
     tasks = [*slow_ones, *quick_ones]
@@ -48,7 +48,7 @@ async def test_a_handler_under_load_drains_within_its_time_and_ends_well(stack: 
     assert await asyncio.wait_for(child.wait(), DRAIN + MARGIN) == 0
     took = time.monotonic() - began
     assert DRAIN <= took < DRAIN + MARGIN
-    # Nothing is left to the lease: what ran to its end succeeded, what was cut off or had not begun is due again.
+    # No claim waits for its lease to expire: what ended has succeeded, the rest is due again.
     rows = {row["id"]: row for row in await stack.rows(tasks)}
     assert {rows[task]["state"] for task in quick_ones} <= {"succeeded", "scheduled", "queued"}
     assert {rows[task]["state"] for task in slow_ones} <= {"scheduled", "queued"}

@@ -76,7 +76,7 @@ async def test_a_mail_is_kept_with_its_recipients_and_can_be_asked_for_by_messag
     assert (whole["text"], whole["headers"]["Message-ID"]) == ("Good morning.\r\n", "<one@x>")
 
 
-async def test_counts_tell_what_came_more_than_once(inbox: Inbox, http: httpx.AsyncClient) -> None:
+async def test_counts_show_messages_that_were_received_more_than_once(inbox: Inbox, http: httpx.AsyncClient) -> None:
     await send(inbox, mail("one@x"), mail("two@x"), mail("one@x"))
     counts = await get(http, "/api/counts")
     assert counts["email"] == {"received": 3, "distinct": 2, "repeated": {"one@x": 2}}
@@ -142,7 +142,7 @@ async def test_a_mails_html_runs_no_script_and_loads_nothing(inbox: Inbox, http:
     ]
 
 
-async def test_the_page_needs_nothing_from_elsewhere(http: httpx.AsyncClient) -> None:
+async def test_the_page_loads_nothing_from_other_hosts(http: httpx.AsyncClient) -> None:
     page = await http.get("/")
     assert "<title>Inbox" in page.text
     assert page.headers["content-security-policy"].startswith("default-src 'none'")

@@ -100,7 +100,7 @@ async def test_the_links_of_the_start_page_are_reached_by_keyboard(api: str, chr
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-async def test_a_mail_that_knows_dark_is_dark_on_light_in_the_inbox_too(
+async def test_a_mail_with_a_dark_color_scheme_is_shown_dark_on_light(
     inbox: Inbox, chromium: Browser, dark: bool
 ) -> None:
     async with chromium.page(f"{inbox.url}/#2", 1280, dark=dark, frame=True) as page:
@@ -134,7 +134,7 @@ async def test_on_a_phone_a_mail_is_opened_and_left_by_keyboard(inbox: Inbox, ch
         await page.until(LETTER)
 
 
-async def test_a_message_that_is_not_there_is_said_to_be_missing(inbox: Inbox, chromium: Browser) -> None:
+async def test_a_missing_message_is_reported_as_missing(inbox: Inbox, chromium: Browser) -> None:
     async with chromium.page(f"{inbox.url}/#99", 1280) as page:
         text = await page.until("document.querySelector('#reader .quiet')?.textContent")
         assert text == "There is no such message in this inbox."

@@ -61,7 +61,7 @@ async def test_its_settings_are_the_ones_asked_for(postgres: PostgresServer) -> 
     assert await value(postgres.dsn, "SHOW max_connections") == "23"
 
 
-async def test_nobody_gets_in_without_the_password(postgres: PostgresServer) -> None:
+async def test_connections_without_the_password_are_refused(postgres: PostgresServer) -> None:
     with pytest.raises(asyncpg.InvalidPasswordError):
         await value(f"postgresql://postgres:guess@127.0.0.1:{postgres.port}/taskflux?sslmode=disable", "SELECT 1")
 
@@ -77,7 +77,7 @@ async def test_a_server_that_a_killed_run_left_is_ended_first(postgres: Postgres
         await postgres.start()
 
 
-async def test_a_pid_file_whose_process_is_another_program_by_now_is_no_obstacle(postgres: PostgresServer) -> None:
+async def test_a_pid_file_of_another_program_does_not_prevent_the_start(postgres: PostgresServer) -> None:
     postgres.kill()
     pid_file = postgres.data_dir / "postmaster.pid"
     pid_file.write_text("\n".join([str(os.getpid()), *pid_file.read_text().splitlines()[1:]]))
@@ -85,7 +85,7 @@ async def test_a_pid_file_whose_process_is_another_program_by_now_is_no_obstacle
     assert await value(postgres.dsn, "SELECT 1") == 1
 
 
-async def test_a_cluster_of_another_version_is_refused_in_words(postgres: PostgresServer) -> None:
+async def test_a_database_cluster_of_another_version_is_refused_with_a_message(postgres: PostgresServer) -> None:
     await postgres.stop()
     version = postgres.data_dir / "PG_VERSION"
     real = version.read_text()
@@ -98,7 +98,7 @@ async def test_a_cluster_of_another_version_is_refused_in_words(postgres: Postgr
         await postgres.start()
 
 
-async def test_valkey_answers_and_comes_back_on_its_port(tmp_path: Path) -> None:
+async def test_valkey_answers_and_restarts_on_its_port(tmp_path: Path) -> None:
     async with ValkeyServer(tmp_path / "valkey") as valkey:
         for _ in range(2):
             client = Redis.from_url(valkey.url)
@@ -137,7 +137,7 @@ async def test_the_only_member_of_a_group_does_not_wait_five_seconds_for_others(
         await consumer.stop()
 
 
-async def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
+async def test_a_taken_port_is_reported_with_a_message(tmp_path: Path) -> None:
     async with Broker(log=tmp_path / "one.log") as broker:
         other = ValkeyServer(tmp_path / "valkey", broker.port)
         with pytest.raises(Trouble, match=r"Valkey did not start.*port was taken"):
@@ -145,7 +145,7 @@ async def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
         assert not other.running
 
 
-async def test_a_server_goes_with_the_process_that_started_it(tmp_path: Path) -> None:
+async def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = f"""
 import asyncio, pathlib
 from taskflux.local.servers import Broker

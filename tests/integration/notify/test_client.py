@@ -98,7 +98,7 @@ async def test_a_short_message_is_known_by_its_task_and_not_sent_twice(service: 
         (Answer(b"<html>"), Ambiguous),
     ],
 )
-async def test_an_error_is_what_it_was_at_the_service(
+async def test_an_error_of_the_service_keeps_its_class_and_reason(
     service: Service, answer: Answer, expected: type[TaskError]
 ) -> None:
     service.flow.answers.append(answer)
@@ -110,7 +110,7 @@ async def test_an_error_is_what_it_was_at_the_service(
         assert failure.value.retry_after == 7.0
 
 
-async def test_an_unavailable_service_is_not_the_fault_of_a_task() -> None:
+async def test_an_unavailable_service_spends_no_attempt_of_a_task() -> None:
     async with through(smtp.connect, NotifySettings(url=f"http://127.0.0.1:{free_port()}")) as mails:
         with pytest.raises(Unavailable, match="cannot be reached"):
             await process_email(task(process_email, MAIL), mails)
@@ -193,9 +193,7 @@ PACKED = (b"content-encoding", b"gzip")
         (endlessly(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), 1),
     ],
 )
-async def test_no_answer_of_something_broken_is_more_than_ambiguous_and_a_check_of_it_is_unavailable(
-    say: Say, times: int
-) -> None:
+async def test_an_invalid_answer_is_ambiguous_and_unavailable_for_a_check(say: Say, times: int) -> None:
     async with raw_http(say) as (url, read), asyncio.timeout(20):
         settings = NotifySettings(url=url, read_timeout=0.5)
         async with through(msg91.connect, settings) as sms, through(smtp.connect, settings) as mails:
@@ -225,7 +223,7 @@ async def test_an_answer_of_the_service_takes_no_more_memory_than_it_may_have() 
         ("1" + "0" * 400, LONGEST_DELAY),
     ],
 )
-async def test_a_wait_that_the_service_cannot_mean_changes_no_verdict(retry_after: str, expected: float | None) -> None:
+async def test_an_invalid_retry_after_does_not_change_the_outcome(retry_after: str, expected: float | None) -> None:
     said = b'{"errorClass": "Transient", "reason": "later", "retryAfter": %b}' % retry_after.encode()
     async with raw_http(saying(answer(said, 503))) as (url, _), through(msg91.connect, NotifySettings(url=url)) as sms:
         with pytest.raises(Transient) as failure:

@@ -32,7 +32,7 @@ class Channel:
         return {"sent": order.payload}
 
 
-async def test_more_than_the_rate_limit_allows_is_to_be_sent_again_later(database: Database) -> None:
+async def test_requests_beyond_the_rate_limit_are_to_be_sent_again_later(database: Database) -> None:
     channel, store = Channel(database), Notifications(database)
     limiter = Limiter("slow", 0.01, Accelerator(RedisSettings()))
     notifier = Notifier("sms", channel.send, limiter, store, longest_turn=0.05)
@@ -44,7 +44,7 @@ async def test_more_than_the_rate_limit_allows_is_to_be_sent_again_later(databas
     assert isinstance(await store.begin("sms:2", 1), Begun)  # it was not begun
 
 
-async def test_a_caller_that_leaves_before_its_turn_has_begun_nothing(database: Database) -> None:
+async def test_a_caller_that_disconnects_before_its_turn_starts_no_delivery(database: Database) -> None:
     channel, store, client = Channel(database), Notifications(database), Client()
     limiter = Limiter("slow", 0.01, Accelerator(RedisSettings()))
     notifier = Notifier("sms", channel.send, limiter, store)

@@ -29,7 +29,7 @@ async def send(service: Service, channel: str, document: dict[str, Any], **heade
     return await service.client.post(f"/notifications/{channel}", json=document, **headers)
 
 
-async def test_taskstreams_requests_work_as_they_are(service: Service) -> None:
+async def test_requests_of_taskstream_work_unchanged(service: Service) -> None:
     mail = await service.client.post("/api/email/send", json=MAIL)
     assert (mail.status_code, mail.json()["result"]["refused"]) == (200, {})
     [sent] = service.postbox.mails
@@ -113,7 +113,7 @@ async def test_a_delivery_that_was_begun_is_kept_when_the_caller_has_disconnecte
     assert len(service.flow.taken) == 1
 
 
-async def test_only_who_has_not_had_the_mail_gets_it_at_the_next_attempt(service: Service) -> None:
+async def test_the_next_attempt_sends_only_to_recipients_that_have_not_received_the_mail(service: Service) -> None:
     mail = {**MAIL, "to": ["ann@example.org", "bob@example.org"]}
     service.postbox.replies["bob@example.org"] = ["450 4.2.0 later"]
     first = await send(service, "email", mail, headers=named("7"))
@@ -178,7 +178,7 @@ async def test_what_a_provider_refuses_is_reported_by_what_happens_next(
     assert again.status_code == (504 if error == "Ambiguous" else 200)
 
 
-async def test_a_channel_that_is_not_set_says_so_and_the_other_serves(new_database: NewDatabase) -> None:
+async def test_a_channel_without_settings_reports_so_and_the_other_works(new_database: NewDatabase) -> None:
     environment = {
         "SMTP__HOST": "127.0.0.1", "SMTP__PORT": str(free_port()), "SMTP__TLS": "none", "SMTP__SENDER": "a@example.org",
     }  # fmt: skip

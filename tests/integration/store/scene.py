@@ -166,7 +166,7 @@ class Scene:
         return [entry["event"] for entry in await self.timeline(task)]
 
     async def due(self, task: UUID, *, dead: bool = False) -> Row | None:
-        """The task's row in what is due; `wait` is seconds until it is."""
+        """The task's outbox row; `wait` is the number of seconds until it is due."""
         row = "SELECT *, extract(epoch FROM publish_at - now())::float8 AS wait FROM due"
         return await self.direct.fetchrow(f"{row} WHERE task_id = $1 AND dead = $2", task, dead)
 

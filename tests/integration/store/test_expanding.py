@@ -69,7 +69,7 @@ def broken_promises(before: Schema, after: Schema) -> list[str]:
     for (table, name), was in before.columns.items():
         now = after.columns.get((table, name))
         if now is None:
-            found.append(f"{table}.{name} is gone")
+            found.append(f"{table}.{name} is missing")
         elif now.type != was.type or (now.required and not was.required) or (was.filled and not now.filled):
             found.append(f"{table}.{name} was {was}, is {now}")
     found += [
@@ -78,7 +78,7 @@ def broken_promises(before: Schema, after: Schema) -> list[str]:
         if table in before.tables and (table, name) not in before.columns and now.required and not now.filled
     ]
     found += [
-        f"the function {name} is gone or does something else"
+        f"the function {name} is missing or does something else"
         for name, body in before.functions.items()
         if after.functions.get(name) != body
     ]

@@ -34,7 +34,7 @@ async def test_each_beat_raises_a_count(scene: Scene) -> None:
 
 
 async def test_a_beat_of_the_previous_release_which_only_sets_a_time_counts_too(scene: Scene) -> None:
-    """Its workers go on while the new relay leads: it is what they ask for, to the letter."""
+    """Its workers continue while the new relay leads: this is exactly the statement that they run."""
     worker = await scene.worker()
     row = worker.worker
     for expected in (1, 2):
@@ -298,7 +298,7 @@ async def leader(scene: Scene) -> UUID:
     return UUID(str(row["holder"]))
 
 
-async def test_of_several_one_leads_and_renews(scene: Scene) -> None:
+async def test_one_of_several_processes_leads_and_renews(scene: Scene) -> None:
     assert await scene.upkeep.lead("relay", A, 10, None)
     assert not await scene.upkeep.lead("relay", B, 10, None)
     assert await scene.upkeep.lead("relay", A, 10, None)

@@ -155,7 +155,7 @@ async def parked(database: Database) -> dict[UUID, str]:
     return {row["task_id"]: row["state"] for row in await sql(database, "SELECT task_id, state FROM parked")}
 
 
-async def test_parked_follows_every_transition_into_and_out_of_its_states(database: Database) -> None:
+async def test_the_list_of_held_and_dead_tasks_follows_every_transition(database: Database) -> None:
     await TaskTypes(database).register(TaskType("simulated", "{}", 8, "hold", None))
     [swept] = await submit(database)
     claims = await worker(database)

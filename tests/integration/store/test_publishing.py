@@ -80,7 +80,7 @@ async def test_no_confirmations_run_no_statement(scene: Scene) -> None:
     await Publishing(Database(scene.settings), grace=0.0).confirm([])  # which is not open
 
 
-# What is due --------------------------------------------------------------------------------------------------------
+# Pending publishes ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_taken_task_is_left_to_its_publisher_for_the_grace(scene: Scene) -> None:
@@ -280,7 +280,7 @@ async def test_two_leaders_at_once_expire_each_task_once(scene: Scene) -> None:
     assert len(await scene.sql("SELECT FROM due WHERE dead")) == 60
 
 
-async def test_a_task_that_is_published_at_once_tells_so_and_one_for_later_does_not(scene: Scene) -> None:
+async def test_the_answer_to_an_insert_says_whether_to_publish_the_task_now(scene: Scene) -> None:
     now, later = submission(), submission(delay=60.0)
     answers = await scene.tasks.insert([now, later], GRACE)
     assert [getattr(answer, "publish_now", None) for answer in answers] == [True, False]

@@ -95,7 +95,7 @@ async def killed_workers(stack: Stack) -> dict[int, killers.Outcome]:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def fragile(stack: Stack, kafka_settings: KafkaSettings) -> AsyncIterator[Fragile]:
-    """A TaskFlux whose servers may be taken away; they are back after the test."""
+    """A TaskFlux whose servers a test may stop; they run again after the test."""
     fragile: Fragile = await stack.begin("fragile", lambda: Fragile.build(kafka_settings, stack.directory))
     yield fragile
     await fragile.close()
@@ -103,7 +103,7 @@ async def fragile(stack: Stack, kafka_settings: KafkaSettings) -> AsyncIterator[
 
 @pytest_asyncio.fixture
 async def world() -> AsyncIterator[World]:
-    """What the scripted handlers see; the provider is back and nothing is mended after the test."""
+    """What the scripted handlers see; after the test the provider is available and the script `mended` fails again."""
     yield WORLD
     WORLD.away = None
     WORLD.mended = False

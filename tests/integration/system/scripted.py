@@ -1,4 +1,4 @@
-"""Task types whose every attempt does what its payload's script says, and a provider that can be taken away."""
+"""Task types whose every attempt does what its payload's script says, and a provider that can be made unreachable."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class EmptySettings(BaseModel):
 
 
 class Outside:
-    """The client of a provider that is there or away, as the test says."""
+    """The client of a provider that is available or not, as the test sets it."""
 
     async def check(self) -> None:
         WORLD.checks += 1
         if WORLD.away:
-            raise WORLD.away("still away")
+            raise WORLD.away("still unreachable")
 
 
 @provider("outside", settings=EmptySettings)
@@ -93,7 +93,7 @@ async def act(task: Task[Script]) -> Receipt:
         case "mended" if WORLD.mended:
             return Receipt({"attempt": task.attempt})
         case "mended":
-            raise Permanent("not before somebody mends it")
+            raise Permanent("not before somebody fixes it")
         case "ambiguous":
             raise Ambiguous("perhaps")
         case "crash":
@@ -166,7 +166,7 @@ async def late(task: Task[Script]) -> Receipt:
 @handler("provided", payload=Script, retry=QUICK, provider=outside, concurrency=50)
 async def provided(task: Task[Script], client: Outside) -> Receipt:
     if WORLD.away:
-        raise WORLD.away("it is away")
+        raise WORLD.away("it is unreachable")
     return await act(task)
 
 

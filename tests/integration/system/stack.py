@@ -129,7 +129,7 @@ class Stack:
         await asyncio.gather(*(task for _, task in parts))
 
     async def cut_off(self, name: str) -> None:
-        """End one part without its drain: it resigns nothing and hands nothing back."""
+        """End one part without its drain: it does not resign and releases no claim."""
         _, task = self._running.pop(name)
         task.cancel()
         await asyncio.wait([task])
@@ -263,7 +263,7 @@ class Stack:
         return letter
 
     async def lag(self, task_type: str) -> int:
-        """Records of a type that nobody has taken."""
+        """Records of a type that no worker has consumed."""
         prefix = self.settings.kafka.topic_prefix
         lag = await self.positions.lag(task_group(prefix, task_type), task_topic(prefix, task_type))
         assert lag is not None

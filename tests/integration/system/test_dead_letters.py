@@ -1,4 +1,4 @@
-"""From a task that dies to a person who looks, mends, and sends it again; all parts running."""
+"""From a task that dies to a person who finds it, fixes the cause, and replays it; all parts running."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def answer(stack: Stack, method: str, path: str, status: int = 200, **argu
 
 
 async def letter_of(stack: Stack, task: UUID) -> Document:
-    """The open letter of `task`, once it is stored."""
+    """The open dead letter of `task`, once it is stored."""
 
     async def found() -> Document | None:
         page = await answer(stack, "GET", "/dead-letters", params={"limit": 200})
@@ -34,7 +34,7 @@ async def letter_of(stack: Stack, task: UUID) -> Document:
 
 
 async def let_die(stack: Stack, count: int) -> tuple[list[UUID], Document]:
-    """So many tasks that die until somebody mends the world, and the filter that finds their letters alone."""
+    """So many tasks that die until the cause is fixed, and the filter that finds only their dead letters."""
     items = [{"taskType": "scripted", "payload": {"script": ["mended"]}} for _ in range(count)]
     results = (await stack.client.post("/tasks/batch", json=items)).json()
     wanted = {"taskType": "scripted", "createdAfter": results[0]["createdAt"]}
@@ -77,7 +77,7 @@ async def until_succeeded(stack: Stack, *addresses: str, count: int) -> None:
     await eventually(done, f"all {count} have succeeded")
 
 
-async def test_a_dead_task_is_found_mended_and_succeeds(stack: Stack, world: World) -> None:
+async def test_a_dead_task_is_found_and_succeeds_after_the_fix(stack: Stack, world: World) -> None:
     task = await stack.submit("scripted", ["permanent"])
     item = await letter_of(stack, task)
     assert (item["taskType"], item["errorClass"], item["reason"]) == ("scripted", "Permanent", "never")
@@ -102,7 +102,7 @@ async def test_a_dead_task_is_found_mended_and_succeeds(stack: Stack, world: Wor
     assert world.effects(task) == 2
 
 
-async def test_a_task_that_dies_again_has_a_letter_of_its_own_for_each_death(stack: Stack) -> None:
+async def test_a_task_that_dies_again_has_one_dead_letter_for_each_death(stack: Stack) -> None:
     task = await stack.submit("scripted", ["permanent"])
     first = await letter_of(stack, task)
     await answer(stack, "POST", f"/dead-letters/{first['deadLetterId']}/replay", 202)
@@ -111,7 +111,7 @@ async def test_a_task_that_dies_again_has_a_letter_of_its_own_for_each_death(sta
         found = await letter_of(stack, task)
         return found if found["deadLetterId"] != first["deadLetterId"] else None
 
-    second = await eventually(another, "a second letter")
+    second = await eventually(another, "a second dead letter")
     document = await answer(stack, "GET", f"/dead-letters/{first['deadLetterId']}")
     assert [each["outcome"] for each in document["replays"]] == ["dead"]
     gone = await answer(stack, "POST", f"/dead-letters/{second['deadLetterId']}/discard", json={"reason": "no use"})
@@ -155,7 +155,7 @@ async def test_a_bulk_replay_goes_on_where_it_was_when_its_leader_is_lost(stack:
     assert {world.effects(task) for task in tasks} == {2}
 
 
-async def test_a_broken_record_is_mended_and_runs(stack: Stack) -> None:
+async def test_a_poison_record_is_repaired_and_runs(stack: Stack) -> None:
     topic = task_topic("system-", "scripted")
     producer = Producer(stack.settings.kafka)
     await producer.start()

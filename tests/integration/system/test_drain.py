@@ -1,4 +1,4 @@
-"""A worker that is told to end (guarantees 2 and 3)."""
+"""A worker that drains (guarantees 2 and 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Busy:
     waiting: list[UUID]
 
 
-async def test_a_draining_worker_hands_back_what_has_not_begun_gives_the_rest_its_time_and_cuts_it_off_then(
+async def test_a_draining_worker_releases_waiting_claims_and_cuts_off_attempts_after_its_drain_time(
     stack: Stack, world: World
 ) -> None:
     busy, busy_held = [await _busy(stack, world, task_type) for task_type in ("narrow", "narrow-held")]
@@ -35,7 +35,7 @@ async def test_a_draining_worker_hands_back_what_has_not_begun_gives_the_rest_it
         world.gates[task].set()
     await stack.until_all(ending, "succeeded", patience=1.0)
     assert not draining.done()
-    # Cut off in mid-call: what became of it nobody knows.
+    # Cut off in mid-call: its outcome is unknown.
     await draining
     for row in await stack.until_all([busy_held.cut], "uncertain", patience=1.0):
         assert (row["attempts"], row["error_class"]) == (1, "Ambiguous")

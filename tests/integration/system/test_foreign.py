@@ -1,4 +1,4 @@
-"""Tasks of other producers: adopted once, whatever Kafka delivers again."""
+"""Tasks of other producers: accepted once, however often Kafka delivers them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Elsewhere:
             rows = await self.stack.database.fetch(SQL["find_foreign"], identities=[identity])
             return rows[0]["task_id"] if rows else None
 
-        task: UUID = await eventually(adopted, f"{name} is adopted")
+        task: UUID = await eventually(adopted, f"{name} is accepted")
         return task
 
     async def letter(self, value: bytes) -> Any:
@@ -170,9 +170,7 @@ async def test_the_fields_of_a_record_mean_what_they_mean_over_http(elsewhere: E
     assert waited.total_seconds() >= 1.5
 
 
-async def test_a_task_adopted_by_a_worker_that_was_lost_is_published_by_the_relay(
-    elsewhere: Elsewhere, world: World
-) -> None:
+async def test_a_foreign_task_of_a_lost_worker_is_published_by_the_relay(elsewhere: Elsewhere, world: World) -> None:
     stack, name = elsewhere.stack, str(uuid4())
     adoptee = ForeignTask(
         f"id:foreign:{name}", b"", uuid4(), "foreign", "{}", 4, "00-" + "1" * 32 + "-" + "2" * 16 + "-00"
@@ -199,7 +197,7 @@ async def test_text_that_postgresql_refuses_is_kept_as_it_came(elsewhere: Elsewh
     assert shown["payload"] == {"secret": "a\0b"}
 
 
-async def test_what_cannot_be_adopted_is_a_dead_letter_with_its_bytes_untouched(elsewhere: Elsewhere) -> None:
+async def test_a_record_that_cannot_be_accepted_is_a_dead_letter_with_its_bytes_untouched(elsewhere: Elsewhere) -> None:
     name = str(uuid4())
     await elsewhere.produce(record(name))
     await elsewhere.stack.until(await elsewhere.task(name), "succeeded")

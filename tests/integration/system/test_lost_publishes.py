@@ -1,4 +1,4 @@
-"""Publishing when whoever promised it is gone, and when several do it at once (guarantees 1 and 2)."""
+"""Publishing when the process that should do it was lost, and when several do it at once (guarantees 1 and 2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from tests.integration.system.scripted import World
 from tests.integration.system.stack import GRACE, Stack, eventually
 
 
-async def test_what_was_to_be_published_by_one_that_is_gone_is_published_after_its_grace(
-    stack: Stack, world: World
-) -> None:
-    # What ingest, and what a relay, makes durable before it asks Kafka; then it is gone.
+async def test_a_pending_publish_of_a_lost_process_is_published_after_its_grace(stack: Stack, world: World) -> None:
+    # What ingest, and what a relay, stores before it sends to Kafka; then the process is lost.
     by_ingest = Submission(uuid7(), "scripted", "{}", max_attempts=4)
     by_relay = Submission(uuid7(), "scripted", "{}", max_attempts=4)
     await Tasks(stack.database).insert([by_ingest], GRACE)

@@ -60,6 +60,6 @@ async def test_a_zombie_reports_what_it_did_and_begins_nothing_of_what_it_held(
         lines = map(json.loads, catastrophe.zombie.log.read_text().splitlines())
         return "handed-back" in [line["message"] for line in lines if line.get("task_id") == str(catastrophe.waiting)]
 
-    await eventually(refused, "the zombie hands back what it had not begun")
+    await eventually(refused, "the zombie releases what it had not begun")
     assert catastrophe.traces.attempts(catastrophe.waiting) == []
     assert (await stack.get(catastrophe.waiting))["status"] == "uncertain"

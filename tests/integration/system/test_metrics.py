@@ -1,4 +1,4 @@
-"""What the metrics of a TaskFlux at work tell, and what they never name."""
+"""What the metrics of a running TaskFlux show, and what they never contain."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def mixed_run(stack: Stack) -> list[UUID]:
     return [*tasks, held]
 
 
-async def test_labels_hold_what_they_are_declared_to_hold_and_nobodys_data(stack: Stack) -> None:
+async def test_labels_have_only_declared_values_and_no_personal_data(stack: Stack) -> None:
     before = {(sample.name, *sorted(sample.labels.items())) for sample in ours(await text(stack))}
     await mixed_run(stack)
     prefix = stack.settings.kafka.topic_prefix
@@ -170,7 +170,7 @@ async def test_statements_and_connections_are_measured(stack: Stack) -> None:
     assert await stack.metric("taskflux_produce_seconds_count") > 0
 
 
-async def test_the_leader_shows_depth_age_lag_workers_and_letters(stack: Stack, world: World) -> None:
+async def test_the_leader_shows_depth_age_lag_workers_and_dead_letters(stack: Stack, world: World) -> None:
     later = await stack.submit_many("scripted", 7, delaySeconds=3600)
     dead = await stack.submit("scripted", ["permanent"])
     await stack.dead_letter(dead)
@@ -201,7 +201,7 @@ async def test_the_leader_shows_depth_age_lag_workers_and_letters(stack: Stack, 
 
 
 async def test_how_long_the_oldest_waits_is_known_whether_it_is_published_or_not(stack: Stack) -> None:
-    """Nobody runs `late` here: what is published of it lies in Kafka, and its age goes on."""
+    """No worker of `late` runs here: its published records stay in Kafka and become older."""
     task = await stack.submit("late")
 
     async def older_than(seconds: float) -> bool:
@@ -216,7 +216,7 @@ async def test_how_long_the_oldest_waits_is_known_whether_it_is_published_or_not
     assert await stack.metric("taskflux_workers", type="late") == 0
 
 
-async def test_whoever_no_longer_leads_shows_no_figures_of_all(stack: Stack) -> None:
+async def test_a_process_that_no_longer_leads_shows_no_cluster_figures(stack: Stack) -> None:
     async def led() -> bool:
         return await stack.metric("taskflux_leader") == 1 and "taskflux_lag{" in await text(stack)
 

@@ -1,4 +1,4 @@
-"""Processors that deliver through the notification service: only that one holds credentials."""
+"""Handlers that deliver through the notification service: only the service has credentials."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def unhurried(
 
 @asynccontextmanager
 async def processors(stack: Stack, postbox: Postbox, flow: FlowApi) -> AsyncIterator[None]:
-    """The notification service, which is told where the providers are, and two processors, which are not."""
+    """The notification service, which has the providers' settings, and two handlers, which do not."""
     http = HttpSettings(host="127.0.0.1", port=free_port())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {

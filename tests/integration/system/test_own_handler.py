@@ -90,7 +90,7 @@ async def own(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
         yield Own(child, probes)
 
 
-async def test_a_handler_of_ones_own_is_run_registered_and_submitted_to(stack: Stack, own: Own) -> None:
+async def test_a_custom_handler_is_registered_and_runs_its_tasks(stack: Stack, own: Own) -> None:
     answer = await stack.client.post("/tasks", json={"taskType": "resize-image", "payload": {"url": "u", "width": "x"}})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "payload.width")
     document = await stack.until(await _submit(stack, "u"), "succeeded")
@@ -156,7 +156,7 @@ async def test_no_log_line_and_no_metric_holds_personal_data_and_every_line_of_a
     assert "resize_image" in crashes[0]["message"]  # where it happened is said all the same
 
 
-async def test_it_ends_in_good_order_when_told_to(stack: Stack, own: Own) -> None:
+async def test_it_drains_and_ends_with_status_0_at_sigterm(stack: Stack, own: Own) -> None:
     await stack.until(await _submit(stack, "u"), "succeeded")
     own.child.send(signal.SIGTERM)
     assert await asyncio.wait_for(own.child.wait(), 8.0) == 0

@@ -1,4 +1,4 @@
-"""Records that are no task (guarantee 4)."""
+"""Records that are not a task (guarantee 4)."""
 
 from __future__ import annotations
 

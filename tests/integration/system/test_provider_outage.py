@@ -1,4 +1,4 @@
-"""A provider that is away, or that refuses us (guarantee 5)."""
+"""A provider that is unreachable, or that refuses our credentials (guarantee 5)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_a_providers_outage_spends_no_attempts_and_fills_neither_kafka_nor
     world.away = away
     tasks = await stack.submit_many("provided", 20)
     await _circuit(stack, is_open=True)
-    await _probed(world)  # a second has passed: everybody knows
+    await _probed(world)  # a second has passed: every process knows
     await _handed_back(stack, tasks)
 
     # While it is open, nothing is published but probes.
@@ -42,7 +42,7 @@ async def test_a_providers_outage_spends_no_attempts_and_fills_neither_kafka_nor
     assert (await stack.until(expiring, "dead"))["error"]["class"] == "Expired"
     assert await stack.sql.fetchval("SELECT count(*) FROM dead_letters WHERE task_id = ANY($1)", tasks) == 0
 
-    # It heals by itself.
+    # It recovers by itself.
     world.away = None
     for row in await stack.until_all(tasks, "succeeded"):
         assert row["attempts"] == world.effects(row["id"]) == 1
@@ -96,7 +96,7 @@ async def _handed_back(stack: Stack, tasks: list[UUID]) -> None:
         waiting = all(row["state"] == "scheduled" and row["attempts"] == 0 for row in rows)
         return waiting and await stack.lag("provided") == 0
 
-    await eventually(so, "all are handed back")
+    await eventually(so, "all are released")
 
 
 async def _shown_open(stack: Stack) -> bool:

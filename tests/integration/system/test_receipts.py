@@ -26,7 +26,7 @@ HOOK = f"/webhooks/msg91/{SECRET}"
 
 @pytest_asyncio.fixture(scope="module")
 async def msg91(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    """MSG91, as it reaches an ingest that knows the secret."""
+    """MSG91, which calls an ingest that has the secret."""
     http = HttpSettings(host="127.0.0.1", port=free_port())
     process = Process("ingest", stack.settings.model_copy(update={"http": http}))
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +88,7 @@ async def test_accepted_is_not_delivered_and_a_cached_answer_does_not_hide_the_r
     assert [entry["event"] for entry in shown["timeline"]].count("reported") == 2
 
 
-async def test_what_is_nobodys_report_is_answered_and_counted(msg91: httpx.AsyncClient) -> None:
+async def test_a_report_for_an_unknown_message_is_answered_and_counted(msg91: httpx.AsyncClient) -> None:
     unknown, unmatched = flat(uuid4()), flat("no id of ours")
     answer = await msg91.post(HOOK, json=[unknown, unmatched])
     assert (answer.status_code, answer.json()) == (200, {"reports": 2, "matched": 0})

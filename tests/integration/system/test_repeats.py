@@ -1,4 +1,4 @@
-"""Records that come again, and logs and offsets that are lost (guarantee 2)."""
+"""Records that are delivered again, and logs and offsets that are lost (guarantee 2)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_record_whose_task_waits_for_its_retry_does_not_run_it_early(sta
 async def test_a_topic_recreated_and_offsets_reset_under_a_backlog_lose_nothing_and_repeat_nothing(
     stack: Stack, world: World
 ) -> None:
-    # Nobody takes these yet.
+    # No worker consumes these yet.
     backlog = await stack.submit_many("late", 50)
     await stack.until_all(backlog, "queued")
     await _recreate(stack, "late")

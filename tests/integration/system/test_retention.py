@@ -52,7 +52,7 @@ async def servers(new_database: NewDatabase, kafka_settings: KafkaSettings) -> A
     await database.close()
 
 
-async def test_prune_says_what_went_and_under_a_dry_run_what_would_go(servers: Servers) -> None:
+async def test_prune_reports_what_it_deleted_or_with_a_dry_run_would_delete(servers: Servers) -> None:
     await old_tasks(servers.database, "succeeded", timedelta(days=60), 3)
     dry = await servers.call("prune", "--succeeded", "30d", "--dry-run")
     assert dry.exit_code == 0, dry.output
@@ -84,7 +84,7 @@ async def test_audit_has_lost_records_published_again(servers: Servers) -> None:
     tasks = await submit(servers.database, 3)
     nothing = await servers.call("audit")
     assert (nothing.exit_code, "nothing was requeued" in nothing.output) == (0, True)
-    lost = [Confirmation(task, 1, uuid7(), 0, 0) for task in tasks]  # in a log that is no more
+    lost = [Confirmation(task, 1, uuid7(), 0, 0) for task in tasks]  # in a log that no longer exists
     await Publishing(servers.database, 10.0).confirm(lost)
     audited = await servers.call("audit", "--json")
     assert json.loads(audited.output) == {"requeued": {"simulated": 3}}

@@ -1,4 +1,4 @@
-"""PostgreSQL, Kafka and Redis away (guarantees 1 and 2)."""
+"""PostgreSQL, Kafka and Redis unreachable (guarantees 1 and 2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.system.stack import Stack, eventually
 
 
 @pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.slow), "killed"])
-async def test_while_postgres_is_away_ingest_answers_503_and_nothing_accepted_is_lost_or_repeated(
+async def test_while_postgres_is_unreachable_ingest_answers_503_and_no_accepted_task_is_lost_or_repeated(
     fragile: Fragile, world: World, how: str
 ) -> None:
     stack = fragile.stack
@@ -32,7 +32,7 @@ async def test_while_postgres_is_away_ingest_answers_503_and_nothing_accepted_is
         await fragile.postgres.stop()
     else:
         fragile.postgres.kill()
-    for task in running:  # their outcomes are known while nobody can write them
+    for task in running:  # they end while no process can store their outcomes
         world.gates[task].set()
     # The five get an answer every two seconds: ten of them is longer than a lease.
     await eventually(load.reached(503, 10 if how == "stopped" else 5), "ingest says that it cannot take any")
@@ -45,7 +45,7 @@ async def test_while_postgres_is_away_ingest_answers_503_and_nothing_accepted_is
         assert row["attempts"] == world.effects(row["id"]) == 1
 
 
-async def test_statements_that_are_held_up_beyond_their_time_end_no_part(
+async def test_statements_beyond_their_timeout_end_no_process(
     fragile: Fragile, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, relay.log.name)
@@ -57,12 +57,12 @@ async def test_statements_that_are_held_up_beyond_their_time_end_no_part(
         async def given_up() -> bool:
             return any("the relay waits" in record.message for record in caplog.records)
 
-        await eventually(given_up, "the relay gives up to publish what is due")
+        await eventually(given_up, "the relay stops waiting to publish")
     await stack.until(tasks[0], "succeeded")
     await stack.until(tasks[1], "queued")
 
 
-async def test_while_kafka_is_away_ingest_accepts_and_all_end_after_it_is_back_also_what_it_has_forgotten(
+async def test_while_kafka_is_unreachable_ingest_accepts_and_all_tasks_end_after_it_returns_without_its_log(
     fragile: Fragile, world: World
 ) -> None:
     stack = fragile.stack
@@ -107,7 +107,7 @@ class Load:
         while not self.stop:
             answer = await self._client.post("/tasks", json={"taskType": "scripted", "payload": {}})
             self._take(answer)
-            # Bounded: as long as it is away, an answer takes as long as ingest's patience.
+            # Bounded: while it is unreachable, an answer takes as long as ingest waits for it.
             await asyncio.sleep(0.01)
 
     def _take(self, answer: httpx.Response) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a task where nothing is lost."""
+"""The outcomes of a task when nothing is lost."""
 
 from __future__ import annotations
 

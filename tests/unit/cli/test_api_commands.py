@@ -18,7 +18,7 @@ BUSY = (503, problem("store-unavailable", 503, "The store cannot be reached"))
 REPLAY = f"/dead-letters/replays/{e.REPLAY_ID}"
 
 
-def test_a_task_is_sent_with_all_that_was_said(server: Server) -> None:
+def test_a_task_is_sent_with_all_options(server: Server) -> None:
     server.answer("POST /tasks", (202, e.ACCEPTED))
     words = ("--delay", "1h30m", "--key", "k", "--max-attempts", "3", "--metadata", "a=b", "--idempotency-key", "once")
     result = server.run("send", "email", '{"to": "ann@example.org"}', *words)
@@ -35,14 +35,14 @@ def test_a_task_is_sent_with_all_that_was_said(server: Server) -> None:
     }
 
 
-def test_an_answer_that_was_lost_is_asked_for_again_under_the_same_key(server: Server) -> None:
+def test_a_request_whose_answer_was_lost_is_repeated_with_the_same_key(server: Server) -> None:
     server.answer("POST /tasks", (0, None), (202, e.ACCEPTED))
     assert server.run("send", "simulated", "hello").exit_code == 0
     keys = {headers["idempotency-key"] for _, headers, _ in server.asked}
     assert (len(server.asked), len(keys)) == (2, 1)
 
 
-def test_what_nobody_knows_is_told_with_the_key_that_finds_it_out(server: Server) -> None:
+def test_an_unknown_outcome_is_reported_with_the_idempotency_key(server: Server) -> None:
     server.answer("POST /tasks", BUSY)
     result = server.run("send", "simulated", "hello")
     assert result.exit_code == 3
@@ -56,7 +56,9 @@ def test_an_outcome_is_waited_for_over_a_moment_without_an_answer(server: Server
     assert (result.exit_code, calls(server)[1:]) == (0, [f"GET /tasks/{ID}"] * 3)
 
 
-def test_a_server_that_stays_away_ends_the_wait_for_an_outcome(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stays_unreachable_ends_the_wait_for_an_outcome(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tasks, "SILENCE", 0.0)
     server.answer("POST /tasks", (202, e.ACCEPTED))
     server.answer(f"GET /tasks/{ID}", BUSY)
@@ -64,7 +66,7 @@ def test_a_server_that_stays_away_ends_the_wait_for_an_outcome(server: Server, m
     assert (result.exit_code, "The store cannot be reached" in result.stderr) == (3, True)
 
 
-def test_a_task_that_is_gone_ends_the_wait_at_once(server: Server) -> None:
+def test_a_task_that_was_deleted_ends_the_wait_at_once(server: Server) -> None:
     server.answer("POST /tasks", (202, e.ACCEPTED))
     assert server.run("send", "simulated", "hello", "--wait").exit_code == 1
     assert len(server.asked) == 2
@@ -103,7 +105,7 @@ def test_a_refusal_names_each_bad_field(server: Server) -> None:
     assert result.stderr == "taskflux: The task is not valid: told\n  payload.to: is required\n"
 
 
-def test_a_server_that_is_away_is_status_3_and_says_where_it_was_looked_for(server: Server) -> None:
+def test_an_unreachable_server_is_status_3_with_the_address(server: Server) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     result = server.run("tasks", "list", "--url", address)
     assert result.exit_code == 3
@@ -111,7 +113,7 @@ def test_a_server_that_is_away_is_status_3_and_says_where_it_was_looked_for(serv
     assert "TASKFLUX_API__URL" in result.stderr
 
 
-def test_something_else_at_the_address_is_told_so(server: Server) -> None:
+def test_another_server_at_the_address_is_reported(server: Server) -> None:
     server.answer("GET /tasks", (200, b"<html>"))
     result = server.run("tasks", "list")
     assert result.exit_code == 3
@@ -133,7 +135,7 @@ def test_a_list_goes_over_short_and_empty_pages(server: Server) -> None:
     ]
 
 
-def test_text_of_others_can_do_nothing_to_the_terminal(server: Server) -> None:
+def test_text_of_tasks_cannot_control_the_terminal(server: Server) -> None:
     evil = {**e.DEAD_LETTER, "reason": "bad \x1b[2J\u202e thing"}
     server.answer("GET /dead-letters", (200, {"items": [evil], "nextCursor": None}))
     result = server.run("dead-letters", "list")
@@ -188,7 +190,7 @@ def test_events_that_share_a_second_are_shown_with_milliseconds(server: Server) 
     assert third.startswith("2030-01-01 00:00:01Z ")
 
 
-def test_a_record_that_was_no_task_is_shown(server: Server) -> None:
+def test_a_poison_record_is_shown(server: Server) -> None:
     record: dict[str, Any] = {"key": None, "value": {"encoding": "base64", "data": "/w=="}, "headers": []}
     letter = {**e.DEAD_LETTER_IN_FULL, "taskId": None, "payload": None, "timeline": [], "record": record}
     server.answer(f"GET /dead-letters/{LETTER}", (200, letter))
@@ -206,7 +208,7 @@ def test_a_bulk_replay_is_watched_to_its_end(server: Server, monkeypatch: pytest
     assert server.asked[1][2] == {"filter": {"taskType": "email"}, "dryRun": False, "rate": 5.0}
 
 
-def test_ctrl_c_leaves_the_job_alone_and_says_how_to_look_on_and_stop_it(
+def test_ctrl_c_does_not_stop_the_job_and_says_how_to_watch_and_stop_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
@@ -248,9 +250,7 @@ def test_at_a_terminal_a_bulk_replay_is_asked_for_first(server: Server, monkeypa
 
 
 @pytest.mark.parametrize("words", [(), ("--json",), ("--detach",)])
-def test_without_a_terminal_a_bulk_replay_is_not_begun_unless_it_is_said(
-    words: tuple[str, ...], server: Server
-) -> None:
+def test_without_a_terminal_a_bulk_replay_needs_the_option_yes(words: tuple[str, ...], server: Server) -> None:
     result = server.run("dead-letters", "replay", "--type", "email", *words)
     assert result.exit_code == 2
     assert "pass --yes" in result.stderr
@@ -286,7 +286,7 @@ def test_a_bulk_replay_waits_for_the_ends_of_its_tasks(server: Server, monkeypat
     assert (result.exit_code, "11 succeeded" in result.stdout) == (0, True)
 
 
-def test_a_replay_that_was_stopped_is_no_success(server: Server) -> None:
+def test_a_stopped_replay_is_not_a_success(server: Server) -> None:
     server.answer(f"GET {REPLAY}", (200, {**e.BULK, "status": "stopped"}))
     assert server.run("dead-letters", "replay", "--follow", e.REPLAY_ID).exit_code == 1
 

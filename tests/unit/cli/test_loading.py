@@ -103,7 +103,7 @@ def test_a_handler_of_ones_own_is_found_where_the_command_is_called() -> None:
         ("nosuch:x", "cannot be imported"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_a_sentence(name: str, says: str) -> None:
+def test_an_unknown_name_is_reported_with_a_message(name: str, says: str) -> None:
     with pytest.raises(UnknownHandler, match=says):
         load(name)
 
@@ -127,7 +127,7 @@ def test_a_name_that_leads_nowhere_is_a_sentence(name: str, says: str) -> None:
         ),
     ],
 )
-def test_what_goes_wrong_inside_a_module_is_told_with_its_place(folder: Path, source: str, says: str) -> None:
+def test_an_error_inside_a_module_is_reported_with_its_file_and_line(folder: Path, source: str, says: str) -> None:
     (folder / "my_app" / "faulty.py").write_text(source, encoding="utf-8")
     with pytest.raises(UnknownHandler, match=says) as refused:
         load("my_app.faulty:f")
@@ -143,7 +143,7 @@ def test_a_wrong_name_is_answered_by_those_that_are_there() -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", ["", "my_app.tasks:", "my app:x"])
-def test_what_is_no_name_at_all_is_a_sentence_too(name: str) -> None:
+def test_an_invalid_name_is_reported_with_a_message(name: str) -> None:
     with pytest.raises(UnknownHandler):
         load(name)
 
@@ -194,7 +194,7 @@ def test_a_handler_that_a_module_only_imports_counts_and_a_built_in_one_does_not
         ("taskflux.handlers.relay:relay", "is a service, not the handler of a task type"),
     ],
 )
-def test_what_is_no_handler_of_ones_own_is_refused(name: str, says: str) -> None:
+def test_an_argument_that_is_not_a_custom_handler_is_refused(name: str, says: str) -> None:
     with pytest.raises(UnknownHandler, match=says):
         load_own([name])
 
@@ -217,7 +217,7 @@ async def {name}(task: Task[str]) -> Receipt:
         ("third", "first", r"third\.py:4\) and my_app\.two:first .* have the same name, 'first': rename one"),
     ],
 )
-def test_names_and_types_that_collide_are_told_with_file_and_line(
+def test_duplicate_names_and_types_are_reported_with_file_and_line(
     folder: Path, type: str, name: str, says: str
 ) -> None:
     (folder / "my_app" / "third.py").write_text(HANDLER.format(type=type, name=name, payload="str", more=""))

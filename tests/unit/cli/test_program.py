@@ -93,7 +93,7 @@ def test_an_address_before_a_command_that_calls_no_api_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("dev")
-def test_a_running_dev_is_found_and_told_once_beside_the_answer(dev: Path, server: Server) -> None:
+def test_a_running_dev_is_found_and_reported_once_beside_the_answer(dev: Path, server: Server) -> None:
     result = run("tasks", "get", e.TASK_ID, "--json")
     assert result.stdout.startswith("{")
     assert result.stderr == f"taskflux: using the taskflux dev in {dev} ({server.url})\n"
@@ -109,7 +109,7 @@ def test_an_address_that_is_given_wins_over_a_running_dev(how: str) -> None:
     assert "using the taskflux dev" not in result.stderr
 
 
-def test_a_dev_that_was_killed_is_told_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_dev_is_reported_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with locked(tmp_path / NAME):
         publish(tmp_path / NAME, {"TASKFLUX_API__URL": "http://127.0.0.1:2"}, {})
     monkeypatch.chdir(tmp_path)

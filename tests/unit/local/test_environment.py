@@ -46,7 +46,7 @@ def test_a_server_named_in_the_environment_is_the_persons_own() -> None:
     assert own_servers(environment) == {"POSTGRES", "KAFKA", "SMTP"}
 
 
-def test_handlers_are_told_of_the_embedded_servers() -> None:
+def test_handlers_get_the_addresses_of_the_embedded_servers() -> None:
     told = for_handlers({"PATH": "/bin"}, EVERYTHING, Path("/data"), 5.0)
     assert told["PATH"] == "/bin"
     assert told["TASKFLUX_POSTGRES__DSN"] == EVERYTHING.postgres
@@ -120,7 +120,7 @@ def test_a_stack_that_was_killed_is_not_used(data_dir: Path) -> None:
         find({})
 
 
-def test_a_stack_that_was_stopped_is_not_worth_a_word(data_dir: Path) -> None:
+def test_a_stopped_stack_is_not_reported(data_dir: Path) -> None:
     with locked(data_dir):
         publish(data_dir, VARIABLES, {})
         withdraw(data_dir)
@@ -144,7 +144,7 @@ def test_a_stack_of_another_user_is_not_used(data_dir: Path, monkeypatch: pytest
         assert find({}) == Found(data_dir, VARIABLES)
 
 
-def test_a_file_that_is_broken_is_a_sentence(data_dir: Path) -> None:
+def test_an_invalid_file_is_reported_with_a_message(data_dir: Path) -> None:
     with locked(data_dir):
         (data_dir / "environment.json").write_text("[]")
         with pytest.raises(NotServing, match="cannot be read"):
@@ -163,7 +163,7 @@ def test_a_variable_names_the_stack_to_use_or_none(data_dir: Path, tmp_path: Pat
             find({"TASKFLUX_DEV": str(tmp_path / "nowhere")})
 
 
-def test_looking_for_a_stack_keeps_none_from_starting(data_dir: Path) -> None:
+def test_looking_for_a_stack_does_not_prevent_a_start(data_dir: Path) -> None:
     with locked(data_dir):
         pass
     with (data_dir / "lock").open() as looked_at:

@@ -45,7 +45,7 @@ def test_a_preview_is_the_text_in_one_line() -> None:
     assert preview(mail().as_bytes()) == "Guten Tag, alles gut."
 
 
-def test_a_mail_that_is_none_still_reads() -> None:
+def test_an_invalid_mail_can_still_be_read() -> None:
     for content in (
         b"",
         b"\xff\xfe\x00",

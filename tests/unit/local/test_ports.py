@@ -4,12 +4,12 @@ from pathlib import Path
 from taskflux.local.ports import Ports, free_port, is_free
 
 
-def test_a_port_that_somebody_listens_on_is_not_free() -> None:
+def test_a_port_in_use_is_not_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert not is_free(listener.getsockname()[1])
 
 
-def test_whoever_asks_for_a_free_port_gets_one_that_nobody_else_was_given() -> None:
+def test_every_request_for_a_free_port_gets_a_different_one() -> None:
     given = [free_port() for _ in range(500)]
     assert len(set(given)) == len(given)
     assert all(is_free(port) for port in given)

@@ -48,12 +48,12 @@ def test_beside_a_single_module_nothing_else_counts(tmp_path: Path) -> None:
     ("source", "says"),
     [(b"x = (\n", "x.py, line 1: '(' was never closed"), (b"def f(:\n", "x.py, line 1: "), (b"x = 1\0", "x.py")],
 )
-def test_a_file_that_is_no_python_is_told_with_its_line(source: bytes, says: str, tmp_path: Path) -> None:
+def test_a_syntax_error_is_reported_with_its_line(source: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "x.py").write_bytes(source)
     assert says in (syntax_error(tmp_path / "x.py") or "")
 
 
-def test_a_file_that_is_python_or_none_or_gone_is_in_order(tmp_path: Path) -> None:
+def test_a_valid_or_missing_python_file_and_any_other_file_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("from __future__ import annotations\nx: int = nowhere\n")
     (tmp_path / "x.sql").write_text("SELECT (")
     assert [syntax_error(tmp_path / name) for name in ("x.py", "x.sql", "gone.py")] == [None, None, None]

@@ -15,7 +15,7 @@ def test_pauses_between_restarts_grow_up_to_a_bound() -> None:
     assert pauses[-1] == LONGEST_PAUSE
 
 
-def test_an_ending_is_named_as_people_know_it() -> None:
+def test_an_exit_status_is_shown_with_the_name_of_its_signal() -> None:
     assert ending(-9) == "SIGKILL"
     assert ending(3) == "exit 3"
 
@@ -33,18 +33,18 @@ def test_a_data_directory_has_one_holder_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_full_disk_and_a_missing_permission_are_said_in_words() -> None:
+def test_a_full_disk_and_a_missing_permission_are_reported_with_a_message() -> None:
     assert "disk is full" in str(from_os_error(OSError(errno.ENOSPC, "x"), "writing a"))
     assert "no permission" in str(from_os_error(OSError(errno.EACCES, "x"), "writing a"))
 
 
-def test_a_directory_that_cannot_be_made_is_said_in_words(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported_with_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Trouble, match="a file is in the way"), locked(tmp_path / "file" / "data"):
         pass
 
 
-def test_what_a_program_said_last_is_why_it_did_not_start() -> None:
+def test_the_last_line_of_a_program_is_the_reason_for_a_failed_start() -> None:
     crash = 'Traceback (most recent call last):\n  File "x"\nValueError: no\n'
     log_line = '{"level": "ERROR", "message": "no database", "exc_info": "Traceback\\nOSError: refused"}\n'
     settings = "taskflux run relay: the settings are wrong.\nTASKFLUX_X: unset it\n"

@@ -42,5 +42,5 @@ def test_what_msg91_refuses_is_refused_with_http_200_and_nothing_taken(change: d
     assert answered.sms == ()
 
 
-def test_a_body_that_is_no_object_is_refused() -> None:
+def test_a_body_that_is_not_an_object_is_refused() -> None:
     assert answer("key", ["x"]).body["type"] == "error"
