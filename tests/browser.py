@@ -1,4 +1,4 @@
-"""A headless Chromium, told what to do over its DevTools protocol: pages as a person sees them, at any width.
+"""A headless Chromium, controlled over its DevTools protocol: pages as a person sees them, at any width.
 
 It speaks through a pipe (`--remote-debugging-pipe`), so that it needs no port and no library.
 https://chromedevtools.github.io/devtools-protocol/
@@ -85,7 +85,7 @@ class Page:
         await self._call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     async def overflow(self) -> list[str]:
-        """What reaches beyond the window's width, which no person can scroll to on purpose: none where all is well."""
+        """Elements wider than the window, which a person would have to scroll to; empty when everything fits."""
         found: list[str] = await self.evaluate(_OVERFLOW)
         return found
 
@@ -183,7 +183,7 @@ class Browser:
                 pass
 
     async def listen(self) -> None:
-        """Hand out what the browser says until it ends."""
+        """Dispatch what the browser sends until it ends."""
         while message := await self._next():
             if (number := message.get("id")) is not None:
                 self._answers.pop(number).set_result(message)

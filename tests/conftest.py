@@ -1,4 +1,4 @@
-"""Real servers for the session: PostgreSQL, Valkey, a Kafka broker; a database of its own for whoever asks.
+"""Real servers for the session: PostgreSQL, Valkey, a Kafka broker; an own database for each test that needs it.
 
 `TASKFLUX_TEST_BROKER=kafka` puts Apache Kafka in the embedded broker's place, `TASKFLUX_TEST_PGBOUNCER=1` puts
 PgBouncer in transaction mode before PostgreSQL.
@@ -97,7 +97,7 @@ async def pooler(postgres: PostgresServer, servers_dir: Path) -> AsyncIterator[P
 
 @pytest_asyncio.fixture(scope="session")
 async def new_database(postgres: PostgresServer, pooler: PgBouncer | None) -> NewDatabase:
-    """Makes an empty, migrated database and says how to reach it."""
+    """Creates an empty, migrated database and returns its settings."""
     await _administer(postgres.dsn, f"CREATE DATABASE {TEMPLATE}")
     await migrate(PostgresSettings.model_validate({"dsn": _at(postgres.dsn, TEMPLATE)}))
 
@@ -123,7 +123,7 @@ async def database(new_database: NewDatabase) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def no_outages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test is spared a line about a server that another one has written."""
+    """Each test gets the log lines about its servers, even when an earlier test has logged the same."""
     monkeypatch.setattr(outages, "_logged", {})
     monkeypatch.setattr(outages, "_failing", {})
     monkeypatch.setattr(outages, "_announced", frozenset())

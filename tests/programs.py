@@ -1,4 +1,4 @@
-"""Programs that tests run and that TaskFlux does not bring: a browser, and what clients are written in.
+"""Programs that tests run and that TaskFlux does not include: a browser, and what clients are written in.
 
 A test is skipped where its program is missing. `TASKFLUX_TEST_PROGRAMS` lists those that must not be: CI sets it to
 what it installs.

@@ -1,6 +1,6 @@
 """How pytest-xdist shares the tests between its workers: what stays together in one, and what begins first.
 
-What stays together is told by where a test stands, to a scheduler of our own: xdist's mark for it has no effect with
+A scheduler of our own groups the tests by their paths: xdist's mark for it has no effect with
 pytest 9.2 (https://github.com/pytest-dev/pytest-xdist/issues/1386).
 """
 

@@ -1,4 +1,4 @@
-"""What the kubelet makes of a rendered container: its environment, its arguments, the files mounted into it."""
+"""A rendered container as the kubelet would start it: environment, arguments, mounted files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chart.rendering import Rendering
 
 
 class Outside(NamedTuple):
-    """What stands in the namespace that the chart does not make, but whoever installs it: name → key → value."""
+    """Objects of the namespace that the chart does not create and its user has to: name → key → value."""
 
     secrets: Mapping[str, Mapping[str, str]]
     config_maps: Mapping[str, Mapping[str, str]] = {}
@@ -59,7 +59,7 @@ def quantity(text: str) -> int:
     """Bytes, from what Kubernetes writes as 64Mi.
 
     Raises:
-        ValueError: it is no whole number of a unit of bytes.
+        ValueError: it is not a whole number of a unit of bytes.
     """
     if (found := re.fullmatch(r"(\d+)([KMGT]i|)", text)) is None:
         raise ValueError(f"{text!r} is no number of bytes")
@@ -77,7 +77,7 @@ def containers(pod: PodTemplate, rendering: Rendering, outside: Outside) -> Sequ
 
 @dataclass(frozen=True)
 class _Cluster:
-    """What references lead to."""
+    """The targets of references."""
 
     rendering: Rendering
     outside: Outside

@@ -35,7 +35,7 @@ PROMETHEUS_OPERATOR = Module(
     "v0.85.0",
     "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
 )
-# Of the Prometheus operator those that somebody else's chart makes; the others are its own servers.
+# Of the Prometheus operator those that other charts use; the rest define its own servers.
 MONITORING = ("podmonitors", "probes", "prometheusrules", "servicemonitors")
 
 # What a chart may set in an object's metadata; the definitions themselves leave it open.

@@ -1,4 +1,4 @@
-"""What a deployment is to whoever writes manifests for it, told by the code: the tests hold the chart to this."""
+"""What a deployment needs in its manifests, read from the code: the tests compare the chart with this."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LIVENESS: Final = "/livez"
 READINESS: Final = "/readyz"
 METRICS: Final = "/metrics"
 PORT: Final[int] = HttpSettings().port
-"""Where every deployment answers these three, and ingest and notify their API, unless told otherwise."""
+"""The default port of the probes and metrics, and of the API of ingest and notify."""
 DRAIN_SECONDS: Final[float] = WorkerSettings().drain_seconds
-"""What running attempts may take after SIGTERM, unless told otherwise."""
+"""The default time for running attempts after SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def write_application(directory: Path) -> None:
 async def servers_for(
     postgres: PostgresServer, broker: Broker | KafkaBroker, valkey: ValkeyServer, inbox: Inbox, database: str
 ) -> AsyncIterator[Servers]:
-    """These, with an empty database: bringing it to its schema is the set-up's to do."""
+    """These, with an empty database: the set-up Job migrates it."""
     connection = await asyncpg.connect(postgres.dsn)
     try:
         await connection.execute(f"CREATE DATABASE {database}")
@@ -97,7 +97,7 @@ async def installed(servers: Servers, prefix: str, launcher: Launcher, *more: Va
 
 @dataclass(frozen=True)
 class Ways:
-    """What a client does with a release that runs, and what must come of it."""
+    """What a client does with a running release, and the expected results."""
 
     parts: Mapping[str, Part]
     api: httpx.AsyncClient

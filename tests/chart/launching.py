@@ -41,7 +41,7 @@ class Running(Protocol):
         """What the kubelet does first: SIGTERM."""
 
     def kill(self) -> None:
-        """What the kubelet does when the grace period is over, and what cleans up after a test."""
+        """SIGKILL: the kubelet sends it after the grace period, and a test at its end."""
 
     def output(self) -> str:
         """What it wrote."""
@@ -149,7 +149,7 @@ async def stopped(running: Running, grace: float) -> None:
 
 
 async def probed(container: Container, running: Running, probe: str, patience: float = PATIENCE) -> httpx.Response:
-    """The first good answer to a probe of the container's, asked as the kubelet asks.
+    """The first successful answer to a probe of the container, requested as the kubelet does.
 
     Raises:
         AssertionError: none came in time, or the container ended; with what it wrote.

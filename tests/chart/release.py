@@ -110,7 +110,7 @@ class Release:
         return containers(pod, self.rendering, self.outside)
 
     def _routed(self, container: Container) -> Container:
-        """Services have no addresses here: a URL of one leads to the port of the pods that it selects."""
+        """Services have no addresses here: the URL of one is replaced with the port of the pods that it selects."""
         return replace(
             container,
             args=[self._route(each) for each in container.args],

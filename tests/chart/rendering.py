@@ -65,10 +65,10 @@ class Rendering:
 def render(
     *values: Values | Path, release: str = RELEASE, namespace: str = NAMESPACE, chart: Path = CHART
 ) -> Rendering:
-    """What `helm template` makes of these values, the later ones on top. Shared by all who ask: not to be changed.
+    """What `helm template` makes of these values, the later ones on top. Shared by all callers: do not change it.
 
     Raises:
-        Refused: the schema or a template would not have them.
+        Refused: the schema or a template refused them.
     """
     return _rendering(_key(values), release, namespace, str(chart))
 

@@ -1,4 +1,4 @@
-"""The servers of this machine as whoever installs the chart would name them: in values, and in Secrets."""
+"""The servers of this machine as a user of the chart names them: in values, and in Secrets."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _kubernetes_schemas() -> Any:
 
 
 def _nulls(value: Any, path: str = "") -> Iterator[str]:
-    """The schemas let null stand anywhere; in a rendered object it is a value that a template did not find."""
+    """The schemas accept null anywhere; in a rendered object it is a value that a template did not find."""
     if value is None:
         yield path
     elif isinstance(value, Mapping):

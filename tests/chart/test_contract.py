@@ -1,4 +1,4 @@
-"""The chart against the program: each thing that the one says about the other."""
+"""The chart against the program: whatever one of them declares about the other."""
 
 from __future__ import annotations
 

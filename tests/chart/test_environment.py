@@ -84,7 +84,7 @@ def test_the_program_accepts_each_container_s_environment(
 
 
 def test_every_setting_can_be_set_in_the_values() -> None:
-    """Set each one that is no secret, and see it arrive under the program's own name."""
+    """Set each one that is not a secret, and check that it reaches the program under its own name."""
     elsewhere = {  # a value of each handler, of `secrets`, or of no deployment
         "TASKFLUX_HTTP__PORT",
         "TASKFLUX_HTTP__LINGER_SECONDS",
@@ -146,7 +146,7 @@ def test_a_setting_reaches_the_program_under_its_own_name() -> None:
     email, sms = (handler_container(rendering, name).environment for name in ("process-email", "process-sms"))
     assert email["TASKFLUX_KAFKA__PRODUCE_TIMEOUT"] == sms["TASKFLUX_KAFKA__PRODUCE_TIMEOUT"] == "4.5"
     assert email["TASKFLUX_KAFKA__IDEMPOTENT"] == "false"
-    # YAML makes a float of it; 1.048576e+07 is no integer for the program.
+    # YAML makes a float of it; 1.048576e+07 is not an integer for the program.
     assert email["TASKFLUX_SMTP__MAX_MESSAGE_BYTES"] == "10485760"
     assert email["TASKFLUX_SMTP__TLS_VERIFY"] == "false"
     assert (email["TASKFLUX_WORKER__CONCURRENCY"], email["TASKFLUX_SMTP__RATE"]) == ("3", "7.5")

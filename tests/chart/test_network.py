@@ -1,4 +1,4 @@
-"""Who may speak to whom: what the NetworkPolicies of a release allow, taken together as a cluster takes them."""
+"""Allowed connections: what the NetworkPolicies of a release permit together, as a cluster evaluates them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DNS, POSTGRES, KAFKA, REDIS, OTEL = 53, 5432, 9092, 6379, 4318
 
 
 def policies(rendering: Rendering, pod: PodTemplate) -> Sequence[Object]:
-    """Those that rule a pod; before an install there are only those that are hooks, as the pod is."""
+    """The policies that select a pod; before an install only those that are hooks themselves exist."""
     moments = pod.owner.hooks - {"test"}
     return [
         each
@@ -38,7 +38,7 @@ def rules(rendering: Rendering, pod: PodTemplate, direction: str) -> Iterator[Ma
 def open_to(
     rendering: Rendering, pod: PodTemplate, port: int, direction: str = "egress", protocol: str = "TCP"
 ) -> bool:
-    """Whether some rule lets the pod through at this port, to whomever."""
+    """Whether some rule allows the pod to connect to this port, to any peer."""
     return any(opens(rule, rendering, pod, port, direction, protocol) for rule in rules(rendering, pod, direction))
 
 
@@ -88,7 +88,7 @@ def test_what_is_not_allowed_to_a_pod_of_the_release_is_denied(ci: Path) -> None
     for pod in pods(rendering.objects) if rendering.of("NetworkPolicy") else []:
         ruled = {kind for each in policies(rendering, pod) for kind in each.spec["policyTypes"]}
         assert ruled == {"Ingress", "Egress"}, str(pod)
-        # Whoever comes to a moment of the release earlier than the policies has its own.
+        # A hook that runs before the policies exist has its own.
         if pod.owner.hooks - {"test"}:
             own = [each for each in policies(rendering, pod) if each.hooks & pod.owner.hooks]
             assert {kind for each in own for kind in each.spec["policyTypes"]} == {"Ingress", "Egress"}, str(pod)
@@ -150,7 +150,7 @@ def destinations(container: Container, values: Values) -> Iterator[tuple[str, in
 
 
 def speaks_to_kafka(args: Sequence[str]) -> bool:
-    """The settings of all stand in everybody's environment."""
+    """Every pod has the settings of all providers in its environment."""
     if args[0] == "run":
         return "kafka" in deployments.deployment(load(args[1]), Settings()).needs if ":" not in args[1] else True
     return args[0] == "topics"
@@ -238,7 +238,7 @@ RELEASE = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
 
 
 def callers(rendering: Rendering, handler: str) -> list[Mapping[str, Any]]:
-    """Whom the policies let in, besides the release's own pods; that somebody is named at all is looked at, too."""
+    """The callers that the policies allow, besides the release's own pods; also checks that callers are named."""
     found = list(rules(rendering, of(rendering, handler), "ingress"))
     assert found
     assert all(rule.get("from") for rule in found), "a rule without `from` lets everybody in"

@@ -1,4 +1,4 @@
-"""Every pod that a release makes, whatever makes it: handlers, the set-up, the pruning, the tests."""
+"""Every pod of a release: handlers, the set-up, the pruning, the tests."""
 
 from __future__ import annotations
 

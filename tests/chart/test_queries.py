@@ -87,7 +87,7 @@ async def test_tasks_behind_an_open_circuit_do_not_scale_the_relay(connection: a
 
 
 async def test_a_type_s_name_cannot_inject_sql(connection: asyncpg.Connection[Any]) -> None:
-    """A type's name stands in the query as it is: nothing that could end a text is one."""
+    """A type's name is part of the query text: a name that could end a string literal is refused."""
     with pytest.raises(Refused):
         full({"handlers": {"mine": {"target": "a.b:c", "taskType": "x'; DROP TABLE claims; --"}}})
 

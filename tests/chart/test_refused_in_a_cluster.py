@@ -76,7 +76,7 @@ def test_a_large_number_stays_an_integer() -> None:
     ],
 )
 def test_an_empty_section_is_named_in_the_error(empty: Mapping[str, Any], named: str) -> None:
-    """Helm takes it away with its defaults, as `--reuse-values` does with those of a newer chart."""
+    """Helm removes it with its defaults, as `--reuse-values` does with those of a newer chart."""
     with pytest.raises(Refused) as refused:
         render(LEAST, empty)
     assert f"missing property '{named}'" in str(refused.value)

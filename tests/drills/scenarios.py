@@ -45,7 +45,7 @@ def scenarios() -> list[Scenario]:
     in_mid_call = {
         "process-email": Allowed(repeats=MAILS_IN_FLIGHT),
         "process-sms": Allowed(held=SMS_IN_FLIGHT),
-        # It has the message, and dies before it says so.
+        # It has stored the message, and dies before it answers.
         "inbox": Allowed(repeats=MAILS_IN_FLIGHT, held=SMS_IN_FLIGHT),
     }
     parts = ("ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink")

@@ -1,4 +1,4 @@
-"""Containers for tests: an engine that works here, containers run as confined as a pod's, and their ends.
+"""Containers for tests: an engine that works here, and containers run with a pod's confinement.
 
 ::
 

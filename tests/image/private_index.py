@@ -1,4 +1,4 @@
-"""A package index as companies have it: HTTPS by a CA of their own, and a password."""
+"""A private package index: HTTPS with a private CA, and a password."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CREDENTIALS = "builder:a-secret-of-the-index"
 
 @dataclass(frozen=True, slots=True)
 class PrivateIndex:
-    """Where it is, and what one has to know to use it."""
+    """Its address, and the credentials that it requires."""
 
     url: str
     ca: Path
@@ -48,7 +48,7 @@ class _Handler(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nobody reads it."""
+        """No one reads it."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Why there can be no image here."""
+"""Why no image can be built here."""
 
 from __future__ import annotations
 

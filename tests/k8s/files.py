@@ -79,7 +79,7 @@ def environment(container: Mapping[str, Any]) -> Mapping[str, str]:
 def kafka_properties(variables: Mapping[str, str]) -> Mapping[str, str]:
     """What Apache Kafka's image writes into its server.properties for these variables.
 
-    `_` is a dot, `__` an underscore, `___` a dash; those for the JVM and its logs are no settings of the server's.
+    `_` is a dot, `__` an underscore, `___` a dash; those for the JVM and its logs are not server settings.
     """
     own = re.compile(r"KAFKA_(HEAP_OPTS|OPTS|JMX_.*|LOG4J_.*|TOOLS_LOG4J_.*|GC_LOG_OPTS|JVM_PERFORMANCE_OPTS|VERSION)")
     named = {name: value for name, value in variables.items() if name.startswith("KAFKA_") and not own.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""docker-compose.yaml: what the loader of `docker compose` makes of it, and what it promises."""
+"""docker-compose.yaml: how `docker compose` loads it, and what it promises."""
 
 from __future__ import annotations
 

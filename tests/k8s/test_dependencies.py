@@ -1,4 +1,4 @@
-"""k8s/dependencies: valid, confined, and what k8s/values-dev.yaml takes them for."""
+"""k8s/dependencies: valid, confined, and in agreement with k8s/values-dev.yaml."""
 
 from __future__ import annotations
 

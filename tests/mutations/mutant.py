@@ -1,4 +1,4 @@
-"""One small, wrong change; where it is tried, and what the tests say of it."""
+"""One small, wrong change; where it is tried, and how the tests judge it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DoesNotApply(Exception):
 
 
 class Stopped(Exception):
-    """Somebody stopped all runs; nothing is known of the change."""
+    """All runs were stopped; the result of the change is unknown."""
 
 
 class Verdict(StrEnum):

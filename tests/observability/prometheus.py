@@ -1,4 +1,4 @@
-"""Questions to a running Prometheus."""
+"""Queries to a running Prometheus."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def filled(expr: str, *, window: str = "1m", handler: str = ".*") -> str:
 
 
 def readings(expr: str) -> list[Reading]:
-    """The selectors in `expr`, in order. Raises ValueError where it is no PromQL."""
+    """The selectors in `expr`, in order. Raises ValueError if it is not PromQL."""
     return [_reading(node) for node in _nodes(promql_parser.parse(expr)) if isinstance(node, Selector)]
 
 

@@ -1,4 +1,4 @@
-"""What is asked under Kubernetes: many pods, each with its namespace, release, pod and handler."""
+"""Queries under Kubernetes: many pods, each with its namespace, release, pod and handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every alert has its page, and what the pages name is there."""
+"""Every alert has its page, and everything that the pages name exists."""
 
 from __future__ import annotations
 

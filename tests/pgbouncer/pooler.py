@@ -120,7 +120,7 @@ class PgBouncer(Server):
 
 
 def pgbouncer_binary() -> str:
-    """The program; Debian keeps it in /usr/sbin, which is not on every user's PATH.
+    """The program; Debian installs it in /usr/sbin, which is not on every user's PATH.
 
     Raises:
         Trouble: it is not installed.

@@ -109,7 +109,7 @@ def _complete(directory: Path) -> bool:
 
 
 def _fetch(folder: Path, deadline: float) -> None:
-    """Fetch all modules first: that this fails is no fault of what is pinned, that a build fails later is one."""
+    """Fetch all modules first: its failure is the network's, a later failed build is one of the pinned versions."""
     try:
         _go("mod", "download", folder=folder, deadline=deadline)
     except Missing:

@@ -93,7 +93,7 @@ class Cluster:
         """Make these, or change them; fields that the API server does not know are refused.
 
         Raises:
-            Refused: the API server, or its admission, would not have one of them; the text names each of those.
+            Refused: the API server, or its admission, refused one of them; the text names each of those.
         """
         options = ["--server-side", "--validate=strict", *(["--dry-run=server"] if dry_run else [])]
         self.kubectl("apply", f"--namespace={namespace}", *options, "--filename=-", stdin=_list_of(documents))
@@ -156,7 +156,7 @@ class Cluster:
 
 
 def without_owned(inventory: Inventory) -> Inventory:
-    """What somebody made, without what a controller made of it and what helm keeps about its releases."""
+    """Objects that users created, without those of controllers and helm's own records."""
     return {
         key: each
         for key, each in inventory.items()

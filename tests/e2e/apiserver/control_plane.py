@@ -1,4 +1,4 @@
-"""A Kubernetes control plane on the loopback, without a kubelet: kwok says of nodes and pods that they are well."""
+"""A Kubernetes control plane on the loopback, without a kubelet: kwok reports nodes and pods as ready."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Component(Server):
 
     async def start(self) -> None:
         """As every server's."""
-        # Its own directory is none of its business: what it writes goes where its arguments say.
+        # It writes only where its arguments say, not into its working directory.
         await self._launch(Process(self.name, self._argv, log=self.log, cwd=self.log.parent))
 
     async def stop(self) -> None:

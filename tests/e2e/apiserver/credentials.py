@@ -1,4 +1,4 @@
-"""Who is who in the control plane: a CA of its own, certificates, kubeconfigs, the key of service accounts."""
+"""Credentials of the control plane: a CA of its own, certificates, kubeconfigs, the key of service accounts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICE = "kubernetes.default.svc"
 
 
 class Credentials:
-    """Files in one directory that nobody else may read."""
+    """Files in one directory that only this user may read."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

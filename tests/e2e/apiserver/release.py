@@ -23,7 +23,7 @@ class Release:
     def __init__(self, cluster: Cluster, namespace: str, base: Path, *, chart: Path = CHART) -> None:
         """`base` is the file of values that it starts from. What those name is made at once: Secrets and the like."""
         self.cluster = cluster
-        self.namespace = self.name = namespace  # nobody else's labels say the same
+        self.namespace = self.name = namespace  # no other release has this label
         self._base = base
         self._chart = chart
         cluster.apply(needed(self.rendering()), namespace)
@@ -54,7 +54,7 @@ class Release:
         return self._helm("test", self.name, "--timeout=120s")
 
     def uninstall(self) -> Said:
-        """Away with all of it, what depends on it included."""
+        """Remove all of it, including what depends on it."""
         return self._helm("uninstall", self.name, "--cascade=foreground", *WAIT)
 
     def made(self) -> Inventory:

@@ -1,4 +1,4 @@
-"""The chart's life in a namespace that enforces restricted Pod Security: nothing too much, nothing left behind."""
+"""The chart's life cycle in a namespace that enforces restricted Pod Security: no extra object, none left behind."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def assert_it_is_as_rendered(release: Release, rendering: Rendering) -> None:
 
 
 def assert_hooks_ran(release: Release, rendering: Rendering, *moments: str) -> None:
-    """Those of these moments ran to a good end; none stays behind (`assert_it_is_as_rendered` has seen that)."""
+    """The hooks of these moments succeeded; none is left behind (`assert_it_is_as_rendered` has seen that)."""
     expected = {each.name for each in rendering.objects if each.hooks & set(moments)}
     assert expected, f"the chart has no hook for {moments}"
     phases = release.hooks()

@@ -28,7 +28,7 @@ from tests.k8s import gotools
 from tests.k8s.files import K8S, NAMESPACE, ROOT
 
 NAME: Final = "taskflux-e2e"
-"""Of our own cluster: never that of k8s/kind.yaml, which somebody may be working with."""
+"""The name of our own cluster: never that of k8s/kind.yaml, which a person may be using."""
 BUILD_TIMEOUT: Final = 900.0
 HTTP: Final = 80
 

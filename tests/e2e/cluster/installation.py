@@ -25,7 +25,7 @@ class Installation:
         self._ingress_class = ingress_class
 
     def third_parties(self, names: Sequence[str]) -> None:
-        """Others' charts, by their names in skaffold.yaml; none that somebody installed already."""
+        """Others' charts, by their names in skaffold.yaml, without those that are installed already."""
         for release in releases():
             if release["name"] in names:
                 self.kube.helm(*_arguments_for(release), "--wait", f"--timeout={TIMEOUT:.0f}s", timeout=TIMEOUT + 60)
@@ -67,7 +67,7 @@ class Installation:
         return self.kube.helm("test", RELEASE, f"--namespace={NAMESPACE}", "--logs", "--timeout=300s", timeout=360)
 
     def remove(self) -> None:
-        """Away with TaskFlux and its dependencies; others' charts stay, since others may use them."""
+        """Remove TaskFlux and its dependencies; others' charts stay, since others may use them."""
         self.kube.helm("uninstall", RELEASE, f"--namespace={NAMESPACE}", "--ignore-not-found", "--wait", timeout=360)
         self.kube.kubectl("delete", f"namespace/{NAMESPACE}", "--ignore-not-found", "--timeout=300s", timeout=360)
 

@@ -33,7 +33,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Existing:
-    """Somebody's cluster."""
+    """An existing cluster."""
 
     kubeconfig: Path
     image: str
@@ -45,8 +45,7 @@ class Existing:
 def place(environment: Mapping[str, str], docker_works: Callable[[], bool]) -> Kind | Existing:
     """Where to run.
 
-    Raises:
-        Missing: nowhere, or not all is said of the existing cluster; the text says what to do.
+    Raises: Missing: nowhere, or the existing cluster is not fully described; the text says what to do.
     """
     keep = environment.get("KEEP_E2E") == "1"
     kubeconfig = environment.get("KUBECONFIG_E2E")

@@ -1,4 +1,4 @@
-"""What people fear: a pod killed in mid-task, a task that cannot be done, an upgrade while the load goes on."""
+"""Failures: a pod killed in mid-task, a task that fails permanently, an upgrade under load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for something that a cluster tells only when asked."""
+"""Waiting for a condition in a cluster by polling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 POLL: Final = 0.5
-"""Seconds between two looks: a cluster's answers take a tenth of that."""
+"""Seconds between two polls: a cluster's answers take a tenth of that."""
 
 T = TypeVar("T")
 

@@ -17,12 +17,12 @@ from taskflux.cli import main
 from taskflux.worker.settings import Settings
 
 ALONE = {"TASKFLUX_DEV": "off"}
-"""A developer's own stack may run in this very folder: it is not looked for."""
+"""A developer's stack may run in this folder: do not look for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a call of the command said, and its exit status."""
+    """The output of a call of the command, and its exit status."""
 
     status: int
     out: str

@@ -17,7 +17,7 @@ from tests.integration.system.stack import Stack, settings_for
 from tests.workers import built_by_one_worker
 
 
-# Gone before other tests look at this process's metrics: two that lead would both show their figures there.
+# Ended before other tests read this process's metrics: two leaders would both show their figures there.
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(
     postgres: PostgresServer,

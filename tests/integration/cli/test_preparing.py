@@ -252,7 +252,7 @@ async def test_a_tls_file_that_is_missing_is_a_sentence(taskflux: Command) -> No
     assert "Traceback" not in outcome.err
 
 
-# Servers that are not there yet --------------------------------------------------------------------------------------
+# Servers that start later ------------------------------------------------------------------------------------------
 
 
 class Waiting:
@@ -271,7 +271,7 @@ class Waiting:
                 env=inherited | ALONE | environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                # Whoever runs these tests in the background of a shell has told them to ignore Ctrl-C.
+                # When these tests run in the background of a shell, they ignore Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )

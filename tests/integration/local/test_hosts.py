@@ -1,4 +1,4 @@
-"""What `taskflux dev` listens on with HTTP answers no website that had its own name lead there (DNS rebinding)."""
+"""The HTTP ports of `taskflux dev` refuse websites that point their own name at them (DNS rebinding)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ingest's /metrics shows of its peers."""
+"""The metrics of its peers in ingest's /metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded servers: they start, survive, come back and go with us."""
+"""The embedded servers: they start, survive a kill, restart, and end with us."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICK = {"fsync": "off", "max_connections": "23"}
 async def postgres(servers_dir: Path) -> AsyncIterator[PostgresServer]:
     directory = servers_dir / "own" / "cluster"
     directory.parent.mkdir()
-    # What an initdb that was killed leaves behind is in the way of nobody.
+    # The leftovers of a killed initdb do not prevent a start.
     leftover = directory.with_name("cluster.new")
     leftover.mkdir()
     (leftover / "PG_VERSION").write_text("18")

@@ -1,4 +1,4 @@
-"""A program with `taskflux`'s commands and none of its work, for the tests of what starts and supervises it.
+"""A program with `taskflux`'s commands but without their work, for the tests of what starts and supervises it.
 
 Every call is appended to `calls` in the data directory, as `<command words>`.
 """

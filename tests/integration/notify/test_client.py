@@ -1,4 +1,4 @@
-"""Handlers that deliver through the notification service do what they do without it."""
+"""Handlers that deliver through the notification service behave as without it."""
 
 from __future__ import annotations
 

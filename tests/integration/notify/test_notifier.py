@@ -1,4 +1,4 @@
-"""What the notification service does when it has to wait, or cannot keep what it knows."""
+"""What the notification service does when it has to wait, or cannot store an outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskflux.worker.notifier import Delivered, Notification, Notifier, Order, R
 
 
 class Channel:
-    """Delivers everything; before it does, it may take the store away."""
+    """Delivers everything; before it does, it may disconnect the store."""
 
     def __init__(self, database: Database, *, loses_store: bool = False) -> None:
         self.orders: list[Order[str]] = []

@@ -17,8 +17,8 @@ async def step(connection: Any, seconds: float) -> None:
     """Set PostgreSQL's clock by `seconds` (negative: back).
 
     Every stored time moves the other way instead, in one transaction: what a statement can tell of now(), it tells from
-    a difference to one of them. `connection` is a superuser's: moving the time of a beat is no beat, so that no trigger
-    runs.
+    a difference to one of them. `connection` is a superuser's: moving the
+    time of a heartbeat is not a heartbeat, so that no trigger runs.
     """
     async with connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")

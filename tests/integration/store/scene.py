@@ -194,8 +194,8 @@ class Scene:
             assert entries[-1]["state"] == row["state"], (row["id"], entries)
 
     async def check_whereabouts(self) -> None:
-        """What is neither ended nor held is where it will be found: due, in Kafka, or under a lease; and nothing
-        else is a suspect."""
+        """A task that has not ended and is not held is due, in Kafka, or under a lease; and only such a task is a
+        suspect."""
         lost = await self.sql(
             """
             SELECT t.id, t.state, t.version, d.version AS due, c.version AS claimed, t.published_offset

@@ -1,4 +1,4 @@
-"""What docs/upgrading.md promises of every migration: pods of the version before go on working while it runs."""
+"""What docs/upgrading.md promises of every migration: pods of the previous version keep working while it runs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def schema(connection: Any) -> Schema:
 
 
 def broken_promises(before: Schema, after: Schema) -> list[str]:
-    """What a pod that knows `before` would stumble over in `after`."""
+    """What breaks a pod that expects `before` in `after`."""
     found = []
     for (table, name), was in before.columns.items():
         now = after.columns.get((table, name))

@@ -1,4 +1,4 @@
-"""Retention: what goes, what stays, and that nothing live is lost while everything runs."""
+"""Retention: what is deleted, what stays, and that no live task is lost while everything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everybody at once over the same few hundred tasks, in any order: nothing blocks for good, and nothing is lost."""
+"""All actors at once on the same few hundred tasks, in any order: nothing blocks for ever, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Bustle:
 
     @property
     def publishing(self) -> Publishing:
-        """With no patience: tasks are published again while their confirmation is being written."""
+        """Without grace: tasks are published again while their confirmation is being written."""
         return Publishing(self.scene.database, 0.002)
 
     async def act(self, random: Random) -> None:
@@ -134,7 +134,7 @@ async def test_everybody_at_once_in_any_order_loses_nothing(scene: Scene) -> Non
 
 
 async def bring_home(scene: Scene) -> None:
-    """Once the noise is over every task can be brought to its end, from wherever it stands."""
+    """After the stress every task can be brought to its end, from whatever state it is in."""
     worker = await scene.worker()
     await scene.sql("UPDATE workers SET ended = id <> $1", worker.worker.id)
     await scene.upkeep.sweep(TASKS, RATE)

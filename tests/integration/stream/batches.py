@@ -1,4 +1,4 @@
-"""Record batches as no client of ours sends them, put into a topic as they are."""
+"""Record batches that no client of ours would send, appended to a topic unchanged."""
 
 from __future__ import annotations
 

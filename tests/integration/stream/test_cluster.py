@@ -11,7 +11,7 @@ from taskflux.stream.settings import KafkaSettings
 
 
 class Refusing:
-    """A question to which Kafka says no, so many times."""
+    """A request that Kafka refuses so many times."""
 
     def __init__(self, error: type[KafkaError], times: int) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""Workers that are killed and halted in mid-task: set going once, early, and looked at by several tests.
+"""Workers that are killed and halted in mid-task: started once, early, and checked by several tests.
 
 It takes as long as a lease and a join of the embedded broker, so it goes on beside the other tests.
 """

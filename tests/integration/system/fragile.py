@@ -1,4 +1,4 @@
-"""A TaskFlux on servers of its own, for tests that take one of them away."""
+"""A TaskFlux on servers of its own, for tests that stop one of them."""
 
 from __future__ import annotations
 

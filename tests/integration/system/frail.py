@@ -1,4 +1,4 @@
-"""Task types for workers that are processes of their own, to be killed or halted: they leave their traces in files.
+"""Task types for workers that are separate processes, to be killed or halted: they record their attempts in files.
 
 An attempt appends `<attempt> <pid>` to the file `<task id>` in the directory `FRAIL_TRACES`.
 """

@@ -1,4 +1,4 @@
-"""A task that ends whichever worker runs it, among innocent ones: set going once, early, and looked at by its tests.
+"""A task that kills every worker that runs it, among others that do not: started once, early, and checked by its tests.
 
 It takes a lease, a restart and a join of the group for each worker that is killed: it goes on beside the other tests.
 """
@@ -61,7 +61,7 @@ class Supervised:
 
 
 async def happen(stack: Stack) -> dict[int, Outcome]:
-    """One killer among innocents for one worker, and as many for three, beside each other; by number of workers."""
+    """One killer among other tasks for one worker, and the same for three, in parallel; by number of workers."""
     one, three = await asyncio.gather(_run(stack, "killers_one", 1), _run(stack, "killers_three", 3))
     return {1: one, 3: three}
 

@@ -60,7 +60,7 @@ WORLD = World()
 
 
 class EmptySettings(BaseModel):
-    """The scripted provider needs none."""
+    """The scripted provider has no settings."""
 
 
 class Outside:
@@ -106,7 +106,7 @@ async def act(task: Task[Script]) -> Receipt:
 
 
 def misbehave(word: str) -> Receipt:
-    """What a handler should not do, and some will."""
+    """What a handler should not do, but some do."""
     match word:
         case "return-text":
             return "done"  # type: ignore[return-value]

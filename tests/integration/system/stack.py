@@ -1,6 +1,6 @@
 """A whole TaskFlux in the test's own process, against real servers: ingest, relay, dlq-sink and scripted handlers.
 
-What has to die is a process of its own (`Stack.spawn`): there is no honest way to kill a task of one's own loop.
+What has to die is a process of its own (`Stack.spawn`): a task of the test's own loop cannot really be killed.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Stack:
         return child
 
     def environment(self) -> dict[str, str]:
-        """What a process of its own needs to belong to this stack."""
+        """The environment of a separate process of this stack."""
         settings = self.settings
         postgres = {"dsn": settings.postgres.dsn.get_secret_value(), "pooler": settings.postgres.pooler}
         sections = {

@@ -125,7 +125,7 @@ async def test_another_producers_record_is_a_task_that_runs_once(elsewhere: Else
 
 async def test_offsets_that_expired_make_no_second_task(elsewhere: Elsewhere, world: World) -> None:
     stack, secret = elsewhere.stack, uuid4().hex
-    await elsewhere.produce(record(secret=secret))  # it has no id of its own
+    await elsewhere.produce(record(secret=secret))  # the record has no id
     last = str(uuid4())
     await elsewhere.produce(record(last))
     await stack.until(await elsewhere.task(last), "succeeded")

@@ -1,4 +1,4 @@
-"""A handler of one's own, outside this repo, as a process; and what such a process says of the people it works for."""
+"""A custom handler, outside this repo, as a process; and that its output has no personal data."""
 
 from __future__ import annotations
 

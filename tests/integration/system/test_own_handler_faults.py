@@ -1,4 +1,4 @@
-"""What a handler of one's own may do, and its process and its neighbours' tasks outlive."""
+"""Faults of a custom handler that its process and the other tasks survive."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ LEFT_BEHIND = ("exit in a task that nobody waits for", "exit in a callback", "st
 
 @dataclass(frozen=True, slots=True)
 class Unruly:
-    """The folder that the handler is in, and where it and the test tell each other what has happened."""
+    """The handler's folder, in which it and the test signal each other through files."""
 
     stack: Stack
     folder: Path

@@ -69,7 +69,7 @@ def plain_held(task: Task[Job]) -> Receipt:
 
 @dataclass
 class Plain:
-    """The folder that the handlers are in, and where they and the test tell each other what has happened."""
+    """The handlers' folder, in which they and the test signal each other through files."""
 
     stack: Stack
     folder: Path
@@ -171,7 +171,7 @@ async def test_a_worker_whose_threads_are_all_stuck_takes_no_records_says_so_and
     assert told.count("a thread is stuck: its attempt is over, and it keeps its slot until it returns") == 2
     assert told.count("all threads are stuck: the worker takes no tasks until one returns") == 1
 
-    # It recovers, and what the threads say then counts for nothing.
+    # It recovers, and late results of the threads are ignored.
     go.touch()
     document = await stack.until(waiting, "succeeded")
     assert document["attempts"] == 1

@@ -104,7 +104,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
-            with suppress(ConnectionError):  # who asked did not wait
+            with suppress(ConnectionError):  # the client did not wait
                 self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:

@@ -1,4 +1,4 @@
-"""A whole TaskFlux of processes of their own, whose spans go to a receiver and whose logs are kept, at DEBUG."""
+"""A whole TaskFlux of separate processes, with spans sent to a receiver and logs kept at DEBUG."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class People:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def people(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> People:
-    """Everybody who was written to in a run that is over."""
+    """All recipients of a finished run."""
     people = People()
     await mails(scene, people)
     await texts(scene, people)
@@ -255,7 +255,7 @@ async def wrong_credentials(scene: Scene, people: People) -> None:
     assert await child.wait() != 0
     assert "TASKFLUX_MSG91__AUTH_KEY" in scene.log("keyless")
     assert "Traceback" not in scene.log("keyless")
-    scene.children.pop("keyless")  # it speaks to a person, in words
+    scene.children.pop("keyless")  # it prints a message for a person
 
 
 async def test_no_log_line_no_span_and_no_metric_holds_what_was_sent(scene: Scene, people: People) -> None:
