@@ -99,7 +99,7 @@ async def test_a_handler_is_run_fails_is_fixed_and_its_dead_letter_replayed_in_o
         await here.until_it_says("SyntaxError: '(' was never closed, in my_app/handlers.py at line 18")
         source.write_text(SOURCE.replace("https://", "http"))
         await here.until_it_says("resize-image       is reloaded")
-        await here.run("dead-letters", "replay", "--type", "resize-image", "--error-class", "Permanent")
+        await here.run("dead-letters", "replay", "--type", "resize-image", "--error-class", "Permanent", "--yes")
         out, _ = await here.run("tasks", "list", "--type", "resize-image", "--json")
         assert {task["status"] for task in json.loads(out)["items"]} == {"succeeded"}
 

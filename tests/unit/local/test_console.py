@@ -90,3 +90,52 @@ def test_a_flood_of_outcomes_is_folded_and_a_repeated_warning_is_shown_once(tmp_
     assert sum("waiting for PostgreSQL" in line for line in lines) == 1
     assert any("succeeded ×95" in line for line in lines)
     assert len(lines) == 7
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_a_terminal", "elsewhere"),
+    [
+        ({}, True, False),
+        ({"NO_COLOR": "1"}, False, False),
+        ({"NO_COLOR": ""}, True, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
+        ({"TERM": "dumb"}, False, False),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True, True),
+    ],
+)
+def test_colours_follow_the_variables_and_the_terminal(
+    environment: dict[str, str], on_a_terminal: bool, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for output, coloured in ((Terminal(), on_a_terminal), (io.StringIO(), elsewhere)):
+        Console(output).failure("no")
+        assert ("\x1b[" in output.getvalue()) == coloured
+
+
+def test_what_a_persons_own_code_prints_or_logs_is_shown_and_what_libraries_log_is_not(tmp_path: Path) -> None:
+    output = io.StringIO()
+    file = tmp_path / "first.log"
+    echo = Echo(Console(output), {"first": file}, whole=["first"])
+    lines = [
+        "resizing a.png",
+        record(level="INFO", logger="my_app.handlers", message="fetched"),
+        record(level="INFO", logger="taskflux.worker.worker", message="started"),
+        record(level="INFO", logger="httpx", message="HTTP Request"),
+        '{"not": "a log line"}',
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    echo.look()
+    assert [line.split(maxsplit=2)[2].strip() for line in output.getvalue().splitlines()] == [
+        "resizing a.png",
+        "fetched",
+        '{"not": "a log line"}',
+    ]
