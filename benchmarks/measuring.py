@@ -51,7 +51,7 @@ async def measuring(lab: Lab, effort: Effort) -> Table:
         notes = [f"{name}: {await _blocks(connection, name):,} blocks of 8 kB" for name in STATEMENTS]
     finally:
         await connection.close()
-    title = "what one measurement costs PostgreSQL: due, parked, dead letters"
+    title = "what one measurement costs PostgreSQL: outbox, held tasks, dead letters"
     return Table("measuring", title, COLUMNS, EMPTY, samples, notes)
 
 

@@ -1,6 +1,6 @@
 """Child processes that a terminal's Ctrl-C does not hit and that do not outlive us; and whom they run as.
 
-On Linux a child is told by the kernel when the thread that started it is gone (`PR_SET_PDEATHSIG`, prctl(2)), so
+On Linux a child is told by the kernel when the thread that started it has ended (`PR_SET_PDEATHSIG`, prctl(2)), so
 start children from the main thread only. Elsewhere, and for what slips through, the next start ends what the run
 before it noted in its data directory.
 
@@ -59,7 +59,7 @@ class Process:
         user: Identity | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
-        """`user` is whom to run as; `death_signal` is what the child gets when we are gone."""
+        """`user` is whom to run as; `death_signal` is what the child gets when we have ended."""
         self.name = name
         self.log = log
         self._argv = [str(part) for part in argv]
@@ -175,14 +175,14 @@ async def run(process: Process, timeout: float) -> None:
 
 
 def die_with_parent(number: signal.Signals, parent: int) -> Callable[[], None] | None:
-    """What a child does before it begins, so that it gets `number` when `parent` is gone; None where no kernel does."""
+    """What a child does before it begins, so that it gets `number` when `parent` ends; None where no kernel does."""
     if _LIBC is None:
         return None
     libc = _LIBC
 
     def before_exec() -> None:
         libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != parent:  # the parent went away before the kernel was told
+        if os.getppid() != parent:  # the parent ended before the kernel was told
             os._exit(1)
 
     return before_exec
@@ -374,7 +374,7 @@ async def end_noted(file: Path) -> list[str]:
 
 
 async def end_process(pid: int, *steps: tuple[signal.Signals, float]) -> bool:
-    """Send each step's signal to a process that need not be our child, waiting that many seconds; True: it is gone."""
+    """Send each step's signal to a process that need not be our child, waiting that many seconds; True: it ended."""
     began = _began(pid)
     for number, seconds in steps:
         try:

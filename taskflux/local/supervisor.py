@@ -191,7 +191,7 @@ class Supervisor:
         """Drain a part for good."""
         await self._let_go(part)
         self._parts.remove(part)
-        self._console.note(f"{part.name} is gone: stopped")
+        self._console.note(f"{part.name} is removed: stopped")
 
     async def _let_go(self, part: Part) -> None:
         if part.keeper is not None:

@@ -22,7 +22,7 @@ MAX_PENDING: Final = 20_000
 
 
 class Intake:
-    """Makes submissions durable in groups, and publishes what is due at once behind their answers.
+    """Makes submissions durable in groups, and publishes those that are due now, after their answers.
 
     While Kafka is unreachable, a circuit is open or ramping up, or too much is pending, the relay publishes instead.
     """

@@ -118,7 +118,7 @@ def judge_replicas(
         yield KAFKA.problem(
             "in-sync replicas",
             f"fewer than min.insync.replicas: {', '.join(starved)} take no records",
-            "bring the missing brokers back; what is due waits in PostgreSQL meanwhile",
+            "bring the missing brokers back; tasks wait in PostgreSQL meanwhile",
         )
     elif behind:
         yield KAFKA.warning(

@@ -49,7 +49,7 @@ async def test_every_finding_that_is_not_in_order_says_what_to_do(taskflux: Comm
     assert all(found["do"] for found in wrong)
 
 
-async def test_a_server_that_is_away_is_one_problem_and_the_rest_is_looked_at(taskflux: Command) -> None:
+async def test_an_unreachable_server_is_one_problem_and_the_rest_is_checked(taskflux: Command) -> None:
     dsn = f"postgresql://x@127.0.0.1:{free_port()}/x"
     outcome = await taskflux("doctor", "--json", TASKFLUX_POSTGRES__DSN=dsn)
     assert outcome.status == 1

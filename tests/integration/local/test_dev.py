@@ -356,7 +356,7 @@ async def test_a_save_starts_them_anew_and_one_that_is_broken_keeps_the_old_proc
         assert "second" in my_app.peers()
 
         my_app.save(HANDLERS)
-        await running.says("second", "is gone")
+        await running.says("second", "is removed")
         await running.says("first", "is reloaded")
         assert "second" not in running.children()
         assert "second" not in my_app.peers()

@@ -143,7 +143,7 @@ DIED = Decision(Event.DIED, State.DEAD, error_class="Permanent", reason="no such
 
 
 async def die(scene: Scene, tasks: Sequence[UUID], version: int = 1) -> None:
-    """Claim these at `version` and let them die; their letters are stored."""
+    """Claim these at `version` and let them die; their dead letters are stored."""
     worker = await scene.worker()
     claims = await worker.claim(TYPE, dict.fromkeys(tasks, version))
     assert len(claims) == len(tasks)
@@ -170,7 +170,7 @@ async def finished(replays: DeadLetters, bulk: UUID) -> Row:
 
 @pytest.mark.parametrize(("seconds", "at_once"), [(40, 0), (-40, 1), (3600, 1), (-3600, 1)])
 async def test_a_bulk_replay_goes_on_after_any_step_at_its_rate(scene: Scene, seconds: int, at_once: int) -> None:
-    """A letter each hundred seconds, so that those that the test itself takes count for nothing."""
+    """A dead letter each hundred seconds, so that those that the test itself takes count for nothing."""
     await die(scene, await scene.accepted(5))
     replays, bulk = DeadLetters(scene.database), uuid7()
     await replays.start_bulk("default", bulk, EMAILS, 0.01)

@@ -11,7 +11,7 @@ from tests.unit.http.stores import AT, NOW, Row
 
 
 def letter(**changes: Any) -> Row:
-    """The row of a dead task's letter."""
+    """The row of a dead task's dead letter."""
     return {
         "id": uuid7(),
         "tenant": "default",
@@ -38,7 +38,7 @@ def letter(**changes: Any) -> Row:
 
 
 def poison(**changes: Any) -> Row:
-    """The row of a record's letter that was no task."""
+    """The row of a dead letter of a record that was no task."""
     origin = {"topic": "shop-tasks.email", "partition": 1, "offset": 5, "timestamp": -1}
     nothing = dict.fromkeys(("task_id", "task_version", "type", "payload", "traceparent", "task_state", "timeline"))
     told: Row = {"error_class": "NotJson", "origin": json.dumps(origin), "record_value": b"{", "attempts": 0}

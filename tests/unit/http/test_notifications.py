@@ -159,7 +159,7 @@ async def test_without_postgresql_nothing_is_sent_and_no_attempt_is_spent(servic
 
 async def test_a_provider_is_checked_without_sending(service: Service) -> None:
     assert (await service.client.post("/notifications/email/check")).status_code == 204
-    service.trouble = Unavailable("still away")
+    service.trouble = Unavailable("still unreachable")
     answer = await service.client.post("/notifications/email/check")
     assert (answer.status_code, problem(answer)["errorClass"]) == (502, "Unavailable")
     assert service.asked == []

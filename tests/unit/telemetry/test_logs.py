@@ -350,7 +350,7 @@ def test_lines_below_the_level_are_neither_written_nor_counted(caplog: pytest.Lo
         ("it was cut off after 30.5 s, 12345 bytes", "it was cut off after 30.5 s, 12345 bytes"),
         ("https://ada:secret@api.example.org/users/ada?x=1 answered 500", "https://api.example.org/… answered 500"),
         ("https://api.example.org answered 500", "https://api.example.org answered 500"),
-        ("0190a1b2-0000-7000-8000-000000000001 is gone", "0190a1b2-0000-7000-8000-000000000001 is gone"),
+        ("0190a1b2-0000-7000-8000-000000000001 is missing", "0190a1b2-0000-7000-8000-000000000001 is missing"),
         ("two\nlines\t here", "two lines here"),
     ],
 )
