@@ -1,4 +1,4 @@
-"""ingest: accepts tasks over HTTP, makes them durable, and publishes what is due at once."""
+"""ingest: accepts tasks over HTTP, makes them durable, and publishes those that are due now."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ EXCEPT: Final = (
 """In which files, in which paragraphs, and why."""
 
 FILES: Final = [
-    *("*.md", "*.sql", "*.yaml", "*.yml", "*.toml", "*.tpl", "*.txt", "*.html"),
+    *("*.md", "*.py", "*.sql", "*.yaml", "*.yml", "*.toml", "*.tpl", "*.txt", "*.html"),
     *("Makefile", "Dockerfile", ".ci/run", "image/build", "requirements/lock", ".github/release-names"),
 ]
 

@@ -263,7 +263,7 @@ def judge_circuits(found: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def judge_overdue(found: Mapping[bool, tuple[float, int]], grace: float) -> Iterator[Finding]:
-    """What is due and not published, apart from what an open circuit holds back."""
+    """Tasks that are due and not published, except those that an open circuit holds back."""
     for dead, check in ((False, "due tasks"), (True, "due dead letters")):
         seconds, number = found.get(dead, (0.0, 0))
         if seconds > grace + LATE:

@@ -566,7 +566,7 @@ async def test_a_task_that_exits_during_the_drain_is_cut_off_like_all_others(sce
     assert (await scene.row(claim.id))["error_reason"] == "it was cut off when its worker ended"
 
 
-# How a success ends that is none of a receipt ------------------------------------------------------------------------
+# How a success ends that is not a receipt ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["done", 7, {"sent": True}])
