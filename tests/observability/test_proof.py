@@ -52,15 +52,15 @@ QUIET = {
     "overview: annotation Deployments": "one version runs from the beginning to the end",
     "handler: annotation Deployments": "the same",
     "stores: annotation Deployments": "the same",
-    "handler: Its scaling / Not done twice [swept]": "no worker is lost",
+    "handler: Its scaling / Duplicates [swept]": "no worker is lost",
     "handler: Its processes / Blocked event loop [{{type}}]": "no handler blocks its loop",
-    "stores: Relay / Set right [lost worker: {{state}}]": "no worker is lost",
-    "stores: Relay / Set right [published again: {{type}}]": "Kafka loses nothing",
+    "stores: Relay / Recovered [lost worker: {{state}}]": "no worker is lost",
+    "stores: Relay / Recovered [published again: {{type}}]": "Kafka loses nothing",
     "stores: PostgreSQL / Failed statements [{{error}}]": "PostgreSQL is there all the time",
     "stores: Kafka and Redis / Failures of Kafka [{{handler}} {{error}}]": "Kafka answers all the time",
-    "stores: Kafka and Redis / Trouble [{{handler}} rebalances]": "no worker comes or goes after the first scrape",
-    "stores: Kafka and Redis / Trouble [{{handler}} refused commits]": "Kafka refuses none",
-    "stores: Kafka and Redis / Trouble [{{handler}} Redis]": "Redis is there all the time",
+    "stores: Kafka and Redis / Rebalances and errors [{{handler}} rebalances]": "no worker joins or leaves later",
+    "stores: Kafka and Redis / Rebalances and errors [{{handler}} refused commits]": "Kafka refuses none",
+    "stores: Kafka and Redis / Rebalances and errors [{{handler}} Redis]": "Redis is there all the time",
 }
 """Queries without data under this load, with the reason: all others have to return data."""
 

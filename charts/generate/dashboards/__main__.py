@@ -36,7 +36,7 @@ def dashboards() -> Mapping[str, Any]:
         "stores.json": board(
             "taskflux-stores",
             "TaskFlux / Stores and relay",
-            "What all rests on: the API, PostgreSQL, Kafka, Redis, and the relay.",
+            "What everything depends on: the API, PostgreSQL, Kafka, Redis, and the relay.",
             stores.ROWS,
         ),
     }

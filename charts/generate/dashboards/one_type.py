@@ -43,7 +43,7 @@ WORK: Final = Row(
     (
         Plot(
             "Attempts",
-            "Attempts that ended a second, by how.",
+            "Attempts that ended per second, by outcome.",
             "reqps",
             (Query(per_second("taskflux_attempts_total", "outcome", TYPE), "{{outcome}}"),),
             Kind.STACKED,
@@ -52,7 +52,7 @@ WORK: Final = Row(
         ),
         Plot(
             "Errors",
-            "Failed attempts a second, by error class.",
+            "Failed attempts per second, by error class.",
             "reqps",
             (Query(happening("taskflux_errors_total", "error_class", TYPE), "{{error_class}}"),),
             Kind.STACKED,
@@ -62,7 +62,7 @@ WORK: Final = Row(
         ),
         Plot(
             "Saturation",
-            "Tasks in hand to the attempts that may run at once: beyond 100 %, some wait for a slot.",
+            "Claimed tasks as a share of the attempts that may run at once. Above 100 %, some wait for a slot.",
             "percentunit",
             (
                 Query(
@@ -94,7 +94,7 @@ WORK: Final = Row(
         ),
         Plot(
             "From acceptance to success",
-            "End-to-end seconds of its tasks that succeeded, waiting, retries and delays asked for included.",
+            "End-to-end seconds of its tasks that succeeded, including waiting, retries and requested delays.",
             "s",
             percentiles("taskflux_end_to_end_seconds", TYPE),
             Kind.TIMES,
@@ -108,7 +108,7 @@ SCALING: Final = Row(
     (
         Plot(
             "Oldest waiting",
-            "Age of the oldest task that is due and that nobody has taken.",
+            "Age of the oldest task that is due and not claimed.",
             "s",
             (Query(led("taskflux_oldest_seconds", "type", TYPE), "{{type}}"),),
             width=8,
@@ -123,7 +123,7 @@ SCALING: Final = Row(
         ),
         Plot(
             "Replicas",
-            "Workers with a live lease, and the partitions of the topic: more workers than those have nothing to do.",
+            "Workers with a live lease, and the partitions of the topic. Workers beyond that number are idle.",
             "short",
             (
                 Query(led("taskflux_workers", "type", TYPE), "workers"),
@@ -134,22 +134,22 @@ SCALING: Final = Row(
         ),
         Plot(
             "Claims",
-            "Tasks taken over from Kafka a second.",
+            "Tasks claimed per second.",
             "reqps",
             (Query(per_second("taskflux_claimed_total", "type", TYPE), "{{type}}"),),
             width=8,
         ),
         Plot(
             "Waiting",
-            "Seconds from when a task was due to its claim.",
+            "Seconds from the time that a task is due to its claim.",
             "s",
             percentiles("taskflux_wait_seconds", TYPE),
             Kind.TIMES,
             width=8,
         ),
         Plot(
-            "Not done twice",
-            "A second: records whose task is claimed already (duplicates), side effects that may have happened twice"
+            "Duplicates",
+            "Per second: records whose task is claimed already (duplicates), side effects that may have happened twice"
             " (repeats), outcomes that came after their lease (late), and tasks of lost workers (swept).",
             "reqps",
             (
@@ -169,7 +169,7 @@ PROVIDER: Final = Row(
     (
         Plot(
             "Circuit",
-            "Open while nothing is sent to its provider but probes. A handler without a provider has none.",
+            "Open while only probes are sent to its provider. A handler without a provider has no circuit.",
             "short",
             (Query(f"max by (provider) ({selector('taskflux_circuit_open')} {ITS_PROVIDER})", "{{provider}}"),),
             Kind.STEPS,
@@ -181,7 +181,7 @@ PROVIDER: Final = Row(
         ),
         Plot(
             "Calls",
-            "Calls of its processes to the provider a second, by how they ended.",
+            "Calls of its processes to the provider per second, by outcome.",
             "reqps",
             (
                 Query(
@@ -212,7 +212,7 @@ PROVIDER: Final = Row(
         ),
         Plot(
             "Receipts",
-            "A second: tasks whose delivery was reported for the first time, by the state that this found them in.",
+            "Per second: tasks whose delivery was reported for the first time, by their state at that time.",
             "reqps",
             (Query(happening("taskflux_first_reports_total", "state", TYPE), "{{state}}"),),
             Kind.STACKED,

@@ -1,4 +1,4 @@
-"""What TaskFlux answers to, and whom it asks: the API, and the providers."""
+"""The API, and the providers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ API: Final = Row(
     (
         Plot(
             "Requests",
-            "Requests answered a second, by status.",
+            "Requests answered per second, by status.",
             "reqps",
             (Query(per_second("taskflux_http_requests_total", "status"), "{{status}}"),),
             Kind.STACKED,
@@ -45,7 +45,7 @@ API: Final = Row(
             width=8,
         ),
         Plot(
-            "Under way",
+            "In progress",
             "Requests that wait for their answer, by handler.",
             "short",
             (Query(f"sum by (handler) ({selector('taskflux_http_in_progress')})", "{{handler}}"),),
@@ -53,7 +53,7 @@ API: Final = Row(
         ),
         Plot(
             "Submissions",
-            "Submissions a second, by what became of them: accepted, repeated, or the problem they were refused with.",
+            "Submissions per second, by outcome: accepted, repeated, or the problem they were refused with.",
             "reqps",
             (Query(happening("taskflux_submitted_total", "outcome"), "{{outcome}}"),),
             Kind.STACKED,
@@ -61,7 +61,7 @@ API: Final = Row(
         ),
         Plot(
             "Notifications at once",
-            "Notifications asked for over HTTP and sent while the caller waits, a second, by what became of them.",
+            "Notifications per second that are requested over HTTP and sent while the caller waits, by outcome.",
             "reqps",
             (Query(happening("taskflux_notifications_total", "channel, outcome"), "{{channel}} {{outcome}}"),),
             Kind.STACKED,
@@ -70,7 +70,7 @@ API: Final = Row(
         ),
         Plot(
             "Delivery reports",
-            "Reports of providers a second, by status, or by why they were not kept.",
+            "Delivery reports per second, by status, or by why they were not stored.",
             "reqps",
             (Query(happening("taskflux_delivery_reports_total", "status"), "{{status}}"),),
             Kind.STACKED,
@@ -94,7 +94,7 @@ PROVIDERS: Final = Row(
     (
         Plot(
             "Calls",
-            "Calls to providers a second, by how they ended.",
+            "Calls to providers per second, by outcome.",
             "reqps",
             (Query(happening("taskflux_provider_requests_total", "provider, outcome"), "{{provider}} {{outcome}}"),),
             Kind.STACKED,
@@ -111,7 +111,7 @@ PROVIDERS: Final = Row(
         ),
         Plot(
             "Circuits open since",
-            "How long the circuit has been open, by provider and by the class of error that opened it.",
+            "How long the circuit has been open, by provider and the error class that opened it.",
             "s",
             (Query(led("taskflux_circuit_open_seconds", "provider, error_class"), "{{provider}} {{error_class}}"),),
             width=8,
@@ -119,7 +119,7 @@ PROVIDERS: Final = Row(
         ),
         Plot(
             "Connections in use",
-            "Connections to the SMTP server that carry a mail, and those that could: fewer while it asks for fewer.",
+            "Connections to the SMTP server in use, and those that may be: fewer while the server asks for fewer.",
             "short",
             (
                 Query(
@@ -131,7 +131,7 @@ PROVIDERS: Final = Row(
         ),
         Plot(
             "Connections made",
-            "Connections made a second, at first and anew, to providers, PostgreSQL and Redis; of Kafka's clients those"
+            "Connections opened per second to providers, PostgreSQL and Redis; for Kafka's clients, those"
             " that send records or ask for positions.",
             "ops",
             (Query(happening("taskflux_connections_opened_total", "server"), "{{server}}"),),

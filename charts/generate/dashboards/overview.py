@@ -35,7 +35,7 @@ FLOW: Final = Row(
     (
         Plot(
             "Accepted",
-            "Tasks that were accepted a second: over HTTP, and from other producers' records.",
+            "Tasks accepted per second: over HTTP, and from other producers' records.",
             "reqps",
             (Query(f"({_total(_ACCEPTED)}) + ({_total(_FOREIGN)})", "accepted"),),
             Kind.NUMBER,
@@ -44,7 +44,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "Succeeded",
-            "Tasks that ended well a second.",
+            "Tasks that succeeded per second.",
             "reqps",
             (Query(_total(_SUCCEEDED), "succeeded"),),
             Kind.NUMBER,
@@ -53,7 +53,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "Success rate",
-            "Of the tasks that ended in the last minutes, the share that ended well. What is retried has not ended.",
+            "Share of the tasks that ended in the last minutes and succeeded. Tasks that are retried have not ended.",
             "percentunit",
             (Query(f"sum({_SUCCEEDED}) / (sum({_ENDED}) > 0)", "success rate"),),
             Kind.NUMBER,
@@ -65,7 +65,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "Oldest waiting",
-            "Age of the oldest task that is due and that nobody has taken yet, of any type.",
+            "Age of the oldest task of any type that is due and not claimed.",
             "s",
             (Query(f"max({selector('taskflux_oldest_seconds')}) or vector(0)", "oldest"),),
             Kind.NUMBER,
@@ -87,7 +87,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "Open circuits",
-            "Providers to which nothing is sent, since they failed for several tasks; see the circuits below.",
+            "Providers to which nothing is sent, because they failed for several tasks. See the circuits below.",
             "short",
             (Query(f"sum({led('taskflux_circuit_open', 'provider')}) or vector(0)", "open"),),
             Kind.NUMBER,
@@ -97,7 +97,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "In",
-            "Tasks accepted over HTTP a second, by type.",
+            "Tasks accepted over HTTP per second, by type.",
             "reqps",
             (Query(_ACCEPTED, "{{type}}"),),
             Kind.STACKED,
@@ -105,7 +105,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "Out",
-            "Attempts that ended a second, by how: succeeded and died end a task; retry, handed-back and held do not.",
+            "Attempts that ended per second: succeeded and died end a task; retry, handed-back and held do not.",
             "reqps",
             (Query(per_second("taskflux_attempts_total", "outcome"), "{{outcome}}"),),
             Kind.STACKED,
@@ -114,7 +114,7 @@ FLOW: Final = Row(
         ),
         Plot(
             "In flight",
-            "Tasks that a process has claimed and not settled, by type.",
+            "Tasks that are claimed and not settled, by type.",
             "short",
             (Query(f"sum by (type) ({selector('taskflux_in_flight')})", "{{type}}"),),
             width=8,
@@ -127,7 +127,7 @@ LATENCY: Final = Row(
     (
         Plot(
             "From acceptance to success",
-            "End-to-end seconds of tasks that succeeded, waiting, retries and delays asked for included.",
+            "End-to-end seconds of tasks that succeeded, including waiting, retries and requested delays.",
             "s",
             percentiles("taskflux_end_to_end_seconds"),
             Kind.TIMES,
@@ -157,7 +157,7 @@ STUCK: Final = Row(
     (
         Plot(
             "Oldest waiting",
-            "Age of the oldest task that is due and that nobody has taken, by type.",
+            "Age of the oldest task that is due and not claimed, by type.",
             "s",
             (Query(led("taskflux_oldest_seconds", "type"), "{{type}}"),),
             width=8,
@@ -165,14 +165,14 @@ STUCK: Final = Row(
         ),
         Plot(
             "Lag",
-            "Records in Kafka that nobody has taken, by type: what KEDA scales the handlers by.",
+            "Unclaimed records in Kafka, by type. KEDA scales the handlers by them.",
             "short",
             (Query(led("taskflux_lag", "type"), "{{type}}"),),
             width=8,
         ),
         Plot(
             "Replicas",
-            "Workers with a live lease, by type. A handler at zero wakes at its first record.",
+            "Workers with a live lease, by type. A handler at zero wakes for its first record.",
             "short",
             (Query(led("taskflux_workers", "type"), "{{type}}"),),
             Kind.STEPS,
@@ -205,7 +205,7 @@ WHY: Final = Row(
     (
         Plot(
             "Failed attempts",
-            "Attempts that failed a second, by error class.",
+            "Attempts that failed per second, by error class.",
             "reqps",
             (Query(happening("taskflux_errors_total", "error_class"), "{{error_class}}"),),
             Kind.STACKED,
@@ -215,7 +215,7 @@ WHY: Final = Row(
         ),
         Plot(
             "Failed calls to providers",
-            "Calls to providers that failed a second, by how.",
+            "Calls to providers that failed per second, by outcome.",
             "reqps",
             (
                 Query(
@@ -230,7 +230,7 @@ WHY: Final = Row(
         ),
         Plot(
             "Circuits",
-            "Open while nothing is sent to the provider but probes. It closes by itself once one succeeds.",
+            "Open while only probes are sent to the provider. It closes by itself once a probe succeeds.",
             "short",
             (Query(led("taskflux_circuit_open", "provider"), "{{provider}}"),),
             Kind.STEPS,
@@ -241,7 +241,7 @@ WHY: Final = Row(
         ),
         Plot(
             "Dead letters arriving",
-            "Dead letters stored a second, by error class, and those that were replayed.",
+            "Dead letters stored per second, by error class, and those that were replayed.",
             "reqps",
             (
                 Query(happening("taskflux_dead_letters_total", "error_class"), "{{error_class}}"),

@@ -1,4 +1,4 @@
-"""What all rests on: the API, PostgreSQL, Kafka, Redis, and the relay."""
+"""What everything depends on: the API, PostgreSQL, Kafka, Redis, and the relay."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POSTGRES: Final = Row(
     (
         Plot(
             "Statements",
-            "Statements a second, by name.",
+            "Statements per second, by name.",
             "ops",
             (Query(per_second("taskflux_statement_seconds_count", "statement"), "{{statement}}"),),
             Kind.STACKED,
@@ -40,7 +40,7 @@ POSTGRES: Final = Row(
         ),
         Plot(
             "Failed statements",
-            "Statements that failed a second, by what they met.",
+            "Statements that failed per second, by error.",
             "ops",
             (Query(happening("taskflux_statement_errors_total", "error"), "{{error}}"),),
             Kind.STACKED,
@@ -78,7 +78,7 @@ KAFKA: Final = Row(
     (
         Plot(
             "Published",
-            "Records sent to Kafka a second, by what became of them.",
+            "Records sent to Kafka per second, by outcome.",
             "reqps",
             (Query(happening("taskflux_published_total", "outcome"), "{{outcome}}"),),
             Kind.STACKED,
@@ -93,8 +93,8 @@ KAFKA: Final = Row(
             width=8,
         ),
         Plot(
-            "Trouble",
-            "A second: assignments of partitions, refused commits of offsets, and times that Redis was given up.",
+            "Rebalances and errors",
+            "Per second: assignments of partitions, refused commits of offsets, and failures of Redis.",
             "ops",
             (
                 Query(happening("taskflux_rebalances_total", "handler"), "{{handler}} rebalances"),
@@ -115,7 +115,7 @@ KAFKA: Final = Row(
         ),
         Plot(
             "Other producers' records",
-            "Records of other producers a second, by their outcome.",
+            "Records of other producers per second, by outcome.",
             "reqps",
             (Query(happening("taskflux_adopted_total", "type, outcome"), "{{type}} {{outcome}}"),),
             Kind.STACKED,
@@ -124,7 +124,7 @@ KAFKA: Final = Row(
         ),
         Plot(
             "Records that were no task",
-            "Poison messages a second that went to the dead letters, by what was wrong.",
+            "Poison messages per second that went to the dead letters, by what was wrong.",
             "reqps",
             (Query(happening("taskflux_poison_total", "error_class"), "{{error_class}}"),),
             Kind.STACKED,
@@ -138,8 +138,8 @@ RELAY: Final = Row(
     "Relay",
     (
         Plot(
-            "Behind",
-            "How long the oldest due task has waited to be published. A circuit that is open holds its types back.",
+            "Relay lag",
+            "How long the oldest due task has waited to be published. An open circuit holds its types back.",
             "s",
             (Query(f"max({selector('taskflux_relay_lag_seconds')})", "behind"),),
             width=8,
@@ -156,8 +156,8 @@ RELAY: Final = Row(
             nothing="none",
         ),
         Plot(
-            "Set right",
-            "A second: tasks of lost workers by what became of them, and queued ones whose records Kafka had lost.",
+            "Recovered",
+            "Per second: tasks of lost workers by what became of them, and queued ones whose records Kafka had lost.",
             "ops",
             (
                 Query(happening("taskflux_leases_swept_total", "state"), "lost worker: {{state}}"),
@@ -168,7 +168,7 @@ RELAY: Final = Row(
         ),
         Plot(
             "Leaders",
-            "Relays that lead: one, or for a moment none. Without one nothing is measured, and lost tasks stay lost.",
+            "Relays that lead: one, or for a moment none. Without one, nothing is measured or recovered.",
             "short",
             (Query(f"sum({selector('taskflux_leader')})", "leaders"),),
             Kind.STEPS,
@@ -177,7 +177,7 @@ RELAY: Final = Row(
         ),
         Plot(
             "Last measured",
-            "How long ago the leader last measured what is shown for all: depth, age, lag, workers, dead letters,"
+            "How long ago the leader last measured the shared figures: depth, age, lag, workers, dead letters,"
             " circuits.",
             "s",
             (Query(f"time() - max({selector('taskflux_measured_timestamp_seconds')})", "ago"),),
@@ -225,7 +225,7 @@ PROCESSES: Final = Row(
         ),
         Plot(
             "Versions",
-            "Processes by their version, and those of them that drain.",
+            "Processes by version, and those that drain.",
             "short",
             (
                 Query(f"count by (version) ({selector('taskflux_build_info')})", "{{version}}"),
