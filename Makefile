@@ -16,7 +16,8 @@ ARGS ?=
 SYSTEM := tests/integration/system
 LONG := $(SYSTEM)/test_killers.py $(SYSTEM)/test_clock_steps.py $(SYSTEM)/test_exhaustion.py \
 	$(SYSTEM)/test_store_outages.py tests/integration/cli/test_preparing.py \
-	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py tests/integration/local/test_own_handlers.py
+	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py tests/integration/local/test_own_handlers.py \
+	tests/integration/local/test_pages.py tests/integration/http/test_documented_clients.py tests/unit/test_install.py
 # How long building a control plane may take before `make test-apiserver` gives up.
 MINUTES ?= 60
 
@@ -67,7 +68,7 @@ drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is k
 	$(BIN)/python -m tests.drills $(ARGS)
 
 .PHONY: test-long
-test-long: $(VENV)/.dev ## the longer tests of the whole system: killers, outages, exhaustion, `dev`, host names
+test-long: $(VENV)/.dev ## the longer tests: killers, outages, exhaustion, `dev`, pages in a browser, clients, set-up
 	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
 
 .PHONY: test-readme

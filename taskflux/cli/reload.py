@@ -33,7 +33,7 @@ def run_reloading(name: str) -> int:
     try:
         import watchfiles  # noqa: F401
     except ModuleNotFoundError:
-        leave("--reload needs watchfiles, which is not installed: pip install 'taskflux[reload]'", FAILED)
+        leave("--reload needs watchfiles, which is not installed: pip install watchfiles", FAILED)
     drain = settings_or_leave().worker.drain_seconds  # no change of a source would repair them
     roots = [Path(__file__).parents[1], deployments_folder(), *_own_sources(name)]
     try:

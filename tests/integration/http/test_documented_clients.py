@@ -182,6 +182,7 @@ def test_every_program_of_the_page_is_run_by_a_test() -> None:
     assert PROGRAMS.keys() == RUN.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 async def test_a_documented_client_repeats_a_submission_follows_it_and_names_a_wrong_field(
     name: str, runs: dict[str, asyncio.Task[Run]]

@@ -18,7 +18,7 @@ from tests.browser import WIDTHS, Browser, browser
 from tests.integration.http.serving import served
 from tests.integration.local.test_inbox import mail, send
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 LONG = "an-order-number-that-has-no-space-in-it-" * 6
 TRACKER = "http://tracker.example/opened.gif"
