@@ -37,6 +37,8 @@ PARTS = (
     *("postgres", "valkey", "kafka", "smtp", "inbox"),
     *("ingest", "relay", "process-email", "process-sms", "process-simulated", "notify", "dlq-sink"),
 )
+OWN = ("first", "second")
+"""The tests' own handlers."""
 
 
 class Dev:
@@ -81,7 +83,7 @@ def remember_free_ports(data_dir: Path) -> None:
     """Keep a new data directory away from the usual ports: a developer's own stack may be starting on them."""
     if not data_dir.exists():
         data_dir.mkdir()
-        (data_dir / "ports.json").write_text(json.dumps({name: free_port() for name in PARTS}))
+        (data_dir / "ports.json").write_text(json.dumps({name: free_port() for name in (*PARTS, *OWN)}))
 
 
 @pytest.fixture
