@@ -285,6 +285,6 @@ async def test_a_member_that_asks_for_no_records_for_a_while_stays_in_its_group(
     before = rebalances()
     await asyncio.sleep(3)
     assert rebalances() == before
-    assert "fetches no longer" not in caplog.text
+    assert "has stopped fetching" not in caplog.text
     assert len(await take(consumer, 60)) == 60
     await consumer.stop()
