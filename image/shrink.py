@@ -34,7 +34,10 @@ def shrink(root: Path) -> int:
             kept = without_debug_information(content)
             if kept != content:
                 freed += len(content) - len(kept)
+                mode = path.stat().st_mode
+                path.unlink()  # it may be a hard link into the cache of an installer
                 path.write_bytes(kept)
+                path.chmod(mode)
     return freed
 
 

@@ -62,3 +62,15 @@ def test_a_library_without_debug_information_is_not_changed(strip: Callable[[byt
     stripped = strip(library.read_bytes())
     for content in (stripped, b"", b"no library", b"\x7fELF\x01\x01 of 32 bits"):
         assert strip(content) == content
+
+
+def test_a_hard_link_of_a_library_elsewhere_is_not_changed(library: Path, tmp_path: Path) -> None:
+    cached, root = tmp_path / "cached.so", tmp_path / "root"
+    cached.write_bytes(library.read_bytes())
+    cached.chmod(0o755)
+    root.mkdir()
+    linked = root / library.name
+    linked.hardlink_to(cached)
+    subprocess.run([sys.executable, SOURCE, root], check=True, capture_output=True, timeout=30)
+    assert linked.stat().st_size < cached.stat().st_size == library.stat().st_size
+    assert linked.stat().st_mode == cached.stat().st_mode
