@@ -164,7 +164,6 @@ class Claims:
             type=task_type,
             suspects=suspects,
             worker=self.worker.id,
-            label=self.worker.label,
             carried=CARRIED,
         )
         if not rows:
@@ -204,8 +203,6 @@ class Claims:
             SQL["reclaim"],
             ids=ids,
             versions=[versions[task] for task in ids],
-            least=ids[0],
-            greatest=ids[-1],
             worker=self.worker.id,
             carried=CARRIED,
         )
@@ -251,6 +248,8 @@ class Claims:
                 reasons=[settlement.reason for settlement in batch],
                 notes=[settlement.note for settlement in batch],
                 spans=[settlement.span for settlement in batch],
+                worker=self.worker.id,
+                label=self.worker.label,
                 least=ids[0],
                 greatest=ids[-1],
             )

@@ -11,55 +11,68 @@ VALUES (:id, :handler, :label, :origin, :pid, :in_flight, :type);
 UPDATE workers SET beat = beat + 1, beat_at = now(), in_flight = :in_flight WHERE id = :id AND NOT ended RETURNING id;
 
 -- name: end_lease
--- A worker stops: what it could not settle is freed at once.
-UPDATE workers SET ended = true WHERE id = :id;
+-- A worker stops: what it could not settle is freed at once. A claim that still runs is waited for.
+WITH locked AS (
+    SELECT id FROM workers WHERE id = :id FOR UPDATE
+)
+UPDATE workers SET ended = true WHERE id = ANY(ARRAY(SELECT id FROM locked));
 
 -- name: claim
--- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large.
--- Suspects are claimed as the members of a group (:suspects) or not at all. No row is returned once the worker's lease
--- was ended, one of NULLs where nothing could be claimed. The lock lets the worker beat meanwhile, and keeps its lease
--- from being ended (`end_silent`).
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large. The wide
+-- row is locked and stays as it is, except where a former worker may still report late (`claim_version`), or release 0.1
+-- has confirmed the record (`queued`). Suspects are claimed as the members of a group (:suspects) or not at all. No row
+-- is returned once the worker's lease was ended, one of NULLs where nothing could be claimed. The lock lets the worker
+-- beat meanwhile, and keeps its lease from being ended (`end_silent`).
 WITH lease AS MATERIALIZED (
     SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
 ), suspected AS MATERIALIZED (
     SELECT array_agg(task_id) AS ids FROM suspects WHERE task_id = ANY(:ids)
-), locked AS (
-    SELECT t.id FROM tasks t
+), locked AS MATERIALIZED (
+    SELECT t.id, t.state, t.version, t.claim_version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
+           CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
+           octet_length(t.payload) AS size, t.metadata, t.result, t.traceparent, t.attempt_span, t.created_at,
+           COALESCE(t.expires_at <= now(), false) AS expired,
+           GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
+    FROM tasks t
     WHERE EXISTS (SELECT FROM lease) AND t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
       AND t.state IN ('scheduled', 'queued') AND t.type = :type
       AND (:suspects OR array_position((SELECT ids FROM suspected), t.id) IS NULL)
-    ORDER BY t.id FOR UPDATE
+    ORDER BY t.id FOR NO KEY UPDATE
+), published AS MATERIALIZED (
+    SELECT d.task_id, d.published_at FROM due d
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.publish_at = never()
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
 ), claimed AS (
-    UPDATE tasks t
-    SET state = 'running', version = t.version + 1, claim_version = t.version + 1, attempts = t.attempts + 1,
-        worker = :worker, updated_at = now(),
-        timeline = timeline_add(
-            t.timeline, (SELECT timeline_now()) || '|claimed|running|' || (t.attempts + 1) || '|1|' || :label)
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
-              t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
-              octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span,
-              t.created_at,
-              COALESCE(t.expires_at <= now(), false) AS expired,
-              GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
-), leased AS (
-    INSERT INTO claims (task_id, worker, type, version)
-    SELECT id, :worker, :type, version FROM claimed ORDER BY id
-    ON CONFLICT (task_id) DO UPDATE SET worker = EXCLUDED.worker, version = EXCLUDED.version
+    INSERT INTO claims (task_id, worker, type, version, attempt, claimed_at, published_at)
+    SELECT l.id, :worker, :type, l.version + 1, l.attempts + 1, now(), p.published_at
+    FROM locked l LEFT JOIN published p ON p.task_id = l.id ORDER BY l.id
+    ON CONFLICT (task_id) DO NOTHING
+    RETURNING task_id
+), taken AS (
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND NOT d.dead
+), plain AS (
+    UPDATE tasks t SET state = 'scheduled', claim_version = NULL
+    WHERE t.id = ANY(ARRAY(
+            SELECT l.id FROM locked l JOIN claimed c ON c.task_id = l.id
+            WHERE l.state <> 'scheduled' OR l.claim_version IS NOT NULL))
+      AND t.id BETWEEN :least AND :greatest
 )
-SELECT c.* FROM lease LEFT JOIN claimed c ON true;
+SELECT l.id, l.version + 1 AS version, l.attempts + 1 AS attempt, l.max_attempts, l.handbacks AS releases, l.replays,
+       l.tenant, l.key, l.payload, l.size, l.metadata, l.result AS progress, l.traceparent, l.attempt_span, l.created_at,
+       l.expired, l.waited
+FROM lease LEFT JOIN (claimed c JOIN locked l ON l.id = c.task_id) ON true;
 
 -- name: reclaim
 -- Tasks that a claim of ours took although its answer was lost, unless our lease was ended since.
-SELECT t.id, t.version, t.attempts AS attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
+SELECT t.id, c.version, c.attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
        t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
        octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
        COALESCE(t.expires_at <= now(), false) AS expired,
        GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
-FROM tasks t
-WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running' AND t.worker = :worker
-  AND t.claim_version = t.version AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] + 1
+FROM claims c CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = c.task_id OFFSET 0) t
+WHERE c.task_id = ANY(:ids) AND c.worker = :worker AND c.attempt IS NOT NULL
+  AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])] + 1
   AND EXISTS (SELECT FROM workers WHERE id = :worker AND NOT ended);
 
 -- name: payload
@@ -77,12 +90,12 @@ WITH asked AS MATERIALIZED (
     SELECT s.task_id, s.group_id FROM suspects s WHERE s.task_id = ANY(:ids)
 ), named AS MATERIALIZED (
     SELECT DISTINCT a.group_id
-    FROM asked a CROSS JOIN LATERAL (SELECT version, state FROM tasks WHERE id = a.task_id OFFSET 0) t
+    FROM asked a CROSS JOIN LATERAL (SELECT version, state FROM task_states WHERE id = a.task_id OFFSET 0) t
     WHERE t.version = (:versions::integer[])[width_bucket(a.task_id, :ids::uuid[])]
       AND t.state IN ('scheduled', 'queued')
 )
 SELECT s.group_id, t.id, t.version
-FROM suspects s CROSS JOIN LATERAL (SELECT id, version, state FROM tasks WHERE id = s.task_id OFFSET 0) t
+FROM suspects s CROSS JOIN LATERAL (SELECT id, version, state FROM task_states WHERE id = s.task_id OFFSET 0) t
 WHERE s.group_id = ANY(ARRAY(SELECT group_id FROM named)) AND t.state IN ('scheduled', 'queued');
 
 -- name: begin_alone
@@ -108,9 +121,10 @@ WITH found AS (
 DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cleared));
 
 -- name: settle
--- A batch of outcomes. A claim whose lease has expired still wins with `succeeded` or `dead` while the task was not
--- claimed again: the attempt that was given back when its worker was lost did happen. A task that was released without
--- an error, before it ran, stays a suspect.
+-- A batch of outcomes: the one update of each wide row. Its fence is the row of its claim, which it deletes. Once the
+-- lease was ended, the wide row says what the claim has said (`end_claims`), and the outcome still counts; so it does
+-- later, with `succeeded` or `dead`, while the task was not claimed again (`claim_version`): the attempt that was given
+-- back when its worker was lost did happen. A task that was released without an error, before it ran, stays a suspect.
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
@@ -119,37 +133,48 @@ WITH input AS MATERIALIZED (
     ) WITH ORDINALITY AS i (
         version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
     )
-), locked AS (
-    SELECT t.id FROM tasks t
+), locked AS MATERIALIZED (
+    SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.state AS before, t.version, t.attempts FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
-      AND t.claim_version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
-      AND (t.state = 'running' AND t.version = t.claim_version
-           OR t.state IN ('scheduled', 'queued', 'uncertain')
-              AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead'))
-    ORDER BY t.id FOR UPDATE
-), settled AS (
-    UPDATE tasks t
-    SET state = i.state, version = t.version + (t.state <> 'running')::integer, claim_version = NULL, worker = NULL,
-        attempts = t.attempts + (t.state IN ('scheduled', 'queued'))::integer - i.given_back, handbacks = i.handbacks,
-        updated_at = now(),
-        due_at = CASE WHEN i.state = 'scheduled' THEN now() + make_interval(secs => i.delay) ELSE t.due_at END,
-        result = COALESCE(i.result, t.result), error_class = i.error_class, error_reason = i.reason,
-        attempt_span = COALESCE(i.span, t.attempt_span),
-        timeline = timeline_add(
-            t.timeline,
-            (SELECT timeline_now()) || '|'
-            || CASE WHEN t.state = 'running' THEN i.event WHEN i.state = 'succeeded' THEN 'late-success'
-                    ELSE 'late-death' END
-            || '|' || i.state || '|'
-            || (t.attempts + (t.state IN ('scheduled', 'queued'))::integer - i.given_back) || '|1|' || i.note)
-    FROM input i
-    WHERE i.place = width_bucket(t.id, :ids::uuid[])
-      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, i.event, t.error_class,
-              t.version <> i.version AS late, GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
+      AND (t.state = 'scheduled' AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] - 1
+           OR t.claim_version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
+              AND (t.state = 'running' AND t.version = t.claim_version
+                   OR t.state IN ('scheduled', 'queued', 'uncertain')
+                      AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead')))
+    ORDER BY t.id FOR NO KEY UPDATE
 ), released AS (
     DELETE FROM claims c
-    WHERE c.task_id = ANY(:ids) AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
+    WHERE c.task_id = ANY(ARRAY(SELECT id FROM locked)) AND (c.worker = :worker OR c.attempt IS NULL)
+      AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
+    RETURNING c.task_id, c.attempt,
+              timeline_entry(c.published_at, 'published', 'queued', c.attempt - 1, '') AS published,
+              timeline_entry(c.claimed_at, 'claimed', 'running', c.attempt, :label) AS claimed
+), outcome AS MATERIALIZED (
+    SELECT i.*, l.id, l.version >= i.version AND l.before <> 'running' AS late,
+           COALESCE(r.attempt, l.attempts + (l.before IN ('scheduled', 'queued'))::integer) - i.given_back AS attempts,
+           CASE WHEN r.attempt IS NOT NULL THEN r.published END AS published,
+           CASE WHEN r.attempt IS NOT NULL THEN r.claimed END AS claimed
+    FROM locked l JOIN input i ON i.place = l.place LEFT JOIN released r ON r.task_id = l.id
+    WHERE l.version >= i.version OR r.attempt IS NOT NULL
+), settled AS (
+    UPDATE tasks t
+    SET state = o.state, version = CASE WHEN o.late THEN t.version + 1 ELSE o.version END, claim_version = NULL,
+        worker = NULL, attempts = o.attempts, handbacks = o.handbacks, updated_at = now(),
+        due_at = CASE WHEN o.state = 'scheduled' THEN now() + make_interval(secs => o.delay) ELSE t.due_at END,
+        result = COALESCE(o.result, t.result), error_class = o.error_class, error_reason = o.reason,
+        attempt_span = COALESCE(o.span, t.attempt_span),
+        timeline = timeline_add(t.timeline, ARRAY[
+            o.published, o.claimed,
+            (SELECT timeline_now()) || '|'
+            || CASE WHEN NOT o.late THEN o.event WHEN o.state = 'succeeded' THEN 'late-success' ELSE 'late-death' END
+            || '|' || o.state || '|' || o.attempts || '|1|' || o.note])
+    FROM outcome o
+    WHERE o.place = width_bucket(t.id, :ids::uuid[])
+      AND t.id = ANY(ARRAY(SELECT id FROM outcome)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class, o.late,
+              GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
+), withdrawn AS (
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead
 ), cleared AS (
     DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(
         SELECT id FROM settled WHERE event <> 'handed-back' OR error_class IS NOT NULL

@@ -46,7 +46,7 @@ CROSS JOIN LATERAL (
     SELECT array_agg(ARRAY[to_char(r.replayed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), r.task_id::text,
                            replay_outcome(t.state, t.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at)
                AS replays
-    FROM dead_letter_replays r LEFT JOIN tasks t ON t.id = r.task_id
+    FROM dead_letter_replays r LEFT JOIN task_states t ON t.id = r.task_id
     WHERE r.letter_id = page.id
 ) AS r
 ORDER BY page.created_at DESC, page.id DESC;
@@ -82,12 +82,12 @@ SELECT d.id, d.tenant, d.task_id, d.task_version, d.type, d.error_class, d.reaso
        d.origin, d.record_key, d.record_value, d.record_headers, d.created_at, d.state, d.discarded_at,
        d.discard_reason,
        t.state AS task_state, t.timeline, r.replays
-FROM dead_letters d LEFT JOIN tasks t ON t.id = d.task_id
+FROM dead_letters d LEFT JOIN task_states t ON t.id = d.task_id
 CROSS JOIN LATERAL (
     SELECT array_agg(ARRAY[to_char(r.replayed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), r.task_id::text,
                            replay_outcome(n.state, n.replays, r.replay), r.bulk_id::text] ORDER BY r.replayed_at)
                AS replays
-    FROM dead_letter_replays r LEFT JOIN tasks n ON n.id = r.task_id
+    FROM dead_letter_replays r LEFT JOIN task_states n ON n.id = r.task_id
     WHERE r.letter_id = d.id
 ) AS r
 WHERE d.id = :id AND d.tenant = :tenant;
@@ -217,7 +217,7 @@ FROM bulk_replays WHERE id = :id AND tenant = :tenant;
 
 -- name: bulk_replay_outcomes
 SELECT replay_outcome(t.state, t.replays, r.replay) AS outcome, count(*)::integer AS letters
-FROM dead_letter_replays r LEFT JOIN tasks t ON t.id = r.task_id
+FROM dead_letter_replays r LEFT JOIN task_states t ON t.id = r.task_id
 WHERE r.bulk_id = :id GROUP BY 1;
 
 -- name: stop_bulk_replay

@@ -56,7 +56,7 @@ async def migrate(settings: PostgresSettings) -> Sequence[Migration]:
     """
     async with _connected(settings) as connection:
         for _ in range(LOCK_TRIES - 1):
-            with suppress(asyncpg.LockNotAvailableError):
+            with suppress(asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
                 return await _apply(connection)
             await asyncio.sleep(LOCK_PAUSE)
         return await _apply(connection)

@@ -111,8 +111,6 @@ class Publishing:
             logs=[each.log for each in batch.values()],
             partitions=[each.partition for each in batch.values()],
             offsets=[each.offset for each in batch.values()],
-            least=ids[0],
-            greatest=ids[-1],
         )
         # Without this, a record is published again after its grace; its version makes the second one harmless.
         await until_available(confirm, seconds=self.grace)

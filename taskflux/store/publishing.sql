@@ -1,12 +1,13 @@
 -- The outbox: pending publishes, which process publishes them, what Kafka has confirmed; and the circuits that pause
--- them.
+-- them. A row that Kafka has confirmed stays until its task is claimed, with `never()` as its publish_at.
 
 -- name: next_due
 -- Seconds until the next row of each type is due (negative: overdue). Dead letters have the type NULL.
 SELECT tt.type, extract(epoch FROM d.publish_at - now())::float8 AS wait
 FROM task_types tt
 CROSS JOIN LATERAL (
-    SELECT publish_at FROM due WHERE type = tt.type AND NOT dead ORDER BY publish_at LIMIT 1
+    SELECT publish_at FROM due
+    WHERE type = tt.type AND NOT dead AND publish_at < never() ORDER BY publish_at LIMIT 1
 ) AS d
 UNION ALL
 (SELECT NULL, extract(epoch FROM publish_at - now())::float8 FROM due WHERE dead ORDER BY publish_at LIMIT 1);
@@ -33,7 +34,7 @@ LIMIT :limit;
 
 -- name: take_due
 -- A process takes rows before it publishes them: publish_at moves by the grace and the version rises. Rows whose task
--- has changed since (its record overtook the confirmation, or it was cancelled) are dropped.
+-- has changed since (it was cancelled, or it ended by a late outcome) are dropped; claimed tasks are left alone.
 WITH waiting AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
@@ -42,14 +43,19 @@ WITH waiting AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
-    ORDER BY t.id FOR UPDATE SKIP LOCKED
-), bumped AS (
-    UPDATE tasks t SET version = t.version + 1
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.version, t.key, t.traceparent
+    ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT unclaimed(ARRAY(SELECT id FROM locked)) AS ids
 ), moved AS (
+    -- Its recheck is what tells a row that was confirmed meanwhile: a confirmation does not take the task's lock.
     UPDATE due d SET publish_at = now() + make_interval(secs => :grace), version = d.version + 1
-    WHERE d.task_id = ANY(ARRAY(SELECT id FROM bumped)) AND NOT d.dead
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND d.publish_at <= now()
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+    RETURNING d.task_id
+), bumped AS (
+    UPDATE tasks t SET version = t.version + 1, updated_at = now()
+    WHERE t.id = ANY(ARRAY(SELECT task_id FROM moved)) AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.version, t.key, t.traceparent
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
     WHERE d.task_id = ANY(:ids) AND NOT d.dead
@@ -84,33 +90,20 @@ SELECT k.id, c.version, k.type, COALESCE(NULLIF(k.error_class, ''), 'Unknown') A
 FROM known k JOIN candidates c ON c.task_id = k.id;
 
 -- name: confirm
--- Kafka has the records: their outbox rows are deleted, unless the record was taken (or published again) meanwhile.
-WITH input AS MATERIALIZED (
-    SELECT * FROM unnest(:logs::uuid[], :partitions::integer[], :offsets::bigint[])
-        WITH ORDINALITY AS i (log, "partition", "offset", place)
-), locked AS (
-    SELECT t.id FROM tasks t
-    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
-      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
-    ORDER BY t.id FOR UPDATE
-), queued AS (
-    UPDATE tasks t
-    SET state = 'queued', updated_at = now(), published_log = i.log, published_partition = i."partition",
-        published_offset = i."offset",
-        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|published|queued|' || t.attempts || '|1|')
-    FROM input i
-    WHERE i.place = width_bucket(t.id, :ids::uuid[])
-      AND t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id
-), done AS MATERIALIZED (
+-- Kafka has the records: their outbox rows say where, unless the task was claimed or published again meanwhile. The wide
+-- rows are not touched.
+WITH pending AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.publish_at < never()
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
-      -- After the tasks are locked: PostgreSQL runs a CTE that nothing reads last.
-      AND (SELECT count(*) FROM queued) >= 0
-    ORDER BY d.task_id FOR UPDATE SKIP LOCKED
+    ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED
 )
-DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND NOT d.dead;
+UPDATE due d
+SET publish_at = never(), published_at = now(),
+    published_log = (:logs::uuid[])[width_bucket(d.task_id, :ids::uuid[])],
+    published_partition = (:partitions::integer[])[width_bucket(d.task_id, :ids::uuid[])],
+    published_offset = (:offsets::bigint[])[width_bucket(d.task_id, :ids::uuid[])]
+WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM pending)) AND NOT d.dead;
 
 -- name: confirm_dead
 WITH done AS MATERIALIZED (
@@ -120,10 +113,12 @@ WITH done AS MATERIALIZED (
 DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM done)) AND d.dead;
 
 -- name: expired_now
-SELECT task_id, version FROM due WHERE NOT dead AND expires_at <= now() ORDER BY expires_at LIMIT :limit;
+SELECT task_id, version FROM due
+WHERE NOT dead AND expires_at <= now() AND publish_at < timestamptz '9999-12-31 23:59:59.999999+00'
+ORDER BY expires_at LIMIT :limit;
 
 -- name: expire_waiting
--- Tasks that waited beyond their expiresAt.
+-- Tasks that waited beyond their expiresAt. Claimed ones are left alone.
 WITH waiting AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
@@ -132,13 +127,21 @@ WITH waiting AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'scheduled'
-    ORDER BY t.id FOR UPDATE SKIP LOCKED
+    ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT unclaimed(ARRAY(SELECT id FROM locked)) AS ids
+), withdrawn AS (
+    -- As in take_due: one that was confirmed meanwhile stays.
+    DELETE FROM due d
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND d.publish_at < never()
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+    RETURNING d.task_id
 ), expired AS (
     UPDATE tasks t
     SET state = 'dead', version = t.version + 1, updated_at = now(), error_class = 'Expired',
         error_reason = 'it was still waiting when its expiresAt passed',
         timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|died|dead|' || t.attempts || '|1|Expired')
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+    WHERE t.id = ANY(ARRAY(SELECT task_id FROM withdrawn)) AND t.id BETWEEN :least AND :greatest
     RETURNING t.id, t.type, t.version
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
@@ -147,8 +150,7 @@ WITH waiting AS MATERIALIZED (
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED
 ), gone AS (
-    DELETE FROM due d
-    WHERE d.task_id = ANY(ARRAY(SELECT id FROM expired UNION ALL SELECT task_id FROM stale)) AND NOT d.dead
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
 ), cleared AS (
     DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM expired))
 ), pending AS (

@@ -83,7 +83,7 @@ class Tasks:
     that exists anyway:
 
     =========================== =====================================================================================
-    `scheduled`                 `due`, the outbox: a task is there until Kafka has it
+    `scheduled` `queued`        `due`, the outbox: a task is there until a worker claims it
     `running`                   `claims`
     `dead` `uncertain`          `parked`, which a trigger fills; only transitions from or to one of the three write to
     `cancelled`                 it
@@ -291,7 +291,7 @@ LOOK_CLOSELY: Final = 2_000
 APART: Final = 10.0
 """Seconds that an id's time (of ingest's clock) may differ from `created_at` (PostgreSQL's) for a list to be exact."""
 
-_NARROW: Final = frozenset({State.SCHEDULED, State.RUNNING, State.DEAD, State.UNCERTAIN, State.CANCELLED})
+_NARROW: Final = frozenset({*State} - {State.SUCCEEDED})
 FIRST_ID: Final = UUID(int=0)
 
 _LAST_ID: Final = UUID(int=(1 << 128) - 1)

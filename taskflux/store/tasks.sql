@@ -87,7 +87,7 @@ SELECT identity, task_id, digest FROM foreign_tasks WHERE identity = ANY(:identi
 -- name: get_task
 SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, payload, metadata,
        traceparent, created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
-FROM tasks WHERE id = :id AND tenant = :tenant;
+FROM task_states WHERE id = :id AND tenant = :tenant;
 
 -- Lists, newest first, which is the order of their ids. Each call reads :look rows at most, whatever the filters:
 -- `ended` is the last id that it read, unless it has read all. Up to :limit tasks are returned, with ids from :start on
@@ -100,7 +100,7 @@ WITH found AS MATERIALIZED (
     SELECT * FROM (
         SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
                created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-        FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC LIMIT :look
+        FROM task_states WHERE id < :below AND id >= :start ORDER BY id DESC LIMIT :look
     ) AS looked_at
     WHERE tenant = :tenant
       AND (:state::text IS NULL OR state = :state)
@@ -128,7 +128,7 @@ WITH found AS MATERIALIZED (
     SELECT * FROM (
         SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
                created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-        FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start ORDER BY id DESC LIMIT :look
+        FROM task_states WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start ORDER BY id DESC LIMIT :look
     ) AS looked_at
     WHERE (:state::text IS NULL OR state = :state)
       AND (:type::text IS NULL OR type = :type)
@@ -153,7 +153,8 @@ ORDER BY f.id DESC;
 -- Those of a state that has a narrow table: :look of its rows are read, and the tasks of :look_closely at most.
 WITH looked_at AS MATERIALIZED (
     (SELECT task_id AS id, type FROM due
-     WHERE :state::text = 'scheduled' AND NOT dead AND task_id < :below AND task_id >= :start
+     WHERE :state::text IN ('scheduled', 'queued') AND (publish_at = never()) = (:state = 'queued') AND NOT dead
+       AND task_id < :below AND task_id >= :start
      ORDER BY task_id DESC LIMIT :look)
     UNION ALL
     (SELECT task_id, type FROM claims
@@ -169,7 +170,7 @@ WITH looked_at AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
            created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-    FROM tasks
+    FROM task_states
     WHERE id = ANY((SELECT ids FROM batch)::uuid[])
       AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
       AND tenant = :tenant AND state = :state
@@ -194,15 +195,20 @@ ORDER BY f.id DESC;
 -- Decisions. As everywhere: the task's row is locked first, then compared and set.
 
 -- name: cancel
--- A waiting task will not run. Its record in Kafka, if there is one, finds a state that cannot be claimed.
+-- A waiting task will not run. Its record in Kafka, if there is one, finds a state that cannot be claimed. A claimed task
+-- is left alone.
 WITH locked AS (
-    SELECT id FROM tasks WHERE id = :id AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR UPDATE
+    SELECT id FROM tasks WHERE id = :id AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR NO KEY UPDATE
+), free AS MATERIALIZED (
+    SELECT unclaimed(ARRAY(SELECT id FROM locked)) AS ids
 ), cancelled AS (
     UPDATE tasks t
     SET state = 'cancelled', version = t.version + 1, claim_version = NULL, worker = NULL, updated_at = now(),
-        timeline = timeline_add(
-            t.timeline, (SELECT timeline_now()) || '|cancelled|cancelled|' || t.attempts || '|1|' || :note)
-    FROM locked WHERE t.id = locked.id AND t.id = :id
+        timeline = timeline_add(t.timeline, ARRAY[
+            (SELECT timeline_entry(d.published_at, 'published', 'queued', t.attempts, '') FROM due d
+             WHERE d.task_id = :id AND NOT d.dead AND d.publish_at = never()),
+            (SELECT timeline_now()) || '|cancelled|cancelled|' || t.attempts || '|1|' || :note::text])
+    WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id = :id
     RETURNING t.id
 ), gone AS (
     DELETE FROM due d USING cancelled c WHERE d.task_id = c.id AND d.task_id = :id AND NOT d.dead
@@ -264,7 +270,11 @@ WITH input AS (
                'requestId', request_id, 'reportedAt', reported_at, 'replay', NULLIF(replay, 0)))::text AS delivery
     FROM input
 ), locked AS (
-    SELECT t.id, i.place, t.tenant, t.type, t.state AS before, i.status, i.request_id, i.delivery,
+    SELECT t.id, i.place, t.tenant, t.type, i.status,
+           CASE WHEN t.state <> 'scheduled' THEN t.state
+                WHEN EXISTS (SELECT FROM claims c WHERE c.task_id = t.id) THEN 'running'
+                WHEN EXISTS (SELECT FROM due d WHERE d.task_id = t.id AND NOT d.dead AND d.publish_at = never())
+                THEN 'queued' ELSE t.state END AS before, i.request_id, i.delivery,
            delivery_rank(t.delivery, t.replays) < 0 AS first,
            (delivery_rank(i.delivery, t.replays), i.reported_at)
                > (delivery_rank(t.delivery, t.replays), COALESCE(t.delivery::json ->> 'reportedAt', '')) AS heavier

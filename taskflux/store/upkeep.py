@@ -90,6 +90,7 @@ class Upkeep:
         They are due again at `rate` a second, the first in `start` seconds, or held, as their type's policy says. The
         tasks of a lost worker run again as suspects; one that has ended `losses_alone` workers by itself is dead.
         """
+        await self.database.fetch(SQL["end_claims"])
         lapsed = await self.database.fetch(SQL["lapsed"], limit=limit)
         if not lapsed:
             return Swept(0, {})
@@ -132,7 +133,7 @@ class Upkeep:
         return len(await self.database.fetch(SQL["clear"], ids=cleared)) if cleared else 0
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
-        """The queued ones among the next `limit` tasks, and where the next page begins (None: there is none)."""
+        """The published ones among the next `limit` outbox rows, and where the next page begins (None: there is none)."""
         rows = await self.database.fetch(SQL["audit_page"], after=after, limit=limit)
         if not rows:
             return None, []
@@ -151,7 +152,7 @@ class Upkeep:
         return rows[0]["last"], found
 
     async def requeue(self, tasks: Sequence[Published], rate: float, start: float = 0.0) -> Mapping[str, int]:
-        """Make these due again if they are still queued at their version; how many by type.
+        """Make these due again if they are still published at their version and not claimed; how many by type.
 
         They are due at `rate` a second, the first in `start` seconds.
         """
@@ -164,6 +165,13 @@ class Upkeep:
             SQL["requeue"], ids=ids, versions=versions, least=ids[0], greatest=ids[-1], rate=rate, start=start
         )
         return {row["type"]: row["tasks"] for row in rows}
+
+    async def backfill(self, limit: int) -> bool:
+        """Give the next `limit` tasks that were queued before migration 0013 their outbox rows; false: all have theirs."""
+        place = await self.database.fetchrow(SQL["backfill_place"])
+        if place is not None:
+            await self.database.fetch(SQL["backfill"], after=place["after"], limit=limit)
+        return place is not None
 
     async def make_partitions(self, weeks_ahead: int) -> int:
         """Make the partitions of this week and the next ones; how many were missing."""

@@ -3,10 +3,13 @@
 
 -- name: lead
 -- Take or renew the leadership :name for :holder, for :seconds. Only the leader gets a row. A leadership that lasts
--- longer than that was taken before the clock was set back: its holder, if alive, renews it at once.
-INSERT INTO leaders (name, holder, expires_at, origin)
-VALUES (:name, :holder, now() + make_interval(secs => :seconds), :origin)
-ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, origin = EXCLUDED.origin
+-- longer than that was taken before the clock was set back: its holder, if alive, renews it at once. `audits_outbox`
+-- tells us from a leader of release 0.1 (`write_back`).
+INSERT INTO leaders (name, holder, expires_at, origin, audits_outbox)
+VALUES (:name, :holder, now() + make_interval(secs => :seconds), :origin, :holder)
+ON CONFLICT (name) DO UPDATE
+SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, origin = EXCLUDED.origin,
+    audits_outbox = EXCLUDED.audits_outbox
 WHERE leaders.holder = EXCLUDED.holder OR leaders.expires_at <= now()
    OR leaders.expires_at > clock_timestamp() + make_interval(secs => :seconds)  -- now() is from before waiting for the row
 RETURNING holder;
@@ -32,19 +35,27 @@ WHERE w.id = ANY(ARRAY(SELECT id FROM silent))
    OR w.id = ANY(:overdue) AND w.beat = (:beats::bigint[])[width_bucket(w.id, :ids::uuid[])] AND NOT w.ended
 RETURNING w.label, w.in_flight;
 
+-- name: end_claims
+-- Claims of ended leases that their wide rows do not say yet: a claim that ran while its lease was ended all the same.
+SELECT end_claims(workers) AS claims
+FROM (
+    SELECT array_agg(DISTINCT c.worker) AS workers FROM claims c LEFT JOIN workers w ON w.id = c.worker
+    WHERE w.ended IS NOT FALSE AND c.attempt IS NOT NULL
+) AS left_over WHERE workers IS NOT NULL;
+
 -- name: lapsed
 -- The claims whose lease was ended, and those of unknown workers: of whole workers, until :limit is reached. `lost` are
 -- workers that did not stop normally.
 WITH gone AS MATERIALIZED (
     SELECT c.worker, w.lost IS NOT FALSE AS lost, sum(count(*)) OVER (ORDER BY c.worker) - count(*) AS before
     FROM claims c LEFT JOIN workers w ON w.id = c.worker
-    WHERE w.ended IS NOT FALSE GROUP BY c.worker, w.lost
+    WHERE w.ended IS NOT FALSE AND c.attempt IS NULL GROUP BY c.worker, w.lost
 )
 SELECT c.task_id, c.version, c.worker, g.lost,
        EXISTS (SELECT FROM task_types tt WHERE tt.type = c.type AND tt.ambiguous = 'hold') AS hold,
        s.task_id IS NOT NULL AS suspect, COALESCE(s.begun = c.version, false) AS begun,
        COALESCE(cardinality(s.alone), 0) AS alone
-FROM gone g JOIN claims c ON c.worker = g.worker
+FROM gone g JOIN claims c ON c.worker = g.worker AND c.attempt IS NULL
 LEFT JOIN LATERAL (SELECT * FROM suspects WHERE task_id = c.task_id OFFSET 0) s ON true
 WHERE g.before < :limit;
 
@@ -130,31 +141,51 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(
 )) RETURNING task_id;
 
 -- name: audit_page
--- The queued ones among the next :limit tasks behind id :after. `last` is where the next page begins, NULL at the end.
+-- The published ones among the next :limit outbox rows behind task :after. `last` is where the next page begins, NULL at
+-- the end.
 WITH page AS MATERIALIZED (
-    SELECT id, type, state, version, published_log, published_partition, published_offset
-    FROM tasks WHERE id > :after ORDER BY id LIMIT :limit
+    SELECT task_id, dead, type, version, publish_at, published_log, published_partition, published_offset
+    FROM due WHERE task_id > :after ORDER BY task_id LIMIT :limit
 ), last AS (
-    SELECT id FROM page ORDER BY id DESC LIMIT 1
+    SELECT task_id FROM page ORDER BY task_id DESC LIMIT 1
 )
-SELECT last.id AS last, p.id, p.type, p.version, p.published_log, p.published_partition, p.published_offset
-FROM last LEFT JOIN page p ON p.state = 'queued';
+SELECT last.task_id AS last, p.task_id AS id, p.type, p.version, p.published_log, p.published_partition,
+       p.published_offset
+FROM last LEFT JOIN page p ON NOT p.dead AND p.publish_at = never();
 
 -- name: requeue
--- Kafka will not deliver the records of these queued tasks: they are compared and set first, and published again at
--- :rate rows a second, the first in :start seconds.
-WITH locked AS (
+-- Kafka will not deliver the records of these published tasks: they are compared and set first, and published again at
+-- :rate rows a second, the first in :start seconds. Claimed tasks are left alone. Outbox rows whose task has changed
+-- since are dropped.
+WITH waiting AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
-      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state = 'queued'
-    ORDER BY t.id FOR UPDATE
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state IN ('scheduled', 'queued')
+), locked AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
+      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] AND t.state IN ('scheduled', 'queued')
+    ORDER BY t.id FOR NO KEY UPDATE
+), free AS MATERIALIZED (
+    SELECT unclaimed(ARRAY(SELECT id FROM locked)) AS ids
 ), requeued AS (
     UPDATE tasks t
     SET state = 'scheduled', version = t.version + 1, updated_at = now(),
-        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|not-owed|scheduled|' || t.attempts || '|1|')
-    WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id BETWEEN :least AND :greatest
+        timeline = timeline_add(t.timeline, ARRAY[
+            (SELECT timeline_entry(d.published_at, 'published', 'queued', t.attempts, '') FROM due d
+             WHERE d.task_id = t.id AND NOT d.dead),
+            (SELECT timeline_now()) || '|not-owed|scheduled|' || t.attempts || '|1|'])
+    WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id BETWEEN :least AND :greatest
     RETURNING t.id, t.type, t.version, t.expires_at
-), waiting AS (
+), stale AS MATERIALIZED (
+    SELECT d.task_id FROM due d
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.publish_at = never()
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+      AND d.task_id NOT IN (SELECT id FROM waiting)
+    FOR UPDATE SKIP LOCKED
+), dropped AS (
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
+), pending AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
     SELECT id, type, version,
            now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
@@ -163,6 +194,32 @@ WITH locked AS (
     ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
 )
 SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
+
+-- name: backfill_place
+-- Where the backfill of `due` has come to; no row once it is done.
+SELECT after FROM backfill_published;
+
+-- name: backfill
+-- Outbox rows of tasks that were `queued` before there were any (migration 0013), among the next :limit behind :after.
+-- `last` is the last task that was looked at, NULL at the end.
+WITH page AS MATERIALIZED (
+    SELECT id, state FROM tasks WHERE id > :after ORDER BY id LIMIT :limit
+), locked AS (
+    SELECT t.id, t.type, t.version, t.expires_at, t.published_log, t.published_partition, t.published_offset
+    FROM tasks t WHERE t.id = ANY(ARRAY(SELECT id FROM page WHERE state = 'queued')) AND t.state = 'queued'
+    ORDER BY t.id FOR NO KEY UPDATE
+), made AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at, published_log, published_partition, published_offset)
+    SELECT id, type, version, never(), expires_at, published_log, published_partition, published_offset FROM locked
+    ON CONFLICT (task_id, dead) DO NOTHING
+), last AS (
+    SELECT id FROM page ORDER BY id DESC LIMIT 1
+), moved AS (
+    UPDATE backfill_published SET after = last.id FROM last
+), done AS (
+    DELETE FROM backfill_published WHERE NOT EXISTS (SELECT FROM last)
+)
+SELECT id AS last FROM last;
 
 -- name: make_partitions
 -- Partitions for this week and :weeks further ones. Only one process at a time makes them, so that none finds them half
@@ -186,7 +243,7 @@ DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.k
 SELECT waits.type, each.state, each.tasks, each.oldest
 FROM (
     SELECT type, count(*) FILTER (WHERE publish_at <= now())::integer AS due,
-           count(*) FILTER (WHERE publish_at > now())::integer AS scheduled,
+           count(*) FILTER (WHERE publish_at > now() AND publish_at < never())::integer AS scheduled,
            extract(epoch FROM now() - min(publish_at))::float8 AS oldest
     FROM due WHERE NOT dead GROUP BY type
 ) AS waits

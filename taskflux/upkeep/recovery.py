@@ -23,7 +23,7 @@ from taskflux.worker.settings import Settings
 log = logging.getLogger(__name__)
 
 PAGE: Final = 20_000
-"""Tasks that one statement reads."""
+"""Outbox rows that one statement reads."""
 SHARE: Final = 0.05
 """Share of the time that the auditor keeps PostgreSQL busy, at most: a large table is audited less often."""
 
@@ -48,11 +48,11 @@ class Pace:
 
 
 class Auditor:
-    """Compares the queued tasks in PostgreSQL with what Kafka holds.
+    """Compares the published tasks in the outbox with what Kafka holds.
 
-    The order of reading makes it safe: a task's row first, then the log's positions. The record of that row was
-    confirmed before, so the log's end has passed it. A worker that claimed the task meanwhile changed the row before it
-    committed the offset, so the compare-and-set of the row then changes nothing.
+    The order of reading makes it safe: a task's outbox row first, then the log's positions. The record of that row was
+    confirmed before, so the log's end has passed it. A worker that claimed the task meanwhile has committed its claim
+    before the offset, so the requeue finds the task claimed, and changes nothing.
     """
 
     def __init__(self, settings: Settings, database: Database, positions: Positions) -> None:
@@ -71,13 +71,22 @@ class Auditor:
         """
         while True:
             self._reading = 0.0
+            await self._backfill()
             requeued = await self.audit()
             pause = max(self._interval, self._reading / SHARE)
             log.debug("audited", extra={"requeued": requeued, "pause": pause})
             await asyncio.sleep(pause)
 
+    async def _backfill(self) -> None:
+        """Find what was queued before the outbox kept published tasks; slowly, since it reads the whole table once."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while await self._upkeep.backfill(PAGE):
+            await asyncio.sleep((loop.time() - began) * (1 / SHARE - 1))
+            began = loop.time()
+
     async def audit(self) -> Counter[str]:
-        """Audit all tasks once, and return how many of each type have to be published again."""
+        """Audit all published tasks once, and return how many of each type have to be published again."""
         requeued: Counter[str] = Counter()
         loop, after = asyncio.get_running_loop(), FIRST_ID
         while True:

@@ -54,7 +54,7 @@ async def end(database: Database, tasks: Sequence[UUID], decision: Decision) -> 
 
 
 async def state_of(database: Database, task: UUID) -> str | None:
-    rows = await sql(database, "SELECT state FROM tasks WHERE id = $1", task)
+    rows = await sql(database, "SELECT state FROM task_states WHERE id = $1", task)
     return rows[0]["state"] if rows else None
 
 

@@ -152,6 +152,12 @@ class Scene:
                 await asyncio.sleep(0.01)
 
     async def row(self, task: UUID) -> Row:
+        """The wide row, with what `task_states` says in place of what it says itself."""
+        shown = await self.direct.fetchrow("SELECT * FROM task_states WHERE id = $1", task)
+        return dict(await self.wide(task)) | dict(shown)
+
+    async def wide(self, task: UUID) -> Row:
+        """The row of `tasks` alone, which knows neither claims nor confirmations."""
         return await self.direct.fetchrow("SELECT * FROM tasks WHERE id = $1", task)
 
     async def state(self, task: UUID) -> tuple[str, int]:
@@ -183,7 +189,7 @@ class Scene:
 
     async def check_transitions(self) -> None:
         """Every step of every timeline is a row of the table of transitions."""
-        for row in await self.sql("SELECT id, state, timeline FROM tasks"):
+        for row in await self.sql("SELECT id, state, timeline FROM task_states"):
             entries = parse_timeline(row["timeline"])
             if any("times" in entry for entry in entries) or not entries:
                 continue  # folded: neighbours there were none in life
@@ -198,12 +204,14 @@ class Scene:
         suspect."""
         lost = await self.sql(
             """
-            SELECT t.id, t.state, t.version, d.version AS due, c.version AS claimed, t.published_offset
-            FROM tasks t LEFT JOIN due d ON d.task_id = t.id AND NOT d.dead LEFT JOIN claims c ON c.task_id = t.id
+            SELECT t.id, t.state, t.version, d.version AS due, c.version AS claimed, d.published_offset
+            FROM task_states t
+            LEFT JOIN due d ON d.task_id = t.id AND NOT d.dead LEFT JOIN claims c ON c.task_id = t.id
             WHERE CASE t.state
                 WHEN 'scheduled' THEN d.version IS DISTINCT FROM t.version OR c.version IS NOT NULL
-                WHEN 'queued' THEN t.published_log IS NULL OR t.published_offset IS NULL OR c.version IS NOT NULL
-                WHEN 'running' THEN c.version IS DISTINCT FROM t.version OR t.claim_version IS DISTINCT FROM t.version
+                WHEN 'queued' THEN d.version IS DISTINCT FROM t.version OR d.published_log IS NULL
+                                   OR d.published_offset IS NULL OR c.version IS NOT NULL
+                WHEN 'running' THEN c.version IS DISTINCT FROM t.version OR d.version IS NOT NULL
                 ELSE c.version IS NOT NULL
             END
             """

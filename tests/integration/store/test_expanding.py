@@ -119,7 +119,7 @@ async def test_every_migration_only_adds(connection: Any) -> None:
 @pytest.mark.parametrize(
     "breach",
     [
-        "ALTER TABLE workers DROP COLUMN label",
+        "ALTER TABLE workers DROP COLUMN label CASCADE",
         "ALTER TABLE workers RENAME COLUMN label TO called",
         "DROP TABLE circuits CASCADE",
         "ALTER TABLE tasks ALTER COLUMN delivery SET NOT NULL",

@@ -40,10 +40,6 @@ async def claim(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[objec
     return lambda: worker.claim(TYPE, dict.fromkeys(tasks, 1))
 
 
-async def confirm(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[object]]:
-    return lambda: scene.publishing.confirm([Confirmation(task, 1, LOG, 0, 1) for task in tasks])
-
-
 async def settle(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[object]]:
     worker = await scene.worker()
     claims = await worker.claim(TYPE, dict.fromkeys(tasks, 1))
@@ -55,7 +51,7 @@ async def requeue(scene: Scene, tasks: list[UUID]) -> Callable[[], Awaitable[obj
     return lambda: scene.upkeep.requeue([Published(task, TYPE, 1, LOG, 0, 1) for task in tasks], 1e6)
 
 
-@pytest.mark.parametrize("batch", [claim, confirm, settle, requeue])
+@pytest.mark.parametrize("batch", [claim, settle, requeue])
 async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behind(
     batch: Batch, unordered: Scene
 ) -> None:
@@ -72,6 +68,18 @@ async def test_a_batch_that_waits_for_a_row_holds_those_before_it_and_none_behin
         free = await scene.sql("SELECT id FROM tasks ORDER BY id FOR UPDATE SKIP LOCKED")
     await waiting
     assert [row["id"] for row in free] == tasks[COUNT // 2 :]
+
+
+async def test_a_confirmation_waits_for_nothing(scene: Scene) -> None:
+    """It takes no lock of a task, so it may not wait for whoever holds one and is about to take its outbox row."""
+    one, other = await scene.accepted(2)
+    async with scene.direct.transaction():
+        await scene.direct.execute("DELETE FROM due WHERE task_id = $1", one)
+        await scene.direct.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", other)
+        async with asyncio.timeout(10):
+            await scene.publishing.confirm([Confirmation(task, 1, LOG, 0, 1) for task in (one, other)])
+    assert await scene.due(one) is None
+    assert await scene.state(other) == ("queued", 1)
 
 
 async def test_the_leases_of_a_former_run_are_locked_in_order(unordered: Scene) -> None:

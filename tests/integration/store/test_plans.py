@@ -39,8 +39,9 @@ async def test_no_statement_of_the_daily_work_scans_a_table(size: int, own_scene
     await scene.sql(FILL, size)
     await scene.sql(
         "INSERT INTO due SELECT id, state = 'dead', type, version, now(), now() FROM tasks"
-        " WHERE state IN ('scheduled', 'dead')"
+        " WHERE state IN ('scheduled', 'queued', 'dead')"
     )
+    await scene.sql("UPDATE due SET publish_at = never() FROM tasks t WHERE t.id = task_id AND t.state = 'queued'")
     await scene.sql("INSERT INTO claims SELECT id, id, type, version FROM tasks WHERE state = 'running'")
     await scene.sql("INSERT INTO suspects SELECT id, id, id FROM tasks WHERE state IN ('scheduled', 'running')")
     if size:  # as autovacuum would: it leaves the partitions of weeks to come alone
@@ -105,15 +106,15 @@ async def scanned(scene: Scene, name: str) -> set[str]:
     return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - SMALL - WHOLE.get(name, set())
 
 
-async def test_the_life_of_a_task_updates_its_row_in_place(own_scene: Scene) -> None:
+async def test_the_life_of_a_task_updates_its_row_once_and_in_place(own_scene: Scene) -> None:
     scene, worker = own_scene, await own_scene.worker()
     for _ in range(5):
         tasks = await scene.accepted(200, payload='{"text": "' + "x" * 200 + '"}')
         await scene.confirm(tasks)
         claims = await worker.claim(TYPE, dict.fromkeys(tasks, 1))
         await worker.settle_all([Settlement(claim.id, claim.version, succeeded({"id": 7})) for claim in claims])
-    updates, in_place = await updates_of_tasks(scene, 3000)
-    assert updates == 3000
+    updates, in_place = await updates_of_tasks(scene, 1000)
+    assert updates == 1000  # one for each
     assert in_place / updates > 0.85
 
 

@@ -22,14 +22,19 @@ SOON = datetime.now(UTC) + timedelta(hours=1)
 
 async def test_a_confirmed_task_is_queued_at_its_place_and_no_longer_due(scene: Scene) -> None:
     (task,) = await scene.accepted()
+    before = await scene.wide(task)
     await scene.publishing.confirm([Confirmation(task, 1, LOG, 3, 4_000_000_000)])
-    row = await scene.row(task)
-    assert (row["state"], row["version"]) == ("queued", 1)
+    assert await scene.state(task) == ("queued", 1)
+    assert await scene.events(task) == ["accepted", "published"]
+    row = await scene.due(task)
+    assert row is not None
     assert (row["published_log"], row["published_partition"], row["published_offset"]) == (LOG, 3, 4_000_000_000)
-    assert await scene.due(task) is None
+    assert await scene.publishing.next_due() == {}
+    assert await scene.publishing.take(TYPE, 10) == []
+    assert await scene.wide(task) == before
 
 
-async def test_a_confirmation_overtaken_by_its_claim_only_deletes_the_outbox_row(scene: Scene) -> None:
+async def test_a_confirmation_overtaken_by_its_claim_leaves_nothing_behind(scene: Scene) -> None:
     (task,) = await scene.accepted()
     worker = await scene.worker()
     await worker.claim(TYPE, {task: 1})
@@ -73,7 +78,9 @@ async def test_of_two_publishes_of_one_task_in_a_batch_the_newer_counts(scene: S
     await scene.make_due(task)
     await scene.publishing.take(TYPE, 10)
     await scene.publishing.confirm([Confirmation(task, 2, LOG, 0, 9), Confirmation(task, 1, LOG, 0, 5)])
-    assert (await scene.row(task))["published_offset"] == 9
+    row = await scene.due(task)
+    assert row is not None
+    assert row["published_offset"] == 9
 
 
 async def test_no_confirmations_run_no_statement(scene: Scene) -> None:
