@@ -40,13 +40,16 @@ WITH lease AS MATERIALIZED (
       AND (:suspects OR array_position((SELECT ids FROM suspected), t.id) IS NULL)
     ORDER BY t.id FOR NO KEY UPDATE
 ), published AS MATERIALIZED (
-    SELECT d.task_id, d.published_at FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.publish_at = never()
+    SELECT array_agg(d.task_id ORDER BY d.task_id) AS ids, array_agg(d.published_at ORDER BY d.task_id) AS moments
+    FROM due d
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.published_at IS NOT NULL
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
 ), claimed AS (
     INSERT INTO claims (task_id, worker, type, version, attempt, claimed_at, published_at)
-    SELECT l.id, :worker, :type, l.version + 1, l.attempts + 1, now(), p.published_at
-    FROM locked l LEFT JOIN published p ON p.task_id = l.id ORDER BY l.id
+    SELECT l.id, :worker, :type, l.version + 1, l.attempts + 1, now(),
+           CASE WHEN l.state = 'scheduled' AND p.ids[width_bucket(l.id, p.ids)] = l.id
+                THEN p.moments[width_bucket(l.id, p.ids)] END
+    FROM locked l CROSS JOIN published p ORDER BY l.id
     ON CONFLICT (task_id) DO NOTHING
     RETURNING task_id
 ), taken AS (
@@ -54,14 +57,15 @@ WITH lease AS MATERIALIZED (
 ), plain AS (
     UPDATE tasks t SET state = 'scheduled', claim_version = NULL
     WHERE t.id = ANY(ARRAY(
-            SELECT l.id FROM locked l JOIN claimed c ON c.task_id = l.id
-            WHERE l.state <> 'scheduled' OR l.claim_version IS NOT NULL))
+            SELECT l.id FROM locked l
+            WHERE (l.state <> 'scheduled' OR l.claim_version IS NOT NULL)
+              AND (l.id IN (SELECT task_id FROM claimed)) IS TRUE))
       AND t.id BETWEEN :least AND :greatest
 )
 SELECT l.id, l.version + 1 AS version, l.attempts + 1 AS attempt, l.max_attempts, l.handbacks AS releases, l.replays,
        l.tenant, l.key, l.payload, l.size, l.metadata, l.result AS progress, l.traceparent, l.attempt_span, l.created_at,
        l.expired, l.waited
-FROM lease LEFT JOIN (claimed c JOIN locked l ON l.id = c.task_id) ON true;
+FROM lease LEFT JOIN locked l ON (l.id IN (SELECT task_id FROM claimed)) IS TRUE;
 
 -- name: reclaim
 -- Tasks that a claim of ours took although its answer was lost, unless our lease was ended since.
@@ -134,7 +138,7 @@ WITH input AS MATERIALIZED (
         version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
     )
 ), locked AS MATERIALIZED (
-    SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.state AS before, t.version, t.attempts FROM tasks t
+    SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.version FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND (t.state = 'scheduled' AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] - 1
            OR t.claim_version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
@@ -146,32 +150,43 @@ WITH input AS MATERIALIZED (
     DELETE FROM claims c
     WHERE c.task_id = ANY(ARRAY(SELECT id FROM locked)) AND (c.worker = :worker OR c.attempt IS NULL)
       AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
-    RETURNING c.task_id, c.attempt,
-              timeline_entry(c.published_at, 'published', 'queued', c.attempt - 1, '') AS published,
-              timeline_entry(c.claimed_at, 'claimed', 'running', c.attempt, :label) AS claimed
+    RETURNING c.task_id, c.attempt, c.published_at, c.claimed_at
+), freed AS MATERIALIZED (
+    SELECT array_agg(task_id ORDER BY task_id) AS ids, array_agg(attempt ORDER BY task_id) AS attempts,
+           array_agg(published_at ORDER BY task_id) AS published, array_agg(claimed_at ORDER BY task_id) AS claimed
+    FROM released WHERE attempt IS NOT NULL
 ), outcome AS MATERIALIZED (
-    SELECT i.*, l.id, l.version >= i.version AND l.before <> 'running' AS late,
-           COALESCE(r.attempt, l.attempts + (l.before IN ('scheduled', 'queued'))::integer) - i.given_back AS attempts,
-           CASE WHEN r.attempt IS NOT NULL THEN r.published END AS published,
-           CASE WHEN r.attempt IS NOT NULL THEN r.claimed END AS claimed
-    FROM locked l JOIN input i ON i.place = l.place LEFT JOIN released r ON r.task_id = l.id
-    WHERE l.version >= i.version OR r.attempt IS NOT NULL
+    SELECT i.*, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
+    FROM freed f CROSS JOIN input i CROSS JOIN LATERAL (
+        SELECT CASE WHEN f.ids[width_bucket(id, f.ids)] = id THEN width_bucket(id, f.ids) END AS at
+        FROM (SELECT (:ids::uuid[])[i.place] AS id) AS named
+    ) AS found
 ), settled AS (
     UPDATE tasks t
-    SET state = o.state, version = CASE WHEN o.late THEN t.version + 1 ELSE o.version END, claim_version = NULL,
-        worker = NULL, attempts = o.attempts, handbacks = o.handbacks, updated_at = now(),
+    SET state = o.state,
+        version = CASE WHEN t.state <> 'running' AND t.version >= o.version THEN t.version + 1 ELSE o.version END,
+        claim_version = NULL, worker = NULL,
+        attempts = COALESCE(o.attempt, t.attempts + (t.state IN ('scheduled', 'queued'))::integer) - o.given_back,
+        handbacks = o.handbacks, updated_at = now(),
         due_at = CASE WHEN o.state = 'scheduled' THEN now() + make_interval(secs => o.delay) ELSE t.due_at END,
         result = COALESCE(o.result, t.result), error_class = o.error_class, error_reason = o.reason,
         attempt_span = COALESCE(o.span, t.attempt_span),
         timeline = timeline_add(t.timeline, ARRAY[
-            o.published, o.claimed,
+            timeline_entry(o.published_at, 'published', 'queued', o.attempt - 1, ''),
+            timeline_entry(o.claimed_at, 'claimed', 'running', o.attempt, :label),
             (SELECT timeline_now()) || '|'
-            || CASE WHEN NOT o.late THEN o.event WHEN o.state = 'succeeded' THEN 'late-success' ELSE 'late-death' END
-            || '|' || o.state || '|' || o.attempts || '|1|' || o.note])
+            || CASE WHEN t.state = 'running' OR t.version < o.version THEN o.event
+                    WHEN o.state = 'succeeded' THEN 'late-success' ELSE 'late-death' END
+            || '|' || o.state || '|'
+            || (COALESCE(o.attempt, t.attempts + (t.state IN ('scheduled', 'queued'))::integer) - o.given_back)
+            || '|1|' || o.note])
     FROM outcome o
     WHERE o.place = width_bucket(t.id, :ids::uuid[])
-      AND t.id = ANY(ARRAY(SELECT id FROM outcome)) AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class, o.late,
+      AND t.id = ANY(ARRAY(
+          SELECT id FROM locked
+          WHERE version >= (:versions::integer[])[place] OR id IN (SELECT task_id FROM released WHERE attempt IS NOT NULL)))
+      AND t.id BETWEEN :least AND :greatest
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class, t.version <> o.version AS late,
               GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), withdrawn AS (
     DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead
@@ -183,6 +198,7 @@ WITH input AS MATERIALIZED (
     INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
     SELECT id, state = 'dead', type, version, CASE WHEN state = 'dead' THEN now() ELSE due_at END, expires_at
     FROM settled WHERE state IN ('scheduled', 'dead') ORDER BY id
-    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+    ON CONFLICT (task_id, dead) DO UPDATE
+    SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
 )
 SELECT id, late, age FROM settled;

@@ -1,5 +1,6 @@
 -- The outbox: pending publishes, which process publishes them, what Kafka has confirmed; and the circuits that pause
 -- them. A row that Kafka has confirmed stays until its task is claimed, with `never()` as its publish_at.
+-- A statement that has ids compares that with IS TRUE, so that the planner does not look through the index by time.
 
 -- name: next_due
 -- Seconds until the next row of each type is due (negative: overdue). Dead letters have the type NULL.
@@ -49,7 +50,7 @@ WITH waiting AS MATERIALIZED (
 ), moved AS (
     -- Its recheck is what tells a row that was confirmed meanwhile: a confirmation does not take the task's lock.
     UPDATE due d SET publish_at = now() + make_interval(secs => :grace), version = d.version + 1
-    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND d.publish_at <= now()
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at <= now()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     RETURNING d.task_id
 ), bumped AS (
@@ -94,7 +95,7 @@ FROM known k JOIN candidates c ON c.task_id = k.id;
 -- rows are not touched.
 WITH pending AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.publish_at < never()
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED
 )
@@ -133,7 +134,7 @@ WITH waiting AS MATERIALIZED (
 ), withdrawn AS (
     -- As in take_due: one that was confirmed meanwhile stays.
     DELETE FROM due d
-    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND d.publish_at < never()
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     RETURNING d.task_id
 ), expired AS (

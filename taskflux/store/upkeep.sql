@@ -106,7 +106,8 @@ WITH verdict AS MATERIALIZED (
            now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
            expires_at
     FROM swept WHERE state IN ('scheduled', 'dead') ORDER BY id
-    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+    ON CONFLICT (task_id, dead) DO UPDATE
+    SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
 )
 SELECT type, state, count(*)::integer AS tasks FROM swept GROUP BY type, state;
 
@@ -179,7 +180,7 @@ WITH waiting AS MATERIALIZED (
     RETURNING t.id, t.type, t.version, t.expires_at
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.publish_at = never()
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at = never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED
@@ -191,7 +192,8 @@ WITH waiting AS MATERIALIZED (
            now() + make_interval(secs => :start + (row_number() OVER (ORDER BY id) - 1) / :rate::float8),
            expires_at
     FROM requeued ORDER BY id
-    ON CONFLICT (task_id, dead) DO UPDATE SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at
+    ON CONFLICT (task_id, dead) DO UPDATE
+    SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
 )
 SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
 
@@ -205,12 +207,13 @@ SELECT after FROM backfill_published;
 WITH page AS MATERIALIZED (
     SELECT id, state FROM tasks WHERE id > :after ORDER BY id LIMIT :limit
 ), locked AS (
-    SELECT t.id, t.type, t.version, t.expires_at, t.published_log, t.published_partition, t.published_offset
+    SELECT t.id, t.type, t.version, t.published_log, t.published_partition, t.published_offset
     FROM tasks t WHERE t.id = ANY(ARRAY(SELECT id FROM page WHERE state = 'queued')) AND t.state = 'queued'
     ORDER BY t.id FOR NO KEY UPDATE
 ), made AS (
-    INSERT INTO due (task_id, type, version, publish_at, expires_at, published_log, published_partition, published_offset)
-    SELECT id, type, version, never(), expires_at, published_log, published_partition, published_offset FROM locked
+    -- Without expires_at: an expiry of release 0.1 would delete it.
+    INSERT INTO due (task_id, type, version, publish_at, published_log, published_partition, published_offset)
+    SELECT id, type, version, never(), published_log, published_partition, published_offset FROM locked
     ON CONFLICT (task_id, dead) DO NOTHING
 ), last AS (
     SELECT id FROM page ORDER BY id DESC LIMIT 1

@@ -154,7 +154,7 @@ class Scene:
     async def row(self, task: UUID) -> Row:
         """The wide row, with what `task_states` says in place of what it says itself."""
         shown = await self.direct.fetchrow("SELECT * FROM task_states WHERE id = $1", task)
-        return dict(await self.wide(task)) | dict(shown)
+        return shown and dict(await self.wide(task)) | dict(shown)
 
     async def wide(self, task: UUID) -> Row:
         """The row of `tasks` alone, which knows neither claims nor confirmations."""
@@ -179,6 +179,11 @@ class Scene:
     async def claims(self) -> set[tuple[UUID, int]]:
         """(id, version) of what runs."""
         return {(row["task_id"], row["version"]) for row in await self.sql("SELECT * FROM claims")}
+
+    async def holder(self, task: UUID) -> UUID | None:
+        """The worker that has claimed it."""
+        rows = await self.sql("SELECT worker FROM claims WHERE task_id = $1", task)
+        return rows[0]["worker"] if rows else None
 
     async def groups(self) -> list[set[UUID]]:
         """The groups of suspects, the one with the least task first."""
