@@ -18,17 +18,18 @@ WITH locked AS (
 UPDATE workers SET ended = true WHERE id = ANY(ARRAY(SELECT id FROM locked));
 
 -- name: claim
--- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large. The wide
--- row is locked and stays as it is, except where a former worker may still report late (`claim_version`), or release 0.1
--- has confirmed the record (`queued`). Suspects are claimed as the members of a group (:suspects) or not at all. No row
--- is returned once the worker's lease was ended, one of NULLs where nothing could be claimed. The lock lets the worker
--- beat meanwhile, and keeps its lease from being ended (`end_silent`).
+-- A batch of records becomes running tasks of one worker; the payload comes with the claim, unless it is large. The
+-- wide row is locked and stays as it is, except where a former worker may still report late (`claim_version`), or the
+-- release before has confirmed the record (`queued`). Suspects are claimed as the members of a group (:suspects) or not
+-- at all. No row is returned once the worker's lease was ended, one of NULLs where nothing could be claimed. The lock
+-- lets the worker beat meanwhile, and keeps its lease from being ended (`end_silent`).
 WITH lease AS MATERIALIZED (
     SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
 ), suspected AS MATERIALIZED (
     SELECT array_agg(task_id) AS ids FROM suspects WHERE task_id = ANY(:ids)
 ), locked AS MATERIALIZED (
-    SELECT t.id, t.state, t.version, t.claim_version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant, t.key,
+    SELECT t.id, t.state, t.version, t.claim_version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant,
+           t.key,
            CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
            octet_length(t.payload) AS size, t.metadata, t.result, t.traceparent, t.attempt_span, t.created_at,
            COALESCE(t.expires_at <= now(), false) AS expired,
@@ -63,8 +64,8 @@ WITH lease AS MATERIALIZED (
       AND t.id BETWEEN :least AND :greatest
 )
 SELECT l.id, l.version + 1 AS version, l.attempts + 1 AS attempt, l.max_attempts, l.handbacks AS releases, l.replays,
-       l.tenant, l.key, l.payload, l.size, l.metadata, l.result AS progress, l.traceparent, l.attempt_span, l.created_at,
-       l.expired, l.waited
+       l.tenant, l.key, l.payload, l.size, l.metadata, l.result AS progress, l.traceparent, l.attempt_span,
+       l.created_at, l.expired, l.waited
 FROM lease LEFT JOIN locked l ON (l.id IN (SELECT task_id FROM claimed)) IS TRUE;
 
 -- name: reclaim
@@ -184,9 +185,11 @@ WITH input AS MATERIALIZED (
     WHERE o.place = width_bucket(t.id, :ids::uuid[])
       AND t.id = ANY(ARRAY(
           SELECT id FROM locked
-          WHERE version >= (:versions::integer[])[place] OR id IN (SELECT task_id FROM released WHERE attempt IS NOT NULL)))
+          WHERE version >= (:versions::integer[])[place]
+             OR id IN (SELECT task_id FROM released WHERE attempt IS NOT NULL)))
       AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class, t.version <> o.version AS late,
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class,
+              t.version <> o.version AS late,
               GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), withdrawn AS (
     DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead

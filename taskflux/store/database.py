@@ -9,10 +9,10 @@ A statement begins with `-- name: …`, keeps its comment, and ends with the fir
 concatenates SQL. Four rules hold for all of them:
 
 *   A transition compares and sets (id, state, version); what does not match changes nothing.
-*   A batch locks its task rows first, in the order of their ids (a CTE with ORDER BY … FOR UPDATE). The lock of a
-    task's row guards its rows in `due` and `claims` too, so nothing locks those before it. A statement that touches
+*   A batch locks its task rows first, in the order of their ids (a CTE with ORDER BY … FOR NO KEY UPDATE). The lock of
+    a task's row guards its rows in `due` and `claims` too, so nothing locks those before it. A statement that touches
     rows in `due` without it never waits for them (SKIP LOCKED): whoever holds such a row deletes it or gives it a newer
-    version.
+    version. What it must know of `claims` it reads once it has the locks (`unclaimed`): docs/protocol.md says why.
 *   A batch comes as arrays, sorted by id, with its least and greatest id beside `= ANY`, so that only its partitions
     are looked at; what belongs to an id is found in another array at width_bucket(id, ids).
 *   A statement that locks rows never joins tasks on their id, nor bounds it by what it only learns on the way: such a

@@ -91,8 +91,8 @@ SELECT k.id, c.version, k.type, COALESCE(NULLIF(k.error_class, ''), 'Unknown') A
 FROM known k JOIN candidates c ON c.task_id = k.id;
 
 -- name: confirm
--- Kafka has the records: their outbox rows say where, unless the task was claimed or published again meanwhile. The wide
--- rows are not touched.
+-- Kafka has the records: their outbox rows say where, unless the task was claimed or published again meanwhile. The
+-- wide rows are not touched.
 WITH pending AS MATERIALIZED (
     SELECT d.task_id FROM due d
     WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE

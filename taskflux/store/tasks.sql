@@ -128,7 +128,8 @@ WITH found AS MATERIALIZED (
     SELECT * FROM (
         SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
                created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-        FROM task_states WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start ORDER BY id DESC LIMIT :look
+        FROM task_states WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start
+        ORDER BY id DESC LIMIT :look
     ) AS looked_at
     WHERE (:state::text IS NULL OR state = :state)
       AND (:type::text IS NULL OR type = :type)
@@ -195,8 +196,8 @@ ORDER BY f.id DESC;
 -- Decisions. As everywhere: the task's row is locked first, then compared and set.
 
 -- name: cancel
--- A waiting task will not run. Its record in Kafka, if there is one, finds a state that cannot be claimed. A claimed task
--- is left alone.
+-- A waiting task will not run. Its record in Kafka, if there is one, finds a state that cannot be claimed. A claimed
+-- task is left alone.
 WITH locked AS (
     SELECT id FROM tasks WHERE id = :id AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR NO KEY UPDATE
 ), free AS MATERIALIZED (
@@ -220,7 +221,8 @@ SELECT id FROM cancelled;
 -- name: resolve
 -- An uncertain task has succeeded, is due again, or is dead with a dead letter to publish. One that is to be resent has
 -- an attempt left, whatever its budget was, and no expiry that has passed: the decision means that it must run. The
--- lost claim may still report while its task waits to run again; its attempt is given back, as with the policy `resend`.
+-- lost claim may still report while its task waits to run again; its attempt is given back, as with the policy
+-- `resend`.
 WITH locked AS (
     SELECT id FROM tasks
     WHERE id = :id AND (:tenant::text IS NULL OR tenant = :tenant) AND state = 'uncertain' FOR UPDATE

@@ -4,7 +4,7 @@
 -- name: lead
 -- Take or renew the leadership :name for :holder, for :seconds. Only the leader gets a row. A leadership that lasts
 -- longer than that was taken before the clock was set back: its holder, if alive, renews it at once. `audits_outbox`
--- tells us from a leader of release 0.1 (`write_back`).
+-- tells us from a leader of the release before (`write_back`).
 INSERT INTO leaders (name, holder, expires_at, origin, audits_outbox)
 VALUES (:name, :holder, now() + make_interval(secs => :seconds), :origin, :holder)
 ON CONFLICT (name) DO UPDATE
@@ -142,8 +142,8 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(
 )) RETURNING task_id;
 
 -- name: audit_page
--- The published ones among the next :limit outbox rows behind task :after. `last` is where the next page begins, NULL at
--- the end.
+-- The published ones among the next :limit outbox rows behind task :after. `last` is where the next page begins, NULL
+-- at the end.
 WITH page AS MATERIALIZED (
     SELECT task_id, dead, type, version, publish_at, published_log, published_partition, published_offset
     FROM due WHERE task_id > :after ORDER BY task_id LIMIT :limit
@@ -211,7 +211,7 @@ WITH page AS MATERIALIZED (
     FROM tasks t WHERE t.id = ANY(ARRAY(SELECT id FROM page WHERE state = 'queued')) AND t.state = 'queued'
     ORDER BY t.id FOR NO KEY UPDATE
 ), made AS (
-    -- Without expires_at: an expiry of release 0.1 would delete it.
+    -- Without expires_at: an expiry of the release before would delete it.
     INSERT INTO due (task_id, type, version, publish_at, published_log, published_partition, published_offset)
     SELECT id, type, version, never(), published_log, published_partition, published_offset FROM locked
     ON CONFLICT (task_id, dead) DO NOTHING

@@ -19,6 +19,9 @@
       │     │ replay                          │              │
       └─────┴─────────────────────────────────┘   late settle (see below)
 
+`queued` and `running` stand in the narrow tables of the outbox and of claims, all others in the task's row
+(docs/protocol.md).
+
 A worker whose lease expired may still report the outcome, as long as the task was not claimed again: a known outcome is
 better than a guess (`LATE_SUCCESS`, `LATE_DEATH`).
 """

@@ -2,8 +2,8 @@
 -- lock.
 
 -- The outbox keeps the row of a published task until it is claimed. `never()` as its `publish_at` says that Kafka has
--- the record, and where. It is a time, not infinity: release 0.1 subtracts now() from it, which PostgreSQL before 17
--- refuses for infinity.
+-- the record, and where. It is a time, not infinity: the release before subtracts now() from it, which PostgreSQL
+-- before 17 refuses for infinity.
 CREATE FUNCTION never() RETURNS timestamptz
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN timestamptz '9999-12-31 23:59:59.999999+00';
@@ -18,15 +18,15 @@ CREATE INDEX due_expiring_pending ON due (expires_at)
     WHERE NOT dead AND expires_at IS NOT NULL AND publish_at < timestamptz '9999-12-31 23:59:59.999999+00';
 
 -- A claim says all that the settlement writes into the wide row. `attempt` NULL: the wide row says it already, since
--- the lease was ended, or a worker of release 0.1 claimed the task.
+-- the lease was ended, or a worker of the release before claimed the task.
 ALTER TABLE claims
     ADD COLUMN attempt      integer,
     ADD COLUMN claimed_at   timestamptz,
     ADD COLUMN published_at timestamptz;
 
--- Those of these tasks that nobody has claimed, read when the caller has their locks: a statement that waited for a lock
--- sees claims as of its own start, and a claim does not change the wide row. So this must stay VOLATILE, which gives its
--- query a snapshot of its own.
+-- Those of these tasks that nobody has claimed, read when the caller has their locks: a statement that waited for a
+-- lock sees claims as of its own start, and a claim does not change the wide row. So this must stay VOLATILE, which
+-- gives its query a snapshot of its own.
 CREATE FUNCTION unclaimed(tasks uuid[]) RETURNS uuid[]
     LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
@@ -53,7 +53,8 @@ END;
 -- find nothing at once where the wide row says it all.
 CREATE VIEW task_states AS
 SELECT t.id, t.tenant, t.type,
-       CASE WHEN c.task_id IS NOT NULL THEN 'running' WHEN d.task_id IS NOT NULL THEN 'queued' ELSE t.state END AS state,
+       CASE WHEN c.task_id IS NOT NULL THEN 'running' WHEN d.task_id IS NOT NULL THEN 'queued'
+            ELSE t.state END AS state,
        COALESCE(c.version, t.version) AS version, COALESCE(c.attempt, t.attempts) AS attempts, t.max_attempts, t.losses,
        t.replays, t.key, t.payload, t.metadata, t.traceparent, t.created_at,
        GREATEST(t.updated_at, c.claimed_at, d.published_at) AS updated_at, t.due_at, t.expires_at, t.result,
@@ -75,7 +76,7 @@ LEFT JOIN LATERAL (
 ) d ON true;
 
 -- The claims of these workers, whose leases have ended, go into their wide rows: from here on the wide row says what it
--- says of a worker of release 0.1, and the sweep has one form of claims to free. How many there were.
+-- says of a worker of the release before, and the sweep has one form of claims to free. How many there were.
 CREATE FUNCTION end_claims(of_workers uuid[]) RETURNS integer
     LANGUAGE plpgsql AS $$
 DECLARE
@@ -110,9 +111,11 @@ DECLARE
     over uuid[] := ARRAY(SELECT a.id FROM leases_after a JOIN leases_before b USING (id) WHERE a.ended AND NOT b.ended);
 BEGIN
     IF cardinality(over) > 0 THEN
-        -- The sweep of 0.1 would delete a claim that commits after this. Ours does not, so that it need not wait here.
+        -- The sweep of the release before would delete a claim that commits after this. Ours does not, so that it need
+        -- not wait here.
         PERFORM FROM workers
-        WHERE id = ANY(over) AND EXISTS (SELECT FROM leaders WHERE name = 'relay' AND audits_outbox IS DISTINCT FROM holder)
+        WHERE id = ANY(over)
+          AND EXISTS (SELECT FROM leaders WHERE name = 'relay' AND audits_outbox IS DISTINCT FROM holder)
         ORDER BY id FOR UPDATE;
         PERFORM end_claims(over);
     END IF;
@@ -123,12 +126,12 @@ CREATE TRIGGER end_of_lease AFTER UPDATE ON workers
 REFERENCING OLD TABLE AS leases_before NEW TABLE AS leases_after FOR EACH STATEMENT
 EXECUTE FUNCTION end_of_lease();
 
--- While release 0.1 runs beside this one, during an upgrade or after a rollback. Its statements write the wide row at
--- each step and know no claim but `running`.
+-- While the release before runs beside this one, during an upgrade or after a rollback. Its statements write the wide
+-- row at each step and know no claim but `running`.
 
--- An update of a task that has a claim of ours is skipped, and the statement of 0.1 returns no row for it. The conditions
--- are those of its claim, confirm, promise (which leaves `updated_at`), cancel and expiry. The others cannot meet a
--- claim: it makes `queued` into `scheduled` and clears `claim_version`.
+-- An update of a task that has a claim of ours is skipped, and the statement of the release before returns no row for
+-- it. The conditions are those of its claim, confirm, promise (which leaves `updated_at`), cancel and expiry. The
+-- others cannot meet a claim: it makes `queued` into `scheduled` and clears `claim_version`.
 CREATE FUNCTION keep_claimed() RETURNS trigger
     LANGUAGE plpgsql AS $$
 BEGIN
@@ -139,7 +142,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF NEW.state = 'running' THEN
-        DELETE FROM due WHERE task_id = OLD.id AND NOT dead AND publish_at = never();
+        DELETE FROM due WHERE task_id = OLD.id AND NOT dead;
     END IF;
     RETURN NEW;
 END $$;
@@ -152,8 +155,8 @@ WHEN (OLD.state IN ('scheduled', 'queued')
            OR NEW.state = 'dead' AND NEW.error_reason = 'it was still waiting when its expiresAt passed'))
 EXECUTE FUNCTION keep_claimed();
 
--- A confirmation of 0.1 deletes the outbox row, after which only its own auditor would find the task. The new row has no
--- expires_at: an expiry of 0.1 would find it, take it for stale and delete it.
+-- A confirmation of the release before deletes the outbox row, after which only its own auditor would find the task.
+-- The new row has no expires_at: an expiry of the release before would find it, take it for stale and delete it.
 CREATE FUNCTION note_confirmed() RETURNS trigger
     LANGUAGE plpgsql AS $$
 BEGIN
@@ -170,15 +173,15 @@ CREATE TRIGGER note_confirmed AFTER UPDATE OF state ON tasks FOR EACH ROW
 WHEN (NEW.state = 'queued' AND OLD.state = 'scheduled')
 EXECUTE FUNCTION note_confirmed();
 
--- What was `queued` before this migration gets its outbox row from the leader, page by page: `after` is the last id that
--- was looked at. The one row is deleted when all were.
+-- What was `queued` before this migration gets its outbox row from the leader, page by page: `after` is the last id
+-- that was looked at. The one row is deleted when all were.
 CREATE TABLE backfill_published (
     after uuid NOT NULL
 );
 INSERT INTO backfill_published SELECT '00000000-0000-0000-0000-000000000000' WHERE EXISTS (SELECT FROM tasks);
 
--- Which leader audits the outbox. The auditor of 0.1 reads wide rows: while it leads, each renewal of its leadership
--- writes some published outbox rows into theirs, the next ones behind `written_back`.
+-- Which leader audits the outbox. The auditor of the release before reads wide rows: while it leads, each renewal of
+-- its leadership writes some published outbox rows into theirs, the next ones behind `written_back`.
 ALTER TABLE leaders ADD COLUMN audits_outbox uuid, ADD COLUMN written_back uuid;
 
 CREATE FUNCTION write_back() RETURNS trigger
