@@ -191,8 +191,6 @@ WITH input AS MATERIALIZED (
     RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class,
               t.version <> o.version AS late,
               GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
-), withdrawn AS (
-    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead
 ), cleared AS (
     DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(
         SELECT id FROM settled WHERE event <> 'handed-back' OR error_class IS NOT NULL
@@ -204,4 +202,6 @@ WITH input AS MATERIALIZED (
     ON CONFLICT (task_id, dead) DO UPDATE
     SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
 )
-SELECT id, late, age FROM settled;
+SELECT id, late, age,
+       (SELECT CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END FROM settled) AS withdrawn
+FROM settled;

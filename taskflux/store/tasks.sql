@@ -211,12 +211,10 @@ WITH locked AS (
             (SELECT timeline_now()) || '|cancelled|cancelled|' || t.attempts || '|1|' || :note::text])
     WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id = :id
     RETURNING t.id
-), gone AS (
-    DELETE FROM due d USING cancelled c WHERE d.task_id = c.id AND d.task_id = :id AND NOT d.dead
 ), cleared AS (
     DELETE FROM suspects s USING cancelled c WHERE s.task_id = c.id AND s.task_id = :id
 )
-SELECT id FROM cancelled;
+SELECT id, withdraw(ARRAY[id]) AS withdrawn FROM cancelled;
 
 -- name: resolve
 -- An uncertain task has succeeded, is due again, or is dead with a dead letter to publish. One that is to be resent has

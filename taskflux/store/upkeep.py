@@ -133,7 +133,7 @@ class Upkeep:
         return len(await self.database.fetch(SQL["clear"], ids=cleared)) if cleared else 0
 
     async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
-        """The published ones among the next `limit` outbox rows, and where the next page begins (None: there is none)."""
+        """The published ones of the next `limit` outbox rows, and where the next page begins (None: there is none)."""
         rows = await self.database.fetch(SQL["audit_page"], after=after, limit=limit)
         if not rows:
             return None, []
@@ -167,7 +167,10 @@ class Upkeep:
         return {row["type"]: row["tasks"] for row in rows}
 
     async def backfill(self, limit: int) -> bool:
-        """Give the next `limit` tasks that were queued before migration 0013 their outbox rows; false: all have theirs."""
+        """Give those of the next `limit` tasks that were queued before migration 0013 their outbox rows.
+
+        False: all have theirs.
+        """
         place = await self.database.fetchrow(SQL["backfill_place"])
         if place is not None:
             await self.database.fetch(SQL["backfill"], after=place["after"], limit=limit)

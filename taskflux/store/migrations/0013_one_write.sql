@@ -36,6 +36,18 @@ BEGIN
     );
 END $$;
 
+-- Delete the outbox rows of these tasks, found when the caller has their locks: one may be from a transaction that it
+-- waited for. How many there were.
+CREATE FUNCTION withdraw(tasks uuid[]) RETURNS integer
+    LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    withdrawn integer;
+BEGIN
+    DELETE FROM due WHERE task_id = ANY(tasks) AND NOT dead;
+    GET DIAGNOSTICS withdrawn = ROW_COUNT;
+    RETURN withdrawn;
+END $$;
+
 CREATE FUNCTION timeline_entry(at timestamptz, event text, state text, attempt integer, note text) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
 RETURN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
