@@ -130,15 +130,7 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cl
 -- lease was ended, the wide row says what the claim has said (`end_claims`), and the outcome still counts; so it does
 -- later, with `succeeded` or `dead`, while the task was not claimed again (`claim_version`): the attempt that was given
 -- back when its worker was lost did happen. A task that was released without an error, before it ran, stays a suspect.
-WITH input AS MATERIALIZED (
-    SELECT * FROM unnest(
-        :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
-        :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
-        :spans::text[]
-    ) WITH ORDINALITY AS i (
-        version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
-    )
-), locked AS MATERIALIZED (
+WITH locked AS MATERIALIZED (
     SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.version FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
       AND (t.state = 'scheduled' AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] - 1
@@ -158,7 +150,13 @@ WITH input AS MATERIALIZED (
     FROM released WHERE attempt IS NOT NULL
 ), outcome AS MATERIALIZED (
     SELECT i.*, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
-    FROM freed f CROSS JOIN input i CROSS JOIN LATERAL (
+    FROM freed f CROSS JOIN unnest(
+        :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
+        :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
+        :spans::text[]
+    ) WITH ORDINALITY AS i (
+        version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
+    ) CROSS JOIN LATERAL (
         SELECT CASE WHEN f.ids[width_bucket(id, f.ids)] = id THEN width_bucket(id, f.ids) END AS at
         FROM (SELECT (:ids::uuid[])[i.place] AS id) AS named
     ) AS found

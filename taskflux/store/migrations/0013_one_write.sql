@@ -53,13 +53,17 @@ CREATE FUNCTION timeline_entry(at timestamptz, event text, state text, attempt i
 RETURN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
        || '|' || event || '|' || state || '|' || attempt || '|1|' || note;
 
--- Several entries at once; a NULL among them is none.
+-- A full timeline, folded to 29 entries: the first one and the last ones.
+CREATE FUNCTION timeline_shorten(timeline text[]) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT folded[:1] || folded[GREATEST(2, cardinality(folded) - 27):] FROM timeline_fold(timeline) AS folded
+$$;
+
+-- Up to three entries at once; a NULL among them is none. `entries` stands here once, so that the planner can inline this.
 CREATE FUNCTION timeline_add(timeline text[], entries text[]) RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE
-    WHEN cardinality(timeline) + cardinality(entries) <= 32 THEN array_remove(timeline || entries, NULL)
-    ELSE timeline_fold(array_remove(timeline || trim_array(entries, 1), NULL)) || entries[cardinality(entries)]
-END;
+RETURN CASE WHEN cardinality(timeline) < 30 THEN timeline ELSE timeline_shorten(timeline) END
+       || array_remove(entries, NULL);
 
 -- A task as everybody sees it: its wide row, and what the narrow tables say of it while it waits or runs. The look-ups
 -- find nothing at once where the wide row says it all.
