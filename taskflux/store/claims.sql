@@ -43,7 +43,7 @@ WITH lease AS MATERIALIZED (
 ), published AS MATERIALIZED (
     SELECT array_agg(d.task_id ORDER BY d.task_id) AS ids, array_agg(d.published_at ORDER BY d.task_id) AS moments
     FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND d.published_at IS NOT NULL
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at = never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
 ), claimed AS (
     INSERT INTO claims (task_id, worker, type, version, attempt, claimed_at, published_at)

@@ -59,7 +59,7 @@ WITH waiting AS MATERIALIZED (
     RETURNING t.id, t.version, t.key, t.traceparent
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED
@@ -146,7 +146,7 @@ WITH waiting AS MATERIALIZED (
     RETURNING t.id, t.type, t.version
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead
+    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED

@@ -174,7 +174,7 @@ WITH waiting AS MATERIALIZED (
     SET state = 'scheduled', version = t.version + 1, updated_at = now(),
         timeline = timeline_add(t.timeline, ARRAY[
             (SELECT timeline_entry(d.published_at, 'published', 'queued', t.attempts, '') FROM due d
-             WHERE d.task_id = t.id AND NOT d.dead),
+             WHERE d.task_id = t.id AND NOT d.dead AND (d.publish_at = never()) IS TRUE AND t.state = 'scheduled'),
             (SELECT timeline_now()) || '|not-owed|scheduled|' || t.attempts || '|1|'])
     WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id BETWEEN :least AND :greatest
     RETURNING t.id, t.type, t.version, t.expires_at
@@ -230,7 +230,7 @@ SELECT id AS last FROM last;
 WITH turn AS MATERIALIZED (
     SELECT pg_advisory_xact_lock(hashtext('taskflux partitions')) IS NOT NULL AS ours
 )
-SELECT count(*) FILTER (WHERE create_task_partition(now() + week * interval '7 days'))::integer
+SELECT count(*) FILTER (WHERE open_task_partition(now() + week * interval '7 days'))::integer
 FROM turn CROSS JOIN generate_series(0, :weeks::integer) AS week WHERE turn.ours;
 
 -- name: forget_keys

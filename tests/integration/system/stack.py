@@ -218,7 +218,7 @@ class Stack:
 
     async def rows(self, tasks: Collection[UUID]) -> list[Row]:
         """The rows of these tasks."""
-        rows: list[Row] = await self.sql.fetch("SELECT * FROM tasks WHERE id = ANY($1) ORDER BY id", list(tasks))
+        rows: list[Row] = await self.sql.fetch("SELECT * FROM task_states WHERE id = ANY($1) ORDER BY id", list(tasks))
         return rows
 
     async def until_all(self, tasks: Collection[UUID], *states: str, patience: float = PATIENCE) -> list[Row]:

@@ -88,7 +88,7 @@ async def test_audit_has_lost_records_published_again(servers: Servers) -> None:
     await Publishing(servers.database, 10.0).confirm(lost)
     audited = await servers.call("audit", "--json")
     assert json.loads(audited.output) == {"requeued": {"simulated": 3}}
-    assert len(await sql(servers.database, "SELECT FROM tasks WHERE state = 'scheduled'")) == 3
+    assert len(await sql(servers.database, "SELECT FROM task_states WHERE state = 'scheduled'")) == 3
 
 
 async def test_without_postgres_the_status_says_that_it_is_worth_another_try(servers: Servers) -> None:
