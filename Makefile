@@ -63,6 +63,10 @@ test-observability: $(VENV)/.dev ## dashboards and alerts, against a real Promet
 mutate: $(VENV)/.dev ## small wrong changes, each of which a test must notice (ARGS="--only …", "--parts 4")
 	$(BIN)/python -m tests.mutations $(ARGS)
 
+.PHONY: protocol
+protocol: $(VENV)/.dev ## the model of docs/protocol.md: 20,000 schedules must hold, and each mutation break (ARGS="--seed 1")
+	@$(BIN)/python -m tests.protocol $(ARGS)
+
 .PHONY: drill
 drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …")
 	$(BIN)/python -m tests.drills $(ARGS)
