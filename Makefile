@@ -68,7 +68,7 @@ protocol: $(VENV)/.dev ## the model of docs/protocol.md: 20,000 schedules must h
 	@$(BIN)/python -m tests.protocol $(ARGS)
 
 .PHONY: drill
-drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …")
+drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …", "--kafka")
 	$(BIN)/python -m tests.drills $(ARGS)
 
 .PHONY: test-long

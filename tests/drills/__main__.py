@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="only drills whose name contains this; may be repeated")
     parser.add_argument("--seed", type=int, default=1, help="decides over the mix, and when something dies")
     parser.add_argument("--away", type=float, default=120.0, help="seconds that the SMTP server is unreachable (120)")
+    parser.add_argument("--kafka", action="store_true", help="Apache Kafka (Java 17, Maven) for the embedded broker")
     parser.add_argument("--keep", type=Path, help="keep data and logs in this directory")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taskflux-drills-") as temporary:
@@ -32,7 +33,7 @@ def main() -> int:
 
 
 async def _run_all(arguments: argparse.Namespace, directory: Path) -> int:
-    names = [scenario.name for scenario in scenarios()] + [SMTP_OUTAGE]
+    names = [scenario.name for scenario in scenarios(apache=arguments.kafka)] + [SMTP_OUTAGE]
     chosen = [name for name in names if not arguments.only or any(part in name for part in arguments.only)]
     print(LINE.format("drill", "tasks", "lost", "repeats", "held", "dead letters", "seconds", "faults"), flush=True)
     faults = 0
@@ -47,9 +48,9 @@ async def _run_all(arguments: argparse.Namespace, directory: Path) -> int:
 
 async def _run(name: str, directory: Path, arguments: argparse.Namespace) -> Outcome:
     if name == SMTP_OUTAGE:
-        return await run_smtp_outage(directory, arguments.tasks, arguments.seed, arguments.away)
-    (scenario,) = [each for each in scenarios() if each.name == name]
-    return await run(scenario, directory, arguments.tasks, arguments.seed)
+        return await run_smtp_outage(directory, arguments.tasks, arguments.seed, arguments.away, apache=arguments.kafka)
+    (scenario,) = [each for each in scenarios(apache=arguments.kafka) if each.name == name]
+    return await run(scenario, directory, arguments.tasks, arguments.seed, apache=arguments.kafka)
 
 
 def _line(name: str, outcome: Outcome) -> str:

@@ -17,17 +17,24 @@ import httpx
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process
 from taskflux.local.servers import PostgresServer
+from tests.kafka.broker import KafkaBroker
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 
 
 class Dev:
-    """One data directory, on which it is started, killed and started again."""
+    """One data directory, on which it is started, killed and started again; Kafka is embedded without a `broker`."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str] | None = None, broker: KafkaBroker | None = None
+    ) -> None:
         self.directory = directory
+        self.broker = broker
         self.port = free_port()
         own = {name: value for name, value in os.environ.items() if not name.upper().startswith("TASKFLUX_")}
+        if broker is not None:
+            own["TASKFLUX_KAFKA__BOOTSTRAP_SERVERS"] = broker.bootstrap_servers
+            own["TASKFLUX_KAFKA__REPLICATION_FACTOR"] = "1"
         argv: list[str | Path] = [TASKFLUX, "dev", "--port", str(self.port), "--data-dir", directory, "--no-samples"]
         log = directory.with_name(f"{directory.name}.log")
         self._process = Process("taskflux dev", argv, log=log, env=own | dict(environment or {}))

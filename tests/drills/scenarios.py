@@ -7,16 +7,18 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from taskflux.local.ports import free_port
 from taskflux.local.supervisor import Inbox
 from tests.drills import burst
 from tests.drills.dev import Dev
 from tests.drills.outcome import Ledger, Outcome, received
+from tests.kafka.broker import KafkaBroker
 
 MAILS_IN_FLIGHT = 20
 SMS_IN_FLIGHT = 64
@@ -40,8 +42,8 @@ class Scenario:
     allowed: Allowed = Allowed()
 
 
-def scenarios() -> list[Scenario]:
-    """All but the outage of the SMTP server, which needs a separate server."""
+def scenarios(*, apache: bool = False) -> list[Scenario]:
+    """All but the outage of the SMTP server, which needs a separate server. `apache`: Kafka is no part of `dev`."""
     in_mid_call = {
         "process-email": Allowed(repeats=MAILS_IN_FLIGHT),
         "process-sms": Allowed(held=SMS_IN_FLIGHT),
@@ -49,12 +51,13 @@ def scenarios() -> list[Scenario]:
         "inbox": Allowed(repeats=MAILS_IN_FLIGHT, held=SMS_IN_FLIGHT),
     }
     parts = ("ingest", "relay", "process-email", "process-sms", "process-simulated", "dlq-sink")
-    servers = ("PostgreSQL", "Kafka (Tansu)", "Valkey", "inbox")
+    servers = ("PostgreSQL", "Valkey", "inbox") if apache else ("PostgreSQL", "Kafka (Tansu)", "Valkey", "inbox")
     # The inbox dies a moment before the handlers: these claim others in place of what they hold then.
     everything = Allowed(repeats=2 * MAILS_IN_FLIGHT, held=2 * SMS_IN_FLIGHT)
     return [
         Scenario("nothing dies", _nothing),
         *(Scenario(f"kill -9 {name}", _killing(name), in_mid_call.get(name, Allowed())) for name in parts + servers),
+        *([Scenario("kill -9 Apache Kafka", _kill_kafka)] if apache else []),
         Scenario("kill -9 the whole tree", _kill_all, everything),
     ]
 
@@ -70,14 +73,22 @@ def _killing(name: str) -> Callable[[Dev], Awaitable[None]]:
     return strike
 
 
+async def _kill_kafka(dev: Dev) -> None:
+    assert dev.broker is not None
+    dev.broker.kill()
+    await dev.broker.start()
+
+
 async def _kill_all(dev: Dev) -> None:
     dev.kill_all()
+    if dev.broker is not None:
+        await _kill_kafka(dev)
     await dev.start()
 
 
-async def run(scenario: Scenario, directory: Path, number: int, seed: int) -> Outcome:
+async def run(scenario: Scenario, directory: Path, number: int, seed: int, *, apache: bool = False) -> Outcome:
     """Run one drill on a fresh data directory."""
-    async with _running(Dev(directory)) as dev:
+    async with _running(_dev(directory, apache)) as dev:
         tasks = burst.make_tasks(number, seed)
         ledger, began = Ledger(dev.dsn), time.monotonic()
         sending = asyncio.create_task(burst.send(dev.url, tasks))
@@ -94,7 +105,7 @@ async def run(scenario: Scenario, directory: Path, number: int, seed: int) -> Ou
         return outcome
 
 
-async def run_smtp_outage(directory: Path, number: int, seed: int, away: float) -> Outcome:
+async def run_smtp_outage(directory: Path, number: int, seed: int, away: float, *, apache: bool = False) -> Outcome:
     """A separate SMTP server is unreachable for `away` seconds in the middle of the burst."""
     inbox = Inbox(
         smtp_port=free_port(),
@@ -109,7 +120,7 @@ async def run_smtp_outage(directory: Path, number: int, seed: int, away: float) 
         "TASKFLUX_SMTP__TLS": "none",
         "TASKFLUX_SMTP__SENDER": "drill@example.org",
     }
-    async with _running(Dev(directory, environment)) as dev:
+    async with _running(_dev(directory, apache, environment)) as dev:
         await inbox.start()
         tasks = burst.make_tasks(number, seed)
         ledger, began = Ledger(dev.dsn), time.monotonic()
@@ -137,15 +148,24 @@ def _patience(number: int) -> float:
     return 120.0 + number / 50
 
 
+def _dev(directory: Path, apache: bool, environment: Mapping[str, str] = MappingProxyType({})) -> Dev:
+    return Dev(directory, environment, KafkaBroker(directory.with_name("kafka")) if apache else None)
+
+
 @asynccontextmanager
 async def _running(dev: Dev) -> AsyncIterator[Dev]:
-    await dev.start()
+    if dev.broker is not None:
+        await dev.broker.start()
     try:
+        await dev.start()
         yield dev
+        await dev.stop()
     except BaseException:
         dev.kill_all()
         raise
-    await dev.stop()
+    finally:
+        if dev.broker is not None:
+            await dev.broker.stop()
 
 
 async def _look(
