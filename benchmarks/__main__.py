@@ -24,6 +24,7 @@ from benchmarks.observability import observability
 from benchmarks.report import Table
 from benchmarks.rounds import FULL, QUICK, Effort
 from benchmarks.submit import submit, submit_batch
+from benchmarks.writes import writes
 from taskflux.local.console import Trouble
 
 Measure = Callable[[Lab, Effort], Awaitable[Table]]
@@ -38,6 +39,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "memory": memory,
     "observability": observability,
     "measuring": measuring,
+    "writes": writes,
 }
 
 

@@ -15,23 +15,25 @@ _GAP: Final = "  "
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure that is measured; `name` carries its unit."""
+    """A figure that is measured; `name` carries its unit. `spread`: its least and greatest value are shown, too."""
 
     name: str
     digits: int = 0
+    spread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """One measure: every contestant's samples, one a round, in the order of the rounds.
 
-    `floor` names the contestant that the others are held against in the first column.
+    `floor` names the contestant that the others are held against in the first column; None: the columns hold the
+    comparison themselves.
     """
 
     key: str
     title: str
     columns: Sequence[Column]
-    floor: str
+    floor: str | None
     samples: Mapping[str, Sequence[Sample]]
     notes: Sequence[str] = ()
 
@@ -40,17 +42,19 @@ class Table:
         samples = self.samples[contestant]
         return {column.name: median(sample[column.name] for sample in samples) for column in self.columns}
 
-    def ratio(self, contestant: str) -> float:
-        """The median over the rounds of contestant ÷ floor in the first column."""
+    def ratio(self, contestant: str) -> float | None:
+        """The median over the rounds of contestant ÷ floor in the first column; None without a floor."""
+        if self.floor is None:
+            return None
         name = self.columns[0].name
         pairs = zip(self.samples[contestant], self.samples[self.floor], strict=True)
         return median(sample[name] / floor[name] for sample, floor in pairs)
 
     def text(self) -> str:
         """The table as it is printed."""
-        rounds = len(self.samples[self.floor])
+        rounds = len(next(iter(self.samples.values())))
         lines = [f"{self.title} (median of {rounds})" if rounds > 1 else self.title]
-        header = ["", *(column.name for column in self.columns), "× floor"]
+        header = ["", *(column.name for column in self.columns), *([] if self.floor is None else ["× floor"])]
         body = [self._row(contestant) for contestant in self.samples]
         widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
         lines += [_GAP + _GAP.join(_aligned(row, widths)) for row in (header, *body)]
@@ -69,9 +73,14 @@ class Table:
         }
 
     def _row(self, contestant: str) -> list[str]:
-        medians = self.medians(contestant)
-        figures = [f"{medians[column.name]:,.{column.digits}f}" for column in self.columns]
-        return [contestant, *figures, f"{self.ratio(contestant):.2f}"]
+        figures = [self._cell(column, contestant) for column in self.columns]
+        ratio = self.ratio(contestant)
+        return [contestant, *figures, *([] if ratio is None else [f"{ratio:.2f}"])]
+
+    def _cell(self, column: Column, contestant: str) -> str:
+        values = [sample[column.name] for sample in self.samples[contestant]]
+        middle, *ends = (f"{value:,.{column.digits}f}" for value in (median(values), min(values), max(values)))
+        return f"{middle} ({'–'.join(ends)})" if column.spread and len(values) > 1 else middle
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
