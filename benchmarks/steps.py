@@ -42,6 +42,8 @@ from taskflux.tasks.states import Event, State
 from taskflux.telemetry.tracing import Destination
 
 BATCH: Final = 500
+RARE: Final = 3
+"""One batch of each other life is measured for so many that succeed at once."""
 CANCELS: Final = 50
 """Tasks that a round cancels in the place of a batch: each takes a statement of its own."""
 TYPE: Final = "bench"
@@ -252,6 +254,7 @@ async def measured(settings: PostgresSettings, warm: int, batches: int) -> dict[
     database = Database(settings, pool_size=1)
     await database.open()
     observer = await asyncpg.connect(settings.dsn.get_secret_value())
+    found: dict[str, dict[str, float]] = {}
     try:
         await TaskTypes(database).register(TaskType(TYPE, "{}", 8, "resend", None))
         (row,) = await database.fetch(PID)
@@ -259,15 +262,20 @@ async def measured(settings: PostgresSettings, warm: int, batches: int) -> dict[
         round_ = Round(database, meter)
         worker = await round_.worker()
         for life in LIVES:
-            for number in range(warm + batches):
+            counted = batches if life is at_once else max(1, batches // RARE)
+            for number in range(warm + counted):
                 meter.on = number >= warm
                 await life(round_, worker)
+            found |= {
+                name: {kind: value / counted for kind, value in spent.items()} for name, spent in meter.spent.items()
+            }
+            meter.spent.clear()
         await worker.end()
         await round_.upkeep.forget_workers()
     finally:
         await observer.close()
         await database.close()
-    return {figure: {name: value / batches for name, value in spent.items()} for figure, spent in meter.spent.items()}
+    return found
 
 
 def main() -> None:

@@ -29,9 +29,9 @@ RELEASE: Final = "20a089bf3be572a068b4c78dd30c5fc935d7ebd3"
 """The last commit at which publishing, claim and settlement each wrote the wide row."""
 ROWS: Final = 2_000_000
 WEEKS: Final = 4
-WARM: Final = 8
+WARM: Final = 6
 """Batches before the first one that counts: PostgreSQL decides on a generic plan after five, and caches fill."""
-BATCHES: Final = 12
+BATCHES: Final = 9
 FULL: Final = 67
 """Percent of a page that rows fill that have ended."""
 
@@ -187,7 +187,7 @@ async def writes(lab: Lab, effort: Effort) -> Table:
                     await side.fill(rows)
             turns = {side.name: partial(side.round, batches, empty=level == "empty") for side in sides}
             taken = await take_turns(turns, effort.rounds)
-            samples |= {f"{level}: {step}": _side_by_side(step, taken) for step in STEPS}
+            samples |= {f"{level}: {step}": side_by_side(step, taken) for step in STEPS}
     notes = [
         f"per task, in batches of 500 with payloads of 300 bytes, {batches} batches a round; one connection",
         "CPU: of PostgreSQL's process for that connection; WAL: without full-page images; elapsed: to the caller",
@@ -196,6 +196,8 @@ async def writes(lab: Lab, effort: Effort) -> Table:
     ]
     if before is None:
         notes.append(f"without the columns of the release before: commit {RELEASE[:7]} is not in this copy's history")
+    else:
+        notes.append(f"before: {before.name}")
     return Table("writes", "what a task costs PostgreSQL, step by step", _columns(sides), None, samples, notes)
 
 
@@ -209,18 +211,24 @@ async def _side(lab: Lab, server: PostgresServer, name: str, code: Path) -> Side
 
 
 def _before(lab: Lab) -> Path | None:
-    """The code of the release before, or of the checkout that the run is against; None: it is not to be had."""
-    directory = lab.directory / "before"
-    directory.mkdir()
-    others = [build.path for build in lab.builds if build.path]
-    if others:
-        (directory / "taskflux").symlink_to(others[0] / "taskflux")
-        return directory
+    """The code of the checkout that the run is against, or else of the release before; None: it is missing."""
+    for build in lab.builds:
+        if build.path:
+            directory = lab.directory / build.path.name
+            directory.mkdir()
+            (directory / "taskflux").symlink_to(build.path / "taskflux")
+            return directory
+    return archived(lab.directory / f"commit {RELEASE[:7]}")
+
+
+def archived(directory: Path) -> Path | None:
+    """The new `directory`, with the code of the release before; None where git does not have that."""
     archive = ["git", "archive", RELEASE, "taskflux"]
     try:
         packed = subprocess.run(archive, cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+    directory.mkdir()
     with tarfile.open(fileobj=io.BytesIO(packed)) as files:
         files.extractall(directory, filter="data")
     return directory
@@ -237,7 +245,7 @@ def _columns(sides: Sequence[Side]) -> list[Column]:
     return columns
 
 
-def _side_by_side(step: str, taken: Mapping[str, Sequence[Sample]]) -> list[Sample]:
+def side_by_side(step: str, taken: Mapping[str, Sequence[Sample]]) -> list[Sample]:
     """One step's figures of both sides, round by round."""
     rows: list[Sample] = []
     for round_ in zip(*taken.values(), strict=True):
