@@ -102,28 +102,42 @@ LEFT JOIN LATERAL (
 CREATE FUNCTION end_claims(of_workers uuid[]) RETURNS integer
     LANGUAGE plpgsql AS $$
 DECLARE
-    held  uuid[] := ARRAY(
+    held      uuid[] := ARRAY(
         SELECT task_id FROM claims WHERE worker = ANY(of_workers) AND attempt IS NOT NULL ORDER BY task_id);
-    claim record;
+    versions  integer[];
+    numbers   integer[];
+    workers   uuid[];
+    labels    text[];
+    published timestamptz[];
+    claimed   timestamptz[];
 BEGIN
     IF cardinality(held) = 0 THEN
         RETURN 0;
     END IF;
-    PERFORM FROM tasks WHERE id = ANY(held) ORDER BY id FOR NO KEY UPDATE;
+    PERFORM FROM tasks
+    WHERE id = ANY(held) AND id BETWEEN held[1] AND held[cardinality(held)] ORDER BY id FOR NO KEY UPDATE;
     -- Read again under the locks: some may be settled.
-    FOR claim IN
-        SELECT c.*, w.label FROM claims c LEFT JOIN workers w ON w.id = c.worker
-        WHERE c.task_id = ANY(held) AND c.worker = ANY(of_workers) AND c.attempt IS NOT NULL ORDER BY c.task_id
-    LOOP
-        UPDATE tasks t
-        SET state = 'running', version = claim.version, claim_version = claim.version, attempts = claim.attempt,
-            worker = claim.worker, updated_at = GREATEST(t.updated_at, claim.claimed_at),
-            timeline = timeline_add(t.timeline, ARRAY[
-                timeline_entry(claim.published_at, 'published', 'queued', t.attempts, ''),
-                timeline_entry(claim.claimed_at, 'claimed', 'running', claim.attempt, COALESCE(claim.label, ''))])
-        WHERE t.id = claim.task_id AND t.version = claim.version - 1 AND t.state IN ('scheduled', 'queued');
-        UPDATE claims SET attempt = NULL WHERE task_id = claim.task_id;
-    END LOOP;
+    SELECT array_agg(c.task_id ORDER BY c.task_id), array_agg(c.version ORDER BY c.task_id),
+           array_agg(c.attempt ORDER BY c.task_id), array_agg(c.worker ORDER BY c.task_id),
+           array_agg(COALESCE(w.label, '') ORDER BY c.task_id), array_agg(c.published_at ORDER BY c.task_id),
+           array_agg(c.claimed_at ORDER BY c.task_id)
+    INTO held, versions, numbers, workers, labels, published, claimed
+    FROM claims c LEFT JOIN workers w ON w.id = c.worker
+    WHERE c.task_id = ANY(held) AND c.worker = ANY(of_workers) AND c.attempt IS NOT NULL;
+    IF held IS NULL THEN
+        RETURN 0;
+    END IF;
+    UPDATE tasks t
+    SET state = 'running', version = t.version + 1, claim_version = t.version + 1,
+        attempts = numbers[width_bucket(t.id, held)], worker = workers[width_bucket(t.id, held)],
+        updated_at = GREATEST(t.updated_at, claimed[width_bucket(t.id, held)]),
+        timeline = timeline_add(t.timeline, ARRAY[
+            timeline_entry(published[width_bucket(t.id, held)], 'published', 'queued', t.attempts, ''),
+            timeline_entry(claimed[width_bucket(t.id, held)], 'claimed', 'running',
+                           numbers[width_bucket(t.id, held)], labels[width_bucket(t.id, held)])])
+    WHERE t.id = ANY(held) AND t.id BETWEEN held[1] AND held[cardinality(held)]
+      AND t.version = versions[width_bucket(t.id, held)] - 1 AND t.state IN ('scheduled', 'queued');
+    UPDATE claims SET attempt = NULL WHERE task_id = ANY(held);
     RETURN cardinality(held);
 END $$;
 
