@@ -12,12 +12,12 @@ from tests.mutations.mutant import Mutation
 CLAIMS: Final = ("tests/integration/store/test_claims.py",)
 SETTLE: Final = ("tests/integration/store/test_settle.py",)
 LEASES: Final = ("tests/integration/store/test_leases.py",)
+CLAIM_RACES: Final = ("tests/integration/store/test_claim_races.py",)
 CLOCK_STEPS: Final = ("tests/integration/store/test_clock_steps.py",)
 PUBLISHING: Final = ("tests/integration/store/test_publishing.py",)
 AUDIT: Final = ("tests/integration/store/test_audit.py",)
 LOCK_ORDER: Final = ("tests/integration/store/test_lock_order.py",)
 TASKS: Final = ("tests/integration/store/test_tasks.py",)
-DECISIONS: Final = ("tests/integration/store/test_decisions.py",)
 RECEIPTS: Final = ("tests/integration/store/test_receipts.py",)
 CIRCUITS: Final = ("tests/integration/store/test_circuits.py",)
 REFUSED: Final = ("tests/unit/worker/test_refused_tasks.py",)
@@ -58,6 +58,34 @@ WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
 AT_VERSION: Final = "\n      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]"
 AT_ANY_VERSION: Final = "\n      AND :versions::integer[] IS NOT NULL"
 """The parameter stays: a statement that takes other ones than it is given fails in every test, whatever its rule."""
+
+UNCLAIMED: Final = "SELECT unclaimed(ARRAY(SELECT id FROM locked)) AS ids"
+CLAIMED_BEFORE: Final = "SELECT ARRAY(SELECT id FROM locked WHERE id NOT IN (SELECT task_id FROM claims)) AS ids"
+"""What is claimed as the statement's own snapshot has it: as of its start, before it waited for the lock."""
+TAKE_MOVES: Final = f"""{UNCLAIMED}
+), moved AS (
+    -- Its recheck is what tells a row that was confirmed meanwhile: a confirmation does not take the task's lock.
+    UPDATE due d SET publish_at = now() + make_interval(secs => :grace), version = d.version + 1
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at <= now()) IS TRUE
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+    RETURNING d.task_id
+), bumped AS (
+    UPDATE tasks t SET version = t.version + 1, updated_at = now()
+    WHERE t.id = ANY(ARRAY(SELECT task_id FROM moved))"""
+EXPIRE_MOVES: Final = f"""{UNCLAIMED}
+), withdrawn AS (
+    -- As in take_due: one that was confirmed meanwhile stays.
+    DELETE FROM due d
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
+      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+    RETURNING d.task_id
+), expired AS (
+    UPDATE tasks t
+    SET state = 'dead', version = t.version + 1, updated_at = now(), error_class = 'Expired',
+        error_reason = 'it was still waiting when its expiresAt passed',
+        timeline = timeline_add(t.timeline, (SELECT timeline_now()) || '|died|dead|' || t.attempts || '|1|Expired')
+    WHERE t.id = ANY(ARRAY(SELECT task_id FROM withdrawn))"""
+"""The outbox row that such a statement changes tells it of a claim too: for the fault to come out, it must not ask."""
 
 _TASKS: Final = (
     Mutation(
@@ -129,15 +157,15 @@ _STORE: Final = (
     Mutation(
         "a claim locks in the order in which rows are found",
         "taskflux/store/claims.sql",
-        "t.id) IS NULL)\n    ORDER BY t.id FOR UPDATE",
-        "t.id) IS NULL)\n    FOR UPDATE",
+        "t.id) IS NULL)\n    ORDER BY t.id FOR NO KEY UPDATE",
+        "t.id) IS NULL)\n    FOR NO KEY UPDATE",
         LOCK_ORDER,
     ),
     Mutation(
         "a settlement locks in the order in which rows are found",
         "taskflux/store/claims.sql",
-        "IN ('succeeded', 'dead'))\n    ORDER BY t.id FOR UPDATE",
-        "IN ('succeeded', 'dead'))\n    FOR UPDATE",
+        "IN ('succeeded', 'dead')))\n    ORDER BY t.id FOR NO KEY UPDATE",
+        "IN ('succeeded', 'dead')))\n    FOR NO KEY UPDATE",
         LOCK_ORDER,
     ),
     Mutation(
@@ -150,15 +178,15 @@ _STORE: Final = (
     Mutation(
         "a late retry overrides what somebody has made of the task since",
         "taskflux/store/claims.sql",
-        "\n              AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead')",
+        "\n                      AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead')",
         "",
         SETTLE,
     ),
     Mutation(
         "a release costs an attempt",
         "taskflux/store/claims.sql",
-        "::integer - i.given_back, handbacks",
-        "::integer, handbacks",
+        "::integer) - o.given_back,\n        handbacks",
+        "::integer),\n        handbacks",
         SETTLE + CLAIMS,
     ),
     Mutation(
@@ -206,8 +234,8 @@ _STORE: Final = (
     Mutation(
         "a worker finds claims of others again",
         "taskflux/store/claims.sql",
-        "AND t.state = 'running' AND t.worker = :worker",
-        "AND t.state = 'running'",
+        "AND c.worker = :worker AND c.attempt IS NOT NULL\n  AND c.version",
+        "AND c.attempt IS NOT NULL\n  AND c.version",
         CLAIMS,
     ),
     Mutation(
@@ -218,19 +246,19 @@ _STORE: Final = (
         SETTLE,
     ),
     Mutation(
-        "a confirmation locks in the order in which rows are found",
+        "a confirmation waits for whoever holds an outbox row",
         "taskflux/store/publishing.sql",
-        "AND t.state = 'scheduled'\n    ORDER BY t.id FOR UPDATE\n",
-        "AND t.state = 'scheduled'\n    FOR UPDATE\n",
+        "ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED",
+        "ORDER BY d.task_id FOR NO KEY UPDATE",
         LOCK_ORDER,
     ),
     Mutation(
-        "a late confirmation ends a newer publish",
+        "a late confirmation counts for a newer publish",
         "taskflux/store/publishing.sql",
         "      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]\n"
-        "      -- After the tasks are locked",
-        "      -- After the tasks are locked",
-        PUBLISHING,
+        "    ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED",
+        "      AND :versions::integer[] IS NOT NULL\n    ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED",
+        CLAIM_RACES,
     ),
     Mutation(
         "a relay publishes without a promise",
@@ -291,15 +319,15 @@ _STORE: Final = (
     Mutation(
         "the auditor requeues a task that was published again since",
         "taskflux/store/upkeep.sql",
-        f"{AT_VERSION} AND t.state = 'queued'",
-        f"{AT_ANY_VERSION} AND t.state = 'queued'",
+        f"{AT_VERSION} AND t.state IN ('scheduled', 'queued')\n    ORDER BY",
+        f"{AT_ANY_VERSION} AND t.state IN ('scheduled', 'queued')\n    ORDER BY",
         AUDIT,
     ),
     Mutation(
         "the auditor locks in the order in which rows are found",
         "taskflux/store/upkeep.sql",
-        "AND t.state = 'queued'\n    ORDER BY t.id FOR UPDATE",
-        "AND t.state = 'queued'\n    FOR UPDATE",
+        "AND t.state IN ('scheduled', 'queued')\n    ORDER BY t.id FOR NO KEY UPDATE",
+        "AND t.state IN ('scheduled', 'queued')\n    FOR NO KEY UPDATE",
         LOCK_ORDER,
     ),
     Mutation(
@@ -312,16 +340,118 @@ _STORE: Final = (
     Mutation(
         "a tenant reads the tasks of another",
         "taskflux/store/tasks.sql",
-        "FROM tasks WHERE id = :id AND tenant = :tenant;",
-        "FROM tasks WHERE id = :id AND :tenant::text IS NOT NULL;",
+        "FROM task_states WHERE id = :id AND tenant = :tenant;",
+        "FROM task_states WHERE id = :id AND :tenant::text IS NOT NULL;",
         TASKS,
     ),
     Mutation(
         "a running task is cancelled",
         "taskflux/store/tasks.sql",
-        "AND tenant = :tenant AND state IN ('scheduled', 'queued') FOR UPDATE",
-        "AND tenant = :tenant AND state IN ('scheduled', 'queued', 'running') FOR UPDATE",
-        DECISIONS,
+        "WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id = :id",
+        "WHERE t.id = ANY(ARRAY(SELECT id FROM locked)) AND t.id = :id",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a cancel reads claims as of its own start, before it had the lock",
+        "taskflux/store/tasks.sql",
+        UNCLAIMED,
+        CLAIMED_BEFORE,
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "the auditor reads claims as of its own start, before it had the lock",
+        "taskflux/store/upkeep.sql",
+        UNCLAIMED,
+        CLAIMED_BEFORE,
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "claims are read as of the start of whoever asks for them",
+        "taskflux/store/migrations/0013_one_write.sql",
+        "RETURNS uuid[]\n    LANGUAGE plpgsql VOLATILE AS",
+        "RETURNS uuid[]\n    LANGUAGE plpgsql STABLE AS",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a cancel deletes outbox rows as of its own start, before it had the lock",
+        "taskflux/store/tasks.sql",
+        "\n)\nSELECT id, withdraw(ARRAY[id]) AS withdrawn FROM cancelled;",
+        "\n), gone AS (\n    DELETE FROM due d USING cancelled c WHERE d.task_id = c.id AND NOT d.dead\n)\n"
+        "SELECT id FROM cancelled;",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a late outcome deletes outbox rows as of its own start, before it had the lock",
+        "taskflux/store/claims.sql",
+        "\n)\nSELECT id, late, age,\n"
+        "       (SELECT CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END FROM settled)"
+        " AS withdrawn\n"
+        "FROM settled;",
+        "\n), gone AS (\n"
+        "    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead\n)\n"
+        "SELECT id, late, age FROM settled;",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a relay reads claims and outbox rows as of its own start, before it had the lock",
+        "taskflux/store/publishing.sql",
+        TAKE_MOVES,
+        TAKE_MOVES.replace(UNCLAIMED, CLAIMED_BEFORE).replace(
+            "ARRAY(SELECT task_id FROM moved)", "(SELECT ids FROM free)::uuid[]"
+        ),
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "an expiry reads claims and outbox rows as of its own start, before it had the lock",
+        "taskflux/store/publishing.sql",
+        EXPIRE_MOVES,
+        EXPIRE_MOVES.replace(UNCLAIMED, CLAIMED_BEFORE).replace(
+            "ARRAY(SELECT task_id FROM withdrawn)", "(SELECT ids FROM free)::uuid[]"
+        ),
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a relay publishes again what was confirmed meanwhile",
+        "taskflux/store/publishing.sql",
+        "WHERE t.id = ANY(ARRAY(SELECT task_id FROM moved))",
+        "WHERE t.id = ANY((SELECT ids FROM free)::uuid[])",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a task that was confirmed meanwhile expires",
+        "taskflux/store/publishing.sql",
+        "WHERE t.id = ANY(ARRAY(SELECT task_id FROM withdrawn))",
+        "WHERE t.id = ANY((SELECT ids FROM free)::uuid[])",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a claim overwrites the one that it has waited for",
+        "taskflux/store/claims.sql",
+        "    ON CONFLICT (task_id) DO NOTHING\n    RETURNING task_id",
+        "    ON CONFLICT (task_id) DO UPDATE SET worker = EXCLUDED.worker, version = EXCLUDED.version\n"
+        "    RETURNING task_id",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a claim leaves the outbox row of its task",
+        "taskflux/store/claims.sql",
+        "WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND NOT d.dead",
+        "WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND d.dead",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a settlement counts without its claim",
+        "taskflux/store/claims.sql",
+        "OR id IN (SELECT task_id FROM released WHERE attempt IS NOT NULL)",
+        "OR (SELECT count(attempt) FROM released) >= 0",
+        CLAIM_RACES,
+    ),
+    Mutation(
+        "a worker settles the claim of another",
+        "taskflux/store/claims.sql",
+        "AND (c.worker = :worker OR c.attempt IS NULL)",
+        "AND (:worker::uuid IS NOT NULL OR c.attempt IS NULL)",
+        CLAIM_RACES,
     ),
     Mutation(
         "a delivery report of an earlier replay counts",
