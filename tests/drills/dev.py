@@ -54,7 +54,7 @@ class Dev:
         """The embedded PostgreSQL."""
         return PostgresServer(self.directory / "postgres", self._ports()["postgres"]).dsn
 
-    async def start(self, patience: float = 120.0) -> None:
+    async def start(self, patience: float = 300.0) -> None:
         """Start it; returns when every part serves."""
         self._process.spawn()
         deadline = time.monotonic() + patience

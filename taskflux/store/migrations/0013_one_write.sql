@@ -228,6 +228,9 @@ BEGIN
     SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, published_log = EXCLUDED.published_log,
         published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset,
         published_at = NULL, expires_at = NULL;
+    -- A relay that comes too late may yet delete it as stale.
+    INSERT INTO backfill_published
+    SELECT '00000000-0000-0000-0000-000000000000' WHERE NOT EXISTS (SELECT FROM backfill_published);
     RETURN NULL;
 END $$;
 
@@ -236,7 +239,7 @@ WHEN (NEW.state = 'queued' AND OLD.state = 'scheduled')
 EXECUTE FUNCTION note_confirmed();
 
 -- What was `queued` before this migration gets its outbox row from the leader, page by page: `after` is the last id
--- that was looked at. The one row is deleted when all were.
+-- that was looked at. The row is deleted when all were, and comes back while the release before confirms.
 CREATE TABLE backfill_published (
     after uuid NOT NULL
 );
@@ -257,9 +260,7 @@ DECLARE
     pending record;
 BEGIN
     NEW.written_back := page[cardinality(page)];
-    -- Its statements may have deleted such rows: our next leader looks through the wide rows once.
-    INSERT INTO backfill_published
-    SELECT '00000000-0000-0000-0000-000000000000' WHERE NOT EXISTS (SELECT FROM backfill_published);
+    UPDATE backfill_published SET after = '00000000-0000-0000-0000-000000000000';
     FOR pending IN SELECT * FROM due WHERE task_id = ANY(locked) AND NOT dead AND publish_at = never() LOOP
         UPDATE tasks t
         SET state = 'queued', updated_at = now(), published_log = pending.published_log,

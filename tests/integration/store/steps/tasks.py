@@ -197,7 +197,7 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The leader counts what is due, what waits for its time, and what runs."""
+    """The leader counts what is overdue, what waits for its time, and what runs."""
 
     async def bind(self, world: World) -> Move:
         async def run(database: Database) -> Mapping[UUID, Answer]:
