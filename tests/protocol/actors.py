@@ -20,7 +20,7 @@ from tests.protocol.world import Lost, Pause, Process, Program, World, ask, call
 
 
 def ingest(w: World) -> Program[None]:
-    """Accepts the tasks, one by one or together, and publishes at once what need not wait."""
+    """Accepts the tasks, one by one or together, and publishes those that are due at once."""
     fresh = {key: Task(max_attempts=w.rng.randint(1, 3), expires=w.chance(0.2)) for key in range(1, w.tasks + 1)}
     groups = [fresh] if w.chance(0.4) else [{key: task} for key, task in fresh.items()]
     for group in groups:
@@ -57,7 +57,7 @@ def publish(w: World, versions: Mapping[int, int]) -> Program[None]:
 
 
 def relay(w: World) -> Program[None]:
-    """Publishes tasks whose time has come, and ends what has expired."""
+    """Publishes tasks whose time has come, and ends those that have expired."""
     while not w.stopping:
         found = yield from relay_once(w)
         yield Pause(w.rng.randint(0, 20 if found else 60))
@@ -65,7 +65,7 @@ def relay(w: World) -> Program[None]:
 
 def relay_once(w: World) -> Program[bool]:
     """One round; whether something was due."""
-    due = w.some((yield from look("reads the outbox", w.protocol.due_now)))
+    due = w.some((yield from look("reads pending outbox rows", w.protocol.due_now)))
     expired = {key: version for key, version in due.items() if w.expired and _expires(w, key)}
     if expired:
         yield from call(f"expires {listed(expired)}", lambda s: w.protocol.expire(s, expired))

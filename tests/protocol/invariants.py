@@ -75,7 +75,9 @@ class Watch:
                 attempt.excused = True
         elif task.state is State.RUNNING:
             raise Violation(f"{said}: task {key} is running without a claim")
-        if outbox is not None and task.state not in ENDED and outbox.version != task.version:
+        if outbox is not None and task.state in ENDED:
+            raise Violation(f"{said}: task {key} is {task.state}, and has an outbox row")
+        if outbox is not None and outbox.version != task.version:
             raise Violation(
                 f"{said}: the outbox row of task {key} is at {outbox.version}, its wide row at {task.version}"
             )
@@ -97,8 +99,6 @@ class Watch:
             return
         if version < before[1]:
             raise Violation(f"{said}: the version of task {key} falls from {before[1]} to {version}")
-        if event is Event.PUBLISHED and state in ENDED:
-            return  # a stale outbox row, which the auditor will drop
         if event is None and state is not before[0]:
             raise Violation(f"{said}: task {key} goes from {before[0]} to {state} without an event")
         if event is not None and not allowed(event, before[0], state):

@@ -16,7 +16,7 @@ class Wrong(StrEnum):
     CLAIM_WITHOUT_LOCK = "claim-without-lock"
     CANCEL_IN_ONE_SNAPSHOT = "cancel-in-one-snapshot"
     OUTBOX_NOT_RECHECKED = "outbox-not-rechecked"
-    STALE_KEPT = "stale-kept"
+    OUTBOX_BY_SNAPSHOT = "outbox-by-snapshot"
 
     @property
     def meaning(self) -> str:
@@ -32,5 +32,5 @@ _MEANINGS = {
     Wrong.CLAIM_WITHOUT_LOCK: "the primary key of claims is the only fence of a claim: the wide row is not locked",
     Wrong.CANCEL_IN_ONE_SNAPSHOT: "cancel asks NOT EXISTS (claims) in the statement that waits for the lock",
     Wrong.OUTBOX_NOT_RECHECKED: "promise and expire change the wide row whatever the outbox row has become",
-    Wrong.STALE_KEPT: "promise, expire and requeue keep outbox rows at a version that their task no longer has",
+    Wrong.OUTBOX_BY_SNAPSHOT: "cancel and a late settlement delete the outbox row that their own snapshot has",
 }

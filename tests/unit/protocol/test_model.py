@@ -16,14 +16,14 @@ from tests.protocol.tables import Claim, Database, Lock, Outbox, Statement, Step
 SCHEDULES = 300
 NOTICED = {
     Wrong.NARROW_BEFORE_LOCK: 2,
-    Wrong.CLAIM_OVERWRITES: 11,
+    Wrong.CLAIM_OVERWRITES: 15,
     Wrong.SETTLE_UNFENCED: 94,
     Wrong.CLAIM_LEAVES_OUTBOX: 1,
     Wrong.CONFIRM_ANY_VERSION: 11,
     Wrong.CLAIM_WITHOUT_LOCK: 10,
     Wrong.CANCEL_IN_ONE_SNAPSHOT: 31,
     Wrong.OUTBOX_NOT_RECHECKED: 2,
-    Wrong.STALE_KEPT: 61,
+    Wrong.OUTBOX_BY_SNAPSHOT: 61,
 }
 """Mutation → the first seed that breaks it; `python -m tests.protocol --mutation NAME` finds it again."""
 
