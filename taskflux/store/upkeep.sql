@@ -25,14 +25,18 @@ SELECT id, beat, pg_postmaster_start_time() AS server FROM workers WHERE NOT end
 -- End the leases of these workers whose beat is still the one that was seen. A worker whose claim is running is left
 -- for the next time; the claims of :overdue ones have run longer than any statement may, so nothing waits for their
 -- answers.
-WITH silent AS (
+WITH silent AS MATERIALIZED (
     SELECT id FROM workers
     WHERE id = ANY(:ids) AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended
     ORDER BY id FOR UPDATE SKIP LOCKED
+), overdue AS MATERIALIZED (
+    -- A running claim does not lock them against this. Nothing waits: two of these would wait for each other's rows.
+    SELECT id FROM workers
+    WHERE id = ANY(:overdue) AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE workers w SET ended = true, lost = true
-WHERE w.id = ANY(ARRAY(SELECT id FROM silent))
-   OR w.id = ANY(:overdue) AND w.beat = (:beats::bigint[])[width_bucket(w.id, :ids::uuid[])] AND NOT w.ended
+WHERE w.id = ANY(ARRAY(SELECT id FROM silent UNION SELECT id FROM overdue))
 RETURNING w.label, w.in_flight;
 
 -- name: end_claims
