@@ -22,6 +22,8 @@ from tests.protocol.mutations import Wrong
 from tests.protocol.schedule import Outcome, schedule_of
 
 CHUNK: Final = 50
+AT_ONCE: Final = 4
+"""Chunks of a mutation's schedules that are looked through before the next ones are begun."""
 SHOWN: Final = 40
 """Lines of a schedule that are shown for a mutation: the last ones about the task."""
 
@@ -86,7 +88,10 @@ def _holds(pool: Pool, schedules: int) -> bool:
 
 def _noticed(pool: Pool, wrong: Wrong, schedules: int) -> bool:
     print(f"{wrong}: {wrong.meaning}.")
-    for _, broken in pool.imap(partial(run_chunk, (wrong,)), _chunks(schedules)):
+    chunks = list(_chunks(schedules))
+    for at in range(0, len(chunks), AT_ONCE):  # what is handed to the pool is run, even if nobody waits for it any more
+        found = pool.map(partial(run_chunk, (wrong,)), chunks[at : at + AT_ONCE])
+        broken = next((each for _, each in found if each is not None), None)
         if broken is not None:
             print(f"  Seed {broken.seed} breaks it: {broken.violation}")
             print("\n".join(f"  {line}" for line in _about(broken)) + "\n", flush=True)
