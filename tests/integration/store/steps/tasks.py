@@ -197,7 +197,7 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The leader counts what is overdue, what waits for its time, and what runs."""
+    """The leader counts outbox rows, those whose time has come and those that wait, and what runs."""
 
     async def bind(self, world: World) -> Move:
         async def run(database: Database) -> Mapping[UUID, Answer]:

@@ -59,7 +59,7 @@ class Known:
     reported: tuple[int, str] | None = None
 
     def moved(self, state: State, **changes: Any) -> Known:
-        """In another state, at a new version; nothing is left of what belongs to the state before."""
+        """In another state, at a new version; without what belongs to the state before."""
         fields: dict[str, Any] = {
             "state": state,
             "version": self.version + 1,
