@@ -71,6 +71,10 @@ protocol: $(VENV)/.dev ## the model of docs/protocol.md: 20,000 schedules must h
 drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …", "--kafka")
 	$(BIN)/python -m tests.drills $(ARGS)
 
+.PHONY: upgrade
+upgrade: $(VENV)/.dev ## upgrade from release 0.1 and roll back, with both releases' processes under load (ARGS="--kafka")
+	$(BIN)/python -m tests.upgrade $(ARGS)
+
 .PHONY: test-long
 test-long: $(VENV)/.dev ## the longer tests: killers, outages, exhaustion, `dev`, pages in a browser, clients, set-up
 	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
