@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from taskflux.store.database import Database
 from taskflux.store.settings import PostgresSettings
 from tests.conftest import NewDatabase
+from tests.integration.store.before import Before
 from tests.integration.store.scene import Scene
 
 EMPTY = """
@@ -45,3 +47,9 @@ async def own_scene(new_database: NewDatabase) -> AsyncIterator[Scene]:
     settings = await new_database()
     async with Scene.of(settings, Database(settings, pool_size=8)) as scene:
         yield scene
+
+
+@pytest.fixture
+def before(scene: Scene) -> Before:
+    """Processes of release 0.1 on the same tables."""
+    return Before(scene)
