@@ -260,7 +260,11 @@ DECLARE
     pending record;
 BEGIN
     NEW.written_back := page[cardinality(page)];
-    UPDATE backfill_published SET after = '00000000-0000-0000-0000-000000000000';
+    -- Its statements may have deleted such rows: our next leader looks through the wide rows once.
+    UPDATE backfill_published SET after = '00000000-0000-0000-0000-000000000000' WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM backfill_published WHERE after > '00000000-0000-0000-0000-000000000000' FOR UPDATE SKIP LOCKED));
+    INSERT INTO backfill_published
+    SELECT '00000000-0000-0000-0000-000000000000' WHERE NOT EXISTS (SELECT FROM backfill_published);
     FOR pending IN SELECT * FROM due WHERE task_id = ANY(locked) AND NOT dead AND publish_at = never() LOOP
         UPDATE tasks t
         SET state = 'queued', updated_at = now(), published_log = pending.published_log,
