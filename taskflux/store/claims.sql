@@ -150,11 +150,12 @@ WITH locked AS MATERIALIZED (
     FROM released WHERE attempt IS NOT NULL
 ), outcome AS MATERIALIZED (
     SELECT i.*, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
-    FROM freed f CROSS JOIN unnest(
-        :versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
-        :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
-        :spans::text[]
-    ) WITH ORDINALITY AS i (
+    FROM freed f CROSS JOIN ROWS FROM (
+        unnest(:versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
+               :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
+               :spans::text[]),
+        generate_series(1, cardinality(:ids::uuid[]))  -- which the planner takes for many: it joins by a hash then
+    ) AS i (
         version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
     ) CROSS JOIN LATERAL (
         SELECT CASE WHEN f.ids[width_bucket(id, f.ids)] = id THEN width_bucket(id, f.ids) END AS at

@@ -68,10 +68,11 @@ WHERE g.before < :limit;
 -- attempts, and does not count as one (:given_back). :rate is rows a second that may be published again, the first in
 -- :start seconds.
 WITH verdict AS MATERIALIZED (
-    SELECT * FROM unnest(
-        :states::text[], :events::text[], :given_back::integer[], :error_classes::text[], :reasons::text[],
-        :notes::text[], :groups::uuid[], :alone::boolean[], :losses::integer[]
-    ) WITH ORDINALITY AS v (state, event, given_back, error_class, reason, note, group_id, alone, losses, place)
+    SELECT * FROM ROWS FROM (
+        unnest(:states::text[], :events::text[], :given_back::integer[], :error_classes::text[], :reasons::text[],
+               :notes::text[], :groups::uuid[], :alone::boolean[], :losses::integer[]),
+        generate_series(1, cardinality(:ids::uuid[]))  -- which the planner takes for many
+    ) AS v (state, event, given_back, error_class, reason, note, group_id, alone, losses, place)
 ), locked AS (
     SELECT t.id FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest AND t.state = 'running'
@@ -234,7 +235,7 @@ SELECT id AS last FROM last;
 WITH turn AS MATERIALIZED (
     SELECT pg_advisory_xact_lock(hashtext('taskflux partitions')) IS NOT NULL AS ours
 )
-SELECT count(*) FILTER (WHERE open_task_partition(now() + week * interval '7 days'))::integer
+SELECT count(*) FILTER (WHERE create_task_partition(now() + week * interval '7 days'))::integer
 FROM turn CROSS JOIN generate_series(0, :weeks::integer) AS week WHERE turn.ours;
 
 -- name: forget_keys

@@ -298,8 +298,8 @@ _STORE: Final = (
     Mutation(
         "a lease is ended though its worker has beaten since it was looked at",
         "taskflux/store/upkeep.sql",
-        "AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended\n    ORDER BY id",
-        "AND NOT ended\n    ORDER BY id",
+        "AND beat = (:beats::bigint[])[width_bucket(id, :ids::uuid[])] AND NOT ended\n    ORDER BY id FOR UPDATE",
+        "AND NOT ended\n    ORDER BY id FOR UPDATE",
         LEASES,
     ),
     Mutation(
