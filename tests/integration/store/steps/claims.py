@@ -144,6 +144,30 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Stray:
+    """A worker settles a task at the version that its claim would have, but nobody has claimed it."""
+
+    worker: int
+    task: int
+
+    async def bind(self, world: World) -> Move:
+        worker, wanted = world.workers[self.worker], world.task(self.task, *WAITS)
+
+        async def run(database: Database) -> Mapping[UUID, Answer]:
+            if wanted is None:
+                return {}
+            version = world.model[wanted].version + 1
+            settlement = Settlement(wanted, version, OUTCOMES["succeeded"])
+            (answer,) = await of(worker, database).settle_all([settlement])
+            return {wanted: answer.written}
+
+        def follows(task: UUID, known: Known, leases: Leases) -> tuple[Known, Answer]:
+            return known, False if task == wanted else None
+
+        return Move(run, follows)
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """A worker beats, and takes a new lease if its own was ended."""
 

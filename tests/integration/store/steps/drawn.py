@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from taskflux.store.tasks import Resolution
 from taskflux.tasks.states import State
-from tests.integration.store.steps.claims import Beat, Claim, EndLease, Reclaim, Settle
+from tests.integration.store.steps.claims import Beat, Claim, EndLease, Reclaim, Settle, Stray
 from tests.integration.store.steps.publishing import Confirm, Expire, Insert, LookForDue, LookForExpired, Promise, Wait
 from tests.integration.store.steps.tasks import Bury, Cancel, Hold, List, Measure, Replay, Report, Resolve, ResolveEarly
 from tests.integration.store.steps.upkeep import Audit, LookForLapsed, Requeue, Sweep
@@ -48,6 +48,7 @@ LOOKS: Final[st.SearchStrategy[Step]] = st.one_of(
     st.builds(Beat, workers),
     st.builds(Beat, workers),
     st.builds(Reclaim, workers, batches),
+    st.builds(Stray, workers, places),
     st.builds(Bury),
     st.builds(ResolveEarly),
     st.builds(List, st.none() | st.sampled_from(State), st.none() | types),
