@@ -186,8 +186,8 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class EndLease:
-    """A lease is ended: by its worker, by the leader (`silent`, or `overdue`: it waits for nothing), by the
-    supervisor."""
+    """A lease is ended by its worker, by the supervisor, or by the leader: `silent`, or `overdue`, which a claim that
+    runs does not keep from its end."""
 
     worker: int
     by: str
@@ -212,4 +212,4 @@ class EndLease:
                 return leases
             return Leases(leases.ended | {lease}, leases.lost | {lease} if lost else leases.lost)
 
-        return Move(run, unchanged, skips=self.by == "silent", leases=ended)
+        return Move(run, unchanged, skips=lost, leases=ended)
