@@ -368,8 +368,8 @@ _STORE: Final = (
     Mutation(
         "claims are read as of the start of whoever asks for them",
         "taskflux/store/migrations/0013_one_write.sql",
-        "RETURNS uuid[]\n    LANGUAGE plpgsql VOLATILE AS",
-        "RETURNS uuid[]\n    LANGUAGE plpgsql STABLE AS",
+        "RETURNS uuid[]\n    LANGUAGE plpgsql VOLATILE",
+        "RETURNS uuid[]\n    LANGUAGE plpgsql STABLE",
         CLAIM_RACES,
     ),
     Mutation(
