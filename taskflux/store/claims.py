@@ -113,6 +113,7 @@ class Claims:
         self.database = database
         self.worker = worker
         self.source = source
+        self._identities = [worker.id]
         self._settlements: GroupCommit[Settlement, Settled] = GroupCommit(
             self.settle_all, max_items=SETTLE_BATCH, statement="settle"
         )
@@ -131,6 +132,7 @@ class Claims:
             type=worker.type,
         )
         self.worker = worker
+        self._identities.append(worker.id)
 
     async def beat(self, in_flight: int) -> bool:
         """Renew the lease; false if it was ended, or never began."""
@@ -248,7 +250,7 @@ class Claims:
                 reasons=[settlement.reason for settlement in batch],
                 notes=[settlement.note for settlement in batch],
                 spans=[settlement.span for settlement in batch],
-                worker=self.worker.id,
+                workers=self._identities,
                 label=self.worker.label,
                 least=ids[0],
                 greatest=ids[-1],

@@ -126,10 +126,11 @@ WITH found AS (
 DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cleared));
 
 -- name: settle
--- A batch of outcomes: the one update of each wide row. Its fence is the row of its claim, which it deletes. Once the
--- lease was ended, the wide row says what the claim has said (`end_claims`), and the outcome still counts; so it does
--- later, with `succeeded` or `dead`, while the task was not claimed again (`claim_version`): the attempt that was given
--- back when its worker was lost did happen. A task that was released without an error, before it ran, stays a suspect.
+-- A batch of outcomes: the one update of each wide row. Its fence is the row of its claim, under one of the identities
+-- that this process has had (:workers), which it deletes. Once the lease was ended, the wide row says what the claim has
+-- said (`end_claims`), and the outcome still counts; so it does later, with `succeeded` or `dead`, while the task was
+-- not claimed again (`claim_version`): the attempt that was given back when its worker was lost did happen. A task that
+-- was released without an error, before it ran, stays a suspect.
 WITH locked AS MATERIALIZED (
     SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.version FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
@@ -141,7 +142,7 @@ WITH locked AS MATERIALIZED (
     ORDER BY t.id FOR NO KEY UPDATE
 ), released AS (
     DELETE FROM claims c
-    WHERE c.task_id = ANY(ARRAY(SELECT id FROM locked)) AND (c.worker = :worker OR c.attempt IS NULL)
+    WHERE c.task_id = ANY(ARRAY(SELECT id FROM locked)) AND (c.worker = ANY(:workers) OR c.attempt IS NULL)
       AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
     RETURNING c.task_id, c.attempt, c.published_at, c.claimed_at
 ), freed AS MATERIALIZED (

@@ -167,9 +167,9 @@ class Upkeep:
         return {row["type"]: row["tasks"] for row in rows}
 
     async def backfill(self, limit: int) -> bool:
-        """Give those of the next `limit` tasks that were queued before migration 0013 their outbox rows.
+        """Make the outbox rows that are missing for some of the next `limit` tasks; false: all tasks were looked at.
 
-        False: all have theirs.
+        Those lack one that were queued before migration 0013, or whose row a process of the release before has deleted.
         """
         place = await self.database.fetchrow(SQL["backfill_place"])
         if place is not None:

@@ -204,10 +204,10 @@ SELECT type, count(*)::integer AS tasks FROM requeued GROUP BY type;
 
 -- name: backfill_place
 -- Where the backfill of `due` has come to; no row once it is done.
-SELECT after FROM backfill_published;
+SELECT min(after::text)::uuid AS after FROM backfill_published HAVING count(*) > 0;
 
 -- name: backfill
--- Outbox rows of tasks that were `queued` before there were any (migration 0013), among the next :limit behind :after.
+-- Outbox rows of tasks that are `queued` without (migration 0013 says which), among the next :limit behind :after.
 -- `last` is the last task that was looked at, NULL at the end.
 WITH page AS MATERIALIZED (
     SELECT id, state FROM tasks WHERE id > :after ORDER BY id LIMIT :limit

@@ -449,8 +449,8 @@ _STORE: Final = (
     Mutation(
         "a worker settles the claim of another",
         "taskflux/store/claims.sql",
-        "AND (c.worker = :worker OR c.attempt IS NULL)",
-        "AND (:worker::uuid IS NOT NULL OR c.attempt IS NULL)",
+        "AND (c.worker = ANY(:workers) OR c.attempt IS NULL)",
+        "AND (:workers::uuid[] IS NOT NULL OR c.attempt IS NULL)",
         CLAIM_RACES,
     ),
     Mutation(

@@ -208,9 +208,6 @@ BEGIN
     SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, published_log = EXCLUDED.published_log,
         published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset,
         published_at = NULL, expires_at = NULL;
-    -- A relay that comes too late may yet delete it as stale.
-    INSERT INTO backfill_published
-    SELECT '00000000-0000-0000-0000-000000000000' WHERE NOT EXISTS (SELECT FROM backfill_published);
     RETURN NULL;
 END $$;
 
@@ -219,11 +216,24 @@ WHEN (NEW.state = 'queued' AND OLD.state = 'scheduled')
 EXECUTE FUNCTION note_confirmed();
 
 -- What was `queued` before this migration gets its outbox row from the leader, page by page: `after` is the last id
--- that was looked at. The row is deleted when all were, and comes back while the release before confirms.
+-- that was looked at. Each new leader looks through the table once: a relay of the release before that comes too late
+-- may have deleted such a row as stale. A new row, since that of the leader before may be locked.
 CREATE TABLE backfill_published (
     after uuid NOT NULL
 );
-INSERT INTO backfill_published SELECT '00000000-0000-0000-0000-000000000000' WHERE EXISTS (SELECT FROM tasks);
+
+CREATE FUNCTION begin_backfill() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' OR OLD.holder <> NEW.holder THEN
+        INSERT INTO backfill_published VALUES ('00000000-0000-0000-0000-000000000000');
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER begin_backfill AFTER INSERT OR UPDATE ON leaders FOR EACH ROW
+WHEN (NEW.name = 'relay')
+EXECUTE FUNCTION begin_backfill();
 
 -- Which leader audits the outbox. The auditor of the release before reads wide rows: while it leads, each renewal of
 -- its leadership writes some published outbox rows into theirs, the next ones behind `written_back`.
@@ -240,11 +250,6 @@ DECLARE
     pending record;
 BEGIN
     NEW.written_back := page[cardinality(page)];
-    -- Its statements may have deleted such rows: our next leader looks through the wide rows once.
-    UPDATE backfill_published SET after = '00000000-0000-0000-0000-000000000000' WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM backfill_published WHERE after > '00000000-0000-0000-0000-000000000000' FOR UPDATE SKIP LOCKED));
-    INSERT INTO backfill_published
-    SELECT '00000000-0000-0000-0000-000000000000' WHERE NOT EXISTS (SELECT FROM backfill_published);
     FOR pending IN SELECT * FROM due WHERE task_id = ANY(locked) AND NOT dead AND publish_at = never() LOOP
         UPDATE tasks t
         SET state = 'queued', updated_at = now(), published_log = pending.published_log,

@@ -236,3 +236,18 @@ async def test_one_row_that_cannot_be_stored_does_not_affect_the_199_others(scen
 async def test_a_settlement_of_a_deleted_task_is_not_written(scene: Scene) -> None:
     worker = await scene.worker()
     assert await worker.settle_all([Settlement(uuid4(), 2, succeeded(None))]) == [Settled(False)]
+
+
+async def test_an_outcome_counts_though_its_worker_has_a_new_identity_before_its_claim_is_written(scene: Scene) -> None:
+    """The claim was committed after its lease was ended, and no sweep has looked for it yet."""
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    await scene.lose(worker)
+    await scene.sql("UPDATE claims SET attempt = 1")
+    await scene.sql(
+        "UPDATE tasks SET state = 'scheduled', version = 1, claim_version = NULL, attempts = 0,"
+        " timeline = timeline[1:1]"
+    )
+    await worker.begin()
+    assert (await scene.settle(worker, claim, succeeded(None))).written
+    assert await scene.state(claim.id) == ("succeeded", 2)
