@@ -207,7 +207,7 @@ WITH locked AS (
     SET state = 'cancelled', version = t.version + 1, claim_version = NULL, worker = NULL, updated_at = now(),
         timeline = timeline_add(t.timeline, ARRAY[
             (SELECT timeline_entry(d.published_at, 'published', 'queued', t.attempts, '') FROM due d
-             WHERE d.task_id = :id AND NOT d.dead AND d.publish_at = never() AND t.state = 'scheduled'),
+             WHERE d.task_id = :id AND NOT d.dead AND (d.publish_at = never()) IS TRUE AND t.state = 'scheduled'),
             (SELECT timeline_now()) || '|cancelled|cancelled|' || t.attempts || '|1|' || :note::text])
     WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id = :id
     RETURNING t.id
@@ -273,7 +273,8 @@ WITH input AS (
     SELECT t.id, i.place, t.tenant, t.type, i.status,
            CASE WHEN t.state <> 'scheduled' THEN t.state
                 WHEN EXISTS (SELECT FROM claims c WHERE c.task_id = t.id) THEN 'running'
-                WHEN EXISTS (SELECT FROM due d WHERE d.task_id = t.id AND NOT d.dead AND d.publish_at = never())
+                WHEN EXISTS (SELECT FROM due d
+                             WHERE d.task_id = t.id AND NOT d.dead AND (d.publish_at = never()) IS TRUE)
                 THEN 'queued' ELSE t.state END AS before, i.request_id, i.delivery,
            delivery_rank(t.delivery, t.replays) < 0 AS first,
            (delivery_rank(i.delivery, t.replays), i.reported_at)

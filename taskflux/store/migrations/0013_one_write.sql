@@ -250,7 +250,7 @@ DECLARE
     pending record;
 BEGIN
     NEW.written_back := page[cardinality(page)];
-    FOR pending IN SELECT * FROM due WHERE task_id = ANY(locked) AND NOT dead AND publish_at = never() LOOP
+    FOR pending IN SELECT * FROM due WHERE task_id = ANY(locked) AND NOT dead AND (publish_at = never()) IS TRUE LOOP
         UPDATE tasks t
         SET state = 'queued', updated_at = now(), published_log = pending.published_log,
             published_partition = pending.published_partition, published_offset = pending.published_offset,
