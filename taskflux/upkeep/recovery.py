@@ -23,7 +23,7 @@ from taskflux.worker.settings import Settings
 log = logging.getLogger(__name__)
 
 PAGE: Final = 20_000
-"""Outbox rows that one statement reads."""
+"""Rows that one statement reads."""
 SHARE: Final = 0.05
 """Share of the time that the auditor keeps PostgreSQL busy, at most: a large table is audited less often."""
 
@@ -71,19 +71,23 @@ class Auditor:
         """
         while True:
             self._reading = 0.0
-            await self._backfill()
             requeued = await self.audit()
             pause = max(self._interval, self._reading / SHARE)
             log.debug("audited", extra={"requeued": requeued, "pause": pause})
-            await asyncio.sleep(pause)
+            await self._backfill(pause)
 
-    async def _backfill(self) -> None:
-        """Find what was queued before the outbox kept published tasks; slowly, since it reads the whole table once."""
+    async def _backfill(self, seconds: float) -> None:
+        """Pass this time, until the next audit, with making outbox rows that are missing.
+
+        That reads all tasks once, a page at a time, and keeps PostgreSQL busy for `SHARE` of the time.
+        """
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        while await self._upkeep.backfill(PAGE):
+        until = loop.time() + seconds
+        while (began := loop.time()) < until:
+            if not await self._upkeep.backfill(PAGE):
+                await asyncio.sleep(max(0.0, until - loop.time()))
+                return
             await asyncio.sleep((loop.time() - began) * (1 / SHARE - 1))
-            began = loop.time()
 
     async def audit(self) -> Counter[str]:
         """Audit all published tasks once, and return how many of each type have to be published again."""

@@ -9,7 +9,7 @@ import pytest
 from taskflux.store.upkeep import Published
 from taskflux.stream.positions import PartitionPositions, Positions, TopicPositions
 from taskflux.upkeep.recovery import Auditor, will_deliver
-from taskflux.worker.settings import Settings
+from taskflux.worker.settings import RelaySettings, Settings
 from tests.integration.store.scene import Scene
 
 LOG, FORMER_LOG = UUID(int=1), UUID(int=2)
@@ -71,6 +71,13 @@ def test_a_record_whose_place_is_unknown_will_not_be_delivered(task: Published) 
     assert not will_deliver(task, topic())
 
 
+class Gone:
+    """In place of Kafka's positions: no topic exists."""
+
+    async def read(self, group: str, topic: str) -> TopicPositions | None:
+        return None
+
+
 class NoTopics:
     """In place of Kafka's positions: no topic exists. Both callers are answered once both have asked."""
 
@@ -91,3 +98,28 @@ async def test_two_auditors_at_once_have_each_lost_record_published_again_once(s
     assert sum(each.total() for each in found) == 100
     assert {await scene.state(task) for task in tasks} == {("scheduled", 2)}
     assert len(await scene.sql("SELECT FROM due")) == 100
+
+
+async def test_between_two_audits_a_task_without_its_outbox_row_gets_one(scene: Scene) -> None:
+    """As the release before has left it. The first audit does not wait for the look at all tasks."""
+    known, unknown = await scene.accepted(2)
+    await scene.confirm([known, unknown])
+    await scene.sql(
+        "UPDATE tasks SET state = 'queued', published_log = $2, published_partition = 0, published_offset = 1,"
+        " timeline = timeline || replace(replace(timeline[1], 'accepted', 'published'), 'scheduled', 'queued')"
+        " WHERE id = $1",
+        unknown,
+        LOG,
+    )
+    await scene.sql("DELETE FROM due WHERE task_id = $1", unknown)
+    await scene.sql("INSERT INTO backfill_published VALUES ($1)", UUID(int=0))
+    settings = Settings(relay=RelaySettings(audit_seconds=0.05))
+    auditing = asyncio.ensure_future(Auditor(settings, scene.database, cast("Positions", Gone())).keep_auditing())
+    versions = []
+    async with asyncio.timeout(30):
+        while await scene.state(unknown) != ("scheduled", 2):
+            versions.append((await scene.state(known), await scene.sql("SELECT FROM backfill_published") != []))
+            await asyncio.sleep(0.01)
+    auditing.cancel()
+    assert await scene.state(known) == ("scheduled", 2)
+    assert (("queued", 1), False) not in versions
