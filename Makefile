@@ -72,7 +72,7 @@ drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is k
 	$(BIN)/python -m tests.drills $(ARGS)
 
 .PHONY: upgrade
-upgrade: $(VENV)/.dev ## upgrade from release 0.1 and roll back, with both releases' processes under load (ARGS="--kafka")
+upgrade: $(VENV)/.dev ## upgrade from the release before and roll back, with both releases' processes under load (ARGS="--kafka")
 	$(BIN)/python -m tests.upgrade $(ARGS)
 
 .PHONY: test-long

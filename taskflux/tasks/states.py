@@ -19,8 +19,7 @@
       │     │ replay                          │              │
       └─────┴─────────────────────────────────┘   late settle (see below)
 
-`queued` and `running` stand in the narrow tables of the outbox and of claims, all others in the task's row
-(docs/protocol.md).
+The task's row does not say `queued` and `running`: the outbox and the claims do (docs/protocol.md).
 
 A worker whose lease expired may still report the outcome, as long as the task was not claimed again: a known outcome is
 better than a guess (`LATE_SUCCESS`, `LATE_DEATH`).

@@ -1,1 +1,1 @@
-"""The upgrade from release 0.1 and the rollback, with the processes of both under load: `python -m tests.upgrade`."""
+"""Upgrade from the release before and roll back, with processes of both under load: `python -m tests.upgrade`."""

@@ -1,6 +1,6 @@
-"""`python -m tests.upgrade`: upgrade from release 0.1 and roll back, with the processes of both releases under load.
+"""`python -m tests.upgrade`: upgrade from the release before and roll back, with processes of both under load.
 
-Prints a table; ends with 1 where a guarantee was broken, and with 75 where git's history does not have release 0.1.
+Prints a table. Ends with 1 where a guarantee was broken, and with 75 where git's history lacks the release before.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> int:
         "--kafka", action="store_true", help="Apache Kafka in the embedded broker's place (Java, Maven)"
     )
     parser.add_argument("--phases", type=int, default=6, help="only so many of the six")
-    parser.add_argument("--only-old", action="store_true", help="release 0.1 in both roles: checks the drill itself")
+    parser.add_argument(
+        "--only-old", action="store_true", help="the release before in both roles: checks the drill itself"
+    )
     parser.add_argument(
         "--drop", action="append", default=[], metavar="TRIGGER", help="without it, faults must be found"
     )

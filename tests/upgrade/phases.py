@@ -1,4 +1,4 @@
-"""The phases of the drill: 0.1 alone, the migration, both at once, the new release alone, and back and forth again."""
+"""The phases of the drill: the release before alone, the migration, both at once, the new one alone, and back again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGEST_STALL = 5.0
 """Seconds that the migration may keep a submit waiting: its statements wait 3 s for a lock and then try again."""
 MIGRATION = "migration"
 DEADLOCKS = 3
-"""At most, with the migration's locks: 0.1's prepared confirmation names `due` before `tasks`, all others after."""
+"""At most, with the migration's locks: a prepared confirmation of the release before locks `due` before `tasks`."""
 SHOWN = 10
 """Faults of each phase that are told."""
 

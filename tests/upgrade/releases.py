@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BEFORE = "20a089bf3be572a068b4c78dd30c5fc935d7ebd3"
-"""The last commit of release 0.1's protocol."""
+"""The last commit of the release before's protocol."""
 CLI = (sys.executable, "-P", "-m", "taskflux")
 _ASK = "import taskflux, taskflux.handlers as h; print(*taskflux.__path__); print(*h.__path__)"
 
@@ -53,7 +53,7 @@ def present() -> Release:
 
 
 def before(directory: Path) -> Release:
-    """Release 0.1, unpacked to `directory`.
+    """The release before, unpacked to `directory`.
 
     Raises:
         HistoryMissing: there is no git, no repository, or a shallow clone.

@@ -1,4 +1,4 @@
-"""Release 0.1 at work: its statements, and tasks as they leave them."""
+"""The release before at work: its statements, and tasks as they leave them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.store.database import Row, Statement, parse
 from tests.integration.store.scene import GRACE, LOG, TYPE, Scene, succeeded
 
-OLD: Final = parse(Path(__file__).with_name("release_0_1.sql").read_text(encoding="utf-8"))
+OLD: Final = parse(Path(__file__).with_name("before.sql").read_text(encoding="utf-8"))
 NOWHERE: Final = UUID(int=0)
 LEADER: Final[Mapping[str, Any]] = {"name": "relay", "holder": NOWHERE, "seconds": 10.0, "origin": None}
 
@@ -63,7 +63,7 @@ def values(statement: Statement, arguments: Mapping[str, Any]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What processes of release 0.1 do, over a connection of their own or over the scene's transaction."""
+    """What processes of the release before do, over a connection of their own or over the scene's transaction."""
 
     scene: Scene
 
@@ -144,14 +144,14 @@ async def published(scene: Scene, before: Before) -> UUID:
 
 
 async def queued(scene: Scene, before: Before) -> UUID:
-    """0.1 has confirmed its record."""
+    """The release before has confirmed its record."""
     task = await pending(scene, before)
     await before.confirm(task, 1)
     return task
 
 
 async def late(scene: Scene, before: Before) -> UUID:
-    """A worker of 0.1 was lost with it at version 2, and may still report; it waits at version 3."""
+    """A worker of the release before was lost with it at version 2, and may still report; it waits at version 3."""
     task = await published(scene, before)
     worker = await scene.worker()
     assert await before.claim(worker, task, 1)

@@ -51,5 +51,5 @@ async def own_scene(new_database: NewDatabase) -> AsyncIterator[Scene]:
 
 @pytest.fixture
 def before(scene: Scene) -> Before:
-    """Processes of release 0.1 on the same tables."""
+    """Processes of the release before on the same tables."""
     return Before(scene)

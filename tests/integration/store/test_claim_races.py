@@ -44,7 +44,7 @@ async def expire(scene: Scene, task: UUID) -> object:
 
 
 DISABLED = "ALTER TABLE tasks DISABLE TRIGGER keep_claimed"
-"""What keeps claims from statements of release 0.1: ours have to be right by themselves."""
+"""What keeps claims from statements of the release before: ours have to be right by themselves."""
 
 
 @pytest_asyncio.fixture

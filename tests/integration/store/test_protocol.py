@@ -291,7 +291,7 @@ def outcomes_of(moves: Sequence[Move], task: UUID, before: Known, leases: Leases
 
 def test_whatever_meets_whatever_the_statements_do_what_the_model_says(new_database: NewDatabase) -> None:
     with stage(new_database) as made:
-        # What keeps claims from statements of release 0.1: ours have to be right by themselves.
+        # What keeps claims from statements of the release before: ours have to be right by themselves.
         made.run(made.scene.direct.execute("ALTER TABLE tasks DISABLE TRIGGER keep_claimed"))
         machine: type[Protocol] = type("Machine", (Protocol,), {"stage": made})
         run_state_machine_as_test(machine, settings=tried(15, stateful_step_count=30))

@@ -1,5 +1,5 @@
-"""The outbox while release 0.1 and this one are at work: who deletes its rows, who finds them, and what a leader of 0.1
-and the migration do with them (docs/protocol.md, "Two releases at once")."""
+"""The outbox while two releases are at work: who deletes its rows, who finds them, and what a leader of the release
+before and the migration do with them (docs/protocol.md, "Two releases at once")."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.integration.store.scene import LOG, TYPE, Scene
 # Outbox rows ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_confirmation_of_0_1_leaves_a_published_outbox_row(scene: Scene, before: Before) -> None:
+async def test_a_confirmation_of_the_release_before_leaves_a_published_outbox_row(scene: Scene, before: Before) -> None:
     task = await queued(scene, before)
     assert (await scene.wide(task))["state"] == "queued"
     row = await scene.due(task)
@@ -44,14 +44,14 @@ async def test_a_confirmation_of_0_1_leaves_a_published_outbox_row(scene: Scene,
     assert await scene.state(task) == ("scheduled", 2)
 
 
-async def test_a_claim_of_0_1_deletes_the_published_outbox_row(scene: Scene, before: Before) -> None:
+async def test_a_claim_of_the_release_before_deletes_the_published_outbox_row(scene: Scene, before: Before) -> None:
     for prepare in (published, queued):
         task = await prepare(scene, before)
         assert await before.claim(await scene.worker(), task, 1)
         assert await scene.due(task) is None
 
 
-async def test_a_claim_of_0_1_that_overtakes_our_confirmation_leaves_nothing_for_ever(
+async def test_a_claim_of_the_release_before_that_overtakes_our_confirmation_leaves_nothing_for_ever(
     scene: Scene, before: Before
 ) -> None:
     task = await pending(scene, before)
@@ -65,7 +65,7 @@ async def test_a_claim_of_0_1_that_overtakes_our_confirmation_leaves_nothing_for
     assert await scene.due(task) is None
 
 
-async def test_our_confirmation_of_a_record_that_0_1_has_confirmed_changes_nothing(
+async def test_our_confirmation_of_a_record_that_the_release_before_has_confirmed_changes_nothing(
     scene: Scene, before: Before
 ) -> None:
     task = await queued(scene, before)
@@ -74,7 +74,7 @@ async def test_our_confirmation_of_a_record_that_0_1_has_confirmed_changes_nothi
     assert (await scene.due(task) or {})["published_offset"] == 1
 
 
-async def test_a_late_outcome_of_0_1_leaves_no_outbox_row_for_ever(scene: Scene, before: Before) -> None:
+async def test_a_late_outcome_of_the_release_before_leaves_no_outbox_row_for_ever(scene: Scene, before: Before) -> None:
     task = await late(scene, before)
     await scene.confirm([task], 3)
     await before.run("settle", outcome(task, 2))
@@ -84,7 +84,9 @@ async def test_a_late_outcome_of_0_1_leaves_no_outbox_row_for_ever(scene: Scene,
     assert await scene.due(task) is None
 
 
-async def test_an_expiry_of_0_1_keeps_the_outbox_row_of_a_published_task(scene: Scene, before: Before) -> None:
+async def test_an_expiry_of_the_release_before_keeps_the_outbox_row_of_a_published_task(
+    scene: Scene, before: Before
+) -> None:
     """Its relay drops the outbox rows of expired tasks that it does not find `scheduled`; our auditor reads them."""
     (task,) = await scene.accepted()
     await scene.sql("UPDATE tasks SET expires_at = now() - interval '1 second' WHERE id = $1", task)
@@ -101,7 +103,7 @@ async def test_an_expiry_of_0_1_keeps_the_outbox_row_of_a_published_task(scene: 
 async def test_our_relay_that_comes_too_late_keeps_the_outbox_row_of_a_confirmed_task(
     name: str, scene: Scene, before: Before
 ) -> None:
-    """It has read the row while that was pending; until it comes to take it, 0.1 has confirmed the record."""
+    """It has read the row while that was pending; the release before confirms the record before it takes the row."""
     task = await queued(scene, before)
     statement, chosen = PUBLISHING[name], batch(task, 1)
     assert not await scene.database.fetch(statement, **{each: chosen[each] for each in statement.parameters})
@@ -110,7 +112,7 @@ async def test_our_relay_that_comes_too_late_keeps_the_outbox_row_of_a_confirmed
 
 
 @pytest.mark.parametrize("name", ["take_due", "expire_waiting"])
-async def test_what_a_leader_of_0_1_deletes_too_late_comes_back_with_our_next_leader(
+async def test_what_a_leader_of_the_release_before_deletes_too_late_comes_back_with_our_next_leader(
     name: str, scene: Scene, before: Before
 ) -> None:
     """It deletes the row in that case. The backfill that began before it led has to begin again."""
@@ -126,7 +128,7 @@ async def test_what_a_leader_of_0_1_deletes_too_late_comes_back_with_our_next_le
     assert found == [Published(task, TYPE, 1, LOG, 0, 1)]
 
 
-async def test_a_settlement_of_0_1_publishes_a_retry_anew(scene: Scene, before: Before) -> None:
+async def test_a_settlement_of_the_release_before_publishes_a_retry_anew(scene: Scene, before: Before) -> None:
     task = await published(scene, before)
     worker = await scene.worker()
     assert await before.claim(worker, task, 1)
@@ -139,7 +141,7 @@ async def test_a_settlement_of_0_1_publishes_a_retry_anew(scene: Scene, before: 
     assert (claim.version, claim.attempt) == (4, 2)
 
 
-async def test_a_retry_of_ours_is_published_by_0_1(scene: Scene, before: Before) -> None:
+async def test_a_retry_of_ours_is_published_by_the_release_before(scene: Scene, before: Before) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     retry = outcome(claim.id, claim.version, "scheduled", "retry")
@@ -153,7 +155,7 @@ async def test_a_retry_of_ours_is_published_by_0_1(scene: Scene, before: Before)
     assert len(await before.claim(worker, claim.id, 3)) == 1
 
 
-async def test_a_dead_letter_of_ours_is_published_by_0_1(scene: Scene, before: Before) -> None:
+async def test_a_dead_letter_of_ours_is_published_by_the_release_before(scene: Scene, before: Before) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, DIED)
@@ -165,7 +167,7 @@ async def test_a_dead_letter_of_ours_is_published_by_0_1(scene: Scene, before: B
 # The leader -----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_leader_of_0_1_finds_what_we_have_published(scene: Scene, before: Before) -> None:
+async def test_the_leader_of_the_release_before_finds_what_we_have_published(scene: Scene, before: Before) -> None:
     task = await published(scene, before)
     assert await before.queued() == []
     await before.lead()
@@ -179,7 +181,9 @@ async def test_the_leader_of_0_1_finds_what_we_have_published(scene: Scene, befo
     assert len(await before.run("take_due", batch(task, 2))) == 1
 
 
-async def test_a_leader_of_0_1_writes_back_page_by_page_and_begins_again(scene: Scene, before: Before) -> None:
+async def test_a_leader_of_the_release_before_writes_back_page_by_page_and_begins_again(
+    scene: Scene, before: Before
+) -> None:
     first = await published(scene, before)
     await before.lead()
     second = await published(scene, before)
@@ -195,7 +199,9 @@ async def test_a_leader_of_ours_writes_nothing_back(scene: Scene, before: Before
     assert (await scene.wide(task))["state"] == "scheduled"
 
 
-async def test_what_a_leader_of_0_1_has_written_back_is_claimed_once(scene: Scene, before: Before) -> None:
+async def test_what_a_leader_of_the_release_before_has_written_back_is_claimed_once(
+    scene: Scene, before: Before
+) -> None:
     task = await published(scene, before)
     await before.lead()
     worker, other = await scene.worker(), await scene.worker()
@@ -206,7 +212,9 @@ async def test_what_a_leader_of_0_1_has_written_back_is_claimed_once(scene: Scen
     await runs_once(scene, worker, task, claim.version, claim.attempt)
 
 
-async def test_a_leader_of_0_1_writes_nothing_back_of_a_claimed_task(scene: Scene, before: Before) -> None:
+async def test_a_leader_of_the_release_before_writes_nothing_back_of_a_claimed_task(
+    scene: Scene, before: Before
+) -> None:
     """It waits for no claim, and a claim waits for it."""
     task = await published(scene, before)
     worker = await scene.worker()

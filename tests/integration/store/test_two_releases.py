@@ -1,5 +1,5 @@
-"""Statements of release 0.1 on tasks that this release has claimed, and the other way round: rows of the table in
-docs/protocol.md, "Two releases at once". `test_two_outboxes.py` has the others."""
+"""Statements of the release before on tasks that this release has claimed, and the other way round: rows of the table
+"Two releases at once" in docs/protocol.md. `test_two_outboxes.py` has the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.upgrade.releases import BEFORE, ROOT
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A statement of 0.1, and a task that it would move if nobody had claimed it."""
+    """A statement of the release before, and a task that it would move if that was not claimed."""
 
     name: str
     prepare: Prepare
@@ -65,7 +65,7 @@ async def arguments_of(step: Step, scene: Scene, task: UUID) -> dict[str, Any]:
 
 
 @every_step
-async def test_a_statement_of_0_1_does_nothing_to_a_task_that_we_have_claimed(
+async def test_a_statement_of_the_release_before_does_nothing_to_a_task_that_we_have_claimed(
     step: Step, scene: Scene, before: Before
 ) -> None:
     task = await step.prepare(scene, before)
@@ -77,7 +77,7 @@ async def test_a_statement_of_0_1_does_nothing_to_a_task_that_we_have_claimed(
 
 
 @every_step
-async def test_a_statement_of_0_1_that_waits_for_our_claim_does_nothing(
+async def test_a_statement_of_the_release_before_that_waits_for_our_claim_does_nothing(
     step: Step, scene: Scene, before: Before
 ) -> None:
     task = await step.prepare(scene, before)
@@ -95,7 +95,7 @@ async def test_a_statement_of_0_1_that_waits_for_our_claim_does_nothing(
 
 
 @every_step
-async def test_our_claim_that_waits_for_a_statement_of_0_1_sees_what_it_did(
+async def test_our_claim_that_waits_for_a_statement_of_the_release_before_sees_what_it_did(
     step: Step, scene: Scene, before: Before
 ) -> None:
     task = await step.prepare(scene, before)
@@ -152,7 +152,7 @@ async def test_two_batches_of_both_releases_claim_each_task_once(scene: Scene, b
 # Leases ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_sweep_of_0_1_frees_the_claims_of_a_worker_of_ours(scene: Scene, before: Before) -> None:
+async def test_a_sweep_of_the_release_before_frees_the_claims_of_a_worker_of_ours(scene: Scene, before: Before) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await before.run("end_silent", {"ids": [worker.worker.id], "beats": [0], "overdue": []})
@@ -164,7 +164,9 @@ async def test_a_sweep_of_0_1_frees_the_claims_of_a_worker_of_ours(scene: Scene,
     assert (await scene.due(claim.id) or {})["version"] == 3
 
 
-async def test_a_worker_of_ours_that_0_1_has_swept_may_still_report(scene: Scene, before: Before) -> None:
+async def test_a_worker_of_ours_that_the_release_before_has_swept_may_still_report(
+    scene: Scene, before: Before
+) -> None:
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.lose(worker)
@@ -174,7 +176,9 @@ async def test_a_worker_of_ours_that_0_1_has_swept_may_still_report(scene: Scene
     assert await scene.due(claim.id) is None
 
 
-async def test_a_lease_that_0_1_ends_while_our_claim_runs_loses_no_task(scene: Scene, before: Before) -> None:
+async def test_a_lease_that_the_release_before_ends_while_our_claim_runs_loses_no_task(
+    scene: Scene, before: Before
+) -> None:
     """An overdue one: its claim has run for two leases, and nothing waits for it."""
     (task,) = await scene.accepted()
     await scene.confirm([task])
@@ -193,11 +197,11 @@ async def test_a_lease_that_0_1_ends_while_our_claim_runs_loses_no_task(scene: S
     state, version = await scene.state(task)
     outbox = await scene.due(task)
     assert state == "scheduled"
-    assert outbox is not None, "0.1 has deleted the claim, and the task stands nowhere"
+    assert outbox is not None, "the release before has deleted the claim, and the task is in no narrow table"
     assert outbox["version"] == version
 
 
-async def test_a_claim_of_0_1_is_swept_by_us(scene: Scene, before: Before) -> None:
+async def test_a_claim_of_the_release_before_is_swept_by_us(scene: Scene, before: Before) -> None:
     worker = await scene.worker()
     task = await published(scene, before)
     assert await before.claim(worker, task, 1)
@@ -207,7 +211,7 @@ async def test_a_claim_of_0_1_is_swept_by_us(scene: Scene, before: Before) -> No
     assert await scene.claims() == set()
 
 
-async def test_a_settlement_of_0_1_ends_its_own_claim_alone(scene: Scene, before: Before) -> None:
+async def test_a_settlement_of_the_release_before_ends_its_own_claim_alone(scene: Scene, before: Before) -> None:
     """Its statement names no worker, only the version of the claim."""
     task = await late(scene, before)
     worker = await scene.worker()
@@ -217,7 +221,7 @@ async def test_a_settlement_of_0_1_ends_its_own_claim_alone(scene: Scene, before
     await runs_once(scene, worker, task, claim.version, claim.attempt)
 
 
-def test_the_statements_of_0_1_are_those_of_its_commit() -> None:
+def test_the_statements_of_the_release_before_are_those_of_its_commit() -> None:
     for file in ("claims", "publishing", "tasks", "upkeep"):
         show = ["git", "-C", str(ROOT), "show", f"{BEFORE}:taskflux/store/{file}.sql"]
         shown = subprocess.run(show, capture_output=True, text=True, check=False)

@@ -1,5 +1,5 @@
--- Statements of release 0.1 (commit 20a089b), unchanged but for their comments: its processes run them on the schema of
--- the next release, while both are at work. `before.py` runs them.
+-- Statements of the release before (commit 20a089b), unchanged but for their comments: its processes run them on the
+-- schema of the next release, while both are at work. `before.py` runs them.
 
 -- name: end_lease
 UPDATE workers SET ended = true WHERE id = :id;
