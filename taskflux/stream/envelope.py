@@ -77,7 +77,7 @@ class Encoded(NamedTuple):
 def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     total = len(key or b"") + len(value or b"")
     for name, content in headers:
-        total += len(name.encode("utf-8", "replace")) + len(content or b"")
+        total += len(name if name.isascii() else name.encode("utf-8", "replace")) + len(content or b"")
     return total
 
 
@@ -96,6 +96,11 @@ def record_identity(
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_OURS = re.compile(
+    rb'\{"taskId":"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"'
+    rb',"taskType":"([a-z0-9._-]{1,100})","version":(0|[1-9][0-9]{0,8})(,"probe":true)?\}'
+)
+"""An envelope exactly as `encode` writes it, with a version that has no more digits than any in use."""
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _CANONICAL = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 _MAX_VERSION = 2**31 - 1
@@ -191,13 +196,17 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
         return Poison(PoisonClass.TOO_LARGE, f"the record has {record.size} bytes, the limit is {max_bytes}")
     if record.value is None:
         return Poison(PoisonClass.NO_VALUE, "the record has no value")
+    if ours := _OURS.fullmatch(record.value):
+        task_id, kind, version, probe = ours.groups()
+        if _runs(types, kind := kind.decode()):
+            return Envelope(UUID(task_id.decode()), kind, int(version), trace_of(record.headers), probe is not None)
     body = _parse_object(record.value)
     if isinstance(body, Poison):
         return body
     task_type = body.get("taskType")
     if not isinstance(task_type, str):
         return Poison(PoisonClass.UNKNOWN_SHAPE, "taskType is missing or not a string")
-    if not (is_task_type(task_type) if types is None else task_type in types):
+    if not _runs(types, task_type):
         return Poison(PoisonClass.UNKNOWN_TYPE, f"no handler here runs the task type {task_type[:100]!a}")
     if "payload" in body:
         return _foreign(record, body, task_type)
@@ -205,6 +214,10 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
     if isinstance(claim, Poison):
         return claim
     return Envelope(claim[0], task_type, claim[1], trace_of(record.headers), body.get("probe") is True)
+
+
+def _runs(types: Collection[str] | None, task_type: str) -> bool:
+    return is_task_type(task_type) if types is None else task_type in types
 
 
 _WIDE = "the value is UTF-16, and JSON is UTF-8 (RFC 8259, section 8.1)"
