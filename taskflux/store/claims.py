@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -24,11 +25,14 @@ SQL: Final = statements("claims")
 SETTLE_BATCH: Final = 500
 CARRIED: Final = 64 * 1024
 """The largest payload that comes with its claim, in bytes: a batch of claims could otherwise take gigabytes."""
+_NUMBER: Final = attrgetter("int")
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once, since it is compared with every outcome
 
 
 class Claim(NamedTuple):
     """A task that this worker holds until it settles it or its lease expires. `waited` is seconds since it was due.
+
+    The columns of `claim` and `reclaim` stand in this order.
 
     `attempt_span` is the traceparent of the last recorded span of an attempt. `size` is the payload's, in bytes; a
     payload larger than `CARRIED` is None here: `Claims.payload` reads it.
@@ -154,7 +158,7 @@ class Claims:
         Raises:
             LeaseEnded: nothing was claimed, because our lease was ended.
         """
-        ids = sorted(versions)
+        ids = sorted(versions, key=_NUMBER)  # Python compares these faster than UUIDs
         if not ids:
             return []
         rows = await self.database.fetch(
@@ -170,7 +174,7 @@ class Claims:
         )
         if not rows:
             raise LeaseEnded
-        return [Claim(**row) for row in rows if row["id"] is not None]
+        return [Claim._make(row) for row in rows if row[0] is not None]
 
     async def payload(self, task: UUID) -> str:
         """The payload of a task, which exists as long as this worker holds it."""
@@ -208,7 +212,7 @@ class Claims:
             worker=self.worker.id,
             carried=CARRIED,
         )
-        return [Claim(**row) for row in rows]
+        return [Claim._make(row) for row in rows]
 
     async def held(self) -> Mapping[UUID, int]:
         """The versions of all claims that are stored for this worker."""

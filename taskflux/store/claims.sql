@@ -64,17 +64,18 @@ WITH lease AS MATERIALIZED (
       AND t.id BETWEEN :least AND :greatest
 )
 SELECT l.id, l.version + 1 AS version, l.attempts + 1 AS attempt, l.max_attempts, l.handbacks AS releases, l.replays,
-       l.tenant, l.key, l.payload, l.size, l.metadata, l.result AS progress, l.traceparent, l.attempt_span,
-       l.created_at, l.expired, l.waited
+       l.tenant, l.key, l.payload, l.metadata, l.result AS progress, l.traceparent, l.attempt_span,
+       l.created_at, l.expired, l.waited, l.size
 FROM lease LEFT JOIN locked l ON (l.id IN (SELECT task_id FROM claimed)) IS TRUE;
 
 -- name: reclaim
 -- Tasks that a claim of ours took although its answer was lost, unless our lease was ended since.
 SELECT t.id, c.version, c.attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
        t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
-       octet_length(t.payload) AS size, t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+       t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
        COALESCE(t.expires_at <= now(), false) AS expired,
-       GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
+       GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited,
+       octet_length(t.payload) AS size
 FROM claims c CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = c.task_id OFFSET 0) t
 WHERE c.task_id = ANY(:ids) AND c.worker = :worker AND c.attempt IS NOT NULL
   AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])] + 1

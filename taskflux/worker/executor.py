@@ -5,24 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
+from time import monotonic
 from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.claims import SETTLE_BATCH, Claim, Settlement
-from taskflux.store.errors import until_available
-from taskflux.tasks.bounds import FEW, LARGE, MOST_BYTES, VALUE_BYTES
+from taskflux.tasks.bounds import LARGE, MOST_BYTES
 from taskflux.tasks.decision import Attempt, Decision, decide, release
-from taskflux.tasks.errors import Ambiguous, InvalidPayload, Permanent, ProviderError, TaskError, class_name
+from taskflux.tasks.errors import Ambiguous, InvalidPayload, Permanent, ProviderError, TaskError
 from taskflux.tasks.model import Task
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.tracing import TRACE
-from taskflux.worker.attempt import Payloads, Running, Stage, attempt_span, error_of, result_of, task_of
+from taskflux.worker.attempt import (
+    Deadlines,
+    Payloads,
+    Running,
+    Slots,
+    Stage,
+    attempt_span,
+    cancel,
+    error_of,
+    result_of,
+    task_of,
+)
 from taskflux.worker.circuits import Gate
 from taskflux.worker.handler import Handler
 from taskflux.worker.lease import Lease
@@ -45,7 +55,6 @@ PATIENCE: Final = 10.0
 """Seconds that a handler which was cut off has to end, before it is cut off again, and before it is abandoned."""
 CUTS: Final = 2
 """How often a handler is cut off before it is abandoned."""
-
 
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.RELEASED})
 
@@ -79,7 +88,7 @@ class Executor:
         concurrency: int,
         *,
         jitter: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         patience: float = PATIENCE,
         payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
@@ -92,8 +101,8 @@ class Executor:
         self._clock = clock
         self._patience = patience
         self._concurrency = concurrency
-        self._slots = asyncio.Semaphore(concurrency)
-        self._payloads = Payloads(payload_bytes)
+        self._slots = Slots(concurrency, self._run)
+        self._payloads = Payloads(payload_bytes, handler, lease.claims.payload)
         self._blocking = handler.blocking
         self._threads = Threads(handler.name)
         self._stuck: set[Running] = set()  # their attempts are over, and their threads go on
@@ -101,6 +110,7 @@ class Executor:
         # By task and version: a task whose lease was lost may come again meanwhile.
         self._running: dict[tuple[UUID, int], Running] = {}
         self._turns: Counter[asyncio.Event] = Counter()  # of those that were given one: how many are not settled
+        self._deadlines = Deadlines(handler.policy.timeout, self._late)
         self._lost: dict[tuple[UUID, int], Running] = {}  # those that a fault of ours has ended without an outcome
         self._room = asyncio.Event()
         self._empty = asyncio.Event()
@@ -171,18 +181,36 @@ class Executor:
         `probe` marks the one that is let through an open circuit. `sent` is the traceparent of its record, `received`
         that of the claim's span.
         """
-        running = Running(claim, term, probe, self._clock(), copy_context(), turn)
+        running = Running(claim, term, probe, self._clock(), copy_context(), turn, sent, received)
         self._running[claim.id, claim.version] = running
         if turn is not None:
             self._turns[turn] += 1
-        running.task = asyncio.create_task(self._run(running, sent, received), context=running.context)
+        if turn is None and claim.payload is not None and len(claim.payload) <= LIGHT:
+            self._slots.enter(running)
+            if (refusal := self._closed) is not None:
+                self._let_go(running, refusal)
+        else:  # it waits for something else first, and holds no slot meanwhile
+            running.task = asyncio.create_task(self._run(running), context=running.context)
 
     def release_waiting(self, turn: asyncio.Event | None, reason: str) -> None:
         """Release those claims of this turn (None: of none) that have not begun, at no cost."""
         for running in self._at(Stage.WAITING):
-            if running.turn is turn and running.task is not None:
-                running.released = reason
-                running.task.cancel()
+            if running.turn is turn:
+                self._let_go(running, reason)
+
+    def _let_go(self, running: Running, reason: str) -> None:
+        """Release what has not begun."""
+        running.released = reason
+        if running.task is not None:
+            cancel(running)
+        else:
+            self._slots.leave(running)
+            running.context.run(self._settle, running, release(reason, releases=running.claim.releases))
+
+    @property
+    def _closed(self) -> str | None:
+        """Why nothing may begin here any more."""
+        return WORKER_ENDED if self._draining else ALL_STUCK if self._all_stuck_since is not None else None
 
     def release(self, claim: Claim) -> None:
         """Settle a claim of this worker of which `runs` is false: PostgreSQL has it, and no attempt here does."""
@@ -206,7 +234,7 @@ class Executor:
         """
         self._draining = True
         for running in self._at(Stage.WAITING):
-            _cancel(running)
+            self._let_go(running, WORKER_ENDED)
         await self._settled(seconds, hurry)
         for running in self._at(Stage.CALLED):
             self._cut(running, CUT_BY_DRAIN)
@@ -248,13 +276,13 @@ class Executor:
 
     # The way of one claim ------------------------------------------------------------------------------------------
 
-    async def _run(self, running: Running, sent: str | None, received: str | None) -> None:
+    async def _run(self, running: Running) -> None:
         claim = running.claim
-        logs.TASK.set(claim.id)  # this asyncio task is the attempt's own: nothing has to be set back
+        logs.TASK.set(claim.id)  # the context is the attempt's own: nothing has to be set back
         TRACE.set(claim.traceparent)
         try:
             if tracing.on and tracing.sampled(claim.traceparent):
-                span = running.span = attempt_span(self.source, claim, sent, received)
+                span = running.span = attempt_span(self.source, claim, running.sent, running.received)
                 TRACE.set(span.traceparent)  # what is told of the attempt once it has ended stands in its span, too
                 with span:
                     decision = await self._attempt(running)
@@ -296,17 +324,17 @@ class Executor:
                 running.stage = Stage.READING
             payload = claim.payload
             if payload is None or len(payload) > LIGHT:
-                payload = await self._payload(running)
+                payload = await self._payloads.of(running)
             if len(payload) < LARGE:
                 task = task_of(self.handler, claim, payload)
             else:
                 task = await asyncio.to_thread(task_of, self.handler, claim, payload)
             del payload
             running.stage = Stage.WAITING
-            refusal = WORKER_ENDED if self._draining else ALL_STUCK if self._all_stuck_since is not None else None
+            refusal = self._closed
             if refusal is None:
-                await self._slots.acquire()
-                running.slot = True
+                if not running.slot:
+                    await self._slots.take(running)
                 refusal = await self._refusal(running)
             if refusal is not None:
                 return release(refusal, releases=claim.releases)
@@ -329,42 +357,9 @@ class Executor:
     def _free(self, running: Running) -> None:
         if running.in_thread:
             return  # the thread keeps what its attempt had
-        if running.room:
-            self._give_room(running)
+        self._payloads.give(running)
         if running.slot:
-            running.slot = False
-            self._slots.release()
-
-    async def _payload(self, running: Running) -> str:
-        """A payload that is not light, once there is room for what it takes, which the attempt then holds.
-
-        A large one did not come with its claim, and is read here. While it waits, nothing of it is kept.
-
-        Raises:
-            InvalidPayload: it is larger than its type takes, and is not read at all; or it is out of bounds.
-        """
-        claim, payload = running.claim, running.claim.payload
-        self.handler.check_size(claim.size)
-        running.stage = Stage.WAITING
-        needed = 2 * claim.size + FEW * VALUE_BYTES
-        while running.room < needed:
-            payload = None
-            if running.room:
-                self._give_room(running)
-            await self._payloads.take(needed)
-            running.room = needed
-            payload = claim.payload
-            if payload is None:
-                payload = await until_available(lambda: self.lease.claims.payload(claim.id))
-            values = self.handler.values
-            counted = values(payload) if len(payload) < LARGE else await asyncio.to_thread(values, payload)
-            needed = 2 * claim.size + max(FEW, counted) * VALUE_BYTES
-        running.stage = Stage.READING
-        return payload or ""
-
-    def _give_room(self, running: Running) -> None:
-        self._payloads.give(running.room)
-        running.room = 0
+            self._slots.give(running)
 
     async def _refusal(self, running: Running) -> str | None:
         """Why the handler may not be called now; where nothing speaks against it, waits for the rate limit."""
@@ -383,19 +378,20 @@ class Executor:
         Raises:
             BaseException: whatever it raises, a CancelledError where it took too long.
         """
-        limit, work = self.handler.policy.timeout, self.handler.function
+        work = self.handler.function
         arguments = (task,) if self.handler.provider is None else (task, self._gate.client)
         blocking, answer = self._blocking, None
         if blocking:
             answer = self._threads.call(partial(work, *arguments), partial(self._thread_ended, running))
             running.in_thread = True
         running.stage, running.since = Stage.CALLED, self._clock()
-        why = f"its thread had not returned after {limit:g} s" if blocking else f"it was cut off after {limit:g} s"
-        running.again = asyncio.get_running_loop().call_later(limit, self._cut, running, why)
+        self._deadlines.begin(running)
         try:
             receipt = await (self._returned(running, answer) if answer else work(*arguments))
         finally:
-            running.again.cancel()
+            self._deadlines.end(running)
+            if running.again is not None:
+                running.again.cancel()
             running.stage = Stage.SETTLING  # what is known now must not be cut off
             running.seconds = self._clock() - running.since
         return result_of(receipt, self.handler.type)
@@ -423,8 +419,7 @@ class Executor:
             self._all_stuck_since = self._clock()
             log.error("all threads are stuck: the worker takes no tasks until one returns", extra=about)
             for each in self._at(Stage.WAITING):
-                each.released = ALL_STUCK
-                _cancel(each)
+                self._let_go(each, ALL_STUCK)
 
     def _thread_ended(self, running: Running, in_time: bool) -> None:
         running.in_thread = False
@@ -441,18 +436,27 @@ class Executor:
             log.warning("the worker takes tasks again", extra=about)
         self._room.set()
 
+    def _late(self, running: Running) -> None:
+        limit = f"{self.handler.policy.timeout:g} s"
+        self._cut(
+            running,
+            (f"its thread had not returned after {limit}" if self._blocking else f"it was cut off after {limit}"),
+        )
+
     def _cut(self, running: Running, why: str) -> None:
         """Cancel an attempt whose handler runs. One that ignores it is cut off again, and then abandoned."""
-        if running.stage is not Stage.CALLED or running.again is None:
+        if running.stage is not Stage.CALLED:
             return
-        running.again.cancel()
+        self._deadlines.end(running)
+        if running.again is not None:
+            running.again.cancel()
         running.cut = running.cut or why
         if running.cuts == CUTS:
             self._leave(running)
             return
         running.cuts += 1
         running.again = asyncio.get_running_loop().call_later(self._patience, self._cut, running, why)
-        _cancel(running)
+        cancel(running)
 
     def _leave(self, running: Running) -> None:
         """Settle an attempt whose handler does not end; what that says later counts for nothing."""
@@ -487,11 +491,3 @@ class Executor:
         metrics.ERRORS.labels(self.handler.type, metrics.error_class(error.error_class)).inc()
         attempt = Attempt(claim.attempt, claim.max_attempts, claim.releases, serves_others)
         return decide(self.handler.policy, attempt, error, self._jitter())
-
-
-def _cancel(running: Running) -> None:
-    try:
-        if running.task is not None:
-            running.task.cancel()
-    except BaseException as error:  # noqa: BLE001 - what it waits for may be foreign code: one of its own futures
-        log.error("an attempt could not be cancelled\n%s", logs.frames(error), extra={"error_class": class_name(error)})

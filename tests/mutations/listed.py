@@ -26,6 +26,7 @@ DECISION: Final = ("tests/unit/tasks/test_decision.py",)
 POLICY: Final = ("tests/unit/tasks/test_policy.py",)
 GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
 EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
+SLOTS: Final = ("tests/unit/worker/test_slots.py",)
 PLAIN_FUNCTIONS: Final = ("tests/unit/worker/test_plain_functions.py",)
 SUSPECTS: Final = ("tests/unit/upkeep/test_suspects.py",)
 RUN_ALONE: Final = ("tests/unit/worker/test_suspects.py",)
@@ -684,7 +685,7 @@ _WORKER: Final = (
     Mutation(
         "tasks wait in a worker whose threads are all stuck",
         "taskflux/worker/executor.py",
-        "                each.released = ALL_STUCK\n                _cancel(each)\n",
+        "                self._let_go(each, ALL_STUCK)\n",
         "                pass\n",
         PLAIN_FUNCTIONS,
     ),
@@ -708,6 +709,41 @@ _WORKER: Final = (
         "if not any(self._executor.holds(claim.id, claim.version) for claim in group.claims):",
         "if False:",
         PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "attempts share the context of their asyncio task",
+        "taskflux/worker/attempt.py",
+        "running.context.run(attempt.send, None)",
+        "attempt.send(None)",
+        SLOTS,
+    ),
+    Mutation(
+        "an attempt begins in a task that another one still uses",
+        "taskflux/worker/attempt.py",
+        " or getrefcount(task) != untouched",
+        "",
+        SLOTS,
+    ),
+    Mutation(
+        "an attempt begins in a task that another one has cancelled",
+        "taskflux/worker/attempt.py",
+        "task.cancelling() or ",
+        "",
+        SLOTS,
+    ),
+    Mutation(
+        "attempts that do not wait hold the event loop",
+        "taskflux/worker/attempt.py",
+        " or monotonic() >= until",
+        "",
+        SLOTS,
+    ),
+    Mutation(
+        "the line waits for a task that was cancelled",
+        "taskflux/worker/attempt.py",
+        "            task.add_done_callback(self._ended)\n",
+        "",
+        SLOTS,
     ),
     Mutation(
         "a worker holds any number of payloads",
@@ -760,6 +796,13 @@ _STREAM: Final = (
         "        while held.outstanding and held.outstanding[0] in held.done:",
         "        while held.outstanding:",
         PROGRESS,
+    ),
+    Mutation(
+        "a version that no row can have is read from a record of ours",
+        "taskflux/stream/envelope.py",
+        "(0|[1-9][0-9]{0,8})",
+        "(0|[1-9][0-9]{0,9})",
+        ENVELOPE,
     ),
     Mutation(
         "a record of any size is decoded",

@@ -410,19 +410,23 @@ async def test_a_task_that_is_cancelled_before_it_began_is_released(scene: Scene
     """By whatever a neighbour does to all tasks of the loop: only a drain may say that the worker ended."""
     calls = Calls(waits=True)
     place = await Workplace.of(scene, calls, concurrency=1)
-    first, second = await place.claim(2)
+    begun, waiting, in_line = await place.claim(3)
     before = asyncio.all_tasks()
-    place.begin(first, second)
+    place.begin(begun)
     await calls.entered.wait()
+    place.begin(waiting, turn=asyncio.Event())
+    place.begin(in_line)
+    await asyncio.sleep(0)
     for attempt in asyncio.all_tasks() - before:
         attempt.cancel()
+    calls.go.set()
     await place.settled()
-    (begun,) = calls.tasks
-    rows = {claim.id: await scene.row(claim.id) for claim in (first, second)}
-    waiting = rows.pop(first.id if begun.id == second.id else second.id)
-    assert (waiting["state"], waiting["attempts"]) == ("scheduled", 0)
-    assert waiting["error_reason"] == "it was cancelled before it began"
-    assert rows[begun.id]["error_reason"] == "CancelledError"
+    assert [task.id for task in calls.tasks] == [begun.id, in_line.id]  # which no asyncio task had begun with
+    row = await scene.row(waiting.id)
+    assert (row["state"], row["attempts"]) == ("scheduled", 0)
+    assert row["error_reason"] == "it was cancelled before it began"
+    assert (await scene.row(begun.id))["error_reason"] == "CancelledError"
+    assert (await scene.row(in_line.id))["state"] == "succeeded"
 
 
 class Stubborn:

@@ -391,7 +391,7 @@ async def test_a_claim_whose_attempt_was_cancelled_before_its_first_step_is_rele
     place = await Workplace.of(scene, seen)
     (claim,) = await place.claim()
     before = asyncio.all_tasks()
-    place.begin(claim)
+    place.begin(claim, turn=asyncio.Event())
     (attempt,) = asyncio.all_tasks() - before
     attempt.cancel()
     await asyncio.wait([attempt])
@@ -399,6 +399,21 @@ async def test_a_claim_whose_attempt_was_cancelled_before_its_first_step_is_rele
     await place.settled()
     assert (await scene.events(claim.id))[-1] == "handed-back"
     assert seen.tasks == []
+
+
+async def test_a_claim_in_line_whose_asyncio_task_was_cancelled_before_its_first_step_runs_in_another(
+    scene: Scene,
+) -> None:
+    seen = Seen()
+    place = await Workplace.of(scene, seen)
+    (claim,) = await place.claim()
+    before = asyncio.all_tasks()
+    place.begin(claim)
+    (attempt,) = asyncio.all_tasks() - before
+    attempt.cancel()
+    await place.settled()
+    assert [task.id for task in seen.tasks] == [claim.id]
+    assert (await scene.state(claim.id))[0] == "succeeded"
 
 
 async def test_a_claim_that_waited_for_its_turn_takes_no_part_in_the_count_once_it_is_released(scene: Scene) -> None:
