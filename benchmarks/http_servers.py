@@ -40,7 +40,7 @@ from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.store.tasks import TaskTypes
-from taskflux.tasks.model import Accepted, Submission, TaskType
+from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
 
 CONNECTIONS: Final = 32
@@ -58,8 +58,10 @@ class _Dropping(Intake):
     def __init__(self) -> None:
         """Nothing is published."""
 
-    async def accept(self, submission: Submission) -> Accepted:
-        return Accepted(submission.id, submission.type, datetime.now(UTC))
+    def accept(self, submission: Submission) -> asyncio.Future[Accepted | KeyReused]:
+        accepted: asyncio.Future[Accepted | KeyReused] = asyncio.get_running_loop().create_future()
+        accepted.set_result(Accepted(submission.id, submission.type, datetime.now(UTC)))
+        return accepted
 
 
 class _Types(TaskTypes):

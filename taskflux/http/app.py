@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -15,29 +14,24 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
 
 from taskflux.http.batch import SubmitBatch
-from taskflux.http.bodies import Bounded, to_json
+from taskflux.http.bodies import Bounded, Flight, bug_answer, problem_answer
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.openapi.document import documentation_routes, start_route
 from taskflux.http.openapi.operations import ABOUT, api_json
 from taskflux.http.problems import (
-    INTERNAL,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     NOT_STARTED,
-    PROBLEM,
     Kind,
     Problem,
     store_problem,
 )
 from taskflux.http.receipts import Msg91Webhook
-from taskflux.http.submissions import Submissions
+from taskflux.http.submissions import Direct, Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.errors import StoreError
 from taskflux.telemetry import outages
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
-from taskflux.telemetry.logs import frames
-
-log = logging.getLogger(__name__)
 
 Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
 """From an Accept header to the text of `/metrics`, and its content type."""
@@ -83,7 +77,9 @@ def create_app(
         routes.append(_route("POST", "/webhooks/msg91/{secret}", webhook.record, "msg91Reports"))
     routes += probe_routes(started, exposition)
     routes += documentation_routes(lambda: api_json(submissions.registry.schemas))
-    return application(routes, submissions.limits.bytes_in_flight)
+    app = application(routes, submissions.limits.bytes_in_flight)
+    app.state.direct = Direct(submissions, app.state.flight)
+    return app
 
 
 def _route(method: str, path: str, endpoint: Callable[..., Any], operation: str) -> Route:
@@ -92,8 +88,10 @@ def _route(method: str, path: str, endpoint: Callable[..., Any], operation: str)
 
 def application(routes: Sequence[Route], bytes_in_flight: int) -> Starlette:
     """An application of these routes whose every error is a problem document, and whose memory is bounded."""
-    bounded = Middleware(Bounded, most=bytes_in_flight)
+    flight = Flight(bytes_in_flight)
+    bounded = Middleware(Bounded, flight)
     app = Starlette(routes=list(routes), middleware=[bounded], exception_handlers=EXCEPTION_HANDLERS)
+    app.state.flight = flight
     app.router.redirect_slashes = False  # a redirected POST is lost on clients that repeat it as a GET
     return app
 
@@ -127,11 +125,6 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
         _route("GET", "/readyz", readyz, "readyz"),
         _route("GET", "/metrics", exposed, "metrics"),
     ]
-
-
-def problem_answer(problem: Problem) -> Response:
-    """The response for a problem."""
-    return Response(to_json(problem.document()), problem.status, problem.headers, PROBLEM)
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
@@ -171,9 +164,7 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    """Logged without the exception's text and without values: they may contain personal data."""
-    log.error("%s while answering %s\n%s", type(error).__name__, request.method, frames(error))
-    return problem_answer(Problem(INTERNAL, "this is an internal error of TaskFlux; its log says where it happened"))
+    return bug_answer(request.method, error)
 
 
 EXCEPTION_HANDLERS: Final[dict[Any, Callable[[Request, Exception], Any]]] = {

@@ -71,6 +71,7 @@ from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.model import Accepted, Submission
 from taskflux.telemetry import metrics
 from taskflux.telemetry.logs import frames
+from taskflux.telemetry.tracing import TRACE
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class _Chunk:
 
     items: int
     size: int
-    outcomes: asyncio.Task[list[Accepted | BaseException]]
+    outcomes: asyncio.Task[Sequence[Accepted | BaseException]]
 
 
 class Batch:
@@ -268,24 +269,28 @@ class Batch:
         self._held.give(oldest.size)
         error = oldest.outcomes.exception()
         outcomes = oldest.outcomes.result() if error is None else [error] * oldest.items
-        faults: dict[int, Problem] = {}  # one that several items share is logged once
-        results = []
-        for outcome in outcomes:
-            if isinstance(outcome, Accepted | Problem):
-                results.append(self._answer(outcome))
-                continue
-            if id(outcome) not in faults:
-                faults[id(outcome)] = _fault(outcome)
-            results.append(self._answer(faults[id(outcome)]))
-        await self._results.write(results)
+        await self._results.write(self._answers(outcomes))
 
-    async def _accept(self, items: Sequence[Item]) -> list[Accepted | BaseException]:
+    async def _accept(self, items: Sequence[Item]) -> Sequence[Accepted | BaseException]:
         """Accept these items, and return the outcome of each."""
-        prepared = [await self._prepare(item) for item in items]
+        prepared = [self._read_now(item) or await self._prepare(item) for item in items]
         submissions = [each for each in prepared if isinstance(each, Submission)]
-        # An error in one of them does not affect the others: they may be accepted, and are answered.
-        outcomes = iter(await asyncio.gather(*map(self._submit, submissions), return_exceptions=True))
-        return [each if isinstance(each, Problem) else next(outcomes) for each in prepared]
+        outcomes = await self._submit(submissions) if submissions else []
+        if len(submissions) == len(prepared):
+            return outcomes
+        made = iter(outcomes)
+        return [each if isinstance(each, Problem) else next(made) for each in prepared]
+
+    def _read_now(self, item: Item) -> Submission | Problem | None:
+        """The submission, or what is wrong with it; None if that has to wait for something."""
+        if item is None or len(item) >= LARGE or self._client.late:
+            return None
+        try:
+            self._held.check(weigh(item))
+            document = decode_json(item)
+            return self._submissions.read_now(document, _take_key(document), TRACE.get())
+        except Problem as problem:
+            return _of_item(problem)
 
     async def _prepare(self, item: Item) -> Submission | Problem:
         try:
@@ -295,7 +300,7 @@ class Batch:
                 raise self._client.not_begun()
             return await self._read(item)
         except Problem as problem:
-            return _busy(problem, "send this item again") if problem.kind is BUSY else problem
+            return _of_item(problem)
 
     async def _read(self, item: bytes) -> Submission:
         size = len(item)
@@ -308,24 +313,33 @@ class Batch:
         finally:
             self._held.give(weight)
 
-    async def _submit(self, submission: Submission) -> Accepted | Problem:
+    async def _submit(self, submissions: Sequence[Submission]) -> Sequence[Accepted | BaseException]:
+        if self._trouble is None and self._client.late:
+            return [self._client.not_begun()] * len(submissions)
         if self._trouble is not None:
-            return self._trouble
-        if self._client.late:
-            return self._client.not_begun()
-        try:
-            return await self._submissions.accept(submission, "idempotencyKey")
-        except Problem as problem:
-            if problem.kind is STORE_UNAVAILABLE:
-                self._trouble = problem  # every further item would wait as long for the same answer
-            return problem
+            return [self._trouble] * len(submissions)
+        outcomes = await self._submissions.accept_all(submissions, "idempotencyKey")
+        for outcome in outcomes:
+            if isinstance(outcome, Problem) and outcome.kind is STORE_UNAVAILABLE:
+                self._trouble = outcome  # every further item would wait as long for the same answer
+                break
+        return outcomes
 
-    def _answer(self, outcome: Accepted | Problem) -> bytes:
-        if isinstance(outcome, Problem):
-            return self._refusal(outcome)
-        index, self._answered = self._answered, self._answered + 1
-        replay = ',"idempotentReplay":true' if outcome.repeated else ""
-        return f'{{"index":{index},{accepted_members(outcome, "202", str(outcome.id))}{replay}}}'.encode("ascii")
+    def _answers(self, outcomes: Sequence[Accepted | BaseException]) -> list[bytes]:
+        """The result of each item of a chunk."""
+        faults: dict[int, Problem] = {}  # one that several items share is logged once
+        results = list[bytes]()
+        for outcome in outcomes:
+            if not isinstance(outcome, Accepted):
+                if not isinstance(outcome, Problem):
+                    outcome = faults.get(id(outcome)) or faults.setdefault(id(outcome), _fault(outcome))
+                results.append(self._refusal(outcome))
+                continue
+            replay = ',"idempotentReplay":true' if outcome.repeated else ""
+            members = accepted_members(outcome, "202", str(outcome.id))
+            results.append(f'{{"index":{self._answered},{members}{replay}}}'.encode("ascii"))
+            self._answered += 1
+        return results
 
     def _refusal(self, problem: Problem, *, last: bool = False) -> bytes:
         """The result of an item that failed. Only the first are described in full: a bad item can have two bytes."""
@@ -352,6 +366,10 @@ def _busy(problem: Problem, what: str) -> Problem:
     """The problem of a request that would hold too many bytes, reworded for a part of it."""
     detail = f"this process is at its limit for requests in flight: {what}"
     return Problem(BUSY, detail, headers=problem.headers, extra=problem.extra)
+
+
+def _of_item(problem: Problem) -> Problem:
+    return _busy(problem, "send this item again") if problem.kind is BUSY else problem
 
 
 def _take_key(document: Any) -> str | None:

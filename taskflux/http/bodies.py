@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,9 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from taskflux.http.problems import (
     BAD_REQUEST,
     BUSY,
+    INTERNAL,
     INVALID_REPLAY,
     INVALID_TASK,
     MALFORMED_JSON,
+    PROBLEM,
     TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     Kind,
@@ -41,6 +44,9 @@ from taskflux.tasks.bounds import (
     check_characters,
     is_utf_16,
 )
+from taskflux.telemetry.logs import frames
+
+log = logging.getLogger(__name__)
 
 Headers = Mapping[bytes, bytes]
 T = TypeVar("T")
@@ -66,10 +72,18 @@ SMALL: Final = 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """The bytes in flight that one request holds; `Bounded` releases them when the request ends."""
+class Flight:
+    """The bytes of bodies and documents that all requests hold together, and the most that they may."""
 
-    _flight: Bounded
+    most: int
+    bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """The bytes in flight that one request holds; who serves the request releases them when it ends."""
+
+    _flight: Flight
     _bytes: int = 0
 
     @property
@@ -83,13 +97,17 @@ class Held:
         Raises:
             Problem: 503, too many are in flight.
         """
+        self.check(size)
+        self._flight.bytes += size
+        self._bytes += size
+
+    def check(self, size: int) -> None:
+        """The same for what is held only until the caller waits for something."""
         flight = self._flight
         limit = flight.most if self._bytes + size <= SMALL else flight.most - flight.most // 8
         if flight.bytes + size > limit:
             detail = "this process is at its limit for requests in flight: send this one again"
             raise Problem(BUSY, detail, headers={"Retry-After": str(BUSY_AGAIN)}, extra={"retryAfter": BUSY_AGAIN})
-        flight.bytes += size
-        self._bytes += size
 
     def keep(self, size: int) -> None:
         """Hold `size` bytes of a response: what was done is reported, however much is in flight."""
@@ -109,21 +127,19 @@ class Held:
 
 
 class Bounded:
-    """An application whose requests together hold at most `most` bytes of bodies and documents.
+    """An application whose requests together hold at most so many bytes of bodies and documents.
 
     The bytes of a body count when they arrive, not when they are announced: an announcement takes no room from others.
     `held_by` returns what a request holds.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, flight: Flight) -> None:
         self._app = app
-        self.most = most
-        self.bytes = 0
+        self._flight = flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        held = scope[_HELD] = Held(self)
-
+        held = scope[_HELD] = Held(self._flight)
         try:
             await self._app(scope, receive, send)
         finally:
@@ -394,6 +410,17 @@ def to_json(document: object) -> bytes:
         ValueError: it holds a number that JSON does not have.
     """
     return _encode(document).encode("ascii")
+
+
+def problem_answer(problem: Problem) -> Response:
+    """The response for a problem."""
+    return Response(to_json(problem.document()), problem.status, problem.headers, PROBLEM)
+
+
+def bug_answer(method: str, error: Exception) -> Response:
+    """The response for a bug of ours. It is logged without its text and without values: they may be personal data."""
+    log.error("%s while answering %s\n%s", type(error).__name__, method, frames(error))
+    return problem_answer(Problem(INTERNAL, "this is an internal error of TaskFlux; its log says where it happened"))
 
 
 def json_answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

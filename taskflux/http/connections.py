@@ -13,27 +13,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum, auto
-from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from taskflux.http.bodies import to_json
 from taskflux.http.problems import (
     BAD_REQUEST,
     HEAD_TOO_LARGE,
-    PROBLEM,
     REQUEST_TIMEOUT,
     TARGET_TOO_LONG,
     TOO_MANY_CONNECTIONS,
     Problem,
 )
-from taskflux.http.requests import Client, client_of
+from taskflux.http.requests import Client, Pairs, Submit, client_of, last_answer, look_over
 from taskflux.telemetry import metrics
 
 LOOK_EVERY: Final = 1.0
@@ -82,8 +78,10 @@ _EVICTED: Final = (_Place.ENDING, _Place.WAITING, _Place.RECEIVING)
 class Connections:
     """All connections of one server, by place, in the order in which they came to it."""
 
-    def __init__(self, demands: Demands) -> None:
+    def __init__(self, demands: Demands, submit: Submit | None = None) -> None:
+        """`submit` is asked first about a `POST /tasks` that has come whole."""
         self.demands = demands
+        self.submit = submit
         self._count = 0
         self._by_place: dict[_Place, dict[Connection, None]] = {place: {} for place in _Place}
         self._last_call = float("inf")
@@ -145,6 +143,19 @@ class Connections:
             looked = now
 
 
+class _Cycle:
+    """In the place of uvicorn's cycle, for the requests of a connection that the application does not answer."""
+
+    __slots__ = ("disconnected", "future", "keep_alive", "message_event", "response_complete")
+
+    def __init__(self) -> None:
+        self.disconnected = False
+        self.keep_alive = True
+        self.message_event = asyncio.Event()  # which uvicorn sets at the end
+        self.response_complete = True
+        self.future: asyncio.Future[Any] | None = None
+
+
 class _Refused(Exception):
     """Ends the parsing; the connection has the reason."""
 
@@ -180,6 +191,8 @@ class Connection(HttpToolsProtocol):
         self._unsent = 0  # bytes of answers at the last check
         self._read = 0  # bytes that the client has read since answers are queued
         self._unread_for = 0.0
+        self._own = _Cycle()
+        self._early: bytes | None = None  # the body so far of a request that the application does not know yet
         self.owner.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -189,6 +202,8 @@ class Connection(HttpToolsProtocol):
         for client in self._asked:
             client.leave()
         self._asked.clear()
+        if self._own.future is not None:
+            self._own.future.cancel()
 
     # Receiving --------------------------------------------------------------------------------------------------------
 
@@ -217,7 +232,18 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
+            self._pass_on()
             self._read_no_more(self._fault or Problem(BAD_REQUEST, "this is not HTTP (RFC 9112)"))
+        else:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Leave a request to the application, of which the head has come, and maybe more."""
+        body, self._early = self._early, None
+        if body is not None:
+            super().on_headers_complete()
+            if body:
+                super().on_body(body)
 
     def _read_no_more(self, why: Problem) -> None:
         """Stop reading: the parser cannot continue, or must not."""
@@ -266,14 +292,17 @@ class Connection(HttpToolsProtocol):
         asked = self._asked
         if len(asked) >= MOST_PIPELINED:
             self._stop(Problem(BAD_REQUEST, f"more than {MOST_PIPELINED} requests wait for their answers"))
-        fault, size = _look_over(parser.get_http_version(), self.headers)
+        fault, size = look_over(parser.get_http_version(), self.headers)
         self._fields, self._size = len(self.headers), size + len(self.url)
         if self._size > self._demands.head_bytes:
             self._stop(_head_too_large(self._demands))
         if fault is not None:
             self._stop(Problem(BAD_REQUEST, fault))
         client = client_of(self.scope)  # type: ignore[arg-type]
-        super().on_headers_complete()
+        if self.owner.submit is not None and not asked and self._may_be_submit():
+            self._early = b""
+        else:
+            super().on_headers_complete()
         self._in_head, self._head_since = False, None
         self._fed = self._received = 0
         self._stalled = 0.0
@@ -281,11 +310,26 @@ class Connection(HttpToolsProtocol):
             self._turn_since = self._now
         asked.append(client)
 
+    def _may_be_submit(self) -> bool:
+        """Whether this is a `POST /tasks` on a connection that does nothing else and is kept."""
+        return (
+            self.url == b"/tasks"
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and (self.cycle is None or self.cycle.response_complete)
+        )
+
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         self._fed = 0
         self._received += len(body)
-        super().on_body(body)
+        if self._early is None:
+            super().on_body(body)
+        else:
+            self._early += body
 
     def on_message_complete(self) -> None:
         """A request has arrived completely."""
@@ -294,7 +338,37 @@ class Connection(HttpToolsProtocol):
         self._in_head, self._fed = True, 0
         if self._asked:
             self._asked[-1].arrived = True
-        super().on_message_complete()
+        if not self._submit():
+            self._pass_on()
+            super().on_message_complete()
+
+    def _submit(self) -> bool:
+        """Have the request answered without the application, if that can be."""
+        cycle, submit = self._own, self.owner.submit
+        if submit is None or self._early is None:
+            return False
+        cycle.future = submit(self.headers, self._early, self._answer)
+        if cycle.future is None:
+            return False
+        self._early, cycle.response_complete = None, False
+        self.cycle = cycle  # type: ignore[assignment]  # further requests wait for it
+        return True
+
+    def _answer(self, status: int, headers: Pairs, body: bytes) -> bool:
+        cycle = self._own
+        if cycle.disconnected:
+            return False
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:  # the server is draining
+            parts.append(b"connection: close\r\n")
+        self.transport.write(b"".join((*parts, b"\r\n", body)))
+        cycle.response_complete, cycle.future = True, None
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Read the request again without its Upgrade; `rest` is what follows its head.
@@ -408,7 +482,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._refusal is not None:
-            self.transport.write(_answer(self._refusal))
+            self.transport.write(last_answer(self._refusal))
         # The client may still be sending. What it sends is dropped for a while: closed at once, the connection would be
         # reset, and the client might never read the answer.
         with suppress(OSError):  # the client may have reset the connection already
@@ -426,30 +500,3 @@ class Connection(HttpToolsProtocol):
 def _head_too_large(demands: Demands) -> Problem:
     most = f"{demands.header_fields} fields and {demands.head_bytes:,} bytes"
     return Problem(HEAD_TOO_LARGE, f"the head of the request is larger than the limit: {most}")
-
-
-def _look_over(version: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, int]:
-    """Why a head that can be parsed is refused, and the size of its fields in bytes.
-
-    It is refused if a proxy might parse it as another request (RFC 9112, 3.2 and 6.1).
-    """
-    fault, size, hosts = None, 0, 0
-    for name, value in headers:
-        size += len(name) + len(value) + 4
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-            fault = "the only supported Transfer-Encoding is chunked, in HTTP/1.1"
-    if fault is None and version not in ("1.0", "1.1"):
-        fault = "only HTTP/1.1 and HTTP/1.0 are supported"
-    if fault is None and hosts != 1 and (hosts or version == "1.1"):
-        fault = "a request must have exactly one Host header"
-    return fault, size
-
-
-def _answer(problem: Problem) -> bytes:
-    body = to_json(problem.document())
-    status = HTTPStatus(problem.status)
-    headers = {"Content-Type": PROBLEM, "Content-Length": str(len(body)), "Connection": "close", **problem.headers}
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

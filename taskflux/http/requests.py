@@ -13,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import lru_cache, partial
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taskflux.http.bodies import to_json
+from taskflux.http.bodies import problem_answer, to_json
 from taskflux.http.problems import NOT_BEGUN, PROBLEM, REQUEST_TIMEOUT, UNKNOWN_HOST, Kind, Problem
 from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.instruments import OTHER
@@ -30,6 +30,15 @@ from taskflux.telemetry.tracing import TRACE, Span
 from taskflux.worker.hosts import refusal
 
 _NAME: Final = "taskflux.client"
+
+Pairs = list[tuple[bytes, bytes]]
+"""Headers: lower-case names, and values."""
+
+Answer = Callable[[int, Pairs, bytes], bool]
+"""Sends a status, headers and a body; false if nobody receives them."""
+
+Submit = Callable[[Pairs, bytes, Answer], asyncio.Future[Any] | None]
+"""From a request's headers and body to what ends with its answer, or is cancelled; None: the application answers."""
 
 
 class Client:
@@ -216,6 +225,7 @@ class Requests:
         method = scope["method"] if scope["method"] in metrics.METHODS else OTHER  # it may be any word
         traceparent, span = _trace(scope, method)
         TRACE.set(traceparent)  # every request has an asyncio task, and so a context, of its own
+        logs.TASK.set(None)  # which may have begun in that of the request before on its connection
         status, broke = 0, False
         client = client_of(scope)
 
@@ -259,9 +269,9 @@ class Requests:
             # What answered has logged the error, too.
         finally:
             self.in_progress -= 1
-            self._record(method, _route(scope), status, loop.time() - began, traceparent, broke=broke)
+            self.record(method, _route(scope), status, loop.time() - began, traceparent, broke=broke)
 
-    def _record(self, method: str, route: str, status: int, seconds: float, traceparent: str, *, broke: bool) -> None:
+    def record(self, method: str, route: str, status: int, seconds: float, traceparent: str, *, broke: bool) -> None:
         """Count a request, and log it. Without a status, the client has disconnected."""
         kind = self._kinds.get((method, route, status))
         if kind is None:
@@ -326,12 +336,43 @@ class KnownHosts:
         self._app = app
         self._refusal = lru_cache(NAMES)(partial(refusal, allowed))
 
+    def refuse(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Why a request with these headers is refused."""
+        return self._refusal(tuple([value.decode("latin-1") for name, value in headers if name == b"host"]))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        hosts = tuple([value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"])
-        said = self._refusal(hosts) if scope["type"] == "http" else None
+        said = self.refuse(scope["headers"]) if scope["type"] == "http" else None
         if said is None:
             await self._app(scope, receive, send)
             return
         # Misconfigured: a handler that calls notify by a wrong name holds its tasks until the name is fixed.
         problem = Problem(UNKNOWN_HOST, said, extra={"errorClass": "Misconfigured", "reason": said})
-        await Response(to_json(problem.document()), problem.status, media_type=PROBLEM)(scope, receive, send)
+        await problem_answer(problem)(scope, receive, send)
+
+
+def look_over(version: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, int]:
+    """Why the head of a request that can be parsed is refused, and the size of its fields in bytes.
+
+    It is refused if a proxy might parse it as another request (RFC 9112, 3.2 and 6.1).
+    """
+    fault, size, hosts = None, 0, 0
+    for name, value in headers:
+        size += len(name) + len(value) + 4
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+            fault = "the only supported Transfer-Encoding is chunked, in HTTP/1.1"
+    if fault is None and version not in ("1.0", "1.1"):
+        fault = "only HTTP/1.1 and HTTP/1.0 are supported"
+    if fault is None and hosts != 1 and (hosts or version == "1.1"):
+        fault = "a request must have exactly one Host header"
+    return fault, size
+
+
+def last_answer(problem: Problem) -> bytes:
+    """The bytes that end a connection with a problem."""
+    body = to_json(problem.document())
+    status = HTTPStatus(problem.status)
+    headers = {"Content-Type": PROBLEM, "Content-Length": str(len(body)), "Connection": "close", **problem.headers}
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

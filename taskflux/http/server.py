@@ -8,14 +8,14 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from taskflux.http.connections import Connections, Demands
-from taskflux.http.requests import KnownHosts, Requests
+from taskflux.http.requests import Answer, KnownHosts, Pairs, Requests, Submit
 from taskflux.telemetry.logs import frames
 from taskflux.worker.hosts import names
 from taskflux.worker.process import Process
@@ -66,9 +66,8 @@ async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
         WrongSettings: before anything is served.
     """
     http = process.settings.http
-    allowed = names(http.allowed_hosts)
     await serve(
-        KnownHosts(app, allowed) if allowed else app,
+        app,
         listen(http.host, http.port),
         draining=process.draining,
         grace=grace,
@@ -82,6 +81,7 @@ async def serve_process(app: ASGIApp, process: Process, grace: float) -> None:
         linger=http.linger_seconds,
         hurry=process.hurry,
         listening=lambda port: process.started(),
+        allowed=names(http.allowed_hosts),
     )
 
 
@@ -95,6 +95,7 @@ async def serve(
     linger: float = 0,
     hurry: asyncio.Event | None = None,
     listening: Callable[[int], None] = lambda port: None,
+    allowed: Sequence[str] = (),
 ) -> None:
     """Serve `app` until `draining` is set; then accept no more connections and finish what is in flight.
 
@@ -106,10 +107,13 @@ async def serve(
         grace: seconds that requests in flight have after that: half of them to start further work, and all of them to
             end. Then they are cut off.
         listening: called with the port once connections are accepted.
+        allowed: the names by which the server may be called; none: any.
     """
-    connections = Connections(demands)
+    known = KnownHosts(app, allowed)
+    requests = Requests(known if allowed else app)
+    connections = Connections(demands, _submit(app, requests, known))
     config = uvicorn.Config(
-        Requests(app),
+        requests,
         loop="none",
         http=connections.protocol(),
         ws="none",
@@ -143,6 +147,19 @@ async def serve(
         await _cut_off(server)
         if not serving.done():
             serving.cancel()
+
+
+def _submit(app: ASGIApp, requests: Requests, known: KnownHosts) -> Submit | None:
+    """What answers submits without the application, if that has it: `taskflux.http.submissions.Direct`."""
+    direct = getattr(getattr(app, "state", None), "direct", None)
+    if direct is None:
+        return None
+
+    def submit(headers: Pairs, body: bytes, answer: Answer) -> asyncio.Future[Any] | None:
+        refused = known.refuse(headers)
+        return None if refused is not None else direct.take(requests, headers, body, answer)
+
+    return submit
 
 
 async def _first_of(watching: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:

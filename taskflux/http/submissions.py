@@ -6,18 +6,33 @@ stored and what the handler gets, so the other one is never used.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from taskflux.http.bodies import JSON, beside_loop, read_json
+from taskflux.http.bodies import (
+    JSON,
+    SMALL,
+    Flight,
+    Held,
+    beside_loop,
+    bug_answer,
+    decode_json,
+    problem_answer,
+    read_json,
+    weigh,
+)
 from taskflux.http.problems import (
     INVALID_TASK,
     KEY_REUSED,
@@ -29,14 +44,14 @@ from taskflux.http.problems import (
     shortened,
     store_problem,
 )
-from taskflux.http.requests import Client, client_of
+from taskflux.http.requests import Answer, Client, Pairs, Requests, client_of, incoming
 from taskflux.http.task_types import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
 from taskflux.tasks.fields import OPTIONAL, digest, read_fields, rfc3339
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.tasks.states import State
-from taskflux.telemetry import metrics
+from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.intake import Intake
@@ -47,6 +62,20 @@ PLAIN_TYPE: Final = "simulated"
 """The type of a task without one whose payload is a text, as all of FluxTask's are."""
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def type_of(document: Any) -> str:
+    """The task type that a document asks for.
+
+    Raises:
+        Problem: 422, it is no task, or needs a type.
+    """
+    if not isinstance(document, dict):
+        raise Problem(
+            INVALID_TASK, 'a task is a JSON object, for example {"taskType": "simulated", "payload": "hello"}'
+        )
+    name = document.get("taskType")
+    return name if isinstance(name, str) else implied_type(document)
 
 
 def implied_type(document: dict[str, Any]) -> str:
@@ -157,15 +186,7 @@ class Submissions:
         except Problem as problem:
             metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
             raise
-        task = str(accepted.id)
-        body = f"{{{accepted_members(accepted, _SCHEDULED, task)}}}".encode("ascii")
-        answer_headers = [
-            (b"content-type", JSON),
-            (b"content-length", b"%d" % len(body)),
-            (b"location", f"/tasks/{task}".encode("ascii")),
-        ]
-        if accepted.repeated:
-            answer_headers.append((b"idempotent-replay", b"true"))
+        answer_headers, body = _answer(accepted)
         await send({"type": "http.response.start", "status": 202, "headers": answer_headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -193,13 +214,7 @@ class Submissions:
                 known here, and the store is unavailable or too slow.
             ClientDisconnect: it disconnected while its type was looked for.
         """
-        if not isinstance(document, dict):
-            raise Problem(
-                INVALID_TASK, 'a task is a JSON object, for example {"taskType": "simulated", "payload": "hello"}'
-            )
-        name = document.get("taskType")
-        if not isinstance(name, str):
-            name = implied_type(document)
+        name = type_of(document)
         registered = self.registry.known(name)
         if registered is None:
             try:
@@ -212,6 +227,15 @@ class Submissions:
         if size < LARGE:
             return self._checked(document, registered, key, traceparent or TRACE.get())
         return await beside_loop(self._checked, document, registered, key, traceparent or TRACE.get())
+
+    def read_now(self, document: Any, key: str | None, traceparent: str | None) -> Submission | None:
+        """What `read` returns for a document of less than `LARGE` bytes; None if that has to wait for something.
+
+        Raises:
+            Problem: as `read`.
+        """
+        registered = self.registry.known(type_of(document))
+        return None if registered is None else self._checked(document, registered, key, traceparent)
 
     def _checked(
         self, document: dict[str, Any], registered: Registered, key: str | None, traceparent: str | None
@@ -263,14 +287,57 @@ class Submissions:
             outcome = await self.intake.accept(submission)
         except StoreError as error:
             raise store_problem(error) from error
-        if isinstance(outcome, KeyReused):
-            detail = "this idempotency key was used with another request: use a new key for a new task"
-            raise Problem(KEY_REUSED, detail, [FieldError(key_field, "belongs to another request")])
-        metrics.SUBMITTED.labels(outcome.type, "repeated" if outcome.repeated else "accepted").inc()
-        return outcome
+        return counted(outcome, key_field)
+
+    async def accept_all(self, submissions: Sequence[Submission], key_field: str) -> Sequence[Accepted | BaseException]:
+        """Return once each is durable, or why it is not; problems as in `accept`."""
+        outcomes = list[Accepted | BaseException]()
+        counted: Counter[tuple[str, bool]] = Counter()
+        for outcome in await self.intake.accept_all(submissions):
+            if isinstance(outcome, Accepted):
+                counted[outcome.type, outcome.repeated] += 1
+                outcomes.append(outcome)
+            elif isinstance(outcome, KeyReused):
+                outcomes.append(_key_reused(key_field))
+            else:
+                outcomes.append(store_problem(outcome) if isinstance(outcome, StoreError) else outcome)
+        for (name, repeated), number in counted.items():
+            metrics.SUBMITTED.labels(name, "repeated" if repeated else "accepted").inc(number)
+        return outcomes
+
+
+def counted(outcome: Accepted | KeyReused, key_field: str) -> Accepted:
+    """The accepted task, once it is counted.
+
+    Raises:
+        Problem: 422, its key was used with another request.
+    """
+    if isinstance(outcome, KeyReused):
+        raise _key_reused(key_field)
+    metrics.SUBMITTED.labels(outcome.type, "repeated" if outcome.repeated else "accepted").inc()
+    return outcome
+
+
+def _key_reused(key_field: str) -> Problem:
+    detail = "this idempotency key was used with another request: use a new key for a new task"
+    return Problem(KEY_REUSED, detail, [FieldError(key_field, "belongs to another request")])
 
 
 _SCHEDULED: Final = f'"{State.SCHEDULED}"'
+
+
+def _answer(accepted: Accepted) -> tuple[Pairs, bytes]:
+    """The headers and the body of the answer to a single task."""
+    task = str(accepted.id)
+    body = f"{{{accepted_members(accepted, _SCHEDULED, task)}}}".encode("ascii")
+    headers = [
+        (b"content-type", JSON),
+        (b"content-length", b"%d" % len(body)),
+        (b"location", f"/tasks/{task}".encode("ascii")),
+    ]
+    if accepted.repeated:
+        headers.append((b"idempotent-replay", b"true"))
+    return headers, body
 
 
 def accepted_members(accepted: Accepted, status: str, task: str) -> str:
@@ -278,3 +345,92 @@ def accepted_members(accepted: Accepted, status: str, task: str) -> str:
     name = encode_basestring_ascii(accepted.type)
     created_at = rfc3339(accepted.created_at)
     return f'"taskId":"{task}","taskType":{name},"status":{status},"createdAt":"{created_at}"'
+
+
+class Direct:
+    """`POST /tasks` without the framework: for a request that has come whole and has nothing unusual about it.
+
+    Whatever else comes goes the general way, `Submissions.__call__` behind the application: a bad request, one whose
+    type has to be looked up, one that is large or for which there is no room, and all while spans are recorded. What is
+    taken here has the same effect, answer, count and log line.
+    """
+
+    def __init__(self, submissions: Submissions, flight: Flight) -> None:
+        self._submissions = submissions
+        self._flight = flight
+        self._context = Context()  # of no request: the variables are set for each
+
+    def take(
+        self, requests: Requests, headers: Pairs, body: bytes, answer: Answer
+    ) -> asyncio.Future[Accepted | KeyReused] | None:
+        """Begin to accept the task, and call `answer` in the end; None if the request has to go the general way.
+
+        Cancel the future when the client has disconnected.
+        """
+        by_name = dict(headers)
+        if (
+            tracing.on
+            or len(by_name) < len(headers)
+            or by_name.get(b"content-type") != JSON
+            or b"content-encoding" in by_name
+            or not 0 < len(body) <= min(SMALL, self._submissions.limits.max_body_bytes)
+        ):
+            return None
+        given, key = by_name.get(b"traceparent"), by_name.get(b"idempotency-key")
+        trace = (incoming(given) if given is not None else None) or tracing.new_traceparent()
+        held = Held(self._flight)
+        try:
+            held.take(len(body))
+            held.take(weigh(body))
+            document = decode_json(body)
+            submission = self._submissions.read_now(document, None if key is None else key.decode("latin-1"), trace)
+        except Exception:  # noqa: BLE001 - the general way meets it again, and answers
+            submission = None
+        if submission is None:
+            held.give_all()
+            return None
+        requests.in_progress += 1
+        future = self._submissions.intake.accept(submission)
+        began = future.get_loop().time()
+        future.add_done_callback(
+            partial(self._conclude, requests, held, submission, began, answer), context=self._context
+        )
+        return future
+
+    def _conclude(
+        self,
+        requests: Requests,
+        held: Held,
+        submission: Submission,
+        began: float,
+        answer: Answer,
+        future: asyncio.Future[Accepted | KeyReused],
+    ) -> None:
+        trace = submission.traceparent or ""
+        TRACE.set(trace)
+        TASK.set(submission.id)
+        status = 0
+        if not future.cancelled():
+            status, headers, body = self._outcome(future)
+            status = status if answer(status, headers, body) else 0
+        held.give_all()
+        requests.in_progress -= 1
+        requests.record("POST", "/tasks", status, future.get_loop().time() - began, trace, broke=False)
+
+    def _outcome(self, future: asyncio.Future[Accepted | KeyReused]) -> tuple[int, Pairs, bytes]:
+        """The status, the headers and the body of the answer."""
+        try:
+            try:
+                accepted = counted(future.result(), "Idempotency-Key")
+            except StoreError as error:
+                raise store_problem(error) from error
+        except Problem as problem:
+            metrics.SUBMITTED.labels(metrics.UNKNOWN, problem.kind.slug).inc()
+            response = problem_answer(problem)
+        except Exception as error:  # noqa: BLE001 - a bug of ours, as the application answers one
+            response = bug_answer("POST", error)
+        else:
+            if accepted.repeated:
+                TASK.set(accepted.id)
+            return 202, *_answer(accepted)
+        return response.status_code, response.raw_headers, bytes(response.body)

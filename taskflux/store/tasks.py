@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflux.store.database import Database, Row, Statement, statements
-from taskflux.store.errors import OtherDeclaration, StoreBusy
+from taskflux.store.errors import OtherDeclaration, StoreBusy, StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.texts import note, storable
 from taskflux.tasks.model import Accepted, DeliveryReport, KeyReused, Submission, TaskType
@@ -25,6 +26,8 @@ SQL: Final = statements("tasks")
 PATIENCE: Final = 2.0
 """Seconds that a submission waits while PostgreSQL is unavailable."""
 INSERT_BATCH: Final = 500
+WINDOW: Final = 0.002
+"""Seconds that submissions of many clients may wait for each other."""
 INSERT: Final = tracing.Operation(
     "insert tasks",
     "CLIENT",
@@ -104,19 +107,29 @@ class Tasks:
         # One for each grace, since a statement takes only one.
         self._inserts: dict[float, GroupCommit[Submission, Accepted | KeyReused]] = {}
 
-    def accept(self, submission: Submission, grace: float) -> Awaitable[Accepted | KeyReused]:
+    def accept(self, submission: Submission, grace: float) -> asyncio.Future[Accepted | KeyReused]:
         """Make `submission` durable; those that come together share a statement.
 
         Raises:
             StoreUnavailable: PostgreSQL is unavailable; nothing is promised.
             RefusedData: a value cannot be stored.
         """
+        return self._group(grace).submit(submission, submission.unique)
+
+    async def accept_all(
+        self, submissions: Sequence[Submission], grace: float
+    ) -> Sequence[Accepted | KeyReused | StoreError]:
+        """Make all of them durable, in one statement unless a key occurs twice; the outcome or the error of each."""
+        return await self._group(grace).submit_each(submissions, [each.unique for each in submissions])
+
+    def _group(self, grace: float) -> GroupCommit[Submission, Accepted | KeyReused]:
         group = self._inserts.get(grace)
         if group is None:
             insert = partial(self.insert, grace=grace)
-            group = GroupCommit(insert, max_items=INSERT_BATCH, patience=PATIENCE, statement="insert")
-            self._inserts[grace] = group
-        return group.submit(submission, submission.unique)
+            group = self._inserts[grace] = GroupCommit(
+                insert, max_items=INSERT_BATCH, patience=PATIENCE, statement="insert", window=WINDOW
+            )
+        return group
 
     async def insert(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         """Make all of them durable in one statement; one outcome for each.

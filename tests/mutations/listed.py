@@ -464,14 +464,14 @@ _STORE: Final = (
     Mutation(
         "two items of one task share a statement",
         "taskflux/store/group_commit.py",
-        "if unique in taken:",
+        "if not taken.isdisjoint(group.uniques):",
         "if False:",
         GROUP_COMMIT,
     ),
     Mutation(
         "a bad row takes its whole batch with it",
         "taskflux/store/group_commit.py",
-        "if len(batch) > 1 and (not known or isinstance(error, RefusedData)):",
+        "if sum(len(group.items) for group in batch) > 1 and (not known or isinstance(error, RefusedData)):",
         "if False:",
         GROUP_COMMIT,
     ),
@@ -608,7 +608,7 @@ _WORKER: Final = (
     Mutation(
         "ingest publishes without a promise",
         "taskflux/worker/intake.py",
-        "self._grace if ours else 0.0",
+        "self._grace if self._ours(submission.provider) else 0.0",
         "0.0",
         INTAKE,
     ),
@@ -946,8 +946,8 @@ _HTTP: Final = (
     Mutation(
         "a key that came with another request is answered with that one's task",
         "taskflux/http/submissions.py",
-        "if isinstance(outcome, KeyReused):",
-        "if False:",
+        "if isinstance(outcome, KeyReused):\n        raise",
+        "if False:\n        raise",
         SUBMISSIONS,
     ),
     Mutation(

@@ -20,6 +20,7 @@ from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
+from taskflux.store.errors import StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
@@ -44,8 +45,11 @@ class StoreIntake(Intake):
 
         self._group: GroupCommit[Submission, Accepted | KeyReused] = GroupCommit(insert, patience=patience)
 
-    async def accept(self, submission: Submission) -> Accepted | KeyReused:
-        return await self._group.submit(submission, submission.unique)
+    def accept(self, submission: Submission) -> asyncio.Future[Accepted | KeyReused]:
+        return self._group.submit(submission, submission.unique)
+
+    async def accept_all(self, submissions: Sequence[Submission]) -> Sequence[Accepted | KeyReused | StoreError]:
+        return await self._group.submit_each(submissions, [each.unique for each in submissions])
 
 
 async def application(database: Database, limits: Limits = Limits(), patience: float = 0.5) -> ASGIApp:  # noqa: B008

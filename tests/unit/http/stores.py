@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from taskflux.store.dead_letters import DeadLetterFilter, DeadLetters, Place, Replayed, to_text
@@ -104,7 +104,10 @@ class MemoryIntake(Intake):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def accept(self, submission: Submission) -> Accepted | KeyReused:
+    def accept(self, submission: Submission) -> asyncio.Future[Accepted | KeyReused]:
+        return asyncio.ensure_future(self._accept(submission))
+
+    async def _accept(self, submission: Submission) -> Accepted | KeyReused:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self.entered.release()
@@ -127,6 +130,10 @@ class MemoryIntake(Intake):
         self.accepted.append(submission)
         self.arrived.set()
         return accepted
+
+    async def accept_all(self, submissions: Sequence[Submission]) -> Sequence[Accepted | KeyReused | StoreError]:
+        outcomes = await asyncio.gather(*map(self.accept, submissions), return_exceptions=True)
+        return cast("Sequence[Accepted | KeyReused | StoreError]", outcomes)
 
 
 class MemoryTasks(Tasks):

@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 from starlette.requests import ClientDisconnect
 
-from taskflux.http.bodies import Bounded
 from taskflux.http.problems import NOT_BEGUN, Problem
 from taskflux.http.requests import Client, Requests, client_of
 from taskflux.http.submissions import Limits
@@ -108,16 +107,14 @@ async def test_a_batch_that_ends_before_its_items_gives_back_what_it_held_and_no
     http.source.gate.clear()
     asking = Asking(http, "POST", *submission("batch", "fax"))
     await http.source.looks.acquire()
-    bounded: Any = http.app.middleware_stack
-    while not isinstance(bounded, Bounded):
-        bounded = bounded.app
-    held = bounded.bytes
+    flight = http.app.state.flight
+    held = flight.bytes
     asking.client.leave()
     await asyncio.wait_for(asking.task, 10)
     http.source.gate.set()
     for _ in range(100):
         await asyncio.sleep(0)
-    assert (held > 0, bounded.bytes) == (True, 0)
+    assert (held > 0, flight.bytes) == (True, 0)
 
 
 async def test_a_batch_looks_once_for_all_types_that_it_does_not_know() -> None:

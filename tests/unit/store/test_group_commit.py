@@ -228,14 +228,143 @@ async def test_a_statement_with_too_few_answers_leaves_no_caller_waiting(table: 
     assert all(isinstance(answer, StoreUnavailable) for answer in answers)
 
 
+async def test_items_of_one_caller_share_a_statement_and_their_outcomes_are_in_order(table: Table) -> None:
+    commit = commits(table)
+    tasks = await begun(table, commit, "x", "y")
+    together = commit.submit_all("cab", "cab")
+    table.open.set()
+    assert await asyncio.gather(*tasks, together) == ["X", "Y", ["C", "A", "B"]]
+    assert table.batches == [["x"], ["y", "c", "a", "b"]]
+
+
+async def test_items_of_one_caller_that_do_not_fit_wait_together_for_the_next_statement(table: Table) -> None:
+    commit = commits(table, max_items=4)
+    tasks = await begun(table, commit, "x", "y")
+    answers = [commit.submit_all(items, items) for items in ("abcd", "efghij", "kl")]
+    table.open.set()
+    assert await asyncio.gather(*answers) == [list("ABCD"), list("EFGHIJ"), list("KL")]
+    assert table.batches == [["x"], ["y"], list("abcd"), list("efghij"), list("kl")]
+    await asyncio.gather(*tasks)
+
+
+async def test_a_key_that_another_caller_has_makes_all_items_of_one_caller_wait(table: Table) -> None:
+    commit = commits(table)
+    tasks = await begun(table, commit, "x", "a1")
+    answers = [commit.submit_all(("b", "a2"), "ba"), commit.submit_all("cd", "cd")]
+    table.open.set()
+    assert await asyncio.gather(*tasks, *answers) == ["X", "A1", ["B", "A2"], ["C", "D"]]
+    assert table.batches == [["x"], ["a1", "c", "d"], ["b", "a2"]]
+
+
+@pytest.mark.parametrize("items", ["abc", "b", "xbyz"])
+async def test_of_one_caller_s_items_only_the_bad_one_fails(items: str, table: Table) -> None:
+    commit = commits(table)
+    table.bad = {"b"}
+    single, outcomes = await asyncio.gather(submit(commit, "s"), commit.submit_all(items, items))
+    assert single == "S"
+    assert [each if isinstance(each, str) else type(each) for each in outcomes] == [
+        RefusedData if each == "b" else each.upper() for each in items
+    ]
+
+
+async def test_one_caller_s_items_fail_together_when_postgresql_is_unreachable(table: Table) -> None:
+    table.troubles = [StoreUnavailable("gone")]
+    outcomes = await commits(table, patience=0.0).submit_all("ab", "ab")
+    assert [str(each) for each in outcomes] == ["gone", "gone"]
+
+
+async def test_one_caller_s_items_that_are_given_up_are_not_written(table: Table) -> None:
+    commit = commits(table)
+    (running, *_) = await begun(table, commit, "x")
+    together = commit.submit_all("ab", "ab")
+    together.cancel()
+    table.open.set()
+    assert await running == "X"
+    assert await submit(commit, "c") == "C"
+    assert table.batches == [["x"], ["c"]]
+
+
+async def test_of_one_caller_s_items_those_with_a_key_that_came_before_wait_for_the_next_statement(
+    table: Table,
+) -> None:
+    items = ["a1", "b1", "a2", "c1", "b2", "a3"]
+    table.bad = {"b2"}
+    outcomes = await commits(table).submit_each(items, [item[0] for item in items])
+    assert [each if isinstance(each, str) else type(each) for each in outcomes] == [
+        "A1", "B1", "A2", "C1", RefusedData, "A3",
+    ]  # fmt: skip
+    assert table.batches[:2] == [["a1", "b1", "c1"], ["a2", "b2"]]
+
+
+async def test_halves_of_items_that_are_given_up_meanwhile_are_not_written(table: Table) -> None:
+    turns = asyncio.Semaphore(0)
+
+    async def write(items: Sequence[str]) -> Sequence[str]:
+        table.batches.append(list(items))
+        table.entered.release()
+        await turns.acquire()
+        raise RefusedData("a value does not fit")
+
+    together = GroupCommit(write).submit_all("abcd", "abcd")
+    await table.entered.acquire()
+    turns.release()
+    await table.entered.acquire()
+    together.cancel()
+    await asyncio.sleep(0)
+    turns.release()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert table.batches == [list("abcd"), list("ab")]
+
+
+WINDOW = 60.0
+"""Seconds that no test waits for."""
+
+
+async def waves(table: Table, commit: GroupCommit[str, str], clients: int, turns: int) -> None:
+    """So many clients, each of which submits again once it is answered; not all of them in the same turn."""
+
+    async def client(number: int) -> None:
+        for turn in range(turns):
+            for _ in range(number % 5):
+                await asyncio.sleep(0)
+            await commit.submit(f"{number}.{turn}", f"{number}.{turn}")
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*map(client, range(clients)))
+
+
+@pytest.mark.parametrize(("window", "statements"), [(0.0, range(20, 100)), (0.1, range(10, 16))])
+async def test_with_a_window_a_statement_waits_for_the_many_that_were_just_answered(
+    window: float, statements: range, table: Table
+) -> None:
+    await waves(table, commits(table, window=window), clients=32, turns=10)
+    assert len(table.batches) in statements
+
+
+@pytest.mark.parametrize("clients", [1, 2, 7])
+async def test_a_few_clients_wait_for_no_window(clients: int, table: Table) -> None:
+    await waves(table, commits(table, window=WINDOW), clients=clients, turns=3)
+    assert len(table.written) == 3 * clients
+
+
+async def test_the_window_ends_although_the_others_do_not_come_back(table: Table) -> None:
+    commit = commits(table, window=0.05)
+    await waves(table, commit, clients=32, turns=1)
+    async with asyncio.timeout(5):
+        assert await submit(commit, "a") == "A"
+    assert table.batches[-1] == ["a"]
+
+
 async def test_callers_of_a_batch_that_is_stopped_get_an_error(table: Table) -> None:
     commit = commits(table)
     commit.stop()
     tasks = await begun(table, commit, "a", "b", "c")
+    together = commit.submit_all("xy", "xy")
     commit.stop()
     async with asyncio.timeout(5):
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+        answers = [*await asyncio.gather(*tasks, return_exceptions=True), *await together]
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 5
     table.open.set()
     assert await submit(commit, "d") == "D"
 
