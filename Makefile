@@ -15,9 +15,11 @@ unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 SYSTEM := tests/integration/system
 LONG := $(SYSTEM)/test_killers.py $(SYSTEM)/test_clock_steps.py $(SYSTEM)/test_exhaustion.py \
-	$(SYSTEM)/test_store_outages.py tests/integration/cli/test_preparing.py \
+	$(SYSTEM)/test_store_outages.py $(SYSTEM)/test_own_handler_faults.py $(SYSTEM)/test_plain_functions.py \
+	tests/integration/cli/test_bare_pod.py tests/integration/cli/test_preparing.py \
 	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py tests/integration/local/test_own_handlers.py \
-	tests/integration/local/test_pages.py tests/integration/http/test_documented_clients.py tests/unit/test_install.py
+	tests/integration/local/test_pages.py tests/integration/http/test_documented_clients.py tests/unit/test_install.py \
+	tests/unit/test_mutations.py
 # How long building a control plane may take before `make test-apiserver` gives up.
 MINUTES ?= 60
 
@@ -80,7 +82,7 @@ upgrade: $(VENV)/.dev ## upgrade from the release before and roll back, with bot
 	$(BIN)/python -m tests.upgrade $(ARGS)
 
 .PHONY: test-long
-test-long: $(VENV)/.dev ## the longer tests: killers, outages, exhaustion, `dev`, pages in a browser, clients, set-up
+test-long: $(VENV)/.dev ## the longer tests: killers, outages, faults of handlers, `dev`, pages in a browser, clients, set-up
 	$(BIN)/python -m pytest -n 2 -m slow $(LONG) $(ARGS)
 
 .PHONY: test-readme

@@ -66,6 +66,7 @@ def test_a_change_that_no_test_notices_has_survived(tmp_path: Path) -> None:
     assert Copy(tmp_path).try_out(unrelated).verdict is Verdict.SURVIVED
 
 
+@pytest.mark.slow
 def test_tests_that_do_not_run_have_noticed_nothing(tmp_path: Path) -> None:
     mutation = tiny(tmp_path)
     missing = Mutation(mutation.wrong, mutation.path, mutation.old, mutation.new, ("test_sums.py::test_of_no_name",))
@@ -109,6 +110,7 @@ def test_six() -> None:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "verdict", "reason"),
     [
@@ -144,6 +146,7 @@ def test_for_ever() -> None:
 """
 
 
+@pytest.mark.slow
 def test_tests_that_are_stopped_end_with_all_that_they_started(tmp_path: Path) -> None:
     (tmp_path / "test_waits.py").write_text(WAITS, encoding="utf-8")
     stop, pids = threading.Event(), tmp_path / "pids"
@@ -159,6 +162,7 @@ def test_tests_that_are_stopped_end_with_all_that_they_started(tmp_path: Path) -
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_tests_have_a_time_in_which_to_be_done(tmp_path: Path) -> None:
     (tmp_path / "test_waits.py").write_text(WAITS, encoding="utf-8")
     assert Copy(tmp_path).run(("test_waits.py",), 0.0).code is None
@@ -175,6 +179,7 @@ def test_leaves_a_process() -> None:
 """
 
 
+@pytest.mark.slow
 def test_what_tests_leave_running_ends_with_them(tmp_path: Path) -> None:
     (tmp_path / "test_leaves.py").write_text(LEAVES, encoding="utf-8")
     assert Copy(tmp_path).run(("test_leaves.py",)).code == 0

@@ -14,6 +14,8 @@ from taskflux.local.processes import Process as Child
 from tests.integration.cli.command import Command
 from tests.integration.system.stack import TASKFLUX, Stack
 
+pytestmark = pytest.mark.slow
+
 # No regular file may grow: every write to one fails. Output goes through pipes.
 NO_FILE_MAY_GROW = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh", str(TASKFLUX))
 NOWHERE = {"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent/cache"}

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 import pytest_asyncio
 
 from taskflux.local.processes import Process as Child
 from taskflux.local.processes import run
 from tests.integration.system.stack import TASKFLUX, Stack, eventually
+
+pytestmark = pytest.mark.slow
 
 MODULE = """
 import asyncio

@@ -12,12 +12,15 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.local.processes import run
 from tests.integration.system.stack import LEASE, TASKFLUX, Stack, eventually, total
+
+pytestmark = pytest.mark.slow
 
 MODULE = """
 import subprocess
