@@ -17,8 +17,9 @@ from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
+from taskflux.store.notifications import Receipts
 from taskflux.store.publishing import Circuits, Publishing
-from taskflux.store.tasks import Receipts, Tasks, TaskTypes
+from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.stream.producer import Producer
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import CircuitWatch

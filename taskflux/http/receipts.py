@@ -21,7 +21,7 @@ from taskflux.http.bodies import beside_loop, headers_of, held_by, json_answer, 
 from taskflux.http.problems import MALFORMED_JSON, NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, Problem
 from taskflux.providers.msg91 import MalformedReports, read_reports
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.tasks import Receipts, Recorded
+from taskflux.store.notifications import Receipts, Recorded
 from taskflux.tasks.bounds import LARGE, MAX_VALUES, VALUE_BYTES
 from taskflux.tasks.model import DeliveryReport
 from taskflux.tasks.states import State

@@ -1,16 +1,19 @@
-"""Notifications by the caller's id: each is begun once, and its outcome is kept."""
+"""Notifications by the caller's id: each is begun once, and its outcome is kept. And delivery reports of tasks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
+from uuid import UUID
 
 from taskflux.store.database import Database, statements
 from taskflux.store.texts import json_text
+from taskflux.tasks.model import DeliveryReport
+from taskflux.tasks.states import State
 
 SQL: Final = statements("notifications")
 
@@ -95,3 +98,56 @@ def _text(document: Mapping[str, Any] | None) -> str | None:
 def _object(text: str | None) -> Mapping[str, Any]:
     document: Mapping[str, Any] = json.loads(text) if text else {}
     return document
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A report that was matched to its task.
+
+    `before` is the state of the task until then; not `kept`: it adds nothing to what was known; `first`: it is the
+    first of this replay of the task.
+    """
+
+    task: UUID
+    tenant: str
+    type: str
+    before: State
+    kept: bool
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """Delivery reports of tasks, and the uncertain tasks that they resolve."""
+
+    database: Database
+
+    async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
+        """Store these, one for each task; those whose task is unknown or was replayed since are left out.
+
+        Raises:
+            StoreError: nothing is known to be stored; the same reports may be sent again.
+        """
+        batch = sorted(reports, key=lambda report: report.task)
+        if not batch:
+            return []
+        rows = await self.database.fetch(
+            SQL["record_reports"],
+            ids=[each.task for each in batch],
+            replays=[each.replay for each in batch],
+            statuses=[each.status.value for each in batch],
+            codes=[each.code or None for each in batch],
+            descriptions=[each.description or None for each in batch],
+            request_ids=[each.request_id or None for each in batch],
+            reported_at=[each.reported_at or None for each in batch],
+            least=batch[0].task,
+            greatest=batch[-1].task,
+        )
+        return [
+            Recorded(row["id"], row["tenant"], row["type"], State(row["before"]), row["heavier"], row["first"])
+            for row in rows
+        ]
+
+    async def resolve_early(self, limit: int) -> int:
+        """Resolve held tasks whose report came before they were held; how many."""
+        return len(await self.database.fetch(SQL["resolve_early"], limit=limit))

@@ -1,4 +1,4 @@
-"""Tasks: accepting, reading and listing them, deciding about one, delivery reports, and registered types."""
+"""Tasks: accepting, reading and listing them, deciding about one, and registered types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskflux.store.database import Database, Row, Statement, statements
 from taskflux.store.errors import OtherDeclaration, StoreBusy, StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.texts import note, storable
-from taskflux.tasks.model import Accepted, DeliveryReport, KeyReused, Submission, TaskType
+from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import tracing
 from taskflux.telemetry.tracing import UNTRACED
@@ -396,59 +396,6 @@ _FOLLOWS: Final = {
     Resolution.RESEND: (Event.RESOLVED_RESEND, State.SCHEDULED),
     Resolution.DEAD: (Event.RESOLVED_DEAD, State.DEAD),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A report that was matched to its task.
-
-    `before` is the state of the task until then; not `kept`: it adds nothing to what was known; `first`: it is the
-    first of this replay of the task.
-    """
-
-    task: UUID
-    tenant: str
-    type: str
-    before: State
-    kept: bool
-    first: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Receipts:
-    """Delivery reports of tasks, and the uncertain tasks that they resolve."""
-
-    database: Database
-
-    async def record(self, reports: Sequence[DeliveryReport]) -> Sequence[Recorded]:
-        """Store these, one for each task; those whose task is unknown or was replayed since are left out.
-
-        Raises:
-            StoreError: nothing is known to be stored; the same reports may be sent again.
-        """
-        batch = sorted(reports, key=lambda report: report.task)
-        if not batch:
-            return []
-        rows = await self.database.fetch(
-            SQL["record_reports"],
-            ids=[each.task for each in batch],
-            replays=[each.replay for each in batch],
-            statuses=[each.status.value for each in batch],
-            codes=[each.code or None for each in batch],
-            descriptions=[each.description or None for each in batch],
-            request_ids=[each.request_id or None for each in batch],
-            reported_at=[each.reported_at or None for each in batch],
-            least=batch[0].task,
-            greatest=batch[-1].task,
-        )
-        return [
-            Recorded(row["id"], row["tenant"], row["type"], State(row["before"]), row["heavier"], row["first"])
-            for row in rows
-        ]
-
-    async def resolve_early(self, limit: int) -> int:
-        """Resolve held tasks whose report came before they were held; how many."""
-        return len(await self.database.fetch(SQL["resolve_early"], limit=limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.dead_letters import BulkReplay, DeadLetters
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, level_of
+from taskflux.store.notifications import Receipts
 from taskflux.store.publishing import Publishing
-from taskflux.store.tasks import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.telemetry import metrics, tracing

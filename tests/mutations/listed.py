@@ -456,7 +456,7 @@ _STORE: Final = (
     ),
     Mutation(
         "a delivery report of an earlier replay counts",
-        "taskflux/store/tasks.sql",
+        "taskflux/store/notifications.sql",
         "AND t.replays = i.replay\n",
         "\n",
         RECEIPTS,

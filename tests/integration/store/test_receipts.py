@@ -13,7 +13,8 @@ from uuid_utils.compat import uuid7
 from taskflux.http.tasks import task_document
 from taskflux.store.claims import Claim, Claims, Settlement, Worker
 from taskflux.store.database import Database
-from taskflux.store.tasks import Receipts, Tasks
+from taskflux.store.notifications import Receipts
+from taskflux.store.tasks import Tasks
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.model import DeliveryReport, DeliveryStatus, Submission
 from taskflux.tasks.states import Event, State

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from taskflux.http.app import application
 from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.submissions import Limits
-from taskflux.store.tasks import Receipts, Recorded
+from taskflux.store.notifications import Receipts, Recorded
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.model import DeliveryReport
 from tests.unit.http.letters import letter, poison

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from taskflux.store.claims import Claim, Claims, Settlement
 from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from taskflux.store.errors import StoreBusy, StoreUnavailable
-from taskflux.store.tasks import Receipts
+from taskflux.store.notifications import Receipts
 from taskflux.store.upkeep import Upkeep
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.tasks.decision import Decision

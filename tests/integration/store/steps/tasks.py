@@ -12,8 +12,9 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.database import Database, Statement
 from taskflux.store.dead_letters import DeadLetter, DeadLetters
+from taskflux.store.notifications import Receipts
 from taskflux.store.publishing import Publishing
-from taskflux.store.tasks import Receipts, Resolution, TaskFilter, Tasks
+from taskflux.store.tasks import Resolution, TaskFilter, Tasks
 from taskflux.store.upkeep import Measures
 from taskflux.tasks.model import DeliveryReport, DeliveryStatus
 from taskflux.tasks.states import State
