@@ -74,11 +74,17 @@ class Api:
     def list(self, path: str, limit: int, *, cursor: str | None, **query: Any) -> tuple[Sequence[Document], str | None]:
         """At most `limit` items from `cursor` on, and the cursor that goes on behind them. Raises ApiError.
 
-        A page may be short or even empty and still not be the last one.
+        A page may be short and still not be the last one. A search that ends without finding more (422) is told by the
+        next call, unless it has found nothing at all.
         """
         items: list[Document] = []
         while True:
-            page = self.get(path, cursor=cursor, **query, limit=min(limit - len(items), 200))
+            try:
+                page = self.get(path, cursor=cursor, **query, limit=min(limit - len(items), 200))
+            except ApiError as error:
+                if not items or error.status == UNREACHABLE:
+                    raise
+                return items, cursor
             items += page["items"][: limit - len(items)]
             cursor = page.get("nextCursor")
             if cursor is None or len(items) >= limit:

@@ -27,9 +27,9 @@ from taskflux.http.problems import (
     unknown_fields,
 )
 from taskflux.store.dead_letters import OPEN, DeadLetterFilter, Place
-from taskflux.store.tasks import TaskFilter
+from taskflux.store.tasks import SearchTooLong, TaskFilter
 from taskflux.store.texts import indexed
-from taskflux.tasks.fields import LONGEST_KEY, moment
+from taskflux.tasks.fields import LONGEST_KEY, moment, rfc3339
 from taskflux.tasks.states import State
 
 F = TypeVar("F")
@@ -70,6 +70,20 @@ def read_task_query(parameters: Parameters) -> Query[TaskFilter, UUID]:
     filters: list[Any] = [*map(values.get, _TASKS), members]
     wanted = TaskFilter(*filters)
     return Query(wanted, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), wanted))
+
+
+def too_rare(found_none: SearchTooLong) -> Problem:
+    """The answer to a search that has found nothing in its time: what to change."""
+    since = rfc3339(found_none.since)
+    said = f"no task accepted since {since} fits, and there is more to search: go on with createdBefore={since}"
+    errors = [
+        FieldError(
+            METADATA + shortened(name, 100),
+            f"is not indexed; {said}, or add this key to TASKFLUX_POSTGRES__METADATA_KEYS and run `taskflux migrate`",
+        )
+        for name in found_none.not_indexed
+    ]
+    return not_valid(INVALID_QUERY, errors or [FieldError("createdBefore", said)])
 
 
 def read_dead_letter_query(parameters: Parameters, *, paged: bool = True) -> Query[DeadLetterFilter, Place]:

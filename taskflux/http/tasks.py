@@ -25,10 +25,10 @@ from taskflux.http.problems import (
     not_valid,
     unknown_fields,
 )
-from taskflux.http.queries import read_task_query, task_cursor
+from taskflux.http.queries import read_task_query, task_cursor, too_rare
 from taskflux.http.requests import client_of
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.tasks import Resolution, Tasks
+from taskflux.store.tasks import Resolution, SearchTooLong, Tasks
 from taskflux.tasks.bounds import LARGE, check
 from taskflux.tasks.fields import rfc3339
 from taskflux.tasks.model import DEFAULT_TENANT
@@ -210,11 +210,14 @@ class TaskRoutes:
     async def page(self, request: Request) -> Response:
         """A page of what the query asks for.
 
-        It may be short, or empty, and still have a `nextCursor`: a call looks at a bounded number of rows. The list
-        has ended when `nextCursor` is null.
+        It may be short and still have a `nextCursor`: a call looks at a bounded number of rows. The list has ended when
+        `nextCursor` is null.
         """
         asked = read_task_query(request.query_params.multi_items())
-        page = await self.tasks.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
+        try:
+            page = await self.tasks.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
+        except SearchTooLong as found_none:
+            raise too_rare(found_none) from None
         following = task_cursor(page.after, asked) if page.after else None
         items = [task_summary(row, self._waits_for(row)) for row in page.rows]
         return json_answer({"items": items, "nextCursor": following})

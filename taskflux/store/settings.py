@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -15,6 +16,20 @@ def _address(value: SecretStr, check: Callable[[str], str]) -> SecretStr:
     check(value.get_secret_value())
     return value
 
+
+def keys_in(value: str) -> list[str]:
+    """The keys in a comma-separated list."""
+    return [key for each in value.split(",") if (key := each.strip())]
+
+
+def _check_keys(value: str) -> str:
+    wrong = [key for key in keys_in(value) if not _KEY.fullmatch(key)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} cannot be indexed: a key has 1 to 32 letters, digits, _ and -")
+    return value
+
+
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 Dsn = Annotated[SecretStr, AfterValidator(partial(_address, check=check_dsn))]
 RedisUrl = Annotated[SecretStr, AfterValidator(partial(_address, check=check_redis))]
@@ -38,6 +53,14 @@ class PostgresSettings(BaseModel):
         bool,
         Field(description="true behind PgBouncer in transaction mode: no prepared statements are kept on a connection"),
     ] = False
+    metadata_keys: Annotated[
+        str,
+        AfterValidator(_check_keys),
+        Field(
+            description="comma-separated keys of metadata that lists find by an index; `taskflux migrate` builds it."
+            " Unset: none. A list by another key is refused if a search of 10 s finds nothing"
+        ),
+    ] = ""
     statement_timeout: Annotated[float, Field(gt=0, description="seconds that one statement may take")] = 20.0
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that opening a connection may take")] = 10.0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
+from time import monotonic
 from typing import Any, Final
 from uuid import UUID
 
@@ -25,6 +26,8 @@ from taskflux.telemetry.tracing import UNTRACED
 SQL: Final = statements("tasks")
 PATIENCE: Final = 2.0
 """Seconds that a submission waits while PostgreSQL is unavailable."""
+SEARCH: Final = 10.0
+"""Seconds that the search for a page may take before it has found anything."""
 INSERT_BATCH: Final = 500
 WINDOW: Final = 0.002
 """Seconds that submissions of many clients may wait for each other."""
@@ -83,23 +86,20 @@ class Tasks:
 
     A `page` of the list, newest first, is fast at any depth of any table. There is no index on the state: every
     transition would have to write to it, and no update would be HOT. So each filter is answered from a table or index
-    that exists anyway:
+    that exists anyway, or over columns that never change:
 
     =========================== =====================================================================================
+    a key                       a partial index; no key, no entry
+    metadata of a declared key  a partial index for each key (`TASKFLUX_POSTGRES__METADATA_KEYS`)
     `scheduled` `queued`        `due`, the outbox: a task is there until a worker claims it
     `running`                   `claims`
     `dead` `uncertain`          `parked`, which a trigger fills; only transitions from or to one of the three write to
     `cancelled`                 it
-    a key                       a partial index on `key`, which never changes (so updates stay HOT); no key, no entry
+    a type                      an index
     anything else               the primary key, whose order is time: `succeeded` is most of the table
     =========================== =====================================================================================
 
-    Other filters are applied to the rows found there. A call reads `LOOK` rows at most and returns what it has found;
-    with a rare filter, the caller continues from the cursor of a short (or empty) page.
-
-    Measured on PostgreSQL 18, two busy cores, 1.3 million tasks in 11 partitions, 0.1 % of them dead: a page of 50
-    takes 1 to 8 ms at the top, in the middle and at the end of the list, by state, key, day or without a filter; where
-    none of 20,000 rows fits, 10 to 45 ms. Claiming and settling costs the same with the trigger and the index.
+    Other filters are applied to the rows found there.
     """
 
     def __init__(self, database: Database) -> None:
@@ -241,29 +241,36 @@ class Tasks:
         """Up to `limit` tasks older than the task `after`, newest first. A short page need not be the last.
 
         Raises:
+            SearchTooLong: none was found in `SEARCH` seconds, and there is more to search.
             StoreError: as for every statement.
         """
-        statement, further = _statement(wanted, limit)
+        find, further = _finder(wanted, limit, await self._built_indexes(wanted))
         below, start = _bounds(wanted, after)
-        quoted, bare = _needles(wanted.metadata)
-        rows = await self.database.fetch(
-            statement,
-            tenant=tenant,
-            below=below,
-            start=start,
-            look=LOOK,
-            limit=limit,
-            state=wanted.state,
-            type=wanted.type,
-            created_from=wanted.created_from,
-            created_before=wanted.created_before,
-            quoted=quoted,
-            bare=bare,
-            **further,
-        )
-        found = [row for row in rows if row["id"] is not None]
-        following = found[-1]["id"] if len(found) == limit else rows[0]["ended"]
-        return Page([row for row in found if _has(row["metadata"], wanted.metadata)], following)
+        filters: dict[str, object] = {"tenant": tenant, "type": wanted.type}
+        filters |= {"created_from": wanted.created_from, "created_before": wanted.created_before}
+        given_up_at = monotonic() + SEARCH
+        while True:
+            values = {**filters, **further, "below": below, "start": start, "look": LOOK}
+            seen = await self.database.fetchrow(find, **{name: values[name] for name in find.parameters})
+            assert seen is not None
+            ids = sorted(seen["ids"])
+            found = ids and await self.database.fetch(
+                SQL["list_found"], ids=ids, least=ids[0], greatest=ids[-1], state=wanted.state, limit=limit, **filters
+            )
+            following = found[-1]["id"] if len(found) == limit else seen["ended"]
+            rows = [row for row in found if _has(row["metadata"], wanted.metadata)]
+            if rows or following is None:
+                return Page(rows, following)
+            if monotonic() >= given_up_at:
+                indexed = wanted.key is not None or find is SQL["find_by_metadata"]
+                raise SearchTooLong(following, () if indexed else wanted.metadata)
+            below = following
+
+    async def _built_indexes(self, wanted: TaskFilter) -> frozenset[str]:
+        """The complete indexes of tasks, if they matter."""
+        if wanted.key is not None or (not wanted.metadata and (wanted.type is None or wanted.state in _NARROW)):
+            return frozenset()
+        return frozenset(row["name"] for row in await self.database.fetch(SQL["built_indexes"]))
 
     async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:
         """Cancel a waiting task; false if it does not wait (any more)."""
@@ -298,13 +305,18 @@ def _repeat(submission: Submission, row: Row) -> Accepted | KeyReused:
 
 
 LOOK: Final = 20_000
-"""Rows that one call reads."""
+"""Rows that one statement reads."""
 LOOK_CLOSELY: Final = 2_000
-"""Of the rows of a narrow table, how many tasks are read if that table alone does not know the answer."""
+"""Tasks that are read if what finds them does not know the answer."""
+FEW: Final = 5_000
+"""Waiting tasks of which all are read."""
 APART: Final = 10.0
 """Seconds that an id's time (of ingest's clock) may differ from `created_at` (PostgreSQL's) for a list to be exact."""
 
 _NARROW: Final = frozenset({*State} - {State.SUCCEEDED})
+_MOVING: Final = (State.SCHEDULED, State.QUEUED, State.RUNNING)
+TYPE_INDEX: Final = "tasks_by_type"
+METADATA_INDEX: Final = "tasks_by_metadata_"
 FIRST_ID: Final = UUID(int=0)
 
 _LAST_ID: Final = UUID(int=(1 << 128) - 1)
@@ -334,19 +346,44 @@ class Page:
     after: UUID | None
 
 
+class SearchTooLong(Exception):
+    """Nothing was found in time: none of the tasks accepted after `since` fits.
+
+    `not_indexed` are the members of metadata that were asked for, if none of them is a declared key.
+    """
+
+    def __init__(self, reached: UUID, not_indexed: Collection[str]) -> None:
+        super().__init__("a search took too long")
+        self.since = datetime.fromtimestamp((reached.int >> 80) / 1000 + APART, UTC)
+        self.not_indexed = not_indexed
+
+
 def uuid_floor(moment: datetime, seconds: float = 0.0) -> UUID:
     """The least UUIDv7 of the millisecond `seconds` after `moment`; before 1970, the least of all."""
     return UUID(int=max(0, int((moment.timestamp() + seconds) * 1000)) << 80)
 
 
-def _statement(wanted: TaskFilter, limit: int) -> tuple[Statement, Mapping[str, object]]:
-    """The statement that answers a filter, and its extra parameters."""
+def _finder(wanted: TaskFilter, limit: int, built: Collection[str]) -> tuple[Statement, Mapping[str, object]]:
+    """The statement that finds what a filter asks for, and its parameters beside those of every list."""
+    state, metadata = wanted.state, wanted.metadata
+    quoted, bare = _needles(metadata)
+    timed = wanted.created_from is not None or wanted.created_before is not None
+    moving = state in _MOVING  # then the wide row alone does not know the state
+    states = None if state is None else list(_MOVING) if moving else [state]
+    walk = {"states": states, "quoted": quoted, "bare": bare, "most": max(limit, LOOK_CLOSELY) if moving else limit}
     if wanted.key is not None:
-        return SQL["list_by_key"], {"key": wanted.key}
-    if wanted.state in _NARROW:
-        alone = not wanted.metadata and wanted.created_from is None and wanted.created_before is None
-        return SQL["list_narrow"], {"look_closely": limit if alone else max(limit, LOOK_CLOSELY)}
-    return SQL["list_recent"], {}
+        return SQL["find_by_key"], {**walk, "key": wanted.key}
+    declared = next((name for name in metadata if METADATA_INDEX + name in built), None)
+    if declared is not None:
+        most = limit if state is None and wanted.type is None and len(metadata) == 1 and not timed else LOOK_CLOSELY
+        document = json.dumps({declared: metadata[declared]})
+        return SQL["find_by_metadata"], {"name": declared, "document": document, "most": max(limit, most)}
+    if state in _NARROW:
+        narrow = {"state": state, "most": max(limit, LOOK_CLOSELY) if metadata or timed else limit}
+        if state in (State.SCHEDULED, State.QUEUED):
+            return SQL["find_waiting"], {**narrow, "queued": state == State.QUEUED, "few": FEW}
+        return SQL["find_narrow"], narrow
+    return SQL["find_by_type" if wanted.type is not None and TYPE_INDEX in built else "find_recent"], walk
 
 
 def _bounds(wanted: TaskFilter, after: UUID | None) -> tuple[UUID, UUID]:

@@ -89,109 +89,103 @@ SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays
        traceparent, created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
 FROM task_states WHERE id = :id AND tenant = :tenant;
 
--- Lists, newest first, which is the order of their ids. Each call reads :look rows at most, whatever the filters:
--- `ended` is the last id that it read, unless it has read all. Up to :limit tasks are returned, with ids from :start on
--- and below :below. Each of :state, :type, :created_from and :created_before is NULL where it does not matter; the
+-- Lists, newest first, which is the order of their ids. One of these statements finds the ids of up to :most tasks that
+-- may fit, from :start on and below :below, and reads :look rows at most: `ended` is where to look next, NULL at the
+-- end. `list_found` then reads those tasks.
+--
+-- Each of :states (of the wide row), :type, :created_from and :created_before is NULL where it does not matter; the
 -- metadata must contain one of each pair of :quoted and :bare.
 
--- name: list_recent
--- All tasks, by the primary key.
-WITH found AS MATERIALIZED (
-    SELECT * FROM (
-        SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
-               created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-        FROM task_states WHERE id < :below AND id >= :start ORDER BY id DESC LIMIT :look
-    ) AS looked_at
-    WHERE tenant = :tenant
-      AND (:state::text IS NULL OR state = :state)
-      AND (:type::text IS NULL OR type = :type)
-      AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
-      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
-      AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
-          SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
-          WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
-      ))
-    ORDER BY id DESC LIMIT :limit
-)
-SELECT e.id AS ended, f.*
-FROM (
-    -- Only for a short page: counting the rows again costs half as much as reading them.
-    SELECT CASE WHEN (SELECT count(*) FROM found) < :limit THEN (
-        SELECT id FROM tasks WHERE id < :below AND id >= :start ORDER BY id DESC OFFSET :look - 1 LIMIT 1
-    ) END AS id
-) AS e LEFT JOIN found f ON true
-ORDER BY f.id DESC;
-
--- name: list_by_key
--- Those with one key (:key), by its index.
-WITH found AS MATERIALIZED (
-    SELECT * FROM (
-        SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
-               created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-        FROM task_states WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start
-        ORDER BY id DESC LIMIT :look
-    ) AS looked_at
-    WHERE (:state::text IS NULL OR state = :state)
-      AND (:type::text IS NULL OR type = :type)
-      AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
-      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
-      AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
-          SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
-          WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
-      ))
-    ORDER BY id DESC LIMIT :limit
-)
-SELECT e.id AS ended, f.*
-FROM (
-    SELECT CASE WHEN (SELECT count(*) FROM found) < :limit THEN (
-        SELECT id FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start
-        ORDER BY id DESC OFFSET :look - 1 LIMIT 1
-    ) END AS id
-) AS e LEFT JOIN found f ON true
-ORDER BY f.id DESC;
-
--- name: list_narrow
--- Those of a state that has a narrow table: :look of its rows are read, and the tasks of :look_closely at most.
+-- name: find_recent
+-- Among all tasks, by the primary key.
 WITH looked_at AS MATERIALIZED (
-    (SELECT task_id AS id, type FROM due
-     WHERE :state::text IN ('scheduled', 'queued') AND (publish_at = never()) = (:state = 'queued') AND NOT dead
-       AND task_id < :below AND task_id >= :start
-     ORDER BY task_id DESC LIMIT :look)
-    UNION ALL
-    (SELECT task_id, type FROM claims
+    SELECT id, tenant = :tenant
+               AND (:states::text[] IS NULL OR state = ANY(:states)) AND (:type::text IS NULL OR type = :type)
+               AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
+               AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+               AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
+                   SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
+                   WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
+               )) AS fits
+    FROM tasks WHERE id < :below AND id >= :start
+    ORDER BY id DESC LIMIT :look
+), found AS MATERIALIZED (
+    SELECT id FROM looked_at WHERE fits LIMIT :most
+)
+SELECT ARRAY(SELECT id FROM found) AS ids,
+       COALESCE((SELECT id FROM found OFFSET :most - 1 LIMIT 1),
+                (SELECT id FROM looked_at OFFSET :look - 1 LIMIT 1)) AS ended;
+
+-- name: find_by_key
+-- Those with one key (:key), by its index.
+WITH looked_at AS MATERIALIZED (
+    SELECT id, tenant = :tenant
+               AND (:states::text[] IS NULL OR state = ANY(:states)) AND (:type::text IS NULL OR type = :type)
+               AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
+               AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+               AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
+                   SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
+                   WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
+               )) AS fits
+    FROM tasks WHERE tenant = :tenant AND key = :key AND id < :below AND id >= :start
+    ORDER BY id DESC LIMIT :look
+), found AS MATERIALIZED (
+    SELECT id FROM looked_at WHERE fits LIMIT :most
+)
+SELECT ARRAY(SELECT id FROM found) AS ids,
+       COALESCE((SELECT id FROM found OFFSET :most - 1 LIMIT 1),
+                (SELECT id FROM looked_at OFFSET :look - 1 LIMIT 1)) AS ended;
+
+-- name: find_by_type
+-- Those of one type, by its index.
+SELECT ids, ended
+FROM tasks_by_type(
+    :tenant, :type, :states, :created_from, :created_before, :quoted, :bare, :below, :start, :look, :most
+);
+
+-- name: find_by_metadata
+-- Those with a member of their metadata that is a declared key: :document has it alone.
+SELECT ids, ended FROM tasks_by_metadata(:name, :document, :below, :start, :most);
+
+-- name: find_waiting
+-- Scheduled tasks, or those in Kafka (:queued).
+SELECT ids, ended FROM waiting_tasks(:type, :queued, :below, :start, :look, :few, :most);
+
+-- name: find_narrow
+-- Those of another state that has a narrow table. Few run at a time; the index of the others has type and state.
+WITH looked_at AS MATERIALIZED (
+    (SELECT task_id AS id, :type::text IS NULL OR type = :type AS fits FROM claims
      WHERE :state::text = 'running' AND task_id < :below AND task_id >= :start ORDER BY task_id DESC LIMIT :look)
     UNION ALL
-    (SELECT task_id, type FROM parked
-     WHERE tenant = :tenant AND state = :state::text AND task_id < :below AND task_id >= :start
+    (SELECT task_id, true FROM parked
+     WHERE :type::text IS NULL AND tenant = :tenant AND state = :state::text AND task_id < :below AND task_id >= :start
      ORDER BY task_id DESC LIMIT :look)
-), candidates AS MATERIALIZED (
-    SELECT id FROM looked_at WHERE :type::text IS NULL OR type = :type ORDER BY id DESC LIMIT :look_closely
-), batch AS MATERIALIZED (
-    SELECT array_agg(id ORDER BY id) AS ids FROM candidates
+    UNION ALL
+    (SELECT task_id, true FROM parked
+     WHERE type = :type::text AND tenant = :tenant AND state = :state::text AND task_id < :below AND task_id >= :start
+     ORDER BY task_id DESC LIMIT :look)
 ), found AS MATERIALIZED (
-    SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
-           created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
-    FROM task_states
-    WHERE id = ANY((SELECT ids FROM batch)::uuid[])
-      AND id BETWEEN (SELECT ids[1] FROM batch) AND (SELECT ids[cardinality(ids)] FROM batch)
-      AND tenant = :tenant AND state = :state
-      AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
-      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
-      AND (cardinality(:quoted::text[]) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
-          SELECT FROM unnest(:quoted::text[], :bare::text[]) AS n (one, other)
-          WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
-      ))
-    ORDER BY id DESC LIMIT :limit
+    SELECT id FROM looked_at WHERE fits LIMIT :most
 )
-SELECT e.id AS ended, f.*
-FROM (
-    SELECT CASE
-        WHEN (SELECT count(*) FROM found) = :limit THEN NULL
-        WHEN (SELECT count(*) FROM candidates) = :look_closely THEN (SELECT ids[1] FROM batch)
-        WHEN (SELECT count(*) FROM looked_at) = :look THEN (SELECT id FROM looked_at ORDER BY id LIMIT 1)
-    END AS id
-) AS e LEFT JOIN found f ON true
-ORDER BY f.id DESC;
+SELECT ARRAY(SELECT id FROM found) AS ids,
+       COALESCE((SELECT id FROM found OFFSET :most - 1 LIMIT 1),
+                (SELECT id FROM looked_at OFFSET :look - 1 LIMIT 1)) AS ended;
+
+-- name: list_found
+-- Of these tasks, those that fit now.
+SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays, key, metadata, traceparent,
+       created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery
+FROM task_states
+WHERE id = ANY(:ids) AND id BETWEEN :least AND :greatest AND tenant = :tenant
+  AND (:state::text IS NULL OR state = :state) AND (:type::text IS NULL OR type = :type)
+  AND (:created_from::timestamptz IS NULL OR created_at >= :created_from)
+  AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+ORDER BY id DESC LIMIT :limit;
+
+-- name: built_indexes
+-- The indexes of `tasks` that every partition has.
+SELECT c.relname::text AS name FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indrelid = 'tasks'::regclass AND i.indisvalid;
 
 -- Decisions. As everywhere: the task's row is locked first, then compared and set.
 

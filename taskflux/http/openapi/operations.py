@@ -142,7 +142,7 @@ TASKS: Final[Sequence[Operation]] = (
         "listTasks",
         "Tasks",
         "List tasks",
-        "Newest first. A page may be short, or empty, and still have a `nextCursor`: the work of one call is bounded.",
+        "Newest first. A page may be short and still have a `nextCursor`: the work of one call is bounded.",
         {200: answer("A page.", content(ref("TaskPage"), {"page": ("The last page", s.TASK_PAGE)}))},
         (p.INVALID_QUERY, *_STORE),
         (

@@ -22,16 +22,83 @@ EXCEPTION WHEN data_exception THEN
     RETURN NULL;
 END $$;
 
--- The newest tasks with this member in their metadata, at most :look with ids from `start` on and below `below`, by the
--- index of a declared key. A task may be among them that has another value of the same hash.
-CREATE FUNCTION tasks_by_metadata(name text, value bigint, below uuid, start uuid, look integer) RETURNS SETOF uuid
-    LANGUAGE plpgsql STABLE AS $$
+-- Lists: tasks.sql says what each argument and result means. The planner knows too little of a
+-- type, or of a value, to choose among indexes: it would read another one, or sort all that an index has in its order.
+-- So a plan that does either is not allowed in these functions.
+
+CREATE FUNCTION tasks_by_type(
+    of_tenant text, of_type text, states text[], created_from timestamptz, created_before timestamptz,
+    quoted text[], bare text[], below uuid, start uuid, look integer, most integer, OUT ids uuid[], OUT ended uuid
+) LANGUAGE plpgsql STABLE SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    RETURN QUERY EXECUTE format(
-        'SELECT id FROM tasks WHERE strpos(metadata, %2$L) > 0 AND id < $2 AND id >= $3'
+    WITH looked_at AS MATERIALIZED (
+        SELECT id, tenant = of_tenant AND (states IS NULL OR state = ANY(states))
+                   AND (created_from IS NULL OR created_at >= created_from)
+                   AND (created_before IS NULL OR created_at < created_before)
+                   AND (cardinality(quoted) = 0 OR metadata IS NOT NULL AND NOT EXISTS (
+                       SELECT FROM unnest(quoted, bare) AS n (one, other)
+                       WHERE strpos(metadata, one) = 0 AND strpos(metadata, other) = 0
+                   )) AS fits
+        FROM tasks WHERE (type, id) < (of_type, below) AND (type, id) >= (of_type, start)
+        ORDER BY type DESC, id DESC LIMIT look
+    ), found AS MATERIALIZED (
+        SELECT id FROM looked_at WHERE fits LIMIT most
+    )
+    SELECT ARRAY(SELECT id FROM found),
+           COALESCE((SELECT id FROM found OFFSET most - 1 LIMIT 1),
+                    (SELECT id FROM looked_at OFFSET look - 1 LIMIT 1))
+    INTO ids, ended;
+END $$;
+
+-- Those with this member in their metadata, by the index of a declared key; some may have another value of the same
+-- hash.
+CREATE FUNCTION tasks_by_metadata(
+    name text, document text, below uuid, start uuid, most integer, OUT ids uuid[], OUT ended uuid
+) LANGUAGE plpgsql STABLE SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+BEGIN
+    EXECUTE format(
+        'SELECT ARRAY(SELECT id FROM tasks WHERE strpos(metadata, %2$L) > 0'
         ' AND (metadata_hash(metadata, %1$L), id) < ($1, $2) AND (metadata_hash(metadata, %1$L), id) >= ($1, $3)'
-        ' ORDER BY metadata_hash(metadata, %1$L) DESC, id DESC LIMIT $4', name, '"' || name || '":')
-    USING value, below, start, look;
+        ' ORDER BY metadata_hash(metadata, %1$L) DESC, id DESC LIMIT $4)', name, '"' || name || '":')
+    INTO ids USING metadata_hash(document, name), below, start, most;
+    ended := ids[most];
+END $$;
+
+-- Those that wait in the outbox: scheduled ones, or those in Kafka (`published`). If they are fewer than `few`, an
+-- index has them all; if not, they are found soon among all that wait.
+CREATE FUNCTION waiting_tasks(
+    of_type text, published boolean, below uuid, start uuid, look integer, few integer, most integer,
+    OUT ids uuid[], OUT ended uuid
+) LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    first timestamptz := CASE WHEN published THEN never() ELSE '-infinity' END;
+    after timestamptz := CASE WHEN published THEN 'infinity' ELSE never() END;
+    kind  text := COALESCE(of_type, (SELECT type FROM due WHERE NOT dead ORDER BY type LIMIT 1));
+    found uuid[] := '{}';
+BEGIN
+    WHILE kind IS NOT NULL AND cardinality(found) < few LOOP
+        found := found || ARRAY(
+            SELECT task_id FROM due
+            WHERE type = kind AND NOT dead AND publish_at >= first AND publish_at < after LIMIT few);
+        kind := CASE WHEN of_type IS NULL
+                THEN (SELECT type FROM due WHERE NOT dead AND type > kind ORDER BY type LIMIT 1) END;
+    END LOOP;
+    IF cardinality(found) < few THEN
+        ids := ARRAY(SELECT id FROM unnest(found) AS id WHERE id < below AND id >= start ORDER BY id DESC LIMIT most);
+        ended := ids[most];
+        RETURN;
+    END IF;
+    WITH looked_at AS MATERIALIZED (
+        SELECT task_id AS id,
+               NOT dead AND (publish_at = never()) = published AND (of_type IS NULL OR type = of_type) AS fits
+        FROM due WHERE task_id < below AND task_id >= start ORDER BY task_id DESC LIMIT look
+    ), fitting AS MATERIALIZED (
+        SELECT id FROM looked_at WHERE fits LIMIT most
+    )
+    SELECT ARRAY(SELECT id FROM fitting),
+           COALESCE((SELECT id FROM fitting OFFSET most - 1 LIMIT 1),
+                    (SELECT id FROM looked_at OFFSET look - 1 LIMIT 1))
+    INTO ids, ended;
 END $$;
 
 -- The next statement that completes the indexes of `tasks`: for each of the metadata `keys` one, and each of them on
@@ -41,7 +108,8 @@ CREATE FUNCTION next_index_step(keys text[]) RETURNS text
     WITH wanted AS (
         SELECT key, 'tasks_by_metadata_' || key AS name FROM unnest(keys) AS key
     ), incomplete AS (
-        SELECT i.indexrelid AS parent, c.relname AS name, regexp_replace(pg_get_indexdef(i.indexrelid), '.* USING ', '') AS columns
+        SELECT i.indexrelid AS parent, c.relname AS name,
+               regexp_replace(pg_get_indexdef(i.indexrelid), '^.*? USING ', '') AS columns
         FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
         WHERE i.indrelid = 'tasks'::regclass AND NOT i.indisvalid
     ), parts AS (
@@ -57,14 +125,15 @@ CREATE FUNCTION next_index_step(keys text[]) RETURNS text
         FROM parts p
     )
     SELECT step FROM (
-        SELECT name, format('CREATE INDEX %I ON ONLY tasks (metadata_hash(metadata, %L), id) WHERE strpos(metadata, %L) > 0',
-                            name, key, '"' || key || '":') AS step
+        SELECT name, format('CREATE INDEX %I ON ONLY tasks (metadata_hash(metadata, %L), id)'
+                            ' WHERE strpos(metadata, %L) > 0', name, key, '"' || key || '":') AS step
         FROM wanted
         WHERE NOT EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
                           WHERE i.indrelid = 'tasks'::regclass AND c.relname = wanted.name)
         UNION ALL
         SELECT part, CASE
-            WHEN valid IS NULL THEN format('CREATE INDEX CONCURRENTLY %I ON %s USING %s', part, partition::regclass, columns)
+            WHEN valid IS NULL
+            THEN format('CREATE INDEX CONCURRENTLY %I ON %s USING %s', part, partition::regclass, columns)
             WHEN valid THEN format('ALTER INDEX %I ATTACH PARTITION %I', name, part)
             ELSE format('DROP INDEX %I', part)
         END FROM missing

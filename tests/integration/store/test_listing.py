@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+import pytest_asyncio
 
 from taskflux.store import tasks as listing
 from taskflux.store.claims import Settlement
 from taskflux.store.database import Database
+from taskflux.store.migrate import migrate
 from taskflux.store.publishing import Confirmation, Publishing
-from taskflux.store.tasks import Resolution, TaskFilter, Tasks, TaskTypes
+from taskflux.store.tasks import Resolution, SearchTooLong, TaskFilter, Tasks, TaskTypes
 from taskflux.store.upkeep import Upkeep
 from taskflux.tasks.model import TaskType
 from taskflux.tasks.states import State
+from tests.conftest import NewDatabase
 from tests.integration.store.rows import DIED, DONE, HELD, end, old_tasks, sql, submit, worker
 
 LOG = UUID(int=7)
@@ -129,19 +132,102 @@ async def test_a_list_by_time_is_exact_though_ids_are_older_than_their_rows(data
     assert await listed(database, always) == newest_first(tasks)
 
 
-async def test_a_call_reads_a_bounded_number_of_rows_and_says_where_it_stopped(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements that read a few rows only."""
     monkeypatch.setattr(listing, "LOOK", 10)
     monkeypatch.setattr(listing, "LOOK_CLOSELY", 4)
-    wanted = await submit(database, 2, type="email", key="k", metadata='{"a":1}')
-    others = await submit(database, 25, key="k")
-    page = await Tasks(database).page("default", TaskFilter(type="email"), 50)
-    assert (page.rows, page.after) == ([], newest_first(others)[9])
-    for each in (TaskFilter(type="email"), TaskFilter(metadata={"a": "1"}), TaskFilter(type="email", key="k")):
-        assert await listed(database, each) == newest_first(wanted)
-        narrow = TaskFilter(State.SCHEDULED, each.type, key=each.key, metadata=each.metadata)
-        assert await listed(database, narrow, 2) == newest_first(wanted)
+    monkeypatch.setattr(listing, "FEW", 3)
+
+
+@pytest.mark.usefixtures("short_looks")
+async def test_no_page_is_empty_while_rows_follow(database: Database) -> None:
+    tasks = [
+        (await submit(database, type="email", key="k", metadata='{"a":1}'))[0]
+        for others in (0, 25, 7)
+        if await submit(database, others, key="k") or not others
+    ]
+    queued = [await submit(database, 5, type=type) for type in ("email", "simulated")]
+    confirmations = [Confirmation(task, 1, LOG, 0, n) for n, task in enumerate(queued[0] + queued[1])]
+    await Publishing(database, 10.0).confirm(confirmations)
+    all_of_type = newest_first(tasks + queued[0])
+    for state, expected in ((None, all_of_type), (State.SCHEDULED, newest_first(tasks)), (State.QUEUED, queued[0])):
+        for limit in (1, 2, 50):
+            assert await listed(database, TaskFilter(state, type="email"), limit) == newest_first(expected)
+    for state in (None, State.SCHEDULED):
+        for limit in (1, 2, 50):
+            for each in (TaskFilter(state, metadata={"a": "1"}), TaskFilter(state, type="email", key="k")):
+                assert await listed(database, each, limit) == newest_first(tasks)
+    succeeded = [(await submit(database))[0] for _ in range(2)]
+    await end(database, succeeded, DONE)
+    await submit(database, 35)
+    assert await listed(database, TaskFilter(State.SUCCEEDED), 1) == newest_first(succeeded)
+    assert await listed(database, TaskFilter(State.SUCCEEDED, type="simulated"), 1) == newest_first(succeeded)
+
+
+@pytest.mark.usefixtures("short_looks")
+async def test_a_search_without_an_index_ends_in_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "SEARCH", 0.0)
+    (wanted,) = await submit(database, metadata='{"a":1}')
+    assert (await Tasks(database).page("default", TaskFilter(metadata={"a": "1"}), 50)).after is None
+    await submit(database, 25, type="email")
+    with pytest.raises(SearchTooLong) as raised:
+        await Tasks(database).page("default", TaskFilter(metadata={"a": "1"}), 50)
+    assert set(raised.value.not_indexed) == {"a"}
+    assert abs(raised.value.since - datetime.now(UTC)) < timedelta(minutes=5)
+    with pytest.raises(SearchTooLong) as raised:
+        await Tasks(database).page("default", TaskFilter(State.SUCCEEDED), 50)
+    assert not raised.value.not_indexed
+    page = await Tasks(database).page("default", TaskFilter(type="simulated"), 50)  # by the index of types
+    assert [row["id"] for row in page.rows] == [wanted]
+
+
+@pytest_asyncio.fixture
+async def declared(new_database: NewDatabase) -> AsyncIterator[Database]:
+    """A database with indexes for the keys `a` and `order`."""
+    settings = (await new_database()).model_copy(update={"metadata_keys": "a, order"})
+    await migrate(settings)
+    database = Database(settings, pool_size=8)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "value", "found"),
+    [
+        ({"a": 1}, "1", True),
+        ({"a": 17}, "1", False),
+        ({"a": "1"}, "1", True),
+        ({"a": True}, "true", True),
+        ({"a": None}, "null", True),
+        ({"a": 1.5}, "1.5", True),
+        ({"a": {"a": "x"}}, "x", False),
+        ({"b": {"a": "x"}, "a": "y"}, "y", True),
+        ({"b": '"a":"x"'}, "x", False),
+        ({"ä\u0000": "\ud800", "a": "\ud800 |%_ \\u00e9 \U0001f600 é/\\"}, "\ud800 |%_ \\u00e9 \U0001f600 é/\\", True),
+        ({"a": "x" * 100_000}, "x" * 1000, False),
+        ({"a": ""}, "", True),
+        (None, "", False),
+    ],
+)
+@pytest.mark.usefixtures("short_looks")
+async def test_metadata_of_a_declared_key_is_found_by_its_index(
+    metadata: object, value: str, found: bool, declared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "SEARCH", 0.0)
+    text = None if metadata is None else json.dumps(metadata, separators=(",", ":"))
+    tasks = await submit(declared, 6, metadata=text)
+    await submit(declared, 40, metadata='{"a":"another"}')
+    expected = newest_first(tasks) if found else []
+    assert await listed(declared, TaskFilter(metadata={"a": value}), 5) == expected
+    assert await listed(declared, TaskFilter(State.SCHEDULED, "simulated", metadata={"a": value}), 5) == expected
+    assert await listed(declared, TaskFilter(metadata={"a": value, "order": "1"})) == []
+
+
+async def test_metadata_that_is_no_json_can_be_stored_though_a_key_is_declared(declared: Database) -> None:
+    (task,) = await submit(declared, metadata='{"a":NaN')
+    assert await listed(declared, TaskFilter()) == [task]
 
 
 async def test_a_task_that_no_longer_waits_is_not_listed_though_due_still_has_its_row(database: Database) -> None:

@@ -15,9 +15,9 @@ from taskflux.store.database import Database
 from taskflux.store.errors import SchemaTooOld, StoreError, StoreUnavailable
 from taskflux.store.migrate import Migration, migrate, migrations
 from taskflux.store.settings import PostgresSettings
-from taskflux.store.tasks import Tasks
+from taskflux.store.tasks import TaskFilter, Tasks
 from tests.conftest import NewDatabase
-from tests.integration.store.scene import submission
+from tests.integration.store.scene import Scene, submission
 
 _numbers = count(1)
 MIGRATE = """
@@ -103,6 +103,72 @@ async def test_a_long_transaction_delays_a_migration_and_nothing_else(
             await long.commit()
             assert [step.name for step in await migrating] == ["further"]
         await other.close()
+
+
+INCOMPLETE = "DROP INDEX tasks_by_type; CREATE INDEX tasks_by_type ON ONLY tasks (type, id)"
+
+
+async def indexes(scene: Scene) -> tuple[int, int]:
+    """Of `tasks`: how many indexes every partition has, and how many indexes they have in all that can be used."""
+    (row,) = await scene.sql(
+        "SELECT count(*) FILTER (WHERE indrelid = 'tasks'::regclass) AS of_all, count(*) AS in_all"
+        " FROM pg_index WHERE indisvalid AND (indrelid = 'tasks'::regclass OR indrelid IN ("
+        " SELECT inhrelid FROM pg_inherits WHERE inhparent = 'tasks'::regclass))"
+    )
+    return row["of_all"], row["in_all"]
+
+
+async def until_waiting(scene: Scene) -> None:
+    """Return once an index is being built and waits for a transaction."""
+    waits = "SELECT FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+    async with asyncio.timeout(20):
+        while not await scene.sql(waits):  # noqa: ASYNC110  # what PostgreSQL does sets no event of ours
+            await asyncio.sleep(0.01)
+
+
+async def test_indexes_are_built_while_tasks_are_accepted(new_database: NewDatabase) -> None:
+    settings = await new_database()
+    async with Scene.of(settings, Database(settings)) as scene:
+        await scene.accepted(10, metadata='{"order":7}')
+        await scene.direct.execute(INCOMPLETE)
+        assert await indexes(scene) == (2, 2 * 7)
+        other = await asyncpg.connect(settings.migrate_dsn.get_secret_value() if settings.migrate_dsn else "")
+        async with other.transaction():
+            await other.execute("DELETE FROM tasks")  # holds its table until the end
+            migrating = asyncio.create_task(migrate(settings.model_copy(update={"metadata_keys": "order"})))
+            await until_waiting(scene)
+            await scene.accepted(10, metadata='{"order":8}')
+            assert not migrating.done()
+        assert await migrating == []
+        assert await indexes(scene) == (4, 4 * 7)
+        page = await scene.tasks.page("default", TaskFilter(metadata={"order": "8"}), 50)
+        assert len(page.rows) == 10
+        await other.close()
+
+
+async def test_an_index_that_was_interrupted_is_built_again(new_database: NewDatabase) -> None:
+    settings = await new_database()
+    async with Scene.of(settings, Database(settings)) as scene:
+        await scene.direct.execute(INCOMPLETE)
+        await scene.direct.execute("CREATE INDEX tasks_default_by_type ON tasks_default (type, id)")
+        await scene.direct.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'tasks_default_by_type'::regclass"
+        )
+        await migrate(settings)
+        assert await indexes(scene) == (3, 3 * 7)
+
+
+async def test_a_partition_of_a_week_to_come_has_every_index(new_database: NewDatabase) -> None:
+    settings = (await new_database()).model_copy(update={"metadata_keys": "order"})
+    await migrate(settings)
+    async with Scene.of(settings, Database(settings)) as scene:
+        assert await scene.upkeep.make_partitions(6) == 2
+        assert await indexes(scene) == (4, 4 * 9)
+
+
+def test_a_key_that_cannot_name_an_index_is_refused() -> None:
+    with pytest.raises(ValueError, match="'not a key' cannot be indexed"):
+        PostgresSettings(metadata_keys="order, not a key")
 
 
 async def test_a_database_of_a_newer_release_is_accepted(new_database: NewDatabase) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from taskflux.store.claims import Settlement
+from taskflux.store.migrate import migrate
+from taskflux.store.tasks import TaskFilter
+from taskflux.tasks.states import State
 from tests.integration.store.scene import TYPE, Scene, succeeded
 from tests.statements import every_statement
 
@@ -18,6 +21,7 @@ DAILY = (
     "take_due", "dead_now", "take_dead", "confirm_dead", "expired_now", "expire_waiting", "sweep", "requeue",
     "probes_now", "audit_page", "add_dead_letters", "measure_letters",
     "suspected", "begin_alone", "lapsed", "cleared", "clear",
+    "find_recent", "find_by_key", "find_narrow", "list_found",
 )  # fmt: skip
 SMALL = {"task_types", "workers"}
 """Tables that stay small enough to be read as a whole."""
@@ -49,6 +53,47 @@ async def test_no_statement_of_the_daily_work_scans_a_table(size: int, own_scene
         await scene.direct.execute(f"ANALYZE {row['partition']}; ANALYZE due; ANALYZE claims; ANALYZE suspects")
     scans = {name: found for name in DAILY if (found := await scanned(scene, name))}
     assert scans == {}
+
+
+SELECTIVE = (
+    TaskFilter(type="rare"),
+    TaskFilter(type="email"),
+    TaskFilter(State.SCHEDULED, "rare"),
+    TaskFilter(metadata={"order": "7"}),
+    TaskFilter(metadata={"order": "none"}),
+)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_list_by_type_or_metadata_reads_no_more_than_it_shows(analyzed: bool, own_scene: Scene) -> None:
+    scene = own_scene
+    await migrate(scene.settings.model_copy(update={"metadata_keys": "order"}))
+    await scene.sql(FILL, 30_000)
+    await scene.sql("""UPDATE tasks SET metadata = format('{"order":%s}', abs(hashtext(id::text)) % 1000)""")
+    await scene.sql("UPDATE tasks SET type = 'rare' WHERE abs(hashtext(id::text)) % 1500 = 0")
+    await scene.sql("INSERT INTO due SELECT id, false, type, version, now() FROM tasks WHERE state = 'scheduled'")
+    if analyzed:
+        await scene.direct.execute("ANALYZE")
+    for wanted in SELECTIVE:
+        before = await fetches(scene)
+        await scene.tasks.page("default", wanted, 10)
+        read = {name: rows - before.get(name, 0) for name, rows in (await fetches(scene)).items()}
+        assert sum(read.values()) < 150, (wanted, {name: rows for name, rows in read.items() if rows})
+
+
+async def fetches(scene: Scene) -> dict[str, int]:
+    """Rows that were read of each table as a whole, and entries of each index."""
+    await scene.sql("SELECT pg_stat_force_next_flush()")
+    await scene.database.close()  # a connection reports what it did at the latest when it ends
+    await scene.database.open()
+    others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    while await scene.sql(others):  # noqa: ASYNC110  # what PostgreSQL does sets no event of ours
+        await asyncio.sleep(0.01)
+    rows = await scene.sql(
+        "SELECT relname AS name, seq_tup_read AS read FROM pg_stat_user_tables"
+        " UNION ALL SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes"
+    )
+    return {row["name"]: row["read"] for row in rows}
 
 
 STATEMENTS = every_statement()

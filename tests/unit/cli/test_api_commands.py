@@ -120,6 +120,14 @@ def test_another_server_at_the_address_is_reported(server: Server) -> None:
     assert "is it the address of its API?" in result.stderr
 
 
+def test_a_list_shows_what_it_has_when_the_search_for_more_takes_too_long(server: Server) -> None:
+    too_long = (422, problem("invalid-query", 422, "The query is not valid"))
+    server.answer("GET /tasks", (200, {**e.TASK_PAGE, "nextCursor": "b"}), too_long)
+    result = server.run("tasks", "list", "--metadata", "order=7")
+    assert (result.exit_code, "--cursor b" in result.output) == (0, True)
+    assert server.run("tasks", "list", "--metadata", "order=7", "--cursor", "b").exit_code == 1
+
+
 def test_a_list_goes_over_short_and_empty_pages(server: Server) -> None:
     item = {name: value for name, value in e.TASK.items() if name not in ("payload", "timeline")}
     page: dict[str, Any] = {"items": [item], "nextCursor": "b"}

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from taskflux.store.dead_letters import DeadLetterFilter, DeadLetters, Place, Replayed, to_text
 from taskflux.store.errors import StoreError
-from taskflux.store.tasks import Page, Resolution, TaskFilter, Tasks, TaskTypes
+from taskflux.store.tasks import Page, Resolution, SearchTooLong, TaskFilter, Tasks, TaskTypes
 from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
 
@@ -137,12 +137,13 @@ class MemoryIntake(Intake):
 
 
 class MemoryTasks(Tasks):
-    """Rows as the test has put them here, moved as the states allow; the list answers with `page_`."""
+    """Rows as the test has put them here, moved as the states allow; the list is `page_`, or raises `too_long`."""
 
     def __init__(self) -> None:
         self.rows: dict[UUID, Any] = {}
         self.trouble: StoreError | None = None
         self.page_ = Page([], None)
+        self.too_long: SearchTooLong | None = None
         self.asked: list[tuple[TaskFilter, int, UUID | None]] = []
         self.reasons: list[str | None] = []
 
@@ -153,6 +154,8 @@ class MemoryTasks(Tasks):
 
     async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
         self.asked.append((wanted, limit, after))
+        if self.too_long is not None:
+            raise self.too_long
         return self.page_
 
     async def cancel(self, task: UUID, tenant: str, reason: str | None = None) -> bool:

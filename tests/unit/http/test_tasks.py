@@ -13,7 +13,7 @@ from taskflux.http.bodies import to_json
 from taskflux.http.problems import Problem
 from taskflux.http.queries import Query, read_task_query, task_cursor
 from taskflux.http.tasks import parse_timeline, task_document, waits_for
-from taskflux.store.tasks import Page, TaskFilter
+from taskflux.store.tasks import Page, SearchTooLong, TaskFilter, uuid_floor
 from taskflux.tasks.states import State
 from tests.unit.http.memory import Fixture, bad_fields, problem
 from tests.unit.http.stores import ID, row
@@ -109,6 +109,21 @@ async def test_filters_limit_and_cursor_reach_the_store(http: Fixture) -> None:
         {"order": "17", "": ""},
     )
     assert http.tasks.asked == [(wanted, 200, None), (wanted, 7, ID)]
+
+
+async def test_a_search_that_takes_too_long_says_how_to_go_on(http: Fixture) -> None:
+    reached = uuid_floor(datetime(2029, 12, 31, 23, 59, 50, tzinfo=UTC))
+    http.tasks.too_long = SearchTooLong(reached, ["order"])
+    response = await http.client.get("/tasks", params={"metadata.order": "17"})
+    assert (response.status_code, response.json()["type"]) == (422, "/problems/invalid-query")
+    [error] = response.json()["errors"]
+    assert error["field"] == "metadata.order"
+    for part in ("createdBefore=2030-01-01T00:00:00.000000Z", "TASKFLUX_POSTGRES__METADATA_KEYS", "taskflux migrate"):
+        assert part in error["message"]
+    http.tasks.too_long = SearchTooLong(reached, [])
+    [error] = (await http.client.get("/tasks", params={"status": "succeeded"})).json()["errors"]
+    assert error["field"] == "createdBefore"
+    assert "METADATA" not in error["message"]
 
 
 async def test_the_plus_of_an_offset_may_arrive_as_a_space(http: Fixture) -> None:
