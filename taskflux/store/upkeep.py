@@ -38,6 +38,16 @@ class Published:
     offset: int | None
 
 
+class Deliverable(NamedTuple):
+    """What Kafka will deliver of a type: the records from `next` on, below `end`, of a partition of this log."""
+
+    type: str
+    log: UUID
+    partition: int
+    next: int
+    end: int
+
+
 class Beat(NamedTuple):
     """A worker's beat: its number, and when the PostgreSQL that counts it was started. Compared, never subtracted."""
 
@@ -132,9 +142,23 @@ class Upkeep:
         cleared = [row["task_id"] for row in await self.database.fetch(SQL["cleared"])]
         return len(await self.database.fetch(SQL["clear"], ids=cleared)) if cleared else 0
 
-    async def audit_page(self, after: UUID, limit: int) -> tuple[UUID | None, Sequence[Published]]:
-        """The published ones of the next `limit` outbox rows, and where the next page begins (None: there is none)."""
-        rows = await self.database.fetch(SQL["audit_page"], after=after, limit=limit)
+    async def audit_page(
+        self, after: UUID, limit: int, known: Sequence[Deliverable] = ()
+    ) -> tuple[UUID | None, Sequence[Published]]:
+        """Of the next `limit` outbox rows, the published ones that Kafka will not deliver by what is `known` of it; and
+        where the next page begins (None: there is none).
+        """
+        types, logs, partitions, nexts, ends = zip(*known, strict=True) if known else ((),) * 5
+        rows = await self.database.fetch(
+            SQL["audit_page"],
+            after=after,
+            limit=limit,
+            types=types,
+            logs=logs,
+            partitions=partitions,
+            nexts=nexts,
+            ends=ends,
+        )
         if not rows:
             return None, []
         found = [

@@ -147,17 +147,28 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(
 )) RETURNING task_id;
 
 -- name: audit_page
--- The published ones among the next :limit outbox rows behind task :after. `last` is where the next page begins, NULL
--- at the end.
+-- Of the next :limit outbox rows behind task :after, the published ones that Kafka would not deliver, by what is known
+-- of its logs: their partitions, what the group reads next there, and their ends. `last` is where the next page begins,
+-- NULL at the end.
 WITH page AS MATERIALIZED (
     SELECT task_id, dead, type, version, publish_at, published_log, published_partition, published_offset
     FROM due WHERE task_id > :after ORDER BY task_id LIMIT :limit
-), last AS (
-    SELECT task_id FROM page ORDER BY task_id DESC LIMIT 1
+), known AS MATERIALIZED (
+    SELECT * FROM ROWS FROM (
+        unnest(:types::text[], :logs::uuid[], :partitions::integer[], :nexts::bigint[], :ends::bigint[]),
+        generate_series(1, cardinality(:types::text[]))  -- which the planner takes for many
+    ) AS k (type, log, partition, next, after_last, place)
+), suspect AS (
+    SELECT p.task_id AS id, p.type, p.version, p.published_log, p.published_partition, p.published_offset
+    FROM page p
+    WHERE NOT p.dead AND p.publish_at = never() AND NOT EXISTS (
+        SELECT FROM known k
+        WHERE k.type = p.type AND k.log = p.published_log AND k.partition = p.published_partition
+          AND p.published_offset >= k.next AND p.published_offset < k.after_last
+    )
 )
-SELECT last.task_id AS last, p.task_id AS id, p.type, p.version, p.published_log, p.published_partition,
-       p.published_offset
-FROM last LEFT JOIN page p ON NOT p.dead AND p.publish_at = never();
+SELECT last.task_id AS last, s.*
+FROM (SELECT task_id FROM page ORDER BY task_id DESC LIMIT 1) AS last LEFT JOIN suspect s ON true;
 
 -- name: requeue
 -- Kafka will not deliver the records of these published tasks: they are compared and set first, and published again at

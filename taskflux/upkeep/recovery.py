@@ -6,14 +6,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError
 from taskflux.store.tasks import FIRST_ID
-from taskflux.store.upkeep import Beat, Published, Upkeep
+from taskflux.store.upkeep import Beat, Deliverable, Published, Upkeep
 from taskflux.stream.positions import Positions, TopicPositions
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.tasks.decision import LOSSES_ALONE
@@ -22,10 +22,10 @@ from taskflux.worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PAGE: Final = 20_000
+PAGE: Final = 2_000
 """Rows that one statement reads."""
 SHARE: Final = 0.05
-"""Share of the time that the auditor keeps PostgreSQL busy, at most: a large table is audited less often."""
+"""Share of a core that the auditor keeps busy, at most: it pauses after each page."""
 
 
 class Pace:
@@ -50,6 +50,9 @@ class Pace:
 class Auditor:
     """Compares the published tasks in the outbox with what Kafka holds.
 
+    PostgreSQL compares a page with the positions that were read last, so that only suspects are looked at here: what
+    was published since, and what is lost. They are compared again, with new positions.
+
     The order of reading makes it safe: a task's outbox row first, then the log's positions. The record of that row was
     confirmed before, so the log's end has passed it. A worker that claimed the task meanwhile has committed its claim
     before the offset, so the requeue finds the task claimed, and changes nothing.
@@ -61,7 +64,6 @@ class Auditor:
         self._prefix = settings.kafka.topic_prefix
         self._interval = settings.relay.audit_seconds
         self._pace = Pace(settings.relay.requeue_rate)
-        self._reading = 0.0
 
     async def keep_auditing(self) -> None:
         """Audit until cancelled.
@@ -70,16 +72,14 @@ class Auditor:
             StoreError, KafkaUnavailable: a server is unreachable; audit again when it is available.
         """
         while True:
-            self._reading = 0.0
-            requeued = await self.audit()
-            pause = max(self._interval, self._reading / SHARE)
-            log.debug("audited", extra={"requeued": requeued, "pause": pause})
-            await self._backfill(pause)
+            requeued = await self.audit(SHARE)
+            log.debug("audited", extra={"requeued": requeued})
+            await self._backfill(self._interval)
 
     async def _backfill(self, seconds: float) -> None:
         """Pass this time, until the next audit, with making outbox rows that are missing.
 
-        That reads all tasks once, a page at a time, and keeps PostgreSQL busy for `SHARE` of the time.
+        That reads all tasks once, a page at a time.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
@@ -87,28 +87,38 @@ class Auditor:
             if not await self._upkeep.backfill(PAGE):
                 await asyncio.sleep(max(0.0, until - loop.time()))
                 return
-            await asyncio.sleep((loop.time() - began) * (1 / SHARE - 1))
+            await asyncio.sleep(rest(loop.time() - began, SHARE))
 
-    async def audit(self) -> Counter[str]:
-        """Audit all published tasks once, and return how many of each type have to be published again."""
+    async def audit(self, share: float = 1.0) -> Counter[str]:
+        """Audit all published tasks once, and return how many of each type have to be published again.
+
+        `share` of the time is spent on reading them.
+        """
         requeued: Counter[str] = Counter()
+        suspects: list[Published] = []
+        known: dict[str, TopicPositions | None] = {}
         loop, after = asyncio.get_running_loop(), FIRST_ID
         while True:
             began = loop.time()
-            last, queued = await self._upkeep.audit_page(after, PAGE)
-            self._reading += loop.time() - began
-            if queued:
-                requeued.update(await self._requeue(await self._lost(queued)))
+            last, found = await self._upkeep.audit_page(after, PAGE, list(_deliverable(known)))
+            busy = loop.time() - began
+            suspects += found
+            types = {task.type for task in suspects}
+            if suspects and (last is None or len(suspects) >= PAGE or types - known.keys()):
+                known |= await self._read(types | known.keys())
+                requeued.update(await self._requeue([each for each in suspects if not will_deliver(each, known)]))
+                suspects.clear()
             if last is None:
                 return requeued
             after = last
+            await asyncio.sleep(rest(busy, share))
 
-    async def _lost(self, queued: Sequence[Published]) -> list[Published]:
-        seen: dict[str, TopicPositions | None] = {}
-        for task_type in {task.type for task in queued}:
-            topic, group = task_topic(self._prefix, task_type), task_group(self._prefix, task_type)
-            seen[task_type] = await self._positions.read(group, topic)
-        return [task for task in queued if not will_deliver(task, seen[task.type])]
+    async def _read(self, types: Collection[str]) -> Mapping[str, TopicPositions | None]:
+        topics = {name: task_topic(self._prefix, name) for name in types}
+        found = await self._positions.read_all(
+            {topic: task_group(self._prefix, name) for name, topic in topics.items()}
+        )
+        return {name: found.get(topic) for name, topic in topics.items()}
 
     async def _requeue(self, lost: Sequence[Published]) -> Mapping[str, int]:
         if not lost:
@@ -122,8 +132,24 @@ class Auditor:
         return counts
 
 
-def will_deliver(task: Published, positions: TopicPositions | None) -> bool:
-    """Whether Kafka will still deliver the record of `task`; `positions` None: the topic does not exist."""
+def _deliverable(known: Mapping[str, TopicPositions | None]) -> Iterator[Deliverable]:
+    for name, at in known.items():
+        if at is not None:
+            for number, place in at.partitions.items():
+                yield Deliverable(name, at.log_id, number, place.next, place.end)
+
+
+def rest(busy: float, share: float) -> float:
+    """Seconds to sleep until the last `busy` seconds are this share of the time."""
+    return busy * (1 / share - 1)
+
+
+def will_deliver(task: Published, known: Mapping[str, TopicPositions | None]) -> bool:
+    """Whether Kafka will still deliver the record of `task`, by the positions of its type's topic.
+
+    None: the topic does not exist.
+    """
+    positions = known.get(task.type)
     if positions is None or task.log is None or task.partition is None or task.offset is None:
         return False
     return positions.will_deliver(task.log, task.partition, task.offset)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
+from taskflux.stream.positions import TopicPositions
 from taskflux.tasks import decision as decisions
 from taskflux.tasks.decision import LOSSES_ALONE, Decision, decide, judge, release, unforeseen
 from taskflux.tasks.errors import Ambiguous, Expired, Permanent, TaskError, Transient, Unavailable
@@ -352,21 +353,27 @@ def sweep(w: World) -> Program[None]:
 
 
 def auditor(w: World) -> Program[None]:
-    """Compares published outbox rows with Kafka: the rows first, the positions after."""
+    """Compares published outbox rows with Kafka: the rows first, the positions after.
+
+    Every second pass begins with the positions of the one before, and compares with new ones what these do not explain.
+    """
+    known = None
     while not w.stopping:
         yield Pause(w.rng.randint(20, 120))
-        yield from audit(w)
+        known = yield from audit(w, known)
 
 
-def audit(w: World) -> Program[None]:
+def audit(w: World, known: TopicPositions | None = None) -> Program[TopicPositions | None]:
     published = yield from look("reads published outbox rows", w.protocol.published)
-    if not published:
-        return
+    suspects = {key: at for key, at in published.items() if known is None or lost(key, *at, known)}
+    if not suspects:
+        return None
     yield Pause(w.rng.choice((0, 0, 10)))
     positions = yield from ask("reads Kafka's positions", w.topic.positions)
-    missing = {key: version for key, (version, place) in published.items() if lost(key, version, place, positions)}
+    missing = {key: version for key, (version, place) in suspects.items() if lost(key, version, place, positions)}
     if missing:
         yield from call(f"requeues {listed(missing)}", lambda s: w.protocol.requeue(s, missing))
+    return positions if known is None else None
 
 
 # People and providers -------------------------------------------------------------------------------------------------

@@ -81,4 +81,4 @@ class Topic:
 def lost(task: int, version: int, place: Place, positions: TopicPositions) -> bool:
     """The auditor's verdict on one published outbox row, by its own code."""
     row = Published(UUID(int=task), "model", version, UUID(int=place.log), place.partition, place.offset)
-    return not will_deliver(row, positions)
+    return not will_deliver(row, {row.type: positions})
