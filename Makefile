@@ -70,8 +70,8 @@ protocol: $(VENV)/.dev ## the model of docs/protocol.md: 20,000 schedules must h
 	@$(BIN)/python -m tests.protocol $(ARGS)
 
 .PHONY: test-protocol
-test-protocol: $(VENV)/.dev ## the store's statements in 30 drawn orders, other ones each time (ARGS is passed to pytest)
-	TASKFLUX_TEST_PROTOCOL=30 $(BIN)/python -m pytest -n 2 --timeout 0 tests/integration/store/test_protocol.py $(ARGS)
+test-protocol: $(VENV)/.dev ## the store's statements in 200 drawn orders, other ones each time (ARGS is passed to pytest)
+	TASKFLUX_TEST_PROTOCOL=200 $(BIN)/python -m pytest -n 2 --timeout 0 tests/integration/store/test_protocol.py $(ARGS)
 
 .PHONY: drill
 drill: $(VENV)/.dev ## 20,000 mixed tasks while one process after the other is killed (ARGS="--only …", "--kafka")

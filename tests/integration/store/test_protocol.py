@@ -5,7 +5,7 @@ all actors run at once, and whatever they do, no task is lost, claimed twice or 
 
 `make test` tries the same few examples each time. `TASKFLUX_TEST_PROTOCOL` is a number of examples for each test to
 try in their place: other ones each time, and shrunk where one fails (with `--timeout 0`, since that takes long).
-`make test-protocol` tries 30.
+`make test-protocol` tries 200.
 """
 
 from __future__ import annotations
