@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr
 
 from taskflux.worker.settings import Settings, WrongSettings, load, load_provider, masked
 
@@ -200,6 +200,90 @@ def test_a_providers_wrong_variable_is_named(name: str, value: str, monkeypatch:
     with pytest.raises(WrongSettings) as refused:
         load_provider("billing", Billing)
     assert str(refused.value).startswith(name)
+
+
+class Account(BaseModel):
+    """A part of `Bank`."""
+
+    Name: str = ""
+    limits: dict[str, int] = {}
+
+
+class Bank(BaseModel):
+    """Settings with values of every kind."""
+
+    hosts: list[str] = []
+    ports: frozenset[int] = frozenset()
+    labels: dict[str, str] = {}
+    secrets: dict[str, SecretStr] = {}
+    account: Account = Account()
+    second: Annotated[Account | None, Field(description="another")] = None
+    either: list[str] | str = ""
+    read_by_pydantic: Json[list[int]] | None = None
+    number: Annotated[int, Field(alias="countOf")] = 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "field", "value"),
+    [
+        ({"__HOSTS": '["a", "b"]'}, "hosts", ["a", "b"]),
+        ({"__PORTS": "[1, 2]"}, "ports", {1, 2}),
+        ({"__LABELS": '{"Team": "a"}'}, "labels", {"Team": "a"}),
+        ({"__LABELS__TEAM": "a", "__LABELS__Site": "b"}, "labels", {"team": "a", "site": "b"}),
+        ({"__LABELS": '{"team": "a", "site": "b"}', "__LABELS__TEAM": "c"}, "labels", {"team": "c", "site": "b"}),
+        ({"__LABELS__TEAM": "[1]"}, "labels", {"team": "[1]"}),
+        ({"__SECRETS__KEY": "s3cret"}, "secrets", {"key": SecretStr("s3cret")}),
+        ({"__ACCOUNT__NAME": "ann"}, "account", Account(Name="ann")),
+        ({"__ACCOUNT__LIMITS__DAY": "3"}, "account", Account(limits={"day": 3})),
+        (
+            {"__ACCOUNT": '{"Name": "ann"}', "__ACCOUNT__LIMITS": '{"day": 3}'},
+            "account",
+            Account(Name="ann", limits={"day": 3}),
+        ),
+        ({"__SECOND__NAME": "bob"}, "second", Account(Name="bob")),
+        ({"__SECOND": '{"Name": "bob"}'}, "second", Account(Name="bob")),
+        ({"__EITHER": '["a"]'}, "either", ["a"]),
+        ({"__EITHER": "a, b"}, "either", "a, b"),
+        ({"__READ_BY_PYDANTIC": "[1, 2]"}, "read_by_pydantic", [1, 2]),
+        ({"__COUNTOF": "3"}, "number", 3),
+        ({"__account__name": "ann"}, "account", Account(Name="ann")),
+        (
+            {"": '{"hosts": ["a"], "account": {"Name": "ann"}}', "__ACCOUNT__LIMITS": '{"day": 3}'},
+            "account",
+            Account(Name="ann", limits={"day": 3}),
+        ),
+        ({"": "null", "__HOSTS": '["a"]'}, "hosts", ["a"]),
+    ],
+)
+def test_a_setting_with_parts_is_given_as_json_or_part_by_part(
+    variables: dict[str, str], field: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(f"TASKFLUX_BANK{name}", text)
+    assert getattr(load_provider("bank", Bank), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (
+            "TASKFLUX_BANK__HOSTS",
+            "a,b",
+            "TASKFLUX_BANK: it is not JSON; set it as JSON, or field by field as TASKFLUX_BANK__<NAME>",
+        ),
+        ("TASKFLUX_BANK__ACCOUNT", "ann", "TASKFLUX_BANK: it is not JSON"),
+        ("TASKFLUX_BANK__LABELS__TEAM__LEAD", "ann", "TASKFLUX_BANK__LABELS__TEAM: "),
+        ("TASKFLUX_BANK__HOSTS__FIRST", "a", "TASKFLUX_BANK__HOSTS: "),
+        ("TASKFLUX_BANK", "[1]", "TASKFLUX_BANK: "),
+    ],
+)
+def test_a_setting_with_parts_that_cannot_be_read_is_named(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load_provider("bank", Bank)
+    assert str(refused.value).startswith(says)
 
 
 @pytest.mark.parametrize(
