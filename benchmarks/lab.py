@@ -129,7 +129,7 @@ class Lab:
     async def compile(self, scene: Scene) -> None:
         """Import what a worker and a bare consumer import, so that no process has to compile it."""
         modules = (
-            "taskflux.cli.loading, taskflux.worker.worker, taskflux.handlers.process_simulated,"
+            "taskflux.worker.loading, taskflux.worker.worker, taskflux.handlers.process_simulated,"
             " benchmarks.floors.consumer"
         )
         async with self.run("compile", [sys.executable, "-c", f"import {modules}"], scene.environment) as process:

@@ -38,7 +38,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         "topics": "taskflux.cli.setup:topics",
         "end-leases": "taskflux.cli.setup:end_leases",
         "config": "taskflux.cli.reference:config",
-        "handlers": "taskflux.cli.loading:handlers",
+        "handlers": "taskflux.cli.reference:handlers",
         "openapi": "taskflux.cli.reference:openapi",
         "prune": "taskflux.cli.retention:prune",
         "audit": "taskflux.cli.retention:audit",
@@ -68,7 +68,7 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
         from taskflux.cli.reload import run_reloading
 
         sys.exit(run_reloading(handler))
-    from taskflux.cli.loading import UnknownHandler, load
+    from taskflux.worker.loading import UnknownHandler, load
     from taskflux.worker.process import run as run_process
     from taskflux.worker.worker import service_of
 

@@ -1,4 +1,4 @@
-"""What the code tells of itself: the settings and variables, the metrics, the API; `make docs` keeps it in docs/.
+"""What the code tells of itself: its handlers, settings, variables, metrics and API; `make docs` keeps most in docs/.
 
 `python -m taskflux.cli.reference docs/observability.md` renews the table of metrics in that page.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
@@ -16,10 +17,10 @@ import click
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from taskflux.cli.loading import built_in_handlers
-from taskflux.cli.program import URL_VARIABLE, USAGE, leave, settings_or_leave
+from taskflux.cli.program import FAILED, URL_VARIABLE, USAGE, leave, settings_or_leave
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Declared, Label
+from taskflux.worker.loading import UnknownHandler, built_in_handlers, check_together, load_own, sources_of
 from taskflux.worker.settings import Settings, WrongSettings, load_provider
 
 BEGIN: Final = "<!-- The table is made by `make docs` from taskflux/telemetry/metrics.py. -->"
@@ -158,6 +159,21 @@ def static_document() -> str:
 
     types = {handler.type: handler.task_type().schema for handler in built_in_handlers()}
     return json.dumps(api_document(types), indent=2, ensure_ascii=False) + "\n"
+
+
+@click.command("handlers", hidden=True)
+@click.argument("names", nargs=-1, required=True)
+def handlers(names: tuple[str, ...]) -> None:
+    """Tell as JSON which handlers these modules have: for `taskflux dev`, which imports none of them itself."""
+    try:
+        with redirect_stdout(sys.stderr):  # what their own code prints
+            found = load_own(names)
+            replaced = check_together(found)
+    except UnknownHandler as error:
+        leave(str(error), FAILED)
+    listed = [{"target": target, "name": each.name, "type": each.type} for target, each in found.items()]
+    document = {"handlers": listed, "replaced": replaced, "sources": [str(path) for path in sources_of(found)]}
+    click.echo(json.dumps(document))
 
 
 @click.command()

@@ -17,10 +17,10 @@ from typing import Final
 
 import click
 
-from taskflux.cli.loading import BUILT_IN, UnknownHandler, deployments_folder, load
 from taskflux.cli.program import FAILED, leave, settings_or_leave
 from taskflux.local.processes import die_with_parent
 from taskflux.local.sources import Sources, shown, syntax_error
+from taskflux.worker.loading import BUILT_IN, UnknownHandler, deployments_folder, load
 
 MARGIN: Final = 15.0
 """Seconds that a process gets beyond what running attempts may take."""

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from taskflux.cli.loading import UnknownHandler, built_in_handlers, load, services_that_read
 from taskflux.cli.program import FAILED, USAGE, leave, settings_or_leave
 from taskflux.cli.values import Duration
 from taskflux.store import migrate as steps
@@ -31,6 +30,7 @@ from taskflux.stream import provision
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.topics import is_task_type, task_group, task_topic
 from taskflux.worker.handler import Handler
+from taskflux.worker.loading import UnknownHandler, built_in_handlers, load, services_that_read
 from taskflux.worker.settings import Settings
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from taskflux.cli.loading import BUILT_IN, Reads, load, services_that_read
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.worker.handler import Handler
+from taskflux.worker.loading import BUILT_IN, Reads, load, services_that_read
 from taskflux.worker.process import EVERYTHING, Service
 from taskflux.worker.settings import HttpSettings, Settings, WorkerSettings
 

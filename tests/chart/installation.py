@@ -12,10 +12,10 @@ from typing import Any, Final
 import asyncpg
 import httpx
 
-from taskflux.cli.loading import BUILT_IN
 from taskflux.local.ports import free_port
 from taskflux.local.servers import Broker, PostgresServer, ValkeyServer
 from taskflux.local.supervisor import Inbox
+from taskflux.worker.loading import BUILT_IN
 from tests.chart.launching import Launcher, eventually
 from tests.chart.release import Part, Release
 from tests.chart.rendering import Values, render

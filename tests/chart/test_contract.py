@@ -11,9 +11,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from taskflux.cli.loading import BUILT_IN, built_in_handlers, load
 from taskflux.cli.reference import variables
 from taskflux.version import VERSION
+from taskflux.worker.loading import BUILT_IN, built_in_handlers, load
 from taskflux.worker.process import Service
 from taskflux.worker.settings import Settings
 from tests.chart import deployments

@@ -13,8 +13,8 @@ from typing import Any, Final
 import pytest
 import trustme
 
-from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.reference import variables
+from taskflux.worker.loading import built_in_handlers
 from taskflux.worker.settings import load as load_settings
 from taskflux.worker.settings import load_provider
 from tests.chart.cases import EACH_CI_FILE, all_containers, full, handler_container, stand_in

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from taskflux.cli.loading import BUILT_IN, load
 from taskflux.worker.handler import Handler
+from taskflux.worker.loading import BUILT_IN, load
 from tests.chart.cases import full, least
 from tests.chart.objects import Object, pods
 from tests.chart.rendering import Rendering

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taskflux.cli.loading import BUILT_IN, load
+from taskflux.worker.loading import BUILT_IN, load
 from taskflux.worker.settings import Settings
 from tests.chart import deployments
 from tests.chart.cases import EACH_CI_FILE, full, least, stand_ins

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflux.cli.loading import BUILT_IN
+from taskflux.worker.loading import BUILT_IN
 from tests.chart.cases import full, handler_container, least
 from tests.chart.objects import PodTemplate, pods
 

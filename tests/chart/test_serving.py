@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from taskflux.cli.loading import BUILT_IN
+from taskflux.worker.loading import BUILT_IN
 from tests.chart.cases import EVERYTHING, LEAST, WITH_ALL_SERVERS, full, least
 from tests.chart.objects import Object, pods, selects
 from tests.chart.rendering import CHART, Rendering, notes, render

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from taskflux.cli.loading import BUILT_IN
 from taskflux.cli.reference import sections
+from taskflux.worker.loading import BUILT_IN
 from taskflux.worker.settings import WorkerSettings
 from tests.chart.rendering import render
 from tests.k8s.files import COMPOSE, DEV, ROOT, compose_services, of_taskflux

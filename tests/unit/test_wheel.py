@@ -32,7 +32,7 @@ async def resize(task: Task[str]) -> Receipt:
     return Receipt()
 """
 BOTH = """
-from taskflux.cli.loading import load
+from taskflux.worker.loading import load
 
 own, built_in = load("handlers:resize"), load("process-email")
 print(own.name, own.function.__module__, built_in.name, built_in.function.__module__)

@@ -16,7 +16,6 @@ import click
 
 from taskflux.cli.doctor import dependencies, kafka, postgres
 from taskflux.cli.doctor.findings import Finding, Level, Subject, document, print_findings
-from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.program import FAILED, OK, join_dev
 from taskflux.cli.shown import json_option, print_json
 from taskflux.store.database import Database
@@ -24,6 +23,7 @@ from taskflux.store.errors import StoreError
 from taskflux.store.tasks import TaskTypes
 from taskflux.store.upkeep import Checkup
 from taskflux.stream.topics import is_task_type
+from taskflux.worker.loading import built_in_handlers
 from taskflux.worker.settings import Settings, WrongSettings, load, load_provider
 
 SETTINGS = Subject("settings")

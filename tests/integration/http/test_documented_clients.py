@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from taskflux.cli.loading import built_in_handlers
 from taskflux.local.ports import LOOPBACK
 from taskflux.local.servers import ValkeyServer
 from taskflux.store.settings import RedisSettings
 from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.loading import built_in_handlers
 from tests.conftest import NewDatabase
 from tests.integration.system.stack import Stack, settings_for
 from tests.programs import program

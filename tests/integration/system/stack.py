@@ -19,7 +19,6 @@ import asyncpg
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.database import Database
@@ -32,6 +31,7 @@ from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import task_group, task_topic
 from taskflux.worker.handler import Handler
+from taskflux.worker.loading import load
 from taskflux.worker.process import Process, Service
 from taskflux.worker.settings import HttpSettings, RelaySettings, Settings, WorkerSettings
 from taskflux.worker.worker import service_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID, uuid4
 
-from taskflux.cli.loading import load
 from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.topics import task_topic
+from taskflux.worker.loading import load
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
 

@@ -13,13 +13,13 @@ import pytest
 import pytest_asyncio
 from uuid_utils.compat import uuid7
 
-from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.tasks import TaskTypes
 from taskflux.stream.provision import ensure_topics
 from taskflux.tasks.bounds import MOST_BYTES
 from taskflux.worker.handler import Handler
+from taskflux.worker.loading import load
 from tests.integration.system.stack import Stack, eventually
 
 pytestmark = pytest.mark.slow

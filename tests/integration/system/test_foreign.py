@@ -15,7 +15,6 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from taskflux import Receipt, Task, handler
-from taskflux.cli.loading import load
 from taskflux.store.dead_letters import DeadLetterFilter, DeadLetters
 from taskflux.store.tasks import SQL, ForeignTask, Tasks, TaskTypes
 from taskflux.stream.envelope import OutRecord
@@ -23,6 +22,7 @@ from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.topics import router_group, task_group, task_topic
 from taskflux.tasks.model import TaskType
+from taskflux.worker.loading import load
 from taskflux.worker.process import Process
 from taskflux.worker.settings import RouterSettings
 from taskflux.worker.worker import service_of

@@ -11,9 +11,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.tasks.states import State
+from taskflux.worker.loading import load
 from taskflux.worker.process import Process
 from taskflux.worker.settings import HttpSettings
 from taskflux.worker.worker import service_of

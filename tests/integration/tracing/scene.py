@@ -13,11 +13,11 @@ from uuid import UUID
 import httpx
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from taskflux.cli.loading import load
 from taskflux.local.ports import free_port
 from taskflux.local.processes import Process as Child
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.loading import load
 from tests.integration.providers.flow_api import FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import PATIENCE, Stack, eventually, settings_for

@@ -13,7 +13,6 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from taskflux.cli.loading import built_in_handlers
 from taskflux.cli.reference import static_document
 from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
@@ -29,6 +28,7 @@ from taskflux.http.tasks import TaskRoutes
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
 from taskflux.tasks.model import TaskType
+from taskflux.worker.loading import built_in_handlers
 from tests.unit.http.memory import Fixture
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from taskflux.cli.loading import (
+from taskflux.handlers.process_email import process_email
+from taskflux.http.app import probe_routes
+from taskflux.stream.settings import KafkaSettings
+from taskflux.worker.loading import (
     BUILT_IN,
     Reads,
     UnknownHandler,
@@ -15,9 +18,6 @@ from taskflux.cli.loading import (
     load_own,
     sources_of,
 )
-from taskflux.handlers.process_email import process_email
-from taskflux.http.app import probe_routes
-from taskflux.stream.settings import KafkaSettings
 from taskflux.worker.settings import RouterSettings, Settings
 from tests.chart.deployments import (
     DRAIN_SECONDS,

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import pkgutil
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-import click
-
-from taskflux.cli.program import FAILED, leave
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group
 from taskflux.worker.handler import Handler
 from taskflux.worker.process import Service
@@ -232,21 +227,6 @@ def sources_of(handlers: Mapping[str, Handler[Any]]) -> Iterator[Path]:
     for top in sorted({module.partition(".")[0] for module in modules} - {"taskflux", "__main__"}):
         places = getattr(sys.modules[top], "__path__", None) or [getattr(sys.modules[top], "__file__", None)]
         yield from (Path(place).resolve() for place in places if place)
-
-
-@click.command("handlers", hidden=True)
-@click.argument("names", nargs=-1, required=True)
-def handlers(names: tuple[str, ...]) -> None:
-    """Tell as JSON which handlers these modules have: for `taskflux dev`, which imports none of them itself."""
-    try:
-        with redirect_stdout(sys.stderr):  # what their own code prints
-            found = load_own(names)
-            replaced = check_together(found)
-    except UnknownHandler as error:
-        leave(str(error), FAILED)
-    listed = [{"target": target, "name": each.name, "type": each.type} for target, each in found.items()]
-    document = {"handlers": listed, "replaced": replaced, "sources": [str(path) for path in sources_of(found)]}
-    click.echo(json.dumps(document))
 
 
 @dataclass(frozen=True, slots=True)
