@@ -68,15 +68,13 @@ def run(handler: str, topic: str | None, reload: bool) -> None:
         from taskflux.cli.reload import run_reloading
 
         sys.exit(run_reloading(handler))
-    from taskflux.worker.loading import UnknownHandler, load
-    from taskflux.worker.process import run as run_process
-    from taskflux.worker.worker import service_of
+    from taskflux.worker.loading import UnknownHandler
+    from taskflux.worker.loading import run as run_deployment
 
     try:
-        target = load(handler)
+        sys.exit(run_deployment(handler))
     except UnknownHandler as error:
         raise click.ClickException(str(error)) from error
-    sys.exit(run_process(service_of(target)))
 
 
 @main.command()

@@ -24,10 +24,11 @@ from prometheus_client.samples import Sample
 
 from taskflux.local.ports import INBOX, PEERS
 from taskflux.providers.answers import UNPACKED, ask
-from taskflux.telemetry.instruments import OPEN_METRICS, PLAIN, Format, chosen, shown
+from taskflux.telemetry.instruments import OPEN_METRICS, Format, chosen, shown
 from taskflux.telemetry.metrics import PEER_UP
 from taskflux.worker.process import Process, service
 
+PLAIN: Final = chosen("")
 TIMEOUT: Final = 2.0
 """Seconds that a peer may take to answer."""
 REFRESH_EVERY: Final = 1.0

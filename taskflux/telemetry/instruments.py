@@ -1,30 +1,28 @@
 """How metrics are declared, kept, and exposed: as OpenMetrics with exemplars, or as Prometheus's plain text.
 
 One thread, the event loop's, writes series and any may read them: counting takes no lock. The metrics are collectors of
-prometheus_client, whose registry and formats expose them together with its own (of the process and of Python).
+prometheus_client, whose registry and formats expose them together with its own (of the process and of Python). It is
+imported when they are first asked for: a process that starts has a task to handle before.
 """
 
 from __future__ import annotations
 
 import gzip
+import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, product
 from math import inf
-from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
-from prometheus_client.utils import floatToGoString
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter of an application
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+    from prometheus_client.samples import Exemplar
 
 T = TypeVar("T")
 _Labels = TypeVar("_Labels", bound="tuple[str, ...]")
@@ -34,8 +32,7 @@ OTHER: Final = "other"
 """The value of a label for everything that its list does not name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """A label: the values that it may take, and a description of those that no list can name."""
 
     name: str
@@ -43,8 +40,7 @@ class Label:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """A metric as it is exposed: `name` as Prometheus stores it (for a histogram without its suffixes), `by` the
     processes that expose it.
     """
@@ -123,7 +119,7 @@ class HistogramSeries:
         self._bounds = bounds
         self._counts = [0] * len(bounds)
         self._sum = 0.0
-        self._exemplars: dict[int, Exemplar] = {}
+        self._exemplars: dict[int, tuple[dict[str, str], float, float]] = {}
 
     def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
         """Count one observation; each bucket keeps its last `exemplar` (labels, such as a trace id)."""
@@ -131,7 +127,7 @@ class HistogramSeries:
         self._counts[place] += 1
         self._sum += amount
         if exemplar:
-            self._exemplars[place] = Exemplar(dict(exemplar), amount, time.time())
+            self._exemplars[place] = dict(exemplar), amount, time.time()
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Count many observations at the cost of a few."""
@@ -147,8 +143,13 @@ class HistogramSeries:
     def shown(self) -> tuple[list[Any], float]:
         """The arguments for a family of prometheus_client: each bucket's name, cumulative count and exemplar."""
         buckets = zip(self._bounds, accumulate(self._counts.copy()), strict=True)
-        named = [(_name(bound), total, self._exemplars.get(place)) for place, (bound, total) in enumerate(buckets)]
-        return named, self._sum
+        return [(_name(bound), total, self._exemplar(place)) for place, (bound, total) in enumerate(buckets)], self._sum
+
+    def _exemplar(self, place: int) -> Exemplar | None:
+        from prometheus_client.samples import Exemplar
+
+        last = self._exemplars.get(place)
+        return None if last is None else Exemplar(*last)
 
 
 class _Nothing:
@@ -181,7 +182,6 @@ class _Metric(Generic[S]):
     """A metric that is registered at its first use: a process exposes only the metrics that it uses."""
 
     kind: ClassVar[str]
-    family: ClassVar[Any]
 
     def __init__(self, name: str, sentence: str, *labels: Label, by: str, exemplars: bool = False) -> None:
         self.declared = Declared(name, self.kind, sentence, labels, by, exemplars)
@@ -206,11 +206,11 @@ class _Metric(Generic[S]):
 
     def describe(self) -> Iterator[Metric]:
         """For the registry, which reads the name."""
-        yield _family(self.family, self.declared)
+        yield _family(self.declared)
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
-        family = _family(self.family, self.declared)
+        family = _family(self.declared)
         for values, series in self._series.copy().items():
             family.add_metric(values, *series.shown())
         yield family
@@ -219,7 +219,7 @@ class _Metric(Generic[S]):
         if len(values) != len(self.declared.labels):
             raise ValueError(f"{self.declared.name} has {len(self.declared.labels)} labels, not {len(values)}")
         if not self._series:
-            REGISTRY.register(self)
+            _unregistered.append(self)
         series = self._series[values] = self._new()
         return series
 
@@ -230,7 +230,7 @@ class _Metric(Generic[S]):
 class Counter(_Metric[CounterSeries]):
     """A metric that only increases; its name ends in `_total`."""
 
-    kind, family = "counter", CounterMetricFamily
+    kind = "counter"
 
     def _new(self) -> CounterSeries:
         return CounterSeries()
@@ -239,7 +239,7 @@ class Counter(_Metric[CounterSeries]):
 class Gauge(_Metric[GaugeSeries]):
     """A metric that increases and decreases."""
 
-    kind, family = "gauge", GaugeMetricFamily
+    kind = "gauge"
 
     def _new(self) -> GaugeSeries:
         return GaugeSeries()
@@ -248,7 +248,7 @@ class Gauge(_Metric[GaugeSeries]):
 class Histogram(_Metric[HistogramSeries]):
     """Seconds or numbers, counted by size: `buckets` are their upper bounds, in order, without infinity."""
 
-    kind, family = "histogram", HistogramMetricFamily
+    kind = "histogram"
 
     def __init__(
         self, name: str, sentence: str, *labels: Label, buckets: Sequence[float], by: str, exemplars: bool = False
@@ -273,7 +273,7 @@ class Snapshot:
         self._values = dict(values)
         if not self._shown and not _off:
             self._shown = True
-            REGISTRY.register(self)
+            _unregistered.append(self)
 
     def clear(self) -> None:
         """Expose none."""
@@ -281,22 +281,47 @@ class Snapshot:
 
     def describe(self) -> Iterator[Metric]:
         """For the registry, which reads the name."""
-        yield _family(GaugeMetricFamily, self.declared)
+        yield _family(self.declared)
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
-        family = _family(GaugeMetricFamily, self.declared)
+        family = _family(self.declared)
         for labels, value in self._values.items():
             family.add_metric(labels, value)
         yield family
 
 
 def _name(bound: float) -> str:
+    from prometheus_client.utils import floatToGoString
+
     return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
 
 
-def _family(kind: Any, declared: Declared) -> Any:
+def _family(declared: Declared) -> Any:
+    from prometheus_client import core
+
+    kind = {
+        "counter": core.CounterMetricFamily,
+        "gauge": core.GaugeMetricFamily,
+        "histogram": core.HistogramMetricFamily,
+    }[declared.kind]
     return kind(declared.name, declared.sentence, labels=[label.name for label in declared.labels])
+
+
+_unregistered: deque[Any] = deque()
+"""Metrics that were first used since the registry was last asked for."""
+_registering: Final = threading.Lock()
+
+
+def registry() -> CollectorRegistry:
+    """The registry of this process, which an application's own metrics are in, too."""
+    from prometheus_client import REGISTRY, disable_created_metrics
+
+    with _registering:  # the threads that answer probes ask for it
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter of an application
+        while _unregistered:
+            REGISTRY.register(_unregistered.popleft())
+    return REGISTRY
 
 
 # Exposition -----------------------------------------------------------------------------------------------------------
@@ -319,14 +344,13 @@ class Format(NamedTuple):
         return self.content_type.startswith(OPEN_METRICS)
 
 
-PLAIN: Final = Format(generate_latest, CONTENT_TYPE_PLAIN_0_0_4)
-
-
 def chosen(accept: str) -> Format:
     """The supported format that a scraper prefers; plain text if it names none of them.
 
     prometheus_client takes the first that it supports; RFC 9110 (12.5.1) requires the weights.
     """
+    from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+
     for media_range in _by_weight(accept):
         essence, *parameters = [part.strip() for part in media_range.split(";")]
         if essence == OPEN_METRICS:
@@ -335,13 +359,13 @@ def chosen(accept: str) -> Format:
                 return Format(*choose_encoder(media_range))
         elif essence in ("text/plain", "text/*", "*/*"):
             return Format(*choose_encoder(media_range))
-    return PLAIN
+    return Format(generate_latest, CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def shown(accept: str) -> tuple[bytes, str]:
     """All metrics of this process, and their content type."""
     encode, content_type = chosen(accept)
-    return encode(REGISTRY), content_type
+    return encode(registry()), content_type
 
 
 def packed(body: bytes, content_type: str, accept_encoding: str) -> tuple[bytes, Mapping[str, str]]:

@@ -10,11 +10,10 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskflux.stream.topics import dead_letter_group, dead_letter_topic, router_group
 from taskflux.worker.handler import Handler
@@ -27,12 +26,6 @@ BUILT_IN: Final[Sequence[str]] = sorted(
     module.name.replace("_", "-") for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
 )
 """Every module of `handlers/` is one deployment."""
-
-_LIBRARIES: Final = (
-    Path(__file__).parents[1],
-    *(Path(sysconfig.get_path(each)) for each in ("stdlib", "platstdlib", "purelib", "platlib")),
-)
-"""Folders of code that is not the application's own."""
 
 
 def deployments_folder() -> Path:
@@ -60,6 +53,18 @@ def load(name: str) -> Handler[Any] | Service:
     if len(found) > 1:
         raise UnknownHandler(f"{name!r} has {len(found)} handlers: name one of them, {', '.join(found)}")
     return next(iter(found.values()))
+
+
+def run(name: str) -> int:
+    """Run what `name` stands for until it is told to end; the exit status.
+
+    Raises:
+        UnknownHandler: a sentence that says what is wrong with the name.
+    """
+    from taskflux.worker import process
+    from taskflux.worker.worker import service_of
+
+    return process.run(service_of(load(name)))
 
 
 def load_own(names: Sequence[str]) -> Mapping[str, Handler[Any]]:
@@ -169,7 +174,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_librarys(file: Path) -> bool:
-    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    """Whether it is in one of the folders of code that is not the application's own."""
+    named = (sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return any(file.is_relative_to(folder) for folder in (Path(__file__).parents[1], *map(Path, named)))
 
 
 def _shown(file: str) -> str:
@@ -229,8 +236,7 @@ def sources_of(handlers: Mapping[str, Handler[Any]]) -> Iterator[Path]:
         yield from (Path(place).resolve() for place in places if place)
 
 
-@dataclass(frozen=True, slots=True)
-class Reads:
+class Reads(NamedTuple):
     """A group and the topic whose records are its lag; no topic: none is set."""
 
     group: str

@@ -34,7 +34,7 @@ BELOW: Mapping[str, set[str]] = {
     # What `import taskflux` offers to those who write handlers of their own.
     LIBRARY: {"tasks", "providers", "worker"},
     "testing": {*_OUTSIDE, "worker"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "worker"},
     "version": set(),
     "endpoints": set(),
 }

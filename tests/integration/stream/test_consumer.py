@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from prometheus_client import REGISTRY
 
 from taskflux.local.servers import Broker
 from taskflux.stream.consumer import Consumer
@@ -13,6 +12,7 @@ from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer, Published
 from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry.instruments import registry
 from tests.integration.stream.batches import batch, send_batch, with_broken_header
 from tests.integration.stream.patience import committed, eventually, take
 
@@ -26,7 +26,7 @@ async def joined(settings: KafkaSettings, topic: str) -> Consumer:
 
 
 def rebalances() -> float:
-    return REGISTRY.get_sample_value("taskflux_rebalances_total") or 0.0
+    return registry().get_sample_value("taskflux_rebalances_total") or 0.0
 
 
 async def send(producer: Producer, topic: str, *keys: bytes) -> list[Published]:

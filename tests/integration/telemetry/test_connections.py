@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 import asyncpg
 import pytest
-from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
@@ -27,6 +26,7 @@ from taskflux.store.upkeep import SQL
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.stream.settings import KafkaSettings
+from taskflux.telemetry.instruments import registry
 from tests.conftest import NewDatabase
 from tests.integration.providers.flow_api import FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
@@ -42,14 +42,14 @@ async def api() -> AsyncIterator[FlowApi]:
 
 
 def opened(server: str) -> float:
-    return REGISTRY.get_sample_value("taskflux_connections_opened_total", {"server": server}) or 0.0
+    return registry().get_sample_value("taskflux_connections_opened_total", {"server": server}) or 0.0
 
 
 def in_use(provider: str) -> tuple[float | None, float | None]:
     """Those used, and those free."""
     name = "taskflux_provider_connections"
     used, free = ({"provider": provider, "state": state} for state in ("used", "free"))
-    return REGISTRY.get_sample_value(name, used), REGISTRY.get_sample_value(name, free)
+    return registry().get_sample_value(name, used), registry().get_sample_value(name, free)
 
 
 @pytest.mark.skipif("TASKFLUX_TEST_PGBOUNCER" in os.environ, reason="PgBouncer's is lost then, and not ours")

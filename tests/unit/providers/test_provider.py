@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from taskflux import Ambiguous, Misconfigured, Permanent, Transient, Unavailable, provider
 from taskflux.providers.provider import CRASHED, OUTCOMES, SUCCEEDED, Sending
 from taskflux.tasks.errors import TaskError
 from taskflux.telemetry import tracing
+from taskflux.telemetry.instruments import registry
 from taskflux.telemetry.tracing import TRACE, Operation
 from tests.unit.spans import SAMPLED, UNSAMPLED, Spans
 
@@ -48,12 +48,14 @@ class Counted:
     def _now(self) -> dict[str, float]:
         outcomes = [SUCCEEDED, CRASHED, *(each.__name__ for each in OUTCOMES)]
         counts = {
-            outcome: REGISTRY.get_sample_value(
+            outcome: registry().get_sample_value(
                 "taskflux_provider_requests_total", {"provider": "billing", "outcome": outcome}
             )
             for outcome in outcomes
         }
-        counts["timed"] = REGISTRY.get_sample_value("taskflux_provider_request_seconds_count", {"provider": "billing"})
+        counts["timed"] = registry().get_sample_value(
+            "taskflux_provider_request_seconds_count", {"provider": "billing"}
+        )
         return {name: count or 0.0 for name, count in counts.items()}
 
 
@@ -120,7 +122,7 @@ def test_an_error_is_recorded_by_class_and_place_and_never_by_its_text(spans: Sp
 def test_an_exemplar_leads_to_the_trace_of_a_recorded_call(spans: Spans) -> None:
     with tracing.start(SOME, parent=SAMPLED), billing.call("POST /charges"):
         pass
-    seconds = next(each for each in REGISTRY.collect() if each.name == "taskflux_provider_request_seconds")
+    seconds = next(each for each in registry().collect() if each.name == "taskflux_provider_request_seconds")
     exemplars = [each.exemplar.labels for each in seconds.samples if each.exemplar]
     assert {"trace_id": SAMPLED[3:35]} in exemplars
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import pytest
-from prometheus_client import REGISTRY
 
 from taskflux.store import errors
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.group_commit import GroupCommit
+from taskflux.telemetry.instruments import registry
 
 SIZE, BUCKETS = "taskflux_batch_size", ("1.0", "2.0", "5.0")
 
@@ -374,6 +374,6 @@ async def test_the_size_of_each_batch_is_observed(table: Table) -> None:
     tasks = await begun(table, commit, "a", "b", "c")
     table.open.set()
     await asyncio.gather(*tasks)
-    buckets = {le: REGISTRY.get_sample_value(f"{SIZE}_bucket", {"statement": "observed", "le": le}) for le in BUCKETS}
+    buckets = {le: registry().get_sample_value(f"{SIZE}_bucket", {"statement": "observed", "le": le}) for le in BUCKETS}
     assert buckets == {"1.0": 1, "2.0": 2, "5.0": 2}
-    assert REGISTRY.get_sample_value(f"{SIZE}_sum", {"statement": "observed"}) == 3
+    assert registry().get_sample_value(f"{SIZE}_sum", {"statement": "observed"}) == 3

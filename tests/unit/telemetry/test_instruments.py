@@ -9,12 +9,23 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import prometheus_client
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from taskflux.telemetry import instruments, metrics
-from taskflux.telemetry.instruments import OTHER, Counter, Gauge, Histogram, Label, Snapshot, chosen, packed, shown
+from taskflux.telemetry.instruments import (
+    OTHER,
+    Counter,
+    Gauge,
+    Histogram,
+    Label,
+    Snapshot,
+    chosen,
+    packed,
+    registry,
+    shown,
+)
 from taskflux.worker.process import Health, ProbeServer
 from taskflux.worker.settings import HttpSettings
 
@@ -33,16 +44,16 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What a test has shown in the registry is taken out again."""
-    before = set(REGISTRY._collector_to_names)
+    before = set(registry()._collector_to_names)
     yield
-    for collector in set(REGISTRY._collector_to_names) - before:
-        REGISTRY.unregister(collector)
+    for collector in set(registry()._collector_to_names) - before:
+        registry().unregister(collector)
 
 
 def samples(name: str) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *sample.labels.values()): sample.value
-        for family in REGISTRY.collect()
+        for family in registry().collect()
         if family.name == name
         for sample in family.samples
     }
