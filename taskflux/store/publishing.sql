@@ -92,7 +92,8 @@ FROM known k JOIN candidates c ON c.task_id = k.id;
 
 -- name: confirm
 -- Kafka has the records: their outbox rows say where, unless the task was claimed or published again meanwhile. The
--- wide rows are not touched.
+-- wide rows are not touched. The commit does not wait for the disk, in this transaction alone: a crash of PostgreSQL may
+-- undo the last confirmations, and their records are published again (docs/protocol.md).
 WITH pending AS MATERIALIZED (
     SELECT d.task_id FROM due d
     WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
@@ -104,7 +105,8 @@ SET publish_at = never(), published_at = now(),
     published_log = (:logs::uuid[])[width_bucket(d.task_id, :ids::uuid[])],
     published_partition = (:partitions::integer[])[width_bucket(d.task_id, :ids::uuid[])],
     published_offset = (:offsets::bigint[])[width_bucket(d.task_id, :ids::uuid[])]
-WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM pending)) AND NOT d.dead;
+WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM pending)) AND NOT d.dead
+  AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL;
 
 -- name: confirm_dead
 WITH done AS MATERIALIZED (

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -81,6 +80,25 @@ async def test_of_two_publishes_of_one_task_in_a_batch_the_newer_counts(scene: S
     row = await scene.due(task)
     assert row is not None
     assert row["published_offset"] == 9
+
+
+async def test_a_confirmation_alone_does_not_wait_for_the_disk(scene: Scene) -> None:
+    await scene.sql("CREATE TABLE commits (operation text, how text)")
+    await scene.sql(
+        "CREATE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO commits"
+        " VALUES (lower(TG_OP) || ' ' || TG_TABLE_NAME, current_setting('synchronous_commit')); RETURN NULL; END $$"
+    )
+    for table in ("due", "claims"):
+        await scene.sql(
+            f"CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON {table} DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION note_commit()"
+        )
+    (task,) = await scene.accepted()
+    await scene.confirm([task])
+    claims = await scene.worker()
+    assert len(await claims.claim(TYPE, {task: 1})) == 1
+    noted = {(row["operation"], row["how"]) for row in await scene.sql("SELECT * FROM commits")}
+    assert noted == {("insert due", "on"), ("update due", "off"), ("delete due", "on"), ("insert claims", "on")}
 
 
 async def test_no_confirmations_run_no_statement(scene: Scene) -> None:
@@ -218,7 +236,7 @@ async def test_a_late_confirmation_does_not_end_the_dead_letter_of_a_later_death
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, DEAD)
     (letter,) = await scene.publishing.take_dead(10)
-    await scene.publishing.confirm_dead([replace(letter, version=letter.version - 1)])
+    await scene.publishing.confirm_dead([letter._replace(version=letter.version - 1)])
     assert await scene.due(claim.id, dead=True) is not None
 
 
