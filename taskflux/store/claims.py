@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -98,8 +98,7 @@ class Settled(NamedTuple):
     age: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(NamedTuple):
     """One process, as it is stored."""
 
     id: UUID
@@ -124,7 +123,7 @@ class Claims:
 
     async def begin(self, in_flight: int = 0) -> None:
         """Take a lease under a new identity. Claims under a former one stay with that."""
-        worker = replace(self.worker, id=uuid7())
+        worker = self.worker._replace(id=uuid7())
         await self.database.fetch(
             SQL["begin_lease"],
             id=worker.id,

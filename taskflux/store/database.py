@@ -28,11 +28,10 @@ import re
 import ssl
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
@@ -224,8 +223,7 @@ _STATEMENT: Final = re.compile(r"^-- name: (\w+)\n(.*?);$", re.MULTILINE | re.DO
 _TOKEN: Final = re.compile(r"""--.*|'(?:[^']|'')*'|"[^"]*"|::|(?P<positional>\$\d+)|:(?P<name>[a-z_]\w*)""")
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """SQL with positional parameters; the value of `parameters[0]` is its `$1`."""
 
     name: str

@@ -7,10 +7,10 @@ import base64
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskflux.store.database import Database, Row, statements
@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 SQL: Final = statements("dead_letters")
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(NamedTuple):
     """A dead task, or a poison record. Two with the same `identity` are the same."""
 
     id: UUID
@@ -254,8 +253,7 @@ def _reduced(letter: DeadLetter, refusal: RefusedData) -> DeadLetter:
     headers = sum(len(name) + len(value or b"") for name, value in letter.record_headers)
     sizes = {"key": len(letter.record_key or b""), "value": len(letter.record_value or b""), "headers": headers}
     left_out = ", ".join(f"{part} ({size:,} bytes)" for part, size in sizes.items() if size) or "its trace"
-    return replace(
-        letter,
+    return letter._replace(
         reason=f"{letter.reason[:500]} ({refusal}, so this was left out: {left_out})",
         traceparent=None,
         record_key=None,
@@ -296,8 +294,7 @@ class DeadLetterFilter:
         return not any(asdict(self).values())
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The position of a dead letter in the order of the list: a page begins behind one."""
 
     created_at: datetime
@@ -310,8 +307,7 @@ MOST_BULK_REPLAYS: Final = 100
 EDITED: Final = "edited payload"
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(NamedTuple):
     """A dead letter was replayed as this task."""
 
     letter: UUID

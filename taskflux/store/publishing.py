@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Final, NamedTuple
@@ -31,8 +30,7 @@ class PendingPublish(NamedTuple):
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PendingDeadLetter:
+class PendingDeadLetter(NamedTuple):
     """A dead task that the caller has promised to publish to the dead-letter topic."""
 
     id: UUID
@@ -141,8 +139,7 @@ def _versions(rows: Sequence[Row]) -> dict[UUID, int]:
     return dict(sorted((row["task_id"], row["version"]) for row in rows))
 
 
-@dataclass(frozen=True, slots=True)
-class Circuit:
+class Circuit(NamedTuple):
     """A provider's circuit; `closed_for` is seconds since it last closed, None if it never opened.
 
     `served_for` is seconds since it last closed because a task succeeded, not because of the client's own check.

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskflux.store.database import Database, Row, Statement, statements
@@ -39,8 +39,7 @@ INSERT: Final = tracing.Operation(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ForeignTask:
+class ForeignTask(NamedTuple):
     """A task that another producer wrote. Two with the same `identity` are the same task; `id` is used if it is new.
 
     `delay` is in seconds from the store's now; `metadata` is a JSON text.
@@ -65,8 +64,7 @@ class ForeignTask:
         return self.schedule_at is not None or self.delay > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """The task stored under an identity, and the digest of its payload.
 
     `fresh`: it was created just now; `due_now`: it can run at once, too.
@@ -338,8 +336,7 @@ class TaskFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """Rows as `get_task` has them, without payload and timeline; `after` ends it (None: there is no next page)."""
 
     rows: Sequence[Row]

@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaClient, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -158,8 +157,7 @@ class Cluster:
 Config = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class TopicReplicas:
+class TopicReplicas(NamedTuple):
     """A topic's partitions: how many, the least number of replicas, and the least number of those in sync."""
 
     partitions: int

@@ -134,8 +134,7 @@ class Envelope:
     probe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeadTask:
+class DeadTask(NamedTuple):
     """A task whose row is `dead` at `version`; the row has the rest."""
 
     task_id: UUID
@@ -146,8 +145,7 @@ class DeadTask:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A task that another producer wrote, payload and all.
 
     `task_id` is the producer's. `payload` is a JSON text, compact and in ASCII: a NUL, which PostgreSQL refuses, stays
@@ -164,8 +162,7 @@ class Foreign:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Poison:
+class Poison(NamedTuple):
     """A record that can never run. `reason` is a sentence that does not quote the payload."""
 
     error_class: str
@@ -305,8 +302,7 @@ _MAX_REASON = 2000
 _MAX_CLASS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a poison record came from; `timestamp` in milliseconds since 1970."""
 
     topic: str
@@ -315,8 +311,7 @@ class Origin:
     timestamp: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeadPoison:
+class DeadPoison(NamedTuple):
     """A record that never became a task, byte for byte.
 
     For a dead letter that cannot be read, `error_class` is `MalformedDeadLetter` and `origin` is its own place in the

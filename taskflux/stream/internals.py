@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from struct import pack
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer
@@ -40,8 +40,7 @@ _ID = ("id_high", Int64), ("id_low", Int64)
 """A topic's id: 16 bytes, for which aiokafka has no type; 0 in a request that names the topic."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopicMetadata:
+class TopicMetadata(NamedTuple):
     """A topic that exists: its id, and partition → leading broker (-1: none at the moment).
 
     The id distinguishes a recreated topic from the former one of the same name.

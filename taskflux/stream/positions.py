@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -34,8 +34,7 @@ _HEADS_WAIT: Final = 2.0
 """Seconds that reading the records at some offsets takes at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionPositions:
+class PartitionPositions(NamedTuple):
     """One partition: the log's first offset, the offset after its last record, the group's commit (None: none)."""
 
     start: int
@@ -53,8 +52,7 @@ class PartitionPositions:
         return max(self.end - self.next, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class TopicPositions:
+class TopicPositions(NamedTuple):
     """A topic as one group sees it, partition by partition."""
 
     log_id: UUID

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
@@ -120,8 +120,7 @@ async def _metadata(cluster: Cluster, topics: list[str]) -> dict[str, TopicMetad
     return await cluster.ask(ask)
 
 
-@dataclass(frozen=True, slots=True)
-class Primed:
+class Primed(NamedTuple):
     """First commits of a group: on how many partitions of its topic, and how many records wait there."""
 
     topic: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from taskflux.tasks.errors import (
@@ -37,8 +37,7 @@ LONGEST_DELAY: Final = 30 * 86400.0
 """Seconds; a longer `retry_after` counts as this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What `decide` has to know of the claim: its number (from 1), the budget, and the releases counted so far.
 
     `others_succeeded`: the provider has served other tasks since it last failed for this one.
@@ -141,8 +140,7 @@ _RESEND: Final = Decision(Event.LEASE_EXPIRED, State.SCHEDULED, give_back=True, 
 _HOLD: Final = Decision(Event.LEASE_EXPIRED, State.UNCERTAIN, error_class="Ambiguous", reason=_REASON)
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A claim of a worker whose lease has ended; `hold` is the policy of its type.
 
     `suspect`: it already belonged to a group; `begun`: that group was running, not waiting for its turn. `alone` is how
@@ -156,8 +154,7 @@ class Held:
     alone: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows for a claim whose worker was lost; `note` goes into its timeline.
 
     `group` is the one that it runs again in (None: it is not a suspect, or its group stays the same). `alone`: its

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from taskflux.tasks.bounds import USUAL_BYTES
@@ -52,8 +52,7 @@ class Receipt:
 DEFAULT_TENANT = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
+class IdempotencyKey(NamedTuple):
     """The submitter's name for a request: the same key and `digest` (SHA-256 of the canonical request) is a repeat."""
 
     key: str
@@ -61,8 +60,7 @@ class IdempotencyKey:
     ttl: float = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(NamedTuple):
     """A validated request.
 
     `payload` and `metadata` are JSON texts; `delay` is in seconds from the store's now; `provider` is the one whose
@@ -89,8 +87,7 @@ class Submission:
         return (self.tenant, self.idempotency.key) if self.idempotency else self.id
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The task is durable.
 
     `repeated`: the same request came before with the same key, and `id` is the task created then; `publish_now`: the
@@ -104,15 +101,13 @@ class Accepted:
     publish_now: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class KeyReused:
+class KeyReused(NamedTuple):
     """The idempotency key was used for another request."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskType:
+class TaskType(NamedTuple):
     """What a worker has registered about a type: the JSON schema of its payload and its policy's figures.
 
     `max_bytes` is how many bytes a payload may have, as it is stored; `declared_by` names the function, as
@@ -143,8 +138,7 @@ class DeliveryStatus(StrEnum):
         return {DeliveryStatus.ACCEPTED: 0, DeliveryStatus.DELIVERED: 2}.get(self, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryReport:
+class DeliveryReport(NamedTuple):
     """One report of a provider about the side effect of (task, replay): a message that it had accepted.
 
     `code` and `description` are the provider's, `reported_at` is its own time, as it wrote it. It holds no phone number

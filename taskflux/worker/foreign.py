@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -94,7 +94,7 @@ class Registration:
             if tracing.on and each.traceparent is None:
                 create = tracing.messaging("create", each.record.topic, "PRODUCER")
                 created[found.id] = tracing.message(create, found.id, None)
-                found = replace(found, traceparent=created[found.id].traceparent)
+                found = found._replace(traceparent=created[found.id].traceparent)
             _, first = batch.setdefault(found.identity, (each, found))
             if first is not found:
                 _note(registered, each, found, Known(first.id, first.digest))

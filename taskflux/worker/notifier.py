@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from uuid_utils.compat import uuid7
 
@@ -59,8 +59,7 @@ class IdReused(Permanent):
         return Permanent.__name__
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """The provider accepted it, now or (`repeated`) in answer to an earlier request."""
 
     result: Result

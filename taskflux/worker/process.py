@@ -20,11 +20,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
@@ -252,8 +251,7 @@ BEAT: Final = 0.5
 """Seconds between two measurements of how late the loop is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(NamedTuple):
     """What `taskflux run` runs. Made by `@service`, or from a handler by `worker.service_of`.
 
     `serve` works until `process.draining` is set, then finishes what is in progress and returns. A service with

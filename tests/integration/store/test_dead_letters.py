@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -72,7 +71,7 @@ async def test_a_dead_letter_whose_task_has_changed_keeps_its_own_fields(scene: 
 async def test_the_same_dead_letter_is_stored_once_whatever_its_source(scene: Scene) -> None:
     letter = of_task(*await dead(scene))
     added = await asyncio.gather(
-        *(scene.dead_letters.add([replace(letter, id=uuid7()), poison("a"), poison("b")]) for _ in range(6))
+        *(scene.dead_letters.add([letter._replace(id=uuid7()), poison("a"), poison("b")]) for _ in range(6))
     )
     assert sum(map(len, added)) == 3
     assert len(await scene.sql("SELECT FROM dead_letters")) == 3
@@ -176,7 +175,7 @@ async def test_a_dead_letter_that_postgresql_refuses_is_stored_without_its_conte
     own_scene: Scene,
 ) -> None:
     await own_scene.sql("ALTER TABLE dead_letters ADD CHECK (length(record_value) < 100)")
-    refused = replace(poison("b"), record_value=bytes(5000))
+    refused = poison("b")._replace(record_value=bytes(5000))
     whole = [poison("a"), poison("c")]
     assert len(await own_scene.dead_letters.add([whole[0], refused, whole[1]])) == 3
     rows = {row["identity"]: row for row in await own_scene.sql("SELECT * FROM dead_letters")}
@@ -188,7 +187,7 @@ async def test_a_dead_letter_that_postgresql_refuses_is_stored_without_its_conte
         "no JSON (PostgreSQL refuses a value (CheckViolationError), so this was left out:"
         " key (2 bytes), value (5,000 bytes), headers (3 bytes))"
     )
-    assert await own_scene.dead_letters.add([replace(refused, id=uuid7())]) == {}  # it is stored once, too
+    assert await own_scene.dead_letters.add([refused._replace(id=uuid7())]) == {}  # it is stored once, too
 
 
 async def test_a_dead_letter_that_postgresql_refuses_entirely_does_not_affect_others(

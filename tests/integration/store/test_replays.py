@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -42,7 +41,7 @@ class Graveyard:
     ) -> list[UUID]:
         """Tasks that were claimed and died; their ids."""
         submissions = [
-            dataclasses.replace(Submission(uuid7(), task_type, '{"to": "x"}', 8), **changes)  # type: ignore[arg-type]
+            Submission(uuid7(), task_type, '{"to": "x"}', 8)._replace(**changes)  # type: ignore[arg-type]
             for _ in range(count)
         ]
         await Tasks(self.database).insert(submissions, 0.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from taskflux.store.errors import OtherDeclaration
@@ -12,7 +10,7 @@ from taskflux.tasks.model import TaskType
 from tests.integration.store.scene import Scene
 
 OURS = TaskType("fax", '{"type": "string"}', 8, "resend", None, declared_by="shop.tasks:send_fax")
-THEIRS = replace(OURS, schema='{"type": "integer"}', declared_by="crm.tasks:fax")
+THEIRS = OURS._replace(schema='{"type": "integer"}', declared_by="crm.tasks:fax")
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ async def test_another_functions_declaration_with_another_schema_is_refused(type
 
 async def test_a_declaration_with_replaces_takes_over_and_the_other_is_refused_from_then_on(types: TaskTypes) -> None:
     await types.register(OURS)
-    await types.register(replace(THEIRS, replaces=True))
+    await types.register(THEIRS._replace(replaces=True))
     assert await schema(types) == THEIRS.schema
     with pytest.raises(OtherDeclaration, match=r"declared by crm\.tasks:fax"):
         await types.register(OURS)
@@ -46,20 +44,20 @@ async def test_a_declaration_with_replaces_takes_over_and_the_other_is_refused_f
 
 async def test_a_function_may_change_its_own_schema(types: TaskTypes) -> None:
     await types.register(OURS)
-    await types.register(replace(OURS, schema="{}"))
+    await types.register(OURS._replace(schema="{}"))
     assert await schema(types) == "{}"
 
 
 async def test_a_function_that_has_moved_keeps_its_type_by_its_schema(types: TaskTypes) -> None:
     await types.register(OURS)
-    moved = replace(OURS, declared_by="shop.messages:send_fax", max_attempts=3)
+    moved = OURS._replace(declared_by="shop.messages:send_fax", max_attempts=3)
     await types.register(moved)
     assert (await types.all())["fax"].max_attempts == 3
-    await types.register(replace(moved, schema="{}"))
+    await types.register(moved._replace(schema="{}"))
     assert await schema(types) == "{}"
 
 
 async def test_a_type_registered_by_an_older_release_has_no_declaring_function(types: TaskTypes) -> None:
-    await types.register(replace(OURS, declared_by=None))
+    await types.register(OURS._replace(declared_by=None))
     await types.register(THEIRS)
     assert await schema(types) == THEIRS.schema

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from uuid_utils.compat import uuid7
@@ -46,7 +45,7 @@ async def test_a_hundred_simultaneous_submits_of_one_key_make_one_task(scene: Sc
 
 async def test_the_same_key_for_another_request_is_refused(scene: Scene) -> None:
     await insert(scene, submission(idempotency=KEY))
-    other = replace(KEY, digest=b"another")
+    other = KEY._replace(digest=b"another")
     assert await insert(scene, submission(idempotency=other)) == [KeyReused("order-17")]
     assert await count(scene) == 1
 
@@ -59,7 +58,7 @@ async def test_a_key_twice_at_once_is_one_task_and_one_repeat(scene: Scene) -> N
 
 
 async def test_a_key_twice_at_once_for_two_requests_is_one_task_and_one_refusal(scene: Scene) -> None:
-    other = replace(KEY, digest=b"another")
+    other = KEY._replace(digest=b"another")
     answers = await submit(commit(scene), submission(idempotency=KEY), submission(idempotency=other))
     assert [type(answer) for answer in answers] == [Accepted, KeyReused]
 
@@ -67,7 +66,7 @@ async def test_a_key_twice_at_once_for_two_requests_is_one_task_and_one_refusal(
 async def test_a_key_that_has_expired_is_free_for_another_request(scene: Scene) -> None:
     await insert(scene, submission(idempotency=KEY))
     await scene.sql("UPDATE idempotency_keys SET expires_at = now() - interval '1 second'")
-    new = submission(idempotency=replace(KEY, digest=b"another"))
+    new = submission(idempotency=KEY._replace(digest=b"another"))
     (answer,) = await insert(scene, new)
     assert isinstance(answer, Accepted)
     assert (answer.id, answer.repeated) == (new.id, False)
@@ -78,7 +77,7 @@ async def test_a_key_that_has_expired_is_free_for_another_request(scene: Scene) 
 
 async def test_a_key_is_its_tenants_own(scene: Scene) -> None:
     answers = await insert(
-        scene, submission(idempotency=KEY), submission(idempotency=replace(KEY, digest=b"b"), tenant="other")
+        scene, submission(idempotency=KEY), submission(idempotency=KEY._replace(digest=b"b"), tenant="other")
     )
     assert [type(answer) for answer in answers] == [Accepted, Accepted]
     assert await count(scene) == 2
@@ -100,7 +99,7 @@ async def test_a_key_that_expires_during_the_lookup_is_tried_again(scene: Scene)
 
 
 async def test_only_expired_keys_are_deleted(scene: Scene) -> None:
-    await insert(scene, *(submission(idempotency=replace(KEY, key=f"k{n}")) for n in range(5)))
+    await insert(scene, *(submission(idempotency=KEY._replace(key=f"k{n}")) for n in range(5)))
     await scene.sql("UPDATE idempotency_keys SET expires_at = now() WHERE key < 'k3'")
     assert [await scene.upkeep.forget_keys(2) for _ in range(3)] == [2, 1, 0]
     assert [row["key"] for row in await scene.sql("SELECT key FROM idempotency_keys ORDER BY key")] == ["k3", "k4"]
@@ -131,8 +130,8 @@ async def test_a_batch_of_all_kinds_is_answered_in_its_order(scene: Scene) -> No
     await insert(scene, known)
     batch = [
         submission(),
-        submission(idempotency=replace(KEY, digest=b"b")),
-        submission(idempotency=replace(KEY, key="new")),
+        submission(idempotency=KEY._replace(digest=b"b")),
+        submission(idempotency=KEY._replace(key="new")),
         submission(delay=10.0),
     ]
     answers = await insert(scene, *batch)
@@ -141,7 +140,7 @@ async def test_a_batch_of_all_kinds_is_answered_in_its_order(scene: Scene) -> No
 
 
 async def test_many_writers_of_many_keys_in_any_order_do_not_deadlock(scene: Scene) -> None:
-    keys = [replace(KEY, key=f"k{n}") for n in range(40)]
+    keys = [KEY._replace(key=f"k{n}") for n in range(40)]
     commits = [commit(scene) for _ in range(6)]
     answers = await asyncio.gather(
         *(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -113,7 +112,7 @@ def test_an_unreachable_provider_never_costs_an_attempt() -> None:
         decision = after(Unavailable("x"), attempt)
         assert decision.give_back
         assert decision.event is Event.RELEASED
-        attempt = replace(attempt, releases=decision.releases)
+        attempt = attempt._replace(releases=decision.releases)
 
 
 def test_a_release_waits_for_a_short_time_with_jitter() -> None:
@@ -122,11 +121,11 @@ def test_a_release_waits_for_a_short_time_with_jitter() -> None:
 
 
 def test_a_task_released_three_times_while_others_succeeded_spends_attempts() -> None:
-    attempt = replace(FIRST, others_succeeded=True)
+    attempt = FIRST._replace(others_succeeded=True)
     for count in range(1, FREE_RELEASES + 1):
         decision = after(Unavailable("x"), attempt)
         assert (decision.give_back, decision.releases) == (True, count)
-        attempt = replace(attempt, releases=decision.releases)
+        attempt = attempt._replace(releases=decision.releases)
     paid = after(Unavailable("x"), attempt)
     assert paid.event is Event.RETRY
     assert not paid.give_back
@@ -134,19 +133,19 @@ def test_a_task_released_three_times_while_others_succeeded_spends_attempts() ->
 
 
 def test_such_a_task_goes_on_spending_attempts_until_it_succeeds() -> None:
-    attempt = replace(FIRST, max_attempts=100, releases=FREE_RELEASES, others_succeeded=True)
+    attempt = FIRST._replace(max_attempts=100, releases=FREE_RELEASES, others_succeeded=True)
     for number in range(1, 6):
-        paid = after(Misconfigured("x"), replace(attempt, number=number))
+        paid = after(Misconfigured("x"), attempt._replace(number=number))
         assert (paid.event, paid.give_back, paid.releases) == (Event.RETRY, False, FREE_RELEASES + number)
-        attempt = replace(attempt, releases=paid.releases)
+        attempt = attempt._replace(releases=paid.releases)
 
 
 def test_a_task_that_alone_fails_waits_twice_as_long_each_time() -> None:
-    attempt, delays = replace(FIRST, max_attempts=100, others_succeeded=True), []
+    attempt, delays = FIRST._replace(max_attempts=100, others_succeeded=True), []
     for number in range(1, 9):
-        decision = after(Misconfigured("x"), replace(attempt, number=number))
+        decision = after(Misconfigured("x"), attempt._replace(number=number))
         delays.append(decision.delay)
-        attempt = replace(attempt, releases=decision.releases)
+        attempt = attempt._replace(releases=decision.releases)
     assert delays == [3.75, 7.5, 15.0, 40.0, 60.0, 75.0, 75.0, 75.0]  # the retry's own backoff where that is longer
 
 
@@ -155,16 +154,16 @@ def test_the_first_failure_counts_and_further_ones_of_the_whole_provider_do_not(
     for _ in range(20):
         decision = after(Unavailable("x"), attempt)
         assert (decision.releases, decision.delay) == (1, 3.75)
-        attempt = replace(attempt, releases=decision.releases)
+        attempt = attempt._replace(releases=decision.releases)
 
 
 def test_a_release_for_the_whole_provider_does_not_count() -> None:
-    assert after(Unavailable("x"), replace(FIRST, releases=2)).releases == 2
+    assert after(Unavailable("x"), FIRST._replace(releases=2)).releases == 2
     assert release("the circuit is open", releases=2).releases == 2
 
 
 def test_a_release_that_costs_the_last_attempt_makes_the_task_dead() -> None:
-    paying = replace(LAST, releases=FREE_RELEASES, others_succeeded=True)
+    paying = LAST._replace(releases=FREE_RELEASES, others_succeeded=True)
     assert after(Misconfigured("x"), paying).state is State.DEAD
 
 
