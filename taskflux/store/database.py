@@ -82,10 +82,16 @@ class Database:
 
     One statement is one transaction and one round trip, with a time limit. Errors are raised as `StoreError`s, typed by
     what the caller does next. While PostgreSQL is unavailable, the log and `/readyz` say why.
+
+    With `fixed_plans`, a statement is planned once for a connection. To plan a claim or a settlement takes PostgreSQL
+    as long as to run it for one task; a list, whose plan depends on its filter, needs one for each time.
     """
 
-    def __init__(self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux") -> None:
+    def __init__(
+        self, settings: PostgresSettings, *, pool_size: int = 2, name: str = "taskflux", fixed_plans: bool = False
+    ) -> None:
         self._settings = settings
+        self._fixed_plans = fixed_plans and not settings.pooler  # behind a pooler, no plan is kept
         self._size = settings.pool_size or pool_size
         self._name = name
         self._pool: asyncpg.Pool[Any] | None = None
@@ -177,6 +183,8 @@ class Database:
         return rows[0] if rows else None
 
     async def _connected(self, connection: Any) -> None:
+        if self._fixed_plans:  # not at the connection's start: a pooler in session mode would refuse it there
+            await connection.execute("SET plan_cache_mode = force_generic_plan")
         metrics.OPENED.labels("postgresql").inc()
 
 

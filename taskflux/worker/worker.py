@@ -280,7 +280,7 @@ async def serve(handler: Handler[Any], process: Process) -> None:
     provider = handler.provider
     section, connecting = _provider(provider, settings.notify)
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres, pool_size=2, name=process.label)
+        database = Database(settings.postgres, pool_size=2, name=process.label, fixed_plans=True)
         await database.open()
         stack.push_async_callback(database.close)
         if not await _register(handler, database, process):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from taskflux.store.claims import Settlement
+from taskflux.store.claims import SQL, Claims, Settlement
+from taskflux.store.database import Database, Statement
 from taskflux.store.migrate import migrate
 from taskflux.store.tasks import TaskFilter
 from taskflux.tasks.states import State
@@ -174,3 +175,23 @@ async def updates_of_tasks(scene: Scene, expected: int) -> tuple[int, int]:
             )
             if row["updates"] >= expected:
                 return row["updates"], row["in_place"]
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+async def test_a_worker_plans_its_claims_and_settlements_once(fixed: bool, own_scene: Scene) -> None:
+    if own_scene.settings.pooler:
+        pytest.skip("no plan is kept behind a pooler")
+    database = Database(own_scene.settings, pool_size=1, fixed_plans=fixed)
+    await database.open()
+    worker = await own_scene.worker()
+    claims = Claims(database, worker.worker, worker.source)
+    for task in await own_scene.accepted(9):
+        (claim,) = await claims.claim(TYPE, {task: 1})
+        assert (await claims.settle_all([Settlement(claim.id, claim.version, succeeded(None))]))[0].written
+    shown = Statement("shown", "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements", ())
+    kept = {row["statement"]: (row["generic_plans"], row["custom_plans"]) for row in await database.fetch(shown)}
+    await database.close()
+    for name in ("claim", "settle"):
+        generic, custom = kept[SQL[name].text]
+        assert generic + custom == 9
+        assert (custom == 0) == fixed
