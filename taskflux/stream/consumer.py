@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
@@ -375,7 +375,9 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         held = self.assigned
         try:
             async with asyncio.timeout(_COMMIT_TIMEOUT):
-                commits = {place: await self._consumer.committed(TopicPartition(*place)) for place in held}
+                places = [TopicPartition(*place) for place in held]
+                commits = await internals.committed(self._consumer, places)
+                self._begin(commits)
                 starts = await self._starts(held)
         except TROUBLE as error:
             log.debug("the positions could not be read", extra={"error": error_name(error)})
@@ -397,6 +399,13 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
                 self.progress.begin_at(place, starts[place])
         self._starts_wanted, self._recreated = not known, self._recreated and not held
         return known
+
+    def _begin(self, commits: Mapping[Place, int | None]) -> None:
+        """Fetch from these commits on: the client would ask for the commit of each partition first, one by one."""
+        for place, commit in commits.items():
+            untouched = self.progress.position(place) is None and self._consumer.highwater(place) is None
+            if commit is not None and untouched and not self._recreated and place in self.assigned:
+                self._consumer.seek(TopicPartition(*place), commit)
 
     async def _starts(self, held: Iterable[Place]) -> dict[TopicPartition, int]:
         """Where the logs of these partitions begin. Raises KafkaError."""

@@ -4,6 +4,7 @@
 - Closing an idempotent producer while Kafka is unreachable: `stop` never returns (aio-libs/aiokafka#1101).
 - Closing a consumer while Kafka is unreachable: `stop` may end half-way and leave tasks running. No issue; #659, which
   is closed, is about a `stop` that never returns.
+- Asking for the commits of several partitions at once: a consumer asks for one after the other. No issue.
 - Inspecting a broker's answer to a fetch before the consumer unpacks it without a limit: there is no hook. No issue.
 - Leaving a group of Tansu, the embedded broker, whose first generation is 0: a bug of the broker's
   (`KafkaSettings.tansu`).
@@ -21,7 +22,7 @@ from struct import pack
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import NoBrokersAvailable, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.fetch import FetchRequest
@@ -134,6 +135,16 @@ class _TopicsRequest(Request[_Request10]):  # type: ignore[misc]
 
     def build(self, request_struct_class: type[_Request10]) -> _Request10:
         return request_struct_class([(0, 0, topic, {}) for topic in self.topics], False, False, False, {})
+
+
+async def committed(consumer: AIOKafkaConsumer, places: Collection[TopicPartition]) -> dict[Place, int | None]:
+    """The group's commits on these partitions, in one request: the consumer itself sends one for each.
+
+    Raises aiokafka's KafkaError.
+    """
+    found = await consumer._coordinator.fetch_committed_offsets(list(places))
+    offsets = {place: found[place].offset if place in found else -1 for place in places}
+    return {place: None if offset == -1 else offset for place, offset in offsets.items()}
 
 
 async def abandon(producer: AIOKafkaProducer) -> None:

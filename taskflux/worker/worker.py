@@ -49,6 +49,8 @@ FETCH: Final = 1.0
 MAX_RECORDS: Final = 500
 LOOK_FOR_LOST: Final = 30.0
 """Seconds between two looks for claims that have no attempt any more."""
+JOINS_WITHIN: Final = 0.3
+"""Seconds for which a topic is not looked for: a consumer whose topic is there has joined by then, as a rule."""
 TOPIC_AGAIN: Final = 2.0
 """Seconds between two tries to make a missing topic while Kafka is unreachable."""
 
@@ -75,13 +77,17 @@ class Worker:
         self._waited = metrics.WAITED.labels(self._type)
 
     async def keep_lease(self) -> None:
-        """Beat until cancelled."""
+        """Take a lease and prepare to claim, while Kafka is joined; then beat until cancelled."""
+        prepared = False
         while True:
-            await asyncio.sleep(self._process.settings.worker.beat_seconds)
             try:
                 await self._lease.renew(self._executor.in_flight)
+                if not prepared:
+                    await self._lease.claims.prepare(self._type)
+                    prepared = True
             except StoreError as error:
                 log.log(level_of(error), "the lease could not be renewed", extra={"error": str(error)})
+            await asyncio.sleep(self._process.settings.worker.beat_seconds)
 
     async def keep_claims(self, every: float = LOOK_FOR_LOST) -> None:
         """Look for claims that have no attempt any more, each `every` seconds, until cancelled."""
@@ -348,7 +354,7 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
     async with (
         process.background(worker.keep_lease()),
         process.background(worker.keep_claims()),
-        process.background(_topic(handler, process)),
+        process.background(_topic(handler, process, consumer)),
     ):
         await consumer.start()
         process.started()
@@ -359,11 +365,15 @@ async def _work(handler: Handler[Any], process: Process, database: Database, gat
                 await claims.end()
 
 
-async def _topic(handler: Handler[Any], process: Process) -> None:
+async def _topic(handler: Handler[Any], process: Process, consumer: Consumer) -> None:
     """Make the type's topic if it is missing: a handler of one's own runs by being run.
 
     Where this is not allowed to us, `taskflux topics` does it with other credentials; the consumer waits meanwhile.
+    One that joins at once has its topic, and need not compete with this for the processor before its first task.
     """
+    with suppress(TimeoutError):
+        await asyncio.wait_for(consumer.wait_joined(), JOINS_WITHIN)
+        await asyncio.sleep(JOINS_WITHIN)
     while True:
         try:
             report = await ensure_topics(process.settings.kafka, [handler.type])

@@ -115,3 +115,13 @@ async def test_tasks_that_changed_since_are_not_found_again(scene: Scene) -> Non
     await scene.lose(worker)
     await scene.upkeep.sweep(100, 1000)
     assert await worker.reclaim({claim.id: 1}) == []
+
+
+async def test_preparing_to_claim_changes_nothing(scene: Scene) -> None:
+    (task,) = await scene.accepted()
+    worker = await scene.worker()
+    await worker.prepare(TYPE)
+    assert (await scene.claims(), await scene.state(task)) == (set(), ("scheduled", 1))
+    assert len(await worker.claim(TYPE, {task: 1})) == 1
+    await scene.lose(worker)
+    await worker.prepare(TYPE)  # whose lease is over

@@ -68,6 +68,26 @@ async def test_offsets_are_committed_from_the_logs_start_on_and_only_up_to_what_
     await positions.close()
 
 
+async def test_a_new_member_asks_once_for_the_commits_of_all_its_partitions(
+    settings: KafkaSettings, producer: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ensure_topics(settings.model_copy(update={"partitions": 12}), ["email"])
+    topic = f"{settings.topic_prefix}tasks.email"
+    await send(producer, topic, *(b"%d" % number for number in range(60)))
+    first = await joined(settings, topic)
+    first.note_done(await take(first, 60))
+    await first.commit()
+    await first.stop()
+    await send(producer, topic, b"next")
+    with caplog.at_level(logging.DEBUG, "aiokafka.conn"):
+        second = await joined(settings, topic)
+        (record,) = await take(second, 1)
+    assert record.value == b"next"
+    asked = [each for each in caplog.messages if each.startswith("Request to") and "OffsetFetchRequest" in each]
+    assert len(asked) <= 4  # ours, and what the client asks for before it has an answer
+    await second.stop()
+
+
 async def test_noted_records_are_committed_before_the_consumer_leaves_and_the_rest_is_redelivered(
     settings: KafkaSettings, producer: Producer
 ) -> None:

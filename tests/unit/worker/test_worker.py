@@ -338,6 +338,18 @@ async def test_the_lease_is_renewed_while_tasks_run_and_after_a_beat_that_failed
     beating.cancel()
 
 
+async def test_a_worker_has_its_lease_and_its_statements_ready_before_a_record_is_there(scene: Scene) -> None:
+    place = await Workplace.of(scene, Seen())
+    place.lease.lose()
+    beating = asyncio.create_task(Shift(place).worker.keep_lease())
+    async with asyncio.timeout(20):
+        while not {"beat", "claim", "settle"} <= set(place.database.ran):
+            await asyncio.wait([beating], timeout=0.001)
+    beating.cancel()
+    assert place.lease.valid
+    assert place.database.ran["claim"] == 1
+
+
 # Claims that have lost their attempt ---------------------------------------------------------------------------------
 
 
