@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,6 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from taskflux.store.database import Database, Row, statements
-from taskflux.store.group_commit import GroupCommit
 from taskflux.store.texts import json_text, note, storable
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
@@ -79,9 +77,11 @@ class Settlement:
     def __post_init__(self) -> None:
         decision = self.decision
         self.result = None if decision.result is None else json_text(decision.result)
+        if decision.reason is None and decision.error_class is None:
+            self.reason, self.note = None, ""
+            return
         self.reason = None if decision.reason is None else storable(decision.reason)
-        said = [each for each in (decision.error_class, decision.reason) if each]
-        self.note = note(": ".join(said)) if said else ""
+        self.note = note(": ".join(each for each in (decision.error_class, decision.reason) if each))
 
 
 class LeaseEnded(Exception):
@@ -119,9 +119,6 @@ class Claims:
         self.worker = worker
         self.source = source
         self._identities = [worker.id]
-        self._settlements: GroupCommit[Settlement, Settled] = GroupCommit(
-            self.settle_all, max_items=SETTLE_BATCH, statement="settle"
-        )
 
     async def begin(self, in_flight: int = 0) -> None:
         """Take a lease under a new identity. Claims under a former one stay with that."""
@@ -229,21 +226,13 @@ class Claims:
         rows = await self.database.fetch(SQL["held"], worker=self.worker.id)
         return {row["task_id"]: row["version"] for row in rows}
 
-    def settle(self, settlement: Settlement) -> asyncio.Future[Settled]:
-        """Write how a claim ended, as soon as PostgreSQL is available; those that come together share a statement.
+    async def settle_all(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """Write these outcomes in one statement, and count them; one answer for each. Each task is there once.
 
         Raises:
-            RefusedData: this very settlement cannot be stored.
-            StoreError: it is not known to be written; it may be settled again.
+            RefusedData: one of them cannot be stored.
+            StoreError: they are not known to be written; they may be settled again.
         """
-        return self._settlements.submit(settlement, settlement.id)
-
-    def give_up(self) -> None:
-        """Stop trying to write settlements: each pending one fails with StoreUnavailable."""
-        self._settlements.stop()
-
-    async def settle_all(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        """Write these outcomes in one statement, and count them; one answer for each."""
         if not settlements:
             return []
         with tracing.batch(self.source.settle, [each.span for each in settlements]) if tracing.on else UNTRACED:

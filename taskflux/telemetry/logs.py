@@ -80,30 +80,28 @@ class Sampler:
         self._written = 0
         self._omitted: Counter[str] = Counter()
 
-    def log(
-        self,
-        logger: logging.Logger,
-        level: int,
-        message: str,
-        kind: str,
-        about: Mapping[str, object],
-        more: Callable[[], Mapping[str, object]] = dict,
-    ) -> None:
-        """Log by `logger`, or omit the line: the next line of its `kind` says how many were omitted.
-
-        Values of `about` that are None are left out. `more` is called only if the line is written.
-        """
+    def admits(self, logger: logging.Logger, level: int, kind: str) -> bool:
+        """Whether `logger` may `write` a line now. If not, the next line of its `kind` says how many were omitted."""
         if not logger.isEnabledFor(level):
-            return
+            return False
         now = self._clock()
         if now >= self._ends:
             self._ends, self._written = now + 1.0, 0
         if self._written >= self.rate:
             self._omitted[kind] += 1
-            return
+            return False
         self._written += 1
-        extra = {**about, **more(), "omitted": self._omitted.pop(kind, None)}
+        return True
+
+    def write(self, logger: logging.Logger, level: int, message: str, kind: str, about: Mapping[str, object]) -> None:
+        """Log a line that it `admits`. Values of `about` that are None are left out."""
+        extra = {**about, "omitted": self._omitted.pop(kind, None)}
         logger.log(level, message, extra={name: value for name, value in extra.items() if value is not None})
+
+    def log(self, logger: logging.Logger, level: int, message: str, kind: str, about: Mapping[str, object]) -> None:
+        """Log a line, or omit it."""
+        if self.admits(logger, level, kind):
+            self.write(logger, level, message, kind, about)
 
 
 outcomes: Final = Sampler(LogSettings().outcomes)

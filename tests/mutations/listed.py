@@ -26,6 +26,7 @@ DECISION: Final = ("tests/unit/tasks/test_decision.py",)
 POLICY: Final = ("tests/unit/tasks/test_policy.py",)
 GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
 EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
+OUTCOMES: Final = ("tests/unit/worker/test_outcomes.py",)
 SLOTS: Final = ("tests/unit/worker/test_slots.py",)
 PLAIN_FUNCTIONS: Final = ("tests/unit/worker/test_plain_functions.py",)
 SUSPECTS: Final = ("tests/unit/upkeep/test_suspects.py",)
@@ -709,6 +710,20 @@ _WORKER: Final = (
         "if not any(self._executor.holds(claim.id, claim.version) for claim in group.claims):",
         "if False:",
         PLAIN_FUNCTIONS,
+    ),
+    Mutation(
+        "two outcomes of a task are written by one statement",
+        "taskflux/worker/outcomes.py",
+        "            if batch.setdefault(outcome.settlement.id, outcome) is not outcome:\n",
+        "            if batch.setdefault(UUID(int=id(outcome)), outcome) is not outcome:\n",
+        OUTCOMES,
+    ),
+    Mutation(
+        "outcomes are lost with the asyncio task that writes them",
+        "taskflux/worker/outcomes.py",
+        "                    self._failed([*batch, *self._waiting], error)\n",
+        "",
+        OUTCOMES,
     ),
     Mutation(
         "attempts share the context of their asyncio task",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -97,6 +98,62 @@ async def test_an_outcome_that_postgresql_refuses_is_written_reduced_and_holds_u
         "what it returned or raised cannot be stored",
     )
     assert await states(scene, claims[1:]) == {"succeeded"}
+
+
+async def test_outcomes_that_a_bug_of_ours_cannot_write_hold_up_no_others(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await scene.worker()
+    claims = await scene.running(worker, 4)
+    outcomes = Outcomes(worker)
+    odd = replace(DONE, releases=cast("int", "many"))  # asyncpg refuses it before PostgreSQL sees it
+    outcomes.write(claims[0], Settlement(claims[0].id, claims[0].version, odd))
+    await write(outcomes, claims[1:])
+    assert (await states(scene, claims[1:]), outcomes.under_way) == ({"succeeded"}, 1)
+    outcomes.give_up()
+
+
+async def test_two_outcomes_of_a_task_are_written_one_after_the_other(scene: Scene) -> None:
+    """Its lease was lost while it ran, and it runs here again."""
+    worker = await scene.worker()
+    (claim,) = await scene.running(worker)
+    outcomes, written = Outcomes(worker), list[str]()
+    late = replace(DONE, result={"sent": "late"})
+    for number, (version, decision) in enumerate(((claim.version, DONE), (claim.version + 2, late))):
+        settlement = Settlement(claim.id, version, decision)
+        outcomes.write(claim, settlement, partial(written.append, str(number)))
+    async with asyncio.timeout(20):
+        while outcomes.under_way:  # noqa: ASYNC110 - PostgreSQL says so
+            await asyncio.sleep(0.001)
+    assert (written, watched(scene).ran["settle"]) == (["0", "1"], 2)
+    assert (await scene.row(claim.id))["result"] == '{"sent": true}'
+
+
+async def test_outcomes_whose_writing_other_code_cancels_are_written_all_the_same(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever a handler does to all tasks of the loop."""
+    monkeypatch.setattr("taskflux.worker.outcomes.AGAIN", 0.01)
+    worker = await scene.worker()
+    claims = await scene.running(worker, 3)
+    outcomes, asked = Outcomes(worker), asyncio.Event()
+    before = asyncio.all_tasks()
+
+    async def slow() -> None:
+        watched(scene).when.clear()
+        asked.set()
+        await asyncio.sleep(30)
+
+    watched(scene).when["settle"] = slow
+    for claim in claims:
+        outcomes.write(claim, Settlement(claim.id, claim.version, DONE))
+    await asked.wait()
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    async with asyncio.timeout(20):
+        while outcomes.under_way:  # noqa: ASYNC110 - PostgreSQL says so
+            await asyncio.sleep(0.001)
+    assert await states(scene, claims) == {"succeeded"}
 
 
 @pytest.mark.parametrize("result", [5, "text", [1], object()])
