@@ -31,8 +31,14 @@ log = logging.getLogger(__name__)
 
 EARLY: Final = 0.001
 """Seconds by which a timer may come early: the event loop counts in milliseconds."""
-TURN: Final = 0.01
+TURN: Final = 0.005
 """Seconds after which attempts that end without waiting let the event loop do what else there is to do."""
+AHEAD: Final = 0.05
+"""Seconds of work that may be in line: while it is done, the next claims are made."""
+MOST_AHEAD: Final = 4
+"""How many times as many may be in line as may run: if the work becomes slow, others have to wait for it here."""
+PACE: Final = 0.1
+"""Seconds over which it is measured how many attempts end."""
 
 
 class Stage(Enum):
@@ -149,16 +155,25 @@ class Slots:
     Attempts begin in one asyncio task, one after the other, until one waits for anything: the task is its own from then
     on, and the next ones begin in another. So a handler that does not wait costs no task. It has the task to itself all
     the same: if it has cancelled that, or something keeps a reference to it, no other attempt begins there. Each
-    attempt has its own context, in which every step of it runs.
+    attempt has its own context, in which every step of it runs. `clock` returns monotonic seconds.
     """
 
-    def __init__(self, most: int, run: Callable[[Running], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self,
+        most: int,
+        run: Callable[[Running], Coroutine[Any, Any, None]],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._free = most
         self._run = run
         self._line: deque[Running] = deque()
         self._hired: set[asyncio.Task[None]] = set()  # those that have not begun with the line yet
         self._beginning = False  # one of them does, at this moment
         self._waited = False  # the last attempt that began did: the next ones need a task each
+        self._clock = clock
+        self._ended_since = clock()
+        self._ended_now = 0  # attempts, since then
+        self._pace = 0.0  # attempts that ended in a second before
 
     def enter(self, running: Running) -> None:
         """Let an attempt begin once it has a slot."""
@@ -182,10 +197,18 @@ class Slots:
                 with suppress(ValueError):
                     self._line.remove(running)
 
+    def in_line(self, slots: int) -> int:
+        """How many may be in line for so many slots: as many, or what ends within `AHEAD`."""
+        now = self._clock()
+        if (passed := now - self._ended_since) >= PACE:
+            self._pace, self._ended_since, self._ended_now = self._ended_now / passed, now, 0
+        return max(slots, min(int(self._pace * AHEAD), MOST_AHEAD * slots))
+
     def give(self, running: Running) -> None:
         """Let the next one have the slot of `running`."""
         running.slot = False
         self._free += 1
+        self._ended_now += 1
         self._serve()
 
     def _serve(self) -> None:

@@ -127,6 +127,8 @@ class Gate:
 
     async def served(self, task: UUID) -> None:
         """The provider served `task`, or refused it because of the task itself: it is available."""
+        if self._provider is None:
+            return
         self._failed_at.pop(task, None)
         self._served_at = self._clock()
         await self._close(served=True)

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -56,6 +57,7 @@ PATIENCE: Final = 10.0
 CUTS: Final = 2
 """How often a handler is cut off before it is abandoned."""
 
+_DONE: Final = Decision(Event.SUCCEEDED, State.SUCCEEDED)
 _FAILED: Final = frozenset({Event.RETRY, Event.DIED, Event.HELD, Event.RELEASED})
 
 PAYLOAD_BYTES: Final = 2 * MOST_BYTES
@@ -136,12 +138,13 @@ class Executor:
 
     @property
     def room(self) -> int:
-        """Claims that may be taken now: as many may wait here as may run.
+        """Claims that may be taken now: as many may wait here as may run, and more of those that end soon.
 
         Outcomes on their way to PostgreSQL take no room, up to two batches of them, nor does what waits for its turn.
         """
         slots = self._concurrency - len(self._stuck)
-        return max(0, 2 * slots - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
+        most = slots + self._slots.in_line(slots)
+        return max(0, most - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
 
     @property
     def stuck_for(self) -> float:
@@ -351,7 +354,7 @@ class Executor:
             return None
         serves_others = await self._tell(running, error)
         if error is None:
-            return Decision(Event.SUCCEEDED, State.SUCCEEDED, result=result)
+            return _DONE if result is None else replace(_DONE, result=result)
         return self._decision(running, error, serves_others=serves_others)
 
     def _free(self, running: Running) -> None:

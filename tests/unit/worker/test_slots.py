@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from taskflux.worker.attempt import TURN, Running, Slots, Stage
+from tests.unit.world import Clock
 
 Attempt = Callable[[], Awaitable[Any]]
 WHOSE: ContextVar[str] = ContextVar("whose", default="nobody's")
@@ -25,7 +26,8 @@ class Line:
     """Attempts that are given their slots in turn; `ended` are those that did, with what they raised."""
 
     def __init__(self, slots: int = 10) -> None:
-        self.slots = Slots(slots, self._run)
+        self.clock = Clock()
+        self.slots = Slots(slots, self._run, self.clock)
         self.tasks: list[str] = []  # by name: a reference would say that the task is still used
         self.ended: list[tuple[Attempt, BaseException | None]] = []
         self._attempts: dict[Running, Attempt] = {}
@@ -289,3 +291,19 @@ async def test_an_attempt_in_a_task_of_its_own_is_in_the_same_line() -> None:
     assert (order, cancelled.slot, mine.slot) == (["line", "own", "line"], False, False)
     line.enter(nothing)
     await line.done()
+
+
+@pytest.mark.parametrize(("in_time", "wanted"), [(5, 10), (50, 20), (1000, 40)])
+async def test_as_many_may_be_in_line_as_end_soon_but_no_more_than_a_few_times_what_may_run(
+    in_time: int, wanted: int
+) -> None:
+    line = Line(10)
+    assert line.slots.in_line(10) == 10
+    line.enter(*[nothing] * in_time)
+    await line.done()
+    assert line.slots.in_line(10) == 10  # nothing is known of so short a time
+    line.clock.now += 0.125
+    assert line.slots.in_line(10) == wanted
+    line.clock.now += 0.125
+    assert line.slots.in_line(10) == 10
+    assert line.slots.in_line(0) == 0
