@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
-from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib import (
+    SMTP,
+    SMTPException,
+    SMTPReadTimeoutError,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+    SMTPStatus,
+)
+from aiosmtplib.email import quote_address
+from aiosmtplib.response import SMTPResponse
 
 from taskflux.providers import notify
 from taskflux.providers.addresses import Address
@@ -49,6 +59,9 @@ _FAILURES: Final = (SMTPException, OSError)
 _LIGHT: Final = 256 * 1024
 """Size of a mail up to which it is composed on the event loop; a larger one is composed in a thread, and so is one
 whose text is made from its html."""
+
+_MOST_BYTES: Final = 64 * 1024
+"""Of what the server sends and that is no whole line of a reply yet, and of one reply."""
 
 
 class Mailer:
@@ -236,18 +249,19 @@ class Mailer:
             Permanent: the mail needs SMTPUTF8 and the server has none.
             Ambiguous: the mail was sent, and the reply is not valid.
         """
-        sender = await self._mail_from(connection, message)
+        sender, group = await self._mail_from(connection, message, to)
         client = connection.client
         if sender.kind is not Kind.ACCEPTED:
-            return await _abandoned(client, dict.fromkeys(to, sender))
+            return await _abandoned(client, dict.fromkeys(to, sender), group)
         replies: dict[str, Reply] = {}
         for address in to:
-            replies[address] = await answer(client.rcpt(address, encoding=message.encoding), Stage.RECIPIENT)
+            said = client.rcpt(address, encoding=message.encoding) if group is None else group.reply()
+            replies[address] = await answer(said, Stage.RECIPIENT)
             replies[address].raise_for_server()
         accepted = [address for address, reply in replies.items() if reply.kind is Kind.ACCEPTED]
         if not accepted:
-            return await _abandoned(client, replies)
-        data = await answer(client.execute_command(b"DATA"), Stage.DATA)
+            return await _abandoned(client, replies, group)
+        data = await answer(client.execute_command(b"DATA") if group is None else group.reply(), Stage.DATA)
         data.raise_for_server()
         if data.kind is not Kind.ACCEPTED:
             return await _abandoned(client, replies | dict.fromkeys(accepted, data))
@@ -255,8 +269,13 @@ class Mailer:
         outcome.raise_for_server()
         return replies | dict.fromkeys(accepted, outcome)
 
-    async def _mail_from(self, connection: Connection, message: Message) -> Reply:
-        """Send MAIL FROM. A session that died while it was idle is replaced, once: nothing was sent on it yet."""
+    async def _mail_from(
+        self, connection: Connection, message: Message, to: Sequence[str]
+    ) -> tuple[Reply, Group | None]:
+        """Send MAIL FROM; with PIPELINING, together with every RCPT TO and DATA, whose replies the group has.
+
+        A session that died while it was idle is replaced, once: no mail was sent on it yet.
+        """
         while True:
             client = connection.client
             options = [f"SIZE={message.size}"] if client.supports_extension("size") else []
@@ -266,7 +285,12 @@ class Mailer:
                         "an address has characters beyond ASCII before its @, and the SMTP server has no SMTPUTF8"
                     )
                 options.append("SMTPUTF8")
-            begun = client.mail(message.sender, options=options, encoding=message.encoding)
+            group = None
+            if client.supports_extension("pipelining"):
+                group = Group(client, _envelope(message, options, to), self._settings.command_timeout)
+                begun: Awaitable[SMTPResponse] = group.reply()
+            else:
+                begun = client.mail(message.sender, options=options, encoding=message.encoding)
             try:
                 reply = await answer(begun, Stage.SENDER)
             except LOST:
@@ -276,8 +300,103 @@ class Mailer:
                 # 421 is also how a server ends a session that was idle for too long, or carried enough mails.
                 if not (connection.reused and reply.code == 421):
                     reply.raise_for_server()
-                    return reply
+                    return reply, group
             await self._pool.renew(connection)  # then it is no longer one that was used before
+
+
+class Group(asyncio.Protocol):
+    """A group of commands, sent at once. It reads in the place of the session's own protocol until the last reply.
+
+    aiosmtplib waits for the reply to each command, and drops what comes beyond it.
+    """
+
+    def __init__(self, client: SMTP, commands: Sequence[bytes], timeout: float) -> None:
+        """Send. `timeout`: seconds that each reply may take.
+
+        Raises:
+            SMTPServerDisconnected: there is no session.
+            ValueError: a command has a line break in it.
+        """
+        if client.transport is None or client.protocol is None or not client.is_connected:
+            raise SMTPServerDisconnected("Connection lost")
+        if any(b"\r" in command or b"\n" in command for command in commands):
+            raise ValueError("a command has a line break in it")
+        self.left = len(commands)
+        """Replies that were not asked for yet."""
+        self._client, self._timeout = client, timeout
+        self._transport = cast("asyncio.Transport", client.transport)
+        self._own: asyncio.Protocol = cast("asyncio.Protocol", client.protocol)
+        self._missing = len(commands)
+        self._line, self._text = bytearray(), bytearray()
+        self._replies: deque[SMTPResponse] = deque()
+        self._failed: Exception | None = None
+        self._changed = asyncio.Event()
+        self._transport.set_protocol(self)
+        self._transport.write(b"".join(command + b"\r\n" for command in commands))
+
+    async def reply(self) -> SMTPResponse:
+        """The reply to the next command. After 421, as after an error, the session is closed.
+
+        Raises:
+            SMTPServerDisconnected, SMTPTimeoutError: there is none.
+            SMTPResponseException: what the server sent is no reply.
+        """
+        self.left -= 1
+        while not self._replies:
+            if self._failed is not None:
+                self._client.close()
+                raise self._failed
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._changed.wait()
+            except TimeoutError as error:
+                self._client.close()
+                raise SMTPReadTimeoutError("Timed out waiting for server response") from error
+        reply = self._replies.popleft()
+        if reply.code == SMTPStatus.domain_unavailable:
+            self._client.close()
+        return reply
+
+    # What the event loop calls ----------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._line += data
+        while self._missing and (end := self._line.find(b"\n") + 1):
+            line = bytes(self._line[:end])
+            del self._line[:end]
+            self._read(line)
+        if len(self._line) + len(self._text) > _MOST_BYTES:
+            self._fail(SMTPResponseException(SMTPStatus.invalid_response, "Response too long"))
+        if not self._missing:
+            self._transport.set_protocol(self._own)
+        self._changed.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        lost = SMTPServerDisconnected("Connection lost")
+        lost.__cause__ = error
+        self._fail(lost)
+        self._own.connection_lost(error)
+        self._changed.set()
+
+    def _read(self, line: bytes) -> None:
+        """One line of a reply."""
+        if not line[:3].isdigit():
+            text = line.decode("utf-8", errors="ignore")
+            self._fail(SMTPResponseException(SMTPStatus.invalid_response, f"Malformed SMTP response line: {text}"))
+            return
+        self._text += (b"\n" if self._text else b"") + line[4:].strip(b" \t\r\n")
+        if line[3:4] != b"-":
+            text = bytes(self._text).decode("utf-8", "surrogateescape")
+            self._replies.append(SMTPResponse(int(line[:3]), text))
+            self._text.clear()
+            self._missing -= 1
+
+    def _fail(self, error: Exception) -> None:
+        """No reply comes any more."""
+        self._failed, self._missing = self._failed or error, 0
+        self._line.clear()
+        self._text.clear()
 
 
 def denial(reply: Reply, recipient: str, offered: Sequence[str]) -> str:
@@ -309,9 +428,23 @@ async def _mail_itself(client: SMTP, message: Message, timeout: float, sending: 
     return reply
 
 
-async def _abandoned(client: SMTP, replies: dict[str, Reply]) -> dict[str, Reply]:
-    """The replies, once the server has forgotten the envelope; a session that cannot do even that is closed."""
+def _envelope(message: Message, options: Sequence[str], to: Sequence[str]) -> list[bytes]:
+    """The commands before the mail, as `SMTP.mail` and `SMTP.rcpt` send them."""
+    sender = " ".join([f"MAIL FROM:{quote_address(message.sender)}", *options])
+    recipients = [f"RCPT TO:{quote_address(address)}" for address in to]
+    return [*(command.encode(message.encoding) for command in (sender, *recipients)), b"DATA"]
+
+
+async def _abandoned(client: SMTP, replies: dict[str, Reply], group: Group | None = None) -> dict[str, Reply]:
+    """The replies, once the server has forgotten the envelope; a session that cannot do even that is closed.
+
+    So is one that waits for a mail, because DATA of the group was accepted although nobody else was.
+    """
     try:
+        while group is not None and group.left:
+            if (await group.reply()).code == SMTPStatus.start_input:
+                client.close()
+                return replies
         await client.rset()
     except (SMTPResponseException, *LOST):
         client.close()

@@ -40,6 +40,9 @@ class Postbox:
     `replies` maps MAIL, DATA, RSET, AUTH or a recipient's address to replies given in turn before the usual one.
     """
 
+    pipelining = False
+    """Whether EHLO offers it; also for `server_that_says`."""
+
     def __init__(self, credentials: tuple[str, str] | None = None) -> None:
         self.mails: list[Mail] = []
         self.replies: dict[str, list[str]] = defaultdict(list)
@@ -48,6 +51,12 @@ class Postbox:
         self.connections = 0
         self.together: asyncio.Barrier | None = None
         self.port = 0
+
+    async def handle_EHLO(
+        self, server: SMTP, session: Session, envelope: Envelope, hostname: str, offered: list[str]
+    ) -> list[str]:
+        session.host_name = hostname
+        return [*offered[:-1], *(["250-PIPELINING"] if self.pipelining else []), offered[-1]]
 
     async def handle_MAIL(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
@@ -187,7 +196,8 @@ async def server_that_says(**replies: bytes) -> AsyncIterator[int]:
 
     Others are answered as usual; b"" hangs up.
     """
-    usual = {"greeting": b"220 mail.test\r\n", "ehlo": b"250 mail.test\r\n", "data": b"354 go on\r\n"}
+    ehlo = b"250-mail.test\r\n250 PIPELINING\r\n" if Postbox.pipelining else b"250 mail.test\r\n"
+    usual = {"greeting": b"220 mail.test\r\n", "ehlo": ehlo, "data": b"354 go on\r\n"}
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +18,14 @@ from tests.integration.providers.smtp_server import (
     server_that_says,
 )
 from tests.memory import traced_peak
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "pipelining"], autouse=True)
+def pipelining(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test talks to a server that lets us send commands together, and to one that does not."""
+    offered = bool(request.param)
+    monkeypatch.setattr(Postbox, "pipelining", offered)
+    return offered
 
 
 async def test_cc_and_bcc_are_on_the_envelope_and_bcc_is_not_a_header() -> None:
@@ -366,3 +375,72 @@ async def test_what_cannot_be_composed_is_the_task_s_own_fault(body: str) -> Non
     email = mail().model_copy(update={"subject": "half an emoji: \ud83d", "body": body})
     async with plain(Postbox()) as mailer:
         assert type(await failed(mailer, email)) is InvalidPayload
+
+
+REPLIES = [
+    *("250 2.0.0 Ok", "250 2.0.0 Ok", "451 4.3.0 later", "452 4.2.2 full", "550 5.1.1 unknown", "552 5.3.4 too big"),
+    *("421 4.3.2 closing", "454 4.7.0 slower", "530 5.7.0 log in", "554 5.7.1 Relay access denied", "200 what?"),
+]
+
+
+async def outcome(postbox: Postbox, said: list[dict[str, str]]) -> tuple[Any, ...]:
+    """What becomes of a mail for each of these replies, in turn, and what the server has then."""
+    found: list[Any] = []
+    async with plain(postbox) as mailer:
+        await sent(mailer)
+        for replies in said:
+            postbox.replies.clear()
+            postbox.replies |= {name: [reply] for name, reply in replies.items()}
+            try:
+                found.append(await sent(mailer, mail("ann@example.org", "bob@example.org", "cy@example.org")))
+            except TaskError as error:
+                found.append((type(error), error.reason, error.progress))
+    return found, [received.recipients for received in postbox.mails], postbox.connections
+
+
+async def test_what_becomes_of_a_mail_is_the_same_with_pipelining_as_one_command_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chance = random.Random(2920)
+    commands = ["MAIL", "ann@example.org", "bob@example.org", "cy@example.org", "DATA", "RSET"]
+    for _ in range(60):
+        said = [{name: chance.choice(REPLIES) for name in chance.sample(commands, chance.randrange(4))} for _ in "12"]
+        found = []
+        for offered in (False, True):
+            monkeypatch.setattr(Postbox, "pipelining", offered)
+            found.append(await outcome(Postbox(), said))
+        assert found[0] == found[1], said
+
+
+@pytest.mark.parametrize("data", [b"354 go on\r\n", b"554 no valid recipients\r\n"])
+async def test_data_that_is_accepted_for_nobody_gets_no_mail(data: bytes, pipelining: bool) -> None:
+    refused = b"550 5.1.1 unknown\r\n"
+    content = b"250 what mail?\r\n"
+    async with server_that_says(rcpt=refused, data=data, content=content) as port, mailer_at(port) as mailer:
+        for _ in range(2):
+            error = await failed(mailer)
+            assert type(error) is Permanent
+            assert "unknown" in error.reason
+
+
+async def test_the_commands_before_a_mail_are_sent_together_where_the_server_allows_it(pipelining: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in (b"220 mail.test\r\n", b"250-mail.test\r\n250-PIPELINING\r\n250 SMTPUTF8\r\n"):
+            writer.write(answer)
+            await reader.readuntil(b"\r\n")
+        # The rest of the group has to be here before anything is answered.
+        together.extend([await reader.readuntil(b"\r\n") for _ in range(3)])
+        for byte in b"250 Ok\r\n250-and\r\n250 Ok\r\n250 Ok\r\n354 go on\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+        await reader.readuntil(b"\r\n.\r\n")
+        writer.write(b"250 2.0.0 Ok\r\n")
+        await reader.read()
+        writer.close()
+
+    together: list[bytes] = []
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, mailer_at(server.sockets[0].getsockname()[1]) as mailer:
+        result = await sent(mailer, mail("ann@example.org", "jo\u00e9@example.org"))
+    assert set(result["delivered"]) == {"ann@example.org", "jo\u00e9@example.org"}
+    assert together == [b"RCPT TO:<ann@example.org>\r\n", "RCPT TO:<jo\u00e9@example.org>\r\n".encode(), b"DATA\r\n"]
