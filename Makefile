@@ -140,8 +140,16 @@ pre-commit: $(VENV)/.dev ## the hooks of .pre-commit-config.yaml, on all files
 	@PRE_COMMIT_HOME=.cache/pre-commit $(BIN)/pre-commit run --all-files --color never $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## the benchmark suite beside its floors
+bench: $(VENV)/.dev ## the benchmark suite beside its floors, on Apache Kafka (ARGS=--embedded without Java and Maven)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.dev $(VENV)/peers/.made ## the same with FastStream, taskiq, Dramatiq, arq, procrastinate and Celery
+	$(BIN)/python -m benchmarks --peers $(ARGS)
+
+.PHONY: bench-plots
+bench-plots: $(VENV)/peers/.made ## docs/images/bench-*.png from what these two have measured (ARGS names other samples)
+	$(VENV)/peers/bin/python -m benchmarks.peers.plots $(or $(ARGS),build/bench.json) docs/images
 
 .PHONY: docs
 docs: $(VENV)/.dev ## the pages that are made from the code
@@ -173,6 +181,12 @@ $(VENV)/.run: requirements/local.txt requirements/build.txt pyproject.toml $(BIN
 $(VENV)/.dev: requirements/dev.txt pyproject.toml $(BIN)/python
 	@$(BIN)/python requirements/install.py dev
 	@touch $(VENV)/.run $@
+
+# The peers, in an environment of their own inside of the other one.
+$(VENV)/peers/.made: requirements/peers.txt requirements/build.txt $(VENV)/.dev
+	@$(BIN)/python -m venv --without-pip --clear $(VENV)/peers
+	@$(VENV)/peers/bin/python requirements/install.py peers
+	@touch $@
 
 # Missing, or a link to a Python that was removed.
 $(BIN)/python:

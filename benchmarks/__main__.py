@@ -10,23 +10,31 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import goals
 from benchmarks.backlog import nap_backlog, noop_backlog
 from benchmarks.cold_start import cold_start
-from benchmarks.lab import Build, Lab, open_lab
+from benchmarks.curves import CURVES
+from benchmarks.lab import ROOT, Build, Lab, open_lab
 from benchmarks.latency import latency
+from benchmarks.mail import mail
 from benchmarks.measuring import measuring
 from benchmarks.memory import memory
 from benchmarks.observability import observability
+from benchmarks.peers.contest import PROMISES, open_contest
 from benchmarks.report import Table
 from benchmarks.rounds import FULL, QUICK, Effort
 from benchmarks.submit import submit, submit_batch
+from benchmarks.whole import whole
 from benchmarks.writes import writes
 from taskflux.local.console import Trouble
+from tests.kafka.classpath import java, server_classpath
 
+JSON: Final = ROOT / "build" / "bench.json"
 Measure = Callable[[Lab, Effort], Awaitable[Table]]
 
 MEASURES: Final[Mapping[str, Measure]] = {
@@ -37,22 +45,33 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "latency": latency,
     "cold-start": cold_start,
     "memory": memory,
+    "whole": whole,
+    "mail": mail,
+    **CURVES,
     "observability": observability,
     "measuring": measuring,
     "writes": writes,
 }
 
 
-async def run(names: Sequence[str], effort: Effort, builds: Sequence[Build], apache: bool) -> list[Table]:
-    """Run these measures one after the other, printing each as it is done."""
-    tables = []
+async def run(
+    names: Sequence[str], effort: Effort, builds: Sequence[Build], *, apache: bool, peers: bool
+) -> AsyncGenerator[Table, None]:
+    """These measures one after the other; one that fails is reported, and the next one goes on."""
     with tempfile.TemporaryDirectory(prefix="taskflux-bench-") as directory:
-        async with open_lab(Path(directory), builds, apache=apache) as lab:
+        async with AsyncExitStack() as stack:
+            lab = await stack.enter_async_context(open_lab(Path(directory), builds, apache=apache))
+            if peers:
+                lab.contest = await stack.enter_async_context(open_contest(lab))
             for name in names:
                 began = time.monotonic()
-                tables.append(await MEASURES[name](lab, effort))
-                print(f"\n{tables[-1].text()}\n  ({time.monotonic() - began:.0f} s)", flush=True)
-    return tables
+                try:
+                    table = await MEASURES[name](lab, effort)
+                except (Trouble, RuntimeError, OSError) as error:
+                    print(f"\n{name} failed: {error}", flush=True)
+                    continue
+                print(f"\n{table.text()}\n  ({time.monotonic() - began:.0f} s)", flush=True)
+                yield table
 
 
 def machine() -> dict[str, Any]:
@@ -65,38 +84,81 @@ def machine() -> dict[str, Any]:
     }
 
 
+def has_kafka() -> bool:
+    """Whether Apache Kafka can be started here; if not, it is said why."""
+    try:
+        java()
+        server_classpath()
+    except Trouble as trouble:
+        print(f"{trouble}; the embedded broker stands in")
+        return False
+    return True
+
+
+def defaults(peers: bool) -> list[str]:
+    """The measures of a run that names none: with peers, those that compare."""
+    return [name for name in MEASURES if not peers or any(row.key == name for row in goals.ROWS)]
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="TaskFlux next to bare floors, in one run.")
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="this measure (may be given again)")
     parser.add_argument("--quick", action="store_true", help="one short round of each, to see that it works")
-    parser.add_argument("--kafka", action="store_true", help="Apache Kafka (Java 17, Maven) for the embedded broker")
+    parser.add_argument("--embedded", action="store_true", help="the embedded broker, also where Java and Maven are")
+    parser.add_argument("--peers", action="store_true", help="other task systems on the same servers: make bench-peers")
     parser.add_argument("--rounds", type=int, help="rounds of each measure")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured next to this one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=JSON,
+        help="every sample is written there",
+    )
     return parser.parse_args()
 
 
-def main() -> None:
-    """Measure, print, write."""
-    options = arguments()
+async def measured(options: argparse.Namespace) -> bool:
+    """Measure, print, and write after each measure; whether all went well."""
     effort = QUICK if options.quick else FULL
     if options.rounds:
         effort = Effort(options.rounds, options.rounds, effort.scale)
     builds = [Build("TaskFlux")]
     if options.against:
         builds.append(Build(f"TaskFlux in {options.against.name}", options.against.resolve()))
-    broker, found, began = "Apache Kafka" if options.kafka else "the embedded broker", machine(), time.monotonic()
+    apache, began = not options.embedded and has_kafka(), time.monotonic()
+    names = options.only or defaults(options.peers)
+    broker, found = "Apache Kafka" if apache else "the embedded broker", machine()
     print(f"PostgreSQL and {broker} on the same {found['cpus']} CPUs, load before {found['load']:.1f}")
+    tables: list[Table] = []
+    async with aclosing(run(names, effort, builds, apache=apache, peers=options.peers)) as running:
+        async for table in running:
+            tables.append(table)
+            write(options.json, {"machine": found, "broker": broker, "rows": goals.document(tables)}, tables)
+    if rows := goals.summary(tables):
+        print(f"\n{rows}")
+    if options.peers:
+        print("\n".join(["\nwhat each promises", *(f"  {promise}" for promise in PROMISES)]))
+    print(f"\n{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}; all samples are in {options.json}")
+    return len(tables) == len(names)
+
+
+def write(path: Path, about: Mapping[str, Any], tables: Sequence[Table]) -> None:
+    """All samples, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {**about, "measures": {table.key: table.document() for table in tables}}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> int:
+    """0 when nothing has failed."""
     try:
-        tables = asyncio.run(run(options.only or list(MEASURES), effort, builds, options.kafka))
+        return 0 if asyncio.run(measured(arguments())) else 1
     except Trouble as trouble:
-        sys.exit(f"benchmarks: {trouble}")
-    print(f"\n{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
-    if options.json:
-        document = {"machine": found, "broker": broker, "measures": {table.key: table.document() for table in tables}}
-        options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        print(f"benchmarks: {trouble}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +13,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from benchmarks.lab import Scene
+from benchmarks.payload import PAYLOAD
 from taskflux.store.database import Database
 from taskflux.store.publishing import PendingPublish, Publishing
 from taskflux.store.tasks import Tasks
@@ -20,7 +22,6 @@ from taskflux.stream.producer import Producer, Published
 from taskflux.tasks.model import Submission
 from taskflux.worker.publisher import Publisher
 
-PAYLOAD: Final = '{"to":"someone@example.org","subject":"Hello","number":12345}'
 CHUNK: Final = 1000
 GRACE: Final = 3600.0
 TRACED: Final = 10
@@ -54,6 +55,7 @@ class Backlogs:
     producer: Producer
     connection: Any
     traced: int
+    payload: str
 
     async def clear(self) -> None:
         """Forget all tasks; nothing may be under way."""
@@ -82,7 +84,8 @@ class Backlogs:
             for place, task in enumerate(ids)
         ]
         submissions = [
-            Submission(task, task_type, PAYLOAD, 8, traceparent=trace) for task, trace in zip(ids, traces, strict=True)
+            Submission(task, task_type, self.payload, 8, traceparent=trace)
+            for task, trace in zip(ids, traces, strict=True)
         ]
         await Tasks(self.database).insert(submissions, GRACE)
         publisher = Publisher(self.producer, Publishing(self.database, GRACE), self.scene.kafka.topic_prefix)
@@ -93,7 +96,7 @@ class Backlogs:
             raise RuntimeError(f"Kafka took {published} of {len(ids)} records")
 
     async def _publish_bare(self, name: str, ids: Sequence[UUID]) -> None:
-        rows = [(task, name, PAYLOAD) for task in ids]
+        rows = [(task, name, self.payload) for task in ids]
         await self.connection.copy_records_to_table("floor_tasks", records=rows, columns=["id", "type", "payload"])
         topic, values = self.scene.topic(name), [str(task).encode() for task in ids]
         outcomes = await self.producer.publish([OutRecord(topic, value, value) for value in values])
@@ -102,8 +105,10 @@ class Backlogs:
 
 
 @asynccontextmanager
-async def open_backlogs(scene: Scene, traced: int = TRACED) -> AsyncIterator[Backlogs]:
-    """What publishes in `scene`; one task of `traced` is sampled."""
+async def open_backlogs(
+    scene: Scene, traced: int = TRACED, payload: Mapping[str, Any] = PAYLOAD
+) -> AsyncIterator[Backlogs]:
+    """What publishes tasks with this payload in `scene`; one task of `traced` is sampled."""
     async with AsyncExitStack() as stack:
         database = Database(scene.postgres, pool_size=2)
         await database.open()
@@ -113,4 +118,4 @@ async def open_backlogs(scene: Scene, traced: int = TRACED) -> AsyncIterator[Bac
         stack.push_async_callback(producer.stop)
         connection = await asyncpg.connect(scene.postgres.dsn.get_secret_value())
         stack.push_async_callback(connection.close)
-        yield Backlogs(scene, database, producer, connection, traced)
+        yield Backlogs(scene, database, producer, connection, traced, json.dumps(payload))

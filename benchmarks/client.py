@@ -10,12 +10,12 @@ import httptools
 from taskflux.local.ports import LOOPBACK
 
 
-def post(path: str, body: bytes) -> bytes:
-    """The bytes of a POST of JSON."""
+def post(path: str, body: bytes, content_type: str = "application/json") -> bytes:
+    """The bytes of a POST."""
     lines = [
         f"POST {path} HTTP/1.1",
         f"Host: {LOOPBACK}",
-        "Content-Type: application/json",
+        f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
     ]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -10,7 +11,8 @@ from typing import Final
 
 from benchmarks.backlogs import Backlogs, Lane, open_backlogs
 from benchmarks.lab import Lab, until
-from benchmarks.proc import cpu_seconds
+from benchmarks.peers.contest import PEERS, Contest, Peer, peers_of
+from benchmarks.proc import cpu_seconds, family_cpu_seconds
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Contestant, Effort, take_turns
 from taskflux.handlers.process_simulated import process_simulated
@@ -38,9 +40,12 @@ async def cold_start(lab: Lab, effort: Effort) -> Table:
             worker = partial(lab.taskflux, "process-simulated", scene)
             turns[f"{name} process-simulated"] = partial(_start, backlogs, Lane.of_type("simulated"), worker)
             await lab.compile(scene)
+        if lab.contest is not None:
+            turns |= {name: partial(_peer_starts, lab.contest, peer) for name, peer in PEERS.items()}
         samples = await take_turns(turns, effort.few)
-    notes = [] if lab.apache else ["the embedded broker answers the first join of a group after 5 s"]
-    return Table("cold-start", "cold start, one message waiting", COLUMNS, FLOOR, samples, notes)
+    notes = ["started: it says so itself; peers: until the handler reports"]
+    notes += [] if lab.apache else ["the embedded broker answers the first join of a group after 5 s"]
+    return Table("cold-start", "cold start, one message waiting", COLUMNS, FLOOR, samples, notes, peers_of(lab))
 
 
 async def _start(backlogs: Backlogs, lane: Lane, start: Start) -> Sample:
@@ -57,6 +62,21 @@ async def _start(backlogs: Backlogs, lane: Lane, start: Start) -> Sample:
         "exec → consumer started s": started - began,
         "CPU s": cpu,
     }
+
+
+async def _peer_starts(contest: Contest, peer: Peer) -> Sample:
+    await contest.clear(peer)
+    await contest.program(peer, "publish", "stamp", "1")
+    began = time.time()
+    async with contest.worker(peer, "stamp") as work:
+        await until(partial(_reported, contest), "the message is handled", pause=0.003)
+        handled = min(contest.stamps.started.values())
+        cpu = family_cpu_seconds(work.process.pid)
+    return {"exec → handled s": handled / 1e9 - began, "exec → consumer started s": math.nan, "CPU s": cpu}
+
+
+async def _reported(contest: Contest) -> bool:
+    return bool(contest.stamps.started)
 
 
 async def _says_started(process: Process) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
@@ -28,10 +28,13 @@ from taskflux.stream.provision import ensure_topics
 from taskflux.stream.settings import KafkaSettings
 from taskflux.worker.handler import Handler
 
+if TYPE_CHECKING:
+    from benchmarks.peers.contest import Contest
+
 ROOT: Final = Path(__file__).parents[1]
 FLOOR_SCHEMA: Final = Path(__file__).parent / "floors" / "schema.sql"
 TASKFLUX: Final = Path(sys.executable).with_name("taskflux")
-PATIENCE: Final = 60.0
+PATIENCE: Final = 240.0
 """Seconds after which something that should have happened never will."""
 
 
@@ -66,6 +69,10 @@ class Lab:
     kafka: KafkaSettings
     apache: bool
     builds: Sequence[Build]
+    contest: Contest | None = None
+    """The peers, in a run that has them."""
+    servers: list[Server] = field(default_factory=list)
+    """Those whose CPU counts."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def scenes(self, handlers: Sequence[Handler[Any]], floors: Sequence[str]) -> dict[str, Scene]:
@@ -149,8 +156,10 @@ async def open_lab(directory: Path, builds: Sequence[Build], *, apache: bool) ->
         postgres = await stack.enter_async_context(PostgresServer(directory / "postgres"))
         broker, settings = _broker(directory, apache)
         await stack.enter_async_context(broker)
-        kafka = KafkaSettings(bootstrap_servers=f"{LOOPBACK}:{broker.port}", replication_factor=1, **settings)
-        yield Lab(directory, postgres, broker, kafka, apache, builds)
+        kafka = KafkaSettings(
+            bootstrap_servers=f"{LOOPBACK}:{broker.port}", replication_factor=1, produce_timeout=60.0, **settings
+        )
+        yield Lab(directory, postgres, broker, kafka, apache, builds, servers=[postgres, broker])
 
 
 def _broker(directory: Path, apache: bool) -> tuple[Server, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Latency at idle: from a request's first byte sent to its handler started, one task at a time."""
+"""Latency at idle: from the answer to a submit until its handler is started, one task at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,23 @@ import asyncpg
 from benchmarks.client import Connection, post
 from benchmarks.handlers import stamp
 from benchmarks.lab import Lab, Scene, listening, until
+from benchmarks.payload import PAYLOAD
+from benchmarks.peers.contest import PEERS, Contest, Peer, peers_of
 from benchmarks.report import Column, Sample, Table, percentile
-from benchmarks.rounds import Effort, take_turns
+from benchmarks.rounds import Contestant, Effort, take_turns
 from taskflux.local.ports import free_port
 
 TASKS: Final = 100
 PAUSES: Final = (0.02, 0.06)
 """Seconds between two submits, drawn anew each time: nothing may fall into step with a poll."""
 
-REQUEST: Final = post("/tasks", json.dumps({"taskType": "stamp", "payload": {"number": 12345}}).encode())
+FLOOR: Final = "starlette → aiokafka"
+COLUMNS: Final = (
+    Column("p50 ms", 1, spread=True),
+    Column("p99 ms", 1, spread=True),
+    Column("submit → started, p50 ms", 1),
+    Column("submit → 202, p50 ms", 1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +46,25 @@ class Way:
     database: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One task: when it was sent and answered, in nanoseconds since 1970, and what tells when it was started."""
+
+    sent: int
+    answered: int
+    started: Callable[[], Awaitable[int | None]]
+
+
 async def latency(lab: Lab, effort: Effort) -> Table:
     """TaskFlux with ingest, relay and worker next to a bare service and consumer."""
+    tasks = effort.some(TASKS)
     async with _ways(lab) as ways:
-        samples = await take_turns(
-            {name: partial(_round, way, effort.some(TASKS)) for name, way in ways.items()}, effort.rounds
-        )
-    columns = [
-        Column("p50 ms", 1),
-        Column("p99 ms", 1),
-        Column("answered, p50 ms", 1),
-    ]
-    return Table(
-        "latency",
-        "end-to-end latency at idle: submit → handler started",
-        columns,
-        "starlette → aiokafka",
-        samples,
-        [f"{effort.some(TASKS)} tasks a round; answered: submit → 202"],
-    )
+        turns: dict[str, Contestant] = {name: partial(_round, way, tasks) for name, way in ways.items()}
+        if lab.contest is not None:
+            turns |= {name: partial(_by_peer, lab.contest, peer, tasks) for name, peer in PEERS.items()}
+        samples = await take_turns(turns, effort.rounds)
+    notes = [f"{tasks} tasks a round, one at a time; submit: a request's first byte sent; 202: its answer is here"]
+    return Table("latency", "latency at idle: 202 → handler started", COLUMNS, FLOOR, samples, notes, peers_of(lab))
 
 
 @asynccontextmanager
@@ -94,26 +102,67 @@ async def _connect(scene: Scene, port: int, started: str, stack: AsyncExitStack)
 
 
 async def _round(way: Way, tasks: int) -> Sample:
-    sent: dict[UUID, int] = {}
-    answered: list[float] = []
-    connection = await Connection.open(way.port)
-    for _ in range(tasks):
+    noted: list[Noted] = []
+
+    async def note(number: int, sent: int, answered: int, body: bytes) -> None:
+        task = UUID(json.loads(body)["taskId"])
+        noted.append(Noted(sent, answered, partial(way.database.fetchval, way.started, task)))
+
+    await _submits(way.port, tasks, note)
+    return await _sample(noted)
+
+
+async def _by_peer(contest: Contest, peer: Peer, tasks: int) -> Sample:
+    noted: list[Noted] = []
+
+    async def note(number: int, sent: int, answered: int, body: bytes) -> None:
+        async def started() -> int | None:
+            return contest.stamps.started.get(number)
+
+        noted.append(Noted(sent, answered, started))
+
+    await contest.clear(peer)
+    async with contest.worker(peer, "stamp") as work, contest.service(peer) as (_, port):
+        await work.publish(10)
+        await until(partial(_reported, contest, 10), f"{work.process.name} works its first tasks off")
+        contest.stamps.started.clear()
+        await _submits(port, tasks, note)
+        return await _sample(noted)
+
+
+async def _reported(contest: Contest, tasks: int) -> bool:
+    return len(contest.stamps.started) >= tasks
+
+
+async def _submits(port: int, tasks: int, note: Callable[[int, int, int, bytes], Awaitable[None]]) -> None:
+    """One after the other, at random times; `note` gets the number, the times of request and answer, and the answer.
+
+    Raises:
+        RuntimeError: a task was not accepted.
+    """
+    connection = await Connection.open(port)
+    for number in range(tasks):
+        body = json.dumps({"taskType": "stamp", "payload": PAYLOAD | {"number": number}}).encode()
         await asyncio.sleep(random.uniform(*PAUSES))
-        now = time.time_ns()
-        status = await connection.ask(REQUEST)
-        answered.append((time.time_ns() - now) / 1e6)
+        sent = time.time_ns()
+        status = await connection.ask(post("/tasks", body))
+        answered = time.time_ns()
         if status != 202:
             raise RuntimeError(f"answered {status}: {connection.body[:500]!r}")
-        sent[UUID(json.loads(connection.body)["taskId"])] = now
+        await note(number, sent, answered, connection.body)
     connection.close()
-    waits = []
-    for task, now in sent.items():
-        at = await _once(partial(way.database.fetchval, way.started, task))
-        waits.append((at - now) / 1e6)
+
+
+async def _sample(noted: Sequence[Noted]) -> Sample:
+    """The figures, once all are started."""
+    starts = [await _once(each.started) for each in noted]
+    waits = [(start - each.answered) / 1e6 for start, each in zip(starts, noted, strict=True)]
+    whole = [(start - each.sent) / 1e6 for start, each in zip(starts, noted, strict=True)]
     return {
         "p50 ms": percentile(waits, 0.5),
         "p99 ms": percentile(waits, 0.99),
-        "answered, p50 ms": percentile(answered, 0.5),
+        "submit → started, p50 ms": percentile(whole, 0.5),
+        "submit → 202, p50 ms": percentile([(each.answered - each.sent) / 1e6 for each in noted], 0.5),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from benchmarks.backlogs import Backlogs, Lane, open_backlogs
 from benchmarks.client import Connection, post
 from benchmarks.lab import Lab, listening, until
+from benchmarks.peers.contest import PEERS, peers_of
 from benchmarks.proc import memory_mib
 from benchmarks.report import Column, Table
 from benchmarks.rounds import Effort
@@ -43,10 +44,17 @@ async def memory(lab: Lab, effort: Effort) -> Table:
                 started = lab.taskflux(name, scene, port if name == "ingest" else None)
                 processes[f"{build} {name}"] = await stack.enter_async_context(started)
             await _use(port, backlogs, lanes)
+        if lab.contest is not None:
+            for name, peer in PEERS.items():
+                await lab.contest.clear(peer)
+                work = await stack.enter_async_context(lab.contest.worker(peer, "noop"))
+                await work.publish(100)
+                await until(work.done, f"the first tasks of {name} are done")
+                processes[name] = work.process
         await asyncio.sleep(SETTLED)
         samples = {name: [memory_mib(process.pid)] for name, process in processes.items()}
     columns = [Column("PSS MiB", 1), Column("private MiB", 1)]
-    return Table("memory", "memory at idle, after a few tasks", columns, FLOOR, samples)
+    return Table("memory", "memory at idle, after a few tasks", columns, FLOOR, samples, peers=peers_of(lab))
 
 
 async def _use(port: int, backlogs: Backlogs, lanes: Sequence[Lane]) -> None:

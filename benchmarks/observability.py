@@ -74,7 +74,7 @@ async def _round(
             worker = lab.taskflux(f"benchmarks.handlers:{noop.name}", backlogs[name].scene, further=variant.settings)
             process = await stack.enter_async_context(worker)
             await backlogs[name].publish(lane, WARM_UP)
-            turns[name] = partial(worked_off, Consumer(backlogs[name], process, lane, tasks))
+            turns[name] = partial(worked_off, Consumer(lab, backlogs[name], process, lane, tasks))
         for name in variants:
             await until(partial(backlogs[name].done, lane), "the worker has joined")
         samples = await take_turns(turns, BACKLOGS)

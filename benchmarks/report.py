@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 from typing import Any, Final
 
@@ -36,6 +37,8 @@ class Table:
     floor: str | None
     samples: Mapping[str, Sequence[Sample]]
     notes: Sequence[str] = ()
+    peers: Sequence[str] = ()
+    """Those contestants that are other systems."""
 
     def medians(self, contestant: str) -> dict[str, float]:
         """Column → median over the rounds."""
@@ -56,8 +59,7 @@ class Table:
         lines = [f"{self.title} (median of {rounds})" if rounds > 1 else self.title]
         header = ["", *(column.name for column in self.columns), *([] if self.floor is None else ["× floor"])]
         body = [self._row(contestant) for contestant in self.samples]
-        widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
-        lines += [_GAP + _GAP.join(_aligned(row, widths)) for row in (header, *body)]
+        lines += lined_up([header, *body])
         return "\n".join([*lines, *(f"{_GAP}{note}" for note in self.notes)])
 
     def document(self) -> dict[str, Any]:
@@ -67,7 +69,11 @@ class Table:
             "floor": self.floor,
             "notes": list(self.notes),
             "contestants": {
-                name: {"medians": self.medians(name), "ratio": self.ratio(name), "samples": list(map(dict, samples))}
+                name: {
+                    "medians": _plain(self.medians(name)),
+                    "ratio": self.ratio(name),
+                    "samples": list(map(_plain, samples)),
+                }
                 for name, samples in self.samples.items()
             },
         }
@@ -79,13 +85,25 @@ class Table:
 
     def _cell(self, column: Column, contestant: str) -> str:
         values = [sample[column.name] for sample in self.samples[contestant]]
+        if isnan(values[0]):  # nothing to measure
+            return "–"
         middle, *ends = (f"{value:,.{column.digits}f}" for value in (median(values), min(values), max(values)))
         return f"{middle} ({'–'.join(ends)})" if column.spread and len(values) > 1 else middle
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first, *others = zip(cells, widths, strict=True)
-    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+def _plain(sample: Sample) -> dict[str, float | None]:
+    """As JSON has it."""
+    return {name: None if isnan(value) else value for name, value in sample.items()}
+
+
+def lined_up(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first cell at the left, the others at the right of their column."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append(_GAP + _GAP.join(cells))
+    return lines
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -24,6 +24,14 @@ class Effort:
         """`full`, scaled."""
         return max(1, round(full * self.scale))
 
+    def seconds(self, full: float) -> float:
+        """`full`, scaled, and no less than half a second."""
+        return max(0.5, full * self.scale)
+
+    def hundreds(self, full: int) -> int:
+        """`full`, scaled, as a multiple of a hundred."""
+        return max(1, round(full * self.scale / 100)) * 100
+
 
 FULL = Effort(rounds=5, few=3, scale=1.0)
 QUICK = Effort(rounds=1, few=1, scale=0.3)

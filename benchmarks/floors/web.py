@@ -1,7 +1,8 @@
-"""A bare submitting service: `python -m benchmarks.floors.web insert|publish|grouped PORT TOPIC`.
+"""A bare submitting service: `python -m benchmarks.floors.web insert|durable|publish|grouped PORT TOPIC`.
 
-`insert` answers after one INSERT a request and publishes nothing. `publish` also produces the record and notes
-that Kafka has it, each by itself. `grouped` is `insert` with the requests that wait sharing one statement.
+`insert` answers after one INSERT a request and publishes nothing. `durable` answers when Kafka also has the record,
+with acks=all. `publish` produces the record after the answer and notes that Kafka has it, each by itself. `grouped` is
+`insert` with the requests that wait sharing one statement.
 """
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ class Service:
             await self._insert_with_others(item)
         else:
             await self._pool.execute(ONE, *item)
-        self._publish([item])
+        await self._publish([item])
         return JSONResponse({"taskId": str(item[0]), "taskType": item[1], "status": "accepted"}, 202)
 
     async def batch(self, request: Request) -> JSONResponse:
-        """A JSON array of tasks, in one statement."""
-        items = [_item(each) for each in await request.json()]
+        """NDJSON, in one statement."""
+        items = [_item(json.loads(line)) for line in (await request.body()).splitlines()]
         await self._pool.execute(MANY, *map(list, zip(*items, strict=True)))
-        self._publish(items)
+        await self._publish(items)
         return JSONResponse([{"taskId": str(item[0]), "taskType": item[1]} for item in items], 202)
 
     async def _insert_with_others(self, item: Item) -> None:
@@ -91,13 +92,17 @@ class Service:
                 future.set_result(None)
         self._writing = False
 
-    def _publish(self, items: list[Item]) -> None:
-        if self._mode == "publish":
-            self._go_on(self._produce(items))
+    async def _publish(self, items: list[Item]) -> None:
+        if self._mode == "durable":
+            await self._produce(items)
+        elif self._mode == "publish":
+            self._go_on(self._produce_and_note(items))
 
     async def _produce(self, items: list[Item]) -> None:
-        sent = [await self._producer.send(self._topic, str(item[0]).encode()) for item in items]
-        await asyncio.gather(*sent)
+        await asyncio.gather(*[await self._producer.send(self._topic, str(item[0]).encode()) for item in items])
+
+    async def _produce_and_note(self, items: list[Item]) -> None:
+        await self._produce(items)
         await self._pool.execute(PUBLISHED, [item[0] for item in items])
 
     def _go_on(self, work: Any) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import subprocess
 import sys
+from math import nan
 from pathlib import Path
 
 import pytest
 
-from benchmarks import writes
+from benchmarks import goals, guard, load, writes
+from benchmarks.cpu import INSTRUCTIONS, OWN
+from benchmarks.proc import Instructions, cpu_seconds, family_cpu_seconds
 from benchmarks.report import Column, Table
+from taskflux.local.console import Trouble
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +74,140 @@ def test_the_steps_run_over_the_code_that_is_named_first(tmp_path: Path) -> None
         check=True,
     )
     assert ran.stdout.strip() == str(tmp_path / "taskflux" / "__init__.py")
+
+
+def test_a_figure_that_a_contestant_does_not_have_is_a_dash_and_null() -> None:
+    found = Table("key", "title", [Column("s", 1), Column("started s")], None, {"peer": [{"s": 1.0, "started s": nan}]})
+    assert found.text().splitlines()[2].split() == ["peer", "1.0", "–"]
+    assert json.loads(json.dumps(found.document(), allow_nan=False))["contestants"]["peer"]["medians"] == {
+        "s": 1.0,
+        "started s": None,
+    }
+
+
+def backlog(ours: list[float], cpu: float, fast: list[float] | None = None) -> Table:
+    def samples(values: list[float], cpu: float) -> list[dict[str, float]]:
+        return [{"tasks/s": value, goals.OWN: cpu, goals.POSTGRES: 30.0} for value in values]
+
+    contestants = {"bare": samples([100.0, 200.0, 400.0], 10.0), "bare, one by one": samples([1.0, 1.0, 1.0], 1.0)}
+    contestants |= {"TaskFlux worker": samples(ours, cpu), "TaskFlux in before worker": samples([1.0, 1.0, 1.0], 1.0)}
+    if fast is not None:
+        contestants["FastStream"] = samples(fast, 250.0)
+    return Table("backlog", "", [Column("tasks/s")], "bare", contestants, peers=["FastStream"])
+
+
+def test_a_goal_is_held_against_the_same_rounds_of_its_system() -> None:
+    (row, *_) = goals.document([backlog([50.0, 90.0, 100.0], 50.0, fast=[10.0, 20.0, 40.0])])
+    assert row["medians"] == {"floor": 200.0, "TaskFlux": 90.0, "FastStream": 20.0}
+    assert row["goals"] == ["≥ 0.4 × floor: reached (0.45)", "≥ 3.5 × FastStream: reached (4.50)"]
+
+
+def test_a_goal_beside_a_system_that_did_not_run_is_not_measured() -> None:
+    row, cpu, _ = goals.document([backlog([30.0, 60.0, 120.0], 50.1)])
+    assert row["goals"] == ["≥ 0.4 × floor: not reached (0.30)", "≥ 3.5 × FastStream: not measured"]
+    assert cpu["goals"] == ["≤ 50: not reached"]
+
+
+def test_the_summary_has_a_column_for_each_system_and_a_line_for_each_row_that_was_measured() -> None:
+    title, header, *rows = goals.summary([backlog([50.0, 90.0, 100.0], 40.0, fast=[10.0, 20.0, 40.0])]).splitlines()
+    assert title.startswith("all systems")
+    assert header.split() == ["floor", "FastStream", "TaskFlux", "goals"]
+    assert [row.split("  ")[1] for row in rows] == [row.title for row in goals.ROWS if row.key == "backlog"]
+    assert goals.summary([]) == ""
+
+
+def test_of_the_processes_in_memory_the_worker_stands_for_taskflux() -> None:
+    contestants: dict[str, list[dict[str, float]]] = {
+        "bare": [{}],
+        "TaskFlux process-simulated": [{}],
+        "TaskFlux relay": [{}],
+        "TaskFlux ingest": [{}],
+    }
+    table = Table("memory", "", [], "bare", contestants)
+    found = [goals.system(table, name) for name in contestants]
+    assert found == ["floor", "TaskFlux", None, None]
+
+
+BASELINE = {"cpu": {"worker": 5.0, "ingest": 2.0}, "instructions": {"worker": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "ratios", "cost", "passed"),
+    [
+        ("worker", {"cpu": 6.0, "instructions": 4.9}, "instructions", True),
+        ("worker", {"cpu": 5.0, "instructions": 5.2}, "instructions", False),
+        ("worker", {"cpu": 6.2}, "cpu", True),
+        ("worker", {"cpu": 6.5}, "cpu", False),
+        ("ingest", {"cpu": 1.0, "instructions": 9.0}, "cpu", True),
+    ],
+)
+def test_the_guard_compares_instructions_where_both_have_them_and_fails_at_30_percent(
+    name: str, ratios: dict[str, float], cost: str, passed: bool
+) -> None:
+    found = guard.verdict(name, ratios, BASELINE)
+    assert (found.cost, found.passed) == (cost, passed)
+
+
+def test_the_guard_has_no_verdict_without_a_baseline() -> None:
+    with pytest.raises(Trouble, match="--write"):
+        guard.verdict("relay", {"cpu": 1.0}, BASELINE)
+
+
+async def test_the_guard_measures_again_what_seems_too_slow_and_takes_the_least_of_all_rounds() -> None:
+    def side(*costs: float) -> guard.Round:
+        left = iter(costs)
+
+        async def measure() -> dict[str, float]:
+            return {OWN: next(left), INSTRUCTIONS: nan}
+
+        return measure
+
+    seemed = []
+
+    def seems(check: guard.Check) -> bool:
+        seemed.append(check.ratios())
+        return True
+
+    ours, floor = side(90.0, 80.0, 50.0, 60.0, 70.0, 80.0), side(10.0, 11.0, 12.0, 13.0, 14.0, 15.0)
+    check = await guard.checked("worker", ours, floor, 2, seems)
+    assert seemed == [{"cpu": 8.0}]
+    assert check.ratios() == {"cpu": 5.0}
+
+
+def test_the_baseline_of_the_guard_has_every_check() -> None:
+    assert set(json.loads(guard.BASELINE.read_text())["cpu"]) == {"worker", "ingest", "ingest, batches"}
+
+
+def test_the_cpu_of_a_process_has_that_of_its_children_even_when_they_have_ended() -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(1, flush=True); input()"
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert cpu_seconds(process.pid) < 0.2 < family_cpu_seconds(process.pid)
+        process.communicate(b"\n")
+
+
+def test_instructions_grow_where_the_machine_counts_them() -> None:
+    try:
+        counted = Instructions(os.getpid())
+    except OSError as error:
+        pytest.skip(str(error))
+    before = counted.read()
+    sum(range(100_000))
+    assert counted.read() > before + 100_000
+    counted.close()
+
+
+async def test_a_load_with_a_rate_begins_so_many_requests_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await load.main(port, "/tasks", "application/json", 8, 0.5, 100.0, b"{}")
+    found = json.loads(capsys.readouterr().out)
+    assert 40 <= found["answered"] <= 60

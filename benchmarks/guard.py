@@ -1,0 +1,179 @@
+"""`python -m benchmarks.guard`: fails when a task costs the worker or ingest a good quarter more than its baseline.
+
+What is compared is a ratio: what a task costs TaskFlux ÷ what it costs the floor, which is measured in turns with it in
+the same run, so that a machine that is faster, slower or busy changes both. The cost is the number of retired
+instructions where the machine counts them and the baseline has that, else CPU time. Of all rounds, the least cost of
+each side counts: what else the machine does can only add to it.
+
+The limit lies below the 30 % that must be noticed, and above the few percent by which such a ratio moves. A run that
+seems too slow is measured again before it fails. `--write` makes the baseline anew, after a change that is meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks.backlog import BATCHED, NOOP, open_consumers, worked_off
+from benchmarks.cpu import INSTRUCTIONS, OWN
+from benchmarks.lab import Build, open_lab
+from benchmarks.report import Sample
+from benchmarks.rounds import QUICK
+from benchmarks.submit import Load, open_services, submitted
+from taskflux.local.console import Trouble
+
+BASELINE: Final = Path(__file__).with_name("guard.json")
+LIMIT: Final = 1.25
+ROUNDS: Final = 7
+COSTS: Final = {"instructions": INSTRUCTIONS, "cpu": OWN}
+"""The baseline's name of a cost, and where samples have it; the first that can be compared counts."""
+
+FLOORS: Final = {"INSERTs in groups": "grouped", "INSERT, produce, answer": "durable"}
+INGEST: Final = (
+    ("ingest", Load.single(0.7), "INSERTs in groups"),
+    ("ingest, batches", Load.lines(0.7), "INSERT, produce, answer"),
+)
+"""Each beside the floor that does the same work with the load at hand."""
+
+Round = Callable[[], Awaitable[Sample]]
+
+
+@dataclass
+class Side:
+    """One that is measured, and its samples so far."""
+
+    measure: Round
+    samples: list[Sample] = field(default_factory=list)
+
+    def least(self, cost: str) -> float:
+        """The least of all rounds; nan where it is not counted."""
+        return min(sample[COSTS[cost]] for sample in self.samples)
+
+
+@dataclass
+class Check:
+    """What a task costs on one path."""
+
+    name: str
+    ours: Side
+    floor: Side
+
+    async def measure(self, rounds: int) -> None:
+        """More rounds, in turns."""
+        for number in range(rounds):
+            for side in (self.ours, self.floor) if number % 2 else (self.floor, self.ours):
+                side.samples.append(await side.measure())
+
+    def ratios(self) -> dict[str, float]:
+        """Each cost that was counted, as a multiple of the floor's."""
+        found = {cost: self.ours.least(cost) / self.floor.least(cost) for cost in COSTS}
+        return {cost: ratio for cost, ratio in found.items() if not math.isnan(ratio)}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A check against its baseline."""
+
+    name: str
+    cost: str
+    ratio: float
+    baseline: float
+
+    @property
+    def excess(self) -> float:
+        """How many times the baseline."""
+        return self.ratio / self.baseline
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is below the limit."""
+        return self.excess < LIMIT
+
+    def __str__(self) -> str:
+        change = f"{self.ratio:.2f} × floor, {self.baseline:.2f} in the baseline: {self.excess - 1:+.0%}"
+        return f"{self.name}: {change} ({self.cost}){'' if self.passed else ', too slow'}"
+
+
+def verdict(name: str, ratios: Mapping[str, float], baseline: Mapping[str, Mapping[str, float]]) -> Verdict:
+    """Compare by the best cost that both have.
+
+    Raises:
+        Trouble: the baseline has none.
+    """
+    for cost in COSTS:
+        if cost in ratios and name in baseline.get(cost, {}):
+            return Verdict(name, cost, ratios[cost], baseline[cost][name])
+    raise Trouble(f"{BASELINE.name} has nothing for {name}: run python -m benchmarks.guard --write")
+
+
+async def measured(rounds: int, seems: Callable[[Check], bool]) -> list[Check]:
+    """All checks; one that `seems` too slow gets twice as many rounds more."""
+    with tempfile.TemporaryDirectory(prefix="taskflux-guard-") as directory:
+        async with AsyncExitStack() as stack:
+            lab = await stack.enter_async_context(open_lab(Path(directory), [Build("TaskFlux")], apache=False))
+            checks = []
+            async with open_consumers(lab, QUICK, NOOP) as consumers:
+                ours, floor = (partial(worked_off, consumers[name]) for name in ("TaskFlux worker", BATCHED))
+                checks.append(await checked("worker", ours, floor, rounds, seems))
+            async with open_services(lab, FLOORS) as services:
+                for name, load, bare in INGEST:
+                    ours, floor = (partial(submitted, services[each], load) for each in ("TaskFlux ingest", bare))
+                    checks.append(await checked(name, ours, floor, rounds, seems))
+    return checks
+
+
+async def checked(name: str, ours: Round, floor: Round, rounds: int, seems: Callable[[Check], bool]) -> Check:
+    """A check after so many rounds, or three times as many if it then `seems` too slow."""
+    check = Check(name, Side(ours), Side(floor))
+    await check.measure(rounds)
+    if seems(check):
+        await check.measure(2 * rounds)
+    return check
+
+
+def write(checks: Sequence[Check]) -> None:
+    """Make the baseline of these; costs that were not counted keep what they have."""
+    known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    for check in checks:
+        for cost, ratio in check.ratios().items():
+            known.setdefault(cost, {})[check.name] = round(ratio, 3)
+    BASELINE.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def main() -> int:
+    """0 when no check is too slow."""
+    parser = argparse.ArgumentParser("python -m benchmarks.guard", description="What tasks cost, against a baseline.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each check")
+    parser.add_argument("--write", action="store_true", help="make the baseline anew")
+    options = parser.parse_args()
+    try:
+        if options.write:
+            write(asyncio.run(measured(options.rounds, lambda check: False)))
+            print(BASELINE.read_text(), end="")
+            return 0
+        baseline = json.loads(BASELINE.read_text())
+
+        def seems(check: Check) -> bool:
+            return not verdict(check.name, check.ratios(), baseline).passed
+
+        checks = asyncio.run(measured(options.rounds, seems))
+        found = [verdict(check.name, check.ratios(), baseline) for check in checks]
+    except Trouble as trouble:
+        print(f"benchmarks.guard: {trouble}", file=sys.stderr)
+        return 1
+    print(*found, sep="\n")
+    return 0 if all(each.passed for each in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
