@@ -77,7 +77,7 @@ class Relay:
 
     async def _round(self) -> float:
         """Publish once; seconds to sleep then."""
-        due = await self._publishing.next_due()
+        due = await self._publishing.next_due(self._settings.max_wait)
         metrics.RELAY_LAG.labels().set(max(0.0, -min(due.values(), default=0.0)))
         if not self._publisher.healthy:
             return self._settings.max_wait

@@ -59,9 +59,12 @@ class Publishing:
         self.grace = grace
         self._batch = metrics.BATCH.labels("confirm")
 
-    async def next_due(self) -> Mapping[str | None, float]:
-        """Seconds until each type's next row is due, negative when overdue; None is the key of dead letters."""
-        return {row["type"]: row["wait"] for row in await self.database.fetch(SQL["next_due"])}
+    async def next_due(self, within: float) -> Mapping[str | None, float]:
+        """Seconds until each type's next row is due, negative when overdue; None is the key of dead letters.
+
+        Types without a row that is due in `within` seconds are left out.
+        """
+        return {row["type"]: row["wait"] for row in await self.database.fetch(SQL["next_due"], within=within)}
 
     async def take(self, task_type: str, limit: int, *, probe: bool = False) -> Sequence[PendingPublish]:
         """Promise to publish up to `limit` tasks that are due now.

@@ -3,15 +3,10 @@
 -- A statement that has ids compares that with IS TRUE, so that the planner does not look through the index by time.
 
 -- name: next_due
--- Seconds until the next row of each type is due (negative: overdue). Dead letters have the type NULL.
-SELECT tt.type, extract(epoch FROM d.publish_at - now())::float8 AS wait
-FROM task_types tt
-CROSS JOIN LATERAL (
-    SELECT publish_at FROM due
-    WHERE type = tt.type AND NOT dead AND publish_at < never() ORDER BY publish_at LIMIT 1
-) AS d
-UNION ALL
-(SELECT NULL, extract(epoch FROM publish_at - now())::float8 FROM due WHERE dead ORDER BY publish_at LIMIT 1);
+-- Seconds until the next row of each type is due (negative: overdue), if within :within seconds. Dead letters have the
+-- type NULL. Beyond that are the index entries of promises that were confirmed a moment ago: each is looked up until it
+-- is known to be dead.
+SELECT type, wait FROM next_due(:within);
 
 -- name: due_now
 SELECT task_id, version FROM due

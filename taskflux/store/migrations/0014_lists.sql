@@ -1,4 +1,5 @@
--- Lists that stay fast however many tasks there are. Columns of an index on `tasks` never change, so updates stay HOT.
+-- Lists, and the relay's look at the outbox, stay fast however many tasks there are. Columns of an index on `tasks`
+-- never change, so updates stay HOT.
 
 -- This step takes an instant: `taskflux migrate` builds the index of each partition afterwards (`next_index_step`),
 -- without blocking writers. Until it is complete, and so valid, lists by type read the primary key.
@@ -139,3 +140,21 @@ CREATE FUNCTION next_index_step(keys text[]) RETURNS text
         END FROM missing
     ) AS steps ORDER BY name LIMIT 1
 $$;
+
+-- Seconds until the next outbox row of each type is due, if within `within` seconds; dead letters have the type NULL.
+-- The plan is kept from when `due` was empty, and a scan of it would be the best one; later it is not.
+CREATE FUNCTION next_due(within double precision) RETURNS TABLE (type text, wait double precision)
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT tt.type, extract(epoch FROM d.publish_at - now())::double precision
+    FROM task_types tt CROSS JOIN LATERAL (
+        SELECT publish_at FROM due
+        WHERE due.type = tt.type AND NOT dead AND publish_at <= now() + make_interval(secs => within)
+        ORDER BY publish_at LIMIT 1
+    ) AS d
+    UNION ALL
+    (SELECT NULL, extract(epoch FROM publish_at - now())::double precision FROM due
+     WHERE dead AND publish_at <= now() + make_interval(secs => within) ORDER BY publish_at LIMIT 1);
+END $$;

@@ -28,7 +28,7 @@ async def test_a_confirmed_task_is_queued_at_its_place_and_no_longer_due(scene: 
     row = await scene.due(task)
     assert row is not None
     assert (row["published_log"], row["published_partition"], row["published_offset"]) == (LOG, 3, 4_000_000_000)
-    assert await scene.publishing.next_due() == {}
+    assert await scene.publishing.next_due(60.0) == {}
     assert await scene.publishing.take(TYPE, 10) == []
     assert await scene.wide(task) == before
 
@@ -199,7 +199,7 @@ async def test_a_type_is_taken_apart_from_the_others(scene: Scene) -> None:
 
 async def test_the_next_due_time_is_known_by_type(scene: Scene) -> None:
     await scene.register("sms")
-    assert await scene.publishing.next_due() == {}
+    assert await scene.publishing.next_due(60.0) == {}
     worker = await scene.worker()
     (claim,) = await scene.running(worker)
     await scene.settle(worker, claim, DEAD)
@@ -207,11 +207,12 @@ async def test_the_next_due_time_is_known_by_type(scene: Scene) -> None:
     await scene.accepted(delay=10.0)
     (overdue,) = await scene.accepted(type="sms")
     await scene.make_due(overdue)
-    due = await scene.publishing.next_due()
+    due = await scene.publishing.next_due(60.0)
     assert due.keys() == {TYPE, "sms", None}
     assert due[TYPE] == pytest.approx(10, abs=3)
     assert due["sms"] < 0
     assert due[None] <= 0
+    assert (await scene.publishing.next_due(0.5)).keys() == {"sms", None}
 
 
 # Dead letters -------------------------------------------------------------------------------------------------------

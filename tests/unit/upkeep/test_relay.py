@@ -24,7 +24,7 @@ class World:
     asked: list[object] = field(default_factory=list)
     healthy: bool = True
 
-    async def next_due(self) -> dict[str | None, float]:
+    async def next_due(self, within: float) -> dict[str | None, float]:
         return {"sms": -1.0}
 
     async def refresh(self) -> None:
