@@ -291,6 +291,17 @@ class Checkup:
         """Version, settings that matter, and limits."""
         return await self.database.fetchrow(SQL["checkup_server"])
 
+    async def activity(self, version: int) -> Row:
+        """Checkpoints, WAL, and blocks read by our database since the statistics were reset."""
+        return await self.database.fetchrow(
+            SQL["checkup_activity" if version >= 170000 else "checkup_activity_before_17"]
+        )
+
+    async def indexes_complete(self, keys: Sequence[str]) -> bool:
+        """Whether every partition has its indexes, those of these metadata keys included."""
+        row = await self.database.fetchrow(SQL["checkup_indexes"], keys=keys)
+        return bool(row and row["complete"])
+
     async def clock_difference(self) -> tuple[float, float]:
         """Seconds that PostgreSQL's clock is ahead of ours, and the error of that figure."""
         await self.database.fetchrow(SQL["checkup_clock"])  # the connection is open from here on

@@ -298,9 +298,32 @@ SELECT current_setting('server_version_num')::integer AS version, current_settin
        pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only,
        current_setting('autovacuum')::boolean AS autovacuum, current_setting('track_counts')::boolean AS track_counts,
        current_setting('fsync')::boolean AS fsync, current_setting('synchronous_commit') AS synchronous_commit,
+       pg_size_bytes(current_setting('max_wal_size')) AS max_wal_size,
+       extract(epoch FROM current_setting('checkpoint_timeout')::interval)::float8 AS checkpoint_timeout,
+       current_setting('wal_compression') AS wal_compression, current_setting('shared_buffers') AS shared_buffers,
+       current_setting('log_statement') AS log_statement,
+       current_setting('log_min_duration_statement') AS log_min_duration_statement,
+       current_setting('commit_delay')::integer AS commit_delay,
        current_setting('max_connections')::integer AS max_connections,
        current_setting('superuser_reserved_connections')::integer
        + COALESCE(current_setting('reserved_connections', true)::integer, 0) AS reserved;
+
+-- name: checkup_activity
+-- What the server has done since its statistics were reset.
+SELECT c.num_timed AS timed, c.num_requested AS requested, extract(epoch FROM now() - c.stats_reset)::float8 AS seconds,
+       w.wal_bytes::float8 AS wal, w.wal_fpi AS pages, extract(epoch FROM now() - w.stats_reset)::float8 AS wal_seconds,
+       d.blks_read AS read, d.blks_hit AS hit
+FROM pg_stat_checkpointer c, pg_stat_wal w, pg_stat_database d WHERE d.datname = current_database();
+
+-- name: checkup_activity_before_17
+SELECT c.checkpoints_timed AS timed, c.checkpoints_req AS requested,
+       extract(epoch FROM now() - c.stats_reset)::float8 AS seconds,
+       w.wal_bytes::float8 AS wal, w.wal_fpi AS pages, extract(epoch FROM now() - w.stats_reset)::float8 AS wal_seconds,
+       d.blks_read AS read, d.blks_hit AS hit
+FROM pg_stat_bgwriter c, pg_stat_wal w, pg_stat_database d WHERE d.datname = current_database();
+
+-- name: checkup_indexes
+SELECT next_index_step(:keys) IS NULL AS complete;
 
 -- name: checkup_clock
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now;

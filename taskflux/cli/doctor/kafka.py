@@ -18,6 +18,10 @@ KAFKA = Subject("Kafka")
 
 EMBEDDED_RETENTION: Final = KAFKA.ok("offset retention", "the embedded broker keeps records and offsets until it ends")
 OFFSETS_RETENTION: Final = "offsets.retention.minutes"
+REBALANCE_DELAY: Final = "group.initial.rebalance.delay.ms"
+MOST_DELAY: Final = 500
+NEVER: Final = 2**63 - 1
+"""The default of flush.messages and flush.ms."""
 CHECK: Final = "check TASKFLUX_KAFKA__BOOTSTRAP_SERVERS and SECURITY_PROTOCOL, and read the brokers' logs"
 SINK_LOOKS_AGAIN: Final = 2.0
 """Seconds after which a dead-letter sink that works has committed something."""
@@ -55,6 +59,7 @@ async def _examine(
     findings += judge_topics(groups, replicas, kafka)
     findings += judge_replicas(replicas, configs, brokers)
     findings += judge_configs(configs, kafka)
+    findings += judge_costs(configs, broker)
     findings.append(EMBEDDED_RETENTION if kafka.tansu else judge_retention(configs, broker))
     findings.append(judge_idempotence(await checkup.idempotence_refused(), kafka))
     seen = await positions.read_all({topic: group for topic, group in groups.items() if topic in replicas})
@@ -162,6 +167,37 @@ def judge_configs(configs: Mapping[str, Config], kafka: KafkaSettings) -> Iterat
             "the broker does not tell us (DescribeConfigs: not known to it, or not allowed to us)",
             "look yourself: cleanup.policy=delete, retention.ms below offsets.retention.minutes, max.message.bytes",
         )
+
+
+def judge_costs(configs: Mapping[str, Config], broker: Config | None) -> Iterator[Finding]:
+    """Settings of topics and brokers that make each record, or each start of a handler, cost more."""
+    flushed = [
+        topic
+        for topic, config in sorted(configs.items())
+        if int(config.get("flush.messages", NEVER)) < NEVER or int(config.get("flush.ms", NEVER)) < NEVER
+    ]
+    if flushed:
+        yield KAFKA.warning(
+            "flush",
+            f"{', '.join(flushed)} force records to the disk (flush.messages, flush.ms)",
+            "unset them: a record is safe by its replicas, and a task by PostgreSQL",
+        )
+    packed = [t for t, config in sorted(configs.items()) if config.get("compression.type", "producer") != "producer"]
+    if packed:
+        yield KAFKA.warning(
+            "compression",
+            f"{', '.join(packed)} have a compression.type of their own: the broker packs each batch again",
+            "set compression.type=producer: our records are a few bytes",
+        )
+    delay = int((broker or {}).get(REBALANCE_DELAY, "0"))
+    if delay > MOST_DELAY:
+        yield KAFKA.warning(
+            "first rebalance",
+            f"{REBALANCE_DELAY} is {delay} ms: a handler that starts from zero waits so long for its first record",
+            f"set {REBALANCE_DELAY}=0 on the brokers",
+        )
+    if not flushed and not packed and delay <= MOST_DELAY:
+        yield KAFKA.ok("costs", "no topic flushes or packs each batch, and groups begin at once")
 
 
 def judge_retention(configs: Mapping[str, Config], broker: Config | None) -> Finding:

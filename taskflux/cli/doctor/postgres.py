@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskflux.cli.doctor.findings import Finding, Subject
 from taskflux.cli.shown import counted
 from taskflux.store.errors import SchemaTooOld, StoreError
-from taskflux.store.settings import PostgresSettings
+from taskflux.store.settings import PostgresSettings, keys_in
 from taskflux.store.upkeep import Checkup, Pooling, pooling
 from taskflux.worker.settings import Settings
 
@@ -23,20 +24,33 @@ SERVICE_POOL: Final = 4
 HANDLER_POOL: Final = 2
 SERVICES: Final = frozenset({"ingest", "relay", "notify"})
 """Deployments whose pool is the larger one."""
+GIB: Final = 2**30
+BLOCK: Final = 8192
+USUAL_FILL: Final = 0.6
+"""Share of a block that a whole page takes in the WAL, without the hole in it."""
+SOME_CHECKPOINTS: Final = 10
+MOST_PAGES: Final = 0.5
+SOME_BLOCKS: Final = 10_000_000
+MOST_MISSED: Final = 0.1
 LATE: Final = 60.0
 """Seconds by which a relay that keeps up is never late, beside the grace."""
 
 
 async def examine(checkup: Checkup, settings: Settings, types: Sequence[str]) -> list[Finding]:
     """Raises StoreError where PostgreSQL cannot be reached."""
-    findings = list(judge_server(await checkup.server()))
+    server = await checkup.server()
+    findings = list(judge_server(server))
+    findings += judge_costs(server, await checkup.activity(server["version"]))
     findings += judge_clock(*await checkup.clock_difference())
-    findings += judge_connections(await checkup.server(), *await checkup.connections(), settings, types)
+    findings += judge_connections(server, *await checkup.connections(), settings, types)
     findings.append(judge_transaction(await checkup.oldest_transaction()))
     try:
         findings.append(judge_schema(await checkup.missing_migrations()))
         findings.append(judge_partitions(await checkup.missing_partitions(WEEKS_AHEAD)))
         findings.append(judge_strays(await checkup.strays()))
+        findings.append(
+            judge_indexes(complete=await checkup.indexes_complete(keys_in(settings.postgres.metadata_keys)))
+        )
     except SchemaTooOld:
         findings.append(POSTGRES.problem("schema", "there is none yet", "run `taskflux migrate`"))
     return findings
@@ -85,6 +99,63 @@ def judge_server(server: Mapping[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield POSTGRES.ok("durability", f"synchronous_commit is {server['synchronous_commit']}")
+
+
+def judge_costs(server: Mapping[str, Any], since: Mapping[str, Any]) -> Iterator[Finding]:
+    """Settings that make each task cost more, by what the server has done `since` its statistics were reset."""
+    checkpoints, size = since["timed"] + since["requested"], server["max_wal_size"] / GIB
+    each = (since["seconds"] or 0.0) / max(checkpoints, 1)
+    told = (
+        f"one every {each:,.0f} s; {since['requested']} of {checkpoints} came before their time:"
+        f" max_wal_size ({size:.3g} GB) was reached"
+    )
+    if since["requested"] >= SOME_CHECKPOINTS and since["requested"] > since["timed"]:
+        rate = since["wal"] / max(since["wal_seconds"] or 0.0, 1.0)
+        enough = math.ceil(max(2 * size, 3 * rate * server["checkpoint_timeout"] / GIB))
+        yield POSTGRES.warning(
+            "checkpoints",
+            f"{told}. After each, the first change of a page writes the whole page to the WAL",
+            f"set max_wal_size = {enough}GB, and checkpoint_timeout = 15min",
+        )
+    else:
+        yield POSTGRES.ok("checkpoints", told)
+    pages = min(since["pages"] * BLOCK * USUAL_FILL / max(since["wal"], 1.0), 0.99)
+    if pages > MOST_PAGES and since["wal"] > GIB and server["wal_compression"] == "off":
+        yield POSTGRES.warning(
+            "whole pages",
+            f"about {pages:.0%} of {since['wal'] / GIB:,.0f} GB of WAL are whole pages; wal_compression is off",
+            "set wal_compression = lz4 (before PostgreSQL 15: on), and see to fewer checkpoints",
+        )
+    looked = since["read"] + since["hit"]
+    if since["read"] > MOST_MISSED * looked and looked > SOME_BLOCKS:
+        yield POSTGRES.warning(
+            "cache",
+            f"{since['read'] / looked:.0%} of the blocks were not in shared_buffers ({server['shared_buffers']})",
+            "raise shared_buffers, usually to a quarter of the memory",
+        )
+    if server["log_statement"] in ("mod", "all") or server["log_min_duration_statement"] == "0":
+        yield POSTGRES.warning(
+            "statement log",
+            "every statement is logged: that takes as long as many of them, and the log holds payloads",
+            "set log_statement = none, and log_min_duration_statement = 1s for our role or database",
+        )
+    if server["commit_delay"]:
+        yield POSTGRES.warning(
+            "commit delay",
+            f"commit_delay is {server['commit_delay']} µs: statements that have gathered a batch wait again",
+            "set commit_delay = 0: TaskFlux groups commits by itself",
+        )
+
+
+def judge_indexes(*, complete: bool) -> Finding:
+    """Lists by type, and by declared metadata, need their indexes on every partition."""
+    if complete:
+        return POSTGRES.ok("indexes", "every partition has them")
+    return POSTGRES.warning(
+        "indexes",
+        "some are missing: lists by type or by a declared metadata key read the tasks themselves",
+        "run `taskflux migrate` with the same TASKFLUX_POSTGRES__METADATA_KEYS",
+    )
 
 
 def judge_clock(ahead: float, error: float) -> Iterator[Finding]:

@@ -30,6 +30,25 @@ SERVER = {
     "max_connections": 100,
     "reserved": 3,
 }
+COSTS = {
+    "max_wal_size": 2**30,
+    "checkpoint_timeout": 300.0,
+    "wal_compression": "off",
+    "shared_buffers": "128MB",
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "commit_delay": 0,
+}
+QUIET = {
+    "timed": 1000,
+    "requested": 12,
+    "seconds": 86_400.0,
+    "wal": 2.0**30,
+    "pages": 10_000,
+    "wal_seconds": 86_400.0,
+    "read": 100_000,
+    "hit": 10_000_000,
+}
 KAFKA = KafkaSettings(partitions=12)
 TOPIC = {"cleanup.policy": "delete", "retention.ms": "345600000", "max.message.bytes": "20000000"}
 LOG = UUID(int=1)
@@ -52,6 +71,69 @@ def worst(findings: Iterable[Finding]) -> dict[str, str]:
 )
 def test_settings_of_postgresql(change: dict[str, Any], expected: dict[str, str]) -> None:
     assert worst(postgres.judge_server({**SERVER, **change})) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "since", "expected"),
+    [
+        ({}, {}, {}),
+        ({}, {"timed": 0, "requested": 0, "seconds": None, "wal": 0.0, "wal_seconds": None, "read": 0, "hit": 0}, {}),
+        ({}, {"timed": 3, "requested": 5}, {}),
+        ({}, {"timed": 100, "requested": 500}, {"checkpoints": "warning"}),
+        ({}, {"wal": 20.0 * 2**30, "pages": 3_000_000}, {"whole pages": "warning"}),
+        ({"wal_compression": "lz4"}, {"wal": 20.0 * 2**30, "pages": 3_000_000}, {}),
+        ({}, {"read": 4_000_000}, {"cache": "warning"}),
+        ({"log_statement": "all"}, {}, {"statement log": "warning"}),
+        ({"log_min_duration_statement": "0"}, {}, {"statement log": "warning"}),
+        ({"commit_delay": 1000}, {}, {"commit delay": "warning"}),
+    ],
+)
+def test_settings_of_postgresql_that_cost(
+    settings: dict[str, Any], since: dict[str, Any], expected: dict[str, str]
+) -> None:
+    assert worst(postgres.judge_costs({**COSTS, **settings}, {**QUIET, **since})) == expected
+
+
+@pytest.mark.parametrize(
+    ("wal_a_second", "enough"), [(1e6, 2), (10e6, 9), (100e6, 84)], ids=["a little", "much", "very much"]
+)
+def test_the_doctor_names_a_max_wal_size_that_is_enough(wal_a_second: float, enough: int) -> None:
+    since = {
+        **QUIET,
+        "timed": 1,
+        "requested": 100,
+        "seconds": 3000.0,
+        "wal": wal_a_second * 3000,
+        "wal_seconds": 3000.0,
+    }
+    (found, *_) = postgres.judge_costs(COSTS, since)
+    assert "one every 30 s; 100 of 101" in found.told
+    assert "max_wal_size (1 GB)" in found.told
+    assert found.do.startswith(f"set max_wal_size = {enough}GB")
+
+
+@pytest.mark.parametrize(
+    ("config", "broker", "expected"),
+    [
+        ({}, {}, {}),
+        ({}, None, {}),
+        ({"flush.messages": "9223372036854775807", "compression.type": "producer"}, {}, {}),
+        ({"flush.messages": "1"}, {}, {"flush": "warning"}),
+        ({"flush.ms": "1000"}, {}, {"flush": "warning"}),
+        ({"compression.type": "gzip"}, {}, {"compression": "warning"}),
+        ({}, {"group.initial.rebalance.delay.ms": "3000"}, {"first rebalance": "warning"}),
+        ({}, {"group.initial.rebalance.delay.ms": "0"}, {}),
+    ],
+)
+def test_settings_of_kafka_that_cost(
+    config: dict[str, str], broker: dict[str, str] | None, expected: dict[str, str]
+) -> None:
+    assert worst(kafka.judge_costs({"tasks.email": TOPIC | config}, broker)) == expected
+
+
+def test_missing_indexes_are_told() -> None:
+    assert postgres.judge_indexes(complete=True).level is Level.OK
+    assert "taskflux migrate" in postgres.judge_indexes(complete=False).do
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0.1, {}), (-6.0, {"clock": "warning"}), (5.5, {})])
