@@ -1,9 +1,18 @@
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from taskflux.local.ingest import merge
 from taskflux.telemetry.instruments import chosen
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # as in our processes
 
 
 def text(**attempts: int) -> str:
