@@ -64,7 +64,7 @@ def _refuse_constant(name: str) -> object:
     raise Problem(MALFORMED_JSON, f"{name} is not a JSON value (RFC 8259, section 6)")
 
 
-_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decoder: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 SMALL: Final = 64 * 1024
@@ -241,7 +241,12 @@ def decode_json(body: bytes, invalid: Kind = INVALID_TASK) -> Any:
         Problem: 400, saying where it stops being JSON; `invalid`, naming the field that holds half of a character.
     """
     try:
-        document = _decode(body.removeprefix(UTF_8_BOM).decode("utf-8"))
+        text = body.removeprefix(UTF_8_BOM).decode("utf-8")
+        # Most texts begin with an object and end with it; `decode` looks for spaces around it first, at a third of the
+        # cost.
+        document, end = _decoder.raw_decode(text) if text.startswith("{") else (None, -1)
+        if end != len(text):
+            document = _decoder.decode(text)
         if ESCAPE in body:
             check_characters(body, document)
         return document

@@ -156,8 +156,7 @@ def _submit(app: ASGIApp, requests: Requests, known: KnownHosts) -> Submit | Non
         return None
 
     def submit(headers: Pairs, body: bytes, answer: Answer) -> asyncio.Future[Any] | None:
-        refused = known.refuse(headers)
-        return None if refused is not None else direct.take(requests, headers, body, answer)
+        return None if known.refuse(headers) else direct.take(requests, headers, body, answer)
 
     return submit
 

@@ -158,22 +158,20 @@ class Tasks:
                 ttls=[key.ttl if key else None for key in keys],
                 grace=grace,
             )
-        accepted = {row["id"]: row for row in rows}
-        missing = [submission for submission in submissions if submission.id not in accepted]
-        others = await self._answer_missing(missing) if missing else {}
-        if len(others) < len(missing):
-            raise StoreBusy("an idempotency key expired while it was looked up")
-        return [
-            others[each.id]
-            if each.id in others
-            else Accepted(
-                each.id,
-                each.type,
-                accepted[each.id]["created_at"],
-                publish_now=grace > 0 and accepted[each.id]["due_now"],
-            )
+        answers: dict[UUID, Accepted | KeyReused] = {}
+        made = {row["id"]: row for row in rows}
+        outcomes = [
+            None
+            if (row := made.get(each.id)) is None
+            else Accepted(each.id, each.type, row["created_at"], False, grace > 0 and row["due_now"])
             for each in submissions
         ]
+        if len(made) < len(submissions):
+            missing = [each for each in submissions if each.id not in made]
+            answers = await self._answer_missing(missing)
+            if len(answers) < len(missing):
+                raise StoreBusy("an idempotency key expired while it was looked up")
+        return [outcome or answers[each.id] for each, outcome in zip(submissions, outcomes, strict=True)]
 
     async def _answer_missing(self, missing: Sequence[Submission]) -> dict[UUID, Accepted | KeyReused]:
         """What was not inserted repeats a key, or was written by an earlier try whose answer was lost."""

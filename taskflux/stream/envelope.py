@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from json.encoder import encode_basestring_ascii
 from typing import NamedTuple, NoReturn
 from uuid import UUID
 
@@ -172,13 +173,13 @@ class Poison(NamedTuple):
 def encode(task: Envelope | DeadTask, key: str | None = None) -> Encoded:
     """The record of a task, or its dead letter; `key` decides the partition instead of the task id."""
     task_id, trace = str(task.task_id), task.traceparent
-    body: dict[str, object] = {"taskId": task_id, "taskType": task.task_type, "version": task.version}
+    body = f'{{"taskId":"{task_id}","taskType":{encode_basestring_ascii(task.task_type)},"version":{task.version}'
     if isinstance(task, DeadTask):
-        body |= {"errorClass": task.error_class, "attempts": task.attempts}
+        body += f',"errorClass":{encode_basestring_ascii(task.error_class)},"attempts":{task.attempts}'
     elif task.probe:
-        body["probe"] = True
+        body += ',"probe":true'
     headers = ((TRACEPARENT, trace.encode("ascii", "replace")),) if trace else ()
-    return Encoded((key or task_id).encode("utf-8", "backslashreplace"), _ENCODE(body).encode(), headers)
+    return Encoded((key or task_id).encode("utf-8", "backslashreplace"), f"{body}}}".encode("ascii"), headers)
 
 
 def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = None) -> Envelope | Foreign | Poison:
