@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextvars import Context
@@ -48,7 +47,7 @@ from taskflux.http.requests import Answer, Client, Pairs, Requests, client_of, i
 from taskflux.http.task_types import Registered, TypeRegistry
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
-from taskflux.tasks.fields import OPTIONAL, digest, read_fields, rfc3339
+from taskflux.tasks.fields import OPTIONAL, compact, digest, read_fields, rfc3339
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
 from taskflux.tasks.states import State
 from taskflux.telemetry import metrics, tracing
@@ -60,8 +59,6 @@ LONGEST_IDEMPOTENCY_KEY: Final = 255
 
 PLAIN_TYPE: Final = "simulated"
 """The type of a task without one whose payload is a text, as all of FluxTask's are."""
-
-_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 
 
 def type_of(document: Any) -> str:
@@ -249,7 +246,7 @@ class Submissions:
         payload = document.get("payload")
         text = ""
         try:
-            text = _encode(payload)
+            text = compact(payload)
             if len(text) > task_type.max_bytes:
                 raise Problem(TOO_LARGE, excess(len(text), task_type.max_bytes))
             errors += registered.schema.errors(payload, text) if "payload" in document else []
@@ -271,7 +268,7 @@ class Submissions:
             schedule_at=given.get("scheduleAt"),
             delay=given.get("delaySeconds", 0.0),
             expires_at=given.get("expiresAt"),
-            metadata=None if metadata is None else _encode(metadata),
+            metadata=None if metadata is None else compact(metadata),
             traceparent=traceparent,
             idempotency=None if key is None else IdempotencyKey(key, digest(task_type.name, payload, given)),
             provider=task_type.provider,

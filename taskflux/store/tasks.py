@@ -106,12 +106,7 @@ class Tasks:
         self._inserts: dict[float, GroupCommit[Submission, Accepted | KeyReused]] = {}
 
     def accept(self, submission: Submission, grace: float) -> asyncio.Future[Accepted | KeyReused]:
-        """Make `submission` durable; those that come together share a statement.
-
-        Raises:
-            StoreUnavailable: PostgreSQL is unavailable; nothing is promised.
-            RefusedData: a value cannot be stored.
-        """
+        """Make `submission` durable, with those that come together. Raises StoreUnavailable, RefusedData."""
         return self._group(grace).submit(submission, submission.unique)
 
     async def accept_all(
@@ -133,10 +128,7 @@ class Tasks:
         """Make all of them durable in one statement; one outcome for each.
 
         Each `unique` of a submission occurs once among them. It may be called again with the same submissions after an
-        error: what was written then is recognized.
-
-        Raises:
-            StoreError: nothing is known to be written.
+        error (a StoreError: nothing is known to be written): what was written then is recognized.
         """
         keys = [each.idempotency for each in submissions]
         with tracing.batch(INSERT, [each.traceparent for each in submissions]) if tracing.on else UNTRACED:
@@ -147,18 +139,17 @@ class Tasks:
                 types=[each.type for each in submissions],
                 payloads=[each.payload for each in submissions],
                 max_attempts=[each.max_attempts for each in submissions],
-                keys=[each.key for each in submissions],
-                schedule_at=[each.schedule_at for each in submissions],
-                delays=[each.delay for each in submissions],
-                expires_at=[each.expires_at for each in submissions],
-                metadata=[each.metadata for each in submissions],
+                keys=_given([each.key for each in submissions]),
+                schedule_at=_given([each.schedule_at for each in submissions]),
+                delays=_given([each.delay for each in submissions]),
+                expires_at=_given([each.expires_at for each in submissions]),
+                metadata=_given([each.metadata for each in submissions]),
                 traceparents=[each.traceparent for each in submissions],
-                idempotency_keys=[key.key if key else None for key in keys],
-                digests=[key.digest if key else None for key in keys],
-                ttls=[key.ttl if key else None for key in keys],
+                idempotency_keys=_given([key and key.key for key in keys]),
+                digests=_given([key and key.digest for key in keys]),
+                ttls=_given([key and key.ttl for key in keys]),
                 grace=grace,
             )
-        answers: dict[UUID, Accepted | KeyReused] = {}
         made = {row["id"]: row for row in rows}
         outcomes = [
             None
@@ -166,12 +157,11 @@ class Tasks:
             else Accepted(each.id, each.type, row["created_at"], False, grace > 0 and row["due_now"])
             for each in submissions
         ]
-        if len(made) < len(submissions):
-            missing = [each for each in submissions if each.id not in made]
-            answers = await self._answer_missing(missing)
-            if len(answers) < len(missing):
-                raise StoreBusy("an idempotency key expired while it was looked up")
-        return [outcome or answers[each.id] for each, outcome in zip(submissions, outcomes, strict=True)]
+        missing = [each for each in submissions if each.id not in made] if len(made) < len(submissions) else []
+        others = await self._answer_missing(missing) if missing else {}
+        if len(others) < len(missing):
+            raise StoreBusy("an idempotency key expired while it was looked up")
+        return [outcome or others[each.id] for each, outcome in zip(submissions, outcomes, strict=True)]
 
     async def _answer_missing(self, missing: Sequence[Submission]) -> dict[UUID, Accepted | KeyReused]:
         """What was not inserted repeats a key, or was written by an earlier try whose answer was lost."""
@@ -196,10 +186,7 @@ class Tasks:
         """Insert a row for each that has none yet; return what is stored under each identity.
 
         New ones that are due now are left to the caller for `grace` seconds, at version 1. Each identity occurs once in
-        a batch. After an error, the call can be repeated with the same batch.
-
-        Raises:
-            StoreError: nothing is known to be written.
+        a batch. After a StoreError nothing is known to be written: the call can be repeated with the same batch.
         """
         rows = await self.database.fetch(
             SQL["adopt"],
@@ -290,6 +277,11 @@ class Tasks:
             note=note(reason),
         )
         return row is not None
+
+
+def _given(values: list[Any]) -> list[Any]:
+    """A column as `unnest` takes it: with none of the values, it fills the column with NULL, at no cost."""
+    return values if any(values) else []
 
 
 def _repeat(submission: Submission, row: Row) -> Accepted | KeyReused:

@@ -4,6 +4,7 @@
 
 -- name: insert_tasks
 -- A group commit of submissions. A repeated idempotency key inserts nothing and is answered by find_keys.
+-- An array may be empty in place of NULLs alone, that of delays in place of zeros.
 WITH input AS (
     SELECT * FROM unnest(
         :ids::uuid[], :tenants::text[], :types::text[], :payloads::text[], :max_attempts::integer[], :keys::text[],

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 LONGEST_DELAY: Final = timedelta(days=3653)
@@ -18,7 +19,19 @@ LONGEST_KEY: Final = 200
 LARGEST_METADATA: Final = 16 * 1024
 MOST_ATTEMPTS: Final = 1000
 
-_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+def _compact() -> Callable[[object], str]:
+    """`json.JSONEncoder.encode` with one encoder for all calls: creating it takes longer than writing a small text."""
+    whole = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+    create = getattr(json.encoder, "c_make_encoder", None)
+    if create is None:
+        return whole.encode
+    write = create(None, whole.default, encode_basestring_ascii, None, ":", ",", False, False, False)
+    return lambda document: "".join(write(document, 0))
+
+
+compact: Final = _compact()
+"""The text of a JSON document, compact and in ASCII. Raises ValueError for a number beyond the range of a double."""
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 Wrong = list[tuple[str, str]]
@@ -130,7 +143,7 @@ def _metadata(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("must be a JSON object")
     try:
-        size = len(_encode(value))
+        size = len(compact(value))
     except ValueError:
         raise ValueError("holds a number beyond the range of a double") from None
     if size > LARGEST_METADATA:
