@@ -334,6 +334,7 @@ class KnownHosts:
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
+        self.allowed = allowed
         self._refusal = lru_cache(NAMES)(partial(refusal, allowed))
 
     def refuse(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:

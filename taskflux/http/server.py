@@ -9,13 +9,14 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from taskflux.http.connections import Connections, Demands
-from taskflux.http.requests import Answer, KnownHosts, Pairs, Requests, Submit
+from taskflux.http.requests import KnownHosts, Requests, Submit
 from taskflux.telemetry.logs import frames
 from taskflux.worker.hosts import names
 from taskflux.worker.process import Process
@@ -155,10 +156,10 @@ def _submit(app: ASGIApp, requests: Requests, known: KnownHosts) -> Submit | Non
     if direct is None:
         return None
 
-    def submit(headers: Pairs, body: bytes, answer: Answer) -> asyncio.Future[Any] | None:
-        return None if known.refuse(headers) else direct.take(requests, headers, body, answer)
-
-    return submit
+    take: Submit = partial(direct.take, requests)
+    if not known.allowed:
+        return take
+    return lambda headers, *given: None if known.refuse(headers) else take(headers, *given)
 
 
 async def _first_of(watching: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:

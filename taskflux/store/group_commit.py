@@ -123,7 +123,7 @@ class GroupCommit(Generic[I, O]):
             RefusedData: this very item cannot be stored.
             StoreUnavailable: PostgreSQL was unavailable for longer than the patience; the item may have been written.
         """
-        group = _Group[I, O]((item,), (unique,), asyncio.get_running_loop().create_future())
+        group: _Group[I, O] = _Group((item,), (unique,), asyncio.get_running_loop().create_future())
         self._add(group)
         return group.future
 
@@ -132,7 +132,7 @@ class GroupCommit(Generic[I, O]):
 
         No value of `uniques` occurs twice among them.
         """
-        group = _Group[I, O](items, uniques, asyncio.get_running_loop().create_future(), single=False)
+        group: _Group[I, O] = _Group(items, uniques, asyncio.get_running_loop().create_future(), single=False)
         self._add(group)
         return group.future
 

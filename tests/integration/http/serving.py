@@ -88,6 +88,7 @@ async def served(
     grace: float = 5.0,
     linger: float = 0,
     demands: Demands = Demands(),  # noqa: B008 - it is frozen
+    allowed: Sequence[str] = (),
 ) -> AsyncIterator[Served]:
     """Serve `app` until the end of the block."""
     draining, hurry = asyncio.Event(), asyncio.Event()
@@ -102,6 +103,7 @@ async def served(
             linger=linger,
             hurry=hurry,
             listening=port.set_result,
+            allowed=allowed,
         )
     )
     address = f"http://127.0.0.1:{await port}"
