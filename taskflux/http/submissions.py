@@ -18,7 +18,6 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
-from uuid_utils.compat import uuid7
 
 from taskflux.http.bodies import (
     JSON,
@@ -45,6 +44,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.requests import Answer, Client, Pairs, Requests, client_of, incoming
 from taskflux.http.task_types import Registered, TypeRegistry
+from taskflux.store.database import new_id
 from taskflux.store.errors import StoreError
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
 from taskflux.tasks.fields import OPTIONAL, compact, digest, read_fields, rfc3339
@@ -260,7 +260,7 @@ class Submissions:
             raise not_valid(INVALID_TASK, errors)
         metadata = given.get("metadata")
         return Submission(
-            id=uuid7(),
+            id=new_id(),
             type=task_type.name,
             payload=text,
             max_attempts=given.get("maxAttempts", task_type.max_attempts),

@@ -34,6 +34,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
+from asyncpg.pgproto.pgproto import UUID as FastUUID
+from uuid_utils import uuid7
 
 from taskflux.store.errors import RefusedData, SchemaTooOld, StoreBusy, StoreError, StoreUnavailable
 from taskflux.store.settings import PostgresSettings
@@ -41,6 +43,7 @@ from taskflux.telemetry import metrics, outages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from uuid import UUID
 
 
 Row = Any
@@ -75,6 +78,12 @@ _REFUSED = (
 )
 
 _FIX: Final = "check that PostgreSQL runs, that it can be reached from here, and TASKFLUX_POSTGRES__DSN"
+
+
+def new_id() -> UUID:
+    """A UUIDv7 of asyncpg's own class: it is made, written and compared in a fraction of the time of Python's."""
+    made: UUID = FastUUID(uuid7().bytes)
+    return made
 
 
 class Database:

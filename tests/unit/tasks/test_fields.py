@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taskflux.tasks.fields import compact
@@ -16,6 +16,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(VALUES)
 @example(1e400)
 @example([{"a": [-(10**40), 1e16, 1e-7, -0.0, 0.1]}, '\x7f\u2028\ud800\U0001f600"\\/\t'])
