@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -253,14 +253,14 @@ class Claims:
             versions=[settlement.version for settlement in batch],
             states=[decision.state for decision in decisions],
             events=[decision.event for decision in decisions],
-            delays=[decision.delay for decision in decisions],
-            given_back=[int(decision.give_back) for decision in decisions],
-            releases=[decision.releases for decision in decisions],
-            results=[settlement.result for settlement in batch],
-            error_classes=[decision.error_class for decision in decisions],
-            reasons=[settlement.reason for settlement in batch],
-            notes=[settlement.note for settlement in batch],
-            spans=[settlement.span for settlement in batch],
+            delays=_unless(0, [decision.delay for decision in decisions]),
+            given_back=_unless(0, [int(decision.give_back) for decision in decisions]),
+            releases=_unless(0, [decision.releases for decision in decisions]),
+            results=_unless(None, [settlement.result for settlement in batch]),
+            error_classes=_unless(None, [decision.error_class for decision in decisions]),
+            reasons=_unless(None, [settlement.reason for settlement in batch]),
+            notes=_unless("", [settlement.note for settlement in batch]),
+            spans=_unless(None, [settlement.span for settlement in batch]),
             workers=self._identities,
             label=self.worker.label,
             least=ids[0],
@@ -296,3 +296,8 @@ class Claims:
         metrics.ATTEMPTS.labels(task_type, _SUCCEEDED.value).inc(len(settlements) - others.total())
         for event, count in others.items():
             metrics.ATTEMPTS.labels(task_type, event.value).inc(count)
+
+
+def _unless(usual: object, values: list[Any]) -> list[Any]:
+    """`values`, or none where each is the `usual` one: asyncpg looks closely at every element of an array."""
+    return values if values.count(usual) < len(values) else []

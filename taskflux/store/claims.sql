@@ -131,7 +131,8 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cl
 -- that this process has had (:workers), which it deletes. Once the lease was ended, the wide row says what the claim has
 -- said (`end_claims`), and the outcome still counts; so it does later, with `succeeded` or `dead`, while the task was
 -- not claimed again (`claim_version`): the attempt that was given back when its worker was lost did happen. A task that
--- was released without an error, before it ran, stays a suspect.
+-- was released without an error, before it ran, stays a suspect. An array that would hold nothing but zeros, empty texts
+-- or NULLs comes empty: unnest fills it with NULLs.
 WITH locked AS MATERIALIZED (
     SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.version FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
@@ -151,7 +152,9 @@ WITH locked AS MATERIALIZED (
            array_agg(published_at ORDER BY task_id) AS published, array_agg(claimed_at ORDER BY task_id) AS claimed
     FROM released WHERE attempt IS NOT NULL
 ), outcome AS MATERIALIZED (
-    SELECT i.*, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
+    SELECT i.version, i.state, i.event, COALESCE(i.delay, 0) AS delay, COALESCE(i.given_back, 0) AS given_back,
+           COALESCE(i.handbacks, 0) AS handbacks, i.result, i.error_class, i.reason, COALESCE(i.note, '') AS note,
+           i.span, i.place, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
     FROM freed f CROSS JOIN ROWS FROM (
         unnest(:versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
                :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import combinations
 from uuid import uuid4
 
 import pytest
@@ -53,6 +55,39 @@ async def test_the_next_claim_knows_the_span_of_the_last_attempt_that_was_record
         assert claim.attempt_span == "00-one"
     (again,) = await worker.reclaim({claim.id: claim.version - 1})
     assert again.attempt_span == "00-one"
+
+
+async def test_an_outcome_is_written_the_same_whatever_else_is_in_its_statement(scene: Scene) -> None:
+    worker = await scene.worker()
+    decisions = [
+        succeeded(None),
+        succeeded({"id": "7"}),
+        RETRY,
+        replace(RETRY, delay=0.0, reason=""),
+        DEAD,
+        HELD,
+        release("drain"),
+        release("drain", releases=2),
+        replace(RETRY, give_back=True, result={"reached": 2}),
+    ]
+
+    async def written(together: list[Decision]) -> list[tuple[object, ...]]:
+        claims = await scene.running(worker, len(together))
+        pairs = list(zip(claims, together, strict=True))
+        settlements = [Settlement(claim.id, claim.version, decision) for claim, decision in pairs]
+        assert all(each.written for each in await worker.settle_all(settlements))
+        found = []
+        for claim in claims:
+            row, due = await scene.row(claim.id), await scene.due(claim.id)
+            names = ("state", "attempts", "handbacks", "result", "error_class", "error_reason", "attempt_span")
+            entry = dict((await scene.timeline(claim.id))[-1]) | {"at": None}
+            found.append((*(row[name] for name in names), entry, due and round(due["wait"] / 30)))
+        return found
+
+    alone = [(await written([decision]))[0] for decision in decisions]
+    assert await written(decisions) == alone
+    for first, second in combinations(range(len(decisions)), 2):
+        assert await written([decisions[first], decisions[second]]) == [alone[first], alone[second]]
 
 
 async def test_a_released_task_is_due_at_once_and_spends_no_attempt(scene: Scene) -> None:
