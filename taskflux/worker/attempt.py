@@ -217,8 +217,8 @@ class Slots:
             if not called_up.done():  # its attempt was cancelled, and has not noticed it yet
                 self._hold(running)
                 called_up.set_result(None)
-        if self._beginning:
-            return  # which goes on with the line
+        if self._beginning or not (self._free and self._line):
+            return  # the one that begins goes on with the line
         wanted = min(self._free, len(self._line), len(self._line) if self._waited else 1)
         while len(self._hired) < wanted:
             task = asyncio.create_task(self._run_line(), context=Context())

@@ -156,13 +156,14 @@ class Worker:
             return
         received = None if span is None else span.traceparent
         taken = self._start(claimed, ours, received)
-        left = {each.task_id: each.version for each in ours.values() if each.task_id not in taken}
-        if left:
+        done = len(taken)
+        if done < len(ours):
+            left = {task: version for task, version in self._asked.items() if task not in taken}
             suspects = await self._claim_suspects(left, ours, received)
             if suspects is None:
                 return
-            taken |= suspects
-        self._skipped.inc(len(records) - len(poison) - later - len(taken & ours.keys()))
+            done += len(suspects & left.keys())
+        self._skipped.inc(len(records) - len(poison) - later - done)
         self._consumer.note_done(records)
 
     def _start(
@@ -249,7 +250,9 @@ class Worker:
                 unknown = {task: at for task, at in versions.items() if not self._executor.holds(task, at + 1)}
                 found += await claims.reclaim(unknown)
             asked = True
-            others = {task: versions[task] for task in versions.keys() - {claim.id for claim in found}}
+            others = versions
+            if found:
+                others = {task: versions[task] for task in versions.keys() - {claim.id for claim in found}}
             try:
                 return term, [*found, *await claims.claim(self._type, others, suspects=suspects)]
             except LeaseEnded:
