@@ -370,7 +370,11 @@ def _finder(wanted: TaskFilter, limit: int, built: Collection[str]) -> tuple[Sta
         if state in (State.SCHEDULED, State.QUEUED):
             return SQL["find_waiting"], {**narrow, "queued": state == State.QUEUED, "few": FEW}
         return SQL["find_narrow"], narrow
-    return SQL["find_by_type" if wanted.type is not None and TYPE_INDEX in built else "find_recent"], walk
+    if wanted.type is not None and TYPE_INDEX not in built:
+        return SQL["find_recent"], walk
+    if state == State.SUCCEEDED and not metadata:
+        return SQL["find_beyond_due"], {"most": 4 * limit}
+    return SQL["find_recent" if wanted.type is None else "find_by_type"], walk
 
 
 def _bounds(wanted: TaskFilter, after: UUID | None) -> tuple[UUID, UUID]:

@@ -144,6 +144,10 @@ FROM tasks_by_type(
     :tenant, :type, :states, :created_from, :created_before, :quoted, :bare, :below, :start, :look, :most
 );
 
+-- name: find_beyond_due
+-- Those that wait for nothing, of one type or of all.
+SELECT ids, ended FROM tasks_beyond_due(:type, :below, :start, :most);
+
 -- name: find_by_metadata
 -- Those with a member of their metadata that is a declared key: :document has it alone.
 SELECT ids, ended FROM tasks_by_metadata(:name, :document, :below, :start, :most);

@@ -51,6 +51,38 @@ BEGIN
     INTO ids, ended;
 END $$;
 
+-- The newest ones without an outbox row, of one type or of all: by indexes alone where vacuum was, since a million may
+-- wait that are newer. Of all types, the outbox is passed in blocks: as many tasks as rows, and no task is without one.
+-- A task that has ended although an outbox row is left (docs/protocol.md, races) is found once that row is dropped.
+CREATE FUNCTION tasks_beyond_due(
+    of_type text, below uuid, start uuid, most integer, OUT ids uuid[], OUT ended uuid
+) LANGUAGE plpgsql STABLE SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off
+  SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+DECLARE
+    block CONSTANT integer := 5000;
+    edge  uuid;
+BEGIN
+    IF of_type IS NOT NULL THEN
+        ids := ARRAY(
+            SELECT t.id FROM tasks t LEFT JOIN due d ON d.task_id = t.id
+            WHERE t.type = of_type AND t.id < below AND t.id >= start AND d.task_id IS NULL
+            ORDER BY t.id DESC LIMIT most);
+        ended := ids[most];
+        RETURN;
+    END IF;
+    LOOP
+        edge := (SELECT task_id FROM due WHERE task_id < below AND task_id >= start AND NOT dead
+                 ORDER BY task_id DESC OFFSET block - 1 LIMIT 1);
+        EXIT WHEN edge IS NULL OR block < (
+            SELECT count(*) FROM (SELECT FROM tasks WHERE id < below AND id >= edge LIMIT block + 1) AS others);
+        below := edge;
+    END LOOP;
+    ids := ARRAY(
+        SELECT t.id FROM tasks t LEFT JOIN due d ON d.task_id = t.id
+        WHERE t.id < below AND t.id >= start AND d.task_id IS NULL ORDER BY t.id DESC LIMIT most);
+    ended := ids[most];
+END $$;
+
 -- Those with this member in their metadata, by the index of a declared key; some may have another value of the same
 -- hash.
 CREATE FUNCTION tasks_by_metadata(

@@ -170,13 +170,13 @@ async def test_a_search_without_an_index_ends_in_time(database: Database, monkey
     monkeypatch.setattr(listing, "SEARCH", 0.0)
     (wanted,) = await submit(database, metadata='{"a":1}')
     assert (await Tasks(database).page("default", TaskFilter(metadata={"a": "1"}), 50)).after is None
-    await submit(database, 25, type="email")
+    await submit(database, 25, type="email", key="k")
     with pytest.raises(SearchTooLong) as raised:
         await Tasks(database).page("default", TaskFilter(metadata={"a": "1"}), 50)
     assert set(raised.value.not_indexed) == {"a"}
     assert abs(raised.value.since - datetime.now(UTC)) < timedelta(minutes=5)
     with pytest.raises(SearchTooLong) as raised:
-        await Tasks(database).page("default", TaskFilter(State.SUCCEEDED), 50)
+        await Tasks(database).page("default", TaskFilter(type="sms", key="k"), 50)
     assert not raised.value.not_indexed
     page = await Tasks(database).page("default", TaskFilter(type="simulated"), 50)  # by the index of types
     assert [row["id"] for row in page.rows] == [wanted]
@@ -228,6 +228,31 @@ async def test_metadata_of_a_declared_key_is_found_by_its_index(
 async def test_metadata_that_is_no_json_can_be_stored_though_a_key_is_declared(declared: Database) -> None:
     (task,) = await submit(declared, metadata='{"a":NaN')
     assert await listed(declared, TaskFilter()) == [task]
+
+
+async def test_tasks_that_have_ended_are_found_among_and_behind_many_that_wait(database: Database) -> None:
+    """The outbox is passed in blocks of 5,000."""
+    behind = await submit(database, 2)
+    await end(database, behind, DONE)
+    await sql(database, WAITING, 11_000)
+    assert await listed(database, TaskFilter(State.SUCCEEDED)) == newest_first(behind)
+    among = [row["id"] for row in await sql(database, "SELECT id FROM tasks ORDER BY id OFFSET 3000 LIMIT 2")]
+    await sql(database, "UPDATE tasks SET state = 'succeeded' WHERE id = ANY($1)", among)
+    await sql(database, "DELETE FROM due WHERE task_id = ANY($1)", among)
+    await sql(database, "UPDATE tasks SET state = 'dead' WHERE id = (SELECT id FROM tasks ORDER BY id DESC LIMIT 1)")
+    for limit in (1, 50):
+        found = await listed(database, TaskFilter(State.SUCCEEDED), limit)
+        assert found == newest_first(among + behind)
+        assert await listed(database, TaskFilter(State.SUCCEEDED, "simulated"), limit) == found
+
+
+WAITING = """
+WITH made AS (
+    INSERT INTO tasks (id, type, payload, max_attempts) SELECT uuidv7(), 'simulated', '{}', 8
+    FROM generate_series(1, $1::integer) RETURNING id, type
+)
+INSERT INTO due (task_id, type, version, publish_at) SELECT id, type, 1, never() FROM made
+"""
 
 
 async def test_a_task_that_no_longer_waits_is_not_listed_though_due_still_has_its_row(database: Database) -> None:

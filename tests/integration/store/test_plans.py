@@ -56,7 +56,7 @@ async def test_no_statement_of_the_daily_work_scans_a_table(size: int, own_scene
     assert scans == {}
 
 
-async def test_a_look_for_what_is_due_reads_no_promise_that_was_kept(own_scene: Scene) -> None:
+async def test_a_look_at_the_outbox_reads_no_promise_that_was_kept(own_scene: Scene) -> None:
     scene, worker = own_scene, await own_scene.worker()
     await scene.direct.execute("VACUUM due")
     look = await scene.direct.prepare(STATEMENTS["next_due"].text)
@@ -77,6 +77,7 @@ async def test_a_look_for_what_is_due_reads_no_promise_that_was_kept(own_scene: 
 SELECTIVE = (
     TaskFilter(type="rare"),
     TaskFilter(type="email"),
+    TaskFilter(State.SUCCEEDED, "rare"),
     TaskFilter(State.SCHEDULED, "rare"),
     TaskFilter(metadata={"order": "7"}),
     TaskFilter(metadata={"order": "none"}),
