@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from benchmarks import goals
 from benchmarks.backlog import nap_backlog, noop_backlog
 from benchmarks.cold_start import cold_start
 from benchmarks.curves import CURVES
+from benchmarks.growth import growth
 from benchmarks.lab import ROOT, Build, Lab, open_lab
 from benchmarks.latency import latency
 from benchmarks.mail import mail
@@ -51,6 +53,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "observability": observability,
     "measuring": measuring,
     "writes": writes,
+    "growth": growth,
 }
 
 
@@ -108,6 +111,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--embedded", action="store_true", help="the embedded broker, also where Java and Maven are")
     parser.add_argument("--peers", action="store_true", help="other task systems on the same servers: make bench-peers")
     parser.add_argument("--rounds", type=int, help="rounds of each measure")
+    parser.add_argument("--rows", type=int, help="tasks in the grown database of `growth`, 2 million by default")
+    parser.add_argument("--waiting", type=int, help="of these, tasks that wait, 200,000 by default")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured next to this one")
     parser.add_argument(
         "--json",
@@ -123,7 +128,8 @@ async def measured(options: argparse.Namespace) -> bool:
     """Measure, print, and write after each measure; whether all went well."""
     effort = QUICK if options.quick else FULL
     if options.rounds:
-        effort = Effort(options.rounds, options.rounds, effort.scale)
+        effort = replace(effort, rounds=options.rounds, few=options.rounds)
+    effort = replace(effort, rows=options.rows or effort.rows, waiting=options.waiting or effort.waiting)
     builds = [Build("TaskFlux")]
     if options.against:
         builds.append(Build(f"TaskFlux in {options.against.name}", options.against.resolve()))

@@ -13,12 +13,14 @@ Contestant = Callable[[], Awaitable[Sample]]
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much is measured. `scale` multiplies what a round does (tasks, seconds); `few` are the rounds of a measure
-    whose rounds take long.
+    whose rounds take long. `rows` and `waiting` are tasks that have ended and that wait, where that is measured.
     """
 
     rounds: int
     few: int
     scale: float
+    rows: int = 2_000_000
+    waiting: int = 200_000
 
     def some(self, full: int) -> int:
         """`full`, scaled."""

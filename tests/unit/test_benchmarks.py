@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import goals, guard, load, writes
+from benchmarks import goals, growth, guard, load, writes
 from benchmarks.cpu import INSTRUCTIONS, OWN
 from benchmarks.proc import Instructions, cpu_seconds, family_cpu_seconds
 from benchmarks.report import Column, Table
@@ -211,3 +211,13 @@ async def test_a_load_with_a_rate_begins_so_many_requests_a_second(capsys: pytes
         await load.main(port, "/tasks", "application/json", 8, 0.5, 100.0, b"{}")
     found = json.loads(capsys.readouterr().out)
     assert 40 <= found["answered"] <= 60
+
+
+def test_growth_shows_each_figure_of_the_grown_database_beside_the_empty_one() -> None:
+    taken = {
+        "empty": [{"a": 10.0, "b": 0.0}, {"a": 20.0, "b": 1.0}],
+        "grown": [{"a": 12.0, "b": 1.0}, {"a": 20.0, "b": 1.0}],
+    }
+    rows = growth.side_by_side(taken)
+    assert rows["a"] == [{"empty": 10.0, "grown": 12.0, "×": 1.2}, {"empty": 20.0, "grown": 20.0, "×": 1.0}]
+    assert list(rows) == ["a", "b"]
