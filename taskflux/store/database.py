@@ -198,7 +198,7 @@ class Database:
 
 
 async def _nothing_to_reset(connection: Any) -> None:
-    """We set nothing on a connection, so the pool's usual reset would be a useless round trip."""
+    """What we set on a connection stays, so the pool's usual reset would be a round trip that does harm."""
 
 
 @contextmanager

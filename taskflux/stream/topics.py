@@ -7,7 +7,7 @@ letters of every type go to `shop-tasks.dlq`, which the group `shop-taskflux.dlq
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 
 Place = tuple[str, int]
 """A topic, and the number of one of its partitions."""
@@ -43,7 +43,6 @@ def check_topic(name: str) -> str:
 
 
 @cache  # it is called for each record
-@lru_cache(1000)
 def task_topic(prefix: str, task_type: str) -> str:
     """The topic of a type's records. Raises ValueError if `task_type` is invalid."""
     return f"{prefix}{_TOPIC}{check_task_type(task_type)}"
