@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import os
@@ -64,7 +65,10 @@ def run(name: str) -> int:
     from taskflux.worker import process
     from taskflux.worker.worker import service_of
 
-    return process.run(service_of(load(name)))
+    service = service_of(load(name))
+    gc.freeze()  # otherwise, the first collection would look through all that was imported
+    gc.enable()
+    return process.run(service)
 
 
 def load_own(names: Sequence[str]) -> Mapping[str, Handler[Any]]:
