@@ -186,7 +186,7 @@ async def _round(pid: int, port: int, seconds: float) -> Sample:
 
 
 async def _load(port: int, seconds: float) -> dict[str, float]:
-    argv = ("-m", "benchmarks.load", str(port), "/tasks", str(CONNECTIONS), str(seconds))
+    argv = ("-m", "benchmarks.load", str(port), "/tasks", "application/json", str(CONNECTIONS), str(seconds))
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(sys.executable, *argv, cwd=ROOT, stdin=pipe, stdout=pipe)
     output, _ = await child.communicate(BODY)

@@ -379,19 +379,20 @@ class Direct:
             return None
         given, key = by_name.get(b"traceparent"), by_name.get(b"idempotency-key")
         trace = (incoming(given) if given is not None else None) or tracing.new_traceparent()
-        held = Held(self._flight)
+        held, future = Held(self._flight), None
         try:
             held.take(len(body))
             held.take(weigh(body))
             document = decode_json(body)
             submission = self._submissions.read_now(document, None if key is None else key.decode("latin-1"), trace)
+            if submission is not None:
+                future = self._submissions.intake.accept(submission)
         except Exception:  # noqa: BLE001 - the general way meets it again, and answers
             submission = None
-        if submission is None:
+        if submission is None or future is None:
             held.give_all()
             return None
         requests.in_progress += 1
-        future = self._submissions.intake.accept(submission)
         began = future.get_loop().time()
         future.add_done_callback(
             partial(self._conclude, requests, held, submission, began, answer), context=self._context

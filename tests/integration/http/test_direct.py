@@ -23,6 +23,7 @@ from taskflux.telemetry import logs, metrics
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import TRACE
 from tests.integration.http.serving import served
+from tests.integration.system.stack import eventually
 from tests.unit.http.memory import Fixture, counted
 
 LIMITS: Final = Limits(max_body_bytes=20_000, max_item_bytes=1_000, bytes_in_flight=200_000)
@@ -214,6 +215,31 @@ async def test_it_answers_counts_and_stores_what_the_framework_does(seed: int, m
     finally:
         for name in ("taskflux.http.requests", "taskflux.http.bodies"):
             logging.getLogger(name).removeHandler(handler)
+
+
+async def test_what_waits_is_given_up_with_its_client_and_counted_as_by_the_framework() -> None:
+    body = b'{"taskType":"simulated","payload":"x"}'
+    head = b"POST /tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    counts = []
+    for direct in (True, False):
+        before = counted(metrics.HTTP_REQUESTS)
+        async with side(direct=direct) as found:
+            intake, flight = found.http.intake, found.http.app.state.flight
+            intake.gate.clear()
+            _, writer = await asyncio.open_connection("127.0.0.1", found.port)
+            writer.write(head % len(body) + body)
+            await asyncio.wait_for(intake.entered.acquire(), 5)
+            assert (found.taken[True], flight.bytes > 0) == (int(direct), True)
+            writer.close()
+
+            async def given_up() -> bool:
+                return not intake.in_flight and flight.bytes == 0  # noqa: B023 - called in this turn of the loop only
+
+            await eventually(given_up, "what it held is released")
+            intake.gate.set()
+        assert intake.accepted == []
+        counts.append(counted(metrics.HTTP_REQUESTS) - before)
+    assert counts[0] == counts[1] == {("POST", "/tasks", "aborted"): 1}
 
 
 async def test_a_repeated_key_gets_the_first_answer_from_either() -> None:
