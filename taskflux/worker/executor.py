@@ -103,7 +103,7 @@ class Executor:
         self._clock = clock
         self._patience = patience
         self._concurrency = concurrency
-        self._slots = Slots(concurrency, self._run)
+        self._slots = Slots(concurrency, self._run, clock)
         self._payloads = Payloads(payload_bytes, handler, lease.claims.payload)
         self._blocking = handler.blocking
         self._threads = Threads(handler.name)
@@ -140,11 +140,13 @@ class Executor:
     def room(self) -> int:
         """Claims that may be taken now: as many may wait here as may run, and more of those that end soon.
 
+        None while more than half of those are here: a statement for a few claims costs as much as one for many.
         Outcomes on their way to PostgreSQL take no room, up to two batches of them, nor does what waits for its turn.
         """
         slots = self._concurrency - len(self._stuck)
-        most = slots + self._slots.in_line(slots)
-        return max(0, most - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH))
+        in_line = self._slots.in_line(slots)
+        room = slots + in_line - self._active + min(self._outcomes.under_way, 2 * SETTLE_BATCH)
+        return room if room > 0 and 2 * room >= in_line else 0
 
     @property
     def stuck_for(self) -> float:

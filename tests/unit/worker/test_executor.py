@@ -704,6 +704,17 @@ async def test_no_more_run_at_once_than_the_concurrency_allows(scene: Scene) -> 
     assert (most, place.executor.room) == (2, 4)
 
 
+@pytest.mark.parametrize(("claims", "room"), [(0, 20), (10, 10), (15, 5), (16, 0), (20, 0)])
+async def test_no_few_claims_are_taken_while_enough_are_in_line(scene: Scene, claims: int, room: int) -> None:
+    calls = Calls(waits=True)
+    place = await Workplace.of(scene, calls, concurrency=10)
+    place.begin(*(await place.claim(claims) if claims else []))
+    assert place.executor.room == room
+    calls.go.set()
+    await place.settled()
+    assert place.executor.room == 20
+
+
 async def test_a_drain_releases_what_has_not_begun_and_lets_the_rest_end(scene: Scene) -> None:
     calls = Calls(waits=True)
     place = await Workplace.of(scene, calls, concurrency=1)
