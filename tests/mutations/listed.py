@@ -270,6 +270,13 @@ _STORE: Final = (
         PUBLISHING,
     ),
     Mutation(
+        "what follows a confirmation on its connection does not wait for the disk either",
+        "taskflux/store/publishing.sql",
+        "set_config('synchronous_commit', 'off', true)",
+        "set_config('synchronous_commit', 'off', false)",
+        PUBLISHING,
+    ),
+    Mutation(
         "a late confirmation ends the dead letter of a later death",
         "taskflux/store/publishing.sql",
         "AND d.dead AND d.version = i.version ORDER BY",
