@@ -16,6 +16,7 @@ CLAIM_RACES: Final = ("tests/integration/store/test_claim_races.py",)
 CLOCK_STEPS: Final = ("tests/integration/store/test_clock_steps.py",)
 PUBLISHING: Final = ("tests/integration/store/test_publishing.py",)
 AUDIT: Final = ("tests/integration/store/test_audit.py",)
+AUDITOR: Final = ("tests/unit/upkeep/test_auditor.py",)
 LOCK_ORDER: Final = ("tests/integration/store/test_lock_order.py",)
 TASKS: Final = ("tests/integration/store/test_tasks.py",)
 RECEIPTS: Final = ("tests/integration/store/test_receipts.py",)
@@ -324,6 +325,20 @@ _STORE: Final = (
         "leaders.expires_at > clock_timestamp() + make_interval(secs => :seconds)",
         "false",
         CLOCK_STEPS,
+    ),
+    Mutation(
+        "the auditor compares suspects with positions from before they were read",
+        "taskflux/upkeep/recovery.py",
+        "await self._read(types | known.keys())",
+        "await self._read(types - known.keys())",
+        AUDITOR,
+    ),
+    Mutation(
+        "the auditor takes what the log has dropped for delivered",
+        "taskflux/store/upkeep.sql",
+        "AND p.published_offset >= k.next AND",
+        "AND",
+        AUDITOR,
     ),
     Mutation(
         "the auditor requeues a task that was published again since",
