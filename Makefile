@@ -147,6 +147,10 @@ bench: $(VENV)/.dev ## the benchmark suite beside its floors, on Apache Kafka (A
 bench-peers: $(VENV)/.dev $(VENV)/peers/.made ## the same with FastStream, taskiq, Dramatiq, arq, procrastinate and Celery
 	$(BIN)/python -m benchmarks --peers $(ARGS)
 
+.PHONY: bench-guard
+bench-guard: $(VENV)/.dev ## fails when a task costs the worker or ingest 30 % more than before (ARGS=--write: from now on)
+	@$(BIN)/python -m benchmarks.guard $(ARGS)
+
 .PHONY: bench-plots
 bench-plots: $(VENV)/peers/.made ## docs/images/bench-*.png from what these two have measured (ARGS names other samples)
 	$(VENV)/peers/bin/python -m benchmarks.peers.plots $(or $(ARGS),build/bench.json) docs/images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
@@ -34,13 +35,13 @@ def cpu_seconds(pid: int) -> float:
 def family(pid: int) -> Iterator[int]:
     """The process and all that it has started, as far as they live."""
     yield pid
-    for thread in sorted(_PROC.glob(f"{pid}/task/*/children")):
-        try:
-            children = thread.read_text().split()
-        except OSError:  # the thread has ended
-            continue
-        for child in children:
-            yield from family(int(child))
+    try:
+        threads = list((_PROC / str(pid) / "task").iterdir())
+        children = [(thread / "children").read_text().split() for thread in threads]
+    except OSError:  # it, or a thread of it, has ended
+        return
+    for child in itertools.chain(*children):
+        yield from family(int(child))
 
 
 def family_cpu_seconds(pid: int) -> float:

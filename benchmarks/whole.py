@@ -22,10 +22,12 @@ COLUMNS: Final = (
     Column("CPU µs/task", 1),
     *(Column(f"{part} µs", 1) for part in ("ingest", "worker", "relay", "PostgreSQL", "Kafka")),
     Column("WAL bytes/task"),
+    Column("stored bytes/task"),
 )
 COUNTED: Final = ("ingest", "worker", "PostgreSQL")
 """Whose CPU is that of a task: the relay only looks on, and the broker is the same for everybody."""
 WAL: Final = "SELECT pg_current_wal_insert_lsn() - '0/0'"
+STORED: Final = "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'tasks'::regclass"
 TOOK: Final = "SELECT extract(epoch FROM max(updated_at) - min(created_at))::float8 FROM tasks"
 UNSETTLED: Final = "tasks WHERE state <> 'succeeded'"
 
@@ -68,7 +70,7 @@ async def _round(lab: Lab, scene: Scene, processes: dict[str, Process], port: in
         tasks = round(found["answered"]) * load.tasks
         await until(partial(_settled, connection), "what was submitted is settled", pause=0.3)
         wal = await connection.fetchval(WAL) - wal
-        took = await connection.fetchval(TOOK)
+        took, stored = await connection.fetchval(TOOK), await connection.fetchval(STORED)
     finally:
         await connection.close()
     spent = {name: (family_cpu_seconds(pid) - before[name]) / tasks * 1e6 for name, pid in pids.items()}
@@ -77,6 +79,7 @@ async def _round(lab: Lab, scene: Scene, processes: dict[str, Process], port: in
         "CPU µs/task": sum(spent[name] for name in COUNTED),
         **{f"{name} µs": value for name, value in spent.items()},
         "WAL bytes/task": float(wal) / tasks,
+        "stored bytes/task": float(stored) / tasks,
     }
 
 

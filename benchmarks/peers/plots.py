@@ -44,15 +44,17 @@ def draw_lines(axes: Any, found: Lines, x_label: str, y_label: str, style: str =
         axes.fill_between(
             xs, [min(values) for _, values in points], [max(values) for _, values in points], color=colour, alpha=0.15
         )
-    axes.set_xscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False)
+
+
+def show_ticks(axes: Any, found: Lines) -> None:
+    """What was measured, and nothing between."""
     ticks = sorted({x for points in found.values() for x, _ in points})
     axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False)
 
 
 def throughput(measures: Measures, folder: Path) -> None:
@@ -70,6 +72,9 @@ def throughput(measures: Measures, folder: Path) -> None:
     for axes, (key, column, x_label, y_label) in zip(grid.flat, shown, strict=False):
         draw_lines(axes, lines(measures[key], column), x_label, y_label)
         axes.set_title(measures[key]["title"], fontsize=9)
+        axes.set_xscale("log")
+        show_ticks(axes, lines(measures[key], column))
+        axes.set_ylim(bottom=0)
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_visible(False)
     save(figure, folder / "bench-throughput.png")
@@ -85,7 +90,9 @@ def latency(measures: Measures, folder: Path) -> None:
             found = lines(measures["under-load"], f"{what} {share} ms")
             draw_lines(axes, found, "submits a second", "ms", style, f", {share}")
         axes.set_title({"answer": "submit → 202"}.get(what, "row stored → handler started"), fontsize=9)
-        axes.set_yscale("symlog", linthresh=10)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=1)
+        show_ticks(axes, found)
         axes.yaxis.set_major_formatter("{x:,.0f}")
     save(figure, folder / "bench-latency.png")
 
@@ -117,6 +124,28 @@ def peers(measures: Measures, folder: Path) -> None:
     save(figure, folder / "bench-peers.png")
 
 
+def growth(measures: Measures, folder: Path) -> None:
+    """Empty tables beside grown ones: the steps of a task, and what is looked up."""
+    if "growth" not in measures:
+        return
+    contestants = measures["growth"]["contestants"]
+    kinds = (("CPU µs of PostgreSQL per task", ", CPU µs"), ("ms (log)", ", ms"))
+    figure, grid = plt.subplots(1, 2, figsize=(10, 4.2))
+    for axes, (label, end) in zip(grid, kinds, strict=True):
+        names = [name for name in contestants if name.endswith(end)][::-1]
+        for offset, (column, colour) in zip((0.2, -0.2), (("empty", OTHERS), ("grown", OURS)), strict=True):
+            values = [contestants[name]["medians"][column] for name in names]
+            bars = axes.barh([place + offset for place in range(len(names))], values, 0.38, color=colour, label=column)
+            axes.bar_label(bars, labels=[f"{value:,.1f}" for value in values], padding=3, fontsize=7)
+        axes.set_yticks(range(len(names)), [name.removesuffix(end).removeprefix("list: ") for name in names])
+        axes.set_xlabel(label)
+        axes.set_xscale("log" if "log" in label else "linear")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.margins(x=0.15)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    save(figure, folder / "bench-growth.png")
+
+
 def save(figure: Any, path: Path) -> None:
     """Write the picture."""
     figure.tight_layout()
@@ -132,7 +161,7 @@ def main(*arguments: str) -> None:
         measures |= json.loads(file.read_text())["measures"]
     plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "text.color": INK}
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (throughput, latency, peers):
+    for draw in (throughput, latency, peers, growth):
         draw(measures, folder)
 
 
