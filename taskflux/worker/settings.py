@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import is_dataclass
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from taskflux.endpoints import DSN_FORM, SERVERS_FORM
 from taskflux.providers.provider import NotifySettings
@@ -23,6 +23,9 @@ from taskflux.tasks.decision import LOSSES_ALONE
 from taskflux.telemetry.settings import LogSettings, MetricsSettings, OtelSettings, wrong_otel_variables
 
 S = TypeVar("S", bound=BaseModel)
+
+# Compose and Helm pass a variable without a value as an empty one.
+_READ: Final = SettingsConfigDict(env_nested_delimiter="__", env_ignore_empty=True, extra="ignore")
 
 
 class WrongSettings(Exception):
@@ -152,8 +155,10 @@ class RouterSettings(BaseModel):
     ] = None
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """All sections that are not a provider's own."""
+
+    model_config = SettingsConfigDict(env_prefix="TASKFLUX_", **_READ)
 
     postgres: PostgresSettings = Field(default_factory=PostgresSettings)
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
@@ -168,6 +173,18 @@ class Settings(BaseModel):
     otel: OtelSettings = Field(default_factory=OtelSettings)
 
 
+@cache
+def _provider_model(name: str, section: type[BaseModel]) -> type[BaseSettings]:
+    """A settings class that reads `section` from `TASKFLUX_<NAME>__`."""
+    namespace: dict[str, Any] = {
+        "__annotations__": {"value": section},
+        "value": Field(default_factory=section, validation_alias=f"taskflux_{name}"),
+        "model_config": SettingsConfigDict(**_READ),
+        "__module__": __name__,
+    }
+    return type(f"{section.__name__}FromEnvironment", (BaseSettings,), namespace)
+
+
 def load_provider(name: str, section: type[S]) -> S:
     """A provider's settings, from `TASKFLUX_<NAME>__…`.
 
@@ -175,9 +192,9 @@ def load_provider(name: str, section: type[S]) -> S:
         WrongSettings: naming each variable.
     """
     try:
-        value = section.model_validate(_environment(name, section))
-    except ValidationError as error:
-        raise WrongSettings(_sentences(error, {name: section}, (name,))) from None
+        value: S = _provider_model(name, section)().value  # type: ignore[attr-defined]
+    except (ValidationError, SettingsError) as error:
+        raise WrongSettings(_sentences(error, {name: section}, name)) from None
     if complaints := [*_one_underscore(name, section), *_line_breaks(name)]:
         raise WrongSettings("\n".join(complaints))
     return value
@@ -193,8 +210,8 @@ def load(*needs: str) -> Settings:
         name: field.annotation for name, field in Settings.model_fields.items() if isinstance(field.annotation, type)
     }
     try:
-        settings = Settings.model_validate({name: _environment(name, model) for name, model in sections.items()})
-    except ValidationError as error:
+        settings = Settings()
+    except (ValidationError, SettingsError) as error:
         raise WrongSettings(_sentences(error, sections)) from None
     complaints = [complaint for section in sections.items() for complaint in _one_underscore(*section)]
     complaints += [complaint for section in sections for complaint in _line_breaks(section)]
@@ -202,86 +219,6 @@ def load(*needs: str) -> Settings:
     if complaints:
         raise WrongSettings("\n".join(complaints))
     return settings
-
-
-def _environment(section: str, model: type[BaseModel]) -> Any:
-    """What the environment has for a section, to be validated by its model.
-
-    `TASKFLUX_<SECTION>` is the whole of it as JSON. `TASKFLUX_<SECTION>__<NAME>` is one of its values, and counts
-    before it; further names, each after two underscores, lead into a value that has parts. Case makes no difference.
-
-    Raises:
-        WrongSettings: a value that has parts is not JSON.
-    """
-    prefix = f"taskflux_{section}__".lower()
-    # Compose and Helm pass a variable without a value as an empty one.
-    variables = {name.lower(): value for name, value in os.environ.items() if value}
-    whole = variables.get(prefix.removesuffix("__"))
-    try:
-        found = {} if whole in (None, "null") else json.loads(whole)
-        for name in sorted(each for each in variables if each.startswith(prefix) and isinstance(found, dict)):
-            value, annotation, path = variables[name], model, []
-            for part in name.removeprefix(prefix).split("__"):
-                known, annotation = _member(annotation, part)
-                path.append(known)
-            given = _read(annotation, value)
-            for known in reversed(path):
-                given = {known: given}
-            found = _merged(found, given)
-    except ValueError:
-        variable = f"TASKFLUX_{section}".upper()
-        raise WrongSettings(
-            f"{variable}: it is not JSON; set it as JSON, or field by field as {variable}__<NAME>"
-        ) from None
-    return found
-
-
-def _member(annotation: Any, part: str) -> tuple[str, Any]:
-    """The name of a part of a value, which a variable gives in any case, and its annotation; None: it has none."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            for known in (field.validation_alias, field.alias, name):
-                if isinstance(known, str) and known.lower() == part:
-                    return known, str if _stays_text(field.metadata) else field.annotation
-        return part, None
-    arguments = get_args(annotation)
-    if isinstance(origin := get_origin(annotation), type) and issubclass(origin, Mapping):
-        return part, arguments[-1]
-    found = (_member(each, part) for each in arguments)  # of a union or an Annotated, whichever has such a part
-    return next((each for each in found if each[1] is not None), (part, None))
-
-
-def _read(annotation: Any, value: str) -> Any:
-    """The value of a variable: JSON if it has parts, and in a union with others if it can be.
-
-    Raises:
-        ValueError: it must be JSON, and is not.
-    """
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        plain, *metadata = get_args(annotation)
-        return value if _stays_text(metadata) else _read(plain, value)
-    if origin is Union or origin is UnionType:
-        for each in get_args(annotation):
-            with suppress(ValueError):
-                if (read := _read(each, value)) is not value:
-                    return read
-        return value
-    kind = origin or annotation
-    has_parts = isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, (BaseModel, Mapping, Sequence, Set)))
-    return json.loads(value) if has_parts and not issubclass(kind, (str, bytes)) else value
-
-
-def _stays_text(metadata: Iterable[Any]) -> bool:
-    """Whether pydantic itself decodes the value."""
-    return any(isinstance(each, Json) for each in metadata)  # type: ignore[misc]  # a class only at run time
-
-
-def _merged(under: Any, over: Any) -> Any:
-    """`over`, in front of what else is in `under`."""
-    if not isinstance(under, dict) or not isinstance(over, dict):
-        return over
-    return under | {name: _merged(under.get(name), value) for name, value in over.items()}
 
 
 def _missing(settings: Settings, needs: tuple[str, ...]) -> list[str]:
@@ -331,8 +268,6 @@ def _resembling(section: str) -> str:
         for name in sorted(os.environ, reverse=True)
         if name.upper().startswith("TASKFLUX_") and "__" in name
     }
-    from difflib import get_close_matches  # lazily: most processes have nothing to complain about
-
     close = get_close_matches(section, others.keys() - {section}, n=1, cutoff=0.75)
     return f" (was it meant by {others[close[0]]}?)" if close else ""
 
@@ -362,11 +297,18 @@ def _contradictions(settings: Settings) -> list[str]:
     return found
 
 
-def _sentences(error: ValidationError, sections: Mapping[str, type[BaseModel]], within: tuple[str, ...] = ()) -> str:
-    """What is wrong, one line for each variable; `within` is where the validated value stands."""
+def _sentences(
+    error: ValidationError | SettingsError, sections: Mapping[str, type[BaseModel]], provider: str | None = None
+) -> str:
+    if isinstance(error, SettingsError):
+        field = re.search(r'field "(\w+)"', str(error))
+        section = (provider or (field[1] if field else "<section>")).upper()
+        return f"TASKFLUX_{section}: it is not JSON; set it as JSON, or field by field as TASKFLUX_{section}__<NAME>"
     lines = []
     for each in error.errors(include_url=False, include_input=False, include_context=False):
-        location = [str(part) for part in (*within, *each["loc"])]
+        location = [str(part) for part in each["loc"]]
+        if provider and location and location[0].lower() in ("value", f"taskflux_{provider}"):
+            location = [provider, *location[1:]]
         name = "TASKFLUX_" + "__".join(location).upper()
         message = each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":

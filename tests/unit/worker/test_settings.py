@@ -252,7 +252,6 @@ class Bank(BaseModel):
             "account",
             Account(Name="ann", limits={"day": 3}),
         ),
-        ({"": "null", "__HOSTS": '["a"]'}, "hosts", ["a"]),
     ],
 )
 def test_a_setting_with_parts_is_given_as_json_or_part_by_part(
