@@ -217,6 +217,7 @@ async def test_every_indexed_text_has_a_limit_that_fits_an_index(scene: Scene) -
         ("parked", "type"): 100,
         ("task_types", "type"): 100,
         ("tasks", "key"): LONGEST_KEY,
+        ("tasks", "type"): 100,
     }
     rows = await scene.sql(
         """
