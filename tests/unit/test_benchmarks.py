@@ -153,25 +153,32 @@ def test_the_guard_has_no_verdict_without_a_baseline() -> None:
         guard.verdict("relay", {"cpu": 1.0}, BASELINE)
 
 
-async def test_the_guard_measures_again_what_seems_too_slow_and_takes_the_median_of_all_ratios() -> None:
-    def side(*costs: float) -> guard.Round:
+async def test_the_guard_measures_again_what_seems_too_slow_and_takes_the_least() -> None:
+    attempts = iter([{"worker": {"cpu": cost}} for cost in (8.0, 9.0, 7.0, 6.0, 1.0)])
+
+    async def attempt() -> guard.Ratios:
+        return next(attempts)
+
+    assert await guard.least(attempt, lambda found: True) == {"worker": {"cpu": 8.0}}
+    assert await guard.least(attempt, lambda found: False) == {"worker": {"cpu": 6.0}}
+
+
+async def test_a_check_of_the_guard_is_the_median_of_its_rounds_in_turns() -> None:
+    order: list[str] = []
+
+    def side(name: str, *costs: float) -> guard.Round:
         left = iter(costs)
 
         async def measure() -> dict[str, float]:
+            order.append(name)
             return {OWN: next(left), INSTRUCTIONS: nan}
 
         return measure
 
-    seemed = []
-
-    def seems(check: guard.Check) -> bool:
-        seemed.append(check.ratios())
-        return True
-
-    ours, floor = side(90.0, 70.0, 50.0, 60.0, 50.0, 40.0), side(*[10.0] * 6)
-    check = await guard.checked("worker", ours, floor, 2, seems)
-    assert seemed == [{"cpu": 8.0}]
-    assert check.ratios() == {"cpu": 5.5}
+    check = guard.Check("worker", side("ours", 90.0, 70.0, 50.0), side("floor", 10.0, 10.0, 5.0))
+    await check.measure(3)
+    assert order == ["floor", "ours", "ours", "floor", "floor", "ours"]
+    assert check.ratios() == {"cpu": 9.0}
 
 
 def test_the_baseline_of_the_guard_has_every_check() -> None:
