@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, Unpack
@@ -217,11 +217,9 @@ class _Claims(Claims):
     async def beat(self, in_flight: int) -> bool:
         return True
 
-    def settle(self, settlement: Settlement) -> asyncio.Future[Settled]:
-        self.decisions.append(settlement.decision)
-        answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
-        answer.set_result(Settled(written=True))
-        return answer
+    async def settle_all(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        self.decisions += [settlement.decision for settlement in settlements]
+        return [Settled(written=True)] * len(settlements)
 
 
 # Fakes of clients ----------------------------------------------------------------------------------------------------
