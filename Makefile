@@ -16,7 +16,7 @@ ARGS ?=
 SYSTEM := tests/integration/system
 LONG := $(SYSTEM)/test_killers.py $(SYSTEM)/test_clock_steps.py $(SYSTEM)/test_exhaustion.py \
 	$(SYSTEM)/test_store_outages.py $(SYSTEM)/test_own_handler_faults.py $(SYSTEM)/test_plain_functions.py \
-	tests/integration/cli/test_bare_pod.py tests/integration/cli/test_preparing.py \
+	tests/integration/cli/test_bare_pod.py tests/integration/cli/test_preparing.py tests/integration/cli/test_reload.py \
 	tests/integration/local/test_dev.py tests/integration/local/test_hosts.py tests/integration/local/test_own_handlers.py \
 	tests/integration/local/test_pages.py tests/integration/http/test_documented_clients.py tests/unit/test_install.py \
 	tests/unit/test_mutations.py

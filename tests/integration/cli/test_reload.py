@@ -67,6 +67,7 @@ def without_ours() -> dict[str, str]:
     return ALONE | {name: value for name, value in os.environ.items() if not name.startswith("TASKFLUX_")}
 
 
+@pytest.mark.slow
 async def test_a_change_lets_what_runs_end_and_starts_the_new_edition(stack: Stack, tmp_path: Path) -> None:
     app = App(tmp_path, stack.environment() | {"TASKFLUX_WORKER": '{"drain_seconds": 20}'})
     app.child.spawn()
@@ -107,6 +108,7 @@ async def send(stack: Stack, **payload: float) -> UUID:
     return task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True], ids=["a package", "a single module"])
 async def test_a_process_that_fails_to_start_is_started_again_by_the_next_save(flat: bool, tmp_path: Path) -> None:
     app = App(tmp_path, without_ours() | NOBODY, flat=flat)

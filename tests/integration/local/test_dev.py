@@ -189,6 +189,7 @@ async def test_killed_it_leaves_nothing_running_and_starts_again_where_it_was(fo
         assert await again.ends() == 0
 
 
+@pytest.mark.slow
 async def test_servers_of_ones_own_are_used_and_not_started(folder: Path) -> None:
     async with dev(folder / "data", free_port(), **OWN_SERVERS) as running:
         await running.says("Serving on")
@@ -214,6 +215,7 @@ async def test_a_taken_port_is_passed_over_and_said(folder: Path) -> None:
             assert f": {json.loads((folder / 'data' / 'ports.json').read_text())['ingest']} is used" in said
 
 
+@pytest.mark.slow
 async def test_a_start_that_fails_ends_with_a_sentence_and_leaves_nothing(folder: Path) -> None:
     data_dir = folder / "data"
     async with dev(data_dir, free_port()) as running:
@@ -260,6 +262,7 @@ async def test_in_the_background_it_runs_until_it_is_stopped(
     assert "Stopped." in (data_dir / "logs" / "dev.log").read_text()
 
 
+@pytest.mark.slow
 async def test_in_the_background_a_start_that_fails_is_told_and_ends(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +323,7 @@ def my_app(folder: Path) -> App:
     return app
 
 
+@pytest.mark.slow
 async def test_handlers_of_ones_own_run_beside_the_built_in_ones_and_are_looked_after_like_them(my_app: App) -> None:
     async with dev(my_app.data_dir, free_port(), "my_app.handlers", **OWN_SERVERS) as running:
         await running.says("│ first", "my_app.handlers:first speaks")
@@ -339,6 +343,7 @@ async def test_handlers_of_ones_own_run_beside_the_built_in_ones_and_are_looked_
         assert await running.ends() == 0
 
 
+@pytest.mark.slow
 async def test_a_save_starts_them_anew_and_one_that_is_broken_keeps_the_old_process_running(my_app: App) -> None:
     async with dev(my_app.data_dir, free_port(), "my_app.handlers", **OWN_SERVERS) as running:
         await running.says("Ctrl-C stops")
@@ -395,6 +400,7 @@ async def test_what_cannot_be_run_is_a_sentence_and_starts_nothing(
     assert not (my_app.data_dir / "calls").exists()
 
 
+@pytest.mark.slow
 async def test_one_that_replaces_a_built_in_handler_runs_instead_of_it(my_app: App) -> None:
     my_app.save(HANDLERS.replace('"first", payload=str', '"email", payload=str, replaces=True'))
     async with dev(my_app.data_dir, free_port(), "my_app.handlers:first", **OWN_SERVERS) as running:
@@ -404,6 +410,7 @@ async def test_one_that_replaces_a_built_in_handler_runs_instead_of_it(my_app: A
         assert "topics --without process-email" in running.calls()
 
 
+@pytest.mark.slow
 async def test_it_is_found_while_it_serves_and_not_after(my_app: App) -> None:
     async with dev(my_app.data_dir, free_port(), **OWN_SERVERS) as running:
         await running.says("Serving on")
