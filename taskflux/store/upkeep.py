@@ -145,8 +145,8 @@ class Upkeep:
     async def audit_page(
         self, after: UUID, limit: int, known: Sequence[Deliverable] = ()
     ) -> tuple[UUID | None, Sequence[Published]]:
-        """Of the next `limit` outbox rows, the published ones that Kafka will not deliver by what is `known` of it; and
-        where the next page begins (None: there is none).
+        """Of the next `limit` outbox rows, the published ones that Kafka will not deliver by what is `known` of it, in
+        the order of their ids; and where the next page begins (None: there is none).
         """
         types, logs, partitions, nexts, ends = zip(*known, strict=True) if known else ((),) * 5
         rows = await self.database.fetch(
@@ -173,7 +173,7 @@ class Upkeep:
             for row in rows
             if row["id"] is not None
         ]
-        return rows[0]["last"], found
+        return rows[0]["last"], sorted(found, key=lambda task: task.id)
 
     async def requeue(self, tasks: Sequence[Published], rate: float, start: float = 0.0) -> Mapping[str, int]:
         """Make these due again if they are still published at their version and not claimed; how many by type.
