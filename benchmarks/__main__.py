@@ -93,7 +93,7 @@ def has_kafka() -> bool:
         java()
         server_classpath()
     except Trouble as trouble:
-        print(f"{trouble}; the embedded broker stands in")
+        print(f"{trouble}; the embedded broker is used instead")
         return False
     return True
 

@@ -92,7 +92,7 @@ ROLES: Final = ("", "worker", "ingest", "process-simulated")
 
 
 def system(table: Table, contestant: str) -> str | None:
-    """Which system a contestant stands for; None for one that is there for another comparison."""
+    """The system of a contestant; None if it is measured for another comparison."""
     if contestant == table.floor:
         return FLOOR
     if contestant.startswith(OURS):

@@ -1,6 +1,7 @@
 """Mails a second to a real Postfix on this machine, over as many sessions each, in plaintext and with TLS and AUTH.
 
-`smtp-source`, Postfix's own load generator, can do neither TLS nor AUTH; a bare sender stands for it there.
+`smtp-source`, Postfix's own load generator, supports neither TLS nor AUTH: with those, a bare sender
+is measured instead.
 """
 
 from __future__ import annotations

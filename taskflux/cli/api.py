@@ -74,8 +74,8 @@ class Api:
     def list(self, path: str, limit: int, *, cursor: str | None, **query: Any) -> tuple[Sequence[Document], str | None]:
         """At most `limit` items from `cursor` on, and the cursor that goes on behind them. Raises ApiError.
 
-        A page may be short and still not be the last one. A search that ends without finding more (422) is told by the
-        next call, unless it has found nothing at all.
+        A page may be short and still not be the last one. If the server gives up a search (422) after some items were
+        found, these are returned, and the next call raises the error.
         """
         items: list[Document] = []
         while True:

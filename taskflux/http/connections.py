@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import Any, Final
 
@@ -143,17 +143,15 @@ class Connections:
             looked = now
 
 
+@dataclass(slots=True, eq=False)
 class _Cycle:
     """In the place of uvicorn's cycle, for the requests of a connection that the application does not answer."""
 
-    __slots__ = ("disconnected", "future", "keep_alive", "message_event", "response_complete")
-
-    def __init__(self) -> None:
-        self.disconnected = False
-        self.keep_alive = True
-        self.message_event = asyncio.Event()  # which uvicorn sets at the end
-        self.response_complete = True
-        self.future: asyncio.Future[Any] | None = None
+    disconnected: bool = False
+    keep_alive: bool = True
+    message_event: asyncio.Event = field(default_factory=asyncio.Event)  # which uvicorn sets at the end
+    response_complete: bool = True
+    future: asyncio.Future[Any] | None = None
 
 
 class _Refused(Exception):

@@ -35,7 +35,7 @@ Pairs = list[tuple[bytes, bytes]]
 """Headers: lower-case names, and values."""
 
 Answer = Callable[[int, Pairs, bytes], bool]
-"""Sends a status, headers and a body; false if nobody receives them."""
+"""Sends a status, headers and a body; false if the client has disconnected."""
 
 Submit = Callable[[Pairs, bytes, Answer], asyncio.Future[Any] | None]
 """From a request's headers and body to what ends with its answer, or is cancelled; None: the application answers."""

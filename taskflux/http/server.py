@@ -113,23 +113,8 @@ async def serve(
     known = KnownHosts(app, allowed)
     requests = Requests(known if allowed else app)
     connections = Connections(demands, _submit(app, requests, known))
-    config = uvicorn.Config(
-        requests,
-        loop="none",
-        http=connections.protocol(),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",  # below, it has a line for each request that is not HTTP
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(demands.idle) + 60,  # `Demands.idle` is the limit
-        timeout_graceful_shutdown=max(1, math.ceil(grace)),
-    )
     logging.getLogger("uvicorn.error").addFilter(_without_values)
-    server = _Server(config)
+    server = _Server(_config(requests, connections, grace))
     listening(listener.getsockname()[1])
     serving = asyncio.create_task(server.serve([listener]))
     told = asyncio.create_task(draining.wait())
@@ -148,6 +133,24 @@ async def serve(
         await _cut_off(server)
         if not serving.done():
             serving.cancel()
+
+
+def _config(app: ASGIApp, connections: Connections, grace: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="none",
+        http=connections.protocol(),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # below, it has a line for each request that is not HTTP
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=math.ceil(connections.demands.idle) + 60,  # `Demands.idle` is the limit
+        timeout_graceful_shutdown=max(1, math.ceil(grace)),
+    )
 
 
 def _submit(app: ASGIApp, requests: Requests, known: KnownHosts) -> Submit | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from json.encoder import encode_basestring_ascii
+from time import monotonic
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
@@ -65,7 +66,7 @@ def type_of(document: Any) -> str:
     """The task type that a document asks for.
 
     Raises:
-        Problem: 422, it is no task, or needs a type.
+        Problem: 422, it is not a task, or has no type.
     """
     if not isinstance(document, dict):
         raise Problem(
@@ -377,7 +378,7 @@ class Direct:
             or not 0 < len(body) <= min(SMALL, self._submissions.limits.max_body_bytes)
         ):
             return None
-        given, key = by_name.get(b"traceparent"), by_name.get(b"idempotency-key")
+        began, given, key = monotonic(), by_name.get(b"traceparent"), by_name.get(b"idempotency-key")
         trace = (incoming(given) if given is not None else None) or tracing.new_traceparent()
         held, future = Held(self._flight), None
         try:
@@ -393,7 +394,6 @@ class Direct:
             held.give_all()
             return None
         requests.in_progress += 1
-        began = future.get_loop().time()
         future.add_done_callback(
             partial(self._conclude, requests, held, submission, began, answer), context=self._context
         )
@@ -417,7 +417,7 @@ class Direct:
             status = status if answer(status, headers, body) else 0
         held.give_all()
         requests.in_progress -= 1
-        requests.record("POST", "/tasks", status, future.get_loop().time() - began, trace, broke=False)
+        requests.record("POST", "/tasks", status, monotonic() - began, trace, broke=False)
 
     def _outcome(self, future: asyncio.Future[Accepted | KeyReused]) -> tuple[int, Pairs, bytes]:
         """The status, the headers and the body of the answer."""

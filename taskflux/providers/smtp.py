@@ -61,7 +61,7 @@ _LIGHT: Final = 256 * 1024
 whose text is made from its html."""
 
 _MOST_BYTES: Final = 64 * 1024
-"""Of what the server sends and that is no whole line of a reply yet, and of one reply."""
+"""The most bytes of a reply, its unfinished line included."""
 
 
 class Mailer:
@@ -339,7 +339,7 @@ class Group(asyncio.Protocol):
 
         Raises:
             SMTPServerDisconnected, SMTPTimeoutError: there is none.
-            SMTPResponseException: what the server sent is no reply.
+            SMTPResponseException: what the server sent is not a reply.
         """
         self.left -= 1
         while not self._replies:
@@ -438,7 +438,7 @@ def _envelope(message: Message, options: Sequence[str], to: Sequence[str]) -> li
 async def _abandoned(client: SMTP, replies: dict[str, Reply], group: Group | None = None) -> dict[str, Reply]:
     """The replies, once the server has forgotten the envelope; a session that cannot do even that is closed.
 
-    So is one that waits for a mail, because DATA of the group was accepted although nobody else was.
+    So is one whose server waits for a mail: it has accepted the group's DATA without a sender or a recipient.
     """
     try:
         while group is not None and group.left:

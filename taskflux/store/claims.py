@@ -25,14 +25,14 @@ SETTLE_BATCH: Final = 500
 CARRIED: Final = 64 * 1024
 """The largest payload that comes with its claim, in bytes: a batch of claims could otherwise take gigabytes."""
 _NUMBER: Final = attrgetter("int")
-NOBODY: Final = UUID(int=0)
+NO_TASK: Final = UUID(int=0)
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once, since it is compared with every outcome
 
 
 class Claim(NamedTuple):
     """A task that this worker holds until it settles it or its lease expires. `waited` is seconds since it was due.
 
-    The columns of `claim` and `reclaim` stand in this order.
+    The columns of `claim` and `reclaim` are in this order.
 
     `attempt_span` is the traceparent of the last recorded span of an attempt. `size` is the payload's, in bytes; a
     payload larger than `CARRIED` is None here: `Claims.payload` reads it.
@@ -142,8 +142,8 @@ class Claims:
         A connection's first claim takes tens of times as long: PostgreSQL reads its catalogs, and makes a plan.
         """
         with suppress(LeaseEnded):
-            await self.claim(task_type, {NOBODY: 0})
-        await self._write([Settlement(NOBODY, 0, Decision(_SUCCEEDED, State.SUCCEEDED))])
+            await self.claim(task_type, {NO_TASK: 0})
+        await self._write([Settlement(NO_TASK, 0, Decision(_SUCCEEDED, State.SUCCEEDED))])
 
     async def beat(self, in_flight: int) -> bool:
         """Renew the lease; false if it was ended, or never began."""

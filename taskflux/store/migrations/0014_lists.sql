@@ -23,9 +23,9 @@ EXCEPTION WHEN data_exception THEN
     RETURN NULL;
 END $$;
 
--- Lists: tasks.sql says what each argument and result means. The planner knows too little of a
--- type, or of a value, to choose among indexes: it would read another one, or sort all that an index has in its order.
--- So a plan that does either is not allowed in these functions.
+-- Lists: tasks.sql says what each argument and result means. The planner knows too little of a type, or of a value, to
+-- choose among indexes: it would read another one, or sort all that an index has in its order. So a plan that does
+-- either is not allowed in these functions.
 
 CREATE FUNCTION tasks_by_type(
     of_tenant text, of_type text, states text[], created_from timestamptz, created_before timestamptz,
