@@ -44,6 +44,9 @@ else:  # not for type checkers: they would take every name for one of ours
         value = globals()[name] = getattr(import_module(_PLACES[name]), name)
         return value
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Ambiguous",
