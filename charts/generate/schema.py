@@ -91,7 +91,7 @@ def _complete(value: Value) -> dict[str, Any]:
 def _of_a_secret(value: Value) -> Mapping[str, Any] | None:
     if value.path[0] != "secrets" or value.children:
         return None
-    return SECRET if value.path[-1] == "existingSecret" else SECRET_KEY
+    return SECRET if value.path[-1] in ("existingSecret", "caSecret") else SECRET_KEY
 
 
 def _by_default(value: Value) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ SET_BY_THE_CHART: Final = frozenset(
         "kafka.tls_cert_file",
         "kafka.tls_key_file",
         "postgres.pool_size",  # handlers.<name>.poolSize
+        "redis.ca_file",  # secrets.redis
         "smtp.access_token_file",  # secrets.smtp
         "smtp.ca_file",
         "worker.drain_seconds",  # handlers.<name>.drainSeconds

@@ -160,6 +160,7 @@ SHAPES: Final[Mapping[str, Schema]] = {
     **{f"image.{name}": schema for name, schema in IMAGE.items()},
     "imagePullSecrets": many({**SECRET, "minLength": 1}),
     **{f"handlerDefaults.{name}": schema for name, schema in HANDLER.items()},
+    "secrets.postgres.sslMode": {"enum": ["", "disable", "prefer", "require", "verify-ca", "verify-full"]},
     "keda.kafkaVersion": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+(\.[0-9]+)?$"},
     "keda.prometheus.serverAddress": URL,
     "ingress.annotations": TEXTS,

@@ -57,11 +57,13 @@ class Accelerator:
             return
         from redis.asyncio import Redis  # lazily: most handlers have no use for it
 
+        authority: dict[str, Any] = {"ssl_ca_certs": self._settings.ca_file} if self._settings.ca_file else {}
         self._client = Redis.from_url(
             self._settings.url.get_secret_value(),
             socket_timeout=self._settings.timeout,
             socket_connect_timeout=self._settings.timeout,
             redis_connect_func=self._connected,
+            **authority,
         )
 
     async def close(self) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from taskflux.endpoints import DSN_FORM, REDIS_FORM, check_dsn, check_redis
+from taskflux.endpoints import DSN_FORM, REDIS_FORM, check_authority, check_dsn, check_redis
 
 
 def _address(value: SecretStr, check: Callable[[str], str]) -> SecretStr:
@@ -71,5 +71,15 @@ class RedisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     url: Annotated[RedisUrl | None, Field(description=f"{REDIS_FORM}; unset: no Redis")] = None
+    ca_file: Annotated[
+        Annotated[str, AfterValidator(check_authority)] | None,
+        Field(description="PEM file of the server's CA, for an url with rediss://; unset: the system's"),
+    ] = None
     timeout: Annotated[float, Field(gt=0, description="seconds after which a Redis call is abandoned")] = 0.25
     cache_seconds: Annotated[int, Field(ge=0, description="seconds that a succeeded task stays cached")] = 300
+
+    @model_validator(mode="after")
+    def _verifies_by_its_authority(self) -> RedisSettings:
+        if self.ca_file and self.url is not None and not self.url.get_secret_value().startswith("rediss://"):
+            raise ValueError("ca_file is set, but url does not begin with rediss://: nothing would be verified")
+        return self

@@ -61,9 +61,11 @@ def stand_ins(rendering: Rendering) -> Outside:
     own = {each.name for each in rendering.of("ConfigMap")}
     for pod in pods(rendering.objects):
         for volume in pod.spec.get("volumes") or []:
-            if (secret := volume.get("secret")) is not None:
-                keys = [item["key"] for item in secret.get("items") or []]
-                secrets[secret["secretName"]].update({key: stand_in(secret["secretName"], key) for key in keys})
+            for source in volume.get("projected", {}).get("sources", [volume]):
+                if (secret := source.get("secret")) is not None:
+                    name = secret.get("secretName") or secret["name"]
+                    keys = [item["key"] for item in secret.get("items") or []]
+                    secrets[name].update({key: stand_in(name, key) for key in keys})
             if (config := volume.get("configMap")) is not None and config["name"] not in own:
                 config_maps[config["name"]].update(file="")
         for container in pod.all_containers:

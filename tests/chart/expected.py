@@ -41,6 +41,19 @@ OBJECTS: Final[Mapping[str, str]] = {
         Service              ingest
         ServiceAccount       . setup
     """,
+    "operators": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           dlq-sink ingest process-simulated relay
+        Job                  setup
+        NetworkPolicy        . dlq-sink ingest process-simulated prune relay setup test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink ingest process-simulated relay
+        ScaledObject         dlq-sink ingest process-simulated relay
+        Service              ingest
+        ServiceAccount       . setup
+        TriggerAuthentication kafka postgres
+    """,
     "own-handler": """
         ConfigMap            . setup
         CronJob              prune

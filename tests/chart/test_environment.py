@@ -95,6 +95,7 @@ def test_every_setting_can_be_set_in_the_values() -> None:
         "TASKFLUX_KAFKA__TLS_CA_FILE",
         "TASKFLUX_KAFKA__TLS_CERT_FILE",
         "TASKFLUX_KAFKA__TLS_KEY_FILE",
+        "TASKFLUX_REDIS__CA_FILE",
         "TASKFLUX_SMTP__ACCESS_TOKEN_FILE",
         "TASKFLUX_SMTP__CA_FILE",
     }
@@ -177,6 +178,7 @@ def test_each_secret_reaches_its_variable() -> None:
                     "keyKey": "tls.key",
                 },
                 "smtp": {"caKey": "ca.crt"},
+                "redis": {"caKey": "ca.crt"},
                 "msg91": {"webhookSecretKey": "webhook"},
             },
         }
@@ -188,6 +190,7 @@ def test_each_secret_reaches_its_variable() -> None:
         assert given["TASKFLUX_POSTGRES__DSN"] == stand_in("postgres", "dsn")
         assert given["TASKFLUX_REDIS__URL"] == stand_in("redis", "url")
         assert container.files[given["PGSSLROOTCERT"]] == stand_in("postgres", "ca.crt")
+        assert container.files[given["TASKFLUX_REDIS__CA_FILE"]] == stand_in("redis", "ca.crt")
     for container in (email, ingest, sms):
         given = container.environment
         assert given["TASKFLUX_KAFKA__SASL_USERNAME"] == stand_in("kafka", "user")
@@ -207,3 +210,45 @@ def test_each_secret_reaches_its_variable() -> None:
             f"{container.pod} is given {others}'s"
         )
     assert "TASKFLUX_MSG91__AUTH_KEY" not in ingest.environment
+
+
+def test_a_ca_in_a_secret_of_its_own_is_mounted_beside_the_credentials_and_nothing_else_of_it() -> None:
+    rendering = full(
+        {
+            "settings": {"kafka": {"securityProtocol": "SASL_SSL", "saslUsername": "taskflux"}},
+            "secrets": {
+                "postgres": {"caSecret": "database-ca", "sslMode": "verify-full"},
+                "kafka": {
+                    "existingSecret": "kafka",
+                    "passwordKey": "password",
+                    "caSecret": "shop-cluster-ca-cert",
+                    "certKey": "user.crt",
+                    "keyKey": "user.key",
+                },
+                "redis": {"caSecret": "cache-ca", "caKey": "root.pem"},
+                "smtp": {"caSecret": "mail-ca", "accessTokenKey": "token"},
+            },
+        }
+    )
+    container = handler_container(rendering, "process-email")
+    given, files = container.environment, container.files
+    assert given["PGSSLMODE"] == "verify-full"
+    assert files[given["PGSSLROOTCERT"]] == stand_in("database-ca", "ca.crt")
+    assert files[given["TASKFLUX_KAFKA__TLS_CA_FILE"]] == stand_in("shop-cluster-ca-cert", "ca.crt")
+    assert files[given["TASKFLUX_KAFKA__TLS_CERT_FILE"]] == stand_in("kafka", "user.crt")
+    assert files[given["TASKFLUX_KAFKA__TLS_KEY_FILE"]] == stand_in("kafka", "user.key")
+    assert files[given["TASKFLUX_REDIS__CA_FILE"]] == stand_in("cache-ca", "root.pem")
+    assert files[given["TASKFLUX_SMTP__CA_FILE"]] == stand_in("mail-ca", "ca.crt")
+    assert files[given["TASKFLUX_SMTP__ACCESS_TOKEN_FILE"]] == stand_in("smtp", "token")
+    assert {path.rpartition("/")[2] for path in files} == {"ca.crt", "tls.crt", "tls.key", "token"}
+
+
+def test_a_ca_alone_needs_no_secret_with_credentials() -> None:
+    secrets = {"kafka": {"caSecret": "kafka-ca"}, "smtp": {"existingSecret": "", "caSecret": "mail-ca"}}
+    container = handler_container(
+        full({"settings": {"kafka": {"securityProtocol": "SSL"}}, "secrets": secrets}), "process-email"
+    )
+    given = container.environment
+    assert container.files[given["TASKFLUX_KAFKA__TLS_CA_FILE"]] == stand_in("kafka-ca", "ca.crt")
+    assert container.files[given["TASKFLUX_SMTP__CA_FILE"]] == stand_in("mail-ca", "ca.crt")
+    assert "TASKFLUX_KAFKA__SASL_PASSWORD" not in given

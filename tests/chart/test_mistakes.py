@@ -39,6 +39,12 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
     "a protocol that Kafka has not": ({"settings": {"kafka": {"securityProtocol": "SASL"}}}, "securityProtocol"),
     "no brokers": ({"settings": {"kafka": {"bootstrapServers": ""}}}, r"settings\.kafka\.bootstrapServers"),
     "no database": ({"secrets": {"postgres": {"existingSecret": ""}}}, r"secrets\.postgres\.existingSecret"),
+    "a CA of a Redis that is not used": (
+        {"secrets": {"redis": {"caSecret": "cache-ca"}}},
+        r"secrets\.redis\.caSecret[\s\S]*secrets\.redis\.existingSecret",
+    ),
+    "a CA of a Kafka without TLS": ({"secrets": {"kafka": {"caSecret": "kafka-ca"}}}, "securityProtocol is PLAINTEXT"),
+    "a mode of TLS that PostgreSQL has not": ({"secrets": {"postgres": {"sslMode": "full"}}}, "sslMode"),
     "SASL without a secret": (
         {"settings": {"kafka": {"securityProtocol": "SASL_SSL"}}},
         r"SASL_SSL[\s\S]*secrets\.kafka|secrets\.kafka[\s\S]*SASL",

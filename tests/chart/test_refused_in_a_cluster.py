@@ -108,4 +108,8 @@ def test_the_notes_name_what_keeps_keda_from_querying() -> None:
     pooled = {"settings": {"postgres": {"pooler": True}}}
     assert "default_query_exec_mode=simple_protocol" in said(pooled)
     assert "simple_protocol" not in said({**pooled, "secrets": {"postgres": {"kedaDsnKey": "keda"}}})
-    assert "does not read secrets.postgres.caKey" in said({"secrets": {"postgres": {"caKey": "ca.crt"}}})
+    unread = "does not read PostgreSQL's CA"
+    assert unread in said({"secrets": {"postgres": {"caKey": "ca.crt"}}})
+    assert unread in said({"secrets": {"postgres": {"caSecret": "database-ca"}}})
+    # Its DSN has no sslmode then, so KEDA encrypts without verifying.
+    assert unread not in said({"secrets": {"postgres": {"caSecret": "database-ca", "sslMode": "verify-full"}}})

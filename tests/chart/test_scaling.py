@@ -241,6 +241,25 @@ def test_keda_shows_kafka_the_handlers_certificate() -> None:
     assert given.get("sasl", "none") == "none"
 
 
+def test_keda_verifies_kafka_by_the_ca_that_stands_in_a_secret_of_its_own() -> None:
+    rendering = full(
+        {
+            "settings": {"kafka": {"securityProtocol": "SASL_SSL", "saslUsername": "taskflux"}},
+            "secrets": {
+                "kafka": {"existingSecret": "taskflux", "passwordKey": "password", "caSecret": "shop-cluster-ca-cert"}
+            },
+        }
+    )
+    given = authenticated(rendering, one(rendering, "process-email", "kafka"))
+    assert (given["ca"], given["password"]) == ("shop-cluster-ca-cert/ca.crt", "taskflux/password")
+
+
+def test_keda_needs_no_more_than_a_ca_for_a_kafka_without_logins() -> None:
+    secrets = {"kafka": {"caSecret": "kafka-ca", "caKey": "root.pem"}}
+    rendering = full({"settings": {"kafka": {"securityProtocol": "SSL"}}, "secrets": secrets})
+    assert authenticated(rendering, one(rendering, "process-email", "kafka")) == {"ca": "kafka-ca/root.pem"}
+
+
 def test_without_tls_or_sasl_keda_asks_for_neither() -> None:
     trigger = one(full(), "process-email", "kafka")
     given = authenticated(full(), trigger) | dict(trigger["metadata"])

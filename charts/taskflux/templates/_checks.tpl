@@ -33,7 +33,9 @@ nobody has to fix them one render at a time.
 {{- end -}}
 {{- range $server, $secret := .secrets -}}
 {{- if not $secret.existingSecret -}}
-{{- range $key := list "caKey" "certKey" "keyKey" "webhookSecretKey" -}}
+{{- /* A CA may be all that is needed of a server; Redis is not used without its URL. */ -}}
+{{- $alone := and $secret.caSecret (ne $server "redis") -}}
+{{- range $key := concat (list "certKey" "keyKey" "webhookSecretKey") (ternary list (list "caKey" "caSecret") (not (empty $alone))) -}}
 {{- if get $secret $key -}}
 {{- $found = append $found (printf "secrets.%s.%s is set, but secrets.%s.existingSecret is not: name the Secret that has it" $server $key $server) -}}
 {{- end -}}
@@ -61,7 +63,7 @@ nobody has to fix them one render at a time.
 {{- if and .saslUsername $secret.usernameKey -}}
 {{- $found = append $found "settings.kafka.saslUsername and secrets.kafka.usernameKey both name Kafka's user: clear one of them" -}}
 {{- end -}}
-{{- if and (or $secret.caKey $secret.certKey $secret.keyKey) (not (hasSuffix "SSL" .securityProtocol)) -}}
+{{- if and (or $secret.caSecret $secret.caKey $secret.certKey $secret.keyKey) (not (hasSuffix "SSL" .securityProtocol)) -}}
 {{- $found = append $found (printf "secrets.kafka names a certificate, but settings.kafka.securityProtocol is %s: set it to SSL or SASL_SSL" .securityProtocol) -}}
 {{- end -}}
 {{- if ne (empty $secret.certKey) (empty $secret.keyKey) -}}
@@ -83,8 +85,8 @@ nobody has to fix them one render at a time.
 {{- else if and $password (not $user) (not .usernameKey) -}}
 {{- $found = append $found "the SMTP server has a password but no user: set secrets.smtp.usernameKey or settings.smtp.username, or clear secrets.smtp.passwordKey for a server without AUTH" -}}
 {{- end -}}
-{{- if and .caKey (or (eq ($.Values.settings.smtp.tls | default "") "none") (eq ($.Values.settings.smtp.tlsVerify | toString) "false")) -}}
-{{- $found = append $found "secrets.smtp.caKey is set, but settings.smtp verifies nothing: set tls to starttls or implicit and leave tlsVerify true, or clear the key" -}}
+{{- if and (or .caSecret .caKey) (or (eq ($.Values.settings.smtp.tls | default "") "none") (eq ($.Values.settings.smtp.tlsVerify | toString) "false")) -}}
+{{- $found = append $found "secrets.smtp names a CA, but settings.smtp verifies nothing: set tls to starttls or implicit and leave tlsVerify true, or clear the key" -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}

@@ -37,13 +37,26 @@ securityContext:
 volumes:
   - name: tmp
     emptyDir: {medium: Memory, sizeLimit: {{ $handler.tmpSize }}}
-  {{- range $name, $files := include "taskflux.certificates" (list $root $handler) | fromJson }}
+  {{- range $name, $sources := include "taskflux.certificates" (list $root $handler) | fromJson }}
   - name: {{ $name }}-certificates
+    {{- if eq (len $sources) 1 }}
+    {{- $source := first $sources }}
     secret:
-      secretName: {{ $files.secret }}
+      secretName: {{ $source.secret }}
       defaultMode: 0440
       items:
-        {{- toYaml $files.items | nindent 8 }}
+        {{- toYaml $source.items | nindent 8 }}
+    {{- else }}
+    projected:
+      defaultMode: 0440
+      sources:
+        {{- range $sources }}
+        - secret:
+            name: {{ .secret }}
+            items:
+              {{- toYaml .items | nindent 14 }}
+        {{- end }}
+    {{- end }}
   {{- end }}
   {{- with $handler.extraVolumes }}
   {{- toYaml . | nindent 2 }}

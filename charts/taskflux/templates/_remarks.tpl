@@ -28,9 +28,9 @@ NOTE: KEDA counts tasks through the pooler, with prepared statements, which PgBo
 max_prepared_statements is set. Give KEDA a DSN that bypasses the pooler, or one with default_query_exec_mode=simple_protocol:
 secrets.postgres.kedaDsnKey.
 {{- end }}
-{{- if and $counts .Values.secrets.postgres.caKey (not .Values.secrets.postgres.kedaDsnKey) }}
+{{- if and $counts (include "taskflux.ca" (list . "postgres") | fromJson) (not .Values.secrets.postgres.kedaDsnKey) (not .Values.secrets.postgres.sslMode) }}
 
-NOTE: KEDA does not read secrets.postgres.caKey. If PostgreSQL's DSN says sslmode=verify-full or verify-ca, KEDA cannot connect: give it
+NOTE: KEDA does not read PostgreSQL's CA. If PostgreSQL's DSN says sslmode=verify-full or verify-ca, KEDA cannot connect: give it
 a DSN with sslmode=require, as secrets.postgres.kedaDsnKey.
 {{- end }}
 {{- end -}}

@@ -7,9 +7,18 @@
 {{- end }}
 {{- end -}}
 
+{{/* The CA of a server, as JSON: `secret` and `key`, or neither: (list $ server). */}}
+{{- define "taskflux.ca" -}}
+{{- $secret := get (first .).Values.secrets (last .) -}}
+{{- $name := $secret.caSecret | default $secret.existingSecret -}}
+{{- $key := $secret.caKey | default (ternary "ca.crt" "" (not (empty $secret.caSecret))) -}}
+{{- ternary (dict "secret" $name "key" $key) dict (and (not (empty $name)) (not (empty $key))) | toJson -}}
+{{- end -}}
+
 {{/* Credentials as variables: (list $ handler). */}}
 {{- define "taskflux.secretEnv" -}}
-{{- $secrets := (first .).Values.secrets -}}
+{{- $root := first . -}}
+{{- $secrets := $root.Values.secrets -}}
 {{- $handler := last . -}}
 {{- if has "postgres" $handler.secrets }}
 {{- with $secrets.postgres }}
@@ -17,7 +26,10 @@
 {{- if $handler.migrates }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_POSTGRES__MIGRATE_DSN" .existingSecret .migrateDsnKey) }}
 {{- end }}
-{{- if .caKey }}
+{{- with .sslMode }}
+- {name: PGSSLMODE, value: {{ . }}}
+{{- end }}
+{{- if include "taskflux.ca" (list $root "postgres") | fromJson }}
 - {name: PGSSLROOTCERT, value: /etc/taskflux/postgres/ca.crt}
 {{- end }}
 {{- end }}
@@ -26,7 +38,7 @@
 {{- with $secrets.kafka }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_KAFKA__SASL_USERNAME" .existingSecret .usernameKey) }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_KAFKA__SASL_PASSWORD" .existingSecret .passwordKey) }}
-{{- if .caKey }}
+{{- if include "taskflux.ca" (list $root "kafka") | fromJson }}
 - {name: TASKFLUX_KAFKA__TLS_CA_FILE, value: /etc/taskflux/kafka/ca.crt}
 {{- end }}
 {{- if .certKey }}
@@ -37,6 +49,9 @@
 {{- end }}
 {{- if has "redis" $handler.secrets }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_REDIS__URL" $secrets.redis.existingSecret $secrets.redis.urlKey) }}
+{{- if include "taskflux.ca" (list $root "redis") | fromJson }}
+- {name: TASKFLUX_REDIS__CA_FILE, value: /etc/taskflux/redis/ca.crt}
+{{- end }}
 {{- end }}
 {{- if has "smtp" $handler.secrets }}
 {{- with $secrets.smtp }}
@@ -46,7 +61,7 @@
 {{- else }}
 {{- include "taskflux.fromSecret" (list "TASKFLUX_SMTP__PASSWORD" .existingSecret .passwordKey) }}
 {{- end }}
-{{- if and .existingSecret .caKey }}
+{{- if include "taskflux.ca" (list $root "smtp") | fromJson }}
 - {name: TASKFLUX_SMTP__CA_FILE, value: /etc/taskflux/smtp/ca.crt}
 {{- end }}
 {{- end }}
@@ -65,21 +80,34 @@
 {{- end }}
 {{- end -}}
 
-{{/* Certificates that are mounted, as JSON: name → secret and items: (list $ handler). */}}
+{{/*
+Files that are mounted, as JSON: name → a list of `secret` and `items`, one of each Secret: (list $ handler). Only the keys that are read are
+mounted: the Secret of a CA may hold its private key, too.
+*/}}
 {{- define "taskflux.certificates" -}}
-{{- $secrets := (first .).Values.secrets -}}
+{{- $root := first . -}}
 {{- $handler := last . -}}
 {{- $found := dict -}}
-{{- $files := dict "caKey" "ca.crt" "certKey" "tls.crt" "keyKey" "tls.key" "accessTokenKey" "token" -}}
-{{- range $name := list "postgres" "kafka" "smtp" -}}
-{{- $secret := get $secrets $name -}}
+{{- $files := dict "certKey" "tls.crt" "keyKey" "tls.key" "accessTokenKey" "token" -}}
+{{- range $name := list "postgres" "kafka" "redis" "smtp" -}}
+{{- $secret := get $root.Values.secrets $name -}}
 {{- $items := list -}}
 {{- range $key, $file := $files -}}
 {{- with get $secret $key -}}{{- $items = append $items (dict "key" . "path" $file) -}}{{- end -}}
 {{- end -}}
-{{- if and $items $secret.existingSecret (has $name $handler.secrets) -}}
-{{- $_ := set $found $name (dict "secret" $secret.existingSecret "items" $items) -}}
+{{- $sources := list -}}
+{{- $ca := include "taskflux.ca" (list $root $name) | fromJson -}}
+{{- $own := $secret.existingSecret -}}
+{{- if $ca -}}
+{{- $authority := dict "key" $ca.key "path" "ca.crt" -}}
+{{- if eq $ca.secret $own -}}
+{{- $items = prepend $items $authority -}}
+{{- else -}}
+{{- $sources = append $sources (dict "secret" $ca.secret "items" (list $authority)) -}}
 {{- end -}}
+{{- end -}}
+{{- if and $items $own -}}{{- $sources = append $sources (dict "secret" $own "items" $items) -}}{{- end -}}
+{{- if and $sources (has $name $handler.secrets) -}}{{- $_ := set $found $name $sources -}}{{- end -}}
 {{- end -}}
 {{- toJson $found -}}
 {{- end -}}

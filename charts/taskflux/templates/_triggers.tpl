@@ -1,7 +1,7 @@
 {{/* Whether KEDA needs credentials for Kafka. */}}
 {{- define "taskflux.kafkaAuthentication" -}}
 {{- $kafka := .Values.secrets.kafka -}}
-{{- if and $kafka.existingSecret (or $kafka.passwordKey $kafka.caKey $kafka.certKey) -}}true{{- end -}}
+{{- if or (and $kafka.existingSecret (or $kafka.passwordKey $kafka.certKey)) (include "taskflux.ca" (list . "kafka") | fromJson) -}}true{{- end -}}
 {{- end -}}
 
 {{/* KEDA's triggers of a handler, YAML: (list $ handler). */}}
