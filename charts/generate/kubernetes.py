@@ -16,8 +16,12 @@ _CORE: Final = "io.k8s.api.core.v1."
 _NETWORKING: Final = "io.k8s.api.networking.v1."
 KINDS: Final[Mapping[str, str]] = {
     "affinity": _CORE + "Affinity",
+    "container": _CORE + "Container",
+    "dnsConfig": _CORE + "PodDNSConfig",
     "env": _CORE + "EnvVar",
     "envFrom": _CORE + "EnvFromSource",
+    "hostAlias": _CORE + "HostAlias",
+    "lifecycle": _CORE + "Lifecycle",
     "podSecurityContext": _CORE + "PodSecurityContext",
     "resources": _CORE + "ResourceRequirements",
     "securityContext": _CORE + "SecurityContext",

@@ -137,6 +137,12 @@ HANDLER: Final[Mapping[str, Schema]] = {
     "extraEnvFrom": many(reference("envFrom")),
     "extraVolumes": many(reference("volume")),
     "extraVolumeMounts": many(reference("volumeMount")),
+    "initContainers": many(reference("container")),
+    "extraContainers": many(reference("container")),
+    "lifecycle": reference("lifecycle"),
+    "dnsConfig": reference("dnsConfig"),
+    "hostAliases": many(reference("hostAlias")),
+    "progressDeadlineSeconds": SOME,
     "annotations": TEXTS,
     "podAnnotations": TEXTS,
     "podLabels": TEXTS,
@@ -158,7 +164,9 @@ SHAPES: Final[Mapping[str, Schema]] = {
     "commonLabels": TEXTS,
     "commonAnnotations": TEXTS,
     **{f"image.{name}": schema for name, schema in IMAGE.items()},
-    "imagePullSecrets": many({**SECRET, "minLength": 1}),
+    "imagePullSecrets": many(
+        {"anyOf": [{**SECRET, "minLength": 1}, closed({"name": {**SECRET, "minLength": 1}}, "name")]}
+    ),
     **{f"handlerDefaults.{name}": schema for name, schema in HANDLER.items()},
     "secrets.postgres.sslMode": {"enum": ["", "disable", "prefer", "require", "verify-ca", "verify-full"]},
     "keda.kafkaVersion": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+(\.[0-9]+)?$"},

@@ -99,6 +99,18 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         },
         "relay",
     ),
+    "a second container of the handler's own name": (
+        handler("relay", extraContainers=[{"name": "taskflux", "image": "x"}]),
+        "handlers.relay has another container named taskflux",
+    ),
+    "a misspelt field of an extra container": (
+        handler("relay", initContainers=[{"name": "wait", "imge": "x"}]),
+        "imge",
+    ),
+    "a rollout that fails before its pods may count": (
+        handler("relay", minReadySeconds=60, progressDeadlineSeconds=30),
+        r"progressDeadlineSeconds \(30\).*minReadySeconds \(60\)",
+    ),
     "a user who is root": ({"handlerDefaults": {"podSecurityContext": {"runAsUser": 0}}}, "runAsUser"),
     "an invalid schedule": ({"prune": {"schedule": "daily at three"}}, "schedule"),
     "a pruning of nothing": ({"prune": {"succeeded": "", "cancelled": ""}}, r"prune\.enabled"),

@@ -86,6 +86,77 @@ def test_extra_environment_and_volumes_are_added_to_the_chart_s_own() -> None:
     assert any(each["mountPath"] == "/tmp" for each in container["volumeMounts"])
 
 
+def test_what_a_pod_and_its_deployment_take_is_passed_on() -> None:
+    proxy = {"name": "proxy", "image": "proxy:1", "restartPolicy": "Always"}
+    sidecar = {"name": "shipper", "image": "shipper:1"}
+    aliases = [{"ip": "192.0.2.1", "hostnames": ["mail.example.com"]}]
+    dns = {"options": [{"name": "ndots", "value": "2"}]}
+    hook = {"preStop": {"sleep": {"seconds": 3}}}
+    pod = one(
+        "process-email",
+        {
+            "initContainers": [proxy],
+            "extraContainers": [sidecar],
+            "lifecycle": hook,
+            "hostAliases": aliases,
+            "dnsConfig": dns,
+            "schedulerName": "bin-packing",
+            "minReadySeconds": 20,
+            "progressDeadlineSeconds": 900,
+        },
+    )
+    assert pod.init_containers == [proxy]
+    own, other = pod.containers
+    assert (own["name"], own["lifecycle"], other) == ("taskflux", hook, sidecar)
+    assert (pod.spec["hostAliases"], pod.spec["dnsConfig"]) == (aliases, dns)
+    assert pod.spec["schedulerName"] == "bin-packing"
+    assert (pod.owner.spec["minReadySeconds"], pod.owner.spec["progressDeadlineSeconds"]) == (20, 900)
+
+
+def test_jobs_resolve_and_are_scheduled_like_handlers_but_run_no_sidecar() -> None:
+    """A container that does not end would keep a Job from ending."""
+    defaults = {
+        "schedulerName": "bin-packing",
+        "dnsConfig": {"searches": ["example.com"]},
+        "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["db.example.com"]}],
+        "extraContainers": [{"name": "shipper", "image": "shipper:1"}],
+        "initContainers": [{"name": "proxy", "image": "proxy:1"}],
+    }
+    for pod in pods(full({"handlerDefaults": defaults}).objects):
+        assert pod.spec["schedulerName"] == "bin-packing", str(pod)
+        assert pod.spec["dnsConfig"] == {"searches": ["example.com"]}, str(pod)
+        assert pod.spec["hostAliases"] == defaults["hostAliases"], str(pod)
+        names = {container["name"] for container in pod.all_containers}
+        assert ({"shipper", "proxy"} <= names) == (pod.owner.kind == "Deployment"), str(pod)
+
+
+def test_variables_of_one_handler_are_merged_with_the_defaults_by_name() -> None:
+    defaults = [{"name": "TZ", "value": "UTC"}, {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]
+    rendering = full(
+        {
+            "handlerDefaults": {"extraEnv": defaults},
+            "handlers": {"process-email": {"extraEnv": [{"name": "TZ", "value": "Asia/Kolkata"}]}},
+        }
+    )
+    email, sms = (handler_container(rendering, name).environment for name in ("process-email", "process-sms"))
+    assert (email["TZ"], email["HTTPS_PROXY"]) == ("Asia/Kolkata", "http://proxy:3128")
+    assert (sms["TZ"], sms["HTTPS_PROXY"]) == ("UTC", "http://proxy:3128")
+    pod = rendering.handler("Deployment", "process-email")
+    assert pod is not None
+    assert pod.pod is not None
+    names = [each["name"] for each in pod.pod.containers[0]["env"]]
+    assert len(names) == len(set(names)), "the API server accepts a name only once"
+
+
+@pytest.mark.parametrize("automount", [True, False])
+def test_a_token_is_mounted_only_where_it_is_asked_for(automount: bool) -> None:
+    rendering = full({"serviceAccount": {"automount": automount}})
+    for account in rendering.of("ServiceAccount"):
+        assert account.document["automountServiceAccountToken"] is automount
+    for pod in pods(rendering.objects):
+        assert pod.spec["automountServiceAccountToken"] is automount, str(pod)
+
+
 def test_values_of_one_handler_do_not_affect_another() -> None:
     """Values that a template merges in place would show up in the handlers that come after."""
     values = {
@@ -144,8 +215,9 @@ def test_a_handler_s_own_image_takes_the_rest_from_the_chart_s() -> None:
 
 
 def test_every_pod_pulls_with_the_secrets_that_are_named() -> None:
-    for pod in pods(full({"imagePullSecrets": ["registry"]}).objects):
-        assert pod.spec["imagePullSecrets"] == [{"name": "registry"}], str(pod)
+    """By name, and as a pod has them: charts do either."""
+    for pod in pods(full({"imagePullSecrets": ["registry", {"name": "mirror"}]}).objects):
+        assert pod.spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}], str(pod)
 
 
 def test_labels_and_annotations_for_all_are_on_all() -> None:

@@ -156,6 +156,14 @@ nobody has to fix them one render at a time.
 {{- if le (int .grace) $drain -}}
 {{- $found = append $found (printf "%s.terminationGracePeriodSeconds (%d) is not above what its end may take, %d s (drainSeconds, and lingerSeconds where it has a Service): raise it by 15 s or more above that, or unset it" $at (int .grace) $drain) -}}
 {{- end -}}
+{{- if and .minReadySeconds .progressDeadlineSeconds (ge (int .minReadySeconds) (int .progressDeadlineSeconds)) -}}
+{{- $found = append $found (printf "%s.progressDeadlineSeconds (%d) must be above its minReadySeconds (%d): raise it" $at (int .progressDeadlineSeconds) (int .minReadySeconds)) -}}
+{{- end -}}
+{{- range concat (.initContainers | default list) (.extraContainers | default list) -}}
+{{- if eq .name "taskflux" -}}
+{{- $found = append $found (printf "%s has another container named taskflux, like its own: give it another name" $at) -}}
+{{- end -}}
+{{- end -}}
 {{- $found = concat $found (include "taskflux.complaints.provider" (list $root .) | fromJsonArray) -}}
 {{- end -}}
 {{- toJson $found -}}

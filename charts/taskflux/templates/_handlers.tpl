@@ -29,6 +29,8 @@ what follows from them:
 {{- $root := first . -}}
 {{- $name := index . 1 -}}
 {{- $handler := mergeOverwrite (deepCopy $root.Values.handlerDefaults) (index . 2 | default dict) -}}
+{{- /* Lists replace each other; of variables, those with another name stay. */ -}}
+{{- $_ := set $handler "extraEnv" (concat ($root.Values.handlerDefaults.extraEnv | default list) ((index . 2 | default dict).extraEnv | default list)) -}}
 {{- $target := $handler.target | default $name -}}
 {{- $settings := mergeOverwrite (deepCopy $root.Values.settings) (deepCopy $handler.settings) -}}
 {{- $grace := int (add $handler.drainSeconds 20 (ternary $handler.lingerSeconds 0 $handler.service.enabled)) -}}

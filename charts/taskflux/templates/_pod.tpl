@@ -6,13 +6,24 @@ Security, and nobody's rights to the cluster.
 {{- $root := first . -}}
 {{- $handler := index . 1 -}}
 serviceAccountName: {{ index . 2 }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ $root.Values.serviceAccount.automount | default false }}
 enableServiceLinks: false
 {{- with $root.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ if kindIs "map" . }}{{ .name }}{{ else }}{{ . }}{{ end }}
   {{- end }}
+{{- end }}
+{{- with $handler.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- with $handler.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $handler.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $handler.priorityClassName }}
 priorityClassName: {{ . }}
