@@ -107,6 +107,28 @@ PATHS: Final = many(
     )
 )
 
+PARENT: Final = closed(
+    {
+        "group": {"type": "string"},
+        "kind": {"type": "string"},
+        "namespace": {"type": "string"},
+        "name": {"type": "string", "minLength": 1},
+        "sectionName": {"type": "string"},
+        "port": PORT,
+    },
+    "name",
+)
+ROUTE: Final = closed(
+    {
+        "path": {"type": "string", "pattern": "^/"},
+        "type": {"enum": ["PathPrefix", "Exact", "RegularExpression"]},
+        "handler": {"type": "string", "minLength": 1},
+        "filters": many({"type": "object", "required": ["type"]}),
+    },
+    "path",
+    "handler",
+)
+
 HANDLER: Final[Mapping[str, Schema]] = {
     "target": {"type": "string", "pattern": r"^([a-z][a-z0-9-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?$"},
     "extraArgs": many({"type": "string"}),
@@ -174,6 +196,10 @@ SHAPES: Final[Mapping[str, Schema]] = {
     "ingress.annotations": TEXTS,
     "ingress.hosts": many(closed({"host": {"type": "string"}, "paths": PATHS}, "paths")),
     "ingress.tls": many(reference("ingressTls")),
+    "httpRoute.annotations": TEXTS,
+    "httpRoute.parentRefs": many(PARENT),
+    "httpRoute.hostnames": many({"type": "string", "minLength": 1}),
+    "httpRoute.paths": many(ROUTE),
     "networkPolicy.apiFrom": _PEERS,
     "networkPolicy.notifyFrom": _PEERS,
     "networkPolicy.metricsFrom": _PEERS,

@@ -31,6 +31,7 @@ WITH_ALL_SERVERS: Final[Mapping[str, Any]] = {
 
 EVERYTHING: Final[Mapping[str, Any]] = {
     "ingress": {"enabled": True},
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public", "namespace": "gateways"}]},
     "monitoring": {
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},

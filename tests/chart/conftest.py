@@ -21,7 +21,7 @@ def helm() -> None:
 
 @pytest.fixture(scope="session")
 def definitions() -> None:
-    """KEDA's and the Prometheus operator's, for strict validation."""
+    """KEDA's, the Prometheus operator's and the Gateway API's, for strict validation."""
     try:
         crds.schemas()
     except Trouble as trouble:

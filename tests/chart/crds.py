@@ -1,4 +1,4 @@
-"""The custom resources that the chart makes, as their own projects define them: KEDA's, the Prometheus operator's.
+"""The custom resources that the chart makes, as KEDA, the Prometheus operator and the Gateway API define them.
 
 The definitions come from Go modules, pinned by the sum that Go itself computes over a module's files.
 """
@@ -35,6 +35,7 @@ PROMETHEUS_OPERATOR = Module(
     "v0.85.0",
     "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
 )
+GATEWAY_API = Module("sigs.k8s.io/gateway-api", "v1.4.1", "h1:NPxFutNkKNa8UfLd2CMlEuhIPMQgDQ6DXNKG9sHbJU8=")
 # Of the Prometheus operator those that other charts use; the rest define its own servers.
 MONITORING = ("podmonitors", "probes", "prometheusrules", "servicemonitors")
 
@@ -63,6 +64,7 @@ def files() -> list[Path]:
     monitoring = directory(PROMETHEUS_OPERATOR) / "example" / "prometheus-operator-crd"
     return [
         *sorted((directory(KEDA) / "config" / "crd" / "bases").glob("*.yaml")),
+        directory(GATEWAY_API) / "config" / "crd" / "standard" / "gateway.networking.k8s.io_httproutes.yaml",
         *(monitoring / f"monitoring.coreos.com_{plural}.yaml" for plural in MONITORING),
     ]
 

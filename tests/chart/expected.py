@@ -24,6 +24,7 @@ OBJECTS: Final[Mapping[str, str]] = {
         ConfigMap            . setup
         CronJob              prune
         Deployment           dlq-sink ingest notify process-email process-simulated relay
+        Ingress              .
         Job                  setup
         NetworkPolicy        . dlq-sink ingest notify process-email process-simulated prune relay setup test
         Pod                  test-schedule test-send
@@ -73,7 +74,7 @@ OBJECTS: Final[Mapping[str, str]] = {
         ConfigMap            . setup dashboard-handler dashboard-overview dashboard-stores
         CronJob              prune
         Deployment           dlq-sink ingest notify process-email process-simulated process-sms relay router
-        Ingress              .
+        HTTPRoute            .
         Job                  setup
         NetworkPolicy        . dlq-sink ingest notify process-email process-simulated process-sms prune relay router
                              setup test

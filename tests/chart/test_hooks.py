@@ -227,7 +227,9 @@ def test_test_pods_are_kept_until_the_next_run_replaces_them() -> None:
 
 def test_without_ingest_or_its_handler_there_is_no_test_pod() -> None:
     for handler in ("ingest", "process-simulated"):
-        rendering = full({"handlers": {handler: {"enabled": False}}, "ingress": {"enabled": False}})
+        rendering = full(
+            {"handlers": {handler: {"enabled": False}}, "ingress": {"enabled": False}, "httpRoute": {"enabled": False}}
+        )
         assert not [
             each
             for each in rendering.objects

@@ -111,6 +111,22 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         handler("relay", minReadySeconds=60, progressDeadlineSeconds=30),
         r"progressDeadlineSeconds \(30\).*minReadySeconds \(60\)",
     ),
+    "a route without a Gateway": ({"httpRoute": {"enabled": True}}, r"httpRoute\.parentRefs"),
+    "a route without paths": (
+        {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "paths": []}},
+        r"httpRoute\.paths is empty",
+    ),
+    "a route to a handler without a Service": (
+        {
+            "httpRoute": {
+                "enabled": True,
+                "parentRefs": [{"name": "public"}],
+                "paths": [{"path": "/", "handler": "relay"}],
+            }
+        },
+        r"httpRoute\.paths leads / to the handler .*relay",
+    ),
+    "a misspelt key of a Gateway": ({"httpRoute": {"parentRefs": [{"name": "x", "section": "y"}]}}, "section"),
     "a user who is root": ({"handlerDefaults": {"podSecurityContext": {"runAsUser": 0}}}, "runAsUser"),
     "an invalid schedule": ({"prune": {"schedule": "daily at three"}}, "schedule"),
     "a pruning of nothing": ({"prune": {"succeeded": "", "cancelled": ""}}, r"prune\.enabled"),

@@ -19,6 +19,8 @@ from tests.chart.objects import Object, pods, selects
 from tests.chart.rendering import CHART, Rendering, notes, render
 from tests.chart.strict import faults
 
+OPENAPI = CHART.parents[1] / "docs" / "openapi.json"
+
 
 def test_a_service_leads_to_the_port_that_its_handler_listens_on() -> None:
     rendering = full({"handlers": {"ingest": {"port": 9000, "service": {"port": 8000, "type": "NodePort"}}}})
@@ -54,7 +56,7 @@ def test_an_ingress_is_rendered_only_when_enabled() -> None:
         {
             "ingress": {
                 "enabled": True,
-                "className": "nginx",
+                "className": "traefik",
                 "annotations": {"cert-manager.io/issuer": "letsencrypt"},
                 "hosts": [host],
                 "tls": [{"secretName": "tasks-tls", "hosts": ["tasks.example.com"]}],
@@ -62,7 +64,7 @@ def test_an_ingress_is_rendered_only_when_enabled() -> None:
         }
     )
     (ingress,) = rendering.of("Ingress")
-    assert ingress.spec["ingressClassName"] == "nginx"
+    assert ingress.spec["ingressClassName"] == "traefik"
     assert ingress.annotations["cert-manager.io/issuer"] == "letsencrypt"
     assert ingress.spec["tls"] == [{"secretName": "tasks-tls", "hosts": ["tasks.example.com"]}]
     (rule,) = ingress.spec["rules"]
@@ -78,6 +80,57 @@ def test_an_ingress_is_rendered_only_when_enabled() -> None:
 def test_without_a_class_the_cluster_s_default_takes_the_ingress() -> None:
     (ingress,) = full({"ingress": {"enabled": True}}).of("Ingress")
     assert "ingressClassName" not in ingress.spec
+
+
+def test_a_route_leads_from_the_gateway_to_the_handlers_services() -> None:
+    assert not least().of("HTTPRoute")
+    gateway = {"name": "public", "namespace": "gateways", "sectionName": "https"}
+    route = {
+        "enabled": True,
+        "annotations": {"owner": "ada"},
+        "parentRefs": [gateway],
+        "hostnames": ["tasks.example.com"],
+        "paths": [
+            {"path": "/tasks", "handler": "ingest"},
+            {
+                "path": "/send",
+                "type": "Exact",
+                "handler": "notify",
+                "filters": [
+                    {
+                        "type": "URLRewrite",
+                        "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/notifications/email"}},
+                    }
+                ],
+            },
+        ],
+    }
+    rendering = full({"httpRoute": route, "handlers": {"ingest": {"service": {"port": 8000}}}})
+    (each,) = rendering.of("HTTPRoute")
+    assert each.annotations["owner"] == "ada"
+    assert (each.spec["parentRefs"], each.spec["hostnames"]) == ([gateway], ["tasks.example.com"])
+    tasks, mails = each.spec["rules"]
+    assert tasks["matches"] == [{"path": {"type": "PathPrefix", "value": "/tasks"}}]
+    assert mails["matches"] == [{"path": {"type": "Exact", "value": "/send"}}]
+    assert mails["filters"][0]["type"] == "URLRewrite"
+    for rule, handler in ((tasks, "ingest"), (mails, "notify")):
+        (backend,) = rule["backendRefs"]
+        service = rendering.one("Service", backend["name"])
+        assert service.component == handler
+        assert backend["port"] in [port["port"] for port in service.spec["ports"]]
+    assert not faults(each, rendering)
+    assert "https://tasks.example.com/tasks" in notes(LEAST, WITH_ALL_SERVERS, {"httpRoute": route})
+
+
+def test_from_outside_only_the_api_is_reached_unless_values_say_more() -> None:
+    rendering = full()
+    (ingress,), (route,) = rendering.of("Ingress"), rendering.of("HTTPRoute")
+    paths = [path["path"] for rule in ingress.spec["rules"] for path in rule["http"]["paths"]]
+    assert paths == [match["path"]["value"] for rule in route.spec["rules"] for match in rule["matches"]]
+    served = [path for path in json.loads(OPENAPI.read_text())["paths"] if path.startswith(tuple(paths))]
+    assert {"/tasks", "/tasks/batch", "/dead-letters", "/webhooks/msg91/{secret}"} <= set(served)
+    for inside in ("/", "/docs", "/openapi.json", "/metrics", "/livez", "/readyz"):
+        assert not [path for path in paths if inside == path or inside.startswith(f"{path.rstrip('/')}/")], inside
 
 
 def test_prometheus_finds_every_handler_s_pod() -> None:

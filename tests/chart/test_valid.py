@@ -32,7 +32,7 @@ def test_every_object_is_valid_with_everything_on(keda: bool) -> None:
         {
             "keda": {"enabled": keda, "prometheus": {"serverAddress": "http://prometheus:9090"}},
             "handlers": {"ingest": {"scaling": {"requestRate": 50 if keda else 0}}},
-            "ingress": {"className": "nginx", "tls": [{"secretName": "tls", "hosts": ["taskflux.example.com"]}]},
+            "ingress": {"className": "traefik", "tls": [{"secretName": "tls", "hosts": ["taskflux.example.com"]}]},
             "settings": {"otel": {"endpoint": "http://collector:4318"}, "kafka": {"securityProtocol": "SASL_SSL"}},
             "secrets": {
                 "kafka": {"existingSecret": "kafka", "usernameKey": "user", "passwordKey": "word", "caKey": "ca.crt"},
@@ -75,6 +75,22 @@ KNOWN_FAULTS: dict[str, tuple[str, Break, str]] = {
     "a misspelt field of a policy": ("NetworkPolicy", lambda d: d["spec"].update(podSelectors={}), "podSelectors"),
     "a misspelt field of KEDA's": ("ScaledObject", lambda d: d["spec"].update(minReplicas=0), "minReplicas"),
     "a misspelt fallback": ("ScaledObject", lambda d: d["spec"].update(fallbacks={}), "fallbacks"),
+    "a misspelt field of a route": ("HTTPRoute", lambda d: d["spec"].update(hostname=[]), "hostname"),
+    "a misspelt field of a route's backend": (
+        "HTTPRoute",
+        lambda d: d["spec"]["rules"][0]["backendRefs"][0].update(ports=80),
+        "ports",
+    ),
+    "a misspelt field of an authentication": (
+        "TriggerAuthentication",
+        lambda d: d["spec"].update(secretTargetRefs=[]),
+        "secretTargetRefs",
+    ),
+    "a misspelt field of an alert": (
+        "PrometheusRule",
+        lambda d: d["spec"]["groups"][0]["rules"][0].update(form="5m"),
+        "form",
+    ),
     "a misspelt field of the operator's": (
         "PodMonitor",
         lambda d: d["spec"].update(podMetricEndpoints=[]),

@@ -108,10 +108,26 @@ nobody has to fix them one render at a time.
 {{- $found = append $found "ingress.enabled is true, but ingress.hosts is empty: say which paths lead to which handler" -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.httpRoute -}}
+{{- if .enabled -}}
+{{- range .paths -}}
+{{- $handler := get $handlers .handler | default dict -}}
+{{- if not (dig "service" "enabled" false $handler) -}}
+{{- $found = append $found (printf "httpRoute.paths leads %s to the handler %q, which is not deployed or has no Service: name another, or set handlers.%s.enabled and handlers.%s.service.enabled" .path .handler .handler .handler) -}}
+{{- end -}}
+{{- end -}}
+{{- if not .paths -}}
+{{- $found = append $found "httpRoute.enabled is true, but httpRoute.paths is empty: say which paths lead to which handler" -}}
+{{- end -}}
+{{- if not .parentRefs -}}
+{{- $found = append $found "httpRoute.enabled is true, but httpRoute.parentRefs is empty: name the Gateway that it attaches to" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.apiFrom) -}}
 {{- range $name, $handler := $handlers -}}
 {{- if and $handler.service.enabled (ne $handler.target "notify") -}}
-{{- $found = append $found (printf "networkPolicy.apiFrom is empty, but %s has no authentication: set it to those who may call it. [{podSelector: {}}] allows the pods of the release's namespace, [{namespaceSelector: {}}] all pods of the cluster. An Ingress controller runs in its own namespace. To allow everything, set networkPolicy.enabled=false" $name) -}}
+{{- $found = append $found (printf "networkPolicy.apiFrom is empty, but %s has no authentication: set it to those who may call it. [{podSelector: {}}] allows the pods of the release's namespace, [{namespaceSelector: {}}] all pods of the cluster. An Ingress controller or Gateway runs in its own namespace. To allow everything, set networkPolicy.enabled=false" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
