@@ -55,6 +55,7 @@ from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import TRACE
 from taskflux.worker.intake import Intake
+from taskflux.worker.loading import BUILT_IN
 
 LONGEST_IDEMPOTENCY_KEY: Final = 255
 
@@ -92,6 +93,13 @@ def implied_type(document: dict[str, Any]) -> str:
 def unknown_type(name: str, known: Sequence[str]) -> Problem:
     """The problem of a type that is not registered."""
     said = shortened(name, 100)
+    if (handler := f"process-{name}") in BUILT_IN:
+        detail = (
+            f"the handler of {said!r} is {handler}, which is off: it has never run here. Deploy it, with what it"
+            f" delivers through; or, where it is to run later, register its type by `taskflux topics {handler}`"
+        )
+        errors = [FieldError("taskType", f"is the type of {handler}, which is off")]
+        return Problem(UNKNOWN_TASK_TYPE, detail, errors, extra={"knownTypes": list(known[:50])})
     near = difflib.get_close_matches(said, known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     registered = ", ".join(known[:50]) or "none yet"

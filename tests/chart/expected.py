@@ -20,6 +20,19 @@ OBJECTS: Final[Mapping[str, str]] = {
         ServiceAccount       . setup
         TriggerAuthentication postgres
     """,
+    "first": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           dlq-sink ingest process-simulated relay
+        Job                  setup
+        NetworkPolicy        . dlq-sink ingest process-simulated prune relay setup test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink ingest process-simulated relay
+        ScaledObject         dlq-sink ingest process-simulated relay
+        Service              ingest
+        ServiceAccount       . setup
+        TriggerAuthentication postgres
+    """,
     "kafka-sasl-tls": """
         ConfigMap            . setup
         CronJob              prune

@@ -65,7 +65,14 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         scaling("process-email", maxReplicas=24),
         "email.*maxReplicas.*24.*12 partitions",
     ),
-    "nobody named who may submit tasks": ({"networkPolicy": {"apiFrom": []}}, r"networkPolicy\.apiFrom.*ingest"),
+    "an Ingress whose controller may not call": (
+        {"ingress": {"enabled": True}, "networkPolicy": {"apiFrom": []}},
+        r"ingress\.enabled is true, but networkPolicy\.apiFrom is empty",
+    ),
+    "a route whose Gateway may not call": (
+        {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}, "networkPolicy": {"apiFrom": []}},
+        r"httpRoute\.enabled is true, but networkPolicy\.apiFrom is empty",
+    ),
     "fewer at most than at least": (scaling("process-email", minReplicas=4, maxReplicas=2), "minReplicas"),
     "a password among the settings": ({"settings": {"smtp": {"password": "x"}}}, "password"),
     "a DSN among the settings": ({"settings": {"postgres": {"dsn": "postgresql://u:p@h/d"}}}, "dsn"),
@@ -130,8 +137,22 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
     "a user who is root": ({"handlerDefaults": {"podSecurityContext": {"runAsUser": 0}}}, "runAsUser"),
     "an invalid schedule": ({"prune": {"schedule": "daily at three"}}, "schedule"),
     "a pruning of nothing": ({"prune": {"succeeded": "", "cancelled": ""}}, r"prune\.enabled"),
-    "mails without a server": ({"settings": {"smtp": {"host": ""}}}, r"settings\.smtp\.host"),
-    "short messages without a secret": ({"secrets": {"msg91": {"existingSecret": ""}}}, r"secrets\.msg91"),
+    "mails without a server": (
+        {"settings": {"smtp": {"host": ""}}, **handler("process-email", enabled=True)},
+        r"handlers\.process-email\.enabled is true, but settings\.smtp\.host is not set",
+    ),
+    "short messages without a secret": (
+        {"secrets": {"msg91": {"existingSecret": ""}}, **handler("process-sms", enabled=True)},
+        r"handlers\.process-sms\.enabled is true, but secrets\.msg91\.existingSecret is not set",
+    ),
+    "a notify with nobody to deliver through": (
+        {
+            "settings": {"smtp": {"host": ""}},
+            "secrets": {"msg91": {"existingSecret": ""}},
+            **handler("notify", enabled=True),
+        },
+        r"settings\.smtp\.host or secrets\.msg91\.existingSecret is not set",
+    ),
     "an invalid age": ({"prune": {"succeeded": "a month"}}, "succeeded"),
 }
 

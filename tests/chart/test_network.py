@@ -274,9 +274,9 @@ def test_a_list_of_callers_that_is_null_is_an_empty_one() -> None:
     assert callers(rendering, "relay") == [{"namespaceSelector": {}}]
 
 
-def test_without_ingest_or_network_policies_no_caller_has_to_be_named() -> None:
+def test_until_callers_are_named_only_the_release_s_own_pods_may_call_the_api() -> None:
     nobody: Values = {"networkPolicy": {"apiFrom": []}}
-    assert least(nobody, {"handlers": {"ingest": {"enabled": False}}}).of("NetworkPolicy")
+    assert callers(least(nobody), "ingest") == []
     assert not least(nobody, {"networkPolicy": {"enabled": False}}).of("NetworkPolicy")
 
 

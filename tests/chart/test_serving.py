@@ -147,6 +147,35 @@ def test_prometheus_finds_every_handler_s_pod() -> None:
     assert "namespaceSelector" not in monitor.spec or monitor.spec["namespaceSelector"] == {"matchNames": ["work"]}
 
 
+FIRST: Mapping[str, Any] = {
+    "settings": {"kafka": {"bootstrapServers": "kafka.kafka:9092"}},
+    "secrets": {"postgres": {"existingSecret": "postgres"}},
+}
+
+
+def test_a_first_install_with_addresses_alone_has_the_handlers_that_need_no_provider() -> None:
+    rendering = render(FIRST)
+    deployed = {each.component for each in rendering.of("Deployment")}
+    assert deployed == {"ingest", "relay", "dlq-sink", "process-simulated"}
+    said = " ".join(notes(FIRST).split())
+    assert "process-email needs settings.smtp.host" in said
+    assert "process-sms needs secrets.msg91.existingSecret" in said
+    assert "notify needs settings.smtp.host or secrets.msg91.existingSecret" in said
+    assert "networkPolicy.apiFrom is empty: only the release's own pods may call the API" in said
+
+
+def test_a_handler_is_on_as_soon_as_what_it_delivers_through_is_set() -> None:
+    smtp = {"settings": {"smtp": {"host": "smtp.example.com", "sender": "a@example.com"}}}
+    elsewhere = {"settings": {"notify": {"url": "http://notify.other.svc"}}}
+    for more, on in ((smtp, {"process-email", "notify"}), (elsewhere, {"process-email", "process-sms"})):
+        deployed = {each.component for each in render(FIRST, more).of("Deployment")}
+        assert deployed == on | {"ingest", "relay", "dlq-sink", "process-simulated"}
+    off = {"handlers": {"process-email": {"enabled": False}}}
+    said = " ".join(notes(FIRST, off).split())
+    assert "process-email needs" not in said, "it is off because somebody said so"
+    assert "Off, until" not in notes(LEAST, WITH_ALL_SERVERS)
+
+
 def test_monitoring_objects_are_off_by_default() -> None:
     assert not least().of("PodMonitor", "PrometheusRule")
     assert not [each for each in least().of("ConfigMap") if "grafana_dashboard" in each.labels]

@@ -125,9 +125,9 @@ nobody has to fix them one render at a time.
 {{- end -}}
 {{- end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.apiFrom) -}}
-{{- range $name, $handler := $handlers -}}
-{{- if and $handler.service.enabled (ne $handler.target "notify") -}}
-{{- $found = append $found (printf "networkPolicy.apiFrom is empty, but %s has no authentication: set it to those who may call it. [{podSelector: {}}] allows the pods of the release's namespace, [{namespaceSelector: {}}] all pods of the cluster. An Ingress controller or Gateway runs in its own namespace. To allow everything, set networkPolicy.enabled=false" $name) -}}
+{{- range $outside := list "ingress" "httpRoute" -}}
+{{- if (get $.Values $outside | default dict).enabled -}}
+{{- $found = append $found (printf "%s.enabled is true, but networkPolicy.apiFrom is empty, so that only the release's own pods may call the API: set it to the pods of the Ingress controller or Gateway, [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: <its namespace>}}}]" $outside) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -190,18 +190,11 @@ nobody has to fix them one render at a time.
 {{- $root := first . -}}
 {{- $found := list -}}
 {{- with last . -}}
-{{- $at := printf "handlers.%s" .name -}}
-{{- $off := printf "or set %s.enabled=false where none are sent" $at -}}
-{{- $smtp := .settings.smtp.host -}}
-{{- $msg91 := $root.Values.secrets.msg91.existingSecret -}}
-{{- if and (eq .target "process-email") (not $smtp) (not .settings.notify.url) -}}
-{{- $found = append $found (printf "%s sends mails, but settings.smtp.host is not set: set it and settings.smtp.sender, %s" $at $off) -}}
-{{- else if and (eq .target "process-sms") (not $msg91) (not .settings.notify.url) -}}
-{{- $found = append $found (printf "%s sends short messages, but secrets.msg91.existingSecret is not set: name the Secret with MSG91's auth key, %s" $at $off) -}}
-{{- else if and (eq .target "notify") (not $smtp) (not $msg91) -}}
-{{- $found = append $found (printf "%s has nobody to deliver through: set settings.smtp.host, secrets.msg91.existingSecret or both, %s" $at $off) -}}
+{{- $handler := . -}}
+{{- with include "taskflux.missing" (list $root .) -}}
+{{- $found = append $found (printf "handlers.%s.enabled is true, but %s is not set: set it, or leave handlers.%s.enabled out, and the handler is off without it" $handler.name . $handler.name) -}}
 {{- end -}}
-{{- if and $smtp (not .settings.smtp.sender) (has "smtp" .secrets) -}}
+{{- if and .settings.smtp.host (not .settings.smtp.sender) (has "smtp" .secrets) -}}
 {{- $found = append $found "settings.smtp.host is set, but settings.smtp.sender is not: set it to the address that mails are from" -}}
 {{- end -}}
 {{- end -}}

@@ -20,9 +20,41 @@ what follows from them:
 {{- $handlers := dict -}}
 {{- range $name, $own := .Values.handlers -}}
 {{- $handler := include "taskflux.handler" (list $ $name $own) | fromJson -}}
-{{- if $handler.enabled -}}{{- $_ := set $handlers $name $handler -}}{{- end -}}
+{{- if and $handler.enabled (or (hasKey ($own | default dict) "enabled") (not (include "taskflux.missing" (list $ $handler)))) -}}
+{{- $_ := set $handlers $name $handler -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $handlers -}}
+{{- end -}}
+
+{{/*
+The settings of its provider that a handler lacks; "" where it lacks none. It is then off, unless its own values enable it: an install without
+a provider works: (list $ handler).
+*/}}
+{{- define "taskflux.missing" -}}
+{{- $msg91 := (first .).Values.secrets.msg91.existingSecret -}}
+{{- with last . -}}
+{{- $smtp := .settings.smtp.host -}}
+{{- if and (eq .target "process-email") (not $smtp) (not .settings.notify.url) -}}
+settings.smtp.host
+{{- else if and (eq .target "process-sms") (not $msg91) (not .settings.notify.url) -}}
+secrets.msg91.existingSecret
+{{- else if and (eq .target "notify") (not $smtp) (not $msg91) -}}
+settings.smtp.host or secrets.msg91.existingSecret
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The handlers that are off for what they lack, as JSON: name → what. */}}
+{{- define "taskflux.lacking" -}}
+{{- $lacking := dict -}}
+{{- range $name, $own := .Values.handlers -}}
+{{- $handler := include "taskflux.handler" (list $ $name $own) | fromJson -}}
+{{- if and $handler.enabled (not (hasKey ($own | default dict) "enabled")) -}}
+{{- with include "taskflux.missing" (list $ $handler) -}}{{- $_ := set $lacking $name . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $lacking -}}
 {{- end -}}
 
 {{- define "taskflux.handler" -}}

@@ -202,6 +202,15 @@ async def test_an_unknown_type_is_answered_with_the_known_ones(http: Fixture) ->
     assert http.submitted == {("unknown", "unknown-task-type"): 1}
 
 
+async def test_a_built_in_type_whose_handler_is_off_is_answered_with_the_handler(http: Fixture) -> None:
+    response = await http.submit({"taskType": "sms", "payload": {"mobile": "+919876543210", "name": "Ann"}})
+    document = problem(response)
+    assert (response.status_code, document["type"]) == (422, "/problems/unknown-task-type")
+    assert "the handler of 'sms' is process-sms, which is off" in document["detail"]
+    assert document["errors"] == [{"field": "taskType", "message": "is the type of process-sms, which is off"}]
+    assert document["knownTypes"] == ["email", "simulated"]
+
+
 async def test_a_type_that_was_registered_a_moment_ago_is_known(http: Fixture) -> None:
     await http.submit(EMAIL)
     http.source.types["resize"] = TaskType("resize", "{}", 3, "resend", None)
