@@ -94,6 +94,9 @@ class Database:
 
     With `fixed_plans`, a statement is planned once for a connection. To plan a claim or a settlement takes PostgreSQL
     as long as to run it for one task; a list, whose plan depends on its filter, needs one for each time.
+
+    A plan is kept, in any case after some calls, and it may be from when a narrow table was empty: to read it all was
+    best then, and is slow once thousands of rows are in it. So what an index can find is found by it.
     """
 
     def __init__(
@@ -192,9 +195,13 @@ class Database:
         return rows[0] if rows else None
 
     async def _connected(self, connection: Any) -> None:
-        if self._fixed_plans:  # not at the connection's start: a pooler in session mode would refuse it there
-            await connection.execute("SET plan_cache_mode = force_generic_plan")
+        if not self._settings.pooler:  # not at the connection's start: a pooler in session mode would refuse it there
+            await connection.execute(_FIXED_PLANS if self._fixed_plans else _INDEXES)
         metrics.OPENED.labels("postgresql").inc()
+
+
+_INDEXES: Final = "SET enable_seqscan = off; SET enable_bitmapscan = off"
+_FIXED_PLANS: Final = f"{_INDEXES}; SET plan_cache_mode = force_generic_plan"
 
 
 async def _nothing_to_reset(connection: Any) -> None:

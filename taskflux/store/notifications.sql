@@ -44,7 +44,7 @@ WITH input AS (
            CASE WHEN t.state <> 'scheduled' THEN t.state
                 WHEN EXISTS (SELECT FROM claims c WHERE c.task_id = t.id) THEN 'running'
                 WHEN EXISTS (SELECT FROM due d
-                             WHERE d.task_id = t.id AND NOT d.dead AND (d.publish_at = never()) IS TRUE)
+                             WHERE d.task_id = t.id AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE)
                 THEN 'queued' ELSE t.state END AS before, i.request_id, i.delivery,
            delivery_rank(t.delivery, t.replays) < 0 AS first,
            (delivery_rank(i.delivery, t.replays), i.reported_at)

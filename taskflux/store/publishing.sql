@@ -1,6 +1,7 @@
 -- The outbox: pending publishes, which process publishes them, what Kafka has confirmed; and the circuits that pause
 -- them. A row that Kafka has confirmed stays until its task is claimed, with `never()` as its publish_at.
--- A statement that has ids compares that with IS TRUE, so that the planner does not look through the index by time.
+-- A statement that has ids compares that with IS TRUE, and `dead` as an integer, so that the planner does not look
+-- through the indexes by time: a plan from when the outbox was empty takes any of them for as good.
 
 -- name: next_due
 -- Seconds until the next row of each type is due (negative: overdue), if within :within seconds. Dead letters have the
@@ -45,7 +46,7 @@ WITH waiting AS MATERIALIZED (
 ), moved AS (
     -- Its recheck is what tells a row that was confirmed meanwhile: a confirmation does not take the task's lock.
     UPDATE due d SET publish_at = now() + make_interval(secs => :grace), version = d.version + 1
-    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at <= now()) IS TRUE
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND d.dead::integer = 0 AND (d.publish_at <= now()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     RETURNING d.task_id
 ), bumped AS (
@@ -54,12 +55,12 @@ WITH waiting AS MATERIALIZED (
     RETURNING t.id, t.version, t.key, t.traceparent
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
+    WHERE d.task_id = ANY(:ids) AND d.dead::integer = 0 AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED
 ), dropped AS (
-    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND d.dead::integer = 0
 )
 SELECT id, version, key, traceparent FROM bumped;
 
@@ -91,7 +92,7 @@ FROM known k JOIN candidates c ON c.task_id = k.id;
 -- undo the last confirmations, and their records are published again (docs/protocol.md).
 WITH pending AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
+    WHERE d.task_id = ANY(:ids) AND d.dead::integer = 0 AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED
 )
@@ -100,7 +101,7 @@ SET publish_at = never(), published_at = now(),
     published_log = (:logs::uuid[])[width_bucket(d.task_id, :ids::uuid[])],
     published_partition = (:partitions::integer[])[width_bucket(d.task_id, :ids::uuid[])],
     published_offset = (:offsets::bigint[])[width_bucket(d.task_id, :ids::uuid[])]
-WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM pending)) AND NOT d.dead
+WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM pending)) AND d.dead::integer = 0
   AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL;
 
 -- name: confirm_dead
@@ -131,7 +132,7 @@ WITH waiting AS MATERIALIZED (
 ), withdrawn AS (
     -- As in take_due: one that was confirmed meanwhile stays.
     DELETE FROM due d
-    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND d.dead::integer = 0 AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     RETURNING d.task_id
 ), expired AS (
@@ -143,12 +144,12 @@ WITH waiting AS MATERIALIZED (
     RETURNING t.id, t.type, t.version
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
+    WHERE d.task_id = ANY(:ids) AND d.dead::integer = 0 AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED
 ), gone AS (
-    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND d.dead::integer = 0
 ), cleared AS (
     DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(SELECT id FROM expired))
 ), pending AS (

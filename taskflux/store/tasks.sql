@@ -206,7 +206,8 @@ WITH locked AS (
     SET state = 'cancelled', version = t.version + 1, claim_version = NULL, worker = NULL, updated_at = now(),
         timeline = timeline_add(t.timeline, ARRAY[
             (SELECT timeline_entry(d.published_at, 'published', 'queued', t.attempts, '') FROM due d
-             WHERE d.task_id = :id AND NOT d.dead AND (d.publish_at = never()) IS TRUE AND t.state = 'scheduled'),
+             WHERE d.task_id = :id AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE
+               AND t.state = 'scheduled'),
             (SELECT timeline_now()) || '|cancelled|cancelled|' || t.attempts || '|1|' || :note::text])
     WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id = :id
     RETURNING t.id

@@ -190,18 +190,19 @@ WITH waiting AS MATERIALIZED (
     SET state = 'scheduled', version = t.version + 1, updated_at = now(),
         timeline = timeline_add(t.timeline, ARRAY[
             (SELECT timeline_entry(d.published_at, 'published', 'queued', t.attempts, '') FROM due d
-             WHERE d.task_id = t.id AND NOT d.dead AND (d.publish_at = never()) IS TRUE AND t.state = 'scheduled'),
+             WHERE d.task_id = t.id AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE
+               AND t.state = 'scheduled'),
             (SELECT timeline_now()) || '|not-owed|scheduled|' || t.attempts || '|1|'])
     WHERE t.id = ANY((SELECT ids FROM free)::uuid[]) AND t.id BETWEEN :least AND :greatest
     RETURNING t.id, t.type, t.version, t.expires_at
 ), stale AS MATERIALIZED (
     SELECT d.task_id FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at = never()) IS TRUE
+    WHERE d.task_id = ANY(:ids) AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
       AND d.task_id NOT IN (SELECT id FROM waiting)
     FOR UPDATE SKIP LOCKED
 ), dropped AS (
-    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND NOT d.dead
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM stale)) AND d.dead::integer = 0
 ), pending AS (
     INSERT INTO due (task_id, type, version, publish_at, expires_at)
     SELECT id, type, version,

@@ -69,7 +69,7 @@ TAKE_MOVES: Final = f"""{UNCLAIMED}
 ), moved AS (
     -- Its recheck is what tells a row that was confirmed meanwhile: a confirmation does not take the task's lock.
     UPDATE due d SET publish_at = now() + make_interval(secs => :grace), version = d.version + 1
-    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at <= now()) IS TRUE
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND d.dead::integer = 0 AND (d.publish_at <= now()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     RETURNING d.task_id
 ), bumped AS (
@@ -79,7 +79,7 @@ EXPIRE_MOVES: Final = f"""{UNCLAIMED}
 ), withdrawn AS (
     -- As in take_due: one that was confirmed meanwhile stays.
     DELETE FROM due d
-    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND NOT d.dead AND (d.publish_at < never()) IS TRUE
+    WHERE d.task_id = ANY((SELECT ids FROM free)::uuid[]) AND d.dead::integer = 0 AND (d.publish_at < never()) IS TRUE
       AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
     RETURNING d.task_id
 ), expired AS (

@@ -158,7 +158,12 @@ async def plan(scene: Scene, name: str) -> list[Any]:
     """The nodes of the statement's generic plan."""
     await scene.direct.execute(GENERIC_PLAN)
     (row,) = await scene.sql("SELECT pg_temp.generic_plan($1)", STATEMENTS[name].text)
-    found, nodes = [], [json.loads(row[0])[0]["Plan"]]
+    return nodes_of(row[0])
+
+
+def nodes_of(explained: str) -> list[Any]:
+    """All nodes of a plan in JSON."""
+    found, nodes = [], [json.loads(explained)[0]["Plan"]]
     while nodes:
         found.append(nodes.pop())
         nodes += found[-1].get("Plans", [])
@@ -169,6 +174,36 @@ async def scanned(scene: Scene, name: str) -> set[str]:
     """Tables, the small ones aside, that the generic plan of the statement reads from beginning to end."""
     nodes = await plan(scene, name)
     return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - SMALL - WHOLE.get(name, set())
+
+
+OF_THE_OUTBOX = ("confirm", "due_now", "probes_now", "take_due", "expired_now", "expire_waiting", "requeue", "cancel")
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+async def test_a_plan_from_when_the_outbox_was_empty_finds_its_rows_by_an_index(fixed: bool, own_scene: Scene) -> None:
+    """It is kept while thousands of tasks are accepted, and a look through all of them would be slow for each batch."""
+    scene = own_scene
+    if scene.settings.pooler:
+        pytest.skip("no plan is kept behind a pooler")
+    await scene.accepted(300)
+    await scene.sql("DELETE FROM due")
+    await scene.direct.execute("VACUUM ANALYZE due")
+    database = Database(scene.settings, pool_size=1, fixed_plans=fixed)
+    await database.open()
+    await database.fetch(Statement("function", GENERIC_PLAN, ()))
+    explain = Statement("explain", "SELECT pg_temp.generic_plan($1)", ("statement",))
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in OF_THE_OUTBOX:
+        (row,) = await database.fetch(explain, statement=STATEMENTS[name].text)
+        found[name] = [
+            (node["Node Type"], node.get("Index Cond", ""))
+            for node in nodes_of(row[0])
+            if node.get("Relation Name") == "due" and "Scan" in node["Node Type"]
+        ]
+    await database.close()
+    assert [name for name in found if not found[name]] == []
+    assert {kind for scans in found.values() for kind, _ in scans} == {"Index Scan"}
+    assert [name for name, scans in found.items() if not all(condition for _, condition in scans)] == []
 
 
 async def test_the_life_of_a_task_updates_its_row_once_and_in_place(own_scene: Scene) -> None:
