@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 from asyncpg.pgproto.pgproto import UUID as FastUUID
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from uuid import UUID
 
+T = TypeVar("T")
 
 Row = Any
 """An asyncpg.Record: values by column name."""
@@ -208,6 +209,16 @@ async def _nothing_to_reset(connection: Any) -> None:
     """What we set on a connection stays, so the pool's usual reset would be a round trip that does harm."""
 
 
+def shared(values: list[T]) -> tuple[T | None, list[T]]:
+    """The value that all of these have, and no list; None and the list where they differ.
+
+    asyncpg looks closely at every element of an array.
+    """
+    if not values or values.count(values[0]) < len(values):
+        return None, values
+    return values[0], []
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn errors of asyncpg into `StoreError`s."""
@@ -227,7 +238,8 @@ def store_error(error: Exception) -> StoreError:
         return StoreUnavailable(str(error))
     if isinstance(error, _REFUSED):
         # Its own message quotes the value, or the whole row.
-        return RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})")
+        exists = isinstance(error, asyncpg.UniqueViolationError)
+        return RefusedData(f"PostgreSQL refuses a value ({type(error).__name__})", exists=exists)
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
         return StoreUnavailable(f"PostgreSQL refuses us ({error}): check TASKFLUX_POSTGRES__DSN")
     if isinstance(error, asyncpg.PostgresError):

@@ -38,7 +38,11 @@ class StoreBusy(StoreError):
 
 
 class RefusedData(StoreError):
-    """A value does not fit its column."""
+    """A value does not fit its column, or a row with its key `exists`."""
+
+    def __init__(self, message: str, *, exists: bool = False) -> None:
+        super().__init__(message)
+        self.exists = exists
 
 
 class OtherDeclaration(StoreError):

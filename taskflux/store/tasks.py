@@ -14,8 +14,8 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row, Statement, statements
-from taskflux.store.errors import OtherDeclaration, StoreBusy, StoreError
+from taskflux.store.database import Database, Row, Statement, shared, statements
+from taskflux.store.errors import OtherDeclaration, RefusedData, StoreBusy, StoreError
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.texts import note, storable
 from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
@@ -130,26 +130,36 @@ class Tasks:
         Each `unique` of a submission occurs once among them. It may be called again with the same submissions after an
         error (a StoreError: nothing is known to be written): what was written then is recognized.
         """
-        keys = [each.idempotency for each in submissions]
         with tracing.batch(INSERT, [each.traceparent for each in submissions]) if tracing.on else UNTRACED:
-            rows = await self.database.fetch(
-                SQL["insert_tasks"],
-                ids=[each.id for each in submissions],
-                tenants=[each.tenant for each in submissions],
-                types=[each.type for each in submissions],
-                payloads=[each.payload for each in submissions],
-                max_attempts=[each.max_attempts for each in submissions],
-                keys=_given([each.key for each in submissions]),
-                schedule_at=_given([each.schedule_at for each in submissions]),
-                delays=_given([each.delay for each in submissions]),
-                expires_at=_given([each.expires_at for each in submissions]),
-                metadata=_given([each.metadata for each in submissions]),
-                traceparents=[each.traceparent for each in submissions],
-                idempotency_keys=_given([key and key.key for key in keys]),
-                digests=_given([key and key.digest for key in keys]),
-                ttls=_given([key and key.ttl for key in keys]),
-                grace=grace,
-            )
+            if not any(each.idempotency for each in submissions):
+                try:
+                    return await self._insert_new(submissions, grace)
+                except RefusedData as error:
+                    if not error.exists:
+                        raise
+            return await self._insert_keyed(submissions, grace)
+
+    async def _insert_new(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted]:
+        row = await self.database.fetchrow(SQL["insert_tasks"], **_columns(submissions), grace=grace)
+        assert row is not None
+        created_at, later = row["created_at"], frozenset(row["later"])
+        if later:
+            return [
+                Accepted(each.id, each.type, created_at, False, grace > 0 and each.id not in later)
+                for each in submissions
+            ]
+        return [Accepted(each.id, each.type, created_at, False, grace > 0) for each in submissions]
+
+    async def _insert_keyed(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
+        keys = [each.idempotency for each in submissions]
+        rows = await self.database.fetch(
+            SQL["insert_keyed"],
+            **_columns(submissions),
+            idempotency_keys=_given([key and key.key for key in keys]),
+            digests=_given([key and key.digest for key in keys]),
+            ttls=_given([key and key.ttl for key in keys]),
+            grace=grace,
+        )
         made = {row["id"]: row for row in rows}
         outcomes = [
             None
@@ -157,7 +167,7 @@ class Tasks:
             else Accepted(each.id, each.type, row["created_at"], False, grace > 0 and row["due_now"])
             for each in submissions
         ]
-        missing = [each for each in submissions if each.id not in made] if len(made) < len(submissions) else []
+        missing = [each for each in submissions if each.id not in made]
         others = await self._answer_missing(missing) if missing else {}
         if len(others) < len(missing):
             raise StoreBusy("an idempotency key expired while it was looked up")
@@ -277,6 +287,31 @@ class Tasks:
             note=note(reason),
         )
         return row is not None
+
+
+def _columns(submissions: Sequence[Submission]) -> dict[str, object]:
+    """What both statements that insert take of each submission."""
+    tenant, tenants = shared([each.tenant for each in submissions])
+    task_type, types = shared([each.type for each in submissions])
+    budget, budgets = shared([each.max_attempts for each in submissions])
+    traceparent, traceparents = shared([each.traceparent for each in submissions])
+    return {
+        "ids": [each.id for each in submissions],
+        "tenant": tenant,
+        "tenants": tenants,
+        "type": task_type,
+        "types": types,
+        "payloads": [each.payload for each in submissions],
+        "budget": budget,
+        "budgets": budgets,
+        "keys": _given([each.key for each in submissions]),
+        "schedule_at": _given([each.schedule_at for each in submissions]),
+        "delays": _given([each.delay for each in submissions]),
+        "expires_at": _given([each.expires_at for each in submissions]),
+        "metadata": _given([each.metadata for each in submissions]),
+        "traceparent": traceparent,
+        "traceparents": traceparents,
+    }
 
 
 def _given(values: list[Any]) -> list[Any]:

@@ -3,14 +3,44 @@
 -- Accepting
 
 -- name: insert_tasks
--- A group commit of submissions. A repeated idempotency key inserts nothing and is answered by find_keys.
--- An array may be empty in place of NULLs alone, that of delays in place of zeros.
+-- A group commit of submissions without idempotency keys. It fails if one of them exists: an earlier try has written it,
+-- and its answer was lost (insert_keyed). An array may be empty in place of NULLs alone, that of delays in place of
+-- zeros, and those of tenants, types, budgets and traceparents where all are the same (:tenant, :type, :budget,
+-- :traceparent). One row is returned: when they were created, and those that are due later.
+WITH accepted AS (
+    INSERT INTO tasks (
+        id, tenant, type, payload, max_attempts, key, due_at, expires_at, metadata, traceparent, timeline
+    )
+    SELECT id, COALESCE(:tenant, tenant), COALESCE(:type, type), payload, COALESCE(:budget, budget), key,
+           GREATEST(now(), COALESCE(schedule_at, now() + make_interval(secs => delay))),
+           expires_at, metadata, COALESCE(:traceparent, traceparent),
+           (SELECT ARRAY[timeline_now() || '|accepted|scheduled|0|1|'])
+    FROM unnest(
+        :ids::uuid[], :tenants::text[], :types::text[], :payloads::text[], :budgets::integer[], :keys::text[],
+        :schedule_at::timestamptz[], :delays::float8[], :expires_at::timestamptz[], :metadata::text[],
+        :traceparents::text[]
+    ) AS i (id, tenant, type, payload, budget, key, schedule_at, delay, expires_at, metadata, traceparent)
+    RETURNING id, type, due_at, expires_at
+), waiting AS (
+    INSERT INTO due (task_id, type, version, publish_at, expires_at)
+    SELECT id, type, 1, CASE WHEN due_at <= now() THEN now() + make_interval(secs => :grace) ELSE due_at END,
+           expires_at
+    FROM accepted
+)
+SELECT now() AS created_at, ARRAY(SELECT id FROM accepted WHERE due_at > now()) AS later;
+
+-- name: insert_keyed
+-- The same for submissions of which some have an idempotency key, or may exist. A repeated key inserts nothing and is
+-- answered by find_keys. A row is returned for each that was inserted.
 WITH input AS (
-    SELECT * FROM unnest(
-        :ids::uuid[], :tenants::text[], :types::text[], :payloads::text[], :max_attempts::integer[], :keys::text[],
+    SELECT id, COALESCE(:tenant, tenant) AS tenant, COALESCE(:type, type) AS type, payload,
+           COALESCE(:budget, budget) AS budget, key, schedule_at, delay, expires_at, metadata,
+           COALESCE(:traceparent, traceparent) AS traceparent, idempotency_key, digest, ttl
+    FROM unnest(
+        :ids::uuid[], :tenants::text[], :types::text[], :payloads::text[], :budgets::integer[], :keys::text[],
         :schedule_at::timestamptz[], :delays::float8[], :expires_at::timestamptz[], :metadata::text[],
         :traceparents::text[], :idempotency_keys::text[], :digests::bytea[], :ttls::float8[]
-    ) AS i (id, tenant, type, payload, max_attempts, key, schedule_at, delay, expires_at, metadata, traceparent,
+    ) AS i (id, tenant, type, payload, budget, key, schedule_at, delay, expires_at, metadata, traceparent,
             idempotency_key, digest, ttl)
 ), keyed AS (
     INSERT INTO idempotency_keys (tenant, key, task_id, type, digest, expires_at)
@@ -25,9 +55,9 @@ WITH input AS (
     INSERT INTO tasks (
         id, tenant, type, payload, max_attempts, key, due_at, expires_at, metadata, traceparent, timeline
     )
-    SELECT id, tenant, type, payload, max_attempts, key,
+    SELECT id, tenant, type, payload, budget, key,
            GREATEST(now(), COALESCE(schedule_at, now() + make_interval(secs => delay))),
-           expires_at, metadata, traceparent, ARRAY[(SELECT timeline_now()) || '|accepted|scheduled|0|1|']
+           expires_at, metadata, traceparent, (SELECT ARRAY[timeline_now() || '|accepted|scheduled|0|1|'])
     FROM input WHERE idempotency_key IS NULL OR id IN (SELECT task_id FROM keyed) ORDER BY id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, type, created_at, due_at, expires_at

@@ -18,8 +18,8 @@ from tests.integration.store.scene import TYPE, Scene, succeeded
 from tests.statements import every_statement
 
 DAILY = (
-    "insert_tasks", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm", "due_now",
-    "take_due", "dead_now", "take_dead", "confirm_dead", "expired_now", "expire_waiting", "sweep", "requeue",
+    "insert_tasks", "insert_keyed", "find_created", "find_keys", "get_task", "claim", "reclaim", "settle", "confirm",
+    "due_now", "take_due", "dead_now", "take_dead", "confirm_dead", "expired_now", "expire_waiting", "sweep", "requeue",
     "probes_now", "audit_page", "add_dead_letters", "measure_letters",
     "suspected", "begin_alone", "lapsed", "cleared", "clear",
     "find_recent", "find_by_key", "find_narrow", "list_found",

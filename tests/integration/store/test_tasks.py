@@ -139,6 +139,49 @@ async def test_a_batch_of_all_kinds_is_answered_in_its_order(scene: Scene) -> No
     assert [getattr(answer, "id", None) for answer in answers] == [batch[0].id, None, batch[2].id, batch[3].id]
 
 
+async def test_of_a_batch_without_keys_what_an_earlier_try_has_written_stays_and_the_rest_is_inserted(
+    scene: Scene,
+) -> None:
+    first, second = submission(), submission()
+    (written,) = await insert(scene, first)
+    answers = await insert(scene, first, second)
+    assert [(answer.id, answer.repeated) for answer in answers if isinstance(answer, Accepted)] == [
+        (first.id, False),
+        (second.id, False),
+    ]
+    assert isinstance(written, Accepted)
+    assert isinstance(answers[0], Accepted)
+    assert answers[0].created_at == written.created_at
+    assert await count(scene) == 2
+
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-00"
+
+
+@pytest.mark.parametrize("idempotency", [None, KEY], ids=["plain", "with a key"])
+async def test_what_tasks_of_a_batch_do_not_share_is_stored_for_each(
+    idempotency: IdempotencyKey | None, scene: Scene
+) -> None:
+    given = [
+        submission(type="email", max_attempts=8, traceparent=TRACE, tenant="one", idempotency=idempotency),
+        submission(type="sms", max_attempts=3, traceparent=None, tenant="two", delay=60.0, key="k", metadata="{}"),
+        submission(type="email", max_attempts=8, traceparent=None, tenant="one"),
+    ]
+    answers = await insert(scene, *given)
+    assert [(a.id, a.type, a.publish_now) for a in answers if isinstance(a, Accepted)] == [
+        (given[0].id, "email", True),
+        (given[1].id, "sms", False),
+        (given[2].id, "email", True),
+    ]
+    stored = await scene.sql(
+        "SELECT id, type, max_attempts, traceparent, tenant, key, metadata, due_at > now() FROM tasks ORDER BY id"
+    )
+    assert [tuple(row) for row in stored] == [
+        (each.id, each.type, each.max_attempts, each.traceparent, each.tenant, each.key, each.metadata, each.delay > 0)
+        for each in given
+    ]
+
+
 async def test_many_writers_of_many_keys_in_any_order_do_not_deadlock(scene: Scene) -> None:
     keys = [KEY._replace(key=f"k{n}") for n in range(40)]
     commits = [commit(scene) for _ in range(6)]

@@ -119,7 +119,7 @@ async def test_of_requests_with_one_key_that_come_together_one_makes_the_task(de
 
 async def test_an_insert_whose_answer_was_lost_makes_one_task(desk: Desk, scene: Scene) -> None:
     given = [submission(), keyed("order-7")]
-    desk.database.mute.add("insert_tasks")
+    desk.database.mute |= {"insert_tasks", "insert_keyed"}
     answers = [cast("Accepted", each) for each in await desk.accept(*given)]
     assert [(answer.id, answer.repeated) for answer in answers] == [(each.id, False) for each in given]
     assert len(await scene.sql("SELECT id FROM tasks")) == 2
