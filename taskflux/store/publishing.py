@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from taskflux.store.database import Database, Row, statements
+from taskflux.store.database import Database, Row, shared, statements
 from taskflux.store.errors import until_available
 from taskflux.store.texts import storable
 from taskflux.tasks.policy import FIRST_PROBE, LAST_PROBE, MOST_PROBES
@@ -104,12 +104,16 @@ class Publishing:
         if not batch:
             return
         ids = list(batch)
+        version, versions = shared([each.version for each in batch.values()])
+        log, logs = shared([each.log for each in batch.values()])
         confirm = partial(
             self.database.fetch,
             SQL["confirm"],
             ids=ids,
-            versions=[each.version for each in batch.values()],
-            logs=[each.log for each in batch.values()],
+            version=version,
+            versions=versions,
+            log=log,
+            logs=logs,
             partitions=[each.partition for each in batch.values()],
             offsets=[each.offset for each in batch.values()],
         )

@@ -89,16 +89,17 @@ FROM known k JOIN candidates c ON c.task_id = k.id;
 -- name: confirm
 -- Kafka has the records: their outbox rows say where, unless the task was claimed or published again meanwhile. The
 -- wide rows are not touched. The commit does not wait for the disk, in this transaction alone: a crash of PostgreSQL may
--- undo the last confirmations, and their records are published again (docs/protocol.md).
+-- undo the last confirmations, and their records are published again (docs/protocol.md). Where all have one version
+-- or log, :version or :log is that, and the array is empty.
 WITH pending AS MATERIALIZED (
     SELECT d.task_id FROM due d
     WHERE d.task_id = ANY(:ids) AND d.dead::integer = 0 AND (d.publish_at < never()) IS TRUE
-      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+      AND d.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])])
     ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE due d
 SET publish_at = never(), published_at = now(),
-    published_log = (:logs::uuid[])[width_bucket(d.task_id, :ids::uuid[])],
+    published_log = COALESCE(:log::uuid, (:logs::uuid[])[width_bucket(d.task_id, :ids::uuid[])]),
     published_partition = (:partitions::integer[])[width_bucket(d.task_id, :ids::uuid[])],
     published_offset = (:offsets::bigint[])[width_bucket(d.task_id, :ids::uuid[])]
 WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM pending)) AND d.dead::integer = 0

@@ -178,12 +178,13 @@ def fill(
     for place, (topic, key, value, headers) in records:
         among = partitions[topic]
         partition = random.choice(among) if key is None else among[zlib.crc32(key) % len(among)]
-        queue = queues.setdefault((topic, partition), [])
-        content = {"timestamp": None, "key": key, "value": value, "headers": list(headers)}
-        if not queue or queue[-1].builder.append(**content) is None:
-            queue.append(Batch(create_builder()))
-            queue[-1].builder.append(**content)
-        queue[-1].places.append(place)
+        queue, listed = queues.setdefault((topic, partition), []), list(headers)
+        batch = queue[-1] if queue else None
+        if batch is None or batch.builder.append(timestamp=None, key=key, value=value, headers=listed) is None:
+            batch = Batch(create_builder())
+            queue.append(batch)
+            batch.builder.append(timestamp=None, key=key, value=value, headers=listed)
+        batch.places.append(place)
     return queues
 
 

@@ -258,9 +258,8 @@ _STORE: Final = (
     Mutation(
         "a late confirmation counts for a newer publish",
         "taskflux/store/publishing.sql",
-        "      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]\n"
-        "    ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED",
-        "      AND :versions::integer[] IS NOT NULL\n    ORDER BY d.task_id FOR NO KEY UPDATE SKIP LOCKED",
+        "d.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])])",
+        "COALESCE(:version::integer, cardinality(:versions::integer[])) IS NOT NULL",
         CLAIM_RACES,
     ),
     Mutation(
