@@ -179,7 +179,7 @@ def _claim(
         progress=_json(progress, "progress") if progress else None,
         traceparent=None,
         attempt_span=None,
-        created_at=fields.get("created_at") or datetime.now(UTC),
+        created=(fields.get("created_at") or datetime.now(UTC)).timestamp(),
         expired=False,
         waited=0.0,
         size=len(text),

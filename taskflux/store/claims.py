@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -19,6 +18,8 @@ from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
+
+T = TypeVar("T")
 
 SQL: Final = statements("claims")
 SETTLE_BATCH: Final = 500
@@ -34,6 +35,7 @@ class Claim(NamedTuple):
 
     The columns of `claim` and `reclaim` are in this order.
 
+    `created` is in seconds since 1970: asyncpg takes a third of the time of a row for a time stamp with a time zone.
     `attempt_span` is the traceparent of the last recorded span of an attempt. `size` is the payload's, in bytes; a
     payload larger than `CARRIED` is None here: `Claims.payload` reads it.
     """
@@ -51,7 +53,7 @@ class Claim(NamedTuple):
     progress: str | None
     traceparent: str | None
     attempt_span: str | None
-    created_at: datetime
+    created: float
     expired: bool
     waited: float
     size: int = 0
@@ -168,10 +170,12 @@ class Claims:
         ids = sorted(versions, key=_NUMBER)  # Python compares these faster than UUIDs
         if not ids:
             return []
+        version, others = _shared([versions[task] for task in ids])
         rows = await self.database.fetch(
             SQL["claim"],
             ids=ids,
-            versions=[versions[task] for task in ids],
+            version=version,
+            versions=others,
             least=ids[0],
             greatest=ids[-1],
             type=task_type,
@@ -235,24 +239,32 @@ class Claims:
         """
         if not settlements:
             return []
-        with tracing.batch(self.source.settle, [each.span for each in settlements]) if tracing.on else UNTRACED:
-            rows = await self._write(settlements)
-        written = {row["id"]: Settled(True, row["late"], row["age"]) for row in rows}
-        settled = [written.get(settlement.id, Settled(False)) for settlement in settlements]
-        self._count(settlements, settled)
-        return settled
+        order = sorted(range(len(settlements)), key=lambda place: settlements[place].id)
+        batch = [settlements[place] for place in order]
+        with tracing.batch(self.source.settle, [each.span for each in batch]) if tracing.on else UNTRACED:
+            settled = await self._write(batch)
+        self._count(batch, settled)
+        answers = settled.copy()
+        for place, answer in zip(order, settled, strict=True):
+            answers[place] = answer
+        return answers
 
-    async def _write(self, settlements: Sequence[Settlement]) -> Sequence[Row]:
-        """The rows of those that were written."""
-        batch = sorted(settlements, key=lambda settlement: settlement.id)
+    async def _write(self, batch: Sequence[Settlement]) -> list[Settled]:
+        """What has become of these, which are in the order of their ids."""
         decisions = [settlement.decision for settlement in batch]
         ids = [settlement.id for settlement in batch]
-        return await self.database.fetch(
+        version, versions = _shared([settlement.version for settlement in batch])
+        state, states = _shared([decision.state for decision in decisions])
+        event, events = _shared([decision.event for decision in decisions])
+        row = await self.database.fetchrow(
             SQL["settle"],
             ids=ids,
-            versions=[settlement.version for settlement in batch],
-            states=[decision.state for decision in decisions],
-            events=[decision.event for decision in decisions],
+            version=version,
+            versions=versions,
+            state=state,
+            states=states,
+            event=event,
+            events=events,
             delays=_unless(0, [decision.delay for decision in decisions]),
             given_back=_unless(0, [int(decision.give_back) for decision in decisions]),
             releases=_unless(0, [decision.releases for decision in decisions]),
@@ -266,6 +278,7 @@ class Claims:
             least=ids[0],
             greatest=ids[-1],
         )
+        return _settled(len(batch), row)
 
     def _count(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
         """Count what one statement has written: together, except those with a span, whose exemplars point to it."""
@@ -296,6 +309,23 @@ class Claims:
         metrics.ATTEMPTS.labels(task_type, _SUCCEEDED.value).inc(len(settlements) - others.total())
         for event, count in others.items():
             metrics.ATTEMPTS.labels(task_type, event.value).inc(count)
+
+
+def _settled(count: int, row: Row) -> list[Settled]:
+    """The answer of `settle` for each of so many outcomes."""
+    ages, places, late = row["ages"] or (), row["places"], row["late"] or ()
+    if len(ages) == count and not late:
+        return [Settled(True, False, age) for age in ages]
+    settled = [Settled(False)] * count
+    for place, age in zip(places or range(1, len(ages) + 1), ages, strict=True):
+        settled[place - 1] = Settled(True, place in late, age)
+    return settled
+
+
+def _shared(values: list[T]) -> tuple[T | None, list[T]]:
+    """The value that all of these have, and no list; None and the list where they differ."""
+    first = values[0]
+    return (first, []) if values.count(first) == len(values) else (None, values)
 
 
 def _unless(usual: object, values: list[Any]) -> list[Any]:

@@ -22,7 +22,8 @@ UPDATE workers SET ended = true WHERE id = ANY(ARRAY(SELECT id FROM locked));
 -- wide row is locked and stays as it is, except where a former worker may still report late (`claim_version`), or the
 -- release before has confirmed the record (`queued`). Suspects are claimed as the members of a group (:suspects) or not
 -- at all. No row is returned once the worker's lease was ended, one of NULLs where nothing could be claimed. The lock
--- lets the worker beat meanwhile, and keeps its lease from being ended (`end_silent`).
+-- lets the worker beat meanwhile, and keeps its lease from being ended (`end_silent`). Where all records have one
+-- version, :version is that, and :versions is empty.
 WITH lease AS MATERIALIZED (
     SELECT id FROM workers WHERE id = :worker AND NOT ended FOR KEY SHARE
 ), suspected AS MATERIALIZED (
@@ -31,12 +32,13 @@ WITH lease AS MATERIALIZED (
     SELECT t.id, t.state, t.version, t.claim_version, t.attempts, t.max_attempts, t.handbacks, t.replays, t.tenant,
            t.key,
            CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
-           octet_length(t.payload) AS size, t.metadata, t.result, t.traceparent, t.attempt_span, t.created_at,
+           octet_length(t.payload) AS size, t.metadata, t.result, t.traceparent, t.attempt_span,
+           extract(epoch FROM t.created_at)::float8 AS created,
            COALESCE(t.expires_at <= now(), false) AS expired,
            GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited
     FROM tasks t
     WHERE EXISTS (SELECT FROM lease) AND t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
-      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
+      AND t.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(t.id, :ids::uuid[])])
       AND t.state IN ('scheduled', 'queued') AND t.type = :type
       AND (:suspects OR array_position((SELECT ids FROM suspected), t.id) IS NULL)
     ORDER BY t.id FOR NO KEY UPDATE
@@ -44,7 +46,7 @@ WITH lease AS MATERIALIZED (
     SELECT array_agg(d.task_id ORDER BY d.task_id) AS ids, array_agg(d.published_at ORDER BY d.task_id) AS moments
     FROM due d
     WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at = never()) IS TRUE
-      AND d.version = (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])]
+      AND d.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])])
 ), claimed AS (
     INSERT INTO claims (task_id, worker, type, version, attempt, claimed_at, published_at)
     SELECT l.id, :worker, :type, l.version + 1, l.attempts + 1, now(),
@@ -65,14 +67,15 @@ WITH lease AS MATERIALIZED (
 )
 SELECT l.id, l.version + 1 AS version, l.attempts + 1 AS attempt, l.max_attempts, l.handbacks AS releases, l.replays,
        l.tenant, l.key, l.payload, l.metadata, l.result AS progress, l.traceparent, l.attempt_span,
-       l.created_at, l.expired, l.waited, l.size
+       l.created, l.expired, l.waited, l.size
 FROM lease LEFT JOIN locked l ON (l.id IN (SELECT task_id FROM claimed)) IS TRUE;
 
 -- name: reclaim
 -- Tasks that a claim of ours took although its answer was lost, unless our lease was ended since.
 SELECT t.id, c.version, c.attempt, t.max_attempts, t.handbacks AS releases, t.replays, t.tenant,
        t.key, CASE WHEN octet_length(t.payload) <= :carried THEN t.payload END AS payload,
-       t.metadata, t.result AS progress, t.traceparent, t.attempt_span, t.created_at,
+       t.metadata, t.result AS progress, t.traceparent, t.attempt_span,
+       extract(epoch FROM t.created_at)::float8 AS created,
        COALESCE(t.expires_at <= now(), false) AS expired,
        GREATEST(0, extract(epoch FROM now() - t.due_at))::float8 AS waited,
        octet_length(t.payload) AS size
@@ -132,27 +135,34 @@ DELETE FROM suspects WHERE task_id = ANY(ARRAY(SELECT task_id FROM free WHERE cl
 -- said (`end_claims`), and the outcome still counts; so it does later, with `succeeded` or `dead`, while the task was
 -- not claimed again (`claim_version`): the attempt that was given back when its worker was lost did happen. A task that
 -- was released without an error, before it ran, stays a suspect. An array that would hold nothing but zeros, empty texts
--- or NULLs comes empty: unnest fills it with NULLs.
+-- or NULLs comes empty: unnest fills it with NULLs. So do versions, states and events where all are the same (:version,
+-- :state, :event).
+--
+-- One row is returned: the ages of the tasks that were written, in the order of their places in :ids; these places, if
+-- some were not written; and the places of those that were written late.
 WITH locked AS MATERIALIZED (
-    SELECT t.id, width_bucket(t.id, :ids::uuid[]) AS place, t.version FROM tasks t
+    SELECT t.id, t.version FROM tasks t
     WHERE t.id = ANY(:ids) AND t.id BETWEEN :least AND :greatest
-      AND (t.state = 'scheduled' AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])] - 1
-           OR t.claim_version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]
+      AND (t.state = 'scheduled'
+              AND t.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]) - 1
+           OR t.claim_version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(t.id, :ids::uuid[])])
               AND (t.state = 'running' AND t.version = t.claim_version
                    OR t.state IN ('scheduled', 'queued', 'uncertain')
-                      AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead')))
+                      AND COALESCE(:state, (:states::text[])[width_bucket(t.id, :ids::uuid[])])
+                          IN ('succeeded', 'dead')))
     ORDER BY t.id FOR NO KEY UPDATE
 ), released AS (
     DELETE FROM claims c
     WHERE c.task_id = ANY(ARRAY(SELECT id FROM locked)) AND (c.worker = ANY(:workers) OR c.attempt IS NULL)
-      AND c.version = (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])]
+      AND c.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(c.task_id, :ids::uuid[])])
     RETURNING c.task_id, c.attempt, c.published_at, c.claimed_at
 ), freed AS MATERIALIZED (
     SELECT array_agg(task_id ORDER BY task_id) AS ids, array_agg(attempt ORDER BY task_id) AS attempts,
            array_agg(published_at ORDER BY task_id) AS published, array_agg(claimed_at ORDER BY task_id) AS claimed
     FROM released WHERE attempt IS NOT NULL
 ), outcome AS MATERIALIZED (
-    SELECT i.version, i.state, i.event, COALESCE(i.delay, 0) AS delay, COALESCE(i.given_back, 0) AS given_back,
+    SELECT COALESCE(:version::integer, i.version) AS version, COALESCE(:state, i.state) AS state,
+           COALESCE(:event, i.event) AS event, COALESCE(i.delay, 0) AS delay, COALESCE(i.given_back, 0) AS given_back,
            COALESCE(i.handbacks, 0) AS handbacks, i.result, i.error_class, i.reason, COALESCE(i.note, '') AS note,
            i.span, i.place, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
     FROM freed f CROSS JOIN ROWS FROM (
@@ -163,7 +173,8 @@ WITH locked AS MATERIALIZED (
     ) AS i (
         version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
     ) CROSS JOIN LATERAL (
-        SELECT CASE WHEN f.ids[width_bucket(id, f.ids)] = id THEN width_bucket(id, f.ids) END AS at
+        SELECT CASE WHEN cardinality(f.ids) = cardinality(:ids::uuid[]) THEN i.place
+                    WHEN f.ids[width_bucket(id, f.ids)] = id THEN width_bucket(id, f.ids) END AS at
         FROM (SELECT (:ids::uuid[])[i.place] AS id) AS named
     ) AS found
 ), settled AS (
@@ -189,10 +200,10 @@ WITH locked AS MATERIALIZED (
     WHERE o.place = width_bucket(t.id, :ids::uuid[])
       AND t.id = ANY(ARRAY(
           SELECT id FROM locked
-          WHERE version >= (:versions::integer[])[place]
+          WHERE version >= COALESCE(:version::integer, (:versions::integer[])[width_bucket(id, :ids::uuid[])])
              OR id IN (SELECT task_id FROM released WHERE attempt IS NOT NULL)))
       AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, t.error_class,
+    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, o.place, t.error_class,
               t.version <> o.version AS late,
               GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), cleared AS (
@@ -206,6 +217,8 @@ WITH locked AS MATERIALIZED (
     ON CONFLICT (task_id, dead) DO UPDATE
     SET version = EXCLUDED.version, publish_at = EXCLUDED.publish_at, expires_at = EXCLUDED.expires_at
 )
-SELECT id, late, age,
-       (SELECT CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END FROM settled) AS withdrawn
+SELECT array_agg(age ORDER BY place) AS ages,
+       CASE WHEN count(*) < cardinality(:ids::uuid[]) THEN array_agg(place ORDER BY place) END AS places,
+       array_agg(place) FILTER (WHERE late) AS late,
+       CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END AS withdrawn
 FROM settled;

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from itertools import takewhile
 from sys import getrefcount
@@ -99,7 +100,7 @@ def task_of(handler: Handler[Any], claim: Claim, payload: str) -> Task[Any]:
         claim.attempt,
         claim.max_attempts,
         claim.replays,
-        claim.created_at,
+        datetime.fromtimestamp(claim.created, UTC),
         claim.tenant,
         claim.key,
         json.loads(claim.metadata) if claim.metadata else {},

@@ -59,9 +59,19 @@ SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
 WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
 
 AT_VERSION: Final = "\n      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]"
+AT_ITS_VERSION: Final = (
+    "\n      AND t.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(t.id, :ids::uuid[])])"
+)
 AT_ANY_VERSION: Final = "\n      AND :versions::integer[] IS NOT NULL"
 """The parameter stays: a statement that takes other ones than it is given fails in every test, whatever its rule."""
 
+WITHDRAWN: Final = ",\n       CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END AS withdrawn"
+SETTLED_ANSWER: Final = f"""
+)
+SELECT array_agg(age ORDER BY place) AS ages,
+       CASE WHEN count(*) < cardinality(:ids::uuid[]) THEN array_agg(place ORDER BY place) END AS places,
+       array_agg(place) FILTER (WHERE late) AS late{WITHDRAWN}
+FROM settled;"""
 UNCLAIMED: Final = "SELECT unclaimed(ARRAY(SELECT id FROM locked)) AS ids"
 CLAIMED_BEFORE: Final = "SELECT ARRAY(SELECT id FROM locked WHERE id NOT IN (SELECT task_id FROM claims)) AS ids"
 """What is claimed as the statement's own snapshot has it: as of its start, before it waited for the lock."""
@@ -153,7 +163,7 @@ _STORE: Final = (
     Mutation(
         "a record of an older version claims its task",
         "taskflux/store/claims.sql",
-        f"{AT_VERSION}\n      AND t.state IN ('scheduled', 'queued') AND t.type = :type",
+        f"{AT_ITS_VERSION}\n      AND t.state IN ('scheduled', 'queued') AND t.type = :type",
         f"{AT_ANY_VERSION}\n      AND t.state IN ('scheduled', 'queued') AND t.type = :type",
         CLAIMS,
     ),
@@ -181,7 +191,8 @@ _STORE: Final = (
     Mutation(
         "a late retry overrides what somebody has made of the task since",
         "taskflux/store/claims.sql",
-        "\n                      AND (:states::text[])[width_bucket(t.id, :ids::uuid[])] IN ('succeeded', 'dead')",
+        "\n                      AND COALESCE(:state, (:states::text[])[width_bucket(t.id, :ids::uuid[])])"
+        "\n                          IN ('succeeded', 'dead')",
         "",
         SETTLE,
     ),
@@ -406,13 +417,10 @@ _STORE: Final = (
     Mutation(
         "a late outcome deletes outbox rows as of its own start, before it had the lock",
         "taskflux/store/claims.sql",
-        "\n)\nSELECT id, late, age,\n"
-        "       (SELECT CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END FROM settled)"
-        " AS withdrawn\n"
-        "FROM settled;",
+        SETTLED_ANSWER,
         "\n), gone AS (\n"
-        "    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead\n)\n"
-        "SELECT id, late, age FROM settled;",
+        "    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT id FROM settled WHERE late)) AND NOT d.dead"
+        f"{SETTLED_ANSWER.replace(WITHDRAWN, '')}",
         CLAIM_RACES,
     ),
     Mutation(

@@ -121,7 +121,7 @@ async def settle(worker: Claims, claim: Claim) -> bool:
 async def claim_directly(scene: Scene, worker: Claims, task: UUID, version: int) -> list[Row]:
     """This release's claim, in the transaction of `scene.direct`."""
     statement = claims.SQL["claim"]
-    arguments = batch(task, version) | {"worker": worker.worker.id}
+    arguments = batch(task, version) | {"worker": worker.worker.id, "version": version, "versions": []}
     rows = await scene.direct.fetch(statement.text, *values(statement, arguments))
     return [row for row in rows if row["id"] is not None]
 

@@ -24,6 +24,24 @@ async def test_a_claim_makes_a_task_running_and_brings_its_payload(scene: Scene)
     assert await scene.events(task) == ["accepted", "published", "claimed"]
 
 
+async def test_a_claim_brings_when_its_task_was_accepted_to_the_microsecond(scene: Scene) -> None:
+    claims = await scene.running(await scene.worker(), 3)
+    accepted = {claim.id: (await scene.wide(claim.id))["created_at"] for claim in claims}
+    assert {claim.id: datetime.fromtimestamp(claim.created, UTC) for claim in claims} == accepted
+
+
+async def test_records_of_several_versions_each_claim_at_their_own(scene: Scene) -> None:
+    tasks = sorted(await scene.accepted(4))
+    await scene.make_due(tasks[1], tasks[3])
+    await scene.publishing.take(TYPE, 10)
+    worker = await scene.worker()
+    wrong = dict(zip(tasks, (2, 1, 2, 1), strict=True))
+    assert await worker.claim(TYPE, wrong) == []
+    right = dict(zip(tasks, (1, 2, 1, 1), strict=True))
+    claims = await worker.claim(TYPE, right)
+    assert [(claim.id, claim.version) for claim in claims] == [(tasks[0], 2), (tasks[1], 3), (tasks[2], 2)]
+
+
 async def test_a_record_may_overtake_its_confirmation(scene: Scene) -> None:
     (task,) = await scene.accepted()
     worker = await scene.worker()

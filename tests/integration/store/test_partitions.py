@@ -94,7 +94,7 @@ async def relations(scene: Scene, plan: str, tasks: list[UUID]) -> set[str]:
     worker = await scene.worker()
     async with scene.direct.transaction():
         await scene.direct.execute(f"SET LOCAL plan_cache_mode = {plan}")
-        batch = {"ids": tasks, "versions": [1] * len(tasks), "least": min(tasks), "greatest": max(tasks)}
+        batch = {"ids": tasks, "version": 1, "versions": [], "least": min(tasks), "greatest": max(tasks)}
         claim = SQL["claim"]
         given = {**batch, "type": TYPE, "suspects": False, "carried": 1000, "worker": worker.worker.id, "label": "x"}
         arguments = [given[name] for name in claim.parameters]

@@ -210,6 +210,30 @@ async def test_a_batch_settles_each_task_its_own_way(scene: Scene) -> None:
     assert states == ["succeeded", "scheduled", "dead", "uncertain"]
 
 
+@pytest.mark.parametrize("decisions", [[succeeded(None)] * 4, [succeeded({"n": 1}), RETRY, DEAD, HELD]])
+async def test_a_batch_of_several_versions_settles_each_at_its_own(scene: Scene, decisions: list[Decision]) -> None:
+    worker = await scene.worker()
+    tasks = sorted(await scene.accepted(4))
+    await scene.make_due(tasks[0], tasks[2])
+    await scene.publishing.take(TYPE, 10)
+    claims = await worker.claim(TYPE, dict(zip(tasks, (2, 1, 2, 1), strict=True)))
+    versions = [claim.version for claim in claims]
+    assert versions == [3, 2, 3, 2]
+    wrong = [Settlement(claim.id, 5 - claim.version, each) for claim, each in zip(claims, decisions, strict=True)]
+    assert await worker.settle_all(wrong) == [Settled(False)] * 4
+    mixed = [
+        wrong[0],
+        *(Settlement(c.id, c.version, each) for c, each in list(zip(claims, decisions, strict=True))[1:]),
+    ]
+    answers = await worker.settle_all(mixed[::-1])
+    assert [answer.written for answer in answers] == [True, True, True, False]
+    assert all(answer.age > 0 for answer in answers if answer.written)
+    assert await scene.state(tasks[0]) == ("running", 3)
+    assert [(await scene.state(task)) for task in tasks[1:]] == [
+        (each.state, version) for each, version in zip(decisions[1:], versions[1:], strict=True)
+    ]
+
+
 async def test_no_settlements_run_no_statement(scene: Scene) -> None:
     assert await (await scene.worker()).settle_all([]) == []
 

@@ -24,7 +24,7 @@ def claim(attempt: int = 1, before: str | None = None, replays: int = 0) -> Clai
         "replays": replays,
         "traceparent": SAMPLED,
         "attempt_span": before,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "created": datetime(2026, 1, 1, tzinfo=UTC).timestamp(),
     }
     return Claim(**values | given)
 
