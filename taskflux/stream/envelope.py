@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple, NoReturn
 from uuid import UUID
+
+from asyncpg.pgproto.pgproto import UUID as FastUUID  # hashed and compared at a fraction of the time of Python's
 
 from taskflux.stream.topics import is_task_type
 from taskflux.tasks.bounds import (
@@ -121,8 +123,7 @@ class PoisonClass(StrEnum):
     ID_REUSED = "IdReused"
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """One of our own records: run the task, if its row is still at `version`.
 
     `traceparent` is W3C trace context; `probe`: the provider's own check may run instead of the task.
@@ -197,7 +198,7 @@ def decode(record: Record, *, max_bytes: int, types: Collection[str] | None = No
     if ours := _OURS.fullmatch(record.value):
         task_id, kind, version, probe = ours.groups()
         if _runs(types, kind := kind.decode()):
-            return Envelope(UUID(task_id.decode()), kind, int(version), trace_of(record.headers), probe is not None)
+            return Envelope(FastUUID(task_id.decode()), kind, int(version), trace_of(record.headers), probe is not None)
     body = _parse_object(record.value)
     if isinstance(body, Poison):
         return body
