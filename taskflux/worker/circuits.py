@@ -93,6 +93,8 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client = client
+        self.passes_all: Final = provider is None and limiter is None
+        """Whether there is nothing to ask, and nothing to learn."""
         self._watch = watch
         self._provider = provider
         self._limiter = limiter

@@ -71,9 +71,9 @@ LIGHT: Final = 4096
 class Executor:
     """Runs claims of one handler, `concurrency` at once.
 
-    Each goes the same way: `task_of` makes of it what the handler is given, `_refusal` looks whether the handler may be
-    called, `_call` calls it, `error_of` says what an exception stands for, `_decision` what follows, and the outcome is
-    written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
+    Each goes the same way: `task_of` makes of it what the handler is given, `_unfit` and the gate say whether that may
+    be called, `_call` calls it, `error_of` says what an exception stands for, `_decision` what follows, and the outcome
+    is written. Whatever a handler does or raises ends in `_attempt`, so that every attempt is settled.
 
     A plain function runs in a thread. When its attempt is cut off, the attempt is settled, and the thread is stuck: it
     keeps its slot until the function returns, and what it says then counts for nothing.
@@ -340,7 +340,10 @@ class Executor:
             if refusal is None:
                 if not running.slot:
                     await self._slots.take(running)
-                refusal = await self._refusal(running)
+                refusal = self._unfit(running)
+                if refusal is None and not self._gate.passes_all:
+                    # The wait for the rate limit may have been long.
+                    refusal = await self._gate.refusal(probe=running.probe) or self._unfit(running)
             if refusal is not None:
                 return release(refusal, releases=claim.releases)
             result = await self._call(running, task)
@@ -354,7 +357,7 @@ class Executor:
         if running.settled:
             log.warning("a handler that was abandoned has ended")
             return None
-        serves_others = await self._tell(running, error)
+        serves_others = not self._gate.passes_all and await self._tell(running, error)
         if error is None:
             return _DONE if result is None else replace(_DONE, result=result)
         return self._decision(running, error, serves_others=serves_others)
@@ -362,20 +365,16 @@ class Executor:
     def _free(self, running: Running) -> None:
         if running.in_thread:
             return  # the thread keeps what its attempt had
-        self._payloads.give(running)
+        if running.room:
+            self._payloads.give(running)
         if running.slot:
             self._slots.give(running)
 
-    async def _refusal(self, running: Running) -> str | None:
-        """Why the handler may not be called now; where nothing speaks against it, waits for the rate limit."""
+    def _unfit(self, running: Running) -> str | None:
+        """Why this worker may not call the handler now."""
         if not self.lease.covers(running.term):
             return LEASE_LOST
-        refusal = await self._gate.refusal(probe=running.probe)
-        if refusal is not None:
-            return refusal
-        if self._draining:
-            return WORKER_ENDED
-        return None if self.lease.covers(running.term) else LEASE_LOST  # the wait may have been long
+        return WORKER_ENDED if self._draining else None
 
     async def _call(self, running: Running, task: Task[Any]) -> Mapping[str, Any] | None:
         """The handler's result.

@@ -582,8 +582,8 @@ _WORKER: Final = (
     Mutation(
         "a side effect begins though the lease expired during the wait for a turn",
         "taskflux/worker/executor.py",
-        "return None if self.lease.covers(running.term) else LEASE_LOST",
-        "return None",
+        "await self._gate.refusal(probe=running.probe) or self._unfit(running)",
+        "await self._gate.refusal(probe=running.probe)",
         EXECUTOR,
     ),
     Mutation(
