@@ -274,9 +274,10 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self._empty = not found
         if not found and not self._starts_wanted:
             await self._pass_over()
-        records = [self._record(each) for partition in found.values() for each in partition]
-        for record in records:
-            self.progress.returned((record.topic, record.partition), record.offset)
+        records = list[Record]()
+        for place, those in found.items():
+            records += map(self._record, those)
+            self.progress.returned(place, *[each.offset for each in those])
         return records
 
     async def _pass_over(self) -> None:
@@ -342,8 +343,17 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
 
     def _record(self, found: Any) -> Record:
         headers, why = found.headers, why_unreadable(found.headers)
-        content = found.timestamp, found.key, found.value, headers[:-1] if why else headers
-        return Record(found.topic, found.partition, found.offset, *content, self.epoch, why)
+        return Record(
+            found.topic,
+            found.partition,
+            found.offset,
+            found.timestamp,
+            found.key,
+            found.value,
+            headers[:-1] if why else headers,
+            self.epoch,
+            why,
+        )
 
     async def _rewind(self) -> None:
         """Seek to behind the records that were returned: a `getmany` that raises loses records of other partitions."""

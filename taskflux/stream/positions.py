@@ -302,16 +302,16 @@ class Progress:
         """Hold exactly these, from scratch: what was returned before no longer counts (it is delivered again)."""
         self._partitions = {partition: _Partition() for partition in partitions}
 
-    def returned(self, partition: Place, offset: int) -> None:
-        """Note that a record was returned to the caller."""
+    def returned(self, partition: Place, *offsets: int) -> None:
+        """Note that records were returned to the caller; the offsets increase."""
         held = self._partitions.get(partition)
         if held is None:
             return
-        if held.outstanding and offset <= held.outstanding[-1]:  # the client went back, to the commit or before it
+        if held.outstanding and offsets[0] <= held.outstanding[-1]:  # the client went back, to the commit or before it
             held.outstanding.clear()
             held.done.clear()
-        held.outstanding.append(offset)
-        held.position = offset + 1
+        held.outstanding += offsets
+        held.position = offsets[-1] + 1
 
     def position(self, partition: Place) -> int | None:
         """The offset behind the last record that was returned; None: none was, since `assign`."""
@@ -322,6 +322,10 @@ class Progress:
         """Note that a record needs no redelivery; one that was not returned since `assign` is ignored."""
         held = self._partitions.get(partition)
         if held is None or not held.outstanding or not held.outstanding[0] <= offset <= held.outstanding[-1]:
+            return
+        if held.outstanding[0] == offset and not held.done:  # as a rule
+            held.outstanding.popleft()
+            held.next = offset + 1
             return
         held.done.add(offset)
         while held.outstanding and held.outstanding[0] in held.done:
