@@ -21,6 +21,9 @@ from taskflux.worker.handler import Handler
 from taskflux.worker.process import Service
 from taskflux.worker.settings import Settings
 
+OBJECTS: Final = 5_000
+"""New containers after which Python looks for garbage: those of the tasks in a busy worker are no garbage."""
+
 PACKAGE: Final = "taskflux.handlers"
 """What `handlers/` is installed as. Its modules are loaded by name only: no other module imports one."""
 BUILT_IN: Final[Sequence[str]] = sorted(
@@ -67,6 +70,7 @@ def run(name: str) -> int:
 
     service = service_of(load(name))
     gc.freeze()  # otherwise, the first collection would look through all that was imported
+    gc.set_threshold(OBJECTS)
     gc.enable()
     return process.run(service)
 
