@@ -36,7 +36,7 @@ TURN: Final = 0.005
 """Seconds after which attempts that end without waiting let the event loop do what else there is to do."""
 AHEAD: Final = 0.05
 """Seconds of work that may be in line: while it is done, the next claims are made."""
-MOST_AHEAD: Final = 4
+MOST_AHEAD: Final = 8
 """How many times as many may be in line as may run: if the work becomes slow, others have to wait for it here."""
 PACE: Final = 0.1
 """Seconds over which it is measured how many attempts end."""
