@@ -47,6 +47,10 @@ async def relay(process: Process) -> None:
         rate, losses_alone = settings.relay.requeue_rate, settings.relay.losses_alone
         sweep = LeaseSweep(Upkeep(database), settings.worker.lease_seconds, rate, losses_alone=losses_alone)
         leader = Leader(process, publishing, auditor, Measuring(settings, database, positions), sweep)
+        if settings.scaler.port is not None:
+            from taskflux.upkeep import scaler  # lazily: gRPC is loaded only where KEDA is served
+
+            await stack.enter_async_context(scaler.serving(process, database, positions))
         async with process.background(leader.run()):
             process.started()
             await Relay(process, publishing, publisher, outflow).run()

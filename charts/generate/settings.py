@@ -24,6 +24,10 @@ SET_BY_THE_CHART: Final = frozenset(
         "kafka.tls_key_file",
         "postgres.pool_size",  # handlers.<name>.poolSize
         "redis.ca_file",  # secrets.redis
+        "scaler.port",  # keda.pushScaler
+        "scaler.tls_cert_file",
+        "scaler.tls_client_ca_file",
+        "scaler.tls_key_file",
         "smtp.access_token_file",  # secrets.smtp
         "smtp.ca_file",
         "worker.drain_seconds",  # handlers.<name>.drainSeconds

@@ -63,6 +63,39 @@ class Swept:
     tasks: Mapping[tuple[str, str], int]
 
 
+class Needed(NamedTuple):
+    """Tasks of a type that are due soon or run, and its provider's circuit: whether the next probe is due soon."""
+
+    due: int = 0
+    running: int = 0
+    open: bool = False
+    probe_soon: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the push scaler reads. "Soon" is within `ahead` seconds."""
+
+    database: Database
+    ahead: float
+
+    async def read(self, limits: Mapping[str | None, int]) -> Mapping[str | None, Needed]:
+        """What each of these types needs, and at None how many rows of the outbox are overdue, of any type.
+
+        Due and overdue rows are counted up to their limit.
+        """
+        limits = dict(limits)
+        overdue = limits.pop(None, 0)
+        rows = await self.database.fetch(
+            SQL["needed"],
+            types=list(limits),
+            limits=list(limits.values()),
+            ahead=self.ahead,
+            overdue=overdue,
+        )
+        return {row["type"]: Needed(row["due"], row["running"], row["open"], row["probe_soon"]) for row in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class Upkeep:
     """The statements of the leader."""

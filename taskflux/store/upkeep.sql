@@ -292,6 +292,40 @@ FROM circuits;
 -- name: measure_types
 SELECT type, provider FROM task_types;
 
+-- name: needed
+-- What the push scaler tells KEDA: of each type the tasks due soon, up to its limit, and those that run. The row without
+-- a type counts what should have been published 5 s ago, but for what an open circuit holds back. No count goes further
+-- than somebody asks, nor reads `tasks`.
+WITH running AS MATERIALIZED (
+    SELECT type, count(*)::integer AS claims FROM claims GROUP BY type
+)
+SELECT asked.type, soon.due, COALESCE(running.claims, 0) AS running, COALESCE(c.open, false) AS open,
+       COALESCE(c.probe_at <= now() + make_interval(secs => :ahead), false) AS probe_soon
+FROM unnest(:types::text[], :limits::bigint[]) AS asked (type, most)
+LEFT JOIN running ON running.type = asked.type
+LEFT JOIN task_types tt ON tt.type = asked.type
+LEFT JOIN circuits c ON c.provider = tt.provider
+CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS due FROM (
+        SELECT FROM due d
+        WHERE d.type = asked.type AND NOT d.dead AND d.publish_at <= now() + make_interval(secs => :ahead)
+        ORDER BY d.publish_at LIMIT asked.most
+    ) AS first
+) AS soon
+UNION ALL
+SELECT NULL, count(*)::integer, 0, false, false
+FROM (
+    (SELECT FROM task_types tt
+     LEFT JOIN circuits c ON c.provider = tt.provider
+     CROSS JOIN LATERAL (
+         SELECT FROM due d WHERE d.type = tt.type AND NOT d.dead AND d.publish_at < now() - interval '5 seconds'
+         ORDER BY d.publish_at LIMIT :overdue::bigint
+     ) AS late
+     WHERE c.open IS NOT TRUE LIMIT :overdue::bigint)
+    UNION ALL
+    (SELECT FROM due WHERE dead AND publish_at < now() - interval '5 seconds' ORDER BY publish_at LIMIT :overdue::bigint)
+) AS overdue;
+
 -- Checks of `taskflux doctor`: they change nothing, and need no more rights than the handlers have.
 
 -- name: checkup_server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -108,12 +108,98 @@ class Positions:
         found = await self.read(group, topic)
         return None if found is None else found.lag
 
+    async def lags(self, logs: Collection[Log], known: Lags) -> dict[Log, Behind]:
+        """How far groups are behind, where that can be told; for one who asks all the time.
+
+        However many logs there are, it is one request for metadata, one to each broker for the ends, and while
+        something waits, one more to each broker and two for each of `GROUPS` groups.
+        """
+        return await self._cluster.ask(lambda clients: _lags(clients, logs, known, tansu=self._tansu))
+
     async def written_at(self, heads: Mapping[Place, int]) -> dict[Place, float]:
         """Partition → when its record at that offset was written (seconds since 1970), by its producer's clock.
 
         Partitions without such a record, or with one that cannot be read, are left out.
         """
         return await self._cluster.ask(lambda clients: _written_at(clients, heads)) if heads else {}
+
+
+class Log(NamedTuple):
+    """A topic as one group reads it."""
+
+    topic: str
+    group: str
+
+
+class Behind(NamedTuple):
+    """How many records a group has not read, and how many partitions there are."""
+
+    lag: int
+    partitions: int
+
+
+GROUPS: Final = 4
+"""Groups whose commits one look reads: those that have waited longest."""
+AT_REST: Final = 60
+"""Looks after which the commits of a group at rest are read again: somebody may have moved it."""
+
+
+class Lags:
+    """The next offsets of groups as they were read last: pure.
+
+    A group at rest, whose log has not grown, has usually not moved. One that was not asked again has moved forward, so
+    that its lag is at most what its last commit says.
+    """
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._read: dict[Log, tuple[UUID, Mapping[Place, int], int]] = {}
+
+    def unsettled(self, logs: Mapping[Log, UUID], ends: Mapping[TopicPartition, int]) -> list[Log]:
+        """Those whose group is unknown or may have moved, in the order in which they are to be read."""
+        self._looks += 1
+        for log in [each for each in self._read if logs.get(each) != self._read[each][0]]:
+            del self._read[log]  # it is not asked for any more, or its topic was recreated
+        new = [log for log in logs if log not in self._read]
+        busy = [log for log in self._read if self.behind(log, ends).lag]
+        at_rest = [log for log, (_, _, at) in self._read.items() if self._looks - at > AT_REST and log not in busy]
+        return new + busy + at_rest
+
+    def note(self, log: Log, log_id: UUID, offsets: Mapping[Place, int]) -> None:
+        """`offsets` are what the group reads next."""
+        self._read.pop(log, None)
+        self._read[log] = log_id, offsets, self._looks
+
+    def behind(self, log: Log, ends: Mapping[TopicPartition, int]) -> Behind:
+        """How far a group that was read is behind these ends."""
+        offsets = self._read[log][1]
+        mine = [place for place in ends if place.topic == log.topic]
+        return Behind(sum(max(0, ends[place] - offsets.get(place, 0)) for place in mine), len(mine))
+
+    def __contains__(self, log: Log) -> bool:
+        return log in self._read
+
+
+async def _lags(clients: Clients, logs: Collection[Log], known: Lags, *, tansu: bool) -> dict[Log, Behind]:
+    found = await topic_metadata(await clients.plain(), {log.topic for log in logs}) if logs else {}
+    led = {topic: each for topic, each in found.items() if min(each.leaders.values()) >= 0}
+    if not led:
+        return {}
+    reader, places = await clients.reader(), _places(led)
+    async with clients.reading:
+        await _know(reader, places)
+    ends = await reader.end_offsets(places)
+    if tansu:
+        ends = await _tansu_ends(clients, ends)
+    ids = {log: led[log.topic].log_id for log in sorted(logs) if log.topic in led}
+    asked = known.unsettled(ids, ends)[:GROUPS]
+    if asked:
+        starts = await reader.beginning_offsets(_places({log.topic: led[log.topic] for log in asked}))
+        for log in asked:
+            mine = _places({log.topic: led[log.topic]})
+            commits = await _commits(await clients.admin(), log.group, mine)
+            known.note(log, ids[log], {place: max(starts[place], commits[place] or 0) for place in mine})
+    return {log: known.behind(log, ends) for log in ids if log in known}
 
 
 async def read_positions(clients: Clients, topics: Mapping[str, str], *, tansu: bool) -> dict[str, TopicPositions]:

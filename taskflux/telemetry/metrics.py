@@ -278,6 +278,16 @@ RELAY_LAG: Final = Gauge("taskflux_relay_lag_seconds", "How long the oldest pend
 LEADER: Final = Gauge(
     "taskflux_leader", "1 in the relay that leads: it audits, sweeps leases and measures.", by="relay"
 )
+SCALER_STREAMS: Final = Gauge(
+    "taskflux_scaler_streams", "Streams over which KEDA waits for work; 0 in every relay: KEDA polls.", by="relay"
+)
+SCALER_CALLS: Final = Counter(
+    "taskflux_scaler_calls_total",
+    "Calls of KEDA to the push scaler that have ended, by outcome.",
+    Label("method", ("IsActive", "StreamIsActive", "GetMetricSpec", "GetMetrics")),
+    Label("outcome", ("ok", "unavailable", "invalid_argument", "resource_exhausted", "cancelled")),
+    by="relay",
+)
 LEASES_SWEPT: Final = Counter(
     "taskflux_leases_swept_total",
     "Tasks whose worker was lost, by their new state.",

@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from taskflux.endpoints import DSN_FORM, SERVERS_FORM
+from taskflux.endpoints import DSN_FORM, SERVERS_FORM, check_authority, check_certificate
 from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
 from taskflux.stream.settings import KafkaSettings
@@ -145,6 +145,37 @@ class RelaySettings(BaseModel):
     leader_seconds: Annotated[float, Field(gt=1, description="seconds after which a silent leader is replaced")] = 10.0
 
 
+class ScalerSettings(BaseModel):
+    """The push scaler, by which the relay tells KEDA how many pods each handler needs (gRPC)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    port: Annotated[
+        int | None,
+        Field(ge=0, le=65535, description="port that the relay serves KEDA on; 0: any free one; unset: it does not"),
+    ] = None
+    ahead_seconds: Annotated[
+        float,
+        Field(ge=0, le=600, description="seconds before a scheduled task is due that its handler is woken"),
+    ] = 3.0
+    tls_cert_file: Annotated[str | None, Field(description="PEM certificate of the scaler; unset: no TLS")] = None
+    tls_key_file: Annotated[str | None, Field(description="PEM key of the certificate")] = None
+    tls_client_ca_file: Annotated[
+        Annotated[str, AfterValidator(check_authority)] | None,
+        Field(description="PEM file of the CA whose certificate KEDA must have; unset: it needs none"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> ScalerSettings:
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file belong together: set both or neither")
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("tls_client_ca_file is set, but tls_cert_file is not: set it and tls_key_file")
+        if self.tls_cert_file and self.tls_key_file:
+            check_certificate(self.tls_cert_file, self.tls_key_file, "tls_cert_file and tls_key_file: ")
+        return self
+
+
 class RouterSettings(BaseModel):
     """The router, which registers other producers' tasks from one topic of mixed types."""
 
@@ -166,6 +197,7 @@ class Settings(BaseSettings):
     http: HttpSettings = Field(default_factory=HttpSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
+    scaler: ScalerSettings = Field(default_factory=ScalerSettings)
     router: RouterSettings = Field(default_factory=RouterSettings)
     notify: NotifySettings = Field(default_factory=NotifySettings)
     log: LogSettings = Field(default_factory=LogSettings)

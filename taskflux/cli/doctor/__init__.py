@@ -63,6 +63,7 @@ async def examine() -> list[Finding]:
     findings += await dependencies.examine_smtp()
     findings += await dependencies.examine_msg91()
     findings += await dependencies.examine_notify(settings.notify)
+    findings += await dependencies.examine_scaler(settings.scaler)
     return findings
 
 

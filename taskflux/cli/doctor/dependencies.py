@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
@@ -15,12 +16,13 @@ from taskflux.providers.provider import NotifySettings
 from taskflux.providers.smtp_session import SmtpSettings
 from taskflux.store.settings import RedisSettings
 from taskflux.tasks.errors import ProviderError
-from taskflux.worker.settings import WrongSettings, load_provider
+from taskflux.worker.settings import ScalerSettings, WrongSettings, load_provider
 
 REDIS = Subject("Redis")
 SMTP = Subject("SMTP")
 MSG91 = Subject("MSG91")
 NOTIFY = Subject("notify")
+SCALER = Subject("push scaler")
 
 NOTIFY_PATIENCE = 30.0
 """Seconds that the notification service may take to try its mail server."""
@@ -176,3 +178,23 @@ def judge_mail(checked: Answer) -> Finding:
     told = notify.document(checked.body).get("detail", "")
     do = "fix the TASKFLUX_SMTP__… settings of notify, or leave it if only SMS go through it"
     return NOTIFY.warning("mail server", f"answered {checked.status}: {told}", do)
+
+
+async def examine_scaler(settings: ScalerSettings) -> list[Finding]:
+    """Whether a relay on this machine listens for KEDA, where it should."""
+    if settings.port is None:
+        return [SCALER.ok("not served", "KEDA polls Kafka and PostgreSQL (TASKFLUX_SCALER__PORT is unset)")]
+    try:
+        async with asyncio.timeout(5.0):
+            _, writer = await asyncio.open_connection("127.0.0.1", settings.port)
+    except OSError as error:  # a TimeoutError too
+        return [
+            SCALER.warning(
+                "listens",
+                f"nothing does at port {settings.port} of this machine: {error.strerror or 'no answer'}",
+                "run the doctor in a relay's pod; if it is one, see its log, and TASKFLUX_SCALER__PORT",
+            )
+        ]
+    writer.close()
+    how = "with TLS" if settings.tls_cert_file else "without TLS: see that only KEDA reaches it"
+    return [SCALER.ok("listens", f"a relay listens at port {settings.port}, {how}")]

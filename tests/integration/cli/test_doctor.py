@@ -98,3 +98,11 @@ async def test_a_pooler_is_seen_where_there_is_one(database: Database, postgres:
 async def test_the_clock_of_this_very_machine_is_the_same(database: Database) -> None:
     ahead, error = await Checkup(database).clock_difference()
     assert abs(ahead) <= error + 0.05
+
+
+async def test_a_push_scaler_that_does_not_listen_is_told_with_what_to_do(taskflux: Command) -> None:
+    outcome = await taskflux("doctor", "--json", TASKFLUX_SCALER__PORT=str(free_port()))
+    (found,) = [each for each in outcome.json["findings"] if each["subject"] == "push scaler"]
+    assert (found["check"], found["level"]) == ("listens", "warning")
+    assert "TASKFLUX_SCALER__PORT" in found["do"]
+    assert levels(await taskflux("doctor", "--json"))["push scaler", "not served"] == "ok"
