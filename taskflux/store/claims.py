@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from taskflux.store.database import Database, Row, statements
+from taskflux.store.database import Database, Row, shared, statements
 from taskflux.store.texts import json_text, note, storable
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
-
-T = TypeVar("T")
 
 SQL: Final = statements("claims")
 SETTLE_BATCH: Final = 500
@@ -170,7 +168,7 @@ class Claims:
         ids = sorted(versions, key=_NUMBER)  # Python compares these faster than UUIDs
         if not ids:
             return []
-        version, others = _shared([versions[task] for task in ids])
+        version, others = shared([versions[task] for task in ids])
         rows = await self.database.fetch(
             SQL["claim"],
             ids=ids,
@@ -253,9 +251,9 @@ class Claims:
         """What has become of these, which are in the order of their ids."""
         decisions = [settlement.decision for settlement in batch]
         ids = [settlement.id for settlement in batch]
-        version, versions = _shared([settlement.version for settlement in batch])
-        state, states = _shared([decision.state for decision in decisions])
-        event, events = _shared([decision.event for decision in decisions])
+        version, versions = shared([settlement.version for settlement in batch])
+        state, states = shared([decision.state for decision in decisions])
+        event, events = shared([decision.event for decision in decisions])
         row = await self.database.fetchrow(
             SQL["settle"],
             ids=ids,
@@ -320,12 +318,6 @@ def _settled(count: int, row: Row) -> list[Settled]:
     for place, age in zip(places or range(1, len(ages) + 1), ages, strict=True):
         settled[place - 1] = Settled(True, place in late, age)
     return settled
-
-
-def _shared(values: list[T]) -> tuple[T | None, list[T]]:
-    """The value that all of these have, and no list; None and the list where they differ."""
-    first = values[0]
-    return (first, []) if values.count(first) == len(values) else (None, values)
 
 
 def _unless(usual: object, values: list[Any]) -> list[Any]:

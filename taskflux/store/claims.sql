@@ -45,7 +45,7 @@ WITH lease AS MATERIALIZED (
 ), published AS MATERIALIZED (
     SELECT array_agg(d.task_id ORDER BY d.task_id) AS ids, array_agg(d.published_at ORDER BY d.task_id) AS moments
     FROM due d
-    WHERE d.task_id = ANY(:ids) AND NOT d.dead AND (d.publish_at = never()) IS TRUE
+    WHERE d.task_id = ANY(:ids) AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE
       AND d.version = COALESCE(:version::integer, (:versions::integer[])[width_bucket(d.task_id, :ids::uuid[])])
 ), claimed AS (
     INSERT INTO claims (task_id, worker, type, version, attempt, claimed_at, published_at)
@@ -56,7 +56,7 @@ WITH lease AS MATERIALIZED (
     ON CONFLICT (task_id) DO NOTHING
     RETURNING task_id
 ), taken AS (
-    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND NOT d.dead
+    DELETE FROM due d WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND d.dead::integer = 0
 ), plain AS (
     UPDATE tasks t SET state = 'scheduled', claim_version = NULL
     WHERE t.id = ANY(ARRAY(

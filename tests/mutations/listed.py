@@ -466,7 +466,7 @@ _STORE: Final = (
     Mutation(
         "a claim leaves the outbox row of its task",
         "taskflux/store/claims.sql",
-        "WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND NOT d.dead",
+        "WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND d.dead::integer = 0",
         "WHERE d.task_id = ANY(ARRAY(SELECT task_id FROM claimed)) AND d.dead",
         CLAIM_RACES,
     ),

@@ -176,7 +176,9 @@ async def scanned(scene: Scene, name: str) -> set[str]:
     return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - SMALL - WHOLE.get(name, set())
 
 
-OF_THE_OUTBOX = ("confirm", "due_now", "probes_now", "take_due", "expired_now", "expire_waiting", "requeue", "cancel")
+OF_THE_OUTBOX = (
+    "confirm", "claim", "due_now", "probes_now", "take_due", "expired_now", "expire_waiting", "requeue", "cancel",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("fixed", [True, False])
