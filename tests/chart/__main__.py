@@ -1,4 +1,4 @@
-"""`python -m tests.chart`: gets helm and the definitions of custom resources, so that no test is skipped for them."""
+"""`python -m tests.chart`: gets helm, kube-score and the custom resources' definitions: no test is skipped for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 from taskflux.local.console import Trouble
 from tests.chart import crds, tools
+from tests.k8s import gotools
 
 
 def main() -> int:
@@ -13,6 +14,7 @@ def main() -> int:
     try:
         tools.helm()
         crds.files()
+        gotools.kube_score()
     except Trouble as trouble:
         print(f"the chart cannot be tested: {trouble}", file=sys.stderr)
         return 1

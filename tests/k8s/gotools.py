@@ -17,6 +17,7 @@ COMPOSE: Final = Module(
     "github.com/compose-spec/compose-go/v2", "v2.16.2", "h1:pTp1DqQwJzFd85GzlWsSszKA1ABrV/ySqsClujIcWA8="
 )
 KIND: Final = Module("sigs.k8s.io/kind", "v0.33.0", "h1:AjvDv3vOygb/VKLVQW87lfktIBzkxR8Ump9DjxC8+Lk=")
+KUBE_SCORE: Final = Module("github.com/zegl/kube-score", "v1.20.0", "h1:J1VqK86SunV4Gg8emPTmwUVxe0rmXnAs5K9ZUbGMKR8=")
 MAILPIT: Final = Module("github.com/axllent/mailpit", "v1.30.5", "h1:kHsdTXPogfMQcVvec40fefiveD9VQkg4x2HU8RcQnts=")
 SKAFFOLD: Final = Module(
     "github.com/GoogleContainerTools/skaffold/v2", "v2.24.0", "h1:uiikCgWnOT2lcB8ZWWtIZBXfySnpKKzGwBiZyNs0aWE="
@@ -50,6 +51,15 @@ def kind() -> Path:
         Missing: as `actionlint`.
     """
     return _built(KIND, "")
+
+
+def kube_score() -> Path:
+    """The linter of Kubernetes objects.
+
+    Raises:
+        Missing: as `actionlint`.
+    """
+    return _built(KUBE_SCORE, "cmd/kube-score")
 
 
 @cache
