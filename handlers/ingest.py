@@ -81,7 +81,7 @@ async def serve_api(
             DeadLetterRoutes(DeadLetters(database), submissions, prefix),
             webhook,
             started=lambda: process.health.started,
-            exposition=exposition,
+            exposition=exposition if settings.http.management_port is None else None,
             inbox=inbox,
         )
         await serve_process(app, process, GRACE)

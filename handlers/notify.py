@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from taskflux.http.app import own_metrics
 from taskflux.http.notifications import Notify, create_notify_app
 from taskflux.http.server import serve_process
 from taskflux.providers import msg91, smtp
@@ -62,6 +63,7 @@ async def notify(process: Process) -> None:
             check_mail,
             started=lambda: process.health.started,
             bytes_in_flight=settings.http.bytes_in_flight,
+            exposition=own_metrics if settings.http.management_port is None else None,
         )
         await serve_process(app, process, settings.worker.drain_seconds)
 

@@ -18,6 +18,7 @@ from taskflux.cli.reference import sections, variables
 SET_BY_THE_CHART: Final = frozenset(
     {
         "http.linger_seconds",  # handlers.<name>.lingerSeconds
+        "http.management_port",  # handlers.<name>.managementPort
         "http.port",  # handlers.<name>.port
         "kafka.tls_ca_file",  # secrets.kafka
         "kafka.tls_cert_file",

@@ -141,6 +141,7 @@ HANDLER: Final[Mapping[str, Schema]] = {
     "poolSize": {"type": "integer", "minimum": 1, "maximum": 100},
     "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
     "port": PORT,
+    "managementPort": {**PORT, "type": ["integer", "null"]},
     "strategy": reference("strategy"),
     "scaling.maxReplicas": SOME,
     "scaling.partitions": {"type": ["integer", "null"], "minimum": 1},

@@ -48,13 +48,13 @@ def create_app(
     dead_letters: DeadLetterRoutes,
     webhook: Msg91Webhook | None,
     started: Callable[[], bool],
-    exposition: Exposition = own_metrics,
+    exposition: Exposition | None = own_metrics,
     inbox: str | None = None,
 ) -> Starlette:
     """The API of ingest; each route has the id of its operation in `taskflux.http.openapi.operations`.
 
-    Without a `webhook`, delivery reports are not accepted. `started` is the answer of `/readyz`. `inbox` is the address
-    of the local inbox, for the start page.
+    Without a `webhook`, delivery reports are not accepted; without an `exposition`, there are no metrics. `started` is
+    the answer of `/readyz`. `inbox` is the address of the local inbox, for the start page.
     """
     routes = [
         start_route("TaskFlux", ABOUT, inbox),
@@ -96,8 +96,8 @@ def application(routes: Sequence[Route], bytes_in_flight: int) -> Starlette:
     return app
 
 
-def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics) -> list[Route]:
-    """The routes of the probes.
+def probe_routes(started: Callable[[], bool], metrics: Exposition | None = own_metrics) -> list[Route]:
+    """The routes of the probes, and of the metrics unless they have a port of their own.
 
     livez is the loop's own heartbeat: it answers as long as the loop runs, and asks no server. readyz is true once
     `started`, and stays so while a store is unreachable: otherwise an outage would take all replicas out of their
@@ -113,6 +113,7 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
         return PlainTextResponse("".join(f"{line}\n" for line in ("ok", *outages.waiting())))
 
     async def exposed(request: Request) -> Response:
+        assert metrics is not None
         if switched_off():
             return PlainTextResponse(SWITCHED_OFF, status_code=404)
         body, content_type = await metrics(request.headers.get("accept", ""))
@@ -120,11 +121,8 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition = own_metrics)
         body, headers = await asyncio.to_thread(packed, body, content_type, encoding)
         return Response(body, headers=headers)
 
-    return [
-        _route("GET", "/livez", livez, "livez"),
-        _route("GET", "/readyz", readyz, "readyz"),
-        _route("GET", "/metrics", exposed, "metrics"),
-    ]
+    probes = [_route("GET", "/livez", livez, "livez"), _route("GET", "/readyz", readyz, "readyz")]
+    return probes if metrics is None else [*probes, _route("GET", "/metrics", exposed, "metrics")]
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

@@ -40,7 +40,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from taskflux.http.app import application, probe_routes
+from taskflux.http.app import Exposition, application, own_metrics, probe_routes
 from taskflux.http.bodies import Headers, beside_loop, json_answer, read_json, to_json
 from taskflux.http.openapi import schemas as s
 from taskflux.http.openapi.document import (
@@ -159,8 +159,10 @@ def create_notify_app(
     check_mail: Callable[[], Awaitable[None]],
     started: Callable[[], bool],
     bytes_in_flight: int = Limits().bytes_in_flight,
+    exposition: Exposition | None = own_metrics,
 ) -> Starlette:
-    """The API of the notification service; each route has the id of its operation.
+    """The API of the notification service; each route has the id of its operation. Without an `exposition`, there are
+    no metrics.
 
     `check_mail` checks whether the provider of mails serves us, and raises ProviderError if it does not.
     """
@@ -180,7 +182,7 @@ def create_notify_app(
             Route("/notifications/sms", text.deliver, methods=["POST"], name="notifySms"),
             Route("/api/sms/send", text.deliver, methods=["POST"], name="sendSms"),
             Route("/notifications/email/check", check, methods=["POST"], name="checkEmail"),
-            *probe_routes(started),
+            *probe_routes(started, exposition),
             *documentation_routes(notify_json),
         ],
         bytes_in_flight,

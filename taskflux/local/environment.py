@@ -90,7 +90,7 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
         "TASKFLUX_HTTP__HOST": LOOPBACK,
         "TASKFLUX_LOG__FORMAT": "json",  # what is echoed on the terminal is read from there
     }
-    dropped: set[str] = set()
+    dropped = {"TASKFLUX_HTTP__MANAGEMENT_PORT"}  # of one process, and here they are many
     if embedded.postgres is not None:
         forced["TASKFLUX_POSTGRES__DSN"] = embedded.postgres
         dropped |= _unfit("POSTGRES")

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/metrics` of a process that serves nothing else.
+"""`/livez`, `/readyz` and `/metrics` of a process that serves nothing else, or serves them on a port of their own.
 
 They are answered by a thread of their own, so that livez reports when the loop hangs instead of hanging with it.
 """
@@ -75,12 +75,14 @@ class ProbeServer:
     """Serves the probes of `health` from a thread."""
 
     def __init__(self, settings: HttpSettings, health: Health) -> None:
+        apart = settings.management_port is not None
+        port = settings.management_port if settings.management_port is not None else settings.port
         try:
-            self._server = _Server(settings, health)
+            self._server = _Server(settings, port, health)
         except OSError as error:
             raise WrongSettings(
-                f"TASKFLUX_HTTP__HOST and TASKFLUX_HTTP__PORT: cannot listen on {settings.host}:{settings.port}"
-                f" ({error.strerror or error}): choose another, or 0 for any free port"
+                f"TASKFLUX_HTTP__HOST and TASKFLUX_HTTP__{'MANAGEMENT_PORT' if apart else 'PORT'}: cannot listen on"
+                f" {settings.host}:{port} ({error.strerror or error}): choose another, or 0 for any free port"
             ) from error
 
     @property
@@ -102,8 +104,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, settings: HttpSettings, health: Health) -> None:
-        super().__init__((settings.host, settings.port), _Handler)
+    def __init__(self, settings: HttpSettings, port: int, health: Health) -> None:
+        super().__init__((settings.host, port), _Handler)
         self.settings = settings
         self.health = health
         self.allowed = names(settings.allowed_hosts)
@@ -255,7 +257,8 @@ class Service(NamedTuple):
     """What `taskflux run` runs. Made by `@service`, or from a handler by `worker.service_of`.
 
     `serve` works until `process.draining` is set, then finishes what is in progress and returns. A service with
-    `own_http` answers the probes itself; `needs` are the servers that must be configured for it.
+    `own_http` answers the probes itself, also where they have a port of their own; `needs` are the servers that must be
+    configured for it.
     """
 
     name: str
@@ -455,7 +458,7 @@ async def _heartbeat(process: Process) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _probes(target: Service, process: Process) -> AsyncIterator[None]:
-    if target.own_http:
+    if target.own_http and process.settings.http.management_port is None:
         yield
         return
     server = ProbeServer(process.settings.http, process.health)

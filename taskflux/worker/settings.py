@@ -39,6 +39,15 @@ class HttpSettings(BaseModel):
 
     host: Annotated[str, Field(description="address to listen on")] = "0.0.0.0"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8080
+    management_port: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=65535,
+            description="port for the probes and the metrics, apart from the API's, which then has no `/metrics`; 0:"
+            " any free one. Unset: `port`",
+        ),
+    ] = None
     allowed_hosts: Annotated[
         str,
         Field(
@@ -95,6 +104,12 @@ class HttpSettings(BaseModel):
             " that they should send none",
         ),
     ] = 0.0
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> HttpSettings:
+        if self.port and self.port == self.management_port:
+            raise ValueError("management_port is the same as port: set another, or leave it unset")
+        return self
 
 
 class WorkerSettings(BaseModel):

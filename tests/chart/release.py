@@ -27,8 +27,14 @@ class Part:
 
     @property
     def url(self) -> str:
-        """Where its only port answers."""
-        return f"http://{_ADDRESS}:{self.container.port('http')}"
+        """Where its API answers; of a handler without one, its probes and metrics."""
+        ports = {port["name"] for port in self.container.spec["ports"]}
+        return f"http://{_ADDRESS}:{self.container.port('http' if 'http' in ports else 'management')}"
+
+    @property
+    def management(self) -> str:
+        """Where its probes and metrics answer."""
+        return f"http://{_ADDRESS}:{self.container.port(self.container.spec['livenessProbe']['httpGet']['port'])}"
 
     @property
     def grace(self) -> float:

@@ -30,7 +30,7 @@ class Servers:
     """Settings of Kafka's that this broker asks for."""
 
     def values(self, prefix: str, handlers: Sequence[str]) -> dict[str, Any]:
-        """Values of a release that uses them, its topics apart from others'; each handler has a free port."""
+        """Values of a release that uses them, its topics apart from others'; each handler has free ports."""
         return {
             "settings": {
                 "kafka": {"bootstrapServers": self.kafka, "topicPrefix": prefix, **self.kafka_demands},
@@ -42,7 +42,9 @@ class Servers:
             "secrets": {name: {"existingSecret": name} for name in ("postgres", "redis", "msg91")},
             "networkPolicy": {"apiFrom": [{"podSelector": {}}]},
             "handlerDefaults": {"scaling": {"maxReplicas": self.kafka_demands.get("partitions", 12)}},
-            "handlers": {name: {"enabled": True, "port": free_port()} for name in handlers},
+            "handlers": {
+                name: {"enabled": True, "port": free_port(), "managementPort": free_port()} for name in handlers
+            },
         }
 
     def outside(self) -> Outside:

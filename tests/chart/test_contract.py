@@ -94,7 +94,13 @@ def test_ports_and_probes_match_the_program() -> None:
     assert defaults()["handlerDefaults"]["port"] == deployments.PORT
     for handler in BUILT_IN:
         container = handler_container(full(), handler)
-        assert container.environment["TASKFLUX_HTTP__PORT"] == str(container.port("http")) == str(deployments.PORT)
+        answers = container.port(container.spec["livenessProbe"]["httpGet"]["port"])
+        if handler in ("ingest", "notify"):
+            assert container.environment["TASKFLUX_HTTP__PORT"] == str(container.port("http")) == str(deployments.PORT)
+            assert container.environment["TASKFLUX_HTTP__MANAGEMENT_PORT"] == str(answers) == "8081"
+        else:
+            assert container.environment["TASKFLUX_HTTP__PORT"] == str(answers) == str(deployments.PORT)
+            assert "TASKFLUX_HTTP__MANAGEMENT_PORT" not in container.environment
         paths = {probe: container.spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")}
         assert paths == {"livenessProbe": deployments.LIVENESS, "readinessProbe": deployments.READINESS}
     (monitor,) = full().of("PodMonitor")

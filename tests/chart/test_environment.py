@@ -87,6 +87,7 @@ def test_every_setting_can_be_set_in_the_values() -> None:
     """Set each one that is not a secret, and check that it reaches the program under its own name."""
     elsewhere = {  # a value of each handler, of `secrets`, or of no deployment
         "TASKFLUX_HTTP__PORT",
+        "TASKFLUX_HTTP__MANAGEMENT_PORT",
         "TASKFLUX_HTTP__LINGER_SECONDS",
         "TASKFLUX_WORKER__DRAIN_SECONDS",
         "TASKFLUX_POSTGRES__POOL_SIZE",

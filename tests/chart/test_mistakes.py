@@ -114,6 +114,10 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         handler("relay", initContainers=[{"name": "wait", "imge": "x"}]),
         "imge",
     ),
+    "one port for the API and the metrics": (
+        handler("ingest", port=8081),
+        "handlers.ingest.managementPort and its port are both 8081",
+    ),
     "a rollout that fails before its pods may count": (
         handler("relay", minReadySeconds=60, progressDeadlineSeconds=30),
         r"progressDeadlineSeconds \(30\).*minReadySeconds \(60\)",

@@ -237,9 +237,10 @@ def test_custom_egress_rules_are_added() -> None:
 RELEASE = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
 
 
-def callers(rendering: Rendering, handler: str) -> list[Mapping[str, Any]]:
-    """The callers that the policies allow, besides the release's own pods; also checks that callers are named."""
-    found = list(rules(rendering, of(rendering, handler), "ingress"))
+def callers(rendering: Rendering, handler: str, port: int = 8080) -> list[Mapping[str, Any]]:
+    """Who may call a port, besides the release's own pods, by the policies; also checks that callers are named."""
+    pod = of(rendering, handler)
+    found = [rule for rule in rules(rendering, pod, "ingress") if opens(rule, rendering, pod, port, "ingress")]
     assert found
     assert all(rule.get("from") for rule in found), "a rule without `from` lets everybody in"
     peers = [peer for rule in found for peer in rule["from"]]
@@ -260,11 +261,22 @@ def test_notify_is_called_by_the_releases_namespace_unless_others_are_named() ->
     assert callers(full({"networkPolicy": {"notifyFrom": []}}), "notify") == []
 
 
-def test_the_named_callers_may_read_the_metrics_of_every_handler() -> None:
+MANAGEMENT = {"ingest": 8081, "notify": 8081, "relay": 8080, "process-email": 8080}
+
+
+def test_the_named_callers_may_read_the_metrics_of_every_handler_and_do_no_more() -> None:
     somebody = [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}]
     rendering = full({"networkPolicy": {"metricsFrom": somebody}})
-    for handler in ("ingest", "notify", "relay", "process-email"):
-        assert somebody[0] in callers(rendering, handler)
+    for handler, port in MANAGEMENT.items():
+        assert callers(rendering, handler, port) == somebody
+    assert somebody[0] not in callers(rendering, "ingest")
+    beside = full({"networkPolicy": {"metricsFrom": somebody}, "handlers": {"ingest": {"managementPort": None}}})
+    assert somebody[0] in callers(beside, "ingest"), "a policy knows ports only"
+
+
+def test_every_pod_may_read_the_metrics_until_somebody_is_named() -> None:
+    for handler, port in MANAGEMENT.items():
+        assert callers(full(), handler, port) == [{"namespaceSelector": {}}]
 
 
 def test_a_list_of_callers_that_is_null_is_an_empty_one() -> None:

@@ -84,7 +84,7 @@ async def test_every_handler_runs_as_rendered_and_answers_its_probes(parts: Mapp
 async def test_every_handler_serves_its_metrics_at_the_pod_monitor_s_endpoint(parts: Mapping[str, Part]) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         for part in parts.values():
-            text = (await client.get(f"{part.url}/metrics")).text
+            text = (await client.get(f"{part.management}/metrics")).text
             assert "taskflux_build_info" in text, part.container.pod
 
 

@@ -128,8 +128,8 @@ def test_from_outside_only_the_api_is_reached_unless_values_say_more() -> None:
     paths = [path["path"] for rule in ingress.spec["rules"] for path in rule["http"]["paths"]]
     assert paths == [match["path"]["value"] for rule in route.spec["rules"] for match in rule["matches"]]
     served = [path for path in json.loads(OPENAPI.read_text())["paths"] if path.startswith(tuple(paths))]
-    assert {"/tasks", "/tasks/batch", "/dead-letters", "/webhooks/msg91/{secret}"} <= set(served)
-    for inside in ("/", "/docs", "/openapi.json", "/metrics", "/livez", "/readyz"):
+    assert {"/tasks", "/tasks/batch", "/webhooks/msg91/{secret}"} <= set(served)
+    for inside in ("/", "/docs", "/dead-letters", "/openapi.json", "/metrics", "/livez", "/readyz"):
         assert not [path for path in paths if inside == path or inside.startswith(f"{path.rstrip('/')}/")], inside
 
 
@@ -174,6 +174,60 @@ def test_a_handler_is_on_as_soon_as_what_it_delivers_through_is_set() -> None:
     said = " ".join(notes(FIRST, off).split())
     assert "process-email needs" not in said, "it is off because somebody said so"
     assert "Off, until" not in notes(LEAST, WITH_ALL_SERVERS)
+
+
+def test_the_metrics_of_a_handler_without_a_management_port_are_read_beside_its_api() -> None:
+    rendering = full({"handlers": {"notify": {"managementPort": None}}})
+    (monitor,) = rendering.of("PodMonitor")
+    apart, together = monitor.spec["podMetricsEndpoints"]
+    assert (apart["port"], together["port"]) == ("management", "http")
+    assert together["relabelings"][0] == {
+        "action": "keep",
+        "sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_component"],
+        "regex": "notify",
+    }
+    notify = rendering.handler("Deployment", "notify")
+    assert notify is not None
+    assert notify.pod is not None
+    (container,) = notify.pod.containers
+    assert [port["name"] for port in container["ports"]] == ["http"]
+    assert container["livenessProbe"]["httpGet"]["port"] == "http"
+    assert "TASKFLUX_HTTP__MANAGEMENT_PORT" not in {each["name"] for each in container["env"]}
+
+
+WARNINGS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "two releases on one Kafka": ({}, "topicPrefix is empty. A second release on the same Kafka would take this one's"),
+    "no relay": ({"handlers": {"relay": {"enabled": False}}}, "no relay is deployed"),
+    "an open Ingress": ({"ingress": {"enabled": True}}, "is open to whoever reaches the Ingress."),
+    "an open Service": (
+        {"handlers": {"notify": {"service": {"type": "LoadBalancer"}}}},
+        "is open to whoever reaches the Service of notify.",
+    ),
+    "no network policies": ({"networkPolicy": {"enabled": False}}, "is open to whoever reaches every pod of the"),
+    "dashboards of two releases": ({"monitoring": {"dashboards": {"enabled": True}}}, "the dashboards have fixed uids"),
+    "a drain that the cluster autoscaler cuts off": ({}, "of notify (925 s), process-email (920 s)"),
+}
+
+
+@pytest.mark.parametrize("warning", WARNINGS)
+def test_the_notes_warn_of(warning: str) -> None:
+    values, said = WARNINGS[warning]
+    assert said in " ".join(notes(LEAST, WITH_ALL_SERVERS, values).split())
+
+
+def test_the_notes_warn_of_nothing_that_is_not_so() -> None:
+    calm = {
+        "settings": {"kafka": {"topicPrefix": "shop-"}},
+        "handlers": {
+            "notify": {"drainSeconds": 300},
+            "process-email": {"drainSeconds": 300},
+            "process-simulated": {"drainSeconds": 300},
+        },
+    }
+    said = " ".join(notes(LEAST, WITH_ALL_SERVERS, calm).split())
+    for _, warning in WARNINGS.values():
+        assert " ".join(warning.split()[:4]) not in said
+    assert "authentication" not in said
 
 
 def test_monitoring_objects_are_off_by_default() -> None:

@@ -172,6 +172,9 @@ nobody has to fix them one render at a time.
 {{- if le (int .grace) $drain -}}
 {{- $found = append $found (printf "%s.terminationGracePeriodSeconds (%d) is not above what its end may take, %d s (drainSeconds, and lingerSeconds where it has a Service): raise it by 15 s or more above that, or unset it" $at (int .grace) $drain) -}}
 {{- end -}}
+{{- if and .apart (eq (int .port) (int .managementPort)) -}}
+{{- $found = append $found (printf "%s.managementPort and its port are both %d: set another, or null to have probes and metrics beside the API" $at (int .port)) -}}
+{{- end -}}
 {{- if and .minReadySeconds .progressDeadlineSeconds (ge (int .minReadySeconds) (int .progressDeadlineSeconds)) -}}
 {{- $found = append $found (printf "%s.progressDeadlineSeconds (%d) must be above its minReadySeconds (%d): raise it" $at (int .progressDeadlineSeconds) (int .minReadySeconds)) -}}
 {{- end -}}

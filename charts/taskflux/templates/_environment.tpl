@@ -43,6 +43,9 @@ counts, since the API server accepts a name only once. Each takes precedence ove
 {{- end -}}
 {{- $variables := include "taskflux.variables" $settings | fromYaml -}}
 {{- $_ := set $variables "TASKFLUX_HTTP__PORT" (include "taskflux.scalar" $handler.port) -}}
+{{- if $handler.apart -}}
+{{- $_ := set $variables "TASKFLUX_HTTP__MANAGEMENT_PORT" (include "taskflux.scalar" $handler.managementPort) -}}
+{{- end -}}
 {{- $_ := set $variables "TASKFLUX_POSTGRES__POOL_SIZE" (include "taskflux.scalar" $handler.poolSize) -}}
 {{- $_ := set $variables "TASKFLUX_WORKER__DRAIN_SECONDS" (include "taskflux.scalar" $handler.drainSeconds) -}}
 {{- if $handler.service.enabled -}}

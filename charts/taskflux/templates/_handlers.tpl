@@ -6,6 +6,7 @@ what follows from them:
   image                     reference and pullPolicy
   settings, ownSettings     those of all with its own on top; only what differs for it
   topic, group, partitions  that Kafka's lag is counted by; "" where it reads none
+  apart                     whether its probes and metrics have a port apart from its API
   grace                     terminationGracePeriodSeconds
   scaler                    keda, hpa, or none: then `replicas` hold
   most                      the most pods that run at once, rollouts apart
@@ -82,6 +83,7 @@ settings.smtp.host or secrets.msg91.existingSecret
 {{- $_ := set $handler "topic" (include "taskflux.topic" (list $handler $settings)) -}}
 {{- $_ := set $handler "group" (include "taskflux.group" (list $handler $settings)) -}}
 {{- $_ := set $handler "partitions" ($handler.scaling.partitions | default $settings.kafka.partitions | int) -}}
+{{- $_ := set $handler "apart" (and $handler.service.enabled (not (empty $handler.managementPort))) -}}
 {{- $_ := set $handler "grace" ($handler.terminationGracePeriodSeconds | default $grace | int) -}}
 {{- $scaler := "none" -}}
 {{- if and $handler.scaling.enabled $root.Values.keda.enabled -}}

@@ -34,3 +34,42 @@ NOTE: KEDA does not read PostgreSQL's CA. If PostgreSQL's DSN says sslmode=verif
 a DSN with sslmode=require, as secrets.postgres.kedaDsnKey.
 {{- end }}
 {{- end -}}
+
+{{/* What works now and surprises later, as paragraphs of the notes. */}}
+{{- define "taskflux.remarks.operation" -}}
+{{- $handlers := include "taskflux.handlers" . | fromJson -}}
+{{- $relays := false -}}
+{{- $long := list -}}
+{{- $open := list -}}
+{{- range $name, $handler := $handlers -}}
+{{- if eq $handler.target "relay" }}{{ $relays = true }}{{ end -}}
+{{- if gt (int $handler.grace) 600 }}{{ $long = append $long (printf "%s (%d s)" $name (int $handler.grace)) }}{{ end -}}
+{{- if and $handler.service.enabled (ne $handler.service.type "ClusterIP") }}{{ $open = append $open (printf "the Service of %s" $name) }}{{ end -}}
+{{- end -}}
+{{- if .Values.ingress.enabled }}{{ $open = append $open "the Ingress" }}{{ end -}}
+{{- if (.Values.httpRoute | default dict).enabled }}{{ $open = append $open "the HTTPRoute" }}{{ end -}}
+{{- if not .Values.networkPolicy.enabled }}{{ $open = append $open "every pod of the cluster" }}{{ end -}}
+{{- if not $relays }}
+
+WARNING: no relay is deployed. Unless another release runs one on this database, nothing publishes delayed tasks and retries, and nothing
+recovers the tasks of lost pods. Set handlers.relay.enabled.
+{{- end }}
+{{- if $open }}
+
+WARNING: the API has no authentication, and is open to whoever reaches {{ join ", " $open }}. Put an authentication in front of it.
+{{- end }}
+{{- if not .Values.settings.kafka.topicPrefix }}
+
+NOTE: settings.kafka.topicPrefix is empty. A second release on the same Kafka would take this one's tasks: give it a prefix, and a database
+of its own.
+{{- end }}
+{{- if .Values.monitoring.dashboards.enabled }}
+
+NOTE: the dashboards have fixed uids. Where two releases share a Grafana, enable monitoring.dashboards in one of them: it shows both.
+{{- end }}
+{{- if $long }}
+
+NOTE: the cluster autoscaler kills pods of a node that it removes after 600 s (--max-graceful-termination-sec), which is less than a drain
+of {{ join ", " $long }}. Raise that, or set the pod annotation cluster-autoscaler.kubernetes.io/safe-to-evict: "false".
+{{- end }}
+{{- end -}}
