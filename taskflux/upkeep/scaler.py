@@ -50,7 +50,7 @@ MOST_QUEUES: Final = 1000
 RATE_WINDOW: Final = 60.0
 """Tasks beyond what the provider takes in these seconds call for no pods: others would only wait for its rate."""
 LAST: Final = 2.0
-"""Seconds that streams may take to end when the process drains."""
+"""Seconds that the last look and the streams may take to end when the process drains."""
 RENEW: Final = 60.0
 """Seconds between two looks at whether the certificate's file has changed."""
 METRIC: Final = "replicas"
@@ -159,6 +159,7 @@ class Needs:
         self._looked = asyncio.Event()
         self._wanted = asyncio.Event()
         self._left = asyncio.Event()
+        self._ended = asyncio.Event()
 
     @contextmanager
     def watched(self, queue: Queue) -> Iterator[None]:
@@ -188,8 +189,9 @@ class Needs:
         """Until the next look has ended, or all looking."""
         await self._looked.wait()
 
-    async def unwatched(self) -> None:
-        """Until nothing is watched."""
+    async def ended(self) -> None:
+        """Until the last look has ended, and nothing is watched."""
+        await self._ended.wait()
         while self._open.total():
             self._left.clear()
             await self._left.wait()
@@ -206,6 +208,7 @@ class Needs:
                 await self.look()
                 await process.pause(max(0.0, began + LOOK - self._clock()))
         finally:
+            self._ended.set()
             self._looked.set()
 
     async def _until_wanted(self) -> None:
@@ -219,20 +222,20 @@ class Needs:
                 del self._asked[queue], self._open[queue]
                 self._told.pop(queue, None)
         queues = list(self._asked)
-        try:
-            async with asyncio.TaskGroup() as group:
-                reading = group.create_task(
-                    self._positions.lags({each.log for each in queues if each.log is not None}, self._lags)
-                )
-                asking = group.create_task(self._demand.read(_limits(queues)))
-        except* KafkaUnavailable as errors:  # its link has logged the outage, once
-            log.debug("the push scaler waits for Kafka", extra={"error": str(errors.exceptions[0])})
-        except* StoreError as errors:
-            error = errors.exceptions[0]
-            level = level_of(error) if isinstance(error, StoreError) else logging.DEBUG
-            log.log(level, "the push scaler waits for PostgreSQL", extra={"error": str(error)})
-        else:
-            self._tell(reading.result(), asking.result(), now)
+        logs = {each.log for each in queues if each.log is not None}
+        # Neither is cancelled when the other fails: a client of Kafka that is cancelled while it connects leaks.
+        behind, needed = await asyncio.gather(
+            self._positions.lags(logs, self._lags), self._demand.read(_limits(queues)), return_exceptions=True
+        )
+        for failed in (behind, needed):
+            if isinstance(failed, KafkaUnavailable):  # its link has logged the outage, once
+                log.debug("the push scaler waits for Kafka", extra={"error": str(failed)})
+            elif isinstance(failed, StoreError):
+                log.log(level_of(failed), "the push scaler waits for PostgreSQL", extra={"error": str(failed)})
+            elif isinstance(failed, BaseException):
+                raise failed
+        if not isinstance(behind, BaseException) and not isinstance(needed, BaseException):
+            self._tell(behind, needed, now)
         looked, self._looked = self._looked, asyncio.Event()
         looked.set()
 
@@ -279,7 +282,7 @@ async def serving(process: Process, database: Database, positions: Positions) ->
         try:
             yield int(listening.getsockname()[1])
             with suppress(TimeoutError):
-                await asyncio.wait_for(needs.unwatched(), LAST)
+                await asyncio.wait_for(needs.ended(), LAST)
         finally:
             server.close()  # not waited for: Python 3.12 would wait until every client has closed its connection
 
