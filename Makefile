@@ -148,7 +148,7 @@ bench-peers: $(VENV)/.dev $(VENV)/peers/.made ## the same with FastStream, taski
 	$(BIN)/python -m benchmarks --peers $(ARGS)
 
 .PHONY: bench-guard
-bench-guard: $(VENV)/.dev ## fails when a task costs the worker or ingest 30 % more than before (ARGS=--write: from now on)
+bench-guard: $(VENV)/.dev ## fails when a task costs a process or PostgreSQL 30 % more than expected (ARGS=--write: expect this)
 	@$(BIN)/python -m benchmarks.guard $(ARGS)
 
 .PHONY: bench-plots

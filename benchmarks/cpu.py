@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ import asyncpg
 import psutil  # type: ignore[import-untyped]
 
 from benchmarks.lab import Lab
-from benchmarks.proc import Instructions, cpu_seconds, family, family_cpu_seconds
+from benchmarks.proc import cpu_seconds, family, family_cpu_seconds
 from benchmarks.report import Column
 from taskflux.local.processes import Process
 
 OWN: Final = "CPU µs/task"
 POSTGRES: Final = "PostgreSQL µs/task"
 SERVERS: Final = "servers µs/task"
-INSTRUCTIONS: Final = "instructions/task"
-"""Of the process; nan where they are not counted. Not a column: it is for the guard."""
 COLUMNS: Final = (Column(OWN, 1), Column(POSTGRES, 1), Column(SERVERS, 1))
 NOTE: Final = (
     "CPU: of the process and its children; PostgreSQL: of the backends of its connections; servers: of PostgreSQL,"
@@ -39,7 +36,6 @@ class Meter:
     own: float
     backends: Mapping[int, float]
     servers: Mapping[int, float]
-    instructions: Instructions | None
 
     @classmethod
     async def begin(cls, lab: Lab, process: Process) -> Meter:
@@ -51,11 +47,7 @@ class Meter:
             await connection.close()
         backends = {row["pid"]: cpu_seconds(row["pid"]) for row in found}
         servers = {server.pid: family_cpu_seconds(server.pid) for server in lab.servers}
-        try:
-            instructions = Instructions(process.pid)
-        except OSError:
-            instructions = None
-        return cls(lab, process, family_cpu_seconds(process.pid), backends, servers, instructions)
+        return cls(lab, process, family_cpu_seconds(process.pid), backends, servers)
 
     def per_task(self, tasks: int) -> dict[str, float]:
         """Microseconds per task since then."""
@@ -64,12 +56,8 @@ class Meter:
             with suppress(ProcessLookupError):  # the process has dropped a connection
                 backends += cpu_seconds(pid) - before
         servers = sum(family_cpu_seconds(pid) - before for pid, before in self.servers.items())
-        own, counted = family_cpu_seconds(self.process.pid) - self.own, math.nan
-        if self.instructions is not None:
-            counted = self.instructions.read()
-            self.instructions.close()
-        spent = {name: value / tasks * 1e6 for name, value in ((OWN, own), (POSTGRES, backends), (SERVERS, servers))}
-        return spent | {INSTRUCTIONS: counted / tasks}
+        own = family_cpu_seconds(self.process.pid) - self.own
+        return {name: value / tasks * 1e6 for name, value in ((OWN, own), (POSTGRES, backends), (SERVERS, servers))}
 
 
 def _ports(pid: int) -> list[int]:

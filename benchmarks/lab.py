@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 from types import MappingProxyType
@@ -150,14 +151,16 @@ class Lab:
 
 
 @asynccontextmanager
-async def open_lab(directory: Path, builds: Sequence[Build], *, apache: bool) -> AsyncIterator[Lab]:
-    """Start the servers: the embedded ones, or with `apache` Apache Kafka in the embedded broker's place."""
+async def open_lab(
+    directory: Path, builds: Sequence[Build], *, apache: bool, settings: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Lab]:
+    """Start the servers: the embedded ones, PostgreSQL with `settings`; with `apache`, Apache Kafka is the broker."""
     async with AsyncExitStack() as stack:
-        postgres = await stack.enter_async_context(PostgresServer(directory / "postgres"))
-        broker, settings = _broker(directory, apache)
+        postgres = await stack.enter_async_context(PostgresServer(directory / "postgres", settings=settings))
+        broker, described = _broker(directory, apache)
         await stack.enter_async_context(broker)
         kafka = KafkaSettings(
-            bootstrap_servers=f"{LOOPBACK}:{broker.port}", replication_factor=1, produce_timeout=60.0, **settings
+            bootstrap_servers=f"{LOOPBACK}:{broker.port}", replication_factor=1, produce_timeout=60.0, **described
         )
         yield Lab(directory, postgres, broker, kafka, apache, builds, servers=[postgres, broker])
 
@@ -201,13 +204,14 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, pause: floa
 
 async def listening(port: int) -> None:
     """Wait until `port` accepts connections."""
+    await until(partial(answers, port), f"something listens on port {port}", pause=0.05)
 
-    async def connects() -> bool:
-        try:
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
-        except OSError:
-            return False
-        writer.close()
-        return True
 
-    await until(connects, f"something listens on port {port}", pause=0.05)
+async def answers(port: int) -> bool:
+    """Whether `port` accepts connections."""
+    try:
+        _, writer = await asyncio.open_connection(LOOPBACK, port)
+    except OSError:
+        return False
+    writer.close()
+    return True

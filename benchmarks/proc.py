@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import re
-import struct
 import time
 from collections.abc import Iterator
-from ctypes import CDLL, byref, c_int, get_errno
+from ctypes import CDLL, byref, c_int
 from pathlib import Path
 from typing import Final
 
 _LIBC: Final = CDLL(None)
-_ERRORS: Final = CDLL(None, use_errno=True)
 _MEMORY: Final = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -71,44 +68,3 @@ def memory_mib(pid: int) -> dict[str, float]:
         found["PSS MiB"] += int(sizes["Pss"]) / 1024
         found["private MiB"] += (int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"])) / 1024
     return found
-
-
-class Instructions:
-    """Counts the instructions that the threads of a process retire in user space, and those of threads that they start
-    (perf_event_open(2)).
-    """
-
-    _SYSCALLS: Final = {"x86_64": 298, "aarch64": 241}
-    _HARDWARE, _INSTRUCTIONS, _SIZE = 0, 1, 112
-    _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HYPERVISOR = 1 << 1, 1 << 5, 1 << 6
-
-    def __init__(self, pid: int) -> None:
-        """Count from now on.
-
-        Raises:
-            OSError: this machine does not count them, or not for us.
-        """
-        attributes = bytearray(self._SIZE)
-        struct.pack_into("=IIQ", attributes, 0, self._HARDWARE, self._SIZE, self._INSTRUCTIONS)
-        flags = self._INHERIT | self._EXCLUDE_KERNEL | self._EXCLUDE_HYPERVISOR
-        struct.pack_into("=Q", attributes, 40, flags)
-        number = self._SYSCALLS.get(platform.machine())
-        if number is None:
-            raise OSError(f"perf_event_open is not known on {platform.machine()}")
-        self._counters: list[int] = []
-        for thread in (_PROC / str(pid) / "task").iterdir():
-            counter = _ERRORS.syscall(number, bytes(attributes), int(thread.name), -1, -1, 0)
-            if counter < 0:
-                code = get_errno()
-                self.close()
-                raise OSError(code, f"instructions are not counted: {os.strerror(code)}")
-            self._counters.append(counter)
-
-    def read(self) -> int:
-        """How many so far."""
-        return sum(struct.unpack("=Q", os.read(counter, 8))[0] for counter in self._counters)
-
-    def close(self) -> None:
-        """Stop counting."""
-        while self._counters:
-            os.close(self._counters.pop())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from math import nan
@@ -12,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import goals, growth, guard, load, model, writes
-from benchmarks.cpu import INSTRUCTIONS, OWN
-from benchmarks.proc import Instructions, cpu_seconds, family_cpu_seconds
+from benchmarks import goals, growth, load, model, writes
+from benchmarks.proc import cpu_seconds, family_cpu_seconds
 from benchmarks.report import Column, Table
-from taskflux.local.console import Trouble
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,63 +125,6 @@ def test_of_the_processes_in_memory_the_worker_stands_for_taskflux() -> None:
     assert found == ["floor", "TaskFlux", None, None]
 
 
-BASELINE = {"cpu": {"worker": 5.0, "ingest": 2.0}, "instructions": {"worker": 4.0}}
-
-
-@pytest.mark.parametrize(
-    ("name", "ratios", "cost", "passed"),
-    [
-        ("worker", {"cpu": 6.5, "instructions": 4.7}, "instructions", True),
-        ("worker", {"cpu": 5.0, "instructions": 5.2}, "instructions", False),
-        ("worker", {"cpu": 5.9}, "cpu", True),
-        ("worker", {"cpu": 6.5}, "cpu", False),
-        ("ingest", {"cpu": 1.0, "instructions": 9.0}, "cpu", True),
-    ],
-)
-def test_the_guard_compares_instructions_where_both_have_them_and_fails_at_30_percent(
-    name: str, ratios: dict[str, float], cost: str, passed: bool
-) -> None:
-    found = guard.verdict(name, ratios, BASELINE)
-    assert (found.cost, found.passed) == (cost, passed)
-
-
-def test_the_guard_has_no_verdict_without_a_baseline() -> None:
-    with pytest.raises(Trouble, match="--write"):
-        guard.verdict("relay", {"cpu": 1.0}, BASELINE)
-
-
-async def test_the_guard_measures_again_what_seems_too_slow_and_takes_the_least() -> None:
-    attempts = iter([{"worker": {"cpu": cost}} for cost in (8.0, 9.0, 7.0, 6.0, 1.0)])
-
-    async def attempt() -> guard.Ratios:
-        return next(attempts)
-
-    assert await guard.least(attempt, lambda found: True) == {"worker": {"cpu": 8.0}}
-    assert await guard.least(attempt, lambda found: False) == {"worker": {"cpu": 6.0}}
-
-
-async def test_a_check_of_the_guard_is_the_median_of_its_rounds_in_turns() -> None:
-    order: list[str] = []
-
-    def side(name: str, *costs: float) -> guard.Round:
-        left = iter(costs)
-
-        async def measure() -> dict[str, float]:
-            order.append(name)
-            return {OWN: next(left), INSTRUCTIONS: nan}
-
-        return measure
-
-    check = guard.Check("worker", side("ours", 90.0, 70.0, 50.0), side("floor", 10.0, 10.0, 5.0))
-    await check.measure(3)
-    assert order == ["floor", "ours", "ours", "floor", "floor", "ours"]
-    assert check.ratios() == {"cpu": 9.0}
-
-
-def test_the_baseline_of_the_guard_has_every_check() -> None:
-    assert set(json.loads(guard.BASELINE.read_text())["cpu"]) == {"worker", "ingest", "ingest, batches"}
-
-
 def test_the_cpu_of_a_process_has_that_of_its_children_even_when_they_have_ended() -> None:
     burn = "import time\nwhile time.process_time() < 0.2: pass"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(1, flush=True); input()"
@@ -194,17 +134,6 @@ def test_the_cpu_of_a_process_has_that_of_its_children_even_when_they_have_ended
         process.stdout.readline()
         assert cpu_seconds(process.pid) < 0.2 < family_cpu_seconds(process.pid)
         process.communicate(b"\n")
-
-
-def test_instructions_grow_where_the_machine_counts_them() -> None:
-    try:
-        counted = Instructions(os.getpid())
-    except OSError as error:
-        pytest.skip(str(error))
-    before = counted.read()
-    sum(range(100_000))
-    assert counted.read() > before + 100_000
-    counted.close()
 
 
 async def test_a_load_with_a_rate_begins_so_many_requests_a_second(capsys: pytest.CaptureFixture[str]) -> None:
