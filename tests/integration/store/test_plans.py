@@ -178,6 +178,7 @@ async def scanned(scene: Scene, name: str) -> set[str]:
 
 OF_THE_OUTBOX = (
     "confirm", "claim", "due_now", "probes_now", "take_due", "expired_now", "expire_waiting", "requeue", "cancel",
+    "get_task", "list_found",
 )  # fmt: skip
 
 
