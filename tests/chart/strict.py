@@ -106,7 +106,11 @@ def _trigger_faults(each: Object, rendering: Rendering) -> Iterator[str]:
             continue
         metadata = trigger.get("metadata") or {}
         by_authentication = set(_authenticated(trigger, rendering))
+        # What KEDA does not read of an external scaler's metadata, it passes on.
+        passed_on = set(metadata) - set(known) if trigger["type"].startswith("external") else set()
         for key, value in metadata.items():
+            if key in passed_on:
+                continue
             yield from (f"{path}/metadata/{key}: {fault}" for fault in _parameter_faults(key, value, known))
         for name, parameter in known.items():
             has_default = parameter.get("optional") or "default" in parameter

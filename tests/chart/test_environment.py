@@ -97,6 +97,10 @@ def test_every_setting_can_be_set_in_the_values() -> None:
         "TASKFLUX_KAFKA__TLS_CERT_FILE",
         "TASKFLUX_KAFKA__TLS_KEY_FILE",
         "TASKFLUX_REDIS__CA_FILE",
+        "TASKFLUX_SCALER__PORT",
+        "TASKFLUX_SCALER__TLS_CERT_FILE",
+        "TASKFLUX_SCALER__TLS_CLIENT_CA_FILE",
+        "TASKFLUX_SCALER__TLS_KEY_FILE",
         "TASKFLUX_SMTP__ACCESS_TOKEN_FILE",
         "TASKFLUX_SMTP__CA_FILE",
     }

@@ -131,6 +131,22 @@ nobody has to fix them one render at a time.
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.keda -}}
+{{- if and .enabled .pushScaler.enabled -}}
+{{- $relay := include "taskflux.scalerRelay" $ | fromJson -}}
+{{- if not $relay -}}
+{{- $found = append $found "keda.pushScaler.enabled is true, but no relay is deployed to serve it: set handlers.relay.enabled, or keda.pushScaler.enabled=false" -}}
+{{- else if eq (int $relay.port) (int .pushScaler.port) -}}
+{{- $found = append $found (printf "keda.pushScaler.port is %d, which handlers.%s.port has already: choose another" (int .pushScaler.port) $relay.name) -}}
+{{- end -}}
+{{- $tls := .pushScaler.tls -}}
+{{- if and (or $tls.clientCaKey $tls.clientSecret) (not $tls.existingSecret) -}}
+{{- $found = append $found "keda.pushScaler.tls names a client's CA or certificate, but no existingSecret: name the Secret with the relays' certificate" -}}
+{{- else if ne (empty $tls.clientCaKey) (empty $tls.clientSecret) -}}
+{{- $found = append $found "keda.pushScaler.tls.clientCaKey and clientSecret belong together: KEDA needs a certificate of the CA that the relays ask for" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.prune -}}
 {{- if and .enabled (not (or .succeeded .dead .cancelled .deadLetters)) -}}
 {{- $found = append $found "prune.enabled is true, but nothing has an age: set prune.succeeded, prune.dead, prune.cancelled or prune.deadLetters, or prune.enabled=false" -}}

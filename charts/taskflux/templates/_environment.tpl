@@ -48,6 +48,15 @@ counts, since the API server accepts a name only once. Each takes precedence ove
 {{- end -}}
 {{- $_ := set $variables "TASKFLUX_POSTGRES__POOL_SIZE" (include "taskflux.scalar" $handler.poolSize) -}}
 {{- $_ := set $variables "TASKFLUX_WORKER__DRAIN_SECONDS" (include "taskflux.scalar" $handler.drainSeconds) -}}
+{{- if eq $handler.name (dig "name" "" (include "taskflux.scalerRelay" $root | fromJson)) -}}
+{{- $push := $root.Values.keda.pushScaler -}}
+{{- $_ := set $variables "TASKFLUX_SCALER__PORT" (include "taskflux.scalar" $push.port) -}}
+{{- if $push.tls.existingSecret -}}
+{{- $_ := set $variables "TASKFLUX_SCALER__TLS_CERT_FILE" "/etc/taskflux/scaler/tls.crt" -}}
+{{- $_ := set $variables "TASKFLUX_SCALER__TLS_KEY_FILE" "/etc/taskflux/scaler/tls.key" -}}
+{{- if $push.tls.clientCaKey -}}{{- $_ := set $variables "TASKFLUX_SCALER__TLS_CLIENT_CA_FILE" "/etc/taskflux/scaler/client-ca.crt" -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if $handler.service.enabled -}}
 {{- $_ := set $variables "TASKFLUX_HTTP__LINGER_SECONDS" (include "taskflux.scalar" $handler.lingerSeconds) -}}
 {{- end -}}

@@ -109,5 +109,11 @@ mounted: the Secret of a CA may hold its private key, too.
 {{- if and $items $own -}}{{- $sources = append $sources (dict "secret" $own "items" $items) -}}{{- end -}}
 {{- if and $sources (has $name $handler.secrets) -}}{{- $_ := set $found $name $sources -}}{{- end -}}
 {{- end -}}
+{{- $push := $root.Values.keda.pushScaler.tls -}}
+{{- if and $push.existingSecret (eq $handler.name (dig "name" "" (include "taskflux.scalerRelay" $root | fromJson))) -}}
+{{- $items := list (dict "key" $push.certKey "path" "tls.crt") (dict "key" $push.keyKey "path" "tls.key") -}}
+{{- with $push.clientCaKey -}}{{- $items = append $items (dict "key" . "path" "client-ca.crt") -}}{{- end -}}
+{{- $_ := set $found "scaler" (list (dict "secret" $push.existingSecret "items" $items)) -}}
+{{- end -}}
 {{- toJson $found -}}
 {{- end -}}

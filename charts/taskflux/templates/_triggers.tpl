@@ -9,8 +9,16 @@
 {{- $root := first . -}}
 {{- $handler := last . -}}
 {{- $scaling := $handler.scaling -}}
+{{- $pushed := include "taskflux.pushed" . }}
+{{- if $pushed }}
+{{- include "taskflux.pushTrigger" . }}
+{{- if and $handler.topic $scaling.lagThreshold (not $scaling.minReplicas) $root.Values.keda.pushScaler.kafkaTrigger }}
+{{- /* KEDA's fallback does not help while no relay answers. It wakes one pod, and leaves the rest to the relays. */}}
+{{- include "taskflux.lagTrigger" (list $root $handler 1000000000) }}
+{{- end }}
+{{- else }}
 {{- if and $handler.topic $scaling.lagThreshold }}
-{{- include "taskflux.lagTrigger" . }}
+{{- include "taskflux.lagTrigger" (list $root $handler $scaling.lagThreshold) }}
 {{- end }}
 {{- if and $handler.taskType $scaling.runningThreshold }}
 {{- /* Lag counts what nobody has taken: without this one a pod would go while it works. */}}
@@ -24,6 +32,7 @@ ends where it would ask for no more pods.
 */}}
 {{- $query := printf "SELECT count(*) FROM (SELECT 1 FROM due LEFT JOIN task_types USING (type) LEFT JOIN circuits USING (provider) WHERE publish_at < now() - interval '5 seconds' AND (dead OR open IS NOT TRUE) LIMIT %d) AS overdue" (mul $scaling.dueThreshold $scaling.maxReplicas) }}
 {{- include "taskflux.countTrigger" (list $root "due" $scaling.dueThreshold $query) }}
+{{- end }}
 {{- end }}
 {{- if $scaling.cpuUtilization }}
 - type: cpu
@@ -47,9 +56,80 @@ ends where it would ask for no more pods.
 {{- end }}
 {{- end -}}
 
-{{- define "taskflux.lagTrigger" -}}
+{{/* The handler that serves the push scaler, as JSON; empty where it is off. */}}
+{{- define "taskflux.scalerRelay" -}}
+{{- $found := dict -}}
+{{- if and .Values.keda.enabled .Values.keda.pushScaler.enabled -}}
+{{- range $name, $handler := include "taskflux.enabled" . | fromJson -}}
+{{- if eq $handler.target "relay" -}}{{- $found = $handler -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{/* Whether the relays say how many pods a handler needs: (list $ handler). */}}
+{{- define "taskflux.pushed" -}}
+{{- $handler := last . -}}
+{{- $scaling := $handler.scaling -}}
+{{- if include "taskflux.scalerRelay" (first .) | fromJson -}}
+{{- if or (and $handler.topic $scaling.lagThreshold) (and $handler.taskType $scaling.runningThreshold) $scaling.dueThreshold -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the relays ask for and tell: taskflux/upkeep/scaler.py. (list $ handler) */}}
+{{- define "taskflux.pushTrigger" -}}
 {{- $root := first . -}}
 {{- $handler := last . -}}
+{{- $scaling := $handler.scaling -}}
+{{- $push := $root.Values.keda.pushScaler -}}
+{{- $relay := include "taskflux.scalerRelay" $root | fromJson }}
+- type: external-push
+  name: need
+  metricType: AverageValue
+  metadata:
+    scalerAddress: {{ $relay.fullname }}-scaler.{{ $root.Release.Namespace }}.svc:{{ $push.port }}
+    maxReplicas: {{ int $scaling.maxReplicas | quote }}
+    {{- if and $handler.topic $scaling.lagThreshold }}
+    topic: {{ $handler.topic }}
+    consumerGroup: {{ $handler.group }}
+    lagThreshold: {{ include "taskflux.scalar" $scaling.lagThreshold | quote }}
+    {{- end }}
+    {{- if $handler.taskType }}
+    taskType: {{ $handler.taskType }}
+    {{- if $scaling.runningThreshold }}
+    runningThreshold: {{ include "taskflux.scalar" $scaling.runningThreshold | quote }}
+    {{- end }}
+    {{- end }}
+    {{- if $scaling.dueThreshold }}
+    dueThreshold: {{ include "taskflux.scalar" $scaling.dueThreshold | quote }}
+    {{- end }}
+    {{- with include "taskflux.rate" . }}
+    rate: {{ . | quote }}
+    {{- end }}
+    {{- if $push.tls.existingSecret }}
+    enableTLS: "true"
+    {{- end }}
+  {{- if $push.tls.existingSecret }}
+  authenticationRef: {name: {{ include "taskflux.named" (list $root "scaler") }}}
+  {{- end }}
+{{- end -}}
+
+{{/* Tasks a second that a handler's provider takes from all pods together; "" where nothing limits them: (list $ handler). */}}
+{{- define "taskflux.rate" -}}
+{{- $handler := last . -}}
+{{- $provider := get (dict "process-email" "smtp" "process-sms" "msg91") $handler.target -}}
+{{- if $handler.scaling.rate -}}
+{{- include "taskflux.scalar" $handler.scaling.rate -}}
+{{- else if and $provider (first .).Values.secrets.redis.existingSecret -}}
+{{- /* Without Redis, each process has that rate for itself, and more pods send more. */ -}}
+{{- with get $handler.settings $provider -}}{{- with .rate -}}{{- include "taskflux.scalar" . -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* (list $ handler threshold) */}}
+{{- define "taskflux.lagTrigger" -}}
+{{- $root := first . -}}
+{{- $handler := index . 1 -}}
 {{- $kafka := $handler.settings.kafka }}
 - type: kafka
   name: lag
@@ -59,7 +139,7 @@ ends where it would ask for no more pods.
     version: {{ $root.Values.keda.kafkaVersion | quote }}
     topic: {{ $handler.topic }}
     consumerGroup: {{ $handler.group }}
-    lagThreshold: {{ include "taskflux.scalar" $handler.scaling.lagThreshold | quote }}
+    lagThreshold: {{ include "taskflux.scalar" (last .) | quote }}
     activationLagThreshold: "0"
     offsetResetPolicy: earliest
     allowIdleConsumers: "false"
