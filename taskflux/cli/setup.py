@@ -49,13 +49,24 @@ _wait_option = click.option(
 
 
 @click.command()
+@click.option(
+    "--check", is_flag=True, help="Change nothing: end well once the schema is this version's, or a newer one's."
+)
 @_wait_option
-def migrate(wait: float) -> None:
+def migrate(check: bool, wait: float) -> None:
     """Bring the database to this version's schema. Safe to run from several places at once.
 
     A schema of a newer release is left as it is: releases are rolled back over it.
+
+    \b
+    taskflux migrate --wait 2m
+    taskflux migrate --check --wait 10m    waits for another one that migrates
     """
     settings = settings_or_leave("postgres")
+    if check:
+        finish(Patience(wait).wait(lambda: steps.check_schema(settings.postgres)), waited=wait)
+        click.echo("the schema is current")
+        return
     applied, newer = finish(_migrate(settings, Patience(wait)), waited=wait)
     for step in applied:
         click.echo(f"applied {step}")

@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 
 from taskflux.store.database import translated
+from taskflux.store.errors import SchemaTooOld
 from taskflux.store.settings import PostgresSettings, keys_in
 
 LOCK_SECONDS, LOCK_PAUSE, LOCK_TRIES = 3, 3.0, 20
@@ -107,6 +108,19 @@ async def newer_steps(settings: PostgresSettings) -> Sequence[str]:
     async with _connected(settings) as connection:
         rows = await connection.fetch("SELECT version, name FROM schema_migrations ORDER BY version")
     return [f"{row['version']:04} {row['name']}" for row in rows if row["version"] not in known]
+
+
+async def check_schema(settings: PostgresSettings) -> None:
+    """Return if the database has all of this program's migrations; it changes nothing.
+
+    Raises:
+        SchemaTooOld: naming those that it lacks.
+        StoreError: PostgreSQL cannot be reached.
+    """
+    async with _connected(settings) as connection:
+        done = {row["version"] for row in await connection.fetch("SELECT version FROM schema_migrations")}
+    if missing := [str(migration) for migration in migrations() if migration.version not in done]:
+        raise SchemaTooOld(f"it lacks {', '.join(missing)}: run `taskflux migrate`")
 
 
 @asynccontextmanager

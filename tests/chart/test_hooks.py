@@ -186,6 +186,60 @@ def test_the_set_up_jobs_can_be_disabled() -> None:
     assert not [each for each in rendering.objects if each.hooks & BEFORE]
 
 
+WITHOUT_HOOKS: Final = {"setup": {"useHelmHooks": False}}
+
+
+def test_without_hooks_the_set_up_is_made_of_ordinary_objects_that_the_release_has() -> None:
+    rendering = full(OWN_IMAGE, WITHOUT_HOOKS)
+    assert not [each for each in rendering.objects if each.hooks & BEFORE]
+    found = jobs(rendering)
+    assert len(found) == 3
+    names = rendering.names()
+    for job in found:
+        assert job.pod is not None
+        assert ("ServiceAccount", job.pod.spec["serviceAccountName"]) in names
+        for container in job.pod.all_containers:
+            assert ("ConfigMap", container["envFrom"][0]["configMapRef"]["name"]) in names
+    assert ("NetworkPolicy", "tf-taskflux-setup") in names, "it may reach its servers"
+
+
+def test_without_hooks_a_job_has_another_name_when_what_it_does_changes_and_only_then() -> None:
+    """A Job cannot be changed: applied again under its name, it would be refused."""
+
+    def named(*more: Mapping[str, Any]) -> set[str]:
+        return {job.name for job in jobs(full(OWN_IMAGE, WITHOUT_HOOKS, *more))}
+
+    before = named()
+    assert all(name.startswith("tf-taskflux-setup-") for name in before)
+    assert named() == before
+    assert named({"handlers": {"process-email": {"scaling": {"maxReplicas": 3}}}}) == before
+    assert not named({"image": {"tag": "0.2.0"}}) & {min(before, key=len)}
+    assert not named({"settings": {"kafka": {"partitions": 24}}}) & before
+    assert not named({"setup": {"waitSeconds": 99}}) & before
+    long = jobs(full(OWN_IMAGE, WITHOUT_HOOKS, release="r" * 53))
+    assert len({job.name for job in long}) == 3
+    assert all(len(job.name) <= 63 for job in long)
+
+
+def test_without_hooks_every_handler_s_pod_waits_for_the_schema() -> None:
+    mount = {"initContainers": [{"name": "mine", "image": "mine:1"}]}
+    rendering = full(OWN_IMAGE, WITHOUT_HOOKS, {"handlers": {"crop-image": mount}})
+    for deployment in rendering.of("Deployment"):
+        assert deployment.pod is not None
+        first, *others = deployment.pod.init_containers
+        assert first["args"] == ["migrate", "--check", "--wait", "900s"], str(deployment)
+        assert first["image"].startswith("ghcr.io/taskflux/taskflux:"), "of the image that migrates"
+        assert [each["name"] for each in others] == (["mine"] if deployment.component == "crop-image" else [])
+        given = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in first["env"] if "valueFrom" in each}
+        assert given == {"TASKFLUX_POSTGRES__DSN": {"name": "postgres", "key": "dsn"}}
+    for deployment in full(WITHOUT_HOOKS, {"setup": {"enabled": False}}).of("Deployment"):
+        assert deployment.pod is not None
+        assert not deployment.pod.init_containers
+    for deployment in full().of("Deployment"):
+        assert deployment.pod is not None
+        assert not deployment.pod.init_containers
+
+
 def test_pruning_runs_one_job_at_a_time_on_its_own_schedule() -> None:
     (prune,) = full({"prune": {"schedule": "5 4 * * 0"}}).of("CronJob")
     assert prune.spec["schedule"] == "5 4 * * 0"

@@ -20,30 +20,40 @@ SECRET_REFERENCES = ("secretKeyRef", "secretRef", "secret", "imagePullSecrets", 
 class Release:
     """Installed, changed and removed by helm, each step waited for."""
 
-    def __init__(self, cluster: Cluster, namespace: str, base: Path, *, chart: Path = CHART) -> None:
-        """`base` is the file of values that it starts from. What those name is made at once: Secrets and the like."""
+    def __init__(
+        self, cluster: Cluster, namespace: str, base: Path, *, always: Values | None = None, chart: Path = CHART
+    ) -> None:
+        """`base` is the file of values that it starts from, with `always` on top. What those name is made at once:
+        Secrets and the like.
+        """
         self.cluster = cluster
         self.namespace = self.name = namespace  # no other release has this label
         self._base = base
+        self._always = always or {}
         self._chart = chart
         cluster.apply(needed(self.rendering()), namespace)
         self.before = cluster.inventory(namespace)
 
     def rendering(self, *values: Values) -> Rendering:
         """What `helm template` makes of these values on top of the base."""
-        return render(self._base, *values, release=self.name, namespace=self.namespace, chart=self._chart)
+        return render(self._base, self._always, *values, release=self.name, namespace=self.namespace, chart=self._chart)
 
     def install(self) -> Said:
         """helm waits until all is ready."""
-        return self._helm("install", self.name, str(self._chart), f"--values={self._base}", *WAIT)
+        return self._with("install", {})
 
     def upgrade(self, values: Values) -> Said:
         """The same with other values, on top of the base."""
+        return self._with("upgrade", values)
+
+    def _with(self, verb: str, values: Values) -> Said:
         with TemporaryDirectory(prefix="taskflux-values-") as directory:
-            file = Path(directory) / "values.yaml"
-            file.write_text(json.dumps(values))
-            options = [f"--values={self._base}", f"--values={file}", *WAIT]
-            return self._helm("upgrade", self.name, str(self._chart), *options)
+            options = [f"--values={self._base}"]
+            for number, each in enumerate((self._always, values)):
+                file = Path(directory) / f"{number}.yaml"
+                file.write_text(json.dumps(each))
+                options.append(f"--values={file}")
+            return self._helm(verb, self.name, str(self._chart), *options, *WAIT)
 
     def rollback(self, revision: int) -> Said:
         """Back to an earlier revision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -28,9 +29,14 @@ CHANGED_VALUES = {
 }
 
 
-@pytest.fixture(params=["default", "production"])
+WITHOUT_HOOKS = {"setup": {"useHelmHooks": False}}
+
+
+@pytest.fixture(params=["default", "production", "default without hooks"])
 def release(request: pytest.FixtureRequest, cluster: Cluster, namespace: str) -> Release:
-    return Release(cluster, namespace, CHART / "ci" / f"{request.param}-values.yaml")
+    name, _, hookless = request.param.partition(" ")
+    always = WITHOUT_HOOKS if hookless else {}
+    return Release(cluster, namespace, CHART / "ci" / f"{name}-values.yaml", always=always)
 
 
 def test_a_release_is_installed_tested_changed_rolled_back_and_removed_completely(release: Release) -> None:
@@ -75,7 +81,12 @@ def assert_it_is_as_rendered(release: Release, rendering: Rendering) -> None:
 def assert_hooks_ran(release: Release, rendering: Rendering, *moments: str) -> None:
     """The hooks of these moments succeeded; none is left behind (`assert_it_is_as_rendered` has seen that)."""
     expected = {each.name for each in rendering.objects if each.hooks & set(moments)}
-    assert expected, f"the chart has no hook for {moments}"
+    if not expected:  # then the Jobs are the release's own, and have ended well
+        jobs = release.cluster.inventory(release.namespace)
+        names = {each.name for each in rendering.of("Job")}
+        assert names, f"the chart has neither a hook for {moments} nor a Job"
+        ended = {each.name: each.document["status"].get("succeeded") for each in jobs.values() if each.name in names}
+        assert ended == dict.fromkeys(names, 1)
     phases = release.hooks()
     assert {name: phases.get(name) for name in expected} == dict.fromkeys(expected, "Succeeded")
 
@@ -126,4 +137,32 @@ def assert_nothing_is_left(release: Release) -> None:
 
 def _images(deployment: Object) -> set[str]:
     assert deployment.pod is not None
-    return {container["image"] for container in deployment.pod.all_containers}
+    return {container["image"] for container in deployment.pod.containers}
+
+
+def test_what_is_templated_without_hooks_can_be_applied_by_hand_again_and_again(
+    cluster: Cluster, namespace: str
+) -> None:
+    """`helm template --skip-tests | kubectl apply`, as tools do that know no hooks."""
+    release = Release(cluster, namespace, CHART / "ci" / "default-values.yaml", always=WITHOUT_HOOKS)
+    here = f"--namespace={namespace}"
+
+    def apply(rendering: Rendering) -> Inventory:
+        assert not [each for each in lasting(rendering) if each.hooks]
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [each.document for each in lasting(rendering)]})
+        cluster.kubectl("apply", here, "--filename=-", stdin=text)
+        cluster.kubectl("wait", "--for=condition=Complete", "jobs", "--all", here, "--timeout=120s")
+        cluster.kubectl("wait", "--for=condition=Available", "deployments", "--all", here, "--timeout=120s")
+        return release.made()
+
+    first = apply(release.rendering())
+    again = apply(release.rendering())
+    assert first.keys() == again.keys()
+    for key, each in first.items():
+        assert again[key].metadata["uid"] == each.metadata["uid"], key
+        assert again[key].metadata.get("generation") == each.metadata.get("generation"), key
+    # Another image is another Job, which is refused under the name of the one before.
+    changed = apply(release.rendering({"image": {"tag": "0.1.1-changed", "digest": ""}}))
+    jobs = {name for kind, name in changed if kind == "Job"}
+    assert len(jobs) == 2
+    assert jobs > {name for kind, name in first if kind == "Job"}

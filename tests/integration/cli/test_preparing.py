@@ -314,6 +314,30 @@ async def test_both_commands_wait_for_servers_that_start_after_them(servers_dir:
     assert "primed taskflux.email" in topics.said
 
 
+async def test_a_pod_waits_for_a_schema_that_another_job_brings_and_changes_nothing(postgres: PostgresServer) -> None:
+    name = f"unmigrated_{secrets.token_hex(4)}"
+    administrator = await asyncpg.connect(postgres.dsn)
+    await administrator.execute(f"CREATE DATABASE {name}")
+    await administrator.close()
+    environment = {"TASKFLUX_POSTGRES__DSN": postgres.dsn_of(name)}
+    at_once = await Waiting.call("migrate", "--check", **environment)
+    assert await at_once.end() == 1
+    assert "taskflux migrate" in at_once.said
+    waiting = await Waiting.call("migrate", "--check", "--wait", "1m", **environment)
+    await waiting.until_it_says("s more: the schema: ")
+    connection = await asyncpg.connect(postgres.dsn_of(name))
+    assert await connection.fetchval("SELECT to_regclass('schema_migrations')") is None, "it only looks"
+    migrate = await Waiting.call("migrate", **environment)
+    assert await migrate.end() == 0
+    assert await waiting.end() == 0, waiting.said
+    # A step of this release that the database does not have: a rollout whose Job has not run yet.
+    await connection.execute("DELETE FROM schema_migrations WHERE version = 1")
+    await connection.close()
+    behind = await Waiting.call("migrate", "--check", **environment)
+    assert await behind.end() == 1
+    assert "it lacks 0001 tasks" in behind.said
+
+
 async def test_topics_wait_for_a_schema_that_another_job_brings(postgres: PostgresServer, kafka: KafkaSettings) -> None:
     name = f"unmigrated_{secrets.token_hex(4)}"
     administrator = await asyncpg.connect(postgres.dsn)
