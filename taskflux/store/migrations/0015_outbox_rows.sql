@@ -24,13 +24,3 @@ LEFT JOIN LATERAL (
     WHERE task_id = CASE WHEN t.state = 'scheduled' AND c.task_id IS NULL THEN t.id END AND dead::integer = 0
       AND (publish_at = never()) IS TRUE OFFSET 0
 ) d ON true;
-
-CREATE OR REPLACE FUNCTION withdraw(tasks uuid[]) RETURNS integer
-    LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
-DECLARE
-    withdrawn integer;
-BEGIN
-    DELETE FROM due WHERE task_id = ANY(tasks) AND dead::integer = 0;
-    GET DIAGNOSTICS withdrawn = ROW_COUNT;
-    RETURN withdrawn;
-END $$;
