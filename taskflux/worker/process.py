@@ -105,12 +105,19 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, settings: HttpSettings, port: int, health: Health) -> None:
+        self.address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         super().__init__((settings.host, port), _Handler)
         self.settings = settings
         self.health = health
         self.allowed = names(settings.allowed_hosts)
         self._lock = threading.Lock()
         self._open: dict[Any, None] = {}  # in the order in which they came
+
+    def server_bind(self) -> None:
+        """Every address, if the host is `::`."""
+        if self.server_address[0] == "::" and socket.has_dualstack_ipv6():
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own. When there are too many, the oldest makes room: no flood locks a probe out."""

@@ -136,6 +136,17 @@ def test_a_worker_whose_threads_are_all_stuck_is_not_ready_and_after_a_while_to_
             assert (livez.status_code, livez.text, readyz.status_code, readyz.text) == answers
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_the_host_of_all_addresses_is_answered_over_both_versions_of_ip() -> None:
+    probes = ProbeServer(HttpSettings(host="::", port=0), Health())
+    probes.start()
+    try:
+        answers = [httpx.get(f"http://{host}:{probes.port}/livez").status_code for host in ("[::1]", "127.0.0.1")]
+    finally:
+        probes.stop()
+    assert answers == [200, 200]
+
+
 def test_silent_clients_do_not_lock_out_a_probe() -> None:
     patient = server(3600.0)
     with started(patient):
