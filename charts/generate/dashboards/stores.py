@@ -193,6 +193,23 @@ RELAY: Final = Row(
             Kind.TIMES,
             width=8,
         ),
+        Plot(
+            "Push scaler: streams",
+            "Streams over which KEDA waits for work, of all relays. 0: KEDA polls, or no relay can be reached.",
+            "short",
+            (Query(f"sum({selector('taskflux_scaler_streams')})", "streams"),),
+            Kind.STEPS,
+            width=12,
+        ),
+        Plot(
+            "Push scaler: calls",
+            "Calls of KEDA per second that have ended, by outcome; unavailable: PostgreSQL or Kafka could not be read.",
+            "reqps",
+            (Query(happening("taskflux_scaler_calls_total", "method, outcome"), "{{method}} {{outcome}}"),),
+            Kind.STACKED,
+            width=12,
+            nothing="none",
+        ),
     ),
 )
 
