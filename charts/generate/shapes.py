@@ -196,7 +196,7 @@ SHAPES: Final[Mapping[str, Schema]] = {
     "keda.kafkaVersion": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+(\.[0-9]+)?$"},
     "keda.prometheus.serverAddress": URL,
     "keda.pushScaler.port": PORT,
-    "keda.pushScaler.from": _PEERS,
+    "keda.pushScaler.from": {**_PEERS, "minItems": 1},  # an empty list would be everybody
     **{f"keda.pushScaler.tls.{name}": SECRET for name in ("existingSecret", "clientSecret")},
     **{f"keda.pushScaler.tls.{name}": SECRET_KEY for name in ("certKey", "keyKey", "caKey", "clientCaKey")},
     "ingress.annotations": TEXTS,

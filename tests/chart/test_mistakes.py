@@ -73,6 +73,10 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}, "networkPolicy": {"apiFrom": []}},
         r"httpRoute\.enabled is true, but networkPolicy\.apiFrom is empty",
     ),
+    "a push scaler that nobody is named for, so that everybody may call it": (
+        {"keda": {"pushScaler": {"enabled": True, "from": []}}},
+        "from",
+    ),
     "fewer at most than at least": (scaling("process-email", minReplicas=4, maxReplicas=2), "minReplicas"),
     "a password among the settings": ({"settings": {"smtp": {"password": "x"}}}, "password"),
     "a DSN among the settings": ({"settings": {"postgres": {"dsn": "postgresql://u:p@h/d"}}}, "dsn"),

@@ -292,6 +292,18 @@ def test_until_callers_are_named_only_the_release_s_own_pods_may_call_the_api() 
     assert not least(nobody, {"networkPolicy": {"enabled": False}}).of("NetworkPolicy")
 
 
+def test_an_ingress_to_notify_alone_needs_no_callers_of_the_api() -> None:
+    hosts = [{"host": "a.example", "paths": [{"path": "/notify", "pathType": "Prefix", "handler": "notify"}]}]
+    rendering = full(
+        {
+            "httpRoute": {"enabled": False},
+            "ingress": {"enabled": True, "hosts": hosts},
+            "networkPolicy": {"apiFrom": []},
+        }
+    )
+    assert rendering.of("Ingress")
+
+
 def test_a_test_pod_reaches_the_service_that_it_submits_to() -> None:
     rendering = full({"networkPolicy": {"apiFrom": [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}]}})
     ingest = of(rendering, "ingest")

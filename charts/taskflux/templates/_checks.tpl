@@ -126,7 +126,17 @@ nobody has to fix them one render at a time.
 {{- end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.apiFrom) -}}
 {{- range $outside := list "ingress" "httpRoute" -}}
-{{- if (get $.Values $outside | default dict).enabled -}}
+{{- $led := dict "api" false -}}
+{{- with get $.Values $outside | default dict -}}
+{{- if .enabled -}}
+{{- $paths := .paths | default list -}}
+{{- range .hosts -}}{{- $paths = concat $paths (.paths | default list) -}}{{- end -}}
+{{- range $paths -}}
+{{- if ne "notify" (get $handlers .handler | default dict | dig "target" "") -}}{{- $_ := set $led "api" true -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $led.api -}}
 {{- $found = append $found (printf "%s.enabled is true, but networkPolicy.apiFrom is empty, so that only the release's own pods may call the API: set it to the pods of the Ingress controller or Gateway, [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: <its namespace>}}}]" $outside) -}}
 {{- end -}}
 {{- end -}}
