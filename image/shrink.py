@@ -1,4 +1,4 @@
-"""Removes from an installed environment what no process reads: debug information, C sources, the packages' own tests.
+"""Removes from an installed environment what no process reads: debug information, sources, the packages' own tests.
 
 `python3 image/shrink.py /opt/taskflux/lib`, in a stage that has no compiler and so no strip(1). Some wheels carry
 more debug information than code, and all of it is pulled to a node before its first pod can start.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCES = {".c", ".cpp", ".h", ".pxd", ".pxi", ".pyx"}
+SOURCES = {".c", ".cpp", ".h", ".proto", ".pxd", ".pxi", ".pyi", ".pyx"}
 HEADER = struct.Struct("<16s2HI3QI6H")  # ELF-64, little-endian: elf(5)
 SEGMENT = struct.Struct("<2I6Q")
 SECTION = struct.Struct("<2I4Q2I2Q")
