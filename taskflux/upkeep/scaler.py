@@ -16,7 +16,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -47,6 +47,8 @@ FIRST: Final = 5.0
 FORGET: Final = 120.0
 """Seconds after its last call that a queue is still looked at."""
 MOST_QUEUES: Final = 1000
+LARGEST: Final = 1e9  # of a trigger's numbers: the product of two is within PostgreSQL's bigint
+MOST_PODS: Final = 100_000
 RATE_WINDOW: Final = 60.0
 """Tasks beyond what the provider takes in these seconds call for no pods: others would only wait for its rate."""
 LAST: Final = 2.0
@@ -89,6 +91,8 @@ class Queue(NamedTuple):
         )
         if queue.waiting is None and queue.running is None and queue.overdue is None:
             raise ValueError("set lagThreshold, runningThreshold or dueThreshold: nothing else says how many pods")
+        if not 1 <= queue.most <= MOST_PODS:
+            raise ValueError(f"maxReplicas must be a number from 1 to {MOST_PODS:,}")
         if queue.waiting is not None and queue.log is None:
             raise ValueError("lagThreshold needs topic and consumerGroup")
         if queue.running is not None and queue.task_type is None:
@@ -104,8 +108,8 @@ def _positive(metadata: Mapping[str, str], name: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a number above 0")
+    if not 0 < number <= LARGEST:
+        raise ValueError(f"{name} must be a number above 0, and at most {LARGEST:,.0f}")
     return number
 
 
@@ -189,6 +193,10 @@ class Needs:
         """Until the next look has ended, or all looking."""
         await self._looked.wait()
 
+    def over(self) -> bool:
+        """Whether all looking has ended, by a fault too: `wait` returns at once from then on."""
+        return self._ended.is_set()
+
     async def ended(self) -> None:
         """Until the last look has ended, and nothing is watched."""
         await self._ended.wait()
@@ -202,7 +210,7 @@ class Needs:
             while not process.draining.is_set():
                 if not self._asked:
                     self._wanted.clear()
-                    await process.wait(self._until_wanted())
+                    await process.wait(self._wanted.wait())
                     continue
                 began = self._clock()
                 await self.look()
@@ -210,9 +218,6 @@ class Needs:
         finally:
             self._ended.set()
             self._looked.set()
-
-    async def _until_wanted(self) -> None:
-        await self._wanted.wait()
 
     async def look(self) -> None:
         """Look once at all that is asked for. What could not be seen stays as it was told last."""
@@ -240,13 +245,12 @@ class Needs:
         looked.set()
 
     def _tell(self, behind: Mapping[Log, Behind], needed: Mapping[str | None, Needed], now: float) -> None:
-        overdue = needed.get(None, Needed()).due
         for queue in self._asked:
             if queue.log is not None and queue.log not in behind:
                 continue  # it is read with one of the next looks, or does not exist
             of_type = needed.get(queue.task_type, Needed()) if queue.task_type is not None else Needed()
             lag = behind[queue.log] if queue.log is not None else None
-            self._told[queue] = replicas(queue, lag, of_type, overdue), now
+            self._told[queue] = replicas(queue, lag, of_type, needed.get(None, Needed()).due), now
 
 
 def _limits(queues: list[Queue]) -> dict[str | None, int]:
@@ -267,17 +271,19 @@ def _limits(queues: list[Queue]) -> dict[str | None, int]:
 async def serving(process: Process, database: Database, positions: Positions) -> AsyncIterator[int]:
     """Serve KEDA while the block runs; the port. Raises WrongSettings if it cannot listen there."""
     settings, host = process.settings.scaler, process.settings.http.host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     needs = Needs(database, positions, settings.ahead_seconds)
     certificates = _Certificates(settings) if settings.tls_cert_file else None
     try:
-        listening = socket.create_server((host, settings.port or 0), family=_family(host), backlog=100)
+        listening = socket.create_server((host, settings.port or 0), family=family, backlog=100)
     except OSError as error:
         raise WrongSettings(
             f"TASKFLUX_SCALER__PORT: cannot listen on {host}:{settings.port} ({error.strerror or error}): choose"
             " another, or 0 for any free port"
         ) from error
     server = Server([Scaler(process, needs)], codec=_Codec())
-    async with process.background(needs.keep_looking(process)), _renewing(process, certificates):
+    renewing = process.background(certificates.keep_renewing(process)) if certificates else nullcontext()
+    async with process.background(needs.keep_looking(process)), renewing:
         await server.start(sock=listening, ssl=None if certificates is None else certificates.context)
         try:
             yield int(listening.getsockname()[1])
@@ -285,10 +291,6 @@ async def serving(process: Process, database: Database, positions: Positions) ->
                 await asyncio.wait_for(needs.ended(), LAST)
         finally:
             server.close()  # not waited for: Python 3.12 would wait until every client has closed its connection
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 class Scaler:
@@ -332,7 +334,7 @@ class Scaler:
         clock = asyncio.get_running_loop().time
         said, again_at = None, -math.inf
         with self._needs.watched(queue):
-            while not self._process.draining.is_set():
+            while not (self._process.draining.is_set() or self._needs.over()):
                 pods = self._needs.known(queue)
                 active = None if pods is None else pods > 0
                 if active is not None and (active != said or (active and clock() >= again_at)):
@@ -346,7 +348,7 @@ class Scaler:
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + FIRST
         while (pods := self._needs.known(queue)) is None:
-            if clock() >= give_up_at or self._process.draining.is_set():
+            if clock() >= give_up_at or self._process.draining.is_set() or self._needs.over():
                 raise GRPCError(Status.UNAVAILABLE, "PostgreSQL, Kafka or the topic cannot be read at the moment")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._needs.wait(), max(0.0, give_up_at - clock()))
@@ -393,6 +395,12 @@ class _Certificates:
         if self._settings.tls_client_ca_file:
             self.context.load_verify_locations(self._settings.tls_client_ca_file)
 
+    async def keep_renewing(self, process: Process) -> None:
+        """Until the process drains."""
+        while not process.draining.is_set():
+            await process.pause(RENEW)
+            self.renew()
+
     def renew(self) -> None:
         """Load what has changed since."""
         if (age := self._age()) == self.changed:
@@ -408,17 +416,6 @@ class _Certificates:
     def _age(self) -> tuple[float, ...]:
         files = (self._settings.tls_cert_file, self._settings.tls_key_file, self._settings.tls_client_ca_file)
         return tuple(Path(each).stat().st_mtime for each in files if each and Path(each).exists())
-
-
-@asynccontextmanager
-async def _renewing(process: Process, certificates: _Certificates | None) -> AsyncIterator[None]:
-    async def renew() -> None:
-        while certificates is not None and not process.draining.is_set():
-            await process.pause(RENEW)
-            certificates.renew()
-
-    async with process.background(renew()):
-        yield
 
 
 # Messages -----------------------------------------------------------------------------------------------------------

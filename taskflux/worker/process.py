@@ -317,7 +317,7 @@ class Process:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.draining.wait(), seconds)
 
-    async def wait(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
+    async def wait(self, work: Coroutine[Any, Any, object], seconds: float | None = None) -> bool:
         """Wait for `work` for at most so many seconds, or until the drain begins; whether it finished first.
 
         If it failed, its error is raised.

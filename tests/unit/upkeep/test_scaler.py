@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytest
+from grpclib.exceptions import GRPCError
 
 from taskflux.store.upkeep import Needed
 from taskflux.stream.positions import Behind, Log
-from taskflux.upkeep.scaler import RATE_WINDOW, Queue, replicas
+from taskflux.upkeep.scaler import RATE_WINDOW, Needs, Queue, Scaler, replicas
 
 EMAIL = Queue("email", Log("tasks.email", "taskflux.email"), waiting=50, running=10, most=12)
 SINK = Queue(None, Log("tasks.dlq", "taskflux.dlq-sink"), waiting=100, most=2)
@@ -128,11 +130,53 @@ def test_a_threshold_of_0_counts_nothing() -> None:
         ({"dueThreshold": "-1"}, "dueThreshold must be a number above 0"),
         ({"dueThreshold": "nan"}, "dueThreshold must be a number above 0"),
         ({"dueThreshold": "inf"}, "dueThreshold must be a number above 0"),
+        ({"dueThreshold": "1e307"}, "dueThreshold must be a number above 0, and at most 1,000,000,000"),
+        ({"dueThreshold": "1", "rate": "1e308"}, "rate must be a number above 0, and at most"),
+        ({"dueThreshold": "1", "lagThreshold": "1e17"}, "lagThreshold must be a number above 0, and at most"),
+        ({"dueThreshold": "1", "maxReplicas": "0.5"}, "maxReplicas must be a number from 1 to 100,000"),
+        ({"dueThreshold": "1", "maxReplicas": "100001"}, "maxReplicas must be a number from 1 to 100,000"),
     ],
 )
 def test_metadata_that_says_nothing_clear_is_refused_with_a_sentence(metadata: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Queue.parse(metadata)
+
+
+class Draining:
+    """A process that is not draining yet; fails the test of one who asks without end."""
+
+    def __init__(self) -> None:
+        self.draining = self
+        self._asked = 0
+
+    def is_set(self) -> bool:
+        self._asked += 1
+        assert self._asked < 100, "the event loop hangs"
+        return False
+
+
+class Asked:
+    metadata: Mapping[str, str] = {"dueThreshold": "2000"}
+
+    @property
+    def ref(self) -> Asked:
+        return self
+
+    async def recv_message(self) -> Asked:
+        return self
+
+
+async def test_calls_end_when_the_looking_fails() -> None:
+    process: Any = Draining()
+    nothing: Any = None
+    needs = Needs(nothing, nothing, 3.0)
+    needs.ask(RELAY)
+    with pytest.raises(AttributeError):
+        await needs.keep_looking(process)
+    calls, stream = Scaler(process, needs).__mapping__(), cast("Any", Asked())
+    await calls["/externalscaler.ExternalScaler/StreamIsActive"].func(stream)
+    with pytest.raises(GRPCError, match="cannot be read"):
+        await calls["/externalscaler.ExternalScaler/GetMetrics"].func(stream)
 
 
 OTHERS = ("ingest", "router", "process_email", "process_sms", "process_simulated", "notify", "dlq_sink", "relay")
