@@ -50,7 +50,9 @@ async def relay(process: Process) -> None:
         if settings.scaler.port is not None:
             from taskflux.upkeep import scaler  # lazily: gRPC is loaded only where KEDA is served
 
-            await stack.enter_async_context(scaler.serving(process, database, positions))
+            asked = Positions(settings.kafka)  # its failures close no connection of the others
+            stack.push_async_callback(asked.close)
+            await stack.enter_async_context(scaler.serving(process, database, asked))
         async with process.background(leader.run()):
             process.started()
             await Relay(process, publishing, publisher, outflow).run()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import NoBrokersAvailable, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import KafkaError, NoBrokersAvailable, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
@@ -51,8 +51,12 @@ class TopicMetadata(NamedTuple):
     leaders: dict[int, int]
 
 
-async def topic_metadata(client: AIOKafkaClient, topics: Iterable[str]) -> dict[str, TopicMetadata]:
+async def topic_metadata(
+    client: AIOKafkaClient, topics: Iterable[str], passed_over: Collection[type[KafkaError]] = ()
+) -> dict[str, TopicMetadata]:
     """Those of `topics` that exist, requested over a started client; creates none.
+
+    Topics with one of the errors `passed_over` are left out.
 
     Raises aiokafka's KafkaError, and KafkaUnavailable if the broker does not support topic ids.
     """
@@ -65,7 +69,7 @@ async def topic_metadata(client: AIOKafkaClient, topics: Iterable[str]) -> dict[
         raise KafkaUnavailable("the broker does not support topic ids: Kafka 2.8 or newer is needed") from error
     found = {}
     for code, name, high, low, _, partitions, *_ in response.topics:
-        if code == UnknownTopicOrPartitionError.errno:
+        if code == UnknownTopicOrPartitionError.errno or for_code(code) in passed_over:
             continue
         if code:
             raise for_code(code)(name)

@@ -13,9 +13,12 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
+    BrokerResponseError,
     GroupLoadInProgressError,
+    InvalidTopicError,
     LeaderNotAvailableError,
     RecordTooLargeError,
+    TopicAuthorizationFailedError,
 )
 
 from taskflux.stream.cluster import Clients, Cluster
@@ -111,10 +114,12 @@ class Positions:
     async def lags(self, logs: Collection[Log], known: Lags) -> dict[Log, Behind]:
         """How far groups are behind, where that can be told; for one who asks all the time.
 
+        A log whose topic or group Kafka refuses to describe is left out, and the others are told.
+
         However many logs there are, it is one request for metadata, one to each broker for the ends, and while
         something waits, one more to each broker and two for each of `GROUPS` groups.
         """
-        return await self._cluster.ask(lambda clients: _lags(clients, logs, known, tansu=self._tansu))
+        return await self._cluster.ask(lambda clients: read_lags(clients, logs, known, tansu=self._tansu))
 
     async def written_at(self, heads: Mapping[Place, int]) -> dict[Place, float]:
         """Partition → when its record at that offset was written (seconds since 1970), by its producer's clock.
@@ -142,6 +147,8 @@ GROUPS: Final = 4
 """Groups whose commits one look reads: those that have waited longest."""
 AT_REST: Final = 60
 """Looks after which the commits of a group at rest are read again: somebody may have moved it."""
+REFUSED: Final = 10
+"""Looks after which a group that could not be read is asked for again: the others come first."""
 
 
 class Lags:
@@ -154,13 +161,15 @@ class Lags:
     def __init__(self) -> None:
         self._looks = 0
         self._read: dict[Log, tuple[UUID, Mapping[Place, int], int]] = {}
+        self._refused: dict[Log, int] = {}
 
     def unsettled(self, logs: Mapping[Log, UUID], ends: Mapping[TopicPartition, int]) -> list[Log]:
         """Those whose group is unknown or may have moved, in the order in which they are to be read."""
         self._looks += 1
         for log in [each for each in self._read if logs.get(each) != self._read[each][0]]:
             del self._read[log]  # it is not asked for any more, or its topic was recreated
-        new = [log for log in logs if log not in self._read]
+        self._refused = {log: at for log, at in self._refused.items() if log in logs and self._looks - at < REFUSED}
+        new = [log for log in logs if log not in self._read and log not in self._refused]
         busy = [log for log in self._read if self.behind(log, ends).lag]
         at_rest = [log for log, (_, _, at) in self._read.items() if self._looks - at > AT_REST and log not in busy]
         return new + busy + at_rest
@@ -169,6 +178,11 @@ class Lags:
         """`offsets` are what the group reads next."""
         self._read.pop(log, None)
         self._read[log] = log_id, offsets, self._looks
+
+    def refuse(self, log: Log) -> None:
+        """The group could not be read: it is unknown."""
+        self._read.pop(log, None)
+        self._refused[log] = self._looks
 
     def behind(self, log: Log, ends: Mapping[TopicPartition, int]) -> Behind:
         """How far a group that was read is behind these ends."""
@@ -180,8 +194,10 @@ class Lags:
         return log in self._read
 
 
-async def _lags(clients: Clients, logs: Collection[Log], known: Lags, *, tansu: bool) -> dict[Log, Behind]:
-    found = await topic_metadata(await clients.plain(), {log.topic for log in logs}) if logs else {}
+async def read_lags(clients: Clients, logs: Collection[Log], known: Lags, *, tansu: bool) -> dict[Log, Behind]:
+    """`Positions.lags`. Raises KafkaError, KafkaUnavailable."""
+    topics, passed_over = {log.topic for log in logs}, (InvalidTopicError, TopicAuthorizationFailedError)
+    found = await topic_metadata(await clients.plain(), topics, passed_over) if logs else {}
     led = {topic: each for topic, each in found.items() if min(each.leaders.values()) >= 0}
     if not led:
         return {}
@@ -197,7 +213,11 @@ async def _lags(clients: Clients, logs: Collection[Log], known: Lags, *, tansu: 
         starts = await reader.beginning_offsets(_places({log.topic: led[log.topic] for log in asked}))
         for log in asked:
             mine = _places({log.topic: led[log.topic]})
-            commits = await _commits(await clients.admin(), log.group, mine)
+            try:
+                commits = await _commits(await clients.admin(), log.group, mine)
+            except BrokerResponseError:
+                known.refuse(log)
+                continue
             known.note(log, ids[log], {place: max(starts[place], commits[place] or 0) for place in mine})
     return {log: known.behind(log, ends) for log in ids if log in known}
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
+import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import GroupAuthorizationFailedError, InvalidTopicError, TopicAuthorizationFailedError
 
-from taskflux.stream.positions import AT_REST, Behind, Lags, Log
+from taskflux.stream.positions import AT_REST, REFUSED, Behind, Lags, Log, read_lags
 
 EMAIL, SMS = Log("tasks.email", "taskflux.email"), Log("tasks.sms", "taskflux.sms")
 IDS: Mapping[Log, UUID] = {EMAIL: UUID(int=1), SMS: UUID(int=2)}
@@ -79,3 +84,58 @@ def test_a_log_that_nobody_asks_for_any_more_is_forgotten() -> None:
     lags = at_rest()
     lags.unsettled({EMAIL: IDS[EMAIL]}, ends())
     assert SMS not in lags
+
+
+def test_a_group_that_could_not_be_read_is_unknown_and_leaves_its_turn_to_others() -> None:
+    lags = at_rest()
+    lags.refuse(SMS)
+    assert SMS not in lags
+    for _ in range(REFUSED - 1):
+        assert lags.unsettled(IDS, ends()) == []
+    assert lags.unsettled(IDS, ends()) == [SMS]
+
+
+class Kafka:
+    """A cluster of two good topics with a partition of 7 records each, which refuses one topic, or one group."""
+
+    def __init__(self, topic_error: int = 0, refused_group: str = "") -> None:
+        self._error, self._refused_group = topic_error, refused_group
+        self.reading = asyncio.Lock()
+
+    async def plain(self) -> Any:
+        return self
+
+    admin = reader = plain
+
+    def get_random_node(self) -> int:
+        return 1
+
+    async def send(self, node: int, request: object) -> Any:
+        names = [(0, "tasks.email"), (self._error, "tasks.sms")]
+        return SimpleNamespace(topics=[(code, name, 0, 1, False, [(0, 0, 1)]) for code, name in names])
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0}
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 7)
+
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 0)
+
+    async def list_consumer_group_offsets(self, group: str, partitions: list[TopicPartition]) -> dict[Any, Any]:
+        if group == self._refused_group:
+            raise GroupAuthorizationFailedError(group)
+        return {place: SimpleNamespace(offset=5) for place in partitions}
+
+
+@pytest.mark.parametrize(
+    "kafka",
+    [
+        Kafka(topic_error=InvalidTopicError.errno),
+        Kafka(topic_error=TopicAuthorizationFailedError.errno),
+        Kafka(refused_group=SMS.group),
+    ],
+)
+async def test_a_log_that_kafka_refuses_to_describe_hides_no_other(kafka: Any) -> None:
+    assert await read_lags(kafka, [SMS, EMAIL], Lags(), tansu=False) == {EMAIL: Behind(2, 1)}
