@@ -56,6 +56,8 @@ QUIET = {
     "handler: Its processes / Blocked event loop [{{type}}]": "no handler blocks its loop",
     "stores: Relay / Recovered [lost worker: {{state}}]": "no worker is lost",
     "stores: Relay / Recovered [published again: {{type}}]": "Kafka loses nothing",
+    "stores: Relay / Push scaler: streams [streams]": "there is no KEDA",
+    "stores: Relay / Push scaler: calls [{{method}} {{outcome}}]": "there is no KEDA",
     "stores: PostgreSQL / Failed statements [{{error}}]": "PostgreSQL is there all the time",
     "stores: Kafka and Redis / Failures of Kafka [{{handler}} {{error}}]": "Kafka answers all the time",
     "stores: Kafka and Redis / Rebalances and errors [{{handler}} rebalances]": "no worker joins or leaves later",

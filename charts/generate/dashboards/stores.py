@@ -200,6 +200,7 @@ RELAY: Final = Row(
             (Query(f"sum({selector('taskflux_scaler_streams')})", "streams"),),
             Kind.STEPS,
             width=12,
+            nothing="no push scaler",
         ),
         Plot(
             "Push scaler: calls",
