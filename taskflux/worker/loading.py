@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
-import os
 import pkgutil
 import sys
 import sysconfig
@@ -127,7 +126,7 @@ def _not_there(name: str, missing: str, built_in: Sequence[str]) -> str:
         module = name.strip("./").removesuffix(".py").replace("/", ".")
         return f"{name!r} is a path: name the module as Python does, {module}"
     parent, _, last = missing.rpartition(".")
-    folders = list(sys.modules[parent].__path__) if parent in sys.modules else [] if parent else [os.curdir]
+    folders = list(sys.modules[parent].__path__) if parent in sys.modules else [] if parent else [str(Path.cwd())]
     there = [module.name for module in pkgutil.iter_modules(folders)]
     close = get_close_matches(last, [*there, *(built_in if name == missing else ())], n=1)
     meant = f" Did you mean {f'{parent}.' if parent else ''}{close[0]}?" if close else ""

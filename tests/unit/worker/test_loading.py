@@ -108,6 +108,19 @@ def test_an_unknown_name_is_reported_with_a_message(name: str, says: str) -> Non
         load(name)
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_misspelt_name_is_found_although_the_current_directory_was_another_one_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.chdir("/")
+    with pytest.raises(UnknownHandler):
+        load("my_ap")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownHandler, match="Did you mean my_app"):
+        load("my_ap")
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
