@@ -98,11 +98,23 @@ class Clients:
             known = kind, options.get("fetch_max_wait_ms", 0)
             if known not in self._clients:
                 client = kind(**self._options, **options)
+                # Cancelled while it starts, aiokafka's client would lose a connection: it goes on, and `close` waits.
+                starting = asyncio.ensure_future(start(client))
                 self._closing.push_async_callback(stop, client)
-                await start(client)
+                self._closing.push_async_callback(_ended, starting)
+                await asyncio.shield(starting)
                 self._clients[known] = client
                 metrics.OPENED.labels("kafka").inc()
             return self._clients[known]
+
+
+async def _ended(starting: asyncio.Future[None]) -> None:
+    """Wait for a client's start, but not long."""
+    await asyncio.wait([starting], timeout=_STOP_TIMEOUT)
+    starting.cancel()
+    await asyncio.wait([starting])
+    if not starting.cancelled():
+        starting.exception()  # whoever waited for it has it, or was cancelled
 
 
 class Cluster:

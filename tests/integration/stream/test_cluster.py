@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 
 import pytest
 from aiokafka.errors import KafkaError, NotLeaderForPartitionError, RequestTimedOutError
 
 from taskflux.stream.client import KafkaUnavailable
 from taskflux.stream.cluster import LEADERLESS, Clients, Cluster
+from taskflux.stream.positions import Positions
 from taskflux.stream.settings import KafkaSettings
 
 
@@ -71,3 +74,18 @@ async def test_a_request_whose_connections_another_failure_closed_is_retried(
     failed.set()
     assert (await answer, put) == ("an answer", 2)
     await cluster.close()
+
+
+async def test_a_request_that_is_cancelled_while_it_connects_leaves_no_connection(settings: KafkaSettings) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", ResourceWarning)
+        for tenth in range(0, 200, 4):
+            positions = Positions(settings)
+            asking = asyncio.create_task(positions.lag("group", f"{settings.topic_prefix}none"))
+            await asyncio.wait([asking], timeout=tenth / 10_000)
+            asking.cancel()
+            await asyncio.wait([asking])
+            await positions.close()
+        await asyncio.sleep(0)
+        gc.collect()
+    assert [str(each.message) for each in found] == []
