@@ -112,9 +112,9 @@ class Positions:
         return None if found is None else found.lag
 
     async def lags(self, logs: Collection[Log], known: Lags) -> dict[Log, Behind]:
-        """How far groups are behind, where that can be told; for one who asks all the time.
+        """How far groups are behind, where that is known; for one who asks all the time.
 
-        A log whose topic or group Kafka refuses to describe is left out, and the others are told.
+        A log whose topic or group Kafka refuses to describe is left out, and so are partitions without a leader.
 
         However many logs there are, it is one request for metadata, one to each broker for the ends, and while
         something waits, one more to each broker and two for each of `GROUPS` groups.
@@ -143,6 +143,9 @@ class Behind(NamedTuple):
     partitions: int
 
 
+Ends = Mapping[str, Mapping[Place, int]]
+"""Topic → partition → the offset after its last record."""
+
 GROUPS: Final = 4
 """Groups whose commits one look reads: those that have waited longest."""
 AT_REST: Final = 60
@@ -151,44 +154,55 @@ REFUSED: Final = 10
 """Looks after which a group that could not be read is asked for again: the others come first."""
 
 
-class Lags:
-    """The next offsets of groups as they were read last: pure.
+class _Read(NamedTuple):
+    """What was read of a group: the ends of its log, how many records it had not read then, and at which look."""
 
-    A group at rest, whose log has not grown, has usually not moved. One that was not asked again has moved forward, so
-    that its lag is at most what its last commit says.
+    log_id: UUID
+    ends: Mapping[Place, int]
+    lag: int
+    look: int
+
+
+class Lags:
+    """How far groups were behind when their commits were read last: pure.
+
+    What a log has grown by since then is at most one record of lag. That wakes a handler at once, and does not take for
+    lag what a group that keeps up has read meanwhile.
     """
 
     def __init__(self) -> None:
         self._looks = 0
-        self._read: dict[Log, tuple[UUID, Mapping[Place, int], int]] = {}
+        self._read: dict[Log, _Read] = {}
         self._refused: dict[Log, int] = {}
 
-    def unsettled(self, logs: Mapping[Log, UUID], ends: Mapping[TopicPartition, int]) -> list[Log]:
+    def unsettled(self, logs: Mapping[Log, UUID], ends: Ends) -> list[Log]:
         """Those whose group is unknown or may have moved, in the order in which they are to be read."""
         self._looks += 1
-        for log in [each for each in self._read if logs.get(each) != self._read[each][0]]:
+        for log in [log for log, read in self._read.items() if logs.get(log) != read.log_id]:
             del self._read[log]  # it is not asked for any more, or its topic was recreated
         self._refused = {log: at for log, at in self._refused.items() if log in logs and self._looks - at < REFUSED}
         new = [log for log in logs if log not in self._read and log not in self._refused]
         busy = [log for log in self._read if self.behind(log, ends).lag]
-        at_rest = [log for log, (_, _, at) in self._read.items() if self._looks - at > AT_REST and log not in busy]
+        at_rest = [log for log, read in self._read.items() if self._looks - read.look > AT_REST and log not in busy]
         return new + busy + at_rest
 
-    def note(self, log: Log, log_id: UUID, offsets: Mapping[Place, int]) -> None:
-        """`offsets` are what the group reads next."""
+    def note(self, log: Log, log_id: UUID, offsets: Mapping[Place, int], ends: Ends) -> None:
+        """`offsets` are what the group reads next, and `ends` those of all logs, read before them."""
         self._read.pop(log, None)
-        self._read[log] = log_id, offsets, self._looks
+        mine = ends[log.topic]
+        lag = sum(max(0, end - offsets.get(place, 0)) for place, end in mine.items())
+        self._read[log] = _Read(log_id, mine, lag, self._looks)
 
     def refuse(self, log: Log) -> None:
         """The group could not be read: it is unknown."""
         self._read.pop(log, None)
         self._refused[log] = self._looks
 
-    def behind(self, log: Log, ends: Mapping[TopicPartition, int]) -> Behind:
-        """How far a group that was read is behind these ends."""
-        offsets = self._read[log][1]
-        mine = [place for place in ends if place.topic == log.topic]
-        return Behind(sum(max(0, ends[place] - offsets.get(place, 0)) for place in mine), len(mine))
+    def behind(self, log: Log, ends: Ends) -> Behind:
+        """How far a group is behind that was read."""
+        read, mine = self._read[log], ends[log.topic]
+        grown = any(end > read.ends.get(place, 0) for place, end in mine.items())
+        return Behind(max(read.lag, int(grown)), len(mine))
 
     def __contains__(self, log: Log) -> bool:
         return log in self._read
@@ -198,15 +212,22 @@ async def read_lags(clients: Clients, logs: Collection[Log], known: Lags, *, tan
     """`Positions.lags`. Raises KafkaError, KafkaUnavailable."""
     topics, passed_over = {log.topic for log in logs}, (InvalidTopicError, TopicAuthorizationFailedError)
     found = await topic_metadata(await clients.plain(), topics, passed_over) if logs else {}
-    led = {topic: each for topic, each in found.items() if min(each.leaders.values()) >= 0}
+    led = {
+        topic: each._replace(leaders=leaders)
+        for topic, each in found.items()
+        if (leaders := {number: leader for number, leader in each.leaders.items() if leader >= 0})
+    }
     if not led:
         return {}
     reader, places = await clients.reader(), _places(led)
     async with clients.reading:
         await _know(reader, places)
-    ends = await reader.end_offsets(places)
+    by_place = await reader.end_offsets(places)
     if tansu:
-        ends = await _tansu_ends(clients, ends)
+        by_place = await _tansu_ends(clients, by_place)
+    ends: dict[str, dict[Place, int]] = {topic: {} for topic in led}
+    for place, end in by_place.items():
+        ends[place.topic][place] = end
     ids = {log: led[log.topic].log_id for log in sorted(logs) if log.topic in led}
     asked = known.unsettled(ids, ends)[:GROUPS]
     if asked:
@@ -218,7 +239,7 @@ async def read_lags(clients: Clients, logs: Collection[Log], known: Lags, *, tan
             except BrokerResponseError:
                 known.refuse(log)
                 continue
-            known.note(log, ids[log], {place: max(starts[place], commits[place] or 0) for place in mine})
+            known.note(log, ids[log], {place: max(starts[place], commits[place] or 0) for place in mine}, ends)
     return {log: known.behind(log, ends) for log in ids if log in known}
 
 

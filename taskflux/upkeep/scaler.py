@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 LOOK: Final = 0.5
 """Seconds between two looks at what is needed, while anybody asks."""
 AGAIN: Final = 1.0
-"""Seconds after which a stream is told again that its handler is needed: KEDA drops what comes too early."""
+"""Seconds after which `true` is sent again over a stream: KEDA drops what comes too early."""
 HOLD: Final = 15.0
 """Seconds for which the last answer is good while a server is unreachable."""
 FIRST: Final = 5.0
