@@ -52,8 +52,9 @@ CROSS JOIN LATERAL (
 ORDER BY page.created_at DESC, page.id DESC;
 
 -- name: groups_of_dead_letters
--- How many there are by type and error class, the largest groups first; at most :limit.
-SELECT type, error_class, count(*)::integer AS letters, min(created_at) AS oldest, max(created_at) AS newest
+-- How many there are by type and error class, the largest groups first; at most :limit. All of them are read, and that is
+-- fastest in the order of the table: an index by type or class has no order for these expressions.
+SELECT type || '' AS type, error_class || '' AS error_class, count(*)::integer AS letters, min(created_at) AS oldest, max(created_at) AS newest
 FROM dead_letters
 WHERE tenant = :tenant
   AND (:type::text IS NULL OR type = :type)
@@ -62,8 +63,8 @@ WHERE tenant = :tenant
   AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
   AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
   AND (:state::text IS NULL OR state = :state)
-GROUP BY type, error_class
-ORDER BY letters DESC, type, error_class LIMIT :limit;
+GROUP BY type || '', error_class || ''
+ORDER BY letters DESC, 1, 2 LIMIT :limit;
 
 -- name: count_dead_letters
 SELECT count(*)::integer AS letters
