@@ -42,9 +42,10 @@ WITH input AS (
 ), locked AS (
     SELECT t.id, i.place, t.tenant, t.type, i.status,
            CASE WHEN t.state <> 'scheduled' THEN t.state
-                WHEN EXISTS (SELECT FROM claims c WHERE c.task_id = t.id) THEN 'running'
+                WHEN EXISTS (SELECT FROM claims c WHERE c.task_id = t.id OFFSET 0) THEN 'running'
                 WHEN EXISTS (SELECT FROM due d
-                             WHERE d.task_id = t.id AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE)
+                             WHERE d.task_id = t.id AND d.dead::integer = 0 AND (d.publish_at = never()) IS TRUE
+                             OFFSET 0)
                 THEN 'queued' ELSE t.state END AS before, i.request_id, i.delivery,
            delivery_rank(t.delivery, t.replays) < 0 AS first,
            (delivery_rank(i.delivery, t.replays), i.reported_at)
