@@ -164,7 +164,7 @@ def _claim(
     if unknown := fields.keys() - Fields.__annotations__.keys():
         raise TypeError(f"no field of a task that a test may choose: {', '.join(sorted(unknown))}")
     text = _json(payload, "the payload")
-    metadata = fields.get("metadata")
+    metadata, created = fields.get("metadata"), fields.get("created_at") or datetime.now(UTC)
     return Claim(
         id=fields.get("id") or uuid7(),
         version=1,
@@ -179,7 +179,7 @@ def _claim(
         progress=_json(progress, "progress") if progress else None,
         traceparent=None,
         attempt_span=None,
-        created=(fields.get("created_at") or datetime.now(UTC)).timestamp(),
+        created=(created if created.tzinfo else created.replace(tzinfo=UTC)).timestamp(),
         expired=False,
         waited=0.0,
         size=len(text),

@@ -151,6 +151,24 @@ def test_a_handler_sees_the_fields_that_a_test_chooses() -> None:
     assert result == {**chosen, "side_effect_id": f"{UUID(int=7)}.2"}
 
 
+def test_a_handler_sees_the_time_that_a_test_chooses_and_one_without_a_zone_is_utc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @handler("when", payload=str)
+    async def when(task: Task[str]) -> Receipt:
+        return Receipt({"at": task.created_at.isoformat()})
+
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        for zone in (None, UTC):
+            result = run_once(when, "", created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, zone)).result
+            assert result == {"at": "2026-01-02T03:04:05.678901+00:00"}
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_a_payload_may_be_a_model_which_is_written_as_json_first() -> None:
     at = datetime(2026, 11, 30, tzinfo=UTC)
     fake = FakeClient(Billing, charge=lambda cents, key: f"ch_{cents}", rate=0.5)
