@@ -168,12 +168,10 @@ class Claims:
         ids = sorted(versions, key=_NUMBER)  # Python compares these faster than UUIDs
         if not ids:
             return []
-        version, others = shared([versions[task] for task in ids])
         rows = await self.database.fetch(
             SQL["claim"],
             ids=ids,
-            version=version,
-            versions=others,
+            **shared(version=[versions[task] for task in ids]),
             least=ids[0],
             greatest=ids[-1],
             type=task_type,
@@ -251,18 +249,14 @@ class Claims:
         """What has become of these, which are in the order of their ids."""
         decisions = [settlement.decision for settlement in batch]
         ids = [settlement.id for settlement in batch]
-        version, versions = shared([settlement.version for settlement in batch])
-        state, states = shared([decision.state for decision in decisions])
-        event, events = shared([decision.event for decision in decisions])
         row = await self.database.fetchrow(
             SQL["settle"],
             ids=ids,
-            version=version,
-            versions=versions,
-            state=state,
-            states=states,
-            event=event,
-            events=events,
+            **shared(
+                version=[settlement.version for settlement in batch],
+                state=[decision.state for decision in decisions],
+                event=[decision.event for decision in decisions],
+            ),
             delays=_unless(0, [decision.delay for decision in decisions]),
             given_back=_unless(0, [int(decision.give_back) for decision in decisions]),
             releases=_unless(0, [decision.releases for decision in decisions]),

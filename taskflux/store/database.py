@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 from asyncpg.pgproto.pgproto import UUID as FastUUID
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from uuid import UUID
 
-T = TypeVar("T")
 
 Row = Any
 """An asyncpg.Record: values by column name."""
@@ -210,14 +209,16 @@ async def _nothing_to_reset(connection: Any) -> None:
     """What we set on a connection stays, so the pool's usual reset would be a round trip that does harm."""
 
 
-def shared(values: list[T]) -> tuple[T | None, list[T]]:
-    """The value that all of these have, and no list; None and the list where they differ.
+def shared(**columns: list[Any]) -> dict[str, object]:
+    """Arguments for columns: as `version` the value that all rows have, and as `versions` none; else None, and all.
 
     asyncpg looks closely at every element of an array.
     """
-    if not values or values.count(values[0]) < len(values):
-        return None, values
-    return values[0], []
+    arguments: dict[str, object] = {}
+    for name, values in columns.items():
+        same = bool(values) and values.count(values[0]) == len(values)
+        arguments |= {name: values[0] if same else None, f"{name}s": [] if same else values}
+    return arguments
 
 
 @contextmanager

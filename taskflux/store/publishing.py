@@ -104,16 +104,11 @@ class Publishing:
         if not batch:
             return
         ids = list(batch)
-        version, versions = shared([each.version for each in batch.values()])
-        log, logs = shared([each.log for each in batch.values()])
         confirm = partial(
             self.database.fetch,
             SQL["confirm"],
             ids=ids,
-            version=version,
-            versions=versions,
-            log=log,
-            logs=logs,
+            **shared(version=[each.version for each in batch.values()], log=[each.log for each in batch.values()]),
             partitions=[each.partition for each in batch.values()],
             offsets=[each.offset for each in batch.values()],
         )

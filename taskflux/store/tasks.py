@@ -142,13 +142,8 @@ class Tasks:
     async def _insert_new(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted]:
         row = await self.database.fetchrow(SQL["insert_tasks"], **_columns(submissions), grace=grace)
         assert row is not None
-        created_at, later = row["created_at"], frozenset(row["later"])
-        if later:
-            return [
-                Accepted(each.id, each.type, created_at, False, grace > 0 and each.id not in later)
-                for each in submissions
-            ]
-        return [Accepted(each.id, each.type, created_at, False, grace > 0) for each in submissions]
+        at, later = row["created_at"], frozenset(row["later"])
+        return [Accepted(each.id, each.type, at, False, grace > 0 and each.id not in later) for each in submissions]
 
     async def _insert_keyed(self, submissions: Sequence[Submission], grace: float) -> Sequence[Accepted | KeyReused]:
         keys = [each.idempotency for each in submissions]
@@ -291,26 +286,20 @@ class Tasks:
 
 def _columns(submissions: Sequence[Submission]) -> dict[str, object]:
     """What both statements that insert take of each submission."""
-    tenant, tenants = shared([each.tenant for each in submissions])
-    task_type, types = shared([each.type for each in submissions])
-    budget, budgets = shared([each.max_attempts for each in submissions])
-    traceparent, traceparents = shared([each.traceparent for each in submissions])
     return {
+        **shared(
+            tenant=[each.tenant for each in submissions],
+            type=[each.type for each in submissions],
+            budget=[each.max_attempts for each in submissions],
+            traceparent=[each.traceparent for each in submissions],
+        ),
         "ids": [each.id for each in submissions],
-        "tenant": tenant,
-        "tenants": tenants,
-        "type": task_type,
-        "types": types,
         "payloads": [each.payload for each in submissions],
-        "budget": budget,
-        "budgets": budgets,
         "keys": _given([each.key for each in submissions]),
         "schedule_at": _given([each.schedule_at for each in submissions]),
         "delays": _given([each.delay for each in submissions]),
         "expires_at": _given([each.expires_at for each in submissions]),
         "metadata": _given([each.metadata for each in submissions]),
-        "traceparent": traceparent,
-        "traceparents": traceparents,
     }
 
 
@@ -488,10 +477,7 @@ class TaskTypes:
         if task_type.declared_by is None or task_type.replaces:
             return
         other = await self.database.fetchrow(
-            SQL["other_declaration"],
-            type=task_type.name,
-            schema=task_type.schema,
-            declared_by=task_type.declared_by,
+            SQL["other_declaration"], type=task_type.name, schema=task_type.schema, declared_by=task_type.declared_by
         )
         if other is not None:
             raise OtherDeclaration(
@@ -504,12 +490,7 @@ class TaskTypes:
         """Every registered type by name."""
         return {
             row["type"]: TaskType(
-                row["type"],
-                row["schema"],
-                row["max_attempts"],
-                row["ambiguous"],
-                row["provider"],
-                row["max_bytes"],
+                row["type"], row["schema"], row["max_attempts"], row["ambiguous"], row["provider"], row["max_bytes"]
             )
             for row in await self.database.fetch(SQL["list_types"])
         }
