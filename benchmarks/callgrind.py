@@ -22,7 +22,7 @@ from taskflux.local.processes import Process
 
 TOTAL: Final = re.compile(r"^(?:totals|summary): (\d+)$", re.MULTILINE)
 PATIENCE: Final = 120.0
-"""Seconds in which a process does what its counter is told."""
+"""Seconds that a command to the counter of a process may take."""
 
 
 def missing() -> str | None:

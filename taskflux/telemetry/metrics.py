@@ -279,7 +279,9 @@ LEADER: Final = Gauge(
     "taskflux_leader", "1 in the relay that leads: it audits, sweeps leases and measures.", by="relay"
 )
 SCALER_STREAMS: Final = Gauge(
-    "taskflux_scaler_streams", "Streams over which KEDA waits for work; 0 in every relay: KEDA polls.", by="relay"
+    "taskflux_scaler_streams",
+    "Streams over which KEDA waits for work of the push scaler.",
+    by="relay",
 )
 SCALER_CALLS: Final = Counter(
     "taskflux_scaler_calls_total",
