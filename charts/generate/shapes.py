@@ -218,6 +218,7 @@ SHAPES: Final[Mapping[str, Schema]] = {
     "serviceAccount.annotations": TEXTS,
     "setup.activeDeadlineSeconds": SOME,
     "setup.egress": many(reference("egressRule")),
+    "setup.elsewhere": many({"type": "string", "minLength": 1}),
     "setup.podAnnotations": TEXTS,
     "setup.resources": reference("resources"),
     "prune.schedule": CRON,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import click
@@ -97,22 +97,31 @@ async def _migrate(settings: Settings, patience: Patience) -> tuple[Sequence[str
     "--without",
     multiple=True,
     metavar="HANDLER",
-    help="A built-in handler that runs nowhere: its type is not registered, so that its tasks are refused."
-    " May be repeated.",
+    help="A built-in handler whose type another one declares: it is not registered. May be repeated.",
+)
+@click.option(
+    "--off",
+    multiple=True,
+    metavar="HANDLER[=TYPE]",
+    help="A handler that runs nowhere: new tasks of its type are refused in its name, until the type is registered"
+    " again. A built-in one, or any name with a type. May be repeated.",
 )
 @_wait_option
-def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], wait: float) -> None:
+def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], off: tuple[str, ...], wait: float) -> None:
     """Register task types and create their missing topics: of all built-in handlers, or of the HANDLERS named alone.
 
     \b
     taskflux topics --wait 2m
-    taskflux topics --without process-sms
+    taskflux topics --off process-sms --off crop=crop-image
     taskflux topics my_app.handlers:resize_image
     """
     settings = settings_or_leave("postgres", "kafka")
-    chosen = _chosen(handlers, without)
-    report, primed = finish(_prepare(settings, chosen, not handlers, prime, Patience(wait)), waited=wait)
-    lines = [*_told_of_topics(report, settings), *_told_of_priming(primed)]
+    switched_off = _switched_off(handlers, off)
+    chosen = _chosen(handlers, without, switched_off)
+    work = _prepare(settings, chosen, switched_off, not handlers, prime, Patience(wait))
+    newly_off, report, primed = finish(work, waited=wait)
+    lines = [f"{name} is off, with its handler {switched_off[name]}: new tasks are refused" for name in newly_off]
+    lines += [*_told_of_topics(report, settings), *_told_of_priming(primed)]
     for line in lines or ["all topics are there"]:
         click.echo(line)
     refused = [f"{topic} could not be created: {reason}" for topic, reason in report.refused.items()]
@@ -124,15 +133,29 @@ def topics(handlers: tuple[str, ...], prime: bool, without: tuple[str, ...], wai
         leave("\n".join(refused), FAILED)
 
 
-def _chosen(names: Sequence[str], without: Sequence[str]) -> Sequence[Handler[Any]]:
-    """Those named, or all built-in ones but those left out."""
+def _switched_off(names: Sequence[str], off: Sequence[str]) -> Mapping[str, str]:
+    """The types that are off, and the handler of each."""
+    if names and off:
+        leave("--off is for all that runs nowhere: name no handlers beside it", USAGE)
+    found = dict[str, str]()
+    for each in off:
+        handler, given, name = each.partition("=")
+        if given and not (handler and is_task_type(name)):
+            leave(f"--off {each}: it is HANDLER=TYPE, such as resize-image=image", USAGE)
+        for task_type in [name] if given else [one.type for one in _named([handler])]:
+            found[task_type] = handler
+    return found
+
+
+def _chosen(names: Sequence[str], without: Sequence[str], off: Collection[str]) -> Sequence[Handler[Any]]:
+    """Those named, or all built-in ones but those left out and those of types that are `off`."""
     if names and without:
         leave("--without leaves out of all built-in handlers: name no others beside it", USAGE)
     if names:
         handlers = _named(names)
         _leave_where_declared_twice(handlers)
         return handlers
-    omitted = {handler.type for handler in _named(without)}
+    omitted = {handler.type for handler in _named(without)}.union(off)
     return [handler for handler in built_in_handlers() if handler.type not in omitted]
 
 
@@ -169,25 +192,36 @@ def _leave_where_declared_twice(handlers: Sequence[Handler[Any]]) -> None:
 
 
 async def _prepare(
-    settings: Settings, handlers: Sequence[Handler[Any]], everything: bool, priming: bool, patience: Patience
-) -> tuple[provision.TopicReport, provision.PrimingReport]:
-    """Register these types and make their topics; where `everything`, those of all types that are registered."""
-    registered = await patience.wait(lambda: _register(settings, handlers))
+    settings: Settings,
+    handlers: Sequence[Handler[Any]],
+    off: Mapping[str, str],
+    everything: bool,
+    priming: bool,
+    patience: Patience,
+) -> tuple[Sequence[str], provision.TopicReport, provision.PrimingReport]:
+    """Register these types, switch those off, and make the topics; where `everything`, those of all registered types.
+
+    Returns the types that were on before, too.
+    """
+    registered, newly_off = await patience.wait(lambda: _register(settings, handlers, off))
     types = [name for name in registered if is_task_type(name)] if everything else [each.type for each in handlers]
     report = await patience.wait(lambda: provision.ensure_topics(settings.kafka, types))
     readers = list(_readers(settings, types)) if priming else []
-    return report, await patience.wait(lambda: provision.prime(settings.kafka, readers))
+    return newly_off, report, await patience.wait(lambda: provision.prime(settings.kafka, readers))
 
 
-async def _register(settings: Settings, handlers: Sequence[Handler[Any]]) -> Sequence[str]:
-    """The names of all registered types, these among them."""
+async def _register(
+    settings: Settings, handlers: Sequence[Handler[Any]], off: Mapping[str, str]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """The names of all registered types, these among them, and of those that are off now and were on before."""
     database = Database(settings.postgres, pool_size=1)
     await database.open()
     try:
         types = TaskTypes(database)
         for handler in handlers:
             await types.register(handler.task_type())
-        return await types.names()
+        newly_off = [name for name, handler in off.items() if await types.switch_off(name, handler)]
+        return await types.names(), newly_off
     finally:
         await database.close()
 

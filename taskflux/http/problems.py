@@ -301,8 +301,8 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "unknown-task-type": Explanation(
         "No worker has ever registered this type. A type is registered when a worker of it first starts, or by"
-        " `taskflux topics`. `knownTypes` lists the registered ones. For a built-in type, the detail names the"
-        " handler that is off.",
+        " `taskflux topics`. `knownTypes` lists the registered ones. Or the handler of the type is off: then the"
+        " detail names it.",
         "Check the spelling, or start the type's handler.",
         "did you mean 'email'? no worker has registered 'emial'; registered are: email, simulated, sms",
         {"taskType": "is not registered"},

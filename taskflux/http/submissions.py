@@ -90,13 +90,16 @@ def implied_type(document: dict[str, Any]) -> str:
     raise not_valid(INVALID_TASK, [*_unknown_fields(document), FieldError("taskType", "is required")])
 
 
-def unknown_type(name: str, known: Sequence[str]) -> Problem:
-    """The problem of a type that is not registered."""
+def unknown_type(name: str, known: Sequence[str], off_handler: str | None = None) -> Problem:
+    """The problem of a type that is not registered, or whose handler is off."""
     said = shortened(name, 100)
-    if (handler := f"process-{name}") in BUILT_IN:
+    handler = off_handler or f"process-{name}"
+    if off_handler is not None or handler in BUILT_IN:
+        state = "has been switched off" if off_handler is not None else "is off: it has never run here"
+        target = f" {handler}" if handler in BUILT_IN else ""
         detail = (
-            f"the handler of {said!r} is {handler}, which is off: it has never run here. Deploy it, with what it"
-            f" delivers through; or, where it is to run later, register its type by `taskflux topics {handler}`"
+            f"the handler of {said!r} is {handler}, which {state}. Deploy it, with what it"
+            f" delivers through; or, where it is to run later, register its type by `taskflux topics{target}`"
         )
         errors = [FieldError("taskType", f"is the type of {handler}, which is off")]
         return Problem(UNKNOWN_TASK_TYPE, detail, errors, extra={"knownTypes": list(known[:50])})
@@ -229,7 +232,7 @@ class Submissions:
             except StoreError as error:
                 raise store_problem(error) from error
         if registered is None:
-            raise unknown_type(name, self.registry.names)
+            raise unknown_type(name, self.registry.names, self.registry.off_handler(name))
         if size < LARGE:
             return self._checked(document, registered, key, traceparent or TRACE.get())
         return await beside_loop(self._checked, document, registered, key, traceparent or TRACE.get())

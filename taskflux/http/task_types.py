@@ -79,20 +79,26 @@ class TypeRegistry:
 
     @property
     def names(self) -> list[str]:
-        """The known types, sorted."""
-        return sorted(self._types)
+        """The known types whose handlers are on, sorted."""
+        return sorted(name for name in self._types if self.off_handler(name) is None)
 
     @property
     def schemas(self) -> tuple[tuple[str, str], ...]:
         """The known types with the JSON schemas of their payloads, as text, sorted."""
-        return tuple((name, registered.schema.text) for name, registered in sorted(self._types.items()))
+        return tuple((name, self._types[name].schema.text) for name in self.names)
 
     def known(self, name: str) -> Registered | None:
-        """The type, if it is known here."""
-        return self._types.get(name)
+        """The type, if it is known here and its handler is not off."""
+        registered = self._types.get(name)
+        return None if registered is None or registered.type.off_handler is not None else registered
+
+    def off_handler(self, name: str) -> str | None:
+        """The handler of the type, if that is known to be off."""
+        registered = self._types.get(name)
+        return None if registered is None else registered.type.off_handler
 
     async def find(self, name: str, since: int | None = None) -> Registered | None:
-        """The type, read from the store when it is unknown; None only if it is not registered.
+        """The type, read from the store when it is unknown or off; None only if it is not registered, or off.
 
         One read fetches all types, and all who wait share it, so that a flood of unknown types is one query a second.
 
@@ -103,10 +109,10 @@ class TypeRegistry:
         Raises:
             StoreError: it is unknown here, and the store is unavailable.
         """
-        known = self._types.get(name)
+        known = self.known(name)
         if known is None:
             await self._newer(self.reads if since is None else since)
-            known = self._types.get(name)
+            known = self.known(name)
         return known
 
     async def refresh(self) -> None:

@@ -486,11 +486,24 @@ class TaskTypes:
                 " one with @handler(…, replaces=True) and stop running the other"
             )
 
+    async def switch_off(self, name: str, handler: str) -> bool:
+        """Whether a registered type is off from now on: the `handler` of its tasks runs nowhere.
+
+        Its next registration switches it on again.
+        """
+        return bool(await self.database.fetch(SQL["switch_type_off"], type=name, handler=handler))
+
     async def all(self) -> Mapping[str, TaskType]:
-        """Every registered type by name."""
+        """Every registered type by name, with those that are off."""
         return {
             row["type"]: TaskType(
-                row["type"], row["schema"], row["max_attempts"], row["ambiguous"], row["provider"], row["max_bytes"]
+                row["type"],
+                row["schema"],
+                row["max_attempts"],
+                row["ambiguous"],
+                row["provider"],
+                row["max_bytes"],
+                off_handler=row["off_handler"],
             )
             for row in await self.database.fetch(SQL["list_types"])
         }

@@ -291,12 +291,12 @@ VALUES (:type, :schema, :max_attempts, :ambiguous, :provider, :max_bytes, :decla
 ON CONFLICT (type) DO UPDATE
 SET schema = EXCLUDED.schema, max_attempts = EXCLUDED.max_attempts, ambiguous = EXCLUDED.ambiguous,
     provider = EXCLUDED.provider, max_bytes = EXCLUDED.max_bytes, declared_by = EXCLUDED.declared_by,
-    updated_at = now()
+    off_handler = NULL, updated_at = now()
 WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_types.provider, task_types.max_bytes,
-       task_types.declared_by)
+       task_types.declared_by, task_types.off_handler)
       IS DISTINCT FROM
       (EXCLUDED.schema, EXCLUDED.max_attempts, EXCLUDED.ambiguous, EXCLUDED.provider, EXCLUDED.max_bytes,
-       EXCLUDED.declared_by)
+       EXCLUDED.declared_by, NULL)
   AND (:replaces OR task_types.schema = EXCLUDED.schema OR task_types.declared_by = EXCLUDED.declared_by
        OR task_types.declared_by IS NULL OR EXCLUDED.declared_by IS NULL);
 
@@ -304,8 +304,13 @@ WHERE (task_types.schema, task_types.max_attempts, task_types.ambiguous, task_ty
 -- The other function that declares a type with another schema, if there is one.
 SELECT declared_by FROM task_types WHERE type = :type AND schema <> :schema AND declared_by <> :declared_by;
 
+-- name: switch_type_off
+UPDATE task_types SET off_handler = :handler, updated_at = now()
+WHERE type = :type AND off_handler IS DISTINCT FROM :handler
+RETURNING type;
+
 -- name: list_types
-SELECT type, schema, max_attempts, ambiguous, provider, max_bytes FROM task_types ORDER BY type;
+SELECT type, schema, max_attempts, ambiguous, provider, max_bytes, off_handler FROM task_types ORDER BY type;
 
 -- name: type_names
 SELECT type FROM task_types ORDER BY type;

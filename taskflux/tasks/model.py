@@ -111,7 +111,8 @@ class TaskType(NamedTuple):
     """What a worker has registered about a type: the JSON schema of its payload and its policy's figures.
 
     `max_bytes` is how many bytes a payload may have, as it is stored; `declared_by` names the function, as
-    module:name, and `replaces` allows it to replace the declaration of another function.
+    module:name, and `replaces` allows it to replace the declaration of another function. `off_handler` names the
+    handler while that is switched off.
     """
 
     name: str
@@ -122,6 +123,7 @@ class TaskType(NamedTuple):
     max_bytes: int = USUAL_BYTES
     declared_by: str | None = None
     replaces: bool = False
+    off_handler: str | None = None
 
 
 class DeliveryStatus(StrEnum):

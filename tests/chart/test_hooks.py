@@ -109,19 +109,36 @@ def test_a_custom_handler_in_the_chart_s_image_is_registered_by_its_job() -> Non
     assert built_in, "the built-in types are registered too: naming some leaves out the others"
 
 
-def left_out(values: Mapping[str, Any]) -> set[str]:
-    """The built-in handlers whose types are not registered."""
-    (topics,) = [each for each in words(jobs(full(values))[0]) if each[0] == "topics"]
-    return {name for option, name in pairwise(topics) if option == "--without"}
+def left_out(values: Mapping[str, Any], option: str = "--off") -> set[str]:
+    """The handlers whose types are off, or not registered."""
+    topics = next(each for each in words(jobs(full(values))[0]) if each[0] == "topics")
+    return {name for each, name in pairwise(topics) if each == option}
 
 
-def test_the_types_of_handlers_that_are_not_deployed_are_not_registered() -> None:
+def test_the_types_of_handlers_that_are_not_deployed_are_off() -> None:
     built_in = {name for name in BUILT_IN if isinstance(load(name), Handler)}
     off: dict[str, Any] = {"handlers": {name: {"enabled": False} for name in built_in}}
     assert left_out({"handlers": {key: {"enabled": True} for key in built_in}}) == set()
     assert left_out(off) == built_in
+    assert left_out({"handlers": dict.fromkeys(built_in)}) == built_in
+    assert left_out(off | {"setup": {"elsewhere": sorted(built_in)}}) == set()
+    assert left_out(off | {"setup": {"elsewhere": ["process-sms"]}}) == built_in - {"process-sms"}
     off["handlers"]["mail-of-the-shop"] = {"target": "process-email", "taskType": "email"}
     assert left_out(off) == built_in - {"process-email"}
+
+
+def test_the_type_of_an_own_handler_that_is_off_is_off_in_its_name() -> None:
+    mine = {"target": "my_app.handlers:mine", "taskType": "mine", "enabled": False}
+    assert left_out({"handlers": {"my-own": mine}}) == {"my-own=mine"}
+    assert left_out({"handlers": {"my-own": mine}, "setup": {"elsewhere": ["my-own"]}}) == set()
+    assert left_out({"handlers": {"my-own": mine, "another": {**mine, "enabled": True}}}) == set()
+
+
+def test_a_built_in_type_that_an_own_handler_declares_is_left_to_it() -> None:
+    mine = {"target": "my_app.handlers:mine", "taskType": "email"}
+    values = {"handlers": {"process-email": {"enabled": False}, "mine": mine}}
+    assert left_out(values, "--without") == {"process-email"}
+    assert "process-email" not in left_out(values)
 
 
 def test_the_job_of_a_handler_has_what_its_code_needs_at_import() -> None:

@@ -157,6 +157,11 @@ nobody has to fix them one render at a time.
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range .Values.setup.elsewhere -}}
+{{- if not (or (hasKey $.Values.handlers .) (has . (list "process-email" "process-simulated" "process-sms"))) -}}
+{{- $found = append $found (printf "setup.elsewhere names %q, which is no handler: name one of TaskFlux, or one in handlers" .) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.prune -}}
 {{- if and .enabled (not (or .succeeded .dead .cancelled .deadLetters)) -}}
 {{- $found = append $found "prune.enabled is true, but nothing has an age: set prune.succeeded, prune.dead, prune.cancelled or prune.deadLetters, or prune.enabled=false" -}}

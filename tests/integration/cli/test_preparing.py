@@ -137,15 +137,35 @@ async def test_a_built_in_handler_that_runs_nowhere_is_left_out(taskflux: Comman
     assert {row["type"] for row in await sql.fetch("SELECT type FROM task_types")} == BUILT_IN
 
 
+async def test_the_type_of_a_handler_that_is_off_is_off_until_it_is_registered_again(
+    taskflux: Command, sql: Any
+) -> None:
+    off = "SELECT type, off_handler FROM task_types WHERE off_handler IS NOT NULL ORDER BY type"
+    first = await taskflux.here("topics", "--off", "process-sms", "--off", "resize-image=image")
+    assert (first.status, await sql.fetch(off)) == (0, []), "a type that never was is unknown, and not off"
+    assert {row["type"] for row in await sql.fetch("SELECT type FROM task_types")} == BUILT_IN - {"sms"}
+    assert (await taskflux.here("topics")).status == 0
+    switched = await taskflux.here("topics", "--off", "process-sms", "--off", "my-mail=email")
+    assert (switched.status, switched.out.count("\n")) == (0, 2), switched.err
+    assert "sms is off, with its handler process-sms: new tasks are refused\n" in switched.out
+    assert [tuple(row) for row in await sql.fetch(off)] == [("email", "my-mail"), ("sms", "process-sms")]
+    assert (await taskflux.here("topics", "process-sms")).status == 0
+    assert [tuple(row) for row in await sql.fetch(off)] == [("email", "my-mail")]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("--without", "nosuch"), "there is no handler 'nosuch'"),
         (("--without", "relay"), "no task type belongs to relay"),
+        (("--off", "nosuch"), "there is no handler 'nosuch'"),
+        (("--off", "mine="), "--off mine=: it is HANDLER=TYPE"),
+        (("--off", "mine=Not a type"), "--off mine=Not a type: it is HANDLER=TYPE"),
+        (("process-email", "--off", "process-sms"), "--off is for all that runs nowhere"),
         (("process-email", "--without", "process-sms"), "--without leaves out of all built-in handlers"),
     ],
 )
-async def test_an_invalid_without_option_is_refused_before_any_change(
+async def test_an_invalid_option_for_what_runs_nowhere_is_refused_before_any_change(
     taskflux: Command, sql: Any, words: tuple[str, ...], says: str
 ) -> None:
     outcome = await taskflux.here("topics", *words)

@@ -211,6 +211,23 @@ async def test_a_built_in_type_whose_handler_is_off_is_answered_with_the_handler
     assert document["knownTypes"] == ["email", "simulated"]
 
 
+@pytest.mark.parametrize(("handler", "fix"), [("process-email", "topics process-email`"), ("shop-mail", "topics`")])
+async def test_a_type_whose_handler_was_switched_off_is_answered_with_the_handler(
+    handler: str, fix: str, http: Fixture
+) -> None:
+    on = http.source.types["email"]
+    http.source.types["email"] = on._replace(off_handler=handler)
+    response = await http.submit(EMAIL)
+    document = problem(response)
+    assert (response.status_code, document["type"]) == (422, "/problems/unknown-task-type")
+    assert f"the handler of 'email' is {handler}, which has been switched off" in document["detail"]
+    assert document["detail"].endswith(fix)
+    assert document["errors"] == [{"field": "taskType", "message": f"is the type of {handler}, which is off"}]
+    assert document["knownTypes"] == ["simulated"]
+    http.source.types["email"] = on
+    assert (await http.submit(EMAIL)).status_code == 202, "it is accepted as soon as it is registered again"
+
+
 async def test_a_type_that_was_registered_a_moment_ago_is_known(http: Fixture) -> None:
     await http.submit(EMAIL)
     http.source.types["resize"] = TaskType("resize", "{}", 3, "resend", None)

@@ -69,14 +69,35 @@ prepares the types of its own handlers. A handler's code may need its environmen
 {{- toJson $jobs -}}
 {{- end -}}
 
-{{/* What keeps the types of built-in handlers that are not deployed from being registered: their tasks would wait for ever. */}}
+{{/*
+What keeps the tasks of handlers that are not deployed from being accepted: they would wait for ever. The type of a built-in handler that one of
+your own runs instead is declared by that alone.
+*/}}
 {{- define "taskflux.leftOut" -}}
-{{- $deployed := list -}}
-{{- range include "taskflux.handlers" $ | fromJson -}}{{- $deployed = append $deployed .target -}}{{- end -}}
-{{- $words := list -}}
-{{- range list "process-email" "process-simulated" "process-sms" -}}
-{{- if not (has . $deployed) -}}{{- $words = concat $words (list "--without" .) -}}{{- end -}}
+{{- $targets := list -}}
+{{- $served := list -}}
+{{- $handlers := include "taskflux.handlers" $ | fromJson -}}
+{{- range $handlers -}}
+{{- $targets = append $targets .target -}}
+{{- $served = append $served .taskType -}}
 {{- end -}}
+{{- $elsewhere := .Values.setup.elsewhere | default list -}}
+{{- $off := dict -}}
+{{- range $name, $own := .Values.handlers -}}
+{{- $handler := include "taskflux.handler" (list $ $name $own) | fromJson -}}
+{{- if and $handler.taskType (not (hasKey $handlers $name)) (not (has $name $elsewhere)) (not (has $handler.taskType $served)) -}}
+{{- $_ := set $off $handler.taskType $name -}}
+{{- end -}}
+{{- end -}}
+{{- $words := list -}}
+{{- range $type := list "email" "simulated" "sms" -}}
+{{- $name := printf "process-%s" $type -}}
+{{- if and (not (has $name $targets)) (not (has $name $elsewhere)) -}}
+{{- $words = concat $words (list (ternary "--without" "--off" (has $type $served)) $name) -}}
+{{- $_ := unset $off $type -}}
+{{- end -}}
+{{- end -}}
+{{- range $type, $name := $off -}}{{- $words = concat $words (list "--off" (printf "%s=%s" $name $type)) -}}{{- end -}}
 {{- toJson $words -}}
 {{- end -}}
 
