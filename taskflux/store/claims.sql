@@ -220,5 +220,5 @@ WITH locked AS MATERIALIZED (
 SELECT array_agg(age ORDER BY place) AS ages,
        CASE WHEN count(*) < cardinality(:ids::uuid[]) THEN array_agg(place ORDER BY place) END AS places,
        array_agg(place) FILTER (WHERE late) AS late,
-       CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END AS withdrawn
+       CASE WHEN bool_or(late) THEN withdraw_rows(array_agg(id) FILTER (WHERE late)) END AS withdrawn
 FROM settled;

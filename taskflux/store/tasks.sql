@@ -244,7 +244,7 @@ WITH locked AS (
 ), cleared AS (
     DELETE FROM suspects s USING cancelled c WHERE s.task_id = c.id AND s.task_id = :id
 )
-SELECT id, withdraw(ARRAY[id]) AS withdrawn FROM cancelled;
+SELECT id, withdraw_rows(ARRAY[id]) AS withdrawn FROM cancelled;
 
 -- name: resolve
 -- An uncertain task has succeeded, is due again, or is dead with a dead letter to publish. One that is to be resent has

@@ -65,7 +65,8 @@ AT_ITS_VERSION: Final = (
 AT_ANY_VERSION: Final = "\n      AND :versions::integer[] IS NOT NULL"
 """The parameter stays: a statement that takes other ones than it is given fails in every test, whatever its rule."""
 
-WITHDRAWN: Final = ",\n       CASE WHEN bool_or(late) THEN withdraw(array_agg(id) FILTER (WHERE late)) END AS withdrawn"
+WITHDRAWN: Final = """,
+       CASE WHEN bool_or(late) THEN withdraw_rows(array_agg(id) FILTER (WHERE late)) END AS withdrawn"""
 SETTLED_ANSWER: Final = f"""
 )
 SELECT array_agg(age ORDER BY place) AS ages,
@@ -409,7 +410,7 @@ _STORE: Final = (
     Mutation(
         "a cancel deletes outbox rows as of its own start, before it had the lock",
         "taskflux/store/tasks.sql",
-        "\n)\nSELECT id, withdraw(ARRAY[id]) AS withdrawn FROM cancelled;",
+        "\n)\nSELECT id, withdraw_rows(ARRAY[id]) AS withdrawn FROM cancelled;",
         "\n), gone AS (\n    DELETE FROM due d USING cancelled c WHERE d.task_id = c.id AND NOT d.dead\n)\n"
         "SELECT id FROM cancelled;",
         CLAIM_RACES,

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import pytest
+from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import SQL, Claims, Settlement
 from taskflux.store.database import Database, Statement
@@ -207,6 +208,42 @@ async def test_a_plan_from_when_the_outbox_was_empty_finds_its_rows_by_an_index(
     assert [name for name in found if not found[name]] == []
     assert {kind for scans in found.values() for kind, _ in scans} == {"Index Scan"}
     assert [name for name, scans in found.items() if not all(condition for _, condition in scans)] == []
+
+
+ENTRIES_READ = """
+CREATE OR REPLACE FUNCTION pg_temp.entries_read(name text, tasks uuid[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('SELECT %I($1)', name) USING tasks;
+    RETURN (SELECT json_object_agg(relname, read) FROM (
+        SELECT relname, pg_stat_get_xact_tuples_returned(oid) AS read FROM pg_class WHERE relname ~ '^(due|claims)'
+    ) WHERE read > 0);
+END $$
+"""
+
+
+@pytest.mark.parametrize("name", ["unclaimed", "withdraw_rows"])
+@pytest.mark.parametrize("fixed", [True, False])
+async def test_a_function_finds_its_rows_by_a_key_though_its_plan_is_from_when_there_were_none(
+    fixed: bool, name: str, own_scene: Scene
+) -> None:
+    scene = own_scene
+    if scene.settings.pooler:
+        pytest.skip("no plan is kept behind a pooler")
+    await scene.accepted(300)
+    await scene.sql("DELETE FROM due")
+    await scene.direct.execute("VACUUM ANALYZE due")
+    await scene.direct.execute("VACUUM ANALYZE claims")
+    database = Database(scene.settings, pool_size=1, fixed_plans=fixed)
+    await database.open()
+    await database.fetch(Statement("function", ENTRIES_READ, ()))
+    read = Statement("read", "SELECT pg_temp.entries_read($1, $2)", ("name", "tasks"))
+    for _ in range(7):
+        await database.fetch(read, name=name, tasks=[uuid7()])  # its plan is kept from here on
+    tasks = await scene.accepted(300)
+    await (await scene.worker()).claim(TYPE, dict.fromkeys(await scene.accepted(300), 1))
+    (row,) = await database.fetch(read, name=name, tasks=tasks[:1])
+    await database.close()
+    assert json.loads(row[0] or "{}") in ({"due_pkey": 1}, {})
 
 
 async def test_the_life_of_a_task_updates_its_row_once_and_in_place(own_scene: Scene) -> None:
