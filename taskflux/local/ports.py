@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import socket
+import tempfile
+import weakref
 from pathlib import Path
 
 from taskflux.local.console import from_os_error
@@ -47,8 +51,35 @@ def free_port() -> int:
         return port
 
 
+def reserve(port: int) -> int | None:
+    """A descriptor that keeps a port from all others of this user who ask here; None: somebody else has it.
+
+    Between the choice of a port and the start of the server that listens there, others find it free. The reservation
+    ends when the descriptor is closed, with the process at the latest. Where there is no place for it that is ours
+    alone, it keeps nobody away.
+    """
+    directory = Path(tempfile.gettempdir(), f"taskflux-ports-{os.geteuid()}")
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        ours = directory.lstat().st_uid == os.geteuid()
+        at = directory / str(port) if ours else os.devnull
+        descriptor = os.open(at, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        ours, descriptor = False, os.open(os.devnull, os.O_RDWR)
+    try:
+        if ours:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 class Ports:
-    """The ports of one data directory, remembered in a file so that addresses stay over restarts."""
+    """The ports of one data directory, remembered in a file so that addresses stay over restarts.
+
+    Those that it gives away are reserved (`reserve`) until it is collected.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -64,13 +95,13 @@ class Ports:
         return (self._remembered[name],) if name in self._remembered else ()
 
     def first(self, name: str, *wanted: int) -> int:
-        """The first of `wanted` that is free and not given away here, else any free one."""
+        """The first of `wanted` that is free and not given away, else any free one."""
         for port in wanted:
-            if port and port not in self._taken and is_free(port):
-                return self._note(name, port)
-        while (port := free_port()) in self._taken:
+            if port and self._take(name, port):
+                return port
+        while not self._take(name, port := free_port()):
             pass
-        return self._note(name, port)
+        return port
 
     def save(self) -> None:
         """Write the file.
@@ -83,10 +114,17 @@ class Ports:
         except OSError as error:
             raise from_os_error(error, f"writing {self._file}") from error
 
-    def _note(self, name: str, port: int) -> int:
+    def _take(self, name: str, port: int) -> bool:
+        """Give it away, if it is free."""
+        if port in self._taken or (reservation := reserve(port)) is None:
+            return False
+        if not is_free(port):
+            os.close(reservation)
+            return False
+        weakref.finalize(self, os.close, reservation)
         self._taken.add(port)
         self._remembered[name] = port
-        return port
+        return True
 
 
 def _read(file: Path) -> dict[str, int]:
