@@ -77,7 +77,7 @@ async def test_a_topic_recreated_and_offsets_reset_under_a_backlog_lose_nothing_
 
     async def all_skipped() -> bool:
         skipped = await stack.metric("taskflux_duplicates_suppressed_total", type="late") - before
-        return skipped == records - 1  # all but the one that waited
+        return skipped >= records - 1  # all but the one that waited; some twice, if the worker had to join once more
 
     await eventually(all_skipped, "all former records are skipped")
     assert [world.effects(task) for task in [*backlog, *new]] == [1] * 60
