@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from benchmarks import goals
 from benchmarks.backlog import nap_backlog, noop_backlog
-from benchmarks.cold_start import cold_start
+from benchmarks.cold_start import cold_start, cold_start_delayed
 from benchmarks.curves import CURVES
 from benchmarks.growth import growth
 from benchmarks.lab import ROOT, Build, Lab, open_lab
@@ -46,6 +46,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "nap": nap_backlog,
     "latency": latency,
     "cold-start": cold_start,
+    "cold-start-delayed": cold_start_delayed,
     "memory": memory,
     "whole": whole,
     "mail": mail,

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -19,6 +20,8 @@ from taskflux.handlers.process_simulated import process_simulated
 from taskflux.local.processes import Process
 
 FLOOR: Final = "aiokafka + asyncpg"
+DELAY: Final = 3000
+"""Milliseconds: Kafka's own default."""
 COLUMNS: Final = (
     Column("exec → handled s", 2),
     Column("exec → consumer started s", 2),
@@ -29,6 +32,23 @@ Start = Callable[[], AbstractAsyncContextManager[Process]]
 
 async def cold_start(lab: Lab, effort: Effort) -> Table:
     """`taskflux run process-simulated` next to a bare consumer."""
+    return await _measured(lab, effort, "cold-start", "cold start, one message waiting")
+
+
+async def cold_start_delayed(lab: Lab, effort: Effort) -> Table:
+    """The same on a broker that lets the first member of a group wait, for as long as Kafka does by default."""
+    if not lab.apache:
+        raise RuntimeError("it needs Apache Kafka")
+    from tests.kafka.broker import KafkaBroker
+
+    async with KafkaBroker(lab.directory / "kafka-delayed", rebalance_delay=DELAY) as broker:
+        kafka = lab.kafka.model_copy(update={"bootstrap_servers": broker.bootstrap_servers})
+        delayed = replace(lab, broker=broker, kafka=kafka, contest=None)
+        title = f"cold start, one message waiting, group.initial.rebalance.delay.ms={DELAY}"
+        return await _measured(delayed, effort, "cold-start-delayed", title)
+
+
+async def _measured(lab: Lab, effort: Effort, key: str, title: str) -> Table:
     async with AsyncExitStack() as stack:
         scenes = await lab.scenes([process_simulated], ["cold"])
         turns: dict[str, Contestant] = {}
@@ -45,7 +65,7 @@ async def cold_start(lab: Lab, effort: Effort) -> Table:
         samples = await take_turns(turns, effort.few)
     notes = ["started: it says so itself; peers: until the handler reports"]
     notes += [] if lab.apache else ["the embedded broker answers the first join of a group after 5 s"]
-    return Table("cold-start", "cold start, one message waiting", COLUMNS, FLOOR, samples, notes, peers_of(lab))
+    return Table(key, title, COLUMNS, FLOOR, samples, notes, peers_of(lab))
 
 
 async def _start(backlogs: Backlogs, lane: Lane, start: Start) -> Sample:

@@ -82,6 +82,7 @@ ROWS: Final = (
     Row("latency at idle, 202 → handler started, p50 ms", "latency", "p50 ms", 1, (at_most(6),)),
     Row("the same, p99 ms", "latency", "p99 ms", 1, (at_most(15),)),
     Row("cold start: exec → waiting message handled, s", "cold-start", "exec → handled s", 2, (at_most(0.6),)),
+    Row("the same, with Kafka's default delay of 3 s", "cold-start-delayed", "exec → handled s", 2, (at_most(1.0),)),
     Row("idle worker, PSS, MiB", "memory", "PSS MiB", 0, (at_most(42),)),
     Row("whole way by batch submit: CPU, µs per task", "whole", OWN, 0, (at_most(140),)),
     Row("whole way by batch submit: tasks/s, two cores", "whole", "tasks/s", 0, (Goal(14_000),)),

@@ -64,6 +64,10 @@ def error_name(error: BaseException) -> str:
 
 METADATA_MAX_AGE_MS = 30_000
 """New partitions and moved leaders are seen within this time even where nothing fails."""
+_DAY_MS: Final = 86_400_000
+_PARTITION_FETCH_BYTES: Final = 1_048_576
+_LARGEST_DEAD_LETTERS: Final = 2
+"""How much a consumer unpacks at once, as a number of the largest dead letters: one fits with all around it."""
 
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -90,6 +94,24 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         options["sasl_plain_username"] = settings.sasl_username
         options["sasl_plain_password"] = settings.sasl_password.get_secret_value() if settings.sasl_password else None
     return options
+
+
+def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Keyword arguments of a `BoundedConsumer` that reads records, as a member of a group or without one."""
+    return connection_options(settings) | {
+        "limit": _LARGEST_DEAD_LETTERS * settings.dead_letter_max_bytes,
+        "auto_offset_reset": "earliest",
+        "isolation_level": "read_committed",  # no records of aborted transactions
+        "enable_auto_commit": False,
+        "session_timeout_ms": int(settings.session_timeout * 1000),
+        "heartbeat_interval_ms": int(settings.session_timeout * 1000 / 4),
+        # A join is answered when the slowest member has joined, which may take the session timeout.
+        "request_timeout_ms": int((max(settings.request_timeout, settings.session_timeout) + 5.0) * 1000),
+        # Fetching stops while all slots are busy; heartbeats go on in the background.
+        "max_poll_interval_ms": _DAY_MS,
+        "fetch_max_wait_ms": settings.fetch_max_wait_ms,
+        "max_partition_fetch_bytes": max(_PARTITION_FETCH_BYTES, settings.max_record_bytes),
+    }
 
 
 def _tls(settings: KafkaSettings) -> ssl.SSLContext:

@@ -2,6 +2,10 @@
 
 A new group commits its partitions' starts when they are assigned to a member: for KEDA, the lag of a partition without
 a commit is its end offset (keda#5274). A topic that was recreated is read from its start.
+
+A broker lets the first member of an empty group wait in case others follow (`group.initial.rebalance.delay.ms`, 3 s
+unless it is set). That member takes a first look meanwhile: it reads from the group's commits on, commits nothing, and
+gets the same records again once it has joined. Their tasks are claimed by then.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -21,12 +25,12 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import ConsumerStoppedError
 
 from taskflux.stream import internals
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, connection_options, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, consumer_options, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.envelope import Record
 from taskflux.stream.internals import BoundedConsumer, topic_metadata
-from taskflux.stream.positions import Progress
-from taskflux.stream.record_batches import BROKEN, why_unreadable
+from taskflux.stream.positions import Progress, read_positions
+from taskflux.stream.record_batches import BROKEN, record_of
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import Place
 from taskflux.telemetry import metrics
@@ -36,6 +40,12 @@ log = logging.getLogger(__name__)
 _WATCH_INTERVAL: Final = 2.0
 _JOIN_TIMEOUT: Final = 60.0
 _MAX_BACKOFF: Final = 5.0
+_LOOK_AFTER: Final = 0.15
+"""Seconds that joining may take until a first look begins; without the broker's delay, it is done by then."""
+_LOOK: Final = 0.1
+"""Seconds that one request of a first look lasts at most: the group may have been joined meanwhile."""
+_LOOK_RECORDS: Final = 500
+"""Records after which a first look ends: each of them is read twice."""
 _COMMIT_INTERVAL: Final = 0.1
 _COMMIT_TIMEOUT: Final = 5.0
 _REVOKE_TIMEOUT: Final = 2.0
@@ -45,10 +55,6 @@ _ASKED_WITHIN: Final = 5.0
 """Seconds between two requests for records, while they are asked for at all."""
 _GRACE: Final = 0.1
 """Seconds that a fetch may exceed its own timeout; a rebalance would hold it for longer."""
-_DAY_MS: Final = 86_400_000
-_PARTITION_FETCH_BYTES: Final = 1_048_576
-_LARGEST_DEAD_LETTERS: Final = 2
-"""How much a consumer unpacks at once, as a number of the largest dead letters: one fits with all around it."""
 
 
 class Consumer:
@@ -67,7 +73,11 @@ class Consumer:
         self._link = Link(settings)
         metrics.REBALANCES.zeros()
         self._member: _Member | None = None
+        self._first_look: _FirstLook | None = None
         self._joined = asyncio.Event()
+        self._readable = asyncio.Event()  # joined, or taking a first look
+        self.missing = asyncio.Event()
+        """Set when the topic was looked for and does not exist."""
         self._broken = asyncio.Event()
         self._fetching = asyncio.Lock()
         self._epoch = 0
@@ -103,8 +113,10 @@ class Consumer:
         member = None
         try:
             async with asyncio.timeout(timeout + _GRACE):
-                await self._joined.wait()
+                await self._readable.wait()
             async with self._fetching:
+                if not self._joined.is_set() and (look := self._first_look) is not None:
+                    return await look.take(max_records, min(timeout, _LOOK))
                 member = self._member
                 return await member.take(max_records, timeout) if member is not None and self._joined.is_set() else []
         except TimeoutError:
@@ -113,6 +125,7 @@ class Consumer:
             if member is not None and member is self._member:
                 log.debug("the membership has ended", extra={"error": error_name(error)})
                 self._joined.clear()
+                self._readable.clear()
                 self._broken.set()
             return []
 
@@ -152,12 +165,18 @@ class Consumer:
             log_id = await self._log_id()
             if log_id is None:
                 log.debug("a topic does not exist", extra={"topic": self._topic})
+                self.missing.set()
                 return None
             self._epoch += 1
             self._member = _Member(self._settings, self._group, self._topic, self._epoch)
             self._broken.clear()
-            async with asyncio.timeout(_JOIN_TIMEOUT):
-                await self._member.join()
+            looking = asyncio.create_task(self._look(), name="kafka-first-look")
+            try:
+                async with asyncio.timeout(_JOIN_TIMEOUT):
+                    await self._member.join()
+            finally:
+                looking.cancel()
+                await asyncio.wait((looking,))
         except (*TROUBLE, KafkaUnavailable) as error:
             log.debug("the group cannot be joined", extra={"error": error_name(error)})
             if not isinstance(error, KafkaUnavailable):  # which was already reported
@@ -165,10 +184,40 @@ class Consumer:
             return None
         self._link.works()
         self._joined.set()
+        self._readable.set()
         return log_id
+
+    async def _look(self) -> None:
+        """While joining takes its time, let `fetch` read without the group, if nobody else works for it."""
+        await asyncio.sleep(_LOOK_AFTER)
+        try:
+            found = await self._cluster.ask(self._unread)
+            if found is None:
+                return
+            self._first_look = look = _FirstLook(self._settings)
+            try:
+                await look.start(found)
+                self._readable.set()
+                await asyncio.get_running_loop().create_future()  # until it is cancelled: the group is joined
+            finally:
+                self._first_look = None
+                if not self._joined.is_set():
+                    self._readable.clear()
+                async with self._fetching:
+                    await look.stop()
+        except (*TROUBLE, KafkaUnavailable) as error:
+            log.debug("no first look is taken", extra={"error": error_name(error)})
+
+    async def _unread(self, clients: Clients) -> Mapping[TopicPartition, int] | None:
+        """What the group reads next in each partition; None if it has other members than this one."""
+        if await internals.members(await clients.admin(), self._group) != 1:
+            return None
+        found = (await read_positions(clients, {self._topic: self._group}, tansu=self._settings.tansu))[self._topic]
+        return {TopicPartition(self._topic, number): at.next for number, at in found.partitions.items()}
 
     async def _leave(self) -> None:
         self._joined.clear()
+        self._readable.clear()
         member, self._member = self._member, None
         if member is not None:
             await member.leave()
@@ -192,12 +241,14 @@ class Consumer:
             if found is not None and found != log_id:
                 log.warning("a topic was recreated, reading it from its start", extra={"topic": self._topic})
                 self._joined.clear()
+                self._readable.clear()
                 self._epoch += 1
                 async with self._fetching:  # a running fetch would return records from beyond the new positions
                     if not await member.start_over(self._epoch):
                         continue
                 log_id = found
             self._joined.set()
+            self._readable.set()
 
     async def _log_id(self) -> UUID | None:
         async def ask(clients: Clients) -> UUID | None:
@@ -215,7 +266,9 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self.progress = Progress()
         self.noted = asyncio.Event()
         self._tansu = settings.tansu
-        self._consumer = BoundedConsumer(**_options(settings, group))
+        self._consumer = BoundedConsumer(
+            **consumer_options(settings), group_id=group, partition_assignment_strategy=(RoundRobinPartitionAssignor,)
+        )
         self._pattern = f"^{re.escape(topic)}$"
         self._empty = False
         self._polled: tuple[int | None, float] = (None, 0.0)
@@ -276,7 +329,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             await self._pass_over()
         records = list[Record]()
         for place, those in found.items():
-            records += map(self._record, those)
+            records += [record_of(each, self.epoch) for each in those]
             self.progress.returned(place, *[each.offset for each in those])
         return records
 
@@ -340,20 +393,6 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             self.progress.begin_at(place, start)
         self.noted.set()
         return True
-
-    def _record(self, found: Any) -> Record:
-        headers, why = found.headers, why_unreadable(found.headers)
-        return Record(
-            found.topic,
-            found.partition,
-            found.offset,
-            found.timestamp,
-            found.key,
-            found.value,
-            headers[:-1] if why else headers,
-            self.epoch,
-            why,
-        )
 
     async def _rewind(self) -> None:
         """Seek to behind the records that were returned: a `getmany` that raises loses records of other partitions."""
@@ -430,20 +469,35 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self._consumer.subscribe(pattern=self._pattern, listener=self)
 
 
-def _options(settings: KafkaSettings, group: str) -> dict[str, Any]:
-    return connection_options(settings) | {
-        "limit": _LARGEST_DEAD_LETTERS * settings.dead_letter_max_bytes,
-        "group_id": group,
-        "auto_offset_reset": "earliest",
-        "isolation_level": "read_committed",  # no records of aborted transactions
-        "enable_auto_commit": False,
-        "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
-        "session_timeout_ms": int(settings.session_timeout * 1000),
-        "heartbeat_interval_ms": int(settings.session_timeout * 1000 / 4),
-        # A join is answered when the slowest member has joined, which may take the session timeout.
-        "request_timeout_ms": int((max(settings.request_timeout, settings.session_timeout) + 5.0) * 1000),
-        # Fetching stops while all slots are busy; heartbeats go on in the background.
-        "max_poll_interval_ms": _DAY_MS,
-        "fetch_max_wait_ms": settings.fetch_max_wait_ms,
-        "max_partition_fetch_bytes": max(_PARTITION_FETCH_BYTES, settings.max_record_bytes),
-    }
+class _FirstLook:
+    """Reads a topic's records from given offsets on, without being a member of a group."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._consumer = BoundedConsumer(**consumer_options(settings))
+        self._left = _LOOK_RECORDS
+
+    async def start(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Connect. Raises KafkaError, OSError; call `stop` in any case."""
+        await self._consumer.start()
+        self._consumer.assign(list(offsets))
+        for place, offset in offsets.items():
+            self._consumer.seek(place, offset)
+
+    async def stop(self) -> None:
+        await internals.stop(self._consumer, _LEAVE_TIMEOUT)
+
+    async def take(self, max_records: int, timeout: float) -> list[Record]:
+        """Up to `max_records`, and none after the last one that may be read twice. Raises KafkaError."""
+        if not self._left:
+            await asyncio.sleep(timeout)
+            return []
+        try:
+            found = await self._consumer.getmany(
+                timeout_ms=int(timeout * 1000), max_records=min(max_records, self._left)
+            )
+        except BROKEN:
+            self._left = 0  # the member looks more closely
+            return []
+        records = [record_of(each, 0) for those in found.values() for each in those]
+        self._left -= len(records)
+        return records

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, NoBrokersAvailable, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.fetch import FetchRequest
@@ -149,6 +150,16 @@ async def committed(consumer: AIOKafkaConsumer, places: Collection[TopicPartitio
     found = await consumer._coordinator.fetch_committed_offsets(list(places))
     offsets = {place: found[place].offset if place in found else -1 for place in places}
     return {place: None if offset == -1 else offset for place, offset in offsets.items()}
+
+
+async def members(admin: AIOKafkaAdminClient, group: str) -> int | None:
+    """How many members the group has, those among them that wait to join; None if Kafka does not tell us.
+
+    Raises aiokafka's KafkaError.
+    """
+    (answer,) = await admin.describe_consumer_groups([group])
+    ((code, *_, found),) = [described[:6] for described in answer.groups]
+    return None if code else len(found)
 
 
 async def abandon(producer: AIOKafkaProducer) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from mmap import mmap
 from struct import Struct
 from struct import error as StructError
-from typing import Final
+from typing import Any, Final
 
 import cramjam
 from aiokafka import codec
@@ -25,7 +25,7 @@ from aiokafka.record import MemoryRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c, decode_varint
 
-from taskflux.stream.envelope import Headers
+from taskflux.stream.envelope import Headers, Record
 
 BROKEN: Final = (ValueError, AssertionError, SystemError, CorruptRecordException, UnsupportedCodecError)
 """The errors of aiokafka while it parses records; it would raise them again and again."""
@@ -55,6 +55,22 @@ _NO_LIMIT: Final = (1 << 31) - 1
 
 class Unreadable(Exception):
     """A batch cannot be read; the message says why, and does not quote it."""
+
+
+def record_of(found: Any, epoch: int) -> Record:
+    """A record as aiokafka has parsed it; `epoch` is the consumer's."""
+    headers, why = found.headers, why_unreadable(found.headers)
+    return Record(
+        found.topic,
+        found.partition,
+        found.offset,
+        found.timestamp,
+        found.key,
+        found.value,
+        headers[:-1] if why else headers,
+        epoch,
+        why,
+    )
 
 
 def why_unreadable(headers: Headers) -> str:

@@ -49,8 +49,6 @@ FETCH: Final = 1.0
 MAX_RECORDS: Final = 500
 LOOK_FOR_LOST: Final = 30.0
 """Seconds between two looks for claims that have no attempt any more."""
-JOINS_WITHIN: Final = 0.3
-"""Seconds for which a topic is not looked for: a consumer whose topic is there has joined by then, as a rule."""
 TOPIC_AGAIN: Final = 2.0
 """Seconds between two tries to make a missing topic while Kafka is unreachable."""
 
@@ -372,11 +370,8 @@ async def _topic(handler: Handler[Any], process: Process, consumer: Consumer) ->
     """Make the type's topic if it is missing: a handler of one's own runs by being run.
 
     Where this is not allowed to us, `taskflux topics` does it with other credentials; the consumer waits meanwhile.
-    One that joins at once has its topic, and need not compete with this for the processor before its first task.
     """
-    with suppress(TimeoutError):
-        await asyncio.wait_for(consumer.wait_joined(), JOINS_WITHIN)
-        await asyncio.sleep(JOINS_WITHIN)
+    await consumer.missing.wait()
     while True:
         try:
             report = await ensure_topics(process.settings.kafka, [handler.type])

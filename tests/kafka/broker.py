@@ -32,9 +32,16 @@ class KafkaBroker(Server):
     start_timeout = 90.0
     idempotent = True
 
-    def __init__(self, data_dir: Path, port: int | None = None, *, log: Path | None = None) -> None:
-        """`data_dir` is made at the first start; without `log` it writes to `<data_dir>.log`."""
+    def __init__(
+        self, data_dir: Path, port: int | None = None, *, log: Path | None = None, rebalance_delay: int = 0
+    ) -> None:
+        """`data_dir` is made at the first start; without `log` it writes to `<data_dir>.log`.
+
+        Groups are made and left all the time here, by members that are killed: so the `rebalance_delay`, in
+        milliseconds, is not Kafka's own of 3,000.
+        """
         self.data_dir = data_dir.absolute()
+        self._rebalance_delay = rebalance_delay
         super().__init__(port=port, log=log or self.data_dir.with_name(f"{self.data_dir.name}.log"))
         self._controller_port = free_port()
 
@@ -109,8 +116,7 @@ class KafkaBroker(Server):
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "share.coordinator.state.topic.num.partitions": "1",
-            # Groups are made and left all the time, by members that are killed.
-            "group.initial.rebalance.delay.ms": "0",
+            "group.initial.rebalance.delay.ms": str(self._rebalance_delay),
             "group.min.session.timeout.ms": "1000",
             # After kill -9 the controller accepts the same node again only when its former session has expired.
             "broker.session.timeout.ms": "2000",

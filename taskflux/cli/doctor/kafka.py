@@ -193,7 +193,8 @@ def judge_costs(configs: Mapping[str, Config], broker: Config | None) -> Iterato
     if delay > MOST_DELAY:
         yield KAFKA.warning(
             "first rebalance",
-            f"{REBALANCE_DELAY} is {delay} ms: a handler that starts from zero waits so long for its first record",
+            f"{REBALANCE_DELAY} is {delay} ms: so long, a pod that starts from zero reads outside its group, up to 500"
+            " records, and pods that start together wait",
             f"set {REBALANCE_DELAY}=0 on the brokers",
         )
     if not flushed and not packed and delay <= MOST_DELAY:
