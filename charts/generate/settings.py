@@ -32,6 +32,7 @@ SET_BY_THE_CHART: Final = frozenset(
         "smtp.access_token_file",  # secrets.smtp
         "smtp.ca_file",
         "worker.drain_seconds",  # handlers.<name>.drainSeconds
+        "worker.image",  # handlers.<name>.image
         "worker.origin",  # of `taskflux dev`
     }
 )

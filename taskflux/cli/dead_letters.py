@@ -41,6 +41,7 @@ def filters(function: F) -> F:
         click.option("--before", type=Moment(past=True), help="Stored before this time."),
         click.option("--after", type=Moment(past=True), help="Stored after this time, or at most so long ago: 2h."),
         click.option("--origin-topic", help="Only those that came from this Kafka topic."),
+        click.option("--cause", help="Only those with this cause, as `groups` shows it."),
         click.option("--error-class", help="Only this class of error: Permanent, InvalidPayload, WorkerLost, …"),
         click.option("--type", "task_type", help="Only this task type."),
         click.option(
@@ -63,6 +64,7 @@ def query_of(given: dict[str, Any]) -> dict[str, Any]:
         "createdAfter": given["after"],
         "createdBefore": given["before"],
         "originTopic": given["origin_topic"],
+        "cause": given["cause"],
         "state": given.get("state"),
     }
 
@@ -92,12 +94,19 @@ def list_dead_letters(limit: int, cursor: str | None, as_json: bool, api: Api, *
 @json_option
 @api_option
 def groups(as_json: bool, api: Api, **given: Any) -> None:
-    """Count dead letters by task type and cause: where to begin."""
+    """Count dead letters by task type and cause: where to begin.
+
+    A cause is an error class with its message, without what varies. TREND is the last 24 hours, this one last.
+
+    \b
+    taskflux dead-letters groups
+    taskflux dead-letters replay --cause 1-4f0c2a9be371 --dry-run
+    """
     document = api.get("/dead-letters/groups", **query_of(given))
     if as_json:
         print_json(document)
     elif document["groups"]:
-        show_groups(document["groups"])
+        show_groups(document)
     else:
         click.echo("no dead letter matches", err=True)
 
@@ -147,6 +156,7 @@ PATIENCE = 60
 @click.option("--value", help="Replay a poison record with this text as its value.")
 @click.option("--type", "task_type", help="All of this task type; with ID: the type of a poison record's payload.")
 @click.option("--error-class", help="All of this class of error.")
+@click.option("--cause", help="All with this cause, as `groups` shows it.")
 @click.option("--after", type=Moment(past=True), help="All stored after this time, or at most so long ago: 2h.")
 @click.option("--before", type=Moment(past=True), help="All stored before this time.")
 @click.option("--origin-topic", help="All that came from this Kafka topic.")
@@ -212,7 +222,9 @@ def on_terminal() -> bool:
 def _replacement(payload: str | None, file: BinaryIO | None, value: str | None, given: dict[str, Any]) -> Document:
     """What is to be sent instead of what the dead letter holds."""
     wrong = [
-        f"--{name.replace('_', '-')}" for name in ("error_class", "after", "before", "origin_topic") if given[name]
+        f"--{name.replace('_', '-')}"
+        for name in ("error_class", "cause", "after", "before", "origin_topic")
+        if given[name]
     ]
     wrong += [f"--{name.replace('_', '-')}" for name in ("dry_run", "rate", "detach") if given[name]]
     if wrong:
@@ -242,7 +254,7 @@ def _one(api: Api, dead_letter_id: str, body: Document, as_json: bool) -> None:
 def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, as_json: bool) -> None:
     if not by_filter:
         raise click.UsageError(
-            "say which: an ID, or a filter (--type, --error-class, --after, --before, --origin-topic);"
+            "say which: an ID, or a filter (--type, --error-class, --cause, --after, --before, --origin-topic);"
             " to replay everything, say so with --after 3650d"
         )
     asks = not given["yes"] and not given["dry_run"]
@@ -258,7 +270,7 @@ def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, 
             return
         click.echo(f"{counted(matched, 'dead letter')} would be replayed")
         if dry.get("groups"):
-            show_groups(dry["groups"])
+            show_groups(dry)
         return
     if asks and matched and not click.confirm(f"Replay {counted(matched, 'dead letter')}?", err=True):
         leave("nothing was replayed", FAILED)

@@ -209,20 +209,51 @@ def show_dead_letters(letters: Sequence[Document]) -> None:
     print_table(columns, rows)
 
 
-def show_groups(groups: Sequence[Document]) -> None:
-    """Dead letters by type and cause."""
-    columns = ("type", "error", "count", "oldest", "newest")
+_BARS: Final = " ▁▂▃▄▅▆▇█"
+
+
+def bars(counts: Sequence[int]) -> str:
+    """Counts as a line of bars, the highest for the largest of them."""
+    most = max(counts, default=0) or 1
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts)
+
+
+def show_groups(document: Document) -> None:
+    """Dead letters by type and cause, and what changed before each cause was first seen."""
+    columns = ("type", "error", "cause", "count", "first seen", "last seen", "trend", "message")
     rows = [
         [
             group.get("taskType") or "–",
             group["errorClass"],
+            group.get("cause") or "–",
             f"{group['count']:,}",
-            moment(group.get("oldest")),
-            moment(group.get("newest")),
+            moment(group.get("firstSeen")),
+            moment(group.get("lastSeen")),
+            bars(group["trend"]["counts"]),
+            shortened(cell(group.get("message") or ""), 100),
         ]
-        for group in groups
+        for group in document["groups"]
     ]
     print_table(columns, rows)
+    others = document["others"]
+    if others["groups"]:
+        click.echo(f"and {counted(others['count'], 'dead letter')} in {counted(others['groups'], 'smaller group')}")
+    for group in document["groups"]:
+        if change := _told(group.get("handler")):
+            click.secho(f"{group['cause']}  {change}", dim=True)
+
+
+def _told(change: Document | None) -> str | None:
+    """What changed before a cause was first seen, and since; None where nothing did."""
+    if change is None:
+        return None
+    ran, before, latest = change["image"], change["before"], change["latest"]
+    told = []
+    if before is not None:
+        told.append(f"began under {ran['name']} (since {moment(ran['since'])}; before it ran {before['name']})")
+    if latest != ran:
+        told.append(f"{latest['name']} runs since {moment(latest['since'])}")
+    return cell("; ".join(told)) or None
 
 
 def show_dead_letter(letter: Document) -> None:
@@ -236,6 +267,7 @@ def show_dead_letter(letter: Document) -> None:
             "task": letter.get("taskId"),
             "type": letter.get("taskType"),
             "error": letter["errorClass"],
+            "cause": letter.get("cause"),
             "reason": letter["reason"],
             "attempts": letter["attempts"],
             "created": moment(letter["createdAt"]),

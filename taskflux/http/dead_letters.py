@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -36,10 +36,11 @@ from taskflux.http.queries import dead_letter_cursor, read_bulk, read_dead_lette
 from taskflux.http.requests import Client, client_of
 from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import LONGEST_REASON, hold_stored, parse_timeline, stored_json
-from taskflux.store.dead_letters import MOST_GROUPS, OPEN, DeadLetters
+from taskflux.store.dead_letters import OPEN, TREND_HOURS, Change, DeadLetters, Group, Groups, Image
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
 from taskflux.tasks.bounds import LARGE
+from taskflux.tasks.causes import cause_of
 from taskflux.tasks.fields import rfc3339
 from taskflux.tasks.model import DEFAULT_TENANT, Submission
 from taskflux.tasks.states import State
@@ -73,10 +74,9 @@ class DeadLetterRoutes:
         return json_answer({"items": [dead_letter_item(row) for row in shown], "nextCursor": following})
 
     async def groups(self, request: Request) -> Response:
-        """The number of dead letters by type and error class."""
+        """Dead letters by type and cause."""
         asked = read_dead_letter_query(request.query_params.multi_items(), paged=False)
-        groups = await self.dead_letters.groups(DEFAULT_TENANT, asked.wanted, asked.state)
-        return json_answer({"groups": groups_document(groups)})
+        return json_answer(groups_document(await self.dead_letters.groups(DEFAULT_TENANT, asked.wanted, asked.state)))
 
     async def show(self, request: Request) -> Response:
         """One dead letter in full."""
@@ -139,12 +139,9 @@ class DeadLetterRoutes:
         document, _ = await self._body(request)
         wanted, rate, dry_run = read_bulk(document)
         if dry_run:
+            # Both figures are from one query, so that they agree while more dead letters arrive.
             groups = await self.dead_letters.groups(DEFAULT_TENANT, wanted, OPEN)
-            # From one query, so that the two figures agree while more dead letters arrive.
-            matched = sum(group["letters"] for group in groups)
-            if len(groups) >= MOST_GROUPS:
-                matched = await self.dead_letters.count(DEFAULT_TENANT, wanted, OPEN)
-            return json_answer({"matched": matched, "groups": groups_document(groups)})
+            return json_answer({"matched": groups.letters, **groups_document(groups)})
         client_of(request.scope).begin()
         row = await self.dead_letters.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
         log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
@@ -244,6 +241,7 @@ def dead_letter_item(row: Mapping[str, Any]) -> dict[str, Any]:
         "taskId": None if row["task_id"] is None else str(row["task_id"]),
         "taskType": row["type"],
         "errorClass": row["error_class"],
+        "cause": row["cause"],
         "reason": row["reason"],
         "attempts": row["attempts"],
         "origin": _origin(row["origin"]),
@@ -265,18 +263,44 @@ def dead_letter_document(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def groups_document(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of dead letters (columns of the query `groups_of_dead_letters`)."""
-    return [
-        {
-            "taskType": row["type"],
-            "errorClass": row["error_class"],
-            "count": row["letters"],
-            "oldest": rfc3339(row["oldest"]),
-            "newest": rfc3339(row["newest"]),
-        }
-        for row in rows
-    ]
+def groups_document(found: Groups) -> dict[str, Any]:
+    """Groups of dead letters."""
+    others = {"groups": found.other_groups, "count": found.other_letters}
+    return {"groups": [_group(group) for group in found.groups], "others": others}
+
+
+def _group(group: Group) -> dict[str, Any]:
+    sample = None if group.sample is None else {"deadLetterId": str(group.sample), "reason": group.reason}
+    return {
+        "taskType": group.type,
+        "errorClass": group.error_class,
+        "cause": group.cause,
+        "message": None if group.reason is None else cause_of(group.error_class, group.reason).message,
+        "count": group.letters,
+        "oldest": _when(group.oldest),
+        "newest": _when(group.newest),
+        "firstSeen": _when(group.first_seen),
+        "lastSeen": _when(group.last_seen),
+        "trend": {"hours": TREND_HOURS, "counts": list(group.trend)},
+        "sample": sample,
+        "handler": None if group.change is None else _change(group.change),
+    }
+
+
+def _when(moment: datetime | None) -> str | None:
+    return None if moment is None else rfc3339(moment)
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "image": _image(change.then),
+        "before": None if change.before is None else _image(change.before),
+        "latest": _image(change.latest),
+    }
+
+
+def _image(image: Image) -> dict[str, str]:
+    return {"name": image.name, "since": rfc3339(image.since)}
 
 
 def bulk_document(row: Mapping[str, Any], outcomes: Mapping[str, int]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,8 @@ LONGEST_NAME: Final = 10_000
 LONGEST_MEMBER: Final = 1000
 MOST_MEMBERS: Final = 10
 METADATA: Final = "metadata."
+CAUSE: Final = r"[0-9]{1,4}-[0-9a-f]{8,32}"
+_CAUSE: Final = re.compile(CAUSE, re.ASCII)
 STATES: Final = (OPEN, "replayed", "discarded")
 ALL: Final = "all"
 
@@ -229,6 +232,12 @@ def _name(value: object) -> str:
     return indexed(_text(LONGEST_NAME)(value))
 
 
+def _cause(value: object) -> str:
+    if not isinstance(value, str) or not _CAUSE.fullmatch(value):
+        raise ValueError("must be a cause as the groups show it, such as 1-4f0c2a9be371")
+    return value
+
+
 def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_ON_A_PAGE):
         raise ValueError(f"must be a whole number from 1 to {MOST_ON_A_PAGE}")
@@ -253,6 +262,7 @@ DEAD_LETTER_FILTERS: Final[dict[str, Reader]] = {
     "errorClass": _name,
     **_TIMES,
     "originTopic": _name,
+    "cause": _cause,
 }
 
 

@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.database import Database, Row, shared, statements
 from taskflux.store.texts import json_text, note, storable
+from taskflux.tasks.causes import cause_of
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.states import Event, State
 from taskflux.telemetry import metrics, tracing
@@ -25,6 +26,7 @@ CARRIED: Final = 64 * 1024
 """The largest payload that comes with its claim, in bytes: a batch of claims could otherwise take gigabytes."""
 _NUMBER: Final = attrgetter("int")
 NO_TASK: Final = UUID(int=0)
+_PARKED: Final = (State.DEAD, State.UNCERTAIN)
 _SUCCEEDED: Final = Event.SUCCEEDED  # looked up once, since it is compared with every outcome
 
 
@@ -73,6 +75,8 @@ class Settlement:
     result: str | None = field(init=False)
     reason: str | None = field(init=False)
     note: str = field(init=False)
+    cause: str | None = field(init=False, default=None)
+    """Of a task that is held or dead: what failures of its kind are grouped by."""
 
     def __post_init__(self) -> None:
         decision = self.decision
@@ -82,6 +86,8 @@ class Settlement:
             return
         self.reason = None if decision.reason is None else storable(decision.reason)
         self.note = note(": ".join(each for each in (decision.error_class, decision.reason) if each))
+        if decision.state in _PARKED:
+            self.cause = cause_of(decision.error_class or "", self.reason).fingerprint
 
 
 class LeaseEnded(Exception):
@@ -109,6 +115,8 @@ class Worker(NamedTuple):
     pid: int
     origin: str | None
     type: str
+    image: str = ""
+    """What its code comes from; empty if that is not known."""
 
 
 class Claims:
@@ -132,6 +140,7 @@ class Claims:
             pid=worker.pid,
             in_flight=in_flight,
             type=worker.type,
+            image=worker.image,
         )
         self.worker = worker
         self._identities.append(worker.id)
@@ -265,6 +274,7 @@ class Claims:
             reasons=_unless(None, [settlement.reason for settlement in batch]),
             notes=_unless("", [settlement.note for settlement in batch]),
             spans=_unless(None, [settlement.span for settlement in batch]),
+            causes=_unless(None, [settlement.cause for settlement in batch]),
             workers=self._identities,
             label=self.worker.label,
             least=ids[0],

@@ -1,7 +1,13 @@
 -- Leases, claims and settlements.
 
 -- name: begin_lease
--- A worker begins, under a new identity.
+-- A worker begins, under a new identity. Its image is noted where another one began last.
+WITH noted AS (
+    INSERT INTO handler_images (type, image)
+    SELECT :type, :image::text
+    WHERE :image <> COALESCE((SELECT image FROM handler_images WHERE type = :type ORDER BY since DESC LIMIT 1), '')
+    ON CONFLICT DO NOTHING
+)
 INSERT INTO workers (id, handler, label, origin, pid, in_flight, type)
 VALUES (:id, :handler, :label, :origin, :pid, :in_flight, :type);
 
@@ -164,14 +170,14 @@ WITH locked AS MATERIALIZED (
     SELECT COALESCE(:version::integer, i.version) AS version, COALESCE(:state, i.state) AS state,
            COALESCE(:event, i.event) AS event, COALESCE(i.delay, 0) AS delay, COALESCE(i.given_back, 0) AS given_back,
            COALESCE(i.handbacks, 0) AS handbacks, i.result, i.error_class, i.reason, COALESCE(i.note, '') AS note,
-           i.span, i.place, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
+           i.span, i.cause, i.place, f.attempts[at] AS attempt, f.published[at] AS published_at, f.claimed[at] AS claimed_at
     FROM freed f CROSS JOIN ROWS FROM (
         unnest(:versions::integer[], :states::text[], :events::text[], :delays::float8[], :given_back::integer[],
                :releases::integer[], :results::text[], :error_classes::text[], :reasons::text[], :notes::text[],
-               :spans::text[]),
+               :spans::text[], :causes::text[]),
         generate_series(1, cardinality(:ids::uuid[]))  -- which the planner takes for many: it joins by a hash then
     ) AS i (
-        version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, place
+        version, state, event, delay, given_back, handbacks, result, error_class, reason, note, span, cause, place
     ) CROSS JOIN LATERAL (
         SELECT CASE WHEN cardinality(f.ids) = cardinality(:ids::uuid[]) THEN i.place
                     WHEN f.ids[width_bucket(id, f.ids)] = id THEN width_bucket(id, f.ids) END AS at
@@ -203,13 +209,18 @@ WITH locked AS MATERIALIZED (
           WHERE version >= COALESCE(:version::integer, (:versions::integer[])[width_bucket(id, :ids::uuid[])])
              OR id IN (SELECT task_id FROM released WHERE attempt IS NOT NULL)))
       AND t.id BETWEEN :least AND :greatest
-    RETURNING t.id, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, o.place, t.error_class,
+    RETURNING t.id, t.tenant, t.type, t.state, t.version, t.due_at, t.expires_at, o.event, o.place, o.cause, t.error_class,
               t.version <> o.version AS late,
               GREATEST(0, extract(epoch FROM now() - t.created_at))::float8 AS age
 ), cleared AS (
     DELETE FROM suspects s WHERE s.task_id = ANY(ARRAY(
         SELECT id FROM settled WHERE event <> 'handed-back' OR error_class IS NOT NULL
     ))
+), caused AS (
+    -- Of those that are held or dead: the trigger that maintains this table leaves their cause.
+    INSERT INTO parked (task_id, tenant, type, state, cause)
+    SELECT id, tenant, type, state, cause FROM settled WHERE cause IS NOT NULL ORDER BY id
+    ON CONFLICT (task_id) DO UPDATE SET state = EXCLUDED.state, cause = EXCLUDED.cause
 ), waiting AS (
     INSERT INTO due (task_id, dead, type, version, publish_at, expires_at)
     SELECT id, state = 'dead', type, version, CASE WHEN state = 'dead' THEN now() ELSE due_at END, expires_at

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from taskflux.store.database import Database, Row, statements
 from taskflux.store.errors import RefusedData
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.texts import LONGEST_INDEXED, indexed, storable
+from taskflux.tasks.causes import cause_of
 from taskflux.tasks.model import Submission
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
@@ -95,6 +97,12 @@ class DeadLetters:
 
     async def _insert(self, letters: Sequence[DeadLetter]) -> Mapping[UUID, str]:
         tasks = [letter.task_id for letter in letters if letter.task_id is not None]
+        classes = [indexed(letter.error_class) for letter in letters]
+        reasons = [storable(letter.reason) for letter in letters]
+        causes = [
+            None if letter.task_id else cause_of(error_class, reason).fingerprint
+            for letter, error_class, reason in zip(letters, classes, reasons, strict=True)
+        ]
         rows = await self.database.fetch(
             SQL["add_dead_letters"],
             ids=[letter.id for letter in letters],
@@ -102,19 +110,45 @@ class DeadLetters:
             task_ids=[letter.task_id for letter in letters],
             task_versions=[letter.task_version for letter in letters],
             types=[letter.type and indexed(letter.type) for letter in letters],
-            error_classes=[indexed(letter.error_class) for letter in letters],
-            reasons=[storable(letter.reason) for letter in letters],
+            error_classes=classes,
+            reasons=reasons,
             attempts=[letter.attempts for letter in letters],
             traceparents=[letter.traceparent for letter in letters],
             origins=[_origin(letter.origin) for letter in letters],
             record_keys=[letter.record_key for letter in letters],
             record_values=[letter.record_value for letter in letters],
             record_headers=[_headers(letter.record_headers) for letter in letters],
+            causes=causes,
             least=min(tasks, default=None),
             greatest=max(tasks, default=None),
             longest=LONGEST_INDEXED,
         )
+        await self._set_causes([row for row in rows if row["reason"] is not None])
         return {row["id"]: row["error_class"] for row in rows}
+
+    async def backfill_causes(self, limit: int) -> int:
+        """Compute causes that are missing, of at most `limit` dead letters and as many held or dead tasks; how many.
+
+        They are from before there were causes, or from a process of the release before.
+        """
+        letters = await self.database.fetch(SQL["letters_without_cause"], limit=limit)
+        await self._set_causes(letters)
+        parked = await self.database.fetch(SQL["parked_without_cause"], limit=limit)
+        if parked:
+            await self.database.fetch(
+                SQL["set_parked_causes"],
+                **_causes(parked),
+                versions=[row["version"] for row in sorted(parked, key=itemgetter("id"))],
+            )
+        return len(letters) + len(parked)
+
+    async def _set_causes(self, rows: Sequence[Row]) -> None:
+        if rows:
+            await self.database.fetch(SQL["set_causes"], **_causes(rows))
+
+    async def forget_counts(self) -> None:
+        """Delete the counts of groups that have no dead letters any more, and old images of handlers."""
+        await self.database.fetch(SQL["forget_counts"], images=MOST_IMAGES)
 
     async def page(
         self, tenant: str, wanted: DeadLetterFilter, state: str | None, behind: Place | None, limit: int
@@ -131,11 +165,38 @@ class DeadLetters:
             limit=limit,
         )
 
-    async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Sequence[Row]:
-        """How many there are by type and error class, the `MOST_GROUPS` largest."""
-        return await self.database.fetch(
-            SQL["groups_of_dead_letters"], tenant=tenant, **asdict(wanted), state=state, limit=MOST_GROUPS
+    async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Groups:
+        """How many there are by type and cause: the `MOST_GROUPS` largest groups, and the sum of the others."""
+        filters, by_counts = asdict(wanted), wanted.by_counts
+        if by_counts:
+            filters = {name: filters[name] for name in ("type", "error_class", "cause")}
+        counted = await self.database.fetch(
+            SQL["groups_of_dead_letters" if by_counts else "groups_looked_at"],
+            tenant=tenant,
+            **filters,
+            state=state,
+            limit=MOST_GROUPS,
         )
+        if not counted:
+            return Groups([], 0, 0)
+        kinds = {"types": [row["type"] for row in counted], "causes": [row["cause"] for row in counted]}
+        about = await self.database.fetch(SQL["about_groups"], tenant=tenant, state=state, **kinds)
+        trends: dict[tuple[str | None, str], list[int]] = {}
+        for row in await self.database.fetch(
+            SQL["trend_of_causes"], tenant=tenant, causes=kinds["causes"], hours=TREND_HOURS
+        ):
+            trend = trends.setdefault((row["type"], row["cause"]), [0] * TREND_HOURS)
+            trend[-1 - row["hours_ago"]] = row["letters"]
+        images: dict[str, list[Image]] = {}
+        types = [each for each in kinds["types"] if each]
+        for row in await self.database.fetch(SQL["images_of_handlers"], types=types):
+            images.setdefault(row["type"], []).append(Image(row["image"], row["since"]))
+        groups = [
+            _group(row, told, trends.get((row["type"], row["cause"])), images.get(row["type"], ()))
+            for row, told in zip(counted, about, strict=True)
+        ]
+        others = counted[0]["all_letters"] - sum(row["letters"] for row in counted)
+        return Groups(groups, counted[0]["all_groups"] - len(groups), others)
 
     async def count(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> int:
         """How many there are."""
@@ -274,8 +335,94 @@ def _headers(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
     )
 
 
-MOST_GROUPS: Final = 500
+def _causes(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The ids of these in their order, and the cause of each."""
+    ordered = sorted(rows, key=itemgetter("id"))
+    return {
+        "ids": [row["id"] for row in ordered],
+        "causes": [cause_of(row["error_class"], row["reason"]).fingerprint for row in ordered],
+    }
+
+
+MOST_GROUPS: Final = 200
+TREND_HOURS: Final = 24
+MOST_IMAGES: Final = 50
+"""Images of each type's handler that are remembered."""
 OPEN: Final = "open"
+
+
+class Image(NamedTuple):
+    """An image that a type's handler ran from, and since when."""
+
+    name: str
+    since: datetime
+
+
+class Change(NamedTuple):
+    """The images of a type's handler around a moment: the one that ran then, the one before it, and the latest one."""
+
+    then: Image
+    before: Image | None
+    latest: Image
+
+    @classmethod
+    def around(cls, moment: datetime, images: Sequence[Image]) -> Change | None:
+        """Of these, in their order; None where none of them is known to have run then."""
+        ran = [image for image in images if image.since <= moment]
+        return cls(ran[-1], ran[-2] if len(ran) > 1 else None, images[-1]) if ran else None
+
+
+class Group(NamedTuple):
+    """Dead letters of one type and one cause.
+
+    `oldest` and `newest` are of those that match the filter; `first_seen` and `last_seen` of all that are kept, and so
+    is `trend`: how many came in each of the last `TREND_HOURS`, this one last. For a moment after an upgrade, `cause`
+    and what follows from it are None. `sample` is the newest one's id.
+    """
+
+    type: str | None
+    error_class: str
+    cause: str | None
+    letters: int
+    oldest: datetime | None
+    newest: datetime | None
+    first_seen: datetime | None
+    last_seen: datetime | None
+    sample: UUID | None
+    reason: str | None
+    trend: Sequence[int]
+    change: Change | None
+
+
+class Groups(NamedTuple):
+    """The largest groups, and how many groups and dead letters there are beside them."""
+
+    groups: Sequence[Group]
+    other_groups: int
+    other_letters: int
+
+    @property
+    def letters(self) -> int:
+        """How many dead letters there are in all."""
+        return sum(group.letters for group in self.groups) + self.other_letters
+
+
+def _group(counted: Row, about: Row, trend: Sequence[int] | None, images: Sequence[Image]) -> Group:
+    first_seen = about["first_seen"]
+    return Group(
+        counted["type"],
+        counted["error_class"],
+        counted["cause"],
+        counted["letters"],
+        counted["oldest"] or about["oldest"],
+        counted["newest"] or about["newest"],
+        first_seen,
+        about["last_seen"],
+        about["sample"],
+        about["reason"],
+        trend or [0] * TREND_HOURS,
+        None if first_seen is None else Change.around(first_seen, images),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +434,12 @@ class DeadLetterFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     origin_topic: str | None = None
+    cause: str | None = None
+
+    @property
+    def by_counts(self) -> bool:
+        """Whether the counts by type, class, cause and state have all that it asks for."""
+        return self.created_after is None and self.created_before is None and self.origin_topic is None
 
     @property
     def empty(self) -> bool:
@@ -342,6 +495,7 @@ _NAMES: Final = {
     "createdAfter": "created_after",
     "createdBefore": "created_before",
     "originTopic": "origin_topic",
+    "cause": "cause",
 }
 
 

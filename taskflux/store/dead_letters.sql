@@ -1,32 +1,72 @@
--- Dead letters: storing, browsing and replaying them. A filter is five parameters, each NULL where it does not matter.
+-- Dead letters: storing, browsing and replaying them. A filter is six parameters, each NULL where it does not matter.
 
 -- name: add_dead_letters
 -- Stored once for each identity. The reason and the payload of a task come from its row, which no replay can have
--- changed: replays start from here. Its class may be too long for an index: it is cut to :longest characters.
+-- changed: replays start from here. Its class may be too long for an index: it is cut to :longest characters. Its cause
+-- is that of the settlement. Where there is none yet, the reason is returned (`set_causes`).
 INSERT INTO dead_letters (id, identity, tenant, task_id, task_version, type, error_class, reason, attempts, payload,
-                          traceparent, origin, record_key, record_value, record_headers)
+                          traceparent, origin, record_key, record_value, record_headers, cause)
 SELECT i.id, i.identity, COALESCE(t.tenant, 'default'), i.task_id, i.task_version, COALESCE(t.type, i.type),
        CASE WHEN length(t.error_class) > :longest::integer THEN left(t.error_class, :longest - 1) || '…'
             ELSE COALESCE(t.error_class, i.error_class) END,
        COALESCE(t.error_reason, i.reason), COALESCE(t.attempts, i.attempts),
-       t.payload, COALESCE(t.traceparent, i.traceparent), i.origin, i.record_key, i.record_value, i.record_headers
+       t.payload, COALESCE(t.traceparent, i.traceparent), i.origin, i.record_key, i.record_value, i.record_headers,
+       CASE WHEN t.id IS NULL THEN i.cause
+            ELSE (SELECT p.cause FROM parked p WHERE p.task_id = t.id AND p.state = 'dead') END
 FROM unnest(
     :ids::uuid[], :identities::text[], :task_ids::uuid[], :task_versions::integer[], :types::text[],
     :error_classes::text[], :reasons::text[], :attempts::integer[], :traceparents::text[],
-    :origins::text[], :record_keys::bytea[], :record_values::bytea[], :record_headers::text[]
+    :origins::text[], :record_keys::bytea[], :record_values::bytea[], :record_headers::text[], :causes::text[]
 ) AS i (id, identity, task_id, task_version, type, error_class, reason, attempts, traceparent, origin, record_key,
-        record_value, record_headers)
+        record_value, record_headers, cause)
 LEFT JOIN tasks t
     ON t.id = i.task_id AND t.id = ANY(:task_ids) AND t.id BETWEEN :least AND :greatest
        AND t.version = i.task_version AND t.state = 'dead'
 ORDER BY i.identity
 ON CONFLICT (identity) DO NOTHING
-RETURNING id, error_class;
+RETURNING id, error_class, CASE WHEN cause IS NULL THEN reason END AS reason;
+
+-- name: letters_without_cause
+-- At most :limit of those from before there were causes, or without one for another reason.
+SELECT id, error_class, reason FROM dead_letters WHERE cause IS NULL ORDER BY id LIMIT :limit;
+
+-- name: set_causes
+WITH free AS MATERIALIZED (
+    SELECT id FROM dead_letters WHERE id = ANY(:ids) AND cause IS NULL ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE dead_letters d SET cause = (:causes::text[])[width_bucket(d.id, :ids::uuid[])]
+WHERE d.id = ANY(ARRAY(SELECT id FROM free));
+
+-- name: parked_without_cause
+-- The same of held and dead tasks.
+SELECT p.task_id AS id, t.version, COALESCE(t.error_class, '') AS error_class, COALESCE(t.error_reason, '') AS reason
+FROM (SELECT task_id FROM parked WHERE cause IS NULL AND state IN ('dead', 'uncertain') ORDER BY task_id LIMIT :limit) p
+CROSS JOIN LATERAL (SELECT version, error_class, error_reason FROM tasks WHERE id = p.task_id OFFSET 0) AS t;
+
+-- name: set_parked_causes
+-- Unless the task has changed since it was read.
+WITH free AS MATERIALIZED (
+    SELECT task_id FROM parked WHERE task_id = ANY(:ids) AND cause IS NULL ORDER BY task_id FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE parked p SET cause = (:causes::text[])[width_bucket(p.task_id, :ids::uuid[])]
+WHERE p.task_id = ANY(ARRAY(SELECT task_id FROM free))
+  AND (:versions::integer[])[width_bucket(p.task_id, :ids::uuid[])]
+      = (SELECT version FROM (SELECT version FROM tasks WHERE id = p.task_id OFFSET 0) AS t);
+
+-- name: forget_counts
+-- Counts that came to nothing, those of hours that no trend shows, and all but the last :images images of each type's
+-- handler.
+WITH forgotten AS (
+    DELETE FROM handler_images h
+    WHERE since < (SELECT since FROM handler_images WHERE type = h.type ORDER BY since DESC OFFSET :images - 1 LIMIT 1)
+)
+DELETE FROM dead_letter_counts WHERE letters = 0 OR hour > '-infinity' AND hour < now() - interval '2 days';
 
 -- name: page_of_dead_letters
 -- Newest first, behind the place (:behind_at, :behind_id) of the last one on the page before; at most :limit.
 WITH page AS MATERIALIZED (
-    SELECT id, task_id, type, error_class, reason, attempts, origin, created_at, state, discarded_at, discard_reason
+    SELECT id, task_id, type, error_class, cause, reason, attempts, origin, created_at, state, discarded_at,
+           discard_reason
     FROM dead_letters
     WHERE tenant = :tenant
       AND (:type::text IS NULL OR type = :type)
@@ -34,6 +74,7 @@ WITH page AS MATERIALIZED (
       AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
       AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
       AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+      AND (:cause::text IS NULL OR cause = :cause)
       AND (:state::text IS NULL OR state = :state)
       AND (created_at, id)
           < (COALESCE(:behind_at::timestamptz, 'infinity'),
@@ -52,19 +93,86 @@ CROSS JOIN LATERAL (
 ORDER BY page.created_at DESC, page.id DESC;
 
 -- name: groups_of_dead_letters
--- How many there are by type and error class, the largest groups first; at most :limit. All of them are read, and that is
--- fastest in the order of the table: an index by type or class has no order for these expressions.
-SELECT type || '' AS type, error_class || '' AS error_class, count(*)::integer AS letters, min(created_at) AS oldest, max(created_at) AS newest
-FROM dead_letters
-WHERE tenant = :tenant
-  AND (:type::text IS NULL OR type = :type)
-  AND (:error_class::text IS NULL OR error_class = :error_class)
-  AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
-  AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
-  AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
-  AND (:state::text IS NULL OR state = :state)
-GROUP BY type || '', error_class || ''
-ORDER BY letters DESC, 1, 2 LIMIT :limit;
+-- How many there are by type and cause, from their counts alone: the largest groups first, at most :limit; each row has
+-- the sums over all groups.
+WITH counted AS MATERIALIZED (
+    SELECT type, error_class, cause, sum(letters)::integer AS letters
+    FROM dead_letter_counts
+    WHERE tenant = :tenant AND hour = '-infinity' AND letters > 0
+      AND (:state::text IS NULL OR state = :state)
+      AND (:type::text IS NULL OR type = :type)
+      AND (:error_class::text IS NULL OR error_class = :error_class)
+      AND (:cause::text IS NULL OR cause = :cause)
+    GROUP BY type, error_class, cause
+)
+SELECT NULLIF(type, '') AS type, error_class, NULLIF(cause, '') AS cause, letters, NULL::timestamptz AS oldest,
+       NULL::timestamptz AS newest, (count(*) OVER ())::integer AS all_groups, (sum(letters) OVER ())::integer AS all_letters
+FROM counted ORDER BY letters DESC, type, error_class, cause LIMIT :limit;
+
+-- name: groups_looked_at
+-- The same by a filter that the counts do not have (:created_after, :created_before, :origin_topic): dead letters are
+-- read in the order of the table, which is fastest where most of them match.
+WITH counted AS MATERIALIZED (
+    SELECT type || '' AS type, error_class || '' AS error_class, cause || '' AS cause, count(*)::integer AS letters,
+           min(created_at) AS oldest, max(created_at) AS newest
+    FROM dead_letters
+    WHERE tenant = :tenant
+      AND (:type::text IS NULL OR type = :type)
+      AND (:error_class::text IS NULL OR error_class = :error_class)
+      AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
+      AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
+      AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+      AND (:cause::text IS NULL OR cause = :cause)
+      AND (:state::text IS NULL OR state = :state)
+    GROUP BY type || '', error_class || '', cause || ''
+)
+SELECT type, error_class, cause, letters, oldest, newest, (count(*) OVER ())::integer AS all_groups,
+       (sum(letters) OVER ())::integer AS all_letters
+FROM counted ORDER BY letters DESC, type, error_class, cause LIMIT :limit;
+
+-- name: about_groups
+-- About each of these groups: its oldest and newest dead letter in :state, the latter as a sample; when the cause was
+-- first and last seen, whatever became of that.
+SELECT oldest.created_at AS oldest, newest.created_at AS newest, newest.id AS sample, newest.reason,
+       first.created_at AS first_seen, last.created_at AS last_seen
+FROM unnest(:types::text[], :causes::text[]) WITH ORDINALITY AS asked (type, cause, place)
+LEFT JOIN LATERAL (
+    SELECT created_at FROM dead_letters d
+    WHERE d.cause = asked.cause AND d.tenant = :tenant AND (d.type = asked.type OR d.type IS NULL AND asked.type IS NULL)
+      AND (:state::text IS NULL OR d.state = :state)
+    ORDER BY d.created_at, d.id LIMIT 1
+) AS oldest ON true
+LEFT JOIN LATERAL (
+    SELECT created_at, id, reason FROM dead_letters d
+    WHERE d.cause = asked.cause AND d.tenant = :tenant AND (d.type = asked.type OR d.type IS NULL AND asked.type IS NULL)
+      AND (:state::text IS NULL OR d.state = :state)
+    ORDER BY d.created_at DESC, d.id DESC LIMIT 1
+) AS newest ON true
+LEFT JOIN LATERAL (
+    SELECT created_at FROM dead_letters d
+    WHERE d.cause = asked.cause AND d.tenant = :tenant AND (d.type = asked.type OR d.type IS NULL AND asked.type IS NULL)
+    ORDER BY d.created_at, d.id LIMIT 1
+) AS first ON true
+LEFT JOIN LATERAL (
+    SELECT created_at FROM dead_letters d
+    WHERE d.cause = asked.cause AND d.tenant = :tenant AND (d.type = asked.type OR d.type IS NULL AND asked.type IS NULL)
+    ORDER BY d.created_at DESC, d.id DESC LIMIT 1
+) AS last ON true
+ORDER BY asked.place;
+
+-- name: trend_of_causes
+-- How many dead letters of these causes came in each of the last :hours, counted back from this one.
+SELECT NULLIF(type, '') AS type, cause, sum(letters)::integer AS letters,
+       (extract(epoch FROM date_trunc('hour', now(), 'UTC') - hour) / 3600)::integer AS hours_ago
+FROM dead_letter_counts
+WHERE tenant = :tenant AND state IN ('open', 'replayed', 'discarded') AND cause = ANY(:causes)
+  AND hour > date_trunc('hour', now(), 'UTC') - make_interval(hours => :hours)
+  AND hour <= date_trunc('hour', now(), 'UTC')
+GROUP BY type, cause, hour;
+
+-- name: images_of_handlers
+-- The images of these types' handlers, in the order in which they began to run.
+SELECT type, image, since FROM handler_images WHERE type = ANY(:types) ORDER BY type, since;
 
 -- name: count_dead_letters
 SELECT count(*)::integer AS letters
@@ -75,11 +183,12 @@ WHERE tenant = :tenant
   AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
   AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
   AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+  AND (:cause::text IS NULL OR cause = :cause)
   AND (:state::text IS NULL OR state = :state);
 
 -- name: get_dead_letter
 -- All about one. `task_state` is NULL where its task was deleted.
-SELECT d.id, d.tenant, d.task_id, d.task_version, d.type, d.error_class, d.reason, d.attempts, d.payload, d.traceparent,
+SELECT d.id, d.tenant, d.task_id, d.task_version, d.type, d.error_class, d.cause, d.reason, d.attempts, d.payload, d.traceparent,
        d.origin, d.record_key, d.record_value, d.record_headers, d.created_at, d.state, d.discarded_at,
        d.discard_reason,
        t.state AS task_state, t.timeline, r.replays
@@ -207,6 +316,7 @@ WITH found AS (
       AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
       AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
       AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+      AND (:cause::text IS NULL OR cause = :cause)
 )
 INSERT INTO bulk_replays (id, tenant, filter, rate, status, matched)
 SELECT :id, :tenant, :filter, :rate, CASE WHEN letters = 0 THEN 'finished' ELSE 'running' END, letters FROM found
@@ -247,6 +357,7 @@ WHERE tenant = :tenant AND state = 'open'
   AND (:created_after::timestamptz IS NULL OR created_at >= :created_after)
   AND (:created_before::timestamptz IS NULL OR created_at < :created_before)
   AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
+  AND (:cause::text IS NULL OR cause = :cause)
   AND created_at <= :asked_at AND (created_at, id)
       > (COALESCE(:cursor_at::timestamptz, '-infinity'),
          COALESCE(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000'))

@@ -34,6 +34,8 @@ TICK: Final = 1.0
 EVERY_TICK: Final = 0.0
 HOURLY: Final = 3600.0
 BATCH: Final = 500
+CAUSES: Final = 100
+"""Causes that are computed at once."""
 WEEKS_AHEAD: Final = 4
 
 
@@ -68,11 +70,13 @@ class Leader:
         self._publishing = publishing
         self._receipts = Receipts(database)
         self._sweep = sweep
+        self._dead_letters = DeadLetters(database)
         self._duties = (
             _Duty(EVERY_TICK, self._expire_tasks),
             _Duty(EVERY_TICK, self._resolve_early_reports),
             _Duty(EVERY_TICK, self._upkeep.clear_suspects),
-            _Duty(EVERY_TICK, BulkReplays(DeadLetters(database)).tick),
+            _Duty(EVERY_TICK, BulkReplays(self._dead_letters).tick),
+            _Duty(EVERY_TICK, self._backfill_causes),
             _Duty(HOURLY, self._clean_up),
         )
         # Long work runs in the background, and so does work that must not wait for the ticks.
@@ -135,7 +139,13 @@ class Leader:
     async def _resolve_early_reports(self) -> None:
         await self._receipts.resolve_early(BATCH)
 
+    async def _backfill_causes(self) -> None:
+        for _ in range(ROUNDS):  # each keeps the loop busy for some milliseconds
+            if not await self._dead_letters.backfill_causes(CAUSES):
+                return
+
     async def _clean_up(self) -> None:
+        await self._dead_letters.forget_counts()
         await self._upkeep.make_partitions(WEEKS_AHEAD)
         while await self._upkeep.forget_keys(1000):
             pass

@@ -128,6 +128,13 @@ class WorkerSettings(BaseModel):
     ] = 30.0
     beat_seconds: Annotated[float, Field(gt=0, description="seconds between two beats")] = 5.0
     origin: Annotated[str | None, Field(description="names the supervisor that may end this worker's lease")] = None
+    image: Annotated[
+        str | None,
+        Field(
+            description="the image, or another name of the code, that this process runs: groups of dead letters show"
+            " what changed before they began. The chart sets it; unset: TaskFlux's version"
+        ),
+    ] = None
 
 
 class RelaySettings(BaseModel):

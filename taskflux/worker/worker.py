@@ -31,6 +31,7 @@ from taskflux.stream.topics import task_group, task_topic
 from taskflux.tasks.bounds import LARGE
 from taskflux.telemetry import metrics, tracing
 from taskflux.telemetry.tracing import UNTRACED, Destination
+from taskflux.version import VERSION
 from taskflux.worker.circuits import CircuitWatch, Gate, Limiter
 from taskflux.worker.executor import Executor
 from taskflux.worker.foreign import PoisonOutlet, Registration
@@ -336,7 +337,8 @@ def _limiter(provider: Provider[Any] | None, section: BaseModel | None, accelera
 async def _work(handler: Handler[Any], process: Process, database: Database, gate: Gate, poison: PoisonOutlet) -> None:
     """From the worker's first beat to the end of its lease."""
     settings = process.settings
-    row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), settings.worker.origin, handler.type)
+    origin, image = settings.worker.origin, settings.worker.image or f"taskflux {VERSION}"
+    row = WorkerRow(uuid7(), handler.name, process.label, os.getpid(), origin, handler.type, image)
     prefix = settings.kafka.topic_prefix
     source = Destination(task_topic(prefix, handler.type), task_group(prefix, handler.type))
     claims = Claims(database, row, source)

@@ -91,6 +91,7 @@ def test_every_setting_can_be_set_in_the_values() -> None:
         "TASKFLUX_HTTP__LINGER_SECONDS",
         "TASKFLUX_WORKER__DRAIN_SECONDS",
         "TASKFLUX_POSTGRES__POOL_SIZE",
+        "TASKFLUX_WORKER__IMAGE",
         "TASKFLUX_WORKER__ORIGIN",
         "TASKFLUX_API__URL",
         "TASKFLUX_KAFKA__TLS_CA_FILE",

@@ -48,6 +48,7 @@ counts, since the API server accepts a name only once. Each takes precedence ove
 {{- end -}}
 {{- $_ := set $variables "TASKFLUX_POSTGRES__POOL_SIZE" (include "taskflux.scalar" $handler.poolSize) -}}
 {{- $_ := set $variables "TASKFLUX_WORKER__DRAIN_SECONDS" (include "taskflux.scalar" $handler.drainSeconds) -}}
+{{- $_ := set $variables "TASKFLUX_WORKER__IMAGE" $handler.image.reference -}}
 {{- if eq $handler.name (dig "name" "" (include "taskflux.scalerRelay" $root | fromJson)) -}}
 {{- $push := $root.Values.keda.pushScaler -}}
 {{- $_ := set $variables "TASKFLUX_SCALER__PORT" (include "taskflux.scalar" $push.port) -}}

@@ -216,6 +216,7 @@ _DESCRIPTIONS: Final = {
     "createdAfter": "Only those stored at this time or later.",
     "createdBefore": "Only those stored before this time.",
     "originTopic": "Only those that came from this Kafka topic.",
+    "cause": "Only those with this cause, as the groups show it.",
 }
 _STATE: Final = {"type": "string", "enum": [*STATES, ALL], "default": OPEN}
 _FILTERS: Final = (
@@ -251,7 +252,8 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "groupDeadLetters",
         "Dead letters",
         "Count dead letters by cause",
-        "How many there are of each type and error class.",
+        "How many there are of each type and cause: error class and message, with numbers, ids, addresses and quoted"
+        " values replaced. The 200 largest groups; `others` sums the rest.",
         {200: answer("The groups.", content(ref("DeadLetterGroups"), {"groups": ("One group", s.GROUPS)}))},
         (p.INVALID_QUERY, *_STORE),
         _FILTERS,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from taskflux.http.queries import LEAST_RATE, LONGEST_NAME, LONGEST_TEXT, MOST_RATE, STATES
+from taskflux.http.queries import CAUSE, LEAST_RATE, LONGEST_NAME, LONGEST_TEXT, MOST_RATE, STATES
 from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
@@ -218,6 +218,7 @@ FILTERS: Final[dict[str, Json]] = {
     "createdAfter": MOMENT,
     "createdBefore": MOMENT,
     "originTopic": FILTER_NAME,
+    "cause": {"type": "string", "pattern": f"^{CAUSE}$"},
 }
 
 _BYTES: Final[Json] = obj({"encoding": {"enum": ["utf-8", "base64"]}, "data": TEXT})
@@ -232,13 +233,14 @@ def dead_letter_schemas() -> dict[str, Json]:
         description="The record of a poison message: as text if it is readable, else as base64.",
     )
     moved = {"payload": {}, "traceId": optional(TEXT), "timeline": {"type": "array", "items": ref("TimelineEntry")}}
-    group = {"taskType": optional(TEXT), "errorClass": TEXT, "count": COUNT, "oldest": MOMENT, "newest": MOMENT}
+    groups = {"groups": {"type": "array", "items": ref("DeadLetterGroup")}, "others": _OTHERS}
     job = {"replayId": ID, "matched": COUNT, "status": {"enum": ["running", "finished", "stopped"]}}
     return {
         "DeadLetter": obj(_dead_letter()),
         "DeadLetterPage": page("DeadLetter"),
         "DeadLetterInFull": obj({**_dead_letter(), **moved, "record": nullable(record)}),
-        "DeadLetterGroups": obj({"groups": {"type": "array", "items": obj(group)}}),
+        "DeadLetterGroup": _group(),
+        "DeadLetterGroups": obj(groups),
         "DeadLetterFilter": {
             "type": "object",
             "properties": {name: optional(schema) for name, schema in FILTERS.items()},
@@ -247,7 +249,7 @@ def dead_letter_schemas() -> dict[str, Json]:
             "description": "Which dead letters: all given conditions must match. At least one is required.",
         },
         "Replayed": obj({"deadLetterId": ID, "taskId": ID, "status": {"const": "scheduled"}}),
-        "DryRun": obj({"matched": COUNT, "groups": {"type": "array", "items": obj(group)}}),
+        "DryRun": obj({"matched": COUNT, **groups}),
         "BulkReplayStarted": obj(job),
         "BulkReplay": obj(
             {
@@ -262,6 +264,40 @@ def dead_letter_schemas() -> dict[str, Json]:
             }
         ),
     }
+
+
+_OTHERS: Final[Json] = obj({"groups": COUNT, "count": COUNT}, description="What the groups beyond the largest have.")
+
+
+def _group() -> Json:
+    image = obj({"name": TEXT, "since": MOMENT})
+    change = obj(
+        {"image": image, "before": nullable(image), "latest": image},
+        description="The image of the type's handler when the cause was first seen, the one before it, the latest one.",
+    )
+    trend = obj(
+        {"hours": COUNT, "counts": {"type": "array", "items": COUNT}},
+        description="How many came in each of the last hours, this one last, whatever became of them.",
+    )
+    sample = obj({"deadLetterId": ID, "reason": TEXT}, description="The newest one.")
+    cause = optional(TEXT) | {"description": "Its fingerprint, for the filter `cause`."}
+    message = optional(TEXT) | {"description": "Its message, with what varies replaced."}
+    return obj(
+        {
+            "taskType": optional(TEXT),
+            "errorClass": TEXT,
+            "cause": cause,
+            "message": message,
+            "count": COUNT,
+            "oldest": optional(MOMENT),
+            "newest": optional(MOMENT),
+            "firstSeen": optional(MOMENT) | {"description": "Of all that are kept, whatever the filter is."},
+            "lastSeen": optional(MOMENT),
+            "trend": trend,
+            "sample": nullable(sample),
+            "handler": nullable(change),
+        }
+    )
 
 
 REPAIR: Final[Json] = {
@@ -301,6 +337,7 @@ def _dead_letter() -> dict[str, Json]:
         "taskId": optional(ID),
         "taskType": optional(TEXT),
         "errorClass": TEXT,
+        "cause": optional(TEXT) | {"description": "What its group has in common; null for a moment after an upgrade."},
         "reason": TEXT,
         "attempts": COUNT,
         "origin": obj(origin, description="The place of its record in Kafka."),
@@ -392,6 +429,7 @@ DEAD_LETTER: Final[dict[str, Any]] = {
     "taskId": TASK_ID,
     "taskType": "email",
     "errorClass": "Permanent",
+    "cause": "1-4f0c2a9be371",
     "reason": "550 5.1.1 no such user",
     "attempts": 1,
     "origin": {"topic": "tasks.dlq", "partition": 3, "offset": 17, "timestamp": _AT},
@@ -409,9 +447,27 @@ DEAD_LETTER_IN_FULL: Final = {
 }
 DISCARDED: Final = {**DEAD_LETTER_IN_FULL, "state": "discarded", "discarded": {"at": _THEN, "reason": "a test"}}
 DEAD_LETTER_PAGE: Final = {"items": [DEAD_LETTER], "nextCursor": None}
-_GROUPS: Final = [{"taskType": "email", "errorClass": "Permanent", "count": 12, "oldest": _AT, "newest": _THEN}]
-GROUPS: Final = {"groups": _GROUPS}
-DRY_RUN: Final = {"matched": 12, "groups": _GROUPS}
+_IMAGE: Final = {"name": "ghcr.io/taskflux/taskflux:0.1.0", "since": _AT}
+GROUPS: Final = {
+    "groups": [
+        {
+            "taskType": "email",
+            "errorClass": "Permanent",
+            "cause": "1-4f0c2a9be371",
+            "message": "550 5.1.1 no such user",
+            "count": 12,
+            "oldest": _AT,
+            "newest": _THEN,
+            "firstSeen": _AT,
+            "lastSeen": _THEN,
+            "trend": {"hours": 24, "counts": [0] * 22 + [7, 5]},
+            "sample": {"deadLetterId": DEAD_LETTER_ID, "reason": DEAD_LETTER["reason"]},
+            "handler": {"image": _IMAGE, "before": None, "latest": _IMAGE},
+        }
+    ],
+    "others": {"groups": 0, "count": 0},
+}
+DRY_RUN: Final = {"matched": 12, **GROUPS}
 REPLAYED: Final = {"deadLetterId": DEAD_LETTER_ID, "taskId": TASK_ID, "status": "scheduled"}
 BULK_STARTED: Final = {"replayId": REPLAY_ID, "matched": 12, "status": "running"}
 BULK: Final = {

@@ -16,6 +16,7 @@ DELETE FROM tasks; DELETE FROM parked; DELETE FROM due; DELETE FROM workers; DEL
 DELETE FROM suspects;
 DELETE FROM idempotency_keys;
 DELETE FROM task_types; DELETE FROM circuits; DELETE FROM dead_letters; DELETE FROM leaders;
+DELETE FROM handler_images; DELETE FROM dead_letter_counts;
 DELETE FROM foreign_tasks; DELETE FROM early_reports; DELETE FROM notifications; DELETE FROM bulk_replays;
 """
 

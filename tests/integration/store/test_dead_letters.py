@@ -21,7 +21,7 @@ from tests.integration.store.scene import SOURCE, TYPE, Scene
 
 ORIGIN: dict[str, object] = {"topic": "tasks.dlq", "partition": 0, "offset": 5, "timestamp": 1}
 REASON = "it went to ann@example.org"
-TENANTS = ("tasks", "idempotency_keys", "parked")  # there is one
+TENANTS = ("tasks", "idempotency_keys", "parked", "dead_letter_counts")  # there is one
 ADDED = [
     f"taskflux-{name}"
     for name in ("origin-topic", "origin-partition", "origin-offset", "origin-timestamp", "error-class", "reason")
@@ -204,12 +204,19 @@ async def test_every_indexed_text_has_a_limit_that_fits_an_index(scene: Scene) -
     """Add every further index on a text here, with the most characters that the text can have."""
     longest = {
         ("circuits", "provider"): 100,  # a declaration's
+        ("dead_letter_counts", "cause"): 20,  # version and digest
+        ("dead_letter_counts", "error_class"): LONGEST_INDEXED,
+        ("dead_letter_counts", "state"): len("discarded"),
+        ("dead_letter_counts", "type"): LONGEST_INDEXED,
+        ("dead_letters", "cause"): 20,
         ("dead_letters", "error_class"): LONGEST_INDEXED,
         ("dead_letters", "identity"): 200,  # numbers and a digest
         ("dead_letters", "origin_topic(origin)"): LONGEST_INDEXED,
+        ("dead_letters", "state"): len("discarded"),
         ("dead_letters", "type"): LONGEST_INDEXED,
         ("due", "type"): 100,
         ("foreign_tasks", "identity"): 100 + 200 + 4,  # the type, and the producer's id
+        ("handler_images", "type"): 100,
         ("idempotency_keys", "key"): LONGEST_IDEMPOTENCY_KEY,
         ("leaders", "name"): 100,
         ("notifications", "id"): 100,

@@ -12,10 +12,11 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
-from taskflux.store.database import Database, Row
+from taskflux.store.database import Database, Row, Statement
 from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, Place
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
+from taskflux.tasks.causes import cause_of
 from taskflux.tasks.decision import Decision
 from taskflux.tasks.model import Submission
 from taskflux.tasks.states import Event, State
@@ -37,7 +38,12 @@ class Graveyard:
         self.claims = Claims(database, Worker(uuid7(), "test", "test", 1, None, "email"), SOURCE)
 
     async def die(
-        self, count: int = 1, task_type: str = "email", error: str = "Permanent", **changes: object
+        self,
+        count: int = 1,
+        task_type: str = "email",
+        error: str = "Permanent",
+        reason: str = "no such address",
+        **changes: object,
     ) -> list[UUID]:
         """Tasks that were claimed and died; their ids."""
         submissions = [
@@ -45,16 +51,21 @@ class Graveyard:
             for _ in range(count)
         ]
         await Tasks(self.database).insert(submissions, 0.0)
-        await self.settle([task.id for task in submissions], 1, task_type, error)
+        await self.settle([task.id for task in submissions], 1, task_type, error, reason)
         return [task.id for task in submissions]
 
     async def settle(
-        self, tasks: Sequence[UUID], version: int, task_type: str = "email", error: str | None = None
+        self,
+        tasks: Sequence[UUID],
+        version: int,
+        task_type: str = "email",
+        error: str | None = None,
+        reason: str = "no such address",
     ) -> None:
         """Claim these at `version` and let them die of `error`, or succeed."""
         claims = await self.claims.claim(task_type, dict.fromkeys(tasks, version))
         assert len(claims) == len(tasks)
-        died = Decision(Event.DIED, State.DEAD, error_class=error, reason="no such address", result={"seen": 1})
+        died = Decision(Event.DIED, State.DEAD, error_class=error, reason=reason, result={"seen": 1})
         decision = succeeded({}) if error is None else died
         await self.claims.settle_all([Settlement(claim.id, claim.version, decision) for claim in claims])
         if error is not None:
@@ -219,9 +230,8 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
         found = DeadLetterFilter(**wanted)  # type: ignore[arg-type]
         letters = await graves.letters(found)
         groups = await graves.dead_letters.groups(T, found, None)
-        assert (
-            sum(group["letters"] for group in groups) == len(letters) == await graves.dead_letters.count(T, found, None)
-        )
+        counted = await graves.dead_letters.count(T, found, None)
+        assert sum(group.letters for group in groups.groups) == groups.letters == len(letters) == counted
         return len(letters)
 
     assert await count() == 8
@@ -231,12 +241,99 @@ async def test_every_filter_finds_what_it_names_and_groups_count_it(graves: Grav
     assert await count(created_after=middle) == 5
     assert await count(origin_topic="tasks.sms") == 1
     assert await count(origin_topic="tasks.dlq") == 6
-    groups = await graves.dead_letters.groups(T, DeadLetterFilter(), "open")
-    assert [(group["type"], group["error_class"], group["letters"]) for group in groups][:2] == [
+    groups = (await graves.dead_letters.groups(T, DeadLetterFilter(), "open")).groups
+    assert [(group.type, group.error_class, group.letters) for group in groups][:2] == [
         ("sms", "Permanent", 3),
         ("email", "Permanent", 2),
     ]
     assert await graves.dead_letters.count("another", DeadLetterFilter(), None) == 0
+
+
+KEY, FLOAT = "KeyError: 'amount'", "ValueError: could not convert string to float: '{}'"
+
+
+async def test_two_causes_of_one_class_are_two_groups_and_one_is_replayed_alone(graves: Graveyard) -> None:
+    broken = [task for n in range(3) for task in await graves.die(1, error="Crash", reason=FLOAT.format(f"{n},5"))]
+    fixed = await graves.die(4, error="Crash", reason=KEY)
+    groups = await graves.dead_letters.groups(T, DeadLetterFilter(error_class="Crash"), "open")
+    assert [group.letters for group in groups.groups] == [4, 3]
+    wanted = DeadLetterFilter(cause=groups.groups[0].cause)
+    assert {row["task_id"] for row in await graves.letters(wanted)} == set(fixed)
+    bulk = await graves.bulk(wanted)
+
+    async def finished() -> bool:
+        await BulkReplays(graves.dead_letters).tick()
+        return bool((await graves.bulk_row(bulk))["status"] == "finished")
+
+    await eventually(finished, "the bulk replay ends")
+    assert {(await graves.task(task))["replays"] for task in fixed} == {1}
+    assert {(await graves.task(task))["replays"] for task in broken} == {0}
+
+
+async def test_a_group_says_since_when_how_often_and_under_which_image(graves: Graveyard) -> None:
+    for image in ("own:1", "own:1", "own:2"):
+        graves.claims.worker = graves.claims.worker._replace(image=image)
+        await graves.claims.begin()
+    first, second = await graves.die(2, reason="no user 17")
+    await graves.dead_letters.replay(T, (await graves.letter(first))["id"], None)
+    graves.claims.worker = graves.claims.worker._replace(image="own:3")
+    await graves.claims.begin()
+    [group] = (await graves.dead_letters.groups(T, DeadLetterFilter(), "open")).groups
+    letter = await graves.letter(second)
+    assert (group.letters, group.sample, group.reason) == (1, letter["id"], "no user 17")
+    assert group.first_seen == group.last_seen == group.oldest == group.newest == letter["created_at"]
+    assert sum(group.trend) == 2  # whatever became of them
+    assert group.change is not None
+    names = [image and image.name for image in group.change[:2]]
+    assert (names, group.change.latest.name) == (["own:2", "own:1"], "own:3")
+
+
+async def test_counts_by_cause_are_those_of_the_table_whatever_happens_at_once(graves: Graveyard) -> None:
+    reasons = ["no user 17", "no mailbox", KEY]
+    tasks = [task for reason in reasons for task in await graves.die(12, reason=reason)]
+    letters = [(await graves.letter(task))["id"] for task in tasks]
+    await asyncio.gather(
+        *(graves.dead_letters.replay(T, letter, None) for letter in letters[::3]),
+        *(graves.dead_letters.discard(T, letter, "a test") for letter in letters[1::3]),
+        *(graves.dead_letters.add([poison() for _ in range(20)]) for _ in range(4)),
+    )
+    delete = Statement("", "DELETE FROM dead_letters WHERE id = ANY($1)", ("ids",))
+    await graves.database.fetch(delete, ids=letters[:9])
+    counted = await graves.database.fetch(Statement("", COUNTS, ()))
+    assert counted == []
+    await graves.dead_letters.forget_counts()
+    assert await graves.database.fetch(Statement("", COUNTS, ())) == []
+
+
+COUNTS = """
+SELECT state, cause, type, hour, sum(letters) FROM (
+    SELECT state, cause, type, hour, letters FROM dead_letter_counts WHERE letters <> 0
+    UNION ALL
+    SELECT state, cause, COALESCE(type, ''), span.hour, -count(*) FROM dead_letters
+    CROSS JOIN LATERAL (VALUES ('-infinity'), (date_trunc('hour', created_at, 'UTC'))) AS span (hour)
+    GROUP BY 1, 2, 3, 4
+) AS both_ways GROUP BY 1, 2, 3, 4 HAVING sum(letters) <> 0
+"""
+
+
+async def test_causes_that_are_missing_are_computed_batch_by_batch(graves: Graveyard) -> None:
+    """Dead letters and dead tasks from before there were causes, or from a worker of the release before."""
+    tasks = await graves.die(5, reason=KEY)
+    await graves.dead_letters.add([poison() for _ in range(3)])
+    expected = await causes(graves)
+    assert len(set(expected.values())) == 2
+    for table in ("dead_letters", "parked"):
+        await graves.database.fetch(Statement("", f"UPDATE {table} SET cause = NULL", ()))
+    done = 0
+    while found := await graves.dead_letters.backfill_causes(2):
+        done += found
+    assert (done, await causes(graves)) == (8 + 5, expected)
+    assert set(expected) >= set(tasks)
+
+
+async def causes(graves: Graveyard) -> dict[UUID, str]:
+    both = "SELECT id, cause FROM dead_letters UNION ALL SELECT task_id, cause FROM parked"
+    return {row["id"]: row["cause"] for row in await graves.database.fetch(Statement("", both, ()))}
 
 
 async def test_pages_hold_every_dead_letter_once(graves: Graveyard) -> None:
@@ -354,7 +451,8 @@ async def test_a_bulk_replay_of_nothing_is_finished_at_once(graves: Graveyard) -
 async def test_the_filter_of_a_bulk_replay_is_read_back_as_it_was_given(graves: Graveyard) -> None:
     await graves.die()
     at = datetime(2000, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
-    wanted = DeadLetterFilter("email", "Permanent", at, at + timedelta(days=9999), "tasks.dlq")
+    cause = cause_of("Permanent", "no such address").fingerprint
+    wanted = DeadLetterFilter("email", "Permanent", at, at + timedelta(days=9999), "tasks.dlq", cause)
     await graves.bulk(wanted)
     [running] = await graves.dead_letters.running_bulk()
     assert running.filter == wanted

@@ -7,7 +7,7 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from tests.unit.http.stores import AT, NOW, Row
+from tests.unit.http.stores import AT, CAUSE, NOW, Row
 
 
 def letter(**changes: Any) -> Row:
@@ -19,6 +19,7 @@ def letter(**changes: Any) -> Row:
         "task_version": 2,
         "type": "email",
         "error_class": "Permanent",
+        "cause": CAUSE,
         "reason": "550 no such user",
         "attempts": 1,
         "payload": '{"to": "ada@example.org", "subject": "hi"}',

@@ -9,7 +9,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from taskflux.store.dead_letters import DeadLetterFilter, DeadLetters, Place, Replayed, to_text
+from taskflux.store.dead_letters import (
+    Change,
+    DeadLetterFilter,
+    DeadLetters,
+    Group,
+    Groups,
+    Image,
+    Place,
+    Replayed,
+    to_text,
+)
 from taskflux.store.errors import StoreError
 from taskflux.store.tasks import Page, Resolution, SearchTooLong, TaskFilter, Tasks, TaskTypes
 from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
@@ -19,6 +29,7 @@ Row = dict[str, Any]
 AT = "2030-01-01T00:00:00.000000Z"
 ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+CAUSE = "1-4f0c2a9be371"
 
 EMAIL_SCHEMA = {
     "type": "object",
@@ -203,10 +214,15 @@ class MemoryLetters(DeadLetters):
             row for row in newest if behind is None or (row["created_at"], row["id"]) < (behind.created_at, behind.id)
         ][:limit]
 
-    async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Sequence[Row]:
+    async def groups(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> Groups:
         self._asked = wanted, state, None, None
-        group = {"type": "email", "error_class": "Permanent", "letters": len(self.rows), "oldest": NOW, "newest": NOW}
-        return [group] if self.rows else []
+        if not self.rows:
+            return Groups([], 0, 0)
+        sample, *_ = self.rows.values()
+        ran, latest = Image("own:1", NOW), Image("own:2", NOW)
+        seen, trend = (NOW, NOW, NOW, NOW), [0] * 23 + [len(self.rows)]
+        about = sample["id"], sample["reason"], trend, Change(ran, None, latest)
+        return Groups([Group("email", "Permanent", CAUSE, len(self.rows), *seen, *about)], 3, 7)
 
     async def count(self, tenant: str, wanted: DeadLetterFilter, state: str | None) -> int:
         return len(self.rows)

@@ -18,7 +18,7 @@ from taskflux.http.queries import read_dead_letter_query
 from taskflux.store.dead_letters import DeadLetterFilter
 from tests.unit.http.letters import letter, poison
 from tests.unit.http.memory import Fixture, bad_fields, problem
-from tests.unit.http.stores import AT, NOW
+from tests.unit.http.stores import AT, CAUSE, NOW
 
 REPAIRED = {"to": "bob@example.org", "subject": "hi"}
 
@@ -35,6 +35,7 @@ async def test_a_dead_letter_in_a_list_says_what_failed_where_and_what_was_done_
                 "taskId": str(row["task_id"]),
                 "taskType": "email",
                 "errorClass": "Permanent",
+                "cause": CAUSE,
                 "reason": "550 no such user",
                 "attempts": 1,
                 "origin": {
@@ -108,9 +109,10 @@ async def test_a_query_becomes_a_filter_and_asks_for_open_dead_letters(http: Fix
         "createdAfter": "2030-01-01T01:00:00+01:00",
         "createdBefore": "2030-01-02T00:00:00Z",
         "originTopic": "tasks.dlq",
+        "cause": CAUSE,
     }
     await http.client.get("/dead-letters", params=query)
-    wanted = DeadLetterFilter("email", "Permanent", NOW, NOW + timedelta(days=1), "tasks.dlq")
+    wanted = DeadLetterFilter("email", "Permanent", NOW, NOW + timedelta(days=1), "tasks.dlq", CAUSE)
     assert http.letters.last_asked() == (wanted, "open", None, 51)
     await http.client.get("/dead-letters/groups", params={**query, "state": "all"})
     assert http.letters.last_asked() == (wanted, None, None, None)
@@ -125,6 +127,7 @@ async def test_a_query_becomes_a_filter_and_asks_for_open_dead_letters(http: Fix
         ("errorClass=%00", "errorClass", "printable"),
         ("createdAfter=yesterday", "createdAfter", "RFC 3339"),
         ("createdBefore=0001-01-01T00:00:00%2B10:00", "createdBefore", "out of range"),
+        ("cause=KeyError", "cause", "such as 1-4f0c2a9be371"),
         ("state=closed", "state", "one of open"),
         ("limit=0", "limit", "from 1 to 200"),
         ("limit=201", "limit", "from 1 to 200"),
@@ -368,10 +371,28 @@ async def test_an_invalid_bulk_replay_is_refused_by_its_fields(http: Fixture, bo
 
 
 async def test_a_dry_run_counts_and_sends_nothing(http: Fixture) -> None:
-    http.letters.put(letter())
-    response = await http.client.post("/dead-letters/replay", json={"filter": {"taskType": "email"}, "dryRun": True})
-    group = {"taskType": "email", "errorClass": "Permanent", "count": 1, "oldest": AT, "newest": AT}
-    assert (response.status_code, response.json()) == (200, {"matched": 1, "groups": [group]})
+    identifier = http.letters.put(letter())
+    response = await http.client.post("/dead-letters/replay", json={"filter": {"cause": CAUSE}, "dryRun": True})
+    group = {
+        "taskType": "email",
+        "errorClass": "Permanent",
+        "cause": CAUSE,
+        "message": "550 no such user",
+        "count": 1,
+        "oldest": AT,
+        "newest": AT,
+        "firstSeen": AT,
+        "lastSeen": AT,
+        "trend": {"hours": 24, "counts": [0] * 23 + [1]},
+        "sample": {"deadLetterId": str(identifier), "reason": "550 no such user"},
+        "handler": {
+            "image": {"name": "own:1", "since": AT},
+            "before": None,
+            "latest": {"name": "own:2", "since": AT},
+        },
+    }
+    others = {"groups": 3, "count": 7}
+    assert (response.status_code, response.json()) == (200, {"matched": 8, "groups": [group], "others": others})
     assert http.letters.bulk == {}
 
 
