@@ -21,6 +21,7 @@ from taskflux.cli.shown import (
     show_dead_letter,
     show_dead_letters,
     show_groups,
+    show_jobs,
     tell_more,
 )
 from taskflux.cli.values import Duration, Id, Moment, payload_of
@@ -125,12 +126,32 @@ def show(dead_letter_id: str, as_json: bool, api: Api) -> None:
 
 
 @dead_letters.command(cls=ApiCommand)
-@click.argument("dead_letter_ids", type=Id(), metavar="ID…", nargs=-1, required=True)
+@click.argument("dead_letter_ids", type=Id(), metavar="[ID…]", nargs=-1)
 @click.option("--reason", required=True, help="Why nothing is to be done about it; it is kept.")
+@click.option("--type", "task_type", help="All of this task type.")
+@click.option("--error-class", help="All of this class of error.")
+@click.option("--cause", help="All with this cause, as `groups` shows it.")
+@click.option("--after", type=Moment(past=True), help="All stored after this time, or at most so long ago: 2h.")
+@click.option("--before", type=Moment(past=True), help="All stored before this time.")
+@click.option("--origin-topic", help="All that came from this Kafka topic.")
+@click.option("--dry-run", is_flag=True, help="Only say how many would be discarded.")
+@click.option("--actor", help="Who asks for it; shown with the job.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk discard; required without a terminal.")
 @json_option
 @api_option
-def discard(dead_letter_ids: Sequence[str], reason: str, as_json: bool, api: Api) -> None:
-    """Put dead letters aside: nothing is to be done about them. They stay to be looked at."""
+def discard(dead_letter_ids: Sequence[str], reason: str, as_json: bool, api: Api, **given: Any) -> None:
+    """Put dead letters aside: nothing is to be done about them. They stay to be looked at.
+
+    By their IDs, or all that fit a filter, as a job of the server.
+    """
+    by_filter = {name: value for name, value in query_of(given).items() if value is not None}
+    if bool(by_filter) == bool(dead_letter_ids):
+        raise click.UsageError("say which: IDs, or a filter (--type, --error-class, --cause, --after, --before, …)")
+    if by_filter:
+        job = _start(api, "discard", by_filter, {"reason": reason}, given, as_json)
+        if job is not None:
+            _look_on(api, job, 0.0, as_json)
+        return
     done = [api.call("POST", f"/dead-letters/{each}/discard", {"reason": reason}).document for each in dead_letter_ids]
     if as_json:
         print_json(done)
@@ -161,7 +182,14 @@ PATIENCE = 60
 @click.option("--before", type=Moment(past=True), help="All stored before this time.")
 @click.option("--origin-topic", help="All that came from this Kafka topic.")
 @click.option("--dry-run", is_flag=True, help="Only say how many would be replayed.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Replays per second, instead of 50.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Replays per second, instead of as many as the type's tasks that ended lately (50 if there were none).",
+)
+@click.option("--canary", type=click.IntRange(0, 1000), help="Replay so many first and wait for them, instead of 10.")
+@click.option("--max-failure-rate", type=click.FloatRange(0, 1), help="Stop if more of the last 100 fail than 0.5.")
+@click.option("--actor", help="Who asks for it; shown with the job.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before a bulk replay; required without a terminal.")
 @click.option("--detach", is_flag=True, help="Start the bulk replay and do not look on.")
 @click.option(
@@ -226,7 +254,11 @@ def _replacement(payload: str | None, file: BinaryIO | None, value: str | None, 
         for name in ("error_class", "cause", "after", "before", "origin_topic")
         if given[name]
     ]
-    wrong += [f"--{name.replace('_', '-')}" for name in ("dry_run", "rate", "detach") if given[name]]
+    wrong += [
+        f"--{name.replace('_', '-')}"
+        for name in ("dry_run", "rate", "canary", "max_failure_rate", "actor", "detach")
+        if given[name] is not None and given[name] is not False
+    ]
     if wrong:
         raise click.UsageError(f"{', '.join(wrong)} belong to a bulk replay: leave them out, or leave out the ID")
     body: Document = {}
@@ -257,29 +289,66 @@ def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, 
             "say which: an ID, or a filter (--type, --error-class, --cause, --after, --before, --origin-topic);"
             " to replay everything, say so with --after 3650d"
         )
+    options = {"rate": given["rate"], "canary": given["canary"], "maxFailureRate": given["max_failure_rate"]}
+    options = {name: value for name, value in options.items() if value is not None}
+    job = _start(api, "replay", by_filter, options, given, as_json)
+    if job is None:
+        return
+    if given["detach"]:
+        _show(job, as_json)
+    else:
+        _look_on(api, job, timeout, as_json)
+
+
+def _start(
+    api: Api, action: str, by_filter: Document, options: Document, given: dict[str, Any], as_json: bool
+) -> Document | None:
+    """Start a job, once its size is confirmed; None after a dry run, which was shown."""
     asks = not given["yes"] and not given["dry_run"]
     if asks and not on_terminal():
         raise click.UsageError(
             "there is no terminal to ask for confirmation: pass --yes, or --dry-run to only count them"
         )
-    dry = api.call("POST", "/dead-letters/replay", {"filter": by_filter, "dryRun": True}).document
+    path, done = f"/dead-letters/{action}", _DONE[action]
+    dry = api.call("POST", path, {"filter": by_filter, "dryRun": True, **_only(options, "reason")}).document
     matched = dry["matched"]
     if given["dry_run"]:
         if as_json:
             print_json(dry)
-            return
-        click.echo(f"{counted(matched, 'dead letter')} would be replayed")
+            return None
+        click.echo(f"{counted(matched, 'dead letter')} would be {done}")
         if dry.get("groups"):
             show_groups(dry)
-        return
-    if asks and matched and not click.confirm(f"Replay {counted(matched, 'dead letter')}?", err=True):
-        leave("nothing was replayed", FAILED)
-    body = {"filter": by_filter, "dryRun": False} | ({} if given["rate"] is None else {"rate": given["rate"]})
-    job = api.call("POST", "/dead-letters/replay", body).document
-    if given["detach"]:
-        _show(job, as_json)
+        return None
+    if asks and matched and not click.confirm(f"{action.title()} {counted(matched, 'dead letter')}?", err=True):
+        leave(f"nothing was {done}", FAILED)
+    actor = {} if given["actor"] is None else {"actor": given["actor"]}
+    started: Document = api.call("POST", path, {"filter": by_filter, "dryRun": False, **options, **actor}).document
+    return started
+
+
+_DONE: Final = {"replay": "replayed", "discard": "discarded"}
+
+
+def _only(options: Document, name: str) -> Document:
+    return {name: options[name]} if name in options else {}
+
+
+@dead_letters.command(cls=ApiCommand)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@click.option("--cursor", help="Go on where an earlier list ended.")
+@json_option
+@api_option
+def jobs(limit: int, cursor: str | None, as_json: bool, api: Api) -> None:
+    """List bulk replays and discards, newest first: who started them, and how they went."""
+    items, following = api.list("/dead-letters/replays", limit, cursor=cursor)
+    if as_json:
+        print_json({"items": items, "nextCursor": following})
+    elif items:
+        show_jobs(items)
+        tell_more(following)
     else:
-        _look_on(api, job, timeout, as_json)
+        click.echo("there are no jobs", err=True)
 
 
 def _look_on(api: Api, job: Document, timeout: float, as_json: bool) -> None:
@@ -289,11 +358,11 @@ def _look_on(api: Api, job: Document, timeout: float, as_json: bool) -> None:
     """
     replay_id = job["replayId"]
     try:
-        with click.progressbar(length=max(job["matched"], 1), label="replaying", file=sys.stderr) as bar:
+        with click.progressbar(length=max(job["matched"], 1), label="working", file=sys.stderr) as bar:
             while True:
                 job = _job(api, replay_id)
-                bar.update(job.get("replayed", 0) + job.get("skipped", 0) - bar.pos)
-                if job["status"] != "running":
+                bar.update(job.get("replayed", 0) + job.get("discarded", 0) + job.get("skipped", 0) - bar.pos)
+                if job["status"] not in ("canary", "running"):
                     break
                 sleep(LOOK_EVERY)
         until = monotonic() + timeout
@@ -350,7 +419,10 @@ def _finish(job: Document, as_json: bool) -> None:
     _show(job, as_json)
     outcomes = job.get("outcomes") or {}
     if job["status"] != "finished":
-        leave(f"the replay was {job['status']} before it finished", FAILED)
+        because = job.get("stoppedBecause")
+        leave(
+            f"the {job['action']} was {job['status']} before it finished" + (f": {because}" if because else ""), FAILED
+        )
     if dead := outcomes.get("dead", 0):
         leave(f"{counted(dead, 'task')} died again: taskflux dead-letters groups shows why", FAILED)
     if uncertain := outcomes.get("uncertain", 0):
@@ -365,6 +437,10 @@ def _show(job: Document, as_json: bool) -> None:
         print_json(job)
         return
     outcomes = ", ".join(f"{number:,} {name}" for name, number in (job.get("outcomes") or {}).items() if number)
-    told = f"{job['replayId']} {job['status']}: {job.get('replayed', 0):,} of {job['matched']:,} replayed"
-    skipped = job.get("skipped") or 0
-    click.echo(told + (f", {skipped:,} skipped" if skipped else "") + (f"; so far {outcomes}" if outcomes else ""))
+    done = _DONE[job["action"]]
+    told = f"{job['replayId']} {job['status']}: {job.get(done, 0):,} of {job['matched']:,} {done}"
+    skipped, new_causes = job.get("skipped") or 0, job.get("newCauses") or []
+    told += (f", {skipped:,} skipped" if skipped else "") + (f"; so far {outcomes}" if outcomes else "")
+    click.echo(told + (f", {counted(len(new_causes), 'new cause')}" if new_causes else ""))
+    for new in new_causes:
+        click.echo(f"  {new['cause']}  {counted(new['count'], 'task')}")

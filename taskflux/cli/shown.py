@@ -256,6 +256,26 @@ def _told(change: Document | None) -> str | None:
     return cell("; ".join(told)) or None
 
 
+def show_jobs(jobs: Sequence[Document]) -> None:
+    """A line for each job on dead letters."""
+    columns = ("job", "action", "status", "by", "started", "done", "of", "filter", "note")
+    rows = [
+        [
+            job["replayId"],
+            job["action"],
+            job["status"],
+            job.get("actor") or "–",
+            moment(job["createdAt"]),
+            f"{job['replayed'] + job['discarded']:,}",
+            f"{job['matched']:,}",
+            shortened(" ".join(f"{name}={value}" for name, value in job["filter"].items()), 80),
+            job.get("stoppedBecause") or job.get("reason") or "",
+        ]
+        for job in jobs
+    ]
+    print_table(columns, rows)
+
+
 def show_dead_letter(letter: Document) -> None:
     """Everything about one dead letter."""
     origin = letter.get("origin") or {}

@@ -67,6 +67,8 @@ def create_app(
         _route("GET", "/dead-letters", dead_letters.page, "listDeadLetters"),
         _route("GET", "/dead-letters/groups", dead_letters.groups, "groupDeadLetters"),
         _route("POST", "/dead-letters/replay", dead_letters.start_bulk, "replayDeadLetters"),
+        _route("POST", "/dead-letters/discard", dead_letters.start_discard, "discardDeadLetters"),
+        _route("GET", "/dead-letters/replays", dead_letters.list_bulk, "listReplays"),
         _route("GET", "/dead-letters/replays/{replay_id}", dead_letters.show_bulk, "getReplay"),
         _route("DELETE", "/dead-letters/replays/{replay_id}", dead_letters.stop_bulk, "stopReplay"),
         _route("GET", "/dead-letters/{letter_id}", dead_letters.show, "getDeadLetter"),

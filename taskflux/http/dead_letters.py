@@ -32,11 +32,19 @@ from taskflux.http.problems import (
     not_valid,
     unknown_fields,
 )
-from taskflux.http.queries import dead_letter_cursor, read_bulk, read_dead_letter_query
+from taskflux.http.queries import (
+    USUAL_RATE,
+    Bulk,
+    dead_letter_cursor,
+    read_bulk,
+    read_dead_letter_query,
+    read_job_query,
+    task_cursor,
+)
 from taskflux.http.requests import Client, client_of
 from taskflux.http.submissions import Submissions
 from taskflux.http.tasks import LONGEST_REASON, hold_stored, parse_timeline, stored_json
-from taskflux.store.dead_letters import OPEN, TREND_HOURS, Change, DeadLetters, Group, Groups, Image
+from taskflux.store.dead_letters import OPEN, TREND_HOURS, Change, DeadLetterFilter, DeadLetters, Group, Groups, Image
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
 from taskflux.tasks.bounds import LARGE
@@ -137,23 +145,52 @@ class DeadLetterRoutes:
         Two at once over the same dead letters replay each of them once. The relay's leader runs it, at a rate.
         """
         document, _ = await self._body(request)
-        wanted, rate, dry_run = read_bulk(document)
-        if dry_run:
+        return await self._start(request, read_bulk(document))
+
+    async def start_discard(self, request: Request) -> Response:
+        """Start to discard the open dead letters that a filter finds; a dry run only counts them."""
+        document, _ = await self._body(request)
+        return await self._start(request, read_bulk(document, discards=True))
+
+    async def _start(self, request: Request, bulk: Bulk) -> Response:
+        if bulk.dry_run:
             # Both figures are from one query, so that they agree while more dead letters arrive.
-            groups = await self.dead_letters.groups(DEFAULT_TENANT, wanted, OPEN)
+            groups = await self.dead_letters.groups(DEFAULT_TENANT, bulk.wanted, OPEN)
             return json_answer({"matched": groups.letters, **groups_document(groups)})
+        rate = bulk.rate or await self._usual_rate(bulk.wanted)
         client_of(request.scope).begin()
-        row = await self.dead_letters.start_bulk(DEFAULT_TENANT, uuid7(), wanted, rate)
-        log.info("a bulk replay begins", extra={"replay": str(row["id"]), "matched": row["matched"]})
-        answer = {"replayId": str(row["id"]), "matched": row["matched"], "status": row["status"]}
+        row = await self.dead_letters.start_bulk(DEFAULT_TENANT, uuid7(), bulk.wanted, rate, bulk.plan)
+        about = {"replay": str(row["id"]), "action": row["action"], "matched": row["matched"]}
+        log.info("a bulk %s begins", row["action"], extra=about)
+        answer = {"replayId": str(row["id"]), "action": row["action"], "matched": row["matched"]}
+        answer["status"] = _status(row["status"])
         return json_answer(answer, 202, {"Location": f"/dead-letters/replays/{row['id']}"})
 
+    async def _usual_rate(self, wanted: DeadLetterFilter) -> float:
+        """What the type has done lately, where it has done more than a few; else `USUAL_RATE`."""
+        task_type = wanted.type
+        if task_type is None:
+            newest = await self.dead_letters.page(DEFAULT_TENANT, wanted, OPEN, None, 1)
+            task_type = newest[0]["type"] if newest else None
+        rate = await self.dead_letters.recent_throughput(task_type) if task_type else 0.0
+        return min(max(rate, USUAL_RATE / 5), USUAL_RATE * 10) if rate >= 1 else USUAL_RATE
+
+    async def list_bulk(self, request: Request) -> Response:
+        """The jobs on dead letters, newest first."""
+        asked = read_job_query(request.query_params.multi_items())
+        rows = await self.dead_letters.list_bulk(DEFAULT_TENANT, asked.after, asked.limit + 1)
+        shown = rows[: asked.limit]
+        following = task_cursor(shown[-1]["id"], asked) if len(rows) > asked.limit else None
+        return json_answer({"items": [bulk_item(row) for row in shown], "nextCursor": following})
+
     async def show_bulk(self, request: Request) -> Response:
-        """The progress of a bulk replay, and the outcomes of its tasks."""
+        """The progress of a job, and the outcomes of the tasks that it replayed."""
         row = await self.dead_letters.get_bulk(DEFAULT_TENANT, path_id(request, "replay_id", _unknown_replay))
         if row is None:
             raise _unknown_replay(request.path_params["replay_id"])
-        return json_answer(bulk_document(row, await self.dead_letters.bulk_outcomes(row["id"])))
+        outcomes = await self.dead_letters.bulk_outcomes(row["id"])
+        new_causes = await self.dead_letters.new_causes(row["id"]) if outcomes.get("dead") else {}
+        return json_answer(bulk_document(row, outcomes, new_causes))
 
     async def stop_bulk(self, request: Request) -> Response:
         """Stop a bulk replay: nothing more is replayed once this is answered. One that has ended is not changed."""
@@ -303,20 +340,37 @@ def _image(image: Image) -> dict[str, str]:
     return {"name": image.name, "since": rfc3339(image.since)}
 
 
-def bulk_document(row: Mapping[str, Any], outcomes: Mapping[str, int]) -> dict[str, Any]:
-    """A bulk replay (columns of the query `get_bulk_replay`) and the outcomes of its tasks so far."""
+def bulk_document(row: Mapping[str, Any], outcomes: Mapping[str, int], new_causes: Mapping[str, int]) -> dict[str, Any]:
+    """A job (columns of the query `get_bulk_replay`), and the outcomes of its tasks so far."""
+    causes = [{"cause": cause, "count": count} for cause, count in new_causes.items()]
+    return bulk_item(row) | {"outcomes": dict(sorted(outcomes.items())), "newCauses": causes}
+
+
+def bulk_item(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as lists show it."""
+    replays = row["action"] == "replay"
     return {
         "replayId": str(row["id"]),
-        "status": row["status"],
+        "action": row["action"],
+        "status": _status(row["status"]),
+        "actor": row["who"],
+        "reason": row["reason"],
         "filter": json.loads(row["filter"]),
         "rate": row["rate"],
+        "canary": row["canary"],
+        "maxFailureRate": row["most_failures"],
         "matched": row["matched"],
-        "replayed": row["replayed"],
+        "replayed": row["replayed"] if replays else 0,
+        "discarded": 0 if replays else row["replayed"],
         "skipped": row["skipped"],
-        "outcomes": dict(sorted(outcomes.items())),
+        "stoppedBecause": row["stopped_because"],
         "createdAt": rfc3339(row["created_at"]),
         "updatedAt": rfc3339(row["updated_at"]),
     }
+
+
+def _status(stored: str) -> str:
+    return "running" if stored == "discarding" else stored
 
 
 def shown_bytes(raw: bytes | None) -> dict[str, str] | None:

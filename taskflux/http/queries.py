@@ -27,7 +27,7 @@ from taskflux.http.problems import (
     shortened,
     unknown_fields,
 )
-from taskflux.store.dead_letters import OPEN, DeadLetterFilter, Place
+from taskflux.store.dead_letters import OPEN, DeadLetterFilter, Place, Plan
 from taskflux.store.tasks import SearchTooLong, TaskFilter
 from taskflux.store.texts import indexed
 from taskflux.tasks.fields import LONGEST_KEY, moment, rfc3339
@@ -138,8 +138,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_CURSOR: Final = "is not a cursor: pass a nextCursor on unchanged"
 
 
-def task_cursor(task: UUID, query: Query[TaskFilter, UUID]) -> str:
-    """The cursor of what follows this task in the same list."""
+def task_cursor(task: UUID, query: Query[Any, UUID]) -> str:
+    """The cursor of what follows this task, or this job, in the same list."""
     return _write_cursor(task.bytes, query.wanted)
 
 
@@ -268,16 +268,32 @@ DEAD_LETTER_FILTERS: Final[dict[str, Reader]] = {
 
 USUAL_RATE: Final = 50.0
 LEAST_RATE, MOST_RATE = 0.01, 5_000.0
+USUAL_CANARY, MOST_CANARY = 10, 1_000
+USUAL_CANARY_SECONDS, MOST_CANARY_SECONDS = 300.0, 86_400.0
+USUAL_FAILURES: Final = 0.5
+LONGEST_REASON: Final = 1000
 
 
-def read_bulk(document: Mapping[str, Any]) -> tuple[DeadLetterFilter, float, bool]:
-    """The bulk replay that a body asks for: its filter, its rate, and whether it only counts.
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """What is to be done with the dead letters that a filter finds. `rate` None follows the type's throughput."""
+
+    wanted: DeadLetterFilter
+    rate: float | None
+    dry_run: bool
+    plan: Plan
+
+
+def read_bulk(document: Mapping[str, Any], *, discards: bool = False) -> Bulk:
+    """The bulk replay, or discard, that a body asks for.
 
     Raises:
         Problem: 422, naming each invalid field; or the filter is empty.
     """
     errors: list[FieldError] = []
-    values = read_fields(document, {"filter": _object, "dryRun": _boolean, "rate": _rate}, errors)
+    values = read_fields(document, _DISCARD if discards else _REPLAY, errors)
+    if discards and "reason" not in values and not any(error.field == "reason" for error in errors):
+        errors.append(FieldError("reason", "is required: it is stored with each of them"))
     readers = DEAD_LETTER_FILTERS | {"createdAfter": moment, "createdBefore": moment}
     found = read_fields(values.get("filter", {}), readers, errors, "filter.")
     if errors:
@@ -287,7 +303,14 @@ def read_bulk(document: Mapping[str, Any]) -> tuple[DeadLetterFilter, float, boo
         known = ", ".join(DEAD_LETTER_FILTERS)
         detail = f"say which dead letters: give at least one of {known}; for all of them, createdBefore: now"
         raise Problem(EMPTY_FILTER, detail, [FieldError("filter", "is empty")])
-    return wanted, values.get("rate", USUAL_RATE), values.get("dryRun", False)
+    plan = Plan(
+        values.get("actor"),
+        values.get("reason"),
+        values.get("canary", USUAL_CANARY),
+        values.get("canarySeconds", USUAL_CANARY_SECONDS),
+        values.get("maxFailureRate", USUAL_FAILURES),
+    )
+    return Bulk(wanted, values.get("rate"), values.get("dryRun", False), plan)
 
 
 def _object(value: object) -> dict[str, Any]:
@@ -306,3 +329,39 @@ def _rate(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_RATE <= value <= MOST_RATE:
         raise ValueError(f"must be a number of dead letters a second from {LEAST_RATE:g} to {MOST_RATE:g}")
     return float(value)
+
+
+def _number(least: float, most: float, *, whole: bool = False) -> Reader:
+    def read(value: object) -> float:
+        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not fits or not least <= value <= most:  # type: ignore[operator]
+            raise ValueError(f"must be a {'whole ' if whole else ''}number from {least:g} to {most:g}")
+        return value  # type: ignore[return-value]
+
+    return read
+
+
+def _reason(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value.strip()) <= LONGEST_REASON:
+        raise ValueError(f"must be a text of 1 to {LONGEST_REASON} printable characters")
+    return value.strip()
+
+
+_ANY_BULK: Final[dict[str, Reader]] = {"filter": _object, "dryRun": _boolean, "actor": _text(100)}
+_REPLAY: Final[dict[str, Reader]] = {
+    **_ANY_BULK,
+    "rate": _rate,
+    "canary": _number(0, MOST_CANARY, whole=True),
+    "canarySeconds": _number(1, MOST_CANARY_SECONDS),
+    "maxFailureRate": _number(0, 1),
+}
+_DISCARD: Final[dict[str, Reader]] = {**_ANY_BULK, "reason": _reason}
+
+
+def read_job_query(parameters: Parameters) -> Query[None, UUID]:
+    """The page of jobs that a query asks for."""
+    given, errors = _once(parameters)
+    values = read_fields(given, {"limit": _limit, "cursor": _task_cursor}, errors)
+    if errors:
+        raise not_valid(INVALID_QUERY, errors)
+    return Query(None, values.get("limit", USUAL_PAGE), _after(values.get("cursor"), None))

@@ -26,6 +26,7 @@ from taskflux.telemetry.tracing import UNTRACED, Destination
 log = logging.getLogger(__name__)
 
 SQL: Final = statements("dead_letters")
+BY_HAND: Final = "it was stopped by hand"
 
 
 class DeadLetter(NamedTuple):
@@ -251,31 +252,75 @@ class DeadLetters:
         )
         return Replayed(**row) if row else None
 
-    async def start_bulk(self, tenant: str, replay: UUID, wanted: DeadLetterFilter, rate: float) -> Row:
-        """Request a bulk replay of the `wanted` open dead letters, at `rate` a second: id, matched, status."""
+    async def start_bulk(
+        self, tenant: str, job: UUID, wanted: DeadLetterFilter, rate: float, plan: Plan | None = None
+    ) -> Row:
+        """Request a job on the `wanted` open dead letters: id, matched, status, action. Replays are at `rate` a second.
+
+        Without a plan, nobody is named, and there is neither a canary nor a limit of failures.
+        """
+        plan = plan or Plan()
         row = await self.database.fetchrow(
-            SQL["start_bulk_replay"], id=replay, tenant=tenant, **asdict(wanted), filter=to_text(wanted), rate=rate
+            SQL["start_bulk_replay"],
+            id=job,
+            tenant=tenant,
+            **asdict(wanted),
+            filter=to_text(wanted),
+            rate=rate,
+            **asdict(plan),
         )
         assert row is not None
         return row
 
-    async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
-        """A bulk replay (columns of `get_bulk_replay`), or None."""
-        return await self.database.fetchrow(SQL["get_bulk_replay"], id=replay, tenant=tenant)
+    async def recent_throughput(self, task_type: str) -> float:
+        """How many tasks of a type have ended a second, over the last minute."""
+        row = await self.database.fetchrow(SQL["recent_throughput"], type=task_type, look=NEWEST)
+        return float(row["rate"]) if row else 0.0
 
-    async def bulk_outcomes(self, replay: UUID) -> Mapping[str, int]:
+    async def get_bulk(self, tenant: str, job: UUID) -> Row | None:
+        """A job (columns of `get_bulk_replay`), or None."""
+        return await self.database.fetchrow(SQL["get_bulk_replay"], id=job, tenant=tenant)
+
+    async def list_bulk(self, tenant: str, behind: UUID | None, limit: int) -> Sequence[Row]:
+        """At most `limit` jobs, newest first."""
+        return await self.database.fetch(SQL["list_bulk_replays"], tenant=tenant, behind=behind, limit=limit)
+
+    async def bulk_outcomes(self, job: UUID) -> Mapping[str, int]:
         """Outcome, or present state → how many of the tasks that it replayed."""
-        rows = await self.database.fetch(SQL["bulk_replay_outcomes"], id=replay)
+        rows = await self.database.fetch(SQL["bulk_replay_outcomes"], id=job)
         return {row["outcome"]: row["letters"] for row in rows}
 
-    async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
-        """Stop a bulk replay at once; whether it was running."""
-        return await self.database.fetchrow(SQL["stop_bulk_replay"], id=replay, tenant=tenant) is not None
+    async def new_causes(self, job: UUID) -> Mapping[str, int]:
+        """Causes of tasks that died again, if none of the job's dead letters had them → how many."""
+        rows = await self.database.fetch(SQL["new_causes_of_bulk"], id=job)
+        return {row["cause"]: row["letters"] for row in rows}
+
+    async def stop_bulk(self, tenant: str, job: UUID, because: str = BY_HAND) -> bool:
+        """Stop a job at once; whether it was under way."""
+        row = await self.database.fetchrow(SQL["stop_bulk_replay"], id=job, tenant=tenant, because=because)
+        return row is not None
 
     async def running_bulk(self) -> Sequence[BulkReplay]:
-        """Bulk replays that are running, the oldest first."""
+        """Jobs that are under way, the oldest first."""
         rows = await self.database.fetch(SQL["running_bulk_replays"], limit=MOST_BULK_REPLAYS)
         return [BulkReplay(**{**row, "filter": from_text(row["filter"])}) for row in rows]
+
+    async def recent_of_bulk(self, job: UUID, most: int, judged: int) -> tuple[int, int]:
+        """Of the last `most` replays of a job: how many have no outcome yet; and the failures of the last `judged`."""
+        row = await self.database.fetchrow(SQL["recent_of_bulk"], id=job, most=most, judged=judged)
+        assert row is not None
+        return row["under_way"], row["failed"]
+
+    async def canary_of_bulk(self, job: UUID) -> Sequence[bool | None]:
+        """Whether each replay of a job's canary went well; None: that is not known yet.
+
+        A retry with the cause that it died of is a failure. One with another cause decides nothing yet.
+        """
+        return [_went_well(row) for row in await self.database.fetch(SQL["canary_of_bulk"], id=job)]
+
+    async def pass_canary(self, job: UUID) -> None:
+        """Go on with the rest."""
+        await self.database.fetch(SQL["pass_canary"], id=job)
 
     async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
         """Replay the next dead letters of `bulk`, at most `limit`: how many were read, and which were replayed.
@@ -284,6 +329,8 @@ class DeadLetters:
         of its `rest`, were read, it has ended.
         """
         limit = min(limit, bulk.rest)
+        if bulk.status == "canary":
+            limit = min(limit, bulk.canary - bulk.replayed)
         letters = await self.database.fetch(
             SQL["next_of_bulk_replay"],
             tenant=bulk.tenant,
@@ -294,17 +341,20 @@ class DeadLetters:
             limit=limit,
         )
         last = letters[-1] if letters else None
+        batch = {
+            "letters": [row["id"] for row in letters],
+            "tenant": bulk.tenant,
+            "bulk": bulk.id,
+            "batch": bulk.batch,
+            "cursor_at": last["created_at"] if last else None,
+            "cursor_id": last["id"] if last else None,
+            "last": len(letters) < limit or len(letters) == bulk.rest,
+        }
+        if bulk.status == "discarding":
+            await self.database.fetch(SQL["discard_of_bulk"], **batch)
+            return len(letters), []
         rows = await self.database.fetch(
-            SQL["replay_dead_letters"],
-            letters=[row["id"] for row in letters],
-            tenant=bulk.tenant,
-            payload=None,
-            bulk=bulk.id,
-            batch=bulk.batch,
-            cursor_at=last["created_at"] if last else None,
-            cursor_id=last["id"] if last else None,
-            last=len(letters) < limit or len(letters) == bulk.rest,
-            note=f"bulk replay: {bulk.id}",
+            SQL["replay_dead_letters"], **batch, payload=None, note=f"bulk replay: {bulk.id}"
         )
         return len(letters), [Replayed(**row) for row in rows]
 
@@ -454,6 +504,8 @@ class Place(NamedTuple):
     id: UUID
 
 
+NEWEST: Final = 5_000
+"""Tasks that are looked at for a type's recent throughput."""
 MOST_BULK_REPLAYS: Final = 100
 """Bulk replays that run at once; others wait until one of them ends."""
 
@@ -487,6 +539,42 @@ class BulkReplay:
     created_at: datetime
     allowance: int
     rest: int
+    status: str = "running"
+    replayed: int = 0
+    canary: int = 0
+    most_failures: float | None = None
+    overdue: bool = False
+    """Whether the canary's outcomes take longer than they may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a job is done, and for whom.
+
+    Args:
+        who: who has started it, in their own words.
+        reason: why these dead letters need no replay: the job discards them. None: it replays them.
+        canary: how many are replayed first; the rest follows once their first attempts went well.
+        canary_seconds: how long those may take; then the job is stopped.
+        most_failures: the share of failures, of the last 100 outcomes and of the canary, that stops the job if it is
+            exceeded.
+    """
+
+    who: str | None = None
+    reason: str | None = None
+    canary: int = 0
+    canary_seconds: float = 300.0
+    most_failures: float | None = None
+
+
+def _went_well(row: Row) -> bool | None:
+    if row["replayed_again"] or row["state"] in ("dead", "uncertain"):
+        return False
+    if row["state"] is None or row["state"] in ("succeeded", "cancelled"):
+        return True
+    again = row["error_class"] is not None  # the replay has cleared it
+    same = again and cause_of(row["error_class"], row["error_reason"]).fingerprint == row["cause"]
+    return False if same else None
 
 
 _NAMES: Final = {

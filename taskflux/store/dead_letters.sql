@@ -216,7 +216,7 @@ RETURNING id;
 -- (:cursor_at, :cursor_id); :last: it has ended.
 WITH job AS MATERIALIZED (
     SELECT id, rate FROM bulk_replays
-    WHERE id = :bulk AND tenant = :tenant AND status = 'running' AND batches = :batch FOR UPDATE
+    WHERE id = :bulk AND tenant = :tenant AND status IN ('running', 'canary') AND batches = :batch FOR UPDATE
 ), candidates AS MATERIALIZED (
     SELECT id, task_id, task_version FROM dead_letters
     WHERE id = ANY(:letters::uuid[]) AND tenant = :tenant AND state = 'open' AND task_id IS NOT NULL
@@ -303,7 +303,8 @@ WITH opened AS MATERIALIZED (
 )
 SELECT o.id AS letter, a.id AS task_id, a.type, o.error_class, a.traceparent FROM opened o CROSS JOIN accepted a;
 
--- Bulk replays: requested once, carried on batch by batch by the leader.
+-- Bulk jobs: requested once, carried on batch by batch by the leader. Their status is `canary` while the first dead
+-- letters are tried, `running` or `discarding`, and then `finished` or `stopped`.
 
 -- name: start_bulk_replay
 -- :filter is the filter as JSON.
@@ -318,13 +319,98 @@ WITH found AS (
       AND (:origin_topic::text IS NULL OR origin_topic(origin) = :origin_topic)
       AND (:cause::text IS NULL OR cause = :cause)
 )
-INSERT INTO bulk_replays (id, tenant, filter, rate, status, matched)
-SELECT :id, :tenant, :filter, :rate, CASE WHEN letters = 0 THEN 'finished' ELSE 'running' END, letters FROM found
-RETURNING id, matched, status;
+INSERT INTO bulk_replays (id, tenant, filter, rate, status, matched, action, who, reason, canary, canary_seconds,
+                          most_failures)
+SELECT :id, :tenant, :filter, :rate,
+       CASE WHEN letters = 0 THEN 'finished' WHEN :reason::text IS NOT NULL THEN 'discarding'
+            WHEN :canary::integer > 0 THEN 'canary' ELSE 'running' END,
+       letters, CASE WHEN :reason IS NULL THEN 'replay' ELSE 'discard' END, :who, :reason, :canary, :canary_seconds,
+       :most_failures
+FROM found
+RETURNING id, matched, status, action;
+
+-- name: recent_throughput
+-- How many tasks of a type have ended a second, over the last minute; only the newest :look are looked at.
+SELECT count(*) FILTER (WHERE updated_at > now() - interval '1 minute')::float8 / 60 AS rate
+FROM (SELECT state, updated_at FROM tasks WHERE type = :type ORDER BY type DESC, id DESC LIMIT :look) AS newest
+WHERE state IN ('succeeded', 'dead');
+
+-- name: list_bulk_replays
+-- Newest first, behind :behind.
+SELECT id, action, who, reason, filter, rate, status, matched, replayed, skipped, canary, most_failures,
+       stopped_because, created_at, updated_at
+FROM bulk_replays
+WHERE tenant = :tenant AND id < COALESCE(:behind::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+ORDER BY id DESC LIMIT :limit;
 
 -- name: get_bulk_replay
-SELECT id, filter, rate, status, matched, replayed, skipped, created_at, updated_at
+SELECT id, action, who, reason, filter, rate, status, matched, replayed, skipped, canary, most_failures,
+       stopped_because, created_at, updated_at
 FROM bulk_replays WHERE id = :id AND tenant = :tenant;
+
+-- name: new_causes_of_bulk
+-- Of the tasks that a job replayed and that died again: the causes that none of its dead letters had.
+SELECT again.cause, count(*)::integer AS letters
+FROM dead_letter_replays r JOIN dead_letters d ON d.id = r.letter_id
+CROSS JOIN LATERAL (
+    SELECT cause FROM dead_letters n WHERE n.task_id = r.task_id AND n.task_version > COALESCE(d.task_version, 0)
+    ORDER BY n.task_version LIMIT 1
+) AS again
+WHERE r.bulk_id = :id AND again.cause NOT IN (
+    SELECT o.cause FROM dead_letter_replays x JOIN dead_letters o ON o.id = x.letter_id
+    WHERE x.bulk_id = :id AND o.cause IS NOT NULL
+)
+GROUP BY again.cause ORDER BY 2 DESC, 1 LIMIT 20;
+
+-- name: recent_of_bulk
+-- How the last :most replays of a job went: how many have no outcome yet, and how many of the last :judged outcomes were
+-- failures. A task that was replayed again had failed in between.
+WITH recent AS MATERIALIZED (
+    SELECT task_id, replay, replayed_at FROM dead_letter_replays
+    WHERE bulk_id = :id ORDER BY replayed_at DESC LIMIT :most
+), outcome AS MATERIALIZED (
+    SELECT r.replayed_at, CASE WHEN t.replays > r.replay OR t.state IN ('dead', 'uncertain') THEN true
+                               WHEN t.state IS NULL OR t.state IN ('succeeded', 'cancelled') THEN false END AS failed
+    FROM recent r
+    LEFT JOIN LATERAL (SELECT state, replays FROM tasks WHERE id = r.task_id OFFSET 0) AS t ON true
+)
+SELECT (SELECT count(*) FROM outcome WHERE failed IS NULL)::integer AS under_way,
+       (SELECT count(*) FROM (
+           SELECT failed FROM outcome WHERE failed IS NOT NULL ORDER BY replayed_at DESC LIMIT :judged
+        ) AS last WHERE failed)::integer AS failed;
+
+-- name: canary_of_bulk
+-- Each replay of a job's canary: its dead letter's cause, and where its task is now.
+SELECT d.cause, t.state, t.error_class, t.error_reason, COALESCE(t.replays > r.replay, false) AS replayed_again
+FROM dead_letter_replays r JOIN dead_letters d ON d.id = r.letter_id
+LEFT JOIN LATERAL (SELECT state, replays, error_class, error_reason FROM tasks WHERE id = r.task_id OFFSET 0) AS t ON true
+WHERE r.bulk_id = :id;
+
+-- name: pass_canary
+UPDATE bulk_replays SET status = 'running', paced_at = now(), updated_at = now() WHERE id = :id AND status = 'canary';
+
+-- name: discard_of_bulk
+-- :letters are discarded as :batch of the job :bulk, which moves on to the cursor; :last: it has ended.
+WITH job AS MATERIALIZED (
+    SELECT id, reason FROM bulk_replays
+    WHERE id = :bulk AND tenant = :tenant AND status = 'discarding' AND batches = :batch FOR UPDATE
+), locked AS MATERIALIZED (
+    SELECT id FROM dead_letters
+    WHERE id = ANY(:letters::uuid[]) AND tenant = :tenant AND state = 'open' AND EXISTS (SELECT FROM job)
+    ORDER BY id FOR UPDATE
+), discarded AS (
+    UPDATE dead_letters SET state = 'discarded', discarded_at = now(), discard_reason = (SELECT reason FROM job)
+    WHERE id = ANY(ARRAY(SELECT id FROM locked))
+    RETURNING id
+)
+UPDATE bulk_replays b
+SET replayed = b.replayed + (SELECT count(*) FROM discarded)::integer,
+    skipped = CASE WHEN :last::boolean
+                   THEN GREATEST(b.matched - b.replayed - (SELECT count(*) FROM discarded)::integer, 0)
+                   ELSE b.skipped + cardinality(:letters) - (SELECT count(*) FROM discarded)::integer END,
+    cursor_at = COALESCE(:cursor_at::timestamptz, b.cursor_at), cursor_id = COALESCE(:cursor_id::uuid, b.cursor_id),
+    status = CASE WHEN :last THEN 'finished' ELSE b.status END, batches = b.batches + 1, updated_at = now()
+FROM job WHERE b.id = job.id;
 
 -- name: bulk_replay_outcomes
 SELECT replay_outcome(t.state, t.replays, r.replay) AS outcome, count(*)::integer AS letters
@@ -333,19 +419,21 @@ WHERE r.bulk_id = :id GROUP BY 1;
 
 -- name: stop_bulk_replay
 -- What it has replayed stays replayed; all others stay open.
-UPDATE bulk_replays SET status = 'stopped', updated_at = now()
-WHERE id = :id AND tenant = :tenant AND status = 'running'
+UPDATE bulk_replays SET status = 'stopped', stopped_because = :because, updated_at = now()
+WHERE id = :id AND tenant = :tenant AND status IN ('running', 'canary', 'discarding')
 RETURNING id;
 
 -- name: running_bulk_replays
 -- `allowance` is what its rate allows now: what was not used for longer than two seconds is lost. A pace in the future
 -- is from before the clock was set back, and begins again with the next dead letter.
-SELECT id, tenant, filter, batches AS batch, cursor_at, cursor_id, created_at,
-       CASE WHEN paced_at > now() + interval '1 second' THEN 1
+SELECT id, tenant, filter, batches AS batch, cursor_at, cursor_id, created_at, status, replayed, canary, most_failures,
+       (extract(epoch FROM now() - updated_at) > canary_seconds) AS overdue,
+       CASE WHEN status = 'discarding' THEN 500
+            WHEN paced_at > now() + interval '1 second' THEN 1
             ELSE floor(LEAST(extract(epoch FROM now() - paced_at)::float8, GREATEST(2, 1 / rate)) * rate + 1e-6)
        END::integer AS allowance,
        matched - replayed - skipped AS rest
-FROM bulk_replays WHERE status = 'running' ORDER BY created_at LIMIT :limit;
+FROM bulk_replays WHERE status IN ('running', 'canary', 'discarding') ORDER BY created_at LIMIT :limit;
 
 -- name: next_of_bulk_replay
 -- The next :limit behind the cursor (:cursor_at, :cursor_id), oldest first, of those that existed when it was requested

@@ -1,6 +1,6 @@
-"""The work that one relay, the leader, does for all processes; bulk replays of dead letters are part of it.
+"""The work that one relay, the leader, does for all processes; jobs on dead letters are part of it.
 
-The progress of a bulk replay is stored, so any leader can continue it: batch by batch, where the last one stopped.
+The progress of a job is stored, so any leader can continue it: batch by batch, where the last one stopped.
 """
 
 from __future__ import annotations
@@ -176,11 +176,18 @@ class Leader:
 
 REPLAY: Final = tracing.Operation("replay tasks", "INTERNAL", tracing.POSTGRES, "db.operation.batch.size")
 ROUNDS: Final = 10
-"""Batches of each bulk replay in one tick, at most: the leader has other duties too."""
+"""Batches of each job in one tick, at most: the leader has other duties too."""
+JUDGED: Final = 100
+"""The last outcomes of a job that its limit of failures is about."""
+MOST_UNDER_WAY: Final = 1_000
+"""A job with a limit of failures waits while so many of its replays have no outcome: else it would stop too late."""
 
 
 class BulkReplays:
-    """Replays as many dead letters as the rates of the running bulk replays allow."""
+    """Carries on the jobs on dead letters: discards, and replays as many as their rates allow.
+
+    A replay tries its canary first. It stops by itself where too many fail.
+    """
 
     def __init__(self, dead_letters: DeadLetters) -> None:
         self._dead_letters = dead_letters
@@ -193,8 +200,10 @@ class BulkReplays:
                 tick.
         """
         try:
+            waiting = {bulk.id for bulk in await self._dead_letters.running_bulk() if not await self._goes_on(bulk)}
             for _ in range(ROUNDS):
-                allowed = [bulk for bulk in await self._dead_letters.running_bulk() if bulk.allowance > 0]
+                running = await self._dead_letters.running_bulk()
+                allowed = [bulk for bulk in running if bulk.id not in waiting and _may_send(bulk)]
                 if not allowed:
                     return
                 for bulk in allowed:
@@ -204,6 +213,39 @@ class BulkReplays:
             log.debug("no bulk replays before the next migration", extra={"error": str(error)})
         except (StoreBusy, RefusedData) as error:
             log.warning("a bulk replay waits for the next tick", extra={"error": type(error).__name__})
+
+    async def _goes_on(self, bulk: BulkReplay) -> bool:
+        """Whether the next dead letters of a job may follow; it is stopped here where too many have failed."""
+        if bulk.status == "canary":
+            return await self._canary_goes_on(bulk)
+        if bulk.most_failures is None or not bulk.replayed:
+            return True
+        under_way, failed = await self._dead_letters.recent_of_bulk(bulk.id, MOST_UNDER_WAY, JUDGED)
+        if failed > bulk.most_failures * JUDGED:
+            return await self._stop(bulk, f"{failed} of its last {JUDGED} replays failed")
+        return under_way < MOST_UNDER_WAY
+
+    async def _canary_goes_on(self, bulk: BulkReplay) -> bool:
+        if bulk.replayed < bulk.canary:
+            return True
+        outcomes = await self._dead_letters.canary_of_bulk(bulk.id)
+        failed, waits = outcomes.count(False), outcomes.count(None)
+        most = 0.5 if bulk.most_failures is None else bulk.most_failures
+        if failed > most * len(outcomes):
+            return await self._stop(bulk, f"{failed} of the {len(outcomes)} that were tried first failed")
+        if not waits:
+            await self._dead_letters.pass_canary(bulk.id)
+            return True
+        if bulk.overdue:
+            return await self._stop(
+                bulk, f"{waits} of the {len(outcomes)} that were tried first have no outcome in time"
+            )
+        return False
+
+    async def _stop(self, bulk: BulkReplay, because: str) -> bool:
+        if await self._dead_letters.stop_bulk(bulk.tenant, bulk.id, because):
+            log.warning("a bulk replay was stopped: %s", because, extra={"replay": str(bulk.id)})
+        return False
 
     async def _carry_on(self, bulk: BulkReplay) -> None:
         limit = min(bulk.allowance, BATCH)
@@ -216,3 +258,7 @@ class BulkReplays:
             metrics.REPLAYED.labels(metrics.error_class(each.error_class), "bulk").inc()
         if read < limit or read == bulk.rest:
             log.info("a bulk replay has ended", extra={"replay": str(bulk.id)})
+
+
+def _may_send(bulk: BulkReplay) -> bool:
+    return bulk.allowance > 0 and (bulk.status != "canary" or bulk.replayed < bulk.canary)

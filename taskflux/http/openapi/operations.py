@@ -342,8 +342,9 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         "replayDeadLetters",
         "Dead letters",
         "Replay many dead letters",
-        "All open ones that match the filter, at a rate. With `dryRun` they are only counted. An empty filter is"
-        " refused. Two at once over the same dead letters replay each once.",
+        "All open ones that match the filter, at a rate. The first ten are a canary: the rest follows once their first"
+        " attempts went well. The job stops by itself if too many fail. With `dryRun` they are only counted. An empty"
+        " filter is refused. Two at once over the same dead letters replay each once.",
         {
             200: answer("A dry run: how many there are.", content(ref("DryRun"), {"dryRun": ("Counted", s.DRY_RUN)})),
             202: answer(
@@ -363,6 +364,37 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
                 },
             )
         ),
+    ),
+    Operation(
+        "POST",
+        "/dead-letters/discard",
+        "discardDeadLetters",
+        "Dead letters",
+        "Discard many dead letters",
+        "All open ones that match the filter, as a job. With `dryRun` they are only counted. An empty filter is"
+        " refused.",
+        {
+            200: answer("A dry run: how many there are.", content(ref("DryRun"), {"dryRun": ("Counted", s.DRY_RUN)})),
+            202: answer(
+                "It has started; `Location` shows its progress.",
+                content(ref("BulkReplayStarted"), {"started": ("Started", s.DISCARD_STARTED)}),
+                _LOCATION,
+            ),
+        },
+        (*BODY, p.INVALID_REPLAY, p.EMPTY_FILTER, p.NOT_BEGUN, p.REFUSED_DATA, *_STORE),
+        (),
+        request(content(s.BULK_DISCARD, {"discard": ("With a reason", {**_FILTER, "reason": "test addresses"})})),
+    ),
+    Operation(
+        "GET",
+        "/dead-letters/replays",
+        "listReplays",
+        "Dead letters",
+        "List the jobs on dead letters",
+        "Bulk replays and discards, newest first.",
+        {200: answer("A page.", content(ref("BulkReplayPage"), {"page": ("The last page", s.BULK_PAGE)}))},
+        (p.INVALID_QUERY, *_STORE),
+        (_LIMIT, _CURSOR),
     ),
     Operation(
         "GET",

@@ -8,7 +8,20 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from taskflux.http.queries import CAUSE, LEAST_RATE, LONGEST_NAME, LONGEST_TEXT, MOST_RATE, STATES
+from taskflux.http.queries import (
+    CAUSE,
+    LEAST_RATE,
+    LONGEST_NAME,
+    LONGEST_REASON,
+    LONGEST_TEXT,
+    MOST_CANARY,
+    MOST_CANARY_SECONDS,
+    MOST_RATE,
+    STATES,
+    USUAL_CANARY,
+    USUAL_CANARY_SECONDS,
+    USUAL_FAILURES,
+)
 from taskflux.http.submissions import LONGEST_IDEMPOTENCY_KEY
 from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
@@ -234,7 +247,24 @@ def dead_letter_schemas() -> dict[str, Json]:
     )
     moved = {"payload": {}, "traceId": optional(TEXT), "timeline": {"type": "array", "items": ref("TimelineEntry")}}
     groups = {"groups": {"type": "array", "items": ref("DeadLetterGroup")}, "others": _OTHERS}
-    job = {"replayId": ID, "matched": COUNT, "status": {"enum": ["running", "finished", "stopped"]}}
+    statuses = ["canary", "running", "finished", "stopped"]
+    job = {"replayId": ID, "action": {"enum": ["replay", "discard"]}, "matched": COUNT, "status": {"enum": statuses}}
+    item = {
+        **job,
+        "actor": optional(TEXT) | {"description": "Who has started it, in their own words."},
+        "reason": optional(TEXT) | {"description": "Of a discard."},
+        "filter": {"type": "object"},
+        "rate": {"type": "number"},
+        "canary": COUNT | {"description": "How many are replayed first; the rest follows if they go well."},
+        "maxFailureRate": optional({"type": "number"}),
+        "replayed": COUNT,
+        "discarded": COUNT,
+        "skipped": COUNT | {"description": "Replayed or discarded by others meanwhile."},
+        "stoppedBecause": optional(TEXT),
+        "createdAt": MOMENT,
+        "updatedAt": MOMENT,
+    }
+    new_cause = obj({"cause": TEXT, "count": COUNT})
     return {
         "DeadLetter": obj(_dead_letter()),
         "DeadLetterPage": page("DeadLetter"),
@@ -251,16 +281,17 @@ def dead_letter_schemas() -> dict[str, Json]:
         "Replayed": obj({"deadLetterId": ID, "taskId": ID, "status": {"const": "scheduled"}}),
         "DryRun": obj({"matched": COUNT, **groups}),
         "BulkReplayStarted": obj(job),
+        "BulkReplayItem": obj(item),
+        "BulkReplayPage": page("BulkReplayItem"),
         "BulkReplay": obj(
             {
-                **job,
-                "filter": {"type": "object"},
-                "rate": {"type": "number"},
-                "replayed": COUNT,
-                "skipped": COUNT | {"description": "Replayed or discarded by others meanwhile."},
+                **item,
                 "outcomes": {"type": "object", "additionalProperties": COUNT},
-                "createdAt": MOMENT,
-                "updatedAt": MOMENT,
+                "newCauses": {
+                    "type": "array",
+                    "items": new_cause,
+                    "description": "Causes of tasks that died again, if none of its dead letters had them.",
+                },
             }
         ),
     }
@@ -311,15 +342,36 @@ REPAIR: Final[Json] = {
 }
 """What may replace the contents of a dead letter."""
 
+_ACTOR: Final[Json] = optional({"type": "string", "minLength": 1, "maxLength": 100}) | {
+    "description": "Who asks for it; shown with the job."
+}
 BULK_REQUEST: Final[Json] = {
     "type": "object",
     "properties": {
         "filter": ref("DeadLetterFilter"),
         "dryRun": optional({"type": "boolean"}) | {"description": "Only count.", "default": False},
+        "actor": _ACTOR,
         "rate": optional({"type": "number", "minimum": LEAST_RATE, "maximum": MOST_RATE})
-        | {"description": "Dead letters a second."},
+        | {"description": "Dead letters a second; absent: as many as the type's tasks that ended lately."},
+        "canary": optional({"type": "integer", "minimum": 0, "maximum": MOST_CANARY})
+        | {"description": "How many are replayed first, and waited for.", "default": USUAL_CANARY},
+        "canarySeconds": optional({"type": "number", "minimum": 1, "maximum": MOST_CANARY_SECONDS})
+        | {"description": "How long those may take; then the job stops.", "default": USUAL_CANARY_SECONDS},
+        "maxFailureRate": optional({"type": "number", "minimum": 0, "maximum": 1})
+        | {"description": "Stop if more of the last 100, or of the canary, fail.", "default": USUAL_FAILURES},
     },
     "required": ["filter"],
+    "additionalProperties": False,
+}
+BULK_DISCARD: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "filter": ref("DeadLetterFilter"),
+        "dryRun": optional({"type": "boolean"}) | {"description": "Only count.", "default": False},
+        "actor": _ACTOR,
+        "reason": {"type": "string", "minLength": 1, "maxLength": LONGEST_REASON},
+    },
+    "required": ["filter", "reason"],
     "additionalProperties": False,
 }
 
@@ -469,18 +521,30 @@ GROUPS: Final = {
 }
 DRY_RUN: Final = {"matched": 12, **GROUPS}
 REPLAYED: Final = {"deadLetterId": DEAD_LETTER_ID, "taskId": TASK_ID, "status": "scheduled"}
-BULK_STARTED: Final = {"replayId": REPLAY_ID, "matched": 12, "status": "running"}
-BULK: Final = {
+BULK_STARTED: Final = {"replayId": REPLAY_ID, "action": "replay", "matched": 12, "status": "canary"}
+BULK_ITEM: Final[dict[str, Any]] = {
     **BULK_STARTED,
     "status": "finished",
-    "filter": {"taskType": "email", "errorClass": "Permanent"},
+    "actor": "ann",
+    "reason": None,
+    "filter": {"taskType": "email", "cause": "1-4f0c2a9be371"},
     "rate": 50.0,
+    "canary": 10,
+    "maxFailureRate": 0.5,
     "replayed": 11,
+    "discarded": 0,
     "skipped": 1,
-    "outcomes": {"succeeded": 10, "dead": 1},
+    "stoppedBecause": None,
     "createdAt": _AT,
     "updatedAt": _THEN,
 }
+BULK_PAGE: Final = {"items": [BULK_ITEM], "nextCursor": None}
+BULK: Final = {
+    **BULK_ITEM,
+    "outcomes": {"succeeded": 10, "dead": 1},
+    "newCauses": [{"cause": "1-77d0aa3be1c2", "count": 1}],
+}
+DISCARD_STARTED: Final = {**BULK_STARTED, "action": "discard", "status": "running"}
 
 DELIVERIES: Final[Mapping[str, tuple[Mapping[str, object], Json]]] = {
     "email": (EMAIL, {"messageId": f"<{TASK_ID}@example.org>", "delivered": {"ann@example.org": "250 OK"}}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -13,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database, Row, Statement
-from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, Place
+from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, Place, Plan
 from taskflux.store.publishing import Publishing
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.causes import cause_of
@@ -440,6 +441,162 @@ async def test_a_stopped_bulk_replay_replays_nothing_more_and_another_continues_
     row = await graves.bulk_row(second)
     assert (row["matched"], row["replayed"]) == (60 - sent, 60 - sent)
     assert {(await graves.task(task))["replays"] for task in tasks} == {1}
+
+
+async def finish(graves: Graveyard, job: UUID) -> str:
+    """The status of a job once the leader cannot carry it on any more."""
+
+    async def waits() -> bool:
+        before = await graves.bulk_row(job)
+        await BulkReplays(graves.dead_letters).tick()
+        row = await graves.bulk_row(job)
+        return row["status"] in ("finished", "stopped") or row["replayed"] == before["replayed"] == row["canary"]
+
+    await eventually(waits, "the job has done what it can")
+    status: str = (await graves.bulk_row(job))["status"]
+    return status
+
+
+CANARY = Plan("ann", canary=4, most_failures=0.5)
+
+
+async def test_the_rest_follows_once_the_canary_went_well(graves: Graveyard) -> None:
+    tasks = await graves.die(30)
+    job = (await graves.dead_letters.start_bulk(T, uuid7(), DeadLetterFilter(type="email"), FAST, CANARY))["id"]
+    assert await finish(graves, job) == "canary"
+    sent = [task for task in tasks if (await graves.task(task))["replays"]]
+    assert len(sent) == 4
+    await graves.settle(sent[:2], 3)
+    assert await finish(graves, job) == "canary"  # not all of them have an outcome yet
+    await graves.settle(sent[2:3], 3, error="Permanent")
+    await graves.settle(sent[3:], 3)
+    assert await finish(graves, job) == "finished"
+    row = await graves.bulk_row(job)
+    assert (row["who"], row["replayed"], row["stopped_because"]) == ("ann", 30, None)
+
+
+async def test_a_canary_that_fails_stops_the_job(graves: Graveyard) -> None:
+    """A retry with the cause that it died of counts as a failure; one with another cause does not yet."""
+    await graves.die(30, error="Crash", reason=KEY)
+    job = (await graves.dead_letters.start_bulk(T, uuid7(), DeadLetterFilter(type="email"), FAST, CANARY))["id"]
+    assert await finish(graves, job) == "canary"
+    sent = [row["task_id"] for row in await graves.letters(state="replayed")]
+
+    async def retry(tasks: list[UUID], reason: str) -> None:
+        claims = await graves.claims.claim("email", dict.fromkeys(tasks, 3))
+        again = Decision(Event.RETRY, State.SCHEDULED, 60.0, error_class="Crash", reason=reason)
+        await graves.claims.settle_all([Settlement(claim.id, claim.version, again) for claim in claims])
+
+    await retry(sent[:1], FLOAT.format("12,50"))
+    await retry(sent[1:3], KEY)
+    assert await finish(graves, job) == "canary"
+    await retry(sent[3:], KEY)
+    assert await finish(graves, job) == "stopped"
+    row = await graves.bulk_row(job)
+    assert (row["replayed"], row["stopped_because"]) == (4, "3 of the 4 that were tried first failed")
+
+
+async def test_a_canary_without_an_outcome_in_time_stops_the_job(graves: Graveyard) -> None:
+    await graves.die(30)
+    plan = Plan(canary=4, canary_seconds=0.05)
+    job = (await graves.dead_letters.start_bulk(T, uuid7(), DeadLetterFilter(type="email"), FAST, plan))["id"]
+
+    async def stopped() -> bool:
+        return await finish(graves, job) == "stopped"
+
+    await eventually(stopped, "the job is stopped")
+    row = await graves.bulk_row(job)
+    assert (row["replayed"], row["stopped_because"]) == (
+        4,
+        "4 of the 4 that were tried first have no outcome in time",
+    )
+
+
+async def test_a_job_stops_by_itself_when_too_many_of_the_last_hundred_fail(graves: Graveyard) -> None:
+    tasks = await graves.die(60)
+    plan = Plan(most_failures=0.2)
+    wanted = DeadLetterFilter(type="email")
+    job = (await graves.dead_letters.start_bulk(T, uuid7(), wanted, 40.0, plan))["id"]
+
+    async def some() -> bool:
+        await BulkReplays(graves.dead_letters).tick()
+        return bool((await graves.bulk_row(job))["replayed"] >= 25)
+
+    await eventually(some, "some are replayed")
+    sent = [task for task in tasks if (await graves.task(task))["replays"]]
+    await graves.settle(sent[:20], 3, error="Permanent", reason="another one")
+    assert await graves.dead_letters.recent_of_bulk(job, 1000, 100) == (len(sent) - 20, 20)
+    await graves.settle(sent[20:21], 3, error="Permanent", reason="another one")
+    await BulkReplays(graves.dead_letters).tick()
+    row = await graves.bulk_row(job)
+    assert (row["status"], row["stopped_because"]) == ("stopped", "21 of its last 100 replays failed")
+    assert await graves.dead_letters.new_causes(job) == {cause_of("Permanent", "another one").fingerprint: 21}
+
+
+async def test_dead_letters_are_discarded_by_a_filter_with_a_reason(graves: Graveyard) -> None:
+    await graves.die(20)
+    others = await graves.die(2, "sms")
+    await graves.dead_letters.add([poison("tasks.email")])
+    wanted = DeadLetterFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC), error_class="Permanent", type="email")
+    plan = Plan("bob", reason="test addresses")
+    job = (await graves.dead_letters.start_bulk(T, uuid7(), wanted, 50.0, plan))["id"]
+    assert await finish(graves, job) == "finished"
+    row = await graves.bulk_row(job)
+    assert (row["action"], row["matched"], row["replayed"], row["skipped"]) == ("discard", 20, 20, 0)
+    assert {row["discard_reason"] for row in await graves.letters(state="discarded")} == {"test addresses"}
+    assert len(await graves.letters(state="discarded")) == 20
+    assert {row["task_id"] for row in await graves.letters(state="open")} == {*others, None}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_dead_letter_is_replayed_twice_whenever_the_leader_is_killed(graves: Graveyard, seed: int) -> None:
+    """Its connection is cut, as a killed process leaves it, at drawn points; another one carries on."""
+    drawn = random.Random(seed)
+    tasks = await graves.die(120)
+    plan = Plan(canary=5, most_failures=0.5)
+    job = (await graves.dead_letters.start_bulk(T, uuid7(), DeadLetterFilter(type="email"), FAST, plan))["id"]
+    cut = Statement("", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", ("name",))
+    lives = kills = 0
+
+    async def ended() -> bool:
+        nonlocal lives, kills
+        lives += 1
+        leader = Database(graves.database._settings, pool_size=1, name=f"leader {lives}")
+        await leader.open()
+        work = asyncio.create_task(BulkReplays(DeadLetters(leader)).tick())
+        await asyncio.wait([work], timeout=drawn.uniform(0.0, 0.02 * lives))  # at last, any machine gets through
+        kills += not work.done()
+        await graves.database.fetch(cut, name=f"leader {lives}")
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await leader.close()
+        row = await graves.bulk_row(job)
+        if row["status"] == "canary" and row["replayed"] == 5:
+            sent = [t for t in tasks if (task := await graves.task(t))["replays"] and task["state"] == "scheduled"]
+            if sent:
+                await graves.settle(sent, 3)
+        return bool(row["status"] == "finished")
+
+    await eventually(ended, "the job is finished")
+    assert kills > 0
+    assert {(await graves.task(task))["replays"] for task in tasks} == {1}
+    row = await graves.bulk_row(job)
+    assert (row["replayed"], row["skipped"]) == (120, 0)
+    assert await graves.dead_letters.bulk_outcomes(job) == {"succeeded": 5, "scheduled": 115}
+
+
+async def test_jobs_are_listed_newest_first(graves: Graveyard) -> None:
+    await graves.die(2)
+    made = [await graves.bulk(DeadLetterFilter(type="email")) for _ in range(3)]
+    assert [row["id"] for row in await graves.dead_letters.list_bulk(T, None, 2)] == made[:0:-1]
+    assert [row["id"] for row in await graves.dead_letters.list_bulk(T, made[1], 5)] == made[:1]
+    assert await graves.dead_letters.list_bulk("another", None, 5) == []
+
+
+async def test_the_throughput_of_a_type_counts_what_has_ended_lately(graves: Graveyard) -> None:
+    assert await graves.dead_letters.recent_throughput("email") == 0.0
+    await graves.die(6)
+    assert await graves.dead_letters.recent_throughput("email") == pytest.approx(6 / 60)
 
 
 async def test_a_bulk_replay_of_nothing_is_finished_at_once(graves: Graveyard) -> None:

@@ -159,6 +159,7 @@ def test_text_of_tasks_cannot_control_the_terminal(server: Server) -> None:
         (("tasks", "cancel", ID), f"DELETE /tasks/{ID}", e.CANCELLED, f"{ID} cancelled"),
         (("tasks", "resolve", ID, "resend"), f"POST /tasks/{ID}/resolve", e.TASK, ID),
         (("dead-letters", "list"), "GET /dead-letters", e.DEAD_LETTER_PAGE, "no such user"),
+        (("dead-letters", "jobs"), "GET /dead-letters/replays", e.BULK_PAGE, "ann"),
         (("dead-letters", "groups"), "GET /dead-letters/groups", e.GROUPS, "12"),
         (("dead-letters", "show", LETTER), f"GET /dead-letters/{LETTER}", e.DEAD_LETTER_IN_FULL, "Hello Ann"),
         (("dead-letters", "replay", LETTER), f"POST /dead-letters/{LETTER}/replay", e.REPLAYED, "scheduled"),
@@ -292,6 +293,16 @@ def test_a_bulk_replay_waits_for_the_ends_of_its_tasks(server: Server, monkeypat
     server.answer(f"GET {REPLAY}", *running, (200, {**e.BULK, "outcomes": {"succeeded": 11}}))
     result = server.run("dead-letters", "replay", "--follow", e.REPLAY_ID)
     assert (result.exit_code, "11 succeeded" in result.stdout) == (0, True)
+
+
+def test_a_bulk_discard_is_started_and_watched(server: Server) -> None:
+    server.answer("POST /dead-letters/discard", (200, e.DRY_RUN), (202, e.DISCARD_STARTED))
+    ended = {**e.BULK, "action": "discard", "replayed": 0, "discarded": 12, "skipped": 0, "outcomes": {}}
+    server.answer(f"GET {REPLAY}", (200, ended | {"newCauses": []}))
+    words = ("dead-letters", "discard", "--cause", "1-4f0c2a9be371", "--reason", "a test", "--actor", "ann", "--yes")
+    result = server.run(*words)
+    assert (result.exit_code, "12 of 12 discarded" in result.stdout) == (0, True), result.output
+    assert server.run("dead-letters", "discard", "--reason", "a test").exit_code == 2
 
 
 def test_a_stopped_replay_is_not_a_success(server: Server) -> None:

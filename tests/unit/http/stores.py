@@ -17,6 +17,7 @@ from taskflux.store.dead_letters import (
     Groups,
     Image,
     Place,
+    Plan,
     Replayed,
     to_text,
 )
@@ -248,22 +249,37 @@ class MemoryLetters(DeadLetters):
         self.made.append((repaired, edited))
         return self._replayed(self.rows[letter], repaired.id, repaired.type)
 
-    async def start_bulk(self, tenant: str, replay: UUID, wanted: DeadLetterFilter, rate: float) -> Row:
-        counts = {"matched": len(self.rows), "replayed": 0, "skipped": 0, "status": "running"}
-        times = {"created_at": NOW, "updated_at": NOW + timedelta(seconds=1)}
-        self.bulk[replay] = {"id": replay, "filter": to_text(wanted), "rate": rate, **counts, **times}
-        return self.bulk[replay]
+    async def start_bulk(
+        self, tenant: str, job: UUID, wanted: DeadLetterFilter, rate: float, plan: Plan | None = None
+    ) -> Row:
+        plan = plan or Plan()
+        how = {"who": plan.who, "reason": plan.reason, "canary": plan.canary, "most_failures": plan.most_failures}
+        action, status = ("replay", "canary") if plan.reason is None else ("discard", "discarding")
+        counts = {"matched": len(self.rows), "replayed": 0, "skipped": 0, "action": action, "status": status}
+        times = {"created_at": NOW, "updated_at": NOW + timedelta(seconds=1), "stopped_because": None}
+        self.bulk[job] = {"id": job, "filter": to_text(wanted), "rate": rate, **counts, **times, **how}
+        return self.bulk[job]
 
-    async def get_bulk(self, tenant: str, replay: UUID) -> Row | None:
-        return self.bulk.get(replay)
+    async def recent_throughput(self, task_type: str) -> float:
+        return 80.0 if task_type == "email" else 0.0
 
-    async def bulk_outcomes(self, replay: UUID) -> Mapping[str, int]:
+    async def list_bulk(self, tenant: str, behind: UUID | None, limit: int) -> Sequence[Row]:
+        newest = sorted(self.bulk.values(), key=lambda row: row["id"], reverse=True)
+        return [row for row in newest if behind is None or row["id"] < behind][:limit]
+
+    async def new_causes(self, job: UUID) -> Mapping[str, int]:
+        return {CAUSE: 1}
+
+    async def get_bulk(self, tenant: str, job: UUID) -> Row | None:
+        return self.bulk.get(job)
+
+    async def bulk_outcomes(self, job: UUID) -> Mapping[str, int]:
         return {"succeeded": 2, "dead": 1}
 
-    async def stop_bulk(self, tenant: str, replay: UUID) -> bool:
-        if replay not in self.bulk or self.bulk[replay]["status"] != "running":
+    async def stop_bulk(self, tenant: str, job: UUID, because: str = "by hand") -> bool:
+        if job not in self.bulk or self.bulk[job]["status"] not in ("running", "canary", "discarding"):
             return False
-        self.bulk[replay]["status"] = "stopped"
+        self.bulk[job] |= {"status": "stopped", "stopped_because": because}
         return True
 
     def _replayed(self, row: Row, task: UUID, task_type: str) -> Replayed:

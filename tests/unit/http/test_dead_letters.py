@@ -361,6 +361,9 @@ async def test_an_empty_filter_is_refused(http: Fixture, body: dict[str, Any]) -
         ({"filter": {"taskType": "a"}, "rate": 1e9}, "rate"),
         ({"filter": {"taskType": "a"}, "dryRun": "yes"}, "dryRun"),
         ({"filter": {"taskType": "a"}, "limit": 7}, "limit"),
+        ({"filter": {"taskType": "a"}, "canary": 1.5}, "canary"),
+        ({"filter": {"taskType": "a"}, "maxFailureRate": 2}, "maxFailureRate"),
+        ({"filter": {"taskType": "a"}, "canarySeconds": 0}, "canarySeconds"),
     ],
 )
 async def test_an_invalid_bulk_replay_is_refused_by_its_fields(http: Fixture, body: dict[str, Any], field: str) -> None:
@@ -403,14 +406,22 @@ async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: Fixture) -> 
     name = UUID(started.json()["replayId"])
     assert (started.status_code, started.json()) == (
         202,
-        {"replayId": str(name), "matched": 1, "status": "running"},
+        {"replayId": str(name), "action": "replay", "matched": 1, "status": "canary"},
     )
     address = started.headers["location"]
     assert address == f"/dead-letters/replays/{name}"
     shown = (await http.client.get(address)).json()
     assert shown == {
         "replayId": str(name),
-        "status": "running",
+        "action": "replay",
+        "status": "canary",
+        "actor": None,
+        "reason": None,
+        "canary": 10,
+        "maxFailureRate": 0.5,
+        "discarded": 0,
+        "stoppedBecause": None,
+        "newCauses": [{"cause": CAUSE, "count": 1}],
         "filter": {"taskType": "email", "createdBefore": "2030-01-02T00:00:00.000000Z"},
         "rate": 5.0,
         "matched": 1,
@@ -423,6 +434,49 @@ async def test_a_bulk_replay_is_started_looked_at_and_stopped(http: Fixture) -> 
     for _ in range(2):
         stopped = await http.client.delete(address)
         assert (stopped.status_code, stopped.json()["status"]) == (200, "stopped")
+
+
+async def test_jobs_are_listed_with_who_started_them(http: Fixture) -> None:
+    http.letters.put(letter())
+    replay = {"filter": {"cause": CAUSE}, "actor": "ann", "canary": 3, "maxFailureRate": 0.1, "canarySeconds": 60}
+    discard = {"filter": {"taskType": "sms"}, "actor": "bob", "reason": " test numbers "}
+    first = (await http.client.post("/dead-letters/replay", json=replay)).json()["replayId"]
+    second = (await http.client.post("/dead-letters/discard", json=discard)).json()["replayId"]
+    page = (await http.client.get("/dead-letters/replays", params={"limit": 1})).json()
+    assert [(job["replayId"], job["action"], job["actor"], job["reason"], job["status"]) for job in page["items"]] == [
+        (second, "discard", "bob", "test numbers", "running")
+    ]
+    rest = (await http.client.get("/dead-letters/replays", params={"cursor": page["nextCursor"]})).json()
+    [job] = rest["items"]
+    assert (job["replayId"], job["actor"], job["canary"], job["maxFailureRate"]) == (first, "ann", 3, 0.1)
+    assert rest["nextCursor"] is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rate"), [({"taskType": "email"}, 80.0), ({"taskType": "sms"}, 50.0), ({"cause": CAUSE}, 80.0)]
+)
+async def test_the_usual_rate_is_that_of_the_type_lately(http: Fixture, wanted: dict[str, str], rate: float) -> None:
+    http.letters.put(letter())
+    started = await http.client.post("/dead-letters/replay", json={"filter": wanted})
+    assert http.letters.bulk[UUID(started.json()["replayId"])]["rate"] == rate
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"filter": {"taskType": "a"}}, "reason"),
+        ({"filter": {"taskType": "a"}, "reason": "  "}, "reason"),
+        ({"filter": {"taskType": "a"}, "reason": "x", "rate": 5}, "rate"),
+        ({"filter": {"taskType": "a"}, "reason": "x", "actor": ""}, "actor"),
+        ({"reason": "x"}, "filter"),
+    ],
+)
+async def test_an_invalid_bulk_discard_is_refused_by_its_fields(
+    http: Fixture, body: dict[str, Any], field: str
+) -> None:
+    response = await http.client.post("/dead-letters/discard", json=body)
+    assert (response.status_code, list(bad_fields(response))) == (422, [field])
+    assert http.letters.bulk == {}
 
 
 @pytest.mark.parametrize("name", ["x", "01890a5d-ac96-774b-bcce-b302099a8057"])
