@@ -160,6 +160,9 @@ docs: $(VENV)/.dev ## the pages that are made from the code
 	@{ echo '# Settings'; echo; \
 	  echo 'Settings are environment variables. A variable that is set but empty counts as unset. This page is made by'; \
 	  echo '`make docs` from the classes that read them.'; echo; \
+	  echo '`TASKFLUX_SECRETS_DIR` names a folder of files that set variables: `TASKFLUX_POSTGRES__DSN` in it, or in a'; \
+	  echo 'folder in it, sets that variable, unless the environment does. A running process reads them again every 2 s, and'; \
+	  echo 'uses renewed passwords and keys for each connection from then on ([more](operations.md#renewed-secrets)).'; echo; \
 	  $(BIN)/taskflux config --reference; } > docs/settings.md
 	@$(BIN)/taskflux openapi > docs/openapi.json
 	@$(BIN)/python -m taskflux.cli.reference docs/observability.md

@@ -100,7 +100,12 @@ def _limits(http: HttpSettings) -> Limits:
 
 def _msg91_webhook(database: Database, cache: Accelerator | None) -> Msg91Webhook | None:
     """Accepts delivery reports if a secret is set."""
-    secret = load_provider("msg91", Msg91Settings).webhook_secret
-    if secret is None:
+    settings = load_provider("msg91", Msg91Settings)
+    if settings.webhook_secret is None:
         return None
-    return Msg91Webhook(secret.get_secret_value(), Receipts(database), cache)
+
+    def secret() -> str:
+        """As it is now: it may have been renewed."""
+        return settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+
+    return Msg91Webhook(secret, Receipts(database), cache)

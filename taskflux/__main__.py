@@ -16,6 +16,14 @@ _SERVERS: Final = frozenset({"TASKFLUX_POSTGRES__DSN", "TASKFLUX_KAFKA__BOOTSTRA
 
 def main() -> None:
     """Run what the command line says, and end the process."""
+    if os.environ.get("TASKFLUX_SECRETS_DIR"):
+        from taskflux import secrets
+
+        try:
+            secrets.read()
+        except secrets.Unreadable as error:
+            print(f"taskflux: {error}", file=sys.stderr)
+            sys.exit(2)
     match sys.argv[1:]:
         case ["run", name] if not name.startswith("-") and _servers_are_named():
             _run(name)

@@ -176,6 +176,11 @@ def check_certificate(path: str, key: str, what: str = "") -> None:
     )
 
 
+def ages(*paths: str | None) -> tuple[int, ...]:
+    """When each of these files was written, in nanoseconds; 0 for one that is not set, or not there now."""
+    return tuple(Path(each).stat().st_mtime_ns if each and Path(each).exists() else 0 for each in paths)
+
+
 def _no_passphrase() -> str:
     """Without this, OpenSSL would ask for one at the terminal."""
     raise ValueError

@@ -17,6 +17,7 @@ import click
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from taskflux import secrets
 from taskflux.cli.program import FAILED, URL_VARIABLE, USAGE, leave, settings_or_leave
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Declared, Label
@@ -107,7 +108,7 @@ def variables() -> Sequence[Variable]:
         for section, model in sections().items()
         for field, info in model.model_fields.items()
     ]
-    return [*found, Variable(URL_VARIABLE, "api", False)]
+    return [*found, Variable(URL_VARIABLE, "api", False), Variable(secrets.DIRECTORY, "secrets", False)]
 
 
 def _is_secret(annotation: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -38,15 +38,16 @@ JSON_TYPE: Final = "application/json"
 class Msg91Webhook:
     """The endpoint. `cache` is None where there is no Redis."""
 
-    def __init__(self, secret: str, receipts: Receipts, cache: Accelerator | None) -> None:
-        self._secret = secret.encode()
+    def __init__(self, secret: Callable[[], str], receipts: Receipts, cache: Accelerator | None) -> None:
+        self._secret = secret
         self._receipts = receipts
         self._cache = cache
         metrics.REPORTS.zeros()
 
     async def record(self, request: Request) -> Response:
         """Answer 200 with how many reports found their task."""
-        if not hmac.compare_digest(request.path_params["secret"].encode("utf-8", "replace"), self._secret):
+        given = request.path_params["secret"].encode("utf-8", "replace")
+        if not hmac.compare_digest(given, self._secret().encode()):
             raise Problem(NOT_FOUND, "nothing is served here")
         headers = headers_of(request.scope)
         essence = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()

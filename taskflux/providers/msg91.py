@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs
 from uuid import UUID
@@ -216,17 +217,23 @@ async def connect(settings: Msg91Settings) -> AsyncIterator[Msg91]:
     Raises:
         Misconfigured: there is no auth key.
     """
-    auth_key = settings.auth_key.get_secret_value()
-    if not auth_key:
+    if not settings.auth_key.get_secret_value():
         raise Misconfigured("auth_key is not set: set TASKFLUX_MSG91__AUTH_KEY")
     http = httpx.AsyncClient(
         base_url=settings.base_url,
-        headers={"authkey": auth_key, "accept": "application/json", "content-type": "application/json", **UNPACKED},
+        auth=partial(_authenticate, settings),
+        headers={"accept": "application/json", "content-type": "application/json", **UNPACKED},
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=_KEEP_ALIVE),
     )
     async with http:
         yield Msg91(settings, http)
+
+
+def _authenticate(settings: Msg91Settings, request: httpx.Request) -> httpx.Request:
+    """By the key as it is now: it may have been renewed."""
+    request.headers["authkey"] = settings.auth_key.get_secret_value()
+    return request
 
 
 def own_faults(sms: Sms, settings: Msg91Settings) -> Collection[str]:

@@ -34,11 +34,11 @@ from taskflux.providers.smtp_session import (
     Logins,
     Pool,
     SmtpSettings,
+    Trusted,
     access_token,
     answer,
     dial,
     hang_up,
-    tls_context,
 )
 from taskflux.tasks.errors import (
     Ambiguous,
@@ -76,7 +76,7 @@ class Mailer:
         }
         self._sender = Address.parse(settings.sender)
         self._hostname = hostname
-        self._tls = tls_context(settings)
+        self._trusted = Trusted(settings)
         self._pool = Pool(self._dial, most=settings.connections, max_age=settings.max_connection_age)
         self._logins = Logins()
         self._denied: str | None = None  # a denied recipient, while the server denies all
@@ -145,7 +145,7 @@ class Mailer:
         await self._pool.close()
 
     async def _dial(self, since: int | None = None) -> SMTP:
-        client = await self._logins.run(lambda: dial(self._settings, self._hostname, self._tls), since)
+        client = await self._logins.run(lambda: dial(self._settings, self._hostname, self._trusted.context()), since)
         metrics.OPENED.labels("smtp").inc()
         self.auth_methods = tuple(client.server_auth_methods)
         return client

@@ -23,7 +23,7 @@ from aiosmtplib import (
 from aiosmtplib.response import SMTPResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from taskflux.endpoints import check_authority, check_host
+from taskflux.endpoints import ages, check_authority, check_host
 from taskflux.providers.addresses import Address
 from taskflux.providers.provider import Sending
 from taskflux.providers.smtp_replies import Reply, Stage, Throttled, judge
@@ -149,6 +149,21 @@ def tls_context(settings: SmtpSettings) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+class Trusted:
+    """The certificates that are trusted, read again once `ca_file` has been renewed."""
+
+    def __init__(self, settings: SmtpSettings) -> None:
+        self._settings = settings
+        self._age = ages(settings.ca_file)
+        self._context = tls_context(settings)
+
+    def context(self) -> ssl.SSLContext | None:
+        """For a new session. Raises Misconfigured."""
+        if (age := ages(self._settings.ca_file)) != self._age:
+            self._context, self._age = tls_context(self._settings), age
+        return self._context
 
 
 async def dial(settings: SmtpSettings, hostname: str, context: ssl.SSLContext | None) -> SMTP:

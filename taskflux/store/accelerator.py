@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
+from pydantic import SecretStr
+
 from taskflux.store.settings import RedisSettings
 from taskflux.telemetry import metrics
 
@@ -47,19 +49,25 @@ class Accelerator:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._client: Redis | None = None
+        self._url: SecretStr | None = None
+        """What the client was made from."""
         self._rests_until = 0.0
 
     async def open(self) -> None:
         """Create the client; it connects on first use."""
         metrics.OPENED.zeros("redis")
         metrics.ACCELERATOR_ERRORS.zeros()
-        if self._settings.url is None:
+        self._make()
+
+    def _make(self) -> None:
+        self._url = self._settings.url
+        if self._url is None:
             return
         from redis.asyncio import Redis  # lazily: most handlers have no use for it
 
         authority: dict[str, Any] = {"ssl_ca_certs": self._settings.ca_file} if self._settings.ca_file else {}
         self._client = Redis.from_url(
-            self._settings.url.get_secret_value(),
+            self._url.get_secret_value(),
             socket_timeout=self._settings.timeout,
             socket_connect_timeout=self._settings.timeout,
             redis_connect_func=self._connected,
@@ -107,6 +115,9 @@ class Accelerator:
         now = asyncio.get_running_loop().time()
         if self._client is None or now < self._rests_until:
             return None
+        if self._settings.url is not self._url:  # it was renewed
+            await self.close()
+            self._make()
         from redis.exceptions import RedisError
 
         try:

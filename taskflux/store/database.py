@@ -123,7 +123,7 @@ class Database:
         """Create the pool; it connects on first use, so PostgreSQL may still be unreachable."""
         settings = self._settings
         self._pool = await asyncpg.create_pool(
-            settings.dsn.get_secret_value(),
+            connect=self._connect,
             min_size=0,
             max_size=self._size,
             max_inactive_connection_lifetime=300.0,
@@ -141,6 +141,10 @@ class Database:
         metrics.OPENED.zeros("postgresql")
         metrics.POOL.labels("used").follow(self, lambda database: database.used)
         metrics.POOL.labels("free").follow(self, lambda database: database.size - database.used)
+
+    async def _connect(self, _: object, **options: Any) -> asyncpg.Connection[Any]:
+        """A new connection of the pool, by the DSN as it is now: its password may have been renewed."""
+        return await asyncpg.connect(self._settings.dsn.get_secret_value(), **options)
 
     async def close(self) -> None:
         """Close the connections; a statement that still runs after three seconds is cancelled."""

@@ -37,6 +37,7 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from taskflux.endpoints import ages
 from taskflux.stream.settings import KafkaSettings
 from taskflux.telemetry import metrics, outages
 
@@ -94,6 +95,12 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         options["sasl_plain_username"] = settings.sasl_username
         options["sasl_plain_password"] = settings.sasl_password.get_secret_value() if settings.sasl_password else None
     return options
+
+
+def credentials(settings: KafkaSettings) -> object:
+    """Something that differs once the credentials or the files with certificates have been renewed."""
+    files = ages(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file)
+    return settings.sasl_username, settings.sasl_password, files
 
 
 def consumer_options(settings: KafkaSettings) -> dict[str, Any]:

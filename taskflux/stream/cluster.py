@@ -121,7 +121,7 @@ class Cluster:
     """Connects at the first request, and again after one that failed."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._options = connection_options(settings)
+        self._settings = settings
         self._timeout = settings.request_timeout
         self._link = Link(settings)
         self._clients: Clients | None = None
@@ -153,7 +153,7 @@ class Cluster:
 
     async def _try(self, question: Callable[[Clients], Awaitable[T]]) -> T:
         if self._clients is None:
-            self._clients = Clients(self._options)
+            self._clients = Clients(connection_options(self._settings))
         clients = self._clients
         try:
             async with asyncio.timeout(self._timeout):

@@ -25,7 +25,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import ConsumerStoppedError
 
 from taskflux.stream import internals
-from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, consumer_options, error_name
+from taskflux.stream.client import TROUBLE, KafkaUnavailable, Link, consumer_options, credentials, error_name
 from taskflux.stream.cluster import Clients, Cluster
 from taskflux.stream.envelope import Record
 from taskflux.stream.internals import BoundedConsumer, topic_metadata
@@ -212,7 +212,9 @@ class Consumer:
         """What the group reads next in each partition; None if it has other members than this one."""
         if await internals.members(await clients.admin(), self._group) != 1:
             return None
-        found = (await read_positions(clients, {self._topic: self._group}, tansu=self._settings.tansu))[self._topic]
+        found = (await read_positions(clients, {self._topic: self._group}, tansu=self._settings.tansu)).get(self._topic)
+        if found is None:
+            return None
         return {TopicPartition(self._topic, number): at.next for number, at in found.partitions.items()}
 
     async def _leave(self) -> None:
@@ -231,6 +233,10 @@ class Consumer:
                 return
             except TimeoutError:
                 pass
+            if credentials(self._settings) != member.credentials:
+                # The client keeps those that it was made with, for every connection that it will have to open.
+                log.info("the credentials for Kafka were renewed, joining again", extra={"topic": self._topic})
+                return
             try:
                 found = await self._log_id()
             except KafkaUnavailable:
@@ -263,6 +269,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str, epoch: int) -> None:
         self.epoch = epoch
+        self.credentials = credentials(settings)
         self.progress = Progress()
         self.noted = asyncio.Event()
         self._tansu = settings.tansu

@@ -67,7 +67,8 @@ class Producer:
     def __init__(self, settings: KafkaSettings) -> None:
         self._timeout = settings.produce_timeout
         self._max_bytes = settings.dead_letter_max_bytes
-        options = connection_options(settings) | {
+        connection_options(settings)  # which raises
+        options = {
             "acks": "all",
             "enable_idempotence": settings.idempotent,
             "request_timeout_ms": int(self._timeout * 1000),
@@ -202,7 +203,7 @@ class _Topic(NamedTuple):
 
 
 class _Connection:
-    """One started AIOKafkaProducer at a time, made from `options`.
+    """One started AIOKafkaProducer at a time, made from `options` and the settings.
 
     An idempotent producer retries a failed batch for ever, and a refused one leaves a gap in its sequence numbers: so
     after any failure the producer is replaced.
@@ -214,6 +215,7 @@ class _Connection:
         self._failures = 0
         """Consecutive failures; a confirmed send resets it."""
         self._options = options
+        self._settings = settings
         self._connect_timeout = settings.request_timeout
         self._connecting, self._sending = Link(settings), Link(settings)
         self._reason = "the first connection to Kafka is not made yet"
@@ -331,7 +333,9 @@ class _Connection:
                 self._wanted.clear()
 
     async def _connect(self) -> AIOKafkaProducer | None:
-        producer, since = AIOKafkaProducer(**self._options), time.monotonic()
+        # The credentials as they are now: they may have been renewed.
+        options = connection_options(self._settings) | self._options
+        producer, since = AIOKafkaProducer(**options), time.monotonic()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await producer.start()

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from grpclib.const import Cardinality, Handler, Status
@@ -25,6 +24,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
 
+from taskflux.endpoints import ages
 from taskflux.store.database import Database
 from taskflux.store.errors import StoreError, level_of
 from taskflux.store.upkeep import Demand, Needed
@@ -413,9 +413,8 @@ class _Certificates:
         self.changed = age
         log.info("the push scaler's certificate was renewed")
 
-    def _age(self) -> tuple[float, ...]:
-        files = (self._settings.tls_cert_file, self._settings.tls_key_file, self._settings.tls_client_ca_file)
-        return tuple(Path(each).stat().st_mtime for each in files if each and Path(each).exists())
+    def _age(self) -> tuple[int, ...]:
+        return ages(self._settings.tls_cert_file, self._settings.tls_key_file, self._settings.tls_client_ca_file)
 
 
 # Messages -----------------------------------------------------------------------------------------------------------

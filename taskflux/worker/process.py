@@ -25,13 +25,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from taskflux.secrets import DIRECTORY, Unreadable
 from taskflux.store.errors import StoreError
 from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import instruments, logs, metrics, outages
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 from taskflux.version import VERSION
 from taskflux.worker.hosts import names, refusal
-from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load
+from taskflux.worker.settings import HttpSettings, Settings, WrongSettings, load, renew
 
 PLAIN_TEXT: Final = MappingProxyType({"Content-Type": "text/plain; charset=utf-8"})
 PROBLEM: Final = MappingProxyType({"Content-Type": "application/problem+json"})
@@ -42,6 +43,8 @@ ANSWER_SECONDS: Final = 10.0
 LINGER: Final = 1.0
 """Seconds for which input of a refused client is dropped."""
 STUCK: Final = "all threads of the handler are stuck: it takes no tasks"
+RENEW: Final = 2.0
+"""Seconds between two looks for renewed secrets."""
 HANGS_AFTER: Final = 10.0
 """Seconds without a heartbeat of the loop after which livez fails."""
 
@@ -441,9 +444,26 @@ def _cleared(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> bo
 
 async def _serve(target: Service, process: Process) -> None:
     asyncio.get_running_loop().set_exception_handler(logs.left_over)
-    async with _heartbeat(process), _probes(target, process):
+    async with _heartbeat(process), _probes(target, process), process.background(keep_secrets()):
         await target.serve(process)
     log.info("stopped")
+
+
+async def keep_secrets(every: float = RENEW) -> None:
+    """Have renewed secrets take effect, until cancelled; without files of secrets, there is nothing to do."""
+    refused = ""
+    while os.environ.get(DIRECTORY):
+        await asyncio.sleep(every)
+        try:
+            names = renew()
+        except (Unreadable, WrongSettings) as error:
+            if str(error) != refused:
+                log.error("renewed secrets are not used: they are wrong", extra={"error": str(error)})
+            refused = str(error)
+        else:
+            refused = ""
+            if names:
+                log.info("secrets were renewed", extra={"variables": ", ".join(names)})
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from taskflux import secrets
 from taskflux.endpoints import DSN_FORM, SERVERS_FORM, check_authority, check_certificate
 from taskflux.providers.provider import NotifySettings
 from taskflux.store.settings import PostgresSettings, RedisSettings
@@ -240,11 +241,15 @@ def _provider_model(name: str, section: type[BaseModel]) -> type[BaseSettings]:
 
 
 def load_provider(name: str, section: type[S]) -> S:
-    """A provider's settings, from `TASKFLUX_<NAME>__…`.
+    """A provider's settings, from `TASKFLUX_<NAME>__…`; `renew` renews them.
 
     Raises:
         WrongSettings: naming each variable.
     """
+    return _kept(lambda: _load_provider(name, section))
+
+
+def _load_provider(name: str, section: type[S]) -> S:
     try:
         value: S = _provider_model(name, section)().value  # type: ignore[attr-defined]
     except (ValidationError, SettingsError) as error:
@@ -255,11 +260,56 @@ def load_provider(name: str, section: type[S]) -> S:
 
 
 def load(*needs: str) -> Settings:
-    """The settings of this process; `needs` names the servers that it needs (postgres, kafka).
+    """The settings of this process; `needs` names the servers that it needs (postgres, kafka). `renew` renews them.
 
     Raises:
         WrongSettings: naming each variable that is wrong, missing, or at odds with another.
     """
+    return _kept(lambda: _load(needs))
+
+
+_renewable: Final[list[tuple[Callable[[], BaseModel], BaseModel]]] = []
+"""How each was loaded, and what its users hold; empty without files of secrets."""
+
+
+def _kept(load_it: Callable[[], S]) -> S:
+    found = load_it()
+    if os.environ.get(secrets.DIRECTORY):
+        _renewable.append((load_it, found))
+    return found
+
+
+def renew() -> Sequence[str]:
+    """Read the files of secrets again, and renew the settings that were loaded, in place; the variables that changed.
+
+    Who opens a connection reads them then; connections that are open stay.
+
+    Raises:
+        Unreadable, WrongSettings: nothing has changed.
+    """
+    changed = secrets.read()
+    if not changed:
+        return ()
+    try:
+        fresh = [load_it() for load_it, _ in _renewable]
+    except WrongSettings:
+        secrets.undo(changed)
+        raise
+    for (_, held), new in zip(_renewable, fresh, strict=True):
+        _take_over(held, new)
+    return sorted(changed)
+
+
+def _take_over(held: BaseModel, new: BaseModel) -> None:
+    for name in type(held).model_fields:
+        before, after = getattr(held, name), getattr(new, name)
+        if isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            _take_over(before, after)
+        elif before != after:
+            setattr(held, name, after)
+
+
+def _load(needs: tuple[str, ...]) -> Settings:
     sections = {
         name: field.annotation for name, field in Settings.model_fields.items() if isinstance(field.annotation, type)
     }

@@ -100,6 +100,7 @@ def _container(spec: Mapping[str, Any], pod: PodTemplate, cluster: _Cluster) -> 
     where = f"{pod}, container {spec['name']}"
     environment = _environment(spec, pod, cluster, where)
     files, scratch = _files(spec, pod, cluster, where)
+    environment = {**_secrets(environment, files), **environment}
     return Container(
         spec["name"],
         spec["image"],
@@ -126,6 +127,13 @@ def _environment(spec: Mapping[str, Any], pod: PodTemplate, cluster: _Cluster, w
         if value is not None:
             found[variable["name"]] = value
     return found
+
+
+def _secrets(environment: Mapping[str, str], files: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables that files set: by the program's rule, those called like one, in its folder of secrets."""
+    folder = environment.get("TASKFLUX_SECRETS_DIR")
+    paths = [path for path in files if folder and path.startswith(f"{folder}/")]
+    return {path.rpartition("/")[2]: files[path] for path in paths if path.rpartition("/")[2].startswith("TASKFLUX_")}
 
 
 def _whole(source: Mapping[str, Any], cluster: _Cluster, where: str) -> Mapping[str, str]:

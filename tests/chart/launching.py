@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, Protocol, TypeVar
 
 import httpx
@@ -93,7 +93,11 @@ class ProcessLauncher:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content)
             placed[path] = str(file)
-        return {name: placed.get(value, value) for name, value in container.environment.items()}
+            placed |= {str(folder): f"{directory}{folder}" for folder in PurePosixPath(path).parents}
+        # What files set, the program finds there.
+        files = {path.rpartition("/")[2] for path in container.files}
+        found = {name: value for name, value in container.environment.items() if name not in files}
+        return {name: placed.get(value, value) for name, value in found.items()}
 
 
 class _Child:

@@ -121,6 +121,7 @@ class Release:
             container,
             args=[self._route(each) for each in container.args],
             environment={name: self._route(value) for name, value in container.environment.items()},
+            files={path: self._route(text) for path, text in container.files.items()},
         )
 
     def _route(self, text: str) -> str:

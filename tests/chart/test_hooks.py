@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from taskflux.worker.handler import Handler
 from taskflux.worker.loading import BUILT_IN, load
-from tests.chart.cases import full, least
+from tests.chart.cases import full, least, stand_in, stand_ins
+from tests.chart.containers import containers
 from tests.chart.objects import Object, pods
 from tests.chart.rendering import Rendering
 
@@ -193,9 +194,8 @@ def test_migrations_take_the_direct_dsn() -> None:
     rendering = full({"secrets": {"postgres": {"migrateDsnKey": "direct"}}})
     first = jobs(rendering)[0]
     assert first.pod is not None
-    migrate = first.pod.all_containers[0]
-    given = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in migrate["env"] if "valueFrom" in each}
-    assert given["TASKFLUX_POSTGRES__MIGRATE_DSN"] == {"name": "postgres", "key": "direct"}
+    migrate = containers(first.pod, rendering, stand_ins(rendering))[0]
+    assert migrate.environment["TASKFLUX_POSTGRES__MIGRATE_DSN"] == stand_in("postgres", "direct")
 
 
 def test_the_set_up_jobs_can_be_disabled() -> None:
@@ -247,8 +247,8 @@ def test_without_hooks_every_handler_s_pod_waits_for_the_schema() -> None:
         assert first["args"] == ["migrate", "--check", "--wait", "900s"], str(deployment)
         assert first["image"].startswith("ghcr.io/taskflux/taskflux:"), "of the image that migrates"
         assert [each["name"] for each in others] == (["mine"] if deployment.component == "crop-image" else [])
-        given = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in first["env"] if "valueFrom" in each}
-        assert given == {"TASKFLUX_POSTGRES__DSN": {"name": "postgres", "key": "dsn"}}
+        waiting = containers(deployment.pod, rendering, stand_ins(rendering))[0]
+        assert set(waiting.files) == {"/etc/taskflux/postgres/TASKFLUX_POSTGRES__DSN"}, "and no other secret"
     for deployment in full(WITHOUT_HOOKS, {"setup": {"enabled": False}}).of("Deployment"):
         assert deployment.pod is not None
         assert not deployment.pod.init_containers

@@ -9,7 +9,9 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from taskflux.local.ports import LOOPBACK, free_port
-from tests.kafka.broker import KafkaBroker
+from taskflux.local.processes import Process, run
+from tests.kafka.broker import JVM, LOGGING, KafkaBroker
+from tests.kafka.classpath import java, server_classpath
 
 USERNAME: Final = "taskflux"
 PASSWORD: Final = "right-6f1c"
@@ -40,6 +42,14 @@ class SecuredKafka(KafkaBroker):
     def at(self, listener: str) -> str:
         """The address of a listener."""
         return f"{LOOPBACK}:{self.ports[listener]}"
+
+    async def change_password(self, password: str) -> None:
+        """The account's, for logins from now on. It takes a Java program some seconds."""
+        to = f"SCRAM-SHA-512=[password={password}]"
+        program: list[str | Path] = [java(), *JVM, *LOGGING, "-cp", server_classpath(), "kafka.admin.ConfigCommand"]
+        program += ["--bootstrap-server", self.bootstrap_servers, "--alter", "--add-config", to]
+        program += ["--entity-type", "users", "--entity-name", USERNAME]
+        await run(Process("Kafka's configuration tool", program, log=self.log), timeout=60.0)
 
     def _accounts(self) -> list[str]:
         return ["--add-scram", f"SCRAM-SHA-512=[name={USERNAME},password={PASSWORD}]"]

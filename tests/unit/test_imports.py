@@ -37,8 +37,9 @@ BELOW: Mapping[str, set[str]] = {
     "__main__": {"cli", "worker"},
     "version": set(),
     "endpoints": set(),
+    "secrets": set(),
 }
-ANYONE_MAY_IMPORT = {"version", "endpoints"}
+ANYONE_MAY_IMPORT = {"version", "endpoints", "secrets"}
 NAMES = {
     "ingest",
     "relay",

@@ -48,8 +48,8 @@ securityContext:
 volumes:
   - name: tmp
     emptyDir: {medium: Memory, sizeLimit: {{ $handler.tmpSize }}}
-  {{- range $name, $sources := include "taskflux.certificates" (list $root $handler) | fromJson }}
-  - name: {{ $name }}-certificates
+  {{- range $name, $sources := include "taskflux.mounted" (list $root $handler) | fromJson }}
+  - name: {{ $name }}-secrets
     {{- if eq (len $sources) 1 }}
     {{- $source := first $sources }}
     secret:
@@ -91,8 +91,8 @@ env:
   {{- include "taskflux.env" (concat (list $root $handler) (slice . 3)) | trim | nindent 2 }}
 volumeMounts:
   - {name: tmp, mountPath: /tmp}
-  {{- range $name, $files := include "taskflux.certificates" (list $root $handler) | fromJson }}
-  - {name: {{ $name }}-certificates, mountPath: /etc/taskflux/{{ $name }}, readOnly: true}
+  {{- range $name, $files := include "taskflux.mounted" (list $root $handler) | fromJson }}
+  - {name: {{ $name }}-secrets, mountPath: /etc/taskflux/{{ $name }}, readOnly: true}
   {{- end }}
   {{- with $handler.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}

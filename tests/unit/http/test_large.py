@@ -99,7 +99,7 @@ class Reports(Receipts):
 
 
 def report(body: bytes, media_type: str = "application/json", most: int = 64_000_000) -> Any:
-    route = Route("/webhooks/msg91/{secret}", Msg91Webhook("s", Reports(), None).record, methods=["POST"])
+    route = Route("/webhooks/msg91/{secret}", Msg91Webhook(lambda: "s", Reports(), None).record, methods=["POST"])
     transport = httpx.ASGITransport(application([route], most))
     client = httpx.AsyncClient(transport=transport, base_url="http://taskflux")
     return client.post("/webhooks/msg91/s", content=body, headers={"content-type": media_type})

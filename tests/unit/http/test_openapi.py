@@ -216,7 +216,7 @@ def test_every_route_of_ingest_is_described_and_every_call_that_is_described_is_
     nobody: Any = None  # nothing is called here
     submissions = Submissions(nobody, nobody)
     tasks, letters = TaskRoutes(nobody, nobody, nobody), DeadLetterRoutes(nobody, submissions)
-    app = create_app(submissions, tasks, letters, Msg91Webhook("secret", nobody, nobody), nobody)
+    app = create_app(submissions, tasks, letters, Msg91Webhook(lambda: "secret", nobody, nobody), nobody)
     assert served(app) == _described(API)
 
 
