@@ -14,7 +14,7 @@ import click
 
 from taskflux.cli.api import Answer, Api, ApiCommand, ApiError, Document, api_option
 from taskflux.cli.program import FAILED, OK, STILL_OPEN, UNREACHABLE, Group, leave, url_option
-from taskflux.cli.shown import explain_end, json_option, print_json, show_task, show_tasks, tell_more
+from taskflux.cli.shown import cell, explain_end, json_option, print_json, show_task, show_tasks, tell_more
 from taskflux.cli.values import Duration, Id, Moment, Pair, payload_of
 from taskflux.tasks.states import ENDED, State
 
@@ -156,6 +156,20 @@ def get(task_id: str, as_json: bool, api: Api) -> None:
         print_json(task)
     else:
         show_task(task)
+
+
+@tasks.command(cls=ApiCommand)
+@click.argument("task_id", type=Id(), metavar="ID")
+@json_option
+@api_option
+def why(task_id: str, as_json: bool, api: Api) -> None:
+    """Say why a task waits: its time, an open circuit, no worker, those before it."""
+    document = api.get(f"/tasks/{task_id}/why")
+    if as_json:
+        print_json(document)
+    else:
+        for reason in document["reasons"]:
+            click.echo(f"{document['status']}: {cell(reason['text'])}")
 
 
 @tasks.command("list", cls=ApiCommand)

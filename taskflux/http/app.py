@@ -62,6 +62,7 @@ def create_app(
         _route("POST", "/tasks/batch", SubmitBatch(submissions), "submitBatch"),
         _route("GET", "/tasks", tasks.page, "listTasks"),
         _route("GET", "/tasks/{task_id}", tasks.show, "getTask"),
+        _route("GET", "/tasks/{task_id}/why", tasks.why, "whyTask"),
         _route("DELETE", "/tasks/{task_id}", tasks.cancel, "cancelTask"),
         _route("POST", "/tasks/{task_id}/resolve", tasks.resolve, "resolveTask"),
         _route("GET", "/dead-letters", dead_letters.page, "listDeadLetters"),

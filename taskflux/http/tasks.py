@@ -28,7 +28,7 @@ from taskflux.http.problems import (
 from taskflux.http.queries import read_task_query, task_cursor, too_rare
 from taskflux.http.requests import client_of
 from taskflux.store.accelerator import Accelerator
-from taskflux.store.tasks import Resolution, SearchTooLong, Tasks
+from taskflux.store.tasks import MOST_AHEAD, Resolution, SearchTooLong, Tasks
 from taskflux.tasks.bounds import LARGE, check
 from taskflux.tasks.fields import rfc3339
 from taskflux.tasks.model import DEFAULT_TENANT
@@ -104,6 +104,75 @@ def waits_for(row: Mapping[str, Any], open_circuit: str | None, now: datetime) -
         case State.UNCERTAIN:
             return "a decision"
     return None
+
+
+SILENT: Final = 30.0
+"""Seconds without a beat after which a worker is not counted on any more."""
+
+
+def reasons(row: Mapping[str, Any], facts: Mapping[str, Any], now: datetime) -> list[dict[str, str]]:
+    """Why a task is where it is, the most telling reason first: each a kind, for programs, and a sentence.
+
+    `row` is the task's, and `facts` are what `Tasks.why` has read.
+    """
+    state, found = row["state"], []
+    if state not in (State.SCHEDULED, State.QUEUED):
+        return [_told(state, row)]
+    if state == State.SCHEDULED and row["due_at"] > now:
+        if row["error_class"] is None:
+            return [_reason("time", f"it is scheduled for {_clock(row['due_at'])}")]
+        told = f"attempt {row['attempts']} of {row['max_attempts']} failed ({row['error_class']})"
+        return [_reason("retry", f"{told}, and the next one is due at {_clock(row['due_at'])}")]
+    if facts["off_handler"] is not None:
+        found.append(_reason("off", f"its handler {facts['off_handler']} is switched off"))
+    if facts["open"]:
+        why = ": ".join(each for each in (facts["error_class"], facts["reason"]) if each)
+        since = f" since {_clock(facts['opened_at'])}" if facts["opened_at"] else ""
+        found.append(_reason("circuit", f"the circuit of {facts['provider']} is open{since} ({why})"))
+    if facts["suspect"]:
+        found.append(_reason("suspect", "a worker was lost while it held this task, which runs again with few others"))
+    silent = facts["seen"] is None or facts["seen"] > SILENT
+    if not facts["workers"] or silent:
+        ago = "ever" if facts["seen"] is None else f"for {_span(facts['seen'])}"
+        found.append(_reason("no-worker", f"no worker of the type {row['type']} has been seen {ago} (is KEDA ready?)"))
+    if state == State.SCHEDULED and (facts["leaderless"] is None or facts["leaderless"] > 0):
+        found.append(_reason("no-relay", "no relay is running, which publishes it"))
+    if facts["ahead"]:
+        least = "at least " if facts["ahead"] >= MOST_AHEAD else ""
+        takes = f" ({least or 'about '}{_span(facts['ahead'] / facts['ended'])})" if facts["ended"] else ""
+        found.append(_reason("behind", f"{least}{facts['ahead']:,} others of its type are before it{takes}"))
+    return found or [
+        _reason("next", "the relay publishes it next" if state == State.SCHEDULED else "a worker takes it next")
+    ]
+
+
+def _told(state: str, row: Mapping[str, Any]) -> dict[str, str]:
+    match state:
+        case State.RUNNING:
+            return _reason("running", f"it does not wait: attempt {row['attempts']} of {row['max_attempts']} runs")
+        case State.UNCERTAIN:
+            return _reason("decision", "its side effect may have happened: a delivery report or a person decides")
+        case State.DEAD:
+            return _reason("ended", f"it does not wait: it is dead ({row['error_class']}), and can be replayed")
+        case _:
+            return _reason("ended", f"it does not wait: it is {state}")
+
+
+def _reason(kind: str, text: str) -> dict[str, str]:
+    return {"kind": kind, "text": text}
+
+
+def _clock(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _span(seconds: float) -> str:
+    """About how long: `40 seconds`, `4 minutes`, `3 hours`."""
+    for size, name in ((3600, "hour"), (60, "minute"), (1, "second")):
+        if seconds >= 2 * size or size == 1:
+            number = max(1, round(seconds / size))
+            return f"{number:,} {name}{'' if number == 1 else 's'}"
+    raise AssertionError
 
 
 def stored_json(text: str | None) -> Any:
@@ -206,6 +275,15 @@ class TaskRoutes:
             if self.cache and row["state"] == State.SUCCEEDED:  # the one state that never changes
                 await self.cache.cache(DEFAULT_TENANT, task, document)
         return Response(document, media_type="application/json")
+
+    async def why(self, request: Request) -> Response:
+        """Why a task waits, in sentences."""
+        task = path_id(request, "task_id", _unknown)
+        TASK.set(task)
+        row = await self._decided(task)
+        facts = await self.tasks.why(task, row["type"])
+        found = reasons(row, facts, datetime.now(UTC))
+        return json_answer({"taskId": str(task), "taskType": row["type"], "status": row["state"], "reasons": found})
 
     async def page(self, request: Request) -> Response:
         """A page of what the query asks for.

@@ -24,6 +24,9 @@ from taskflux.telemetry import tracing
 from taskflux.telemetry.tracing import UNTRACED
 
 SQL: Final = statements("tasks")
+MOST_AHEAD: Final = 100_000
+NEWEST: Final = 5_000
+"""How many others before a task are counted, and how many of its type are looked at for their throughput."""
 PATIENCE: Final = 2.0
 """Seconds that a submission waits while PostgreSQL is unavailable."""
 SEARCH: Final = 10.0
@@ -224,6 +227,11 @@ class Tasks:
     async def get(self, task: UUID, tenant: str) -> Row | None:
         """The row of a task, or None."""
         return await self.database.fetchrow(SQL["get_task"], id=task, tenant=tenant)
+
+    async def why(self, task: UUID, task_type: str) -> Row:
+        """What a waiting task may wait for (columns of `why_it_waits`)."""
+        about = {"id": task, "type": task_type, "most": MOST_AHEAD, "newest": NEWEST}
+        return await self.database.fetchrow(SQL["why_it_waits"], **about)
 
     async def page(self, tenant: str, wanted: TaskFilter, limit: int, after: UUID | None = None) -> Page:
         """Up to `limit` tasks older than the task `after`, newest first. A short page need not be the last.

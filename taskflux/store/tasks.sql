@@ -120,6 +120,27 @@ SELECT id, tenant, type, state, version, attempts, max_attempts, losses, replays
        traceparent, created_at, updated_at, due_at, expires_at, result, error_class, error_reason, delivery, timeline
 FROM task_states WHERE id = :id AND tenant = :tenant;
 
+-- name: why_it_waits
+-- What a waiting task :id of :type may wait for. `ahead`: older tasks of its type that wait to be published or claimed,
+-- of :most that are looked at; of all tenants, since they share the handlers. `ended`: tasks of its type that have ended
+-- a second, over the last minute, of the newest :newest. Times are seconds ago.
+SELECT tt.off_handler, c.provider, COALESCE(c.open, false) AS open, c.opened_at, c.error_class, c.reason,
+       (SELECT count(*) FROM workers WHERE type = :type AND NOT ended)::integer AS workers,
+       (SELECT extract(epoch FROM now() - max(beat_at))::float8 FROM workers WHERE type = :type) AS seen,
+       (SELECT extract(epoch FROM now() - max(expires_at))::float8 FROM leaders WHERE name = 'relay') AS leaderless,
+       EXISTS (SELECT FROM suspects WHERE task_id = :id) AS suspect,
+       (SELECT count(*) FROM (
+           SELECT FROM due
+           WHERE type = :type AND NOT dead AND task_id < :id AND (publish_at <= now() OR publish_at = never())
+           LIMIT :most
+        ) AS first)::integer AS ahead,
+       (SELECT count(*) FILTER (WHERE updated_at > now() - interval '1 minute')::float8 / 60
+        FROM (SELECT state, updated_at FROM tasks WHERE type = :type ORDER BY type DESC, id DESC LIMIT :newest) AS newest
+        WHERE state IN ('succeeded', 'dead')) AS ended
+FROM (VALUES (:type::text)) AS asked (type)
+LEFT JOIN task_types tt ON tt.type = asked.type
+LEFT JOIN circuits c ON c.provider = tt.provider;
+
 -- Lists, newest first, which is the order of their ids. One of these statements finds the ids of up to :most tasks that
 -- may fit, from :start on and below :below, and reads :look rows at most: `ended` is where to look next, NULL at the
 -- end. `list_found` then reads those tasks.

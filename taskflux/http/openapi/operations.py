@@ -168,6 +168,17 @@ TASKS: Final[Sequence[Operation]] = (
         (_TASK_ID,),
     ),
     Operation(
+        "GET",
+        "/tasks/{taskId}/why",
+        "whyTask",
+        "Tasks",
+        "Why does a task wait?",
+        "In sentences, the most telling one first: its time, an open circuit, no worker, those before it.",
+        {200: answer("The reasons.", content(ref("Why"), {"why": ("Behind an open circuit", s.WHY)}))},
+        (p.UNKNOWN_TASK, *_STORE),
+        (_TASK_ID,),
+    ),
+    Operation(
         "DELETE",
         "/tasks/{taskId}",
         "cancelTask",

@@ -199,6 +199,14 @@ def task_schemas(types: Mapping[str, str]) -> dict[str, Json]:
         "Task": _task(whole=True),
         "TaskSummary": _task(whole=False),
         "TaskPage": page("TaskSummary"),
+        "Why": obj(
+            {
+                "taskId": ID,
+                "taskType": TEXT,
+                "status": ref("Status"),
+                "reasons": {"type": "array", "items": obj({"kind": TEXT, "text": TEXT}), "minItems": 1},
+            }
+        ),
         "TimelineEntry": obj(
             {"at": MOMENT, "event": TEXT, "state": ref("Status"), "attempt": COUNT},
             {"times": COUNT, "note": TEXT, "traceId": TRACE_ID},
@@ -474,6 +482,18 @@ TASK: Final = {
     ],
 }
 TASK_PAGE: Final = {"items": [_SUMMARY], "nextCursor": None}
+WHY: Final = {
+    "taskId": TASK_ID,
+    "taskType": "email",
+    "status": "scheduled",
+    "reasons": [
+        {
+            "kind": "circuit",
+            "text": "the circuit of smtp is open since 2030-01-31 08:58:00Z (Misconfigured: 535 authentication failed)",
+        },
+        {"kind": "behind", "text": "12,000 others of its type are before it (about 4 minutes)"},
+    ],
+}
 CANCELLED: Final = {**TASK, "status": "cancelled", "attempts": 0, "result": None}
 
 DEAD_LETTER: Final[dict[str, Any]] = {

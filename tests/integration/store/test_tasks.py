@@ -11,7 +11,7 @@ from taskflux.store.errors import RefusedData, StoreBusy
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
-from tests.integration.store.scene import GRACE, Scene, submission
+from tests.integration.store.scene import GRACE, TYPE, Scene, submission
 
 Commit = GroupCommit[Submission, Accepted | KeyReused]
 KEY = IdempotencyKey("order-17", b"digest")
@@ -222,3 +222,17 @@ async def test_a_task_is_read_by_its_own_tenant(scene: Scene) -> None:
     row = await scene.tasks.get(task, "a")
     assert row is not None
     assert (row["id"], row["state"], row["timeline"][0].split("|")[1]) == (task, "scheduled", "accepted")
+
+
+async def test_why_a_task_waits_is_read_from_the_narrow_tables(scene: Scene) -> None:
+    older, task = await scene.accepted(2)
+    facts = await scene.tasks.why(task, TYPE)
+    assert (facts["workers"], facts["seen"], facts["ahead"], facts["leaderless"]) == (0, None, 0, None)
+    await scene.make_due(older, task)
+    worker = await scene.worker()
+    facts = await scene.tasks.why(task, TYPE)
+    assert (facts["workers"], facts["ahead"], facts["ended"], facts["open"]) == (1, 1, 0.0, False)
+    assert facts["seen"] < 30
+    await scene.confirm([older], version=1)
+    await worker.claim(TYPE, {older: 1})
+    assert (await scene.tasks.why(task, TYPE))["ahead"] == 0

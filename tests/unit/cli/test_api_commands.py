@@ -156,6 +156,7 @@ def test_text_of_tasks_cannot_control_the_terminal(server: Server) -> None:
     [
         (("tasks", "get", ID), f"GET /tasks/{ID}", e.TASK, "process-email@pod:1"),
         (("tasks", "list"), "GET /tasks", e.TASK_PAGE, "succeeded"),
+        (("tasks", "why", ID), f"GET /tasks/{ID}/why", e.WHY, "the circuit of smtp is open since"),
         (("tasks", "cancel", ID), f"DELETE /tasks/{ID}", e.CANCELLED, f"{ID} cancelled"),
         (("tasks", "resolve", ID, "resend"), f"POST /tasks/{ID}/resolve", e.TASK, ID),
         (("dead-letters", "list"), "GET /dead-letters", e.DEAD_LETTER_PAGE, "no such user"),
