@@ -5,6 +5,7 @@ A bulk replay is a job of the server: it goes on when this command ends. The com
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from time import monotonic, sleep
@@ -174,6 +175,7 @@ PATIENCE = 60
 @click.argument("dead_letter_id", type=Id(), metavar="[ID]", required=False)
 @click.option("--payload", help="Replay ID with this payload instead: JSON, or - for stdin.")
 @click.option("--file", type=click.File("rb"), help="Replay ID with the payload in this file instead.")
+@click.option("--edit", is_flag=True, help="Change the payload of ID in an editor ($EDITOR) first.")
 @click.option("--value", help="Replay a poison record with this text as its value.")
 @click.option("--type", "task_type", help="All of this task type; with ID: the type of a poison record's payload.")
 @click.option("--error-class", help="All of this class of error.")
@@ -207,6 +209,7 @@ def replay(
     dead_letter_id: str | None,
     payload: str | None,
     file: BinaryIO | None,
+    edit: bool,
     value: str | None,
     followed: str | None,
     stopped: str | None,
@@ -221,12 +224,13 @@ def replay(
 
     \b
     taskflux dead-letters replay 01890a5d-ac96-774b-bcce-b302099a8057
+    taskflux dead-letters replay 01890a5d-… --edit
     taskflux dead-letters replay 01890a5d-… --payload '{"to": "ann@example.org", "subject": "Hi", "body": "…"}'
     taskflux dead-letters replay --type email --error-class Permanent --after 2d --dry-run
     taskflux dead-letters replay --type email --error-class Permanent --after 2d --rate 50
     """
     by_filter = {name: value for name, value in query_of(given).items() if value is not None}
-    changed = payload is not None or file is not None or value is not None
+    changed = payload is not None or file is not None or value is not None or edit
     chosen = [name for name, there in (("--follow", followed), ("--stop", stopped), ("ID", dead_letter_id)) if there]
     if len(chosen) > 1 or (chosen and chosen[0] != "ID" and (by_filter or changed)):
         raise click.UsageError(f"{' and '.join(chosen)} stands alone: say one thing to do")
@@ -235,9 +239,13 @@ def replay(
     elif followed is not None:
         _look_on(api, api.get(f"/dead-letters/replays/{followed}"), timeout, as_json)
     elif dead_letter_id is not None:
-        _one(api, dead_letter_id, _replacement(payload, file, value, given), as_json)
+        body = _replacement(payload, file, value, given)
+        if edit:
+            _edit_and_replay(api, dead_letter_id, body, as_json)
+        else:
+            _one(api, dead_letter_id, body, as_json)
     elif changed:
-        raise click.UsageError("--payload, --file and --value change one dead letter: name its ID")
+        raise click.UsageError("--payload, --file, --edit and --value change one dead letter: name its ID")
     else:
         _many(api, by_filter, given, timeout, as_json)
 
@@ -281,6 +289,29 @@ def _one(api: Api, dead_letter_id: str, body: Document, as_json: bool) -> None:
         click.echo(f"{answer['taskId']} {answer['status']}")
     else:
         click.echo(f"{dead_letter_id} {answer['status']}")
+
+
+def _edit_and_replay(api: Api, dead_letter_id: str, body: Document, as_json: bool) -> None:
+    """Replay with a payload that was changed in an editor, which opens again while the server refuses it."""
+    if set(body) - {"taskType"}:
+        raise click.UsageError("--edit changes the payload that failed: leave out --payload, --file and --value")
+    text = json.dumps(api.get(f"/dead-letters/{dead_letter_id}")["payload"], indent=2, ensure_ascii=False) + "\n"
+    while True:
+        edited = click.edit(text, extension=".json")
+        if edited is None:
+            leave("the payload was not changed, and nothing was replayed", FAILED)
+        text = edited
+        try:
+            return _one(api, dead_letter_id, {**body, "payload": json.loads(text)}, as_json)
+        except ValueError as error:
+            told = f"this is not JSON: {error}"
+        except ApiError as error:
+            if error.status == UNREACHABLE:
+                raise
+            told = str(error)
+        click.echo(told, err=True)
+        if not click.confirm("Edit it again?", default=True, err=True):
+            leave("nothing was replayed", FAILED)
 
 
 def _many(api: Api, by_filter: Document, given: dict[str, Any], timeout: float, as_json: bool) -> None:

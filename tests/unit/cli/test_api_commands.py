@@ -296,6 +296,26 @@ def test_a_bulk_replay_waits_for_the_ends_of_its_tasks(server: Server, monkeypat
     assert (result.exit_code, "11 succeeded" in result.stdout) == (0, True)
 
 
+def test_a_payload_is_edited_until_the_server_accepts_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    typed = ["{", '{"to": 7}', '{"to": "bob@example.org"}']
+
+    def edit(text: str, extension: str) -> str:
+        seen.append(text)
+        return typed[len(seen) - 1]
+
+    monkeypatch.setattr("click.edit", edit)
+    wrong = problem("invalid-task", 422, "The task is not valid")
+    wrong["errors"] = [{"field": "payload.to", "message": "must be an address"}]
+    server.answer(f"GET /dead-letters/{LETTER}", (200, e.DEAD_LETTER_IN_FULL))
+    server.answer(f"POST /dead-letters/{LETTER}/replay", (422, wrong), (202, e.REPLAYED))
+    result = server.run("dead-letters", "replay", LETTER, "--edit", stdin="y\ny\n")
+    assert (result.exit_code, "scheduled" in result.stdout) == (0, True), result.output
+    assert json.loads(seen[0]) == e.DEAD_LETTER_IN_FULL["payload"]
+    assert seen[1:] == typed[:2]  # what was typed is not lost
+    assert "must be an address" in result.output
+
+
 def test_a_bulk_discard_is_started_and_watched(server: Server) -> None:
     server.answer("POST /dead-letters/discard", (200, e.DRY_RUN), (202, e.DISCARD_STARTED))
     ended = {**e.BULK, "action": "discard", "replayed": 0, "discarded": 12, "skipped": 0, "outcomes": {}}
