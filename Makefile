@@ -114,8 +114,16 @@ test-apiserver: $(VENV)/.dev ## the chart against a real kube-apiserver, built b
 test-k8s: $(VENV)/.dev ## the development cluster, docker-compose.yaml and the CI workflow, by the programs that read them
 	@$(BIN)/python -m tests.k8s test $(ARGS)
 
+.PHONY: cluster
+cluster: $(VENV)/.dev ## a whole cluster on this machine, as root on Debian, with TaskFlux in it (MINUTES for building; ARGS)
+	@$(BIN)/python -m tests.e2e.cluster.machine up --minutes $(MINUTES) $(ARGS)
+
+.PHONY: cluster-down
+cluster-down: $(VENV)/.dev ## ends it, and removes what it left
+	@$(BIN)/python -m tests.e2e.cluster.machine down
+
 .PHONY: e2e
-e2e: $(VENV)/.dev ## all of it on a real cluster: kind where Docker is, else KUBECONFIG_E2E (tests/e2e/cluster/place.py)
+e2e: $(VENV)/.dev ## all of it on a real cluster: that of `make cluster`, kind, or KUBECONFIG_E2E (tests/e2e/cluster/place.py)
 	@$(BIN)/python -m tests.e2e.cluster test $(ARGS)
 
 .PHONY: chart

@@ -20,6 +20,20 @@ OBJECTS: Final[Mapping[str, str]] = {
         ServiceAccount       . setup
         TriggerAuthentication postgres
     """,
+    "e2e": """
+        ConfigMap            . setup
+        CronJob              prune
+        Deployment           dlq-sink ingest notify process-email process-simulated process-sms relay router
+        Job                  setup
+        NetworkPolicy        . dlq-sink ingest notify process-email process-simulated process-sms prune relay router
+                             setup test
+        Pod                  test-schedule test-send
+        PodDisruptionBudget  dlq-sink ingest notify process-email process-simulated process-sms relay router
+        ScaledObject         dlq-sink ingest notify process-email process-simulated process-sms relay router
+        Service              ingest notify
+        ServiceAccount       . setup
+        TriggerAuthentication kafka postgres
+    """,
     "first": """
         ConfigMap            . setup
         CronJob              prune

@@ -10,7 +10,7 @@ from tests.chart.cases import EACH_CI_FILE
 from tests.chart.expected import OBJECTS
 from tests.chart.rendering import CI, RELEASE, render
 
-WANTED = {"default", "minimal", "production", "own-handler", "kafka-sasl-tls", "operators", "first"}
+WANTED = {"default", "minimal", "production", "own-handler", "kafka-sasl-tls", "operators", "first", "e2e"}
 
 
 def case(path: Path) -> str:

@@ -53,6 +53,15 @@ def kind() -> Path:
     return _built(KIND, "")
 
 
+def mailpit() -> Path:
+    """The SMTP server that keeps what it takes.
+
+    Raises:
+        Missing: as `actionlint`.
+    """
+    return _built(MAILPIT, "")
+
+
 def kube_score() -> Path:
     """The linter of Kubernetes objects.
 

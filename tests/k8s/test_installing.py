@@ -13,11 +13,11 @@ import pytest_asyncio
 
 from taskflux.local.console import Trouble
 from tests.chart.tools import Missing
-from tests.e2e.apiserver.build import built
 from tests.e2e.apiserver.cluster import Cluster
 from tests.e2e.apiserver.control_plane import ControlPlane
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.cluster.kube import Kube, Refused
+from tests.e2e.programs import built
 from tests.k8s.files import K8S, NAMESPACE, chart, dependencies
 
 pytestmark = pytest.mark.timeout(400)

@@ -14,7 +14,7 @@ import pytest
 from taskflux.local.console import Trouble
 from tests.chart import crds, tools
 from tests.chart.tools import Missing
-from tests.e2e.apiserver.build import build, kubernetes_version
+from tests.e2e.programs import build, kubernetes_version
 
 SKIPPED = 75
 DESCRIPTION = "Builds what the tests of the chart against an API server need, into a cache outside the repository."

@@ -8,9 +8,9 @@ import pytest
 import pytest_asyncio
 
 from tests.chart.tools import Missing
-from tests.e2e.apiserver.build import built
 from tests.e2e.apiserver.cluster import Cluster
 from tests.e2e.apiserver.control_plane import ControlPlane
+from tests.e2e.programs import built
 
 
 @pytest_asyncio.fixture(scope="session")

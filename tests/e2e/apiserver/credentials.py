@@ -16,15 +16,29 @@ SERVICE = "kubernetes.default.svc"
 class Credentials:
     """Files in one directory that only this user may read."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *names: str) -> None:
+        """The servers' certificate is for the loopback and for `names`, host names and addresses.
+
+        The CA and the key of service accounts are made once for a directory: what they signed stays good.
+        """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
-        self._authority = trustme.CA(organization_name="kubernetes")
-        self.ca = directory / "ca.pem"
-        self._authority.cert_pem.write_to_path(str(self.ca))
-        server = self._authority.issue_cert(LOOPBACK, "localhost", SERVICE, common_name="control-plane")
-        self.certificate, self.key = self._write("server", server)
-        _, self.service_accounts_key = self._write("service-accounts", self._authority.issue_cert("service-accounts"))
+        self.ca, ca_key = directory / "ca.pem", directory / "ca.key"
+        if ca_key.exists():
+            self._authority = trustme.CA.from_pem(self.ca.read_bytes(), ca_key.read_bytes())
+        else:
+            self._authority = trustme.CA(organization_name="kubernetes")
+            self._authority.cert_pem.write_to_path(str(self.ca))
+            _write_key(ca_key, self._authority.private_key_pem)
+        self.certificate, self.key = self.server("server", "control-plane", LOOPBACK, "localhost", SERVICE, *names)
+        self.service_accounts_key = directory / "service-accounts.key"
+        if not self.service_accounts_key.exists():
+            self._write("service-accounts", self._authority.issue_cert("service-accounts"))
+
+    def server(self, name: str, user: str, *names: str, group: str = "kubernetes") -> tuple[Path, Path]:
+        """Certificate and key of a server at `names`, which is the client `user` of group `group`, too."""
+        issued = self._authority.issue_cert(*names, common_name=user, organization_name=group)
+        return self._write(name, issued)
 
     def client(self, user: str, group: str = "kubernetes") -> tuple[Path, Path]:
         """Certificate and key of a client; RBAC knows it as `user`, a member of `group`."""
@@ -47,15 +61,20 @@ class Credentials:
         file.write_text(json.dumps(content, indent=1))
         return file
 
-    def context(self, user: str) -> ssl.SSLContext:
+    def context(self, user: str, group: str = "kubernetes") -> ssl.SSLContext:
         """How Python talks to the servers: as `user`."""
         context = ssl.create_default_context(cafile=str(self.ca))
-        context.load_cert_chain(*map(str, self.client(user)))
+        context.load_cert_chain(*map(str, self.client(user, group)))
         return context
 
     def _write(self, name: str, issued: trustme.LeafCert) -> tuple[Path, Path]:
         certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
-        issued.cert_chain_pems[0].write_to_path(str(certificate))
-        key.touch(mode=0o600)
-        issued.private_key_pem.write_to_path(str(key))
+        if not (certificate.exists() and key.exists()):
+            issued.cert_chain_pems[0].write_to_path(str(certificate))
+            _write_key(key, issued.private_key_pem)
         return certificate, key
+
+
+def _write_key(file: Path, key: trustme.Blob) -> None:
+    file.touch(mode=0o600)
+    key.write_to_path(str(file))

@@ -9,9 +9,9 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.e2e.apiserver.build import built, kubernetes_version
 from tests.e2e.apiserver.cluster import Cluster, Refused
 from tests.e2e.apiserver.control_plane import ControlPlane
+from tests.e2e.programs import built, kubernetes_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from taskflux.local.console import Trouble
 from tests.chart import tools
 from tests.chart.tools import Missing
-from tests.e2e.cluster.place import Kind, docker_works, place
+from tests.e2e.cluster.machine.place import Place
+from tests.e2e.cluster.place import Kind, OfThisMachine, docker_works, of_this_machine, place
 from tests.k8s import gotools
 
 SKIPPED = 75
@@ -30,10 +31,12 @@ def main(arguments: list[str]) -> int:
 
 def _prepare() -> int:
     try:
-        where = place(os.environ, docker_works)
+        where = place(os.environ, docker_works, of_this_machine)
         tools.helm()
         if isinstance(where, Kind):
             gotools.kind()
+        if isinstance(where, OfThisMachine):
+            Place().enter()
     except Missing as missing:
         print(f"no cluster to test on: {missing}".replace("\n", " "))
         return SKIPPED

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,13 @@ from tests.chart.tools import Missing
 from tests.e2e.cluster.evidence import collect
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.cluster.kube import Kube
-from tests.e2e.cluster.place import IMAGE, Existing, Kind, docker_works, place
+from tests.e2e.cluster.machine.outside import MAILPIT
+from tests.e2e.cluster.machine.release import VALUES
+from tests.e2e.cluster.place import IMAGE, Existing, Kind, OfThisMachine, Where, docker_works, of_this_machine, place
 from tests.e2e.cluster.taskflux import Api, Mailpit
 from tests.e2e.cluster.waiting import until
 from tests.k8s import gotools
-from tests.k8s.files import K8S, NAMESPACE, ROOT
+from tests.k8s.files import K8S, NAMESPACE, RELEASE, ROOT
 
 NAME: Final = "taskflux-e2e"
 """The name of our own cluster: never that of k8s/kind.yaml, which a person may be using."""
@@ -36,10 +39,10 @@ Managers = Callable[[str], type[AClusterManager]]
 
 
 @pytest.fixture(scope="session")
-def where() -> Kind | Existing:
+def where() -> Where:
     try:
         tools.helm()
-        chosen = place(os.environ, docker_works)
+        chosen = place(os.environ, docker_works, of_this_machine)
         if isinstance(chosen, Kind):
             gotools.kind()
     except Missing as missing:
@@ -62,10 +65,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def manager(
-    where: Kind | Existing, config: Path, k8s_manager: Managers, tmp_path_factory: pytest.TempPathFactory
+    where: Where, config: Path, k8s_manager: Managers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AClusterManager]:
     """The cluster, made where it is ours to make."""
-    if isinstance(where, Existing):
+    if not isinstance(where, Kind):
         # The provider deletes the file that it is given.
         copied = tmp_path_factory.mktemp("kubeconfig") / "config"
         shutil.copyfile(where.kubeconfig, copied)
@@ -106,8 +109,11 @@ def kube(manager: AClusterManager, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def installation(where: Kind | Existing, kube: Kube, request: pytest.FixtureRequest) -> Iterator[Installation]:
+def installation(where: Where, kube: Kube, request: pytest.FixtureRequest) -> Iterator[Installation]:
     """TaskFlux and all that it needs, installed and ready."""
+    if isinstance(where, OfThisMachine):
+        yield from _of_this_machine(where, kube, request)
+        return
     existing = isinstance(where, Existing)
     image = where.image if isinstance(where, Existing) else IMAGE
     made = Installation(kube, image, where.ingress_class if isinstance(where, Existing) else "traefik")
@@ -125,15 +131,32 @@ def installation(where: Kind | Existing, kube: Kube, request: pytest.FixtureRequ
             made.remove()
 
 
+def _of_this_machine(where: OfThisMachine, kube: Kube, request: pytest.FixtureRequest) -> Iterator[Installation]:
+    """All is there, and stays."""
+    made = Installation(kube, where.image, "traefik", VALUES)
+    try:
+        made.taskflux()
+        yield made
+    finally:
+        if request.session.testsfailed:
+            collect(kube, ROOT / "build" / "e2e")
+
+
 @pytest.fixture(scope="session")
-def api(installation: Installation, where: Kind | Existing, config: Path) -> Iterator[Api]:
-    """The API, through the ingress."""
-    client = Api(where.ingress if isinstance(where, Existing) else f"http://127.0.0.1:{_mapped(config)}")
+def api(installation: Installation, where: Where, config: Path) -> Iterator[Api]:
+    """The API, through the ingress; on this machine's cluster, which has none, through the Service."""
+    client = Api(_address(where, installation, config))
     try:
         until("the ingress leads to the API", lambda: client.answers() or None, 120)
         yield client
     finally:
         client.close()
+
+
+def _address(where: Where, installation: Installation, config: Path) -> str:
+    if isinstance(where, OfThisMachine):
+        return f"http://{installation.kube.get('service', f'{RELEASE}-ingest')['spec']['clusterIP']}"
+    return where.ingress if isinstance(where, Existing) else f"http://127.0.0.1:{_mapped(config)}"
 
 
 def _mapped(config: Path) -> int:
@@ -144,8 +167,9 @@ def _mapped(config: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def mailpit(installation: Installation, kube: Kube) -> Iterator[Mailpit]:
-    with kube.forwarded("service/mailpit", 8025) as url:
+def mailpit(installation: Installation, where: Where, kube: Kube) -> Iterator[Mailpit]:
+    outside = isinstance(where, OfThisMachine)
+    with nullcontext(MAILPIT) if outside else kube.forwarded("service/mailpit", 8025) as url:
         client = Mailpit(url)
         try:
             yield client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from tests.e2e.cluster.kube import Kube
@@ -19,10 +20,12 @@ KEDA: Final = "scaledobjects.keda.sh"
 class Installation:
     """TaskFlux and what it needs, on one cluster."""
 
-    def __init__(self, kube: Kube, image: str, ingress_class: str) -> None:
+    def __init__(self, kube: Kube, image: str, ingress_class: str, values: Path = DEV) -> None:
+        """`values` are the chart's."""
         self.kube = kube
         self.image = image
         self._ingress_class = ingress_class
+        self._values = values
 
     def third_parties(self, names: Sequence[str]) -> None:
         """Others' charts, by their names in skaffold.yaml, without those that are installed already."""
@@ -53,13 +56,13 @@ class Installation:
             self.kube.kubectl("wait", f"job/{each.name}", "--for=condition=complete", "--timeout=300s", timeout=360)
 
     def taskflux(self, values: Mapping[str, Any] | None = None) -> str:
-        """The chart with k8s/values-dev.yaml and `values` on top; it has waited until all is ready."""
+        """The chart with its values and `values` on top; it has waited until all is ready."""
         repository, _, tag = self.image.rpartition(":")
         own = [f"--set-string=image.repository={repository}", f"--set-string=image.tag={tag}"]
         own += [f"--set-string=ingress.className={self._ingress_class}"]
         own += [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
         command = ["upgrade", "--install", RELEASE, str(ROOT / "charts" / "taskflux"), f"--namespace={NAMESPACE}"]
-        command += [f"--values={DEV}", *own, "--wait", f"--timeout={TIMEOUT:.0f}s"]
+        command += [f"--values={self._values}", *own, "--wait", f"--timeout={TIMEOUT:.0f}s"]
         return self.kube.helm(*command, timeout=TIMEOUT + 60)
 
     def test(self) -> str:

@@ -42,11 +42,11 @@ class Kube:
         """What helm prints; raises as `kubectl`. It is told no namespace: releases have their own."""
         return self._run([str(tools.helm()), *arguments], None, timeout)
 
-    def apply(self, documents: str) -> None:
+    def apply(self, documents: str, namespace: str | None = None) -> None:
         """Make these, or change them; a field that the API server does not know is refused."""
-        self.kubectl(
-            "apply", "--server-side", "--force-conflicts", "--validate=strict", "--filename=-", stdin=documents
-        )
+        options = ["--server-side", "--force-conflicts", "--validate=strict", "--filename=-"]
+        options += [] if namespace is None else [f"--namespace={namespace}"]
+        self.kubectl("apply", *options, stdin=documents)
 
     def get(self, *what: str) -> Mapping[str, Any]:
         """An object, or a list of them."""

@@ -1,7 +1,8 @@
-"""On which cluster the tests run: one that they make with kind, or one that is there.
+"""On which cluster the tests run: one that `make cluster` made here, one that they make with kind, or another one.
 
 By environment:
 
+  CLUSTER_E2E     where `make cluster` keeps its things; /var/lib/taskflux-cluster unless told otherwise
   KUBECONFIG_E2E  kubeconfig of an existing cluster, which is left as it was but for what the tests install
   IMAGE_E2E       TaskFlux's image, where that cluster can pull it
   INGRESS_E2E     URL of that cluster's ingress controller, such as http://10.0.0.7
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.chart.tools import Missing
+from tests.e2e.cluster.machine.place import Place
 
 IMAGE: Final = "taskflux:e2e"
 DOCKER_TIMEOUT: Final = 30.0
@@ -42,7 +44,22 @@ class Existing:
     keep: bool = False
 
 
-def place(environment: Mapping[str, str], docker_works: Callable[[], bool]) -> Kind | Existing:
+@dataclass(frozen=True)
+class OfThisMachine:
+    """What `make cluster` made, and TaskFlux in it. It stays."""
+
+    kubeconfig: Path
+    image: str
+
+
+Where = Kind | Existing | OfThisMachine
+
+
+def place(
+    environment: Mapping[str, str],
+    docker_works: Callable[[], bool],
+    machine: Callable[[], OfThisMachine | None] = lambda: None,
+) -> Where:
     """Where to run.
 
     Raises: Missing: nowhere, or the existing cluster is not fully described; the text says what to do.
@@ -50,9 +67,13 @@ def place(environment: Mapping[str, str], docker_works: Callable[[], bool]) -> K
     keep = environment.get("KEEP_E2E") == "1"
     kubeconfig = environment.get("KUBECONFIG_E2E")
     if kubeconfig is None:
+        if (of_this_machine := machine()) is not None:
+            return of_this_machine
         if docker_works():
             return Kind(keep)
-        raise Missing("Docker does not run here, and KUBECONFIG_E2E names no cluster that is there")
+        raise Missing(
+            "Docker does not run here, KUBECONFIG_E2E names no cluster that is there, and `make cluster` made none"
+        )
     if not Path(kubeconfig).is_file():
         raise Missing(f"KUBECONFIG_E2E names {kubeconfig}, which is no file")
     unsaid = [name for name in ("IMAGE_E2E", "INGRESS_E2E") if not environment.get(name)]
@@ -74,3 +95,12 @@ def docker_works() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0
+
+
+def of_this_machine() -> OfThisMachine | None:
+    """What `make cluster` made, if it is up."""
+    made = Place()
+    if not made.is_up():
+        return None
+    noted = made.directory / "taskflux.name"
+    return OfThisMachine(made.directory / "credentials" / "admin.kubeconfig", noted.read_text())
