@@ -56,6 +56,8 @@ CLIENT: Final = ("tests/unit/http/test_client.py",)
 BATCH: Final = ("tests/unit/http/test_batch.py",)
 PAYLOADS: Final = ("tests/unit/http/test_payloads.py",)
 SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
+SECRETS: Final = ("tests/unit/test_secrets.py",)
+RENEWED: Final = ("tests/integration/system/test_renewed_secrets.py",)
 WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
 
 AT_VERSION: Final = "\n      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]"
@@ -998,9 +1000,30 @@ _HTTP: Final = (
     Mutation(
         "anybody may report deliveries",
         "taskflux/http/receipts.py",
-        'if not hmac.compare_digest(request.path_params["secret"].encode("utf-8", "replace"), self._secret):',
+        "if not hmac.compare_digest(given, self._secret().encode()):",
         "if False:",
         WEBHOOK,
+    ),
+    Mutation(
+        "the task of a type whose handler is off is accepted",
+        "taskflux/http/task_types.py",
+        "return None if registered is None or registered.type.off_handler is not None else registered",
+        "return registered",
+        SUBMISSIONS,
+    ),
+    Mutation(
+        "a wrong renewal of a secret stays in the environment",
+        "taskflux/worker/settings.py",
+        "        secrets.undo(changed)\n",
+        "",
+        SECRETS,
+    ),
+    Mutation(
+        "a renewed password of PostgreSQL is not used",
+        "taskflux/store/database.py",
+        "            connect=self._connect,\n",
+        "            settings.dsn.get_secret_value(),\n",
+        RENEWED,
     ),
     Mutation(
         "a text may hold any number of values",
