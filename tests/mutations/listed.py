@@ -29,6 +29,7 @@ GROUP_COMMIT: Final = ("tests/unit/store/test_group_commit.py",)
 EXECUTOR: Final = ("tests/unit/worker/test_executor.py",)
 OUTCOMES: Final = ("tests/unit/worker/test_outcomes.py",)
 SLOTS: Final = ("tests/unit/worker/test_slots.py",)
+DEADLINES: Final = ("tests/unit/worker/test_deadlines.py",)
 PLAIN_FUNCTIONS: Final = ("tests/unit/worker/test_plain_functions.py",)
 SUSPECTS: Final = ("tests/unit/upkeep/test_suspects.py",)
 RUN_ALONE: Final = ("tests/unit/worker/test_suspects.py",)
@@ -58,6 +59,7 @@ PAYLOADS: Final = ("tests/unit/http/test_payloads.py",)
 SUBMISSIONS: Final = ("tests/unit/http/test_submissions.py",)
 SECRETS: Final = ("tests/unit/test_secrets.py",)
 RENEWED: Final = ("tests/integration/system/test_renewed_secrets.py",)
+DIRECT: Final = ("tests/integration/http/test_direct.py",)
 WEBHOOK: Final = ("tests/integration/system/test_receipts.py",)
 
 AT_VERSION: Final = "\n      AND t.version = (:versions::integer[])[width_bucket(t.id, :ids::uuid[])]"
@@ -67,8 +69,9 @@ AT_ITS_VERSION: Final = (
 AT_ANY_VERSION: Final = "\n      AND :versions::integer[] IS NOT NULL"
 """The parameter stays: a statement that takes other ones than it is given fails in every test, whatever its rule."""
 
-WITHDRAWN: Final = """,
-       CASE WHEN bool_or(late) THEN withdraw_rows(array_agg(id) FILTER (WHERE late)) END AS withdrawn"""
+WITHDRAWN: Final = (
+    ",\n       CASE WHEN bool_or(late) THEN withdraw_rows(array_agg(id) FILTER (WHERE late)) END AS withdrawn"
+)
 SETTLED_ANSWER: Final = f"""
 )
 SELECT array_agg(age ORDER BY place) AS ages,
@@ -508,6 +511,55 @@ _STORE: Final = (
         "if False:",
         GROUP_COMMIT,
     ),
+    Mutation(
+        "a statement waits for no crowd",
+        "taskflux/store/group_commit.py",
+        "if self._window and len(batch) >= CROWD:",
+        "if False:",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "a few callers wait for a window",
+        "taskflux/store/group_commit.py",
+        "if self._window and len(batch) >= CROWD:",
+        "if self._window:",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "a window ends only when all have come back",
+        "taskflux/store/group_commit.py",
+        "async with asyncio.timeout_at(self._until):",
+        "async with asyncio.timeout(None):",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "a window that its last caller fills goes on",
+        "taskflux/store/group_commit.py",
+        "            self._full.set()\n",
+        "            pass\n",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "a window goes on though all were there before it",
+        "taskflux/store/group_commit.py",
+        "if len(self._waiting) < self._crowd and loop.time() < self._until:",
+        "if loop.time() < self._until:",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "a window lasts for more callers than a statement takes",
+        "taskflux/store/group_commit.py",
+        "self._crowd = min(len(batch) + len(self._waiting), self._max_items)",
+        "self._crowd = len(batch) + len(self._waiting)",
+        GROUP_COMMIT,
+    ),
+    Mutation(
+        "callers of a batch that is stopped wait for ever",
+        "taskflux/store/group_commit.py",
+        "            for group in (*batch, *self._waiting):\n                group.fail(_broken(error))\n",
+        "",
+        GROUP_COMMIT,
+    ),
 )
 
 _WORKER: Final = (
@@ -799,6 +851,139 @@ _WORKER: Final = (
         "while False:",
         EXECUTOR,
     ),
+    Mutation(
+        "each attempt has a task made for it, though it does not wait",
+        "taskflux/worker/attempt.py",
+        "len(self._line) if self._waited else 1",
+        "len(self._line)",
+        SLOTS,
+    ),
+    Mutation(
+        "the line stops behind an attempt that waits",
+        "taskflux/worker/attempt.py",
+        "            self._beginning = False\n            self._serve()\n",
+        "            self._beginning = False\n",
+        SLOTS,
+    ),
+    Mutation(
+        "an attempt in a task of its own takes no slot",
+        "taskflux/worker/attempt.py",
+        "                self._hold(running)\n                called_up.set_result(None)",
+        "                called_up.set_result(None)",
+        SLOTS,
+    ),
+    Mutation(
+        "a slot is lost with an attempt that was cancelled before it had it",
+        "taskflux/worker/attempt.py",
+        "            if not called_up.done():",
+        "            if running.called_up is not None:",
+        SLOTS,
+    ),
+    Mutation(
+        "an attempt that has left the line begins",
+        "taskflux/worker/attempt.py",
+        "        self._line.remove(running)\n\n    async def take",
+        "        pass\n\n    async def take",
+        SLOTS,
+    ),
+    Mutation(
+        "a slot that an attempt had is not given on",
+        "taskflux/worker/attempt.py",
+        "        self._ended_now += 1\n        self._serve()\n",
+        "        self._ended_now += 1\n",
+        SLOTS,
+    ),
+    Mutation(
+        "as many are in line as end soon, however few may run",
+        "taskflux/worker/attempt.py",
+        "min(int(self._pace * AHEAD), MOST_AHEAD * slots)",
+        "int(self._pace * AHEAD)",
+        SLOTS,
+    ),
+    Mutation(
+        "the pace of attempts is never measured",
+        "taskflux/worker/attempt.py",
+        "if (passed := now - self._ended_since) >= PACE:",
+        "if (passed := now - self._ended_since) < 0:",
+        SLOTS,
+    ),
+    Mutation(
+        "the pace of attempts is that of the moment",
+        "taskflux/worker/attempt.py",
+        "if (passed := now - self._ended_since) >= PACE:",
+        "if (passed := max(now - self._ended_since, 1e-3)):",
+        SLOTS,
+    ),
+    Mutation(
+        "handlers behind the first one are late at no time",
+        "taskflux/worker/attempt.py",
+        "        if self._until:\n            self._set_timer()\n",
+        "",
+        DEADLINES,
+    ),
+    Mutation(
+        "handlers have no deadline once its timer had nothing left",
+        "taskflux/worker/attempt.py",
+        "        self._timer = None\n        if self._until:",
+        "        if self._until:",
+        DEADLINES,
+    ),
+    Mutation(
+        "a handler that has ended is late",
+        "taskflux/worker/attempt.py",
+        "        self._until.pop(running, None)\n",
+        "        pass\n",
+        DEADLINES,
+    ),
+    Mutation(
+        "a handler is told to be late for ever",
+        "taskflux/worker/attempt.py",
+        "            del self._until[running]\n            self._late(running)",
+        "            self._late(running)",
+        DEADLINES,
+    ),
+    Mutation(
+        "all handlers are late with the first",
+        "taskflux/worker/attempt.py",
+        "takewhile(lambda each: self._until[each] <= now, self._until)",
+        "takewhile(lambda each: now, self._until)",
+        DEADLINES,
+    ),
+    Mutation(
+        "a handler may take any time",
+        "taskflux/worker/executor.py",
+        "        self._deadlines.begin(running)\n",
+        "",
+        EXECUTOR,
+    ),
+    Mutation(
+        "attempts that have ended are kept until they would be late",
+        "taskflux/worker/executor.py",
+        "            self._deadlines.end(running)\n            if running.again",
+        "            if running.again",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a small payload passes a large one that waits for room",
+        "taskflux/worker/attempt.py",
+        "        async with self._turn:  # in",
+        "        async with asyncio.Lock():  # in",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a worker takes tasks for any number of outcomes that wait",
+        "taskflux/worker/executor.py",
+        "min(self._outcomes.under_way, 2 * SETTLE_BATCH)",
+        "self._outcomes.under_way",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a worker takes no tasks while outcomes are written",
+        "taskflux/worker/executor.py",
+        " + min(self._outcomes.under_way, 2 * SETTLE_BATCH)",
+        "",
+        EXECUTOR,
+    ),
 )
 
 _STREAM: Final = (
@@ -1087,6 +1272,76 @@ _HTTP: Final = (
         "if values > DESCRIBED:",
         "if False:",
         PAYLOADS,
+    ),
+    Mutation(
+        "a submit that is answered directly has its header's last value",
+        "taskflux/http/submissions.py",
+        "            or len(by_name) < len(headers)\n",
+        "",
+        DIRECT,
+    ),
+    Mutation(
+        "a compressed submit is read as it is",
+        "taskflux/http/submissions.py",
+        '            or b"content-encoding" in by_name\n',
+        "",
+        DIRECT,
+    ),
+    Mutation(
+        "a submit of any media type is answered directly",
+        "taskflux/http/submissions.py",
+        '            or by_name.get(b"content-type") != JSON\n',
+        "",
+        DIRECT,
+    ),
+    Mutation(
+        "a submit of any size is answered directly",
+        "taskflux/http/submissions.py",
+        "min(SMALL, self._submissions.limits.max_body_bytes)",
+        "10**9",
+        DIRECT,
+    ),
+    Mutation(
+        "a submit that is answered directly has no span",
+        "taskflux/http/submissions.py",
+        "            tracing.on\n            or len(by_name)",
+        "            len(by_name)",
+        DIRECT,
+    ),
+    Mutation(
+        "the values of a submit that is answered directly take no room",
+        "taskflux/http/submissions.py",
+        "            held.take(weigh(body))\n",
+        "",
+        DIRECT,
+    ),
+    Mutation(
+        "a submit that is answered directly keeps what it held",
+        "taskflux/http/submissions.py",
+        "        held.give_all()\n        requests.in_progress -= 1",
+        "        requests.in_progress -= 1",
+        DIRECT,
+    ),
+    Mutation(
+        "what goes the general way holds its bytes twice",
+        "taskflux/http/submissions.py",
+        "            held.give_all()\n            return None",
+        "            return None",
+        DIRECT,
+    ),
+    Mutation(
+        "a submit whose client has disconnected is not given up",
+        "taskflux/http/connections.py",
+        "            self._own.future.cancel()\n",
+        "            pass\n",
+        DIRECT,
+    ),
+    Mutation(
+        "a submit that is answered directly may name any host",
+        "taskflux/http/server.py",
+        "    if not known.allowed:\n        return take",
+        "    if known is not None:\n        return take",
+        DIRECT,
     ),
 )
 

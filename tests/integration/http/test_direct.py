@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
+from opentelemetry.trace import NoOpTracer
 from starlette.types import Receive, Scope, Send
 
 from taskflux.http.requests import Answer, Pairs, Requests
 from taskflux.http.submissions import Limits
 from taskflux.store.errors import RefusedData, StoreBusy, StoreUnavailable
-from taskflux.telemetry import logs, metrics
+from taskflux.telemetry import logs, metrics, tracing
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import TRACE
 from tests.integration.http.serving import served
@@ -220,7 +221,7 @@ async def test_it_answers_counts_and_stores_what_the_framework_does(seed: int, m
 async def test_what_waits_is_given_up_with_its_client_and_counted_as_by_the_framework() -> None:
     body = b'{"taskType":"simulated","payload":"x"}'
     head = b"POST /tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    counts = []
+    counts, held = [], []
     for direct in (True, False):
         before = counted(metrics.HTTP_REQUESTS)
         async with side(direct=direct) as found:
@@ -229,7 +230,8 @@ async def test_what_waits_is_given_up_with_its_client_and_counted_as_by_the_fram
             _, writer = await asyncio.open_connection("127.0.0.1", found.port)
             writer.write(head % len(body) + body)
             await asyncio.wait_for(intake.entered.acquire(), 5)
-            assert (found.taken[True], flight.bytes > 0) == (int(direct), True)
+            assert found.taken[True] == int(direct)
+            held.append(flight.bytes)
             writer.close()
 
             async def given_up() -> bool:
@@ -240,6 +242,38 @@ async def test_what_waits_is_given_up_with_its_client_and_counted_as_by_the_fram
         assert intake.accepted == []
         counts.append(counted(metrics.HTTP_REQUESTS) - before)
     assert counts[0] == counts[1] == {("POST", "/tasks", "aborted"): 1}
+    assert held[0] == held[1] > len(body)  # its values count, too
+
+
+@pytest.mark.parametrize(
+    ("what", "direct", "status"),
+    [
+        ("nothing", True, b"202"),
+        ("spans", False, b"202"),
+        ("no room", False, b"503"),
+        ("too large", False, b"413"),
+        ("a header twice", False, b"400"),
+    ],
+)
+async def test_what_the_framework_has_to_see_goes_to_it(what: str, direct: bool, status: bytes) -> None:
+    """Spans are recorded there, and what is ambiguous, finds no room or is too large is refused."""
+    body = b'{"taskType":"simulated","payload":"x"}'
+    if what == "too large":
+        body += b" " * LIMITS.max_body_bytes
+    head = b"POST /tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    if what == "a header twice":
+        head = head.replace(b"Content-Type", b"Idempotency-Key: a\r\nIdempotency-Key: b\r\nContent-Type")
+    if what == "spans":
+        tracing.switch_on(NoOpTracer())
+    try:
+        async with side(direct=True) as fast:
+            if what == "no room":
+                fast.http.app.state.flight.most = 10
+            (answer,) = await fast.ask(Ask((head % len(body) + body,)))
+    finally:
+        tracing.switch_off()
+    assert fast.taken == {direct: 1}
+    assert answer.split()[1] == status
 
 
 async def test_a_repeated_key_gets_the_first_answer_from_either() -> None:

@@ -348,6 +348,28 @@ async def test_a_few_clients_wait_for_no_window(clients: int, table: Table) -> N
     assert len(table.written) == 3 * clients
 
 
+@pytest.mark.parametrize("turns", [0, 1, 5])
+async def test_the_window_ends_once_as_many_are_there_again(turns: int, table: Table) -> None:
+    """In the same turn of the event loop, or one after the other."""
+    commit = commits(table, window=WINDOW)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*[commit.submit(item, item) for item in "abcdefgh"])
+        again = []
+        for item in "abcdefgh":
+            again.append(commit.submit(item, item))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await asyncio.gather(*again)
+    assert table.batches == [list("abcdefgh")] * 2
+
+
+async def test_no_more_are_waited_for_than_a_statement_takes(table: Table) -> None:
+    commit = commits(table, window=WINDOW, max_items=10)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*[commit.submit(str(number), number) for number in range(20)])
+    assert [len(batch) for batch in table.batches] == [10, 10]
+
+
 async def test_the_window_ends_although_the_others_do_not_come_back(table: Table) -> None:
     commit = commits(table, window=0.05)
     await waves(table, commit, clients=32, turns=1)

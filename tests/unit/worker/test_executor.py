@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import ssl
@@ -17,6 +18,8 @@ from taskflux import Ambiguous, Misconfigured, Permanent, Receipt, Task, Transie
 from taskflux.tasks.decision import FREE_RELEASES
 from taskflux.tasks.errors import InvalidPayload, ProviderError, TaskError
 from taskflux.tasks.policy import OPEN_AFTER
+from taskflux.worker import executor
+from taskflux.worker.attempt import Running
 from taskflux.worker.executor import LAST_SETTLES
 from tests.integration.store.scene import Scene
 from tests.unit.worker.workplace import LEASE, Payload, Work, Workplace
@@ -512,6 +515,18 @@ async def test_after_a_drain_nothing_tries_to_write_what_postgresql_cannot_store
     assert (await scene.state(claim.id))[0] == "running"
 
 
+async def test_attempts_that_have_ended_are_not_kept_until_they_would_be_late(scene: Scene) -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(type(each) is Running for each in gc.get_objects())
+
+    before = kept()
+    place = await Workplace.of(scene, Calls(), timeout=60.0)
+    place.begin(*await place.claim(5))
+    await place.settled()
+    assert kept() == before
+
+
 async def test_a_handler_that_answers_its_timeout_with_a_success_has_succeeded(scene: Scene) -> None:
     async def work(task: Task[Payload]) -> Receipt:
         try:
@@ -715,6 +730,29 @@ async def test_no_few_claims_are_taken_while_enough_are_in_line(scene: Scene, cl
     assert place.executor.room == 20
 
 
+async def test_outcomes_that_wait_for_postgresql_take_room_beyond_two_batches(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "SETTLE_BATCH", 2)
+    ended, go = asyncio.Semaphore(0), asyncio.Event()
+
+    async def work(task: Task[Payload]) -> None:
+        ended.release()
+
+    place = await Workplace.of(scene, work, concurrency=3)
+    place.database.when["settle"] = go.wait
+    rooms = []
+    for count in (4, 8):
+        place.begin(*await place.claim(count))
+        for _ in range(count):
+            await asyncio.wait_for(ended.acquire(), 20)
+        await asyncio.sleep(0)
+        rooms.append(place.executor.room)
+    go.set()
+    await place.settled()
+    assert rooms == [6, 0]
+
+
 async def test_a_drain_releases_what_has_not_begun_and_lets_the_rest_end(scene: Scene) -> None:
     calls = Calls(waits=True)
     place = await Workplace.of(scene, calls, concurrency=1)
@@ -876,6 +914,28 @@ async def test_so_many_bytes_of_large_payloads_are_in_a_worker_at_once(scene: Sc
     await place.settled()
     assert large_work.most == 2
     assert {(await scene.row(claim.id))["state"] for claim in [*large, *small]} == {"succeeded"}
+
+
+async def test_a_small_payload_does_not_pass_a_large_one_that_waits_for_room(scene: Scene) -> None:
+    order, entered, go = [], asyncio.Event(), asyncio.Event()
+
+    async def work(task: Task[Payload]) -> Receipt:
+        order.append(len(task.payload.to))
+        entered.set()
+        await go.wait()
+        return Receipt()
+
+    place = await Workplace.of(scene, work, payload_bytes=1_500_000)
+    sizes = [400_000, 600_000, 5_000]
+    claims = [claim for size in sizes for claim in await place.claim(payload=json.dumps({"to": "x" * size}))]
+    place.begin(*claims)
+    await entered.wait()
+    for _ in range(100):  # what has room begins meanwhile
+        await asyncio.sleep(0)
+    assert order == sizes[:1]
+    go.set()
+    await place.settled()
+    assert sorted(order) == sorted(sizes)
 
 
 async def test_values_of_payloads_take_room_too(scene: Scene) -> None:

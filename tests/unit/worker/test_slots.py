@@ -31,7 +31,7 @@ class Line:
         self.tasks: list[str] = []  # by name: a reference would say that the task is still used
         self.ended: list[tuple[Attempt, BaseException | None]] = []
         self._attempts: dict[Running, Attempt] = {}
-        self._empty = asyncio.Event()
+        self.one_ended = asyncio.Event()
 
     def enter(self, *attempts: Attempt) -> list[Running]:
         """Let these begin."""
@@ -45,8 +45,8 @@ class Line:
         """Return once all have ended; what each of them raised, in the order of their ends."""
         async with asyncio.timeout(20):
             while self._attempts:
-                self._empty.clear()
-                await self._empty.wait()
+                self.one_ended.clear()
+                await self.one_ended.wait()
         return [error for _, error in self.ended]
 
     async def _run(self, running: Running) -> None:
@@ -59,7 +59,7 @@ class Line:
         self.slots.give(running)
         self.ended.append((attempt, error))
         del self._attempts[running]
-        self._empty.set()
+        self.one_ended.set()
 
 
 async def nothing() -> None:
@@ -71,8 +71,9 @@ async def nap() -> None:
 
 
 async def test_attempts_that_do_not_wait_share_a_task() -> None:
-    line = Line()
+    line, before = Line(), asyncio.all_tasks()
     line.enter(*[nothing] * 100)
+    assert len(asyncio.all_tasks() - before) == 1
     assert await line.done() == [None] * 100
     assert len(set(line.tasks)) == 1
 
@@ -82,6 +83,17 @@ async def test_an_attempt_that_waits_has_its_task_to_itself() -> None:
     line.enter(*[nap] * 50)
     await line.done()
     assert len(set(line.tasks)) == 50
+
+
+async def test_those_behind_one_that_waits_begin_before_it_ends() -> None:
+    go = asyncio.Event()
+
+    async def lets_go() -> None:
+        go.set()
+
+    line = Line(2)
+    line.enter(go.wait, nothing, lets_go)
+    assert await line.done() == [None] * 3
 
 
 async def test_attempts_begin_in_the_order_in_which_they_came_whether_they_wait_or_not() -> None:
@@ -259,8 +271,10 @@ async def test_one_that_leaves_the_line_does_not_begin() -> None:
     await asyncio.sleep(0)
     assert waiting.stage is Stage.WAITING
     line.slots.leave(waiting)
-    line._attempts.pop(waiting)
-    await line.done()
+    async with asyncio.timeout(20):
+        await line.one_ended.wait()
+    for _ in range(10):  # its slot is free
+        await asyncio.sleep(0)
     assert len(line.ended) == 1
 
 
@@ -291,6 +305,40 @@ async def test_an_attempt_in_a_task_of_its_own_is_in_the_same_line() -> None:
     assert (order, cancelled.slot, mine.slot) == (["line", "own", "line"], False, False)
     line.enter(nothing)
     await line.done()
+
+
+async def test_an_attempt_in_a_task_of_its_own_takes_a_slot_and_gives_it_on() -> None:
+    line, go, taken = Line(2), asyncio.Event(), asyncio.Semaphore(0)
+
+    async def own(each: Running) -> None:
+        await line.slots.take(each)
+        taken.release()
+        await go.wait()
+        line.slots.give(each)
+
+    mine = [asyncio.create_task(own(running()), context=Context()) for _ in range(2)]
+    await taken.acquire()
+    await taken.acquire()
+    line.enter(nothing)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert line.ended == []
+    go.set()
+    await line.done()
+    await asyncio.wait(mine)
+
+
+async def test_one_that_was_cancelled_as_a_slot_became_free_leaves_it_to_the_next() -> None:
+    line, held = Line(1), running()
+    await line.slots.take(held)
+    cancelled, mine = (asyncio.create_task(line.slots.take(running()), context=Context()) for _ in range(2))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    line.slots.give(held)  # before the cancelled one has noticed
+    async with asyncio.timeout(20):
+        await mine
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
 
 
 @pytest.mark.parametrize(("in_time", "wanted"), [(5, 10), (50, 20), (1000, 80)])
