@@ -173,6 +173,8 @@ def _below(value: Any) -> Iterator[tuple[str, str]]:
         for field, below in value.items():
             if field == "secretKeyRef":
                 yield below["name"], below["key"]
+            elif field == "secret" and isinstance(below, Mapping) and "items" in below:
+                yield from ((below.get("secretName") or below["name"], item["key"]) for item in below["items"])
             elif field == "secretTargetRef":
                 yield from ((each["name"], each["key"]) for each in below)
             else:

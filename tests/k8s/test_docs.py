@@ -124,6 +124,9 @@ def _secret_keys(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         if isinstance(value.get("secretKeyRef"), dict):
             yield value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]
+        if isinstance(mounted := value.get("secret"), dict):
+            for item in mounted.get("items") or ():
+                yield mounted.get("secretName") or mounted["name"], item["key"]
         for each in value.get("secretTargetRef") or ():
             yield each["name"], each["key"]
         for below in value.values():
