@@ -9,6 +9,9 @@ import httptools
 
 from taskflux.local.ports import LOOPBACK
 
+KEY = "a-key-of-the-benchmarks-0123456789abcdefghij"
+"""What ingest asks for: the check of a key is part of what a submission costs."""
+
 
 def post(path: str, body: bytes, content_type: str = "application/json") -> bytes:
     """The bytes of a POST."""
@@ -17,6 +20,7 @@ def post(path: str, body: bytes, content_type: str = "application/json") -> byte
         f"Host: {LOOPBACK}",
         f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
+        f"Authorization: Bearer {KEY}",
     ]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 

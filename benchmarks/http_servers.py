@@ -31,6 +31,7 @@ from benchmarks.lab import ROOT, listening
 from benchmarks.proc import cpu_seconds
 from benchmarks.report import Column, Sample, Table
 from benchmarks.rounds import Contestant, take_turns
+from taskflux.http.access import Access
 from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.requests import Requests
@@ -76,7 +77,14 @@ async def application() -> ASGIApp:
     await registry.refresh()
     submissions = Submissions(_Dropping(), registry, Limits())
     letters = DeadLetterRoutes(nobody, submissions)
-    return create_app(submissions, TaskRoutes(nobody, None, nobody), letters, None, started=lambda: True)
+    return create_app(
+        submissions,
+        TaskRoutes(nobody, None, nobody),
+        letters,
+        None,
+        started=lambda: True,
+        access=Access("off", None),
+    )
 
 
 async def ours(app: ASGIApp, port: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from benchmarks.client import KEY
 from taskflux.local.ports import LOOPBACK, free_port
 from taskflux.local.processes import Process
 from taskflux.local.servers import Broker, PostgresServer, Server
@@ -186,6 +187,8 @@ def _environment(postgres: PostgresSettings, kafka: KafkaSettings) -> dict[str, 
         "TASKFLUX_KAFKA__TANSU": str(kafka.tansu),
         "TASKFLUX_KAFKA__FETCH_MAX_WAIT_MS": str(kafka.fetch_max_wait_ms),
         "TASKFLUX_HTTP__HOST": LOOPBACK,
+        "TASKFLUX_AUTH__BOOTSTRAP_KEY": KEY,
+        "TASKFLUX_API__KEY": KEY,
     }
 
 

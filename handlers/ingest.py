@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
+from taskflux.http.access import access_for
 from taskflux.http.app import Exposition, create_app, own_metrics
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.problems import COMMON
@@ -17,6 +18,7 @@ from taskflux.providers.msg91 import Msg91Settings
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
 from taskflux.store.dead_letters import DeadLetters
+from taskflux.store.keys import ApiKeys
 from taskflux.store.notifications import Receipts
 from taskflux.store.publishing import Circuits, Publishing
 from taskflux.store.tasks import Tasks, TaskTypes
@@ -73,6 +75,8 @@ async def serve_api(
         stack.push_async_callback(intake.drain)
         await stack.enter_async_context(process.background(registry.run(refresh_every)))
         await stack.enter_async_context(process.background(watch.keep_fresh()))
+        access = access_for(settings.auth, ApiKeys(database))
+        await stack.enter_async_context(process.background(access.keep_fresh()))
         submissions = Submissions(intake, registry, _limits(settings.http))
         prefix = settings.kafka.topic_prefix
         app = create_app(
@@ -83,6 +87,7 @@ async def serve_api(
             started=lambda: process.health.started,
             exposition=exposition if settings.http.management_port is None else None,
             inbox=inbox,
+            access=access,
         )
         await serve_process(app, process, GRACE)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from taskflux.http.access import access_for
 from taskflux.http.app import own_metrics
 from taskflux.http.notifications import Notify, create_notify_app
 from taskflux.http.server import serve_process
@@ -15,13 +16,18 @@ from taskflux.providers.provider import Provider
 from taskflux.providers.sms import Sms
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.database import Database
+from taskflux.store.keys import ApiKeys
 from taskflux.store.notifications import Notifications
+from taskflux.tasks.access import Principal, Scope
 from taskflux.tasks.errors import Misconfigured
 from taskflux.telemetry import metrics
 from taskflux.worker.circuits import Limiter
 from taskflux.worker.notifier import Notifier, Order, Result
 from taskflux.worker.process import Process, service
 from taskflux.worker.settings import WrongSettings, load_provider
+
+_HANDLERS: Final = Principal("handlers", scopes=frozenset({Scope.SUBMIT}))
+"""Who sends TASKFLUX_NOTIFY__KEY."""
 
 
 @service("notify", own_http=True, needs=("postgres",))
@@ -46,6 +52,10 @@ async def notify(process: Process) -> None:
             raise WrongSettings(f"neither provider is configured.\n{why}")
         store, limit = Notifications(database), settings.http.max_body_bytes
 
+        callers = {} if settings.notify.key is None else {settings.notify.key.get_secret_value(): _HANDLERS}
+        access = access_for(settings.auth, ApiKeys(database), callers)
+        await stack.enter_async_context(process.background(access.keep_fresh()))
+
         async def send_mail(order: Order[Email]) -> Result:
             mailer: smtp.Mailer = mails.client()
             return await mailer.send(order.payload, message_id=order.name, date=order.date, progress=order.progress)
@@ -64,6 +74,7 @@ async def notify(process: Process) -> None:
             started=lambda: process.health.started,
             bytes_in_flight=settings.http.bytes_in_flight,
             exposition=own_metrics if settings.http.management_port is None else None,
+            access=access,
         )
         await serve_process(app, process, settings.worker.drain_seconds)
 

@@ -22,7 +22,10 @@ TOGETHER = (
     ("system-outages", tuple(SYSTEM + name for name in OUTAGES)),
     ("system", (SYSTEM,)),
     ("tracing", ("tests/integration/tracing/",)),
-    ("cli", tuple(CLI + name for name in ("test_bare_pod", "test_doctor", "test_reload", "test_termination"))),
+    (
+        "cli",
+        tuple(CLI + name for name in ("test_bare_pod", "test_doctor", "test_keys", "test_reload", "test_termination")),
+    ),
     ("chart-runs", ("tests/chart/test_runs.py",)),
     ("servers", ("tests/integration/local/test_servers.py",)),
     ("clients", ("tests/integration/http/test_documented_clients.py",)),

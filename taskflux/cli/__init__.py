@@ -42,6 +42,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         "openapi": "taskflux.cli.reference:openapi",
         "prune": "taskflux.cli.retention:prune",
         "audit": "taskflux.cli.retention:audit",
+        "keys": "taskflux.cli.keys:keys",
     },
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")

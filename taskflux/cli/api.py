@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 import httpx
 
-from taskflux.cli.program import FAILED, UNREACHABLE, URL, URL_VARIABLE, USAGE, dev, leave, say_used
+from taskflux.cli.program import FAILED, KEY_VARIABLE, UNREACHABLE, URL, URL_VARIABLE, USAGE, dev, leave, say_used
 from taskflux.providers.answers import UNPACKED, Body
 from taskflux.version import VERSION
 
@@ -51,14 +51,19 @@ class Answer:
 class Api:
     """One running TaskFlux."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
         try:
             self._http = httpx.Client(
                 base_url=self.url,
                 timeout=TIMEOUT,
                 trust_env=httpx.URL(self.url).host not in _LOOPBACK,  # no proxy leads to this machine
-                headers={"accept": "application/json", "user-agent": f"taskflux-cli/{VERSION}", **UNPACKED},
+                headers={
+                    "accept": "application/json",
+                    "user-agent": f"taskflux-cli/{VERSION}",
+                    **UNPACKED,
+                    **_authorization(key),
+                },
             )
         except httpx.InvalidURL as error:
             raise ApiError(f"{url!r} is not an address: give --url http://host:port ({error})", USAGE) from error
@@ -163,11 +168,22 @@ def _document(response: httpx.Response, body: bytes) -> Document | None:
 
 def _open(context: click.Context, parameter: click.Parameter, url: str | None) -> Api:
     try:
-        api = Api(url or context.meta.get(URL) or os.environ.get(URL_VARIABLE) or _url_of_dev() or DEFAULT_URL)
+        key = context.meta.get(_KEY) or os.environ.get(KEY_VARIABLE)
+        api = Api(url or context.meta.get(URL) or os.environ.get(URL_VARIABLE) or _url_of_dev() or DEFAULT_URL, key)
     except ApiError as error:
         leave(str(error), error.status)
     context.call_on_close(api.close)
     return api
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ApiError(
+            f"the key is not one: {KEY_VARIABLE} holds what `taskflux keys create` has printed, on one line", USAGE
+        )
+    return {"authorization": f"Bearer {key}"}
 
 
 def _url_of_dev() -> str | None:
@@ -181,8 +197,23 @@ def _url_of_dev() -> str | None:
 def api_option(function: F) -> F:
     """`--url`; the command gets an `Api` as its argument `api`, and may let ApiError through (see `ApiCommand`)."""
     default = f"${URL_VARIABLE}, else the `taskflux dev` of this folder, else {DEFAULT_URL}"
-    option = click.option("--url", "api", callback=_open, help=f"Where TaskFlux serves its API.  [default: {default}]")
-    return option(function)
+    url = click.option("--url", "api", callback=_open, help=f"Where TaskFlux serves its API.  [default: {default}]")
+    key = click.option(
+        "--api-key",
+        expose_value=False,
+        is_eager=True,
+        callback=_keep_key,
+        help=f"Key of the API; others may see a command's arguments, so better set ${KEY_VARIABLE}.",
+    )
+    return url(key(function))
+
+
+def _keep_key(context: click.Context, parameter: click.Parameter, key: str | None) -> None:
+    if key is not None:
+        context.meta[_KEY] = key
+
+
+_KEY: Final = "taskflux.key"
 
 
 class ApiCommand(click.Command):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 URL_VARIABLE: Final = "TASKFLUX_API__URL"
+KEY_VARIABLE: Final = "TASKFLUX_API__KEY"
 URL: Final = "taskflux.url"
 """Where a context keeps what `--url` was given before the subcommand."""
 _DEV: Final = "taskflux.dev"

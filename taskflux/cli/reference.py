@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from taskflux import secrets
-from taskflux.cli.program import FAILED, URL_VARIABLE, USAGE, leave, settings_or_leave
+from taskflux.cli.program import FAILED, KEY_VARIABLE, URL_VARIABLE, USAGE, leave, settings_or_leave
 from taskflux.telemetry import metrics
 from taskflux.telemetry.instruments import Declared, Label
 from taskflux.worker.loading import UnknownHandler, built_in_handlers, check_together, load_own, sources_of
@@ -108,7 +108,8 @@ def variables() -> Sequence[Variable]:
         for section, model in sections().items()
         for field, info in model.model_fields.items()
     ]
-    return [*found, Variable(URL_VARIABLE, "api", False), Variable(secrets.DIRECTORY, "secrets", False)]
+    ours = [Variable(URL_VARIABLE, "api", False), Variable(KEY_VARIABLE, "api", True)]
+    return [*found, *ours, Variable(secrets.DIRECTORY, "secrets", False)]
 
 
 def _is_secret(annotation: Any) -> bool:

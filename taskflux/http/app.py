@@ -13,11 +13,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
 
+from taskflux.http.access import Access, guarded
 from taskflux.http.batch import SubmitBatch
 from taskflux.http.bodies import Bounded, Flight, bug_answer, problem_answer
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.openapi.document import documentation_routes, start_route
-from taskflux.http.openapi.operations import ABOUT, api_json
+from taskflux.http.openapi.operations import ABOUT, API, api_json, needs
 from taskflux.http.problems import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
@@ -30,6 +31,7 @@ from taskflux.http.receipts import Msg91Webhook
 from taskflux.http.submissions import Direct, Submissions
 from taskflux.http.tasks import TaskRoutes
 from taskflux.store.errors import StoreError
+from taskflux.tasks.access import Scope
 from taskflux.telemetry import outages
 from taskflux.telemetry.instruments import SWITCHED_OFF, packed, shown, switched_off
 
@@ -50,12 +52,20 @@ def create_app(
     started: Callable[[], bool],
     exposition: Exposition | None = own_metrics,
     inbox: str | None = None,
+    *,
+    access: Access,
 ) -> Starlette:
-    """The API of ingest; each route has the id of its operation in `taskflux.http.openapi.operations`.
+    """The API of ingest; each route has the id of its operation in `taskflux.http.openapi.operations`, and needs the
+    scope that is named there.
 
     Without a `webhook`, delivery reports are not accepted; without an `exposition`, there are no metrics. `started` is
     the answer of `/readyz`. `inbox` is the address of the local inbox, for the start page.
     """
+    scopes = needs(API)
+
+    def _route(method: str, path: str, endpoint: Callable[..., Any], operation: str) -> Route:
+        return guarded(access, scopes[operation])(path, endpoint, methods=[method], name=operation)
+
     routes = [
         start_route("TaskFlux", ABOUT, inbox),
         _route("POST", "/tasks", submissions, "submitTask"),
@@ -78,15 +88,17 @@ def create_app(
     ]
     if webhook is not None:
         routes.append(_route("POST", "/webhooks/msg91/{secret}", webhook.record, "msg91Reports"))
-    routes += probe_routes(started, exposition)
-    routes += documentation_routes(lambda: api_json(submissions.registry.schemas))
+    routes += probe_routes(started, exposition, access)
+
+    def described(request: Request) -> bytes:
+        """Without a key, only what is the same in every deployment: a payload's schema may tell a stranger too much."""
+        known = access.known(dict(request.scope["headers"])) is not None
+        return api_json(submissions.registry.schemas if known else ())
+
+    routes += documentation_routes(described)
     app = application(routes, submissions.limits.bytes_in_flight)
-    app.state.direct = Direct(submissions, app.state.flight)
+    app.state.direct = Direct(submissions, app.state.flight, access)
     return app
-
-
-def _route(method: str, path: str, endpoint: Callable[..., Any], operation: str) -> Route:
-    return Route(path, endpoint, methods=[method], name=operation)
 
 
 def application(routes: Sequence[Route], bytes_in_flight: int) -> Starlette:
@@ -99,8 +111,13 @@ def application(routes: Sequence[Route], bytes_in_flight: int) -> Starlette:
     return app
 
 
-def probe_routes(started: Callable[[], bool], metrics: Exposition | None = own_metrics) -> list[Route]:
+def probe_routes(
+    started: Callable[[], bool], metrics: Exposition | None = own_metrics, access: Access | None = None
+) -> list[Route]:
     """The routes of the probes, and of the metrics unless they have a port of their own.
+
+    Beside an API (`access`), the metrics need its key: they name all tenants' task types. On their own port, they need
+    none.
 
     livez is the loop's own heartbeat: it answers as long as the loop runs, and asks no server. readyz is true once
     `started`, and stays so while a store is unreachable: otherwise an outage would take all replicas out of their
@@ -124,8 +141,9 @@ def probe_routes(started: Callable[[], bool], metrics: Exposition | None = own_m
         body, headers = await asyncio.to_thread(packed, body, content_type, encoding)
         return Response(body, headers=headers)
 
-    probes = [_route("GET", "/livez", livez, "livez"), _route("GET", "/readyz", readyz, "readyz")]
-    return probes if metrics is None else [*probes, _route("GET", "/metrics", exposed, "metrics")]
+    probes = [Route("/livez", livez, name="livez"), Route("/readyz", readyz, name="readyz")]
+    of_metrics = Route if access is None else guarded(access, Scope.READ)
+    return probes if metrics is None else [*probes, of_metrics("/metrics", exposed, name="metrics")]
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

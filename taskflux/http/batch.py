@@ -37,6 +37,7 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from taskflux.http.access import principal_of
 from taskflux.http.bodies import (
     JSON,
     JSON_TYPES,
@@ -67,6 +68,7 @@ from taskflux.http.problems import (
 )
 from taskflux.http.requests import Client, client_of
 from taskflux.http.submissions import Submissions, accepted_members, is_idempotency_key
+from taskflux.tasks.access import Principal
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.model import Accepted, Submission
 from taskflux.telemetry import metrics
@@ -165,7 +167,7 @@ class SubmitBatch:
         splitter: Splitter = (LineSplitter if form is NDJSON else ArraySplitter)(limits.max_item_bytes)
         client, held = client_of(scope), held_by(scope)
         results = Results(send, form, limits.batch_hold_bytes, held)
-        batch = Batch(self.submissions, results, client, held)
+        batch = Batch(self.submissions, results, client, held, principal_of(scope))
         try:
             with client.until_disconnected():
                 await batch.run(stream_body(headers, receive, limits.max_body_bytes, held), splitter)
@@ -187,8 +189,11 @@ class _Chunk:
 class Batch:
     """One batch in progress: a bounded number of items in flight, results in the order of the items."""
 
-    def __init__(self, submissions: Submissions, results: Results, client: Client, held: Held) -> None:
+    def __init__(
+        self, submissions: Submissions, results: Results, client: Client, held: Held, principal: Principal
+    ) -> None:
         self._submissions = submissions
+        self._principal = principal
         self._results = results
         self._client = client
         self._held = held
@@ -288,7 +293,7 @@ class Batch:
         try:
             self._held.check(weigh(item))
             document = decode_json(item)
-            return self._submissions.read_now(document, _take_key(document), TRACE.get())
+            return self._submissions.read_now(document, _take_key(document), TRACE.get(), self._principal)
         except Problem as problem:
             return _of_item(problem)
 
@@ -309,7 +314,9 @@ class Batch:
         try:
             document = decode_json(item) if size < LARGE else await beside_loop(decode_json, item)
             key = _take_key(document)
-            return await self._submissions.read(document, self._client, key, since=self._looks, size=size)
+            return await self._submissions.read(
+                document, self._client, key, principal=self._principal, since=self._looks, size=size
+            )
         finally:
             self._held.give(weight)
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
+from taskflux.http.access import only_types, principal_of
 from taskflux.http.bodies import beside_loop, held_by, json_answer, json_object, parse_json, path_id
 from taskflux.http.problems import (
     ALREADY_DISCARDED,
@@ -47,10 +48,11 @@ from taskflux.http.tasks import LONGEST_REASON, hold_stored, parse_timeline, sto
 from taskflux.store.dead_letters import OPEN, TREND_HOURS, Change, DeadLetterFilter, DeadLetters, Group, Groups, Image
 from taskflux.stream.envelope import Envelope, Poison, Record, decode
 from taskflux.stream.topics import type_of_topic
+from taskflux.tasks.access import Principal, Scope
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.causes import cause_of
 from taskflux.tasks.fields import rfc3339
-from taskflux.tasks.model import DEFAULT_TENANT, Submission
+from taskflux.tasks.model import Submission
 from taskflux.tasks.states import State
 from taskflux.telemetry import metrics
 from taskflux.telemetry.tracing import link_request, trace_id
@@ -76,7 +78,9 @@ class DeadLetterRoutes:
     async def page(self, request: Request) -> Response:
         """A page of dead letters, newest first."""
         asked = read_dead_letter_query(request.query_params.multi_items())
-        rows = await self.dead_letters.page(DEFAULT_TENANT, asked.wanted, asked.state, asked.after, asked.limit + 1)
+        principal = principal_of(request.scope)
+        only_types(principal, asked.wanted.type)
+        rows = await self.dead_letters.page(principal.tenant, asked.wanted, asked.state, asked.after, asked.limit + 1)
         shown = rows[: asked.limit]
         following = dead_letter_cursor(shown[-1], asked) if len(rows) > asked.limit else None
         return json_answer({"items": [dead_letter_item(row) for row in shown], "nextCursor": following})
@@ -84,20 +88,23 @@ class DeadLetterRoutes:
     async def groups(self, request: Request) -> Response:
         """Dead letters by type and cause."""
         asked = read_dead_letter_query(request.query_params.multi_items(), paged=False)
-        return json_answer(groups_document(await self.dead_letters.groups(DEFAULT_TENANT, asked.wanted, asked.state)))
+        principal = principal_of(request.scope)
+        only_types(principal, asked.wanted.type)
+        groups = await self.dead_letters.groups(principal.tenant, asked.wanted, asked.state)
+        return json_answer(groups_document(groups, samples=principal.may(Scope.PAYLOAD)))
 
     async def show(self, request: Request) -> Response:
         """One dead letter in full."""
         row = await self._get(request)
         _hold(row, request)
-        return await _shown(row)
+        return await _shown(row, request)
 
     async def replay(self, request: Request) -> Response:
         """Replay one dead letter, as it was or repaired.
 
         It is replayed once: a second request is answered 409, with the task that it became.
         """
-        client = client_of(request.scope)
+        client, principal = client_of(request.scope), principal_of(request.scope)
         document, size = await self._body(request)
         repair = read_repair(document)
         row = await self._get(request)
@@ -106,13 +113,13 @@ class DeadLetterRoutes:
         _hold(row, request)
         link_request(row["traceparent"])
         if row["task_state"] is not None:
-            payload = await edited_payload(row, repair, self.submissions, client, size)
+            payload = await edited_payload(row, repair, self.submissions, client, principal, size)
             client.begin()
-            replayed = await self.dead_letters.replay(DEFAULT_TENANT, row["id"], payload)
+            replayed = await self.dead_letters.replay(principal.tenant, row["id"], payload)
         else:
-            repaired = await new_task(row, repair, self.submissions, client, size, self.topic_prefix)
+            repaired = await new_task(row, repair, self.submissions, client, principal, size, self.topic_prefix)
             client.begin()
-            replayed = await self.dead_letters.replay_as(DEFAULT_TENANT, row["id"], repaired, edited=repair.edited)
+            replayed = await self.dead_letters.replay_as(principal.tenant, row["id"], repaired, edited=repair.edited)
         if replayed is None:
             raise _not_open(await self._get(request))
         how = "single" if row["task_state"] is not None else "mended"
@@ -132,12 +139,12 @@ class DeadLetterRoutes:
         row = await self._get(request)
         _hold(row, request)
         client_of(request.scope).begin()
-        if await self.dead_letters.discard(DEFAULT_TENANT, row["id"], reason):
+        if await self.dead_letters.discard(principal_of(request.scope).tenant, row["id"], reason):
             log.info("a dead letter was discarded", extra={"letter": str(row["id"])})
         row = await self._get(request)
         if row["state"] != _DISCARDED:
             raise _not_open(row)
-        return await _shown(row)
+        return await _shown(row, request)
 
     async def start_bulk(self, request: Request) -> Response:
         """Start a bulk replay of the open dead letters that a filter finds; a dry run only counts them.
@@ -153,24 +160,27 @@ class DeadLetterRoutes:
         return await self._start(request, read_bulk(document, discards=True))
 
     async def _start(self, request: Request, bulk: Bulk) -> Response:
+        principal = principal_of(request.scope)
+        only_types(principal, bulk.wanted.type)
         if bulk.dry_run:
             # Both figures are from one query, so that they agree while more dead letters arrive.
-            groups = await self.dead_letters.groups(DEFAULT_TENANT, bulk.wanted, OPEN)
-            return json_answer({"matched": groups.letters, **groups_document(groups)})
-        rate = bulk.rate or await self._usual_rate(bulk.wanted)
+            groups = await self.dead_letters.groups(principal.tenant, bulk.wanted, OPEN)
+            document = groups_document(groups, samples=principal.may(Scope.PAYLOAD))
+            return json_answer({"matched": groups.letters, **document})
+        rate = bulk.rate or await self._usual_rate(principal.tenant, bulk.wanted)
         client_of(request.scope).begin()
-        row = await self.dead_letters.start_bulk(DEFAULT_TENANT, uuid7(), bulk.wanted, rate, bulk.plan)
+        row = await self.dead_letters.start_bulk(principal.tenant, uuid7(), bulk.wanted, rate, bulk.plan)
         about = {"replay": str(row["id"]), "action": row["action"], "matched": row["matched"]}
         log.info("a bulk %s begins", row["action"], extra=about)
         answer = {"replayId": str(row["id"]), "action": row["action"], "matched": row["matched"]}
         answer["status"] = _status(row["status"])
         return json_answer(answer, 202, {"Location": f"/dead-letters/replays/{row['id']}"})
 
-    async def _usual_rate(self, wanted: DeadLetterFilter) -> float:
+    async def _usual_rate(self, tenant: str, wanted: DeadLetterFilter) -> float:
         """What the type has done lately, where it has done more than a few; else `USUAL_RATE`."""
         task_type = wanted.type
         if task_type is None:
-            newest = await self.dead_letters.page(DEFAULT_TENANT, wanted, OPEN, None, 1)
+            newest = await self.dead_letters.page(tenant, wanted, OPEN, None, 1)
             task_type = newest[0]["type"] if newest else None
         rate = await self.dead_letters.recent_throughput(task_type) if task_type else 0.0
         return min(max(rate, USUAL_RATE / 5), USUAL_RATE * 10) if rate >= 1 else USUAL_RATE
@@ -178,42 +188,51 @@ class DeadLetterRoutes:
     async def list_bulk(self, request: Request) -> Response:
         """The jobs on dead letters, newest first."""
         asked = read_job_query(request.query_params.multi_items())
-        rows = await self.dead_letters.list_bulk(DEFAULT_TENANT, asked.after, asked.limit + 1)
+        principal = principal_of(request.scope)
+        rows = await self.dead_letters.list_bulk(principal.tenant, asked.after, asked.limit + 1)
         shown = rows[: asked.limit]
         following = task_cursor(shown[-1]["id"], asked) if len(rows) > asked.limit else None
-        return json_answer({"items": [bulk_item(row) for row in shown], "nextCursor": following})
+        return json_answer(
+            {"items": [bulk_item(row) for row in shown if principal.sees(_type_of(row))], "nextCursor": following}
+        )
 
     async def show_bulk(self, request: Request) -> Response:
         """The progress of a job, and the outcomes of the tasks that it replayed."""
-        row = await self.dead_letters.get_bulk(DEFAULT_TENANT, path_id(request, "replay_id", _unknown_replay))
-        if row is None:
-            raise _unknown_replay(request.path_params["replay_id"])
+        row = await self._bulk(request)
         outcomes = await self.dead_letters.bulk_outcomes(row["id"])
         new_causes = await self.dead_letters.new_causes(row["id"]) if outcomes.get("dead") else {}
         return json_answer(bulk_document(row, outcomes, new_causes))
 
     async def stop_bulk(self, request: Request) -> Response:
         """Stop a bulk replay: nothing more is replayed once this is answered. One that has ended is not changed."""
-        replay = path_id(request, "replay_id", _unknown_replay)
-        if await self.dead_letters.stop_bulk(DEFAULT_TENANT, replay):
-            log.info("a bulk replay was stopped", extra={"replay": str(replay)})
+        row = await self._bulk(request)
+        if await self.dead_letters.stop_bulk(principal_of(request.scope).tenant, row["id"]):
+            log.info("a bulk replay was stopped", extra={"replay": str(row["id"])})
         return await self.show_bulk(request)
 
     async def _body(self, request: Request) -> tuple[dict[str, Any], int]:
         return await json_object(request, self.submissions.limits.max_body_bytes)
 
+    async def _bulk(self, request: Request) -> Mapping[str, Any]:
+        name, principal = path_id(request, "replay_id", _unknown_replay), principal_of(request.scope)
+        row: Mapping[str, Any] | None = await self.dead_letters.get_bulk(principal.tenant, name)
+        if row is None or not principal.sees(_type_of(row)):
+            raise _unknown_replay(request.path_params["replay_id"])
+        return row
+
     async def _get(self, request: Request) -> Mapping[str, Any]:
-        name = path_id(request, "letter_id", _unknown_dead_letter)
-        row: Mapping[str, Any] | None = await self.dead_letters.get(DEFAULT_TENANT, name)
-        if row is None:
+        name, principal = path_id(request, "letter_id", _unknown_dead_letter), principal_of(request.scope)
+        row: Mapping[str, Any] | None = await self.dead_letters.get(principal.tenant, name)
+        if row is None or not principal.sees(row["type"]):
             raise _unknown_dead_letter(request.path_params["letter_id"])
         return row
 
 
-async def _shown(row: Mapping[str, Any]) -> Response:
+async def _shown(row: Mapping[str, Any], request: Request) -> Response:
+    whole = principal_of(request.scope).may(Scope.PAYLOAD)
     if len(row["payload"] or "") + len(row["record_value"] or b"") < LARGE:
-        return json_answer(dead_letter_document(row))
-    return await beside_loop(lambda: json_answer(dead_letter_document(row)))
+        return json_answer(dead_letter_document(row, whole=whole))
+    return await beside_loop(lambda: json_answer(dead_letter_document(row, whole=whole)))
 
 
 def _hold(row: Mapping[str, Any], request: Request) -> None:
@@ -228,6 +247,12 @@ def _hold(row: Mapping[str, Any], request: Request) -> None:
 
 def _unknown_dead_letter(text: str) -> Problem:
     return Problem(UNKNOWN_DEAD_LETTER, f"no dead letter has the id {text[:100]!r}")
+
+
+def _type_of(row: Mapping[str, Any]) -> str | None:
+    """The task type that a bulk replay is for; None: all."""
+    task_type: str | None = json.loads(row["filter"]).get("taskType")
+    return task_type
 
 
 def _unknown_replay(text: str) -> Problem:
@@ -289,25 +314,28 @@ def dead_letter_item(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def dead_letter_document(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A dead letter in full (columns of the query `get_dead_letter`)."""
+def dead_letter_document(row: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+    """A dead letter in full (columns of the query `get_dead_letter`); its payload or record only if it is `whole`."""
     trace = trace_id(row["traceparent"]) or None
-    return dead_letter_item(row) | {
-        "payload": stored_json(row["payload"]),
+    document = dead_letter_item(row) | {
+        "payload": stored_json(row["payload"]) if whole else None,
         "traceId": trace,
         "timeline": parse_timeline(row["timeline"] or (), trace),
-        "record": None if row["task_id"] else _record(row),
+        "record": _record(row) if whole and not row["task_id"] else None,
     }
+    return document if whole else document | {"payloadHidden": True}
 
 
-def groups_document(found: Groups) -> dict[str, Any]:
-    """Groups of dead letters."""
+def groups_document(found: Groups, *, samples: bool = True) -> dict[str, Any]:
+    """Groups of dead letters; a sample may quote a payload."""
     others = {"groups": found.other_groups, "count": found.other_letters}
-    return {"groups": [_group(group) for group in found.groups], "others": others}
+    return {"groups": [_group(group, samples=samples) for group in found.groups], "others": others}
 
 
-def _group(group: Group) -> dict[str, Any]:
-    sample = None if group.sample is None else {"deadLetterId": str(group.sample), "reason": group.reason}
+def _group(group: Group, *, samples: bool) -> dict[str, Any]:
+    sample = (
+        None if group.sample is None or not samples else {"deadLetterId": str(group.sample), "reason": group.reason}
+    )
     return {
         "taskType": group.type,
         "errorClass": group.error_class,
@@ -479,7 +507,7 @@ def read_repair(document: Mapping[str, Any]) -> Repair:
 
 
 async def edited_payload(
-    row: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, size: int
+    row: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, principal: Principal, size: int
 ) -> str | None:
     """The JSON text that replaces the payload of a dead letter's task; None keeps it. `size` is the repair's, in bytes.
 
@@ -494,11 +522,17 @@ async def edited_payload(
     if not repair.payload:
         return None
     document = {"taskType": row["type"], "payload": repair.payload[0]}
-    return (await submissions.read(document, client, size=size)).payload
+    return (await submissions.read(document, client, principal=principal, size=size)).payload
 
 
 async def new_task(
-    row: Mapping[str, Any], repair: Repair, submissions: Submissions, client: Client, size: int, prefix: str
+    row: Mapping[str, Any],
+    repair: Repair,
+    submissions: Submissions,
+    client: Client,
+    principal: Principal,
+    size: int,
+    prefix: str,
 ) -> Submission:
     """The task that a dead letter without one becomes: a repaired poison message, or a task that was deleted.
 
@@ -511,7 +545,7 @@ async def new_task(
     size, trace = size + len(row["payload"] or ""), row["traceparent"]
     given = row, repair, prefix
     document = _document(*given) if size < LARGE else await beside_loop(_document, *given)
-    return await submissions.read(document, client, size=size, traceparent=trace)
+    return await submissions.read(document, client, principal=principal, size=size, traceparent=trace)
 
 
 def _document(row: Mapping[str, Any], repair: Repair, prefix: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from taskflux.http.access import Access, guarded
 from taskflux.http.app import Exposition, application, own_metrics, probe_routes
 from taskflux.http.bodies import Headers, beside_loop, json_answer, read_json, to_json
 from taskflux.http.openapi import schemas as s
@@ -55,7 +56,7 @@ from taskflux.http.openapi.document import (
     request,
     start_route,
 )
-from taskflux.http.openapi.operations import PROBES, START
+from taskflux.http.openapi.operations import PROBES, START, needs
 from taskflux.http.openapi.schemas import Json, ref
 from taskflux.http.problems import (
     DELIVERY_DEFERRED,
@@ -81,6 +82,7 @@ from taskflux.providers.email import Email
 from taskflux.providers.notify import ATTEMPT, CREATED_AT, TASK_ID
 from taskflux.providers.sms import Sms
 from taskflux.store.errors import StoreError
+from taskflux.tasks.access import Scope
 from taskflux.tasks.bounds import LARGE
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, ProviderError, TaskError, Transient, Unavailable
 from taskflux.tasks.fields import moment
@@ -160,6 +162,8 @@ def create_notify_app(
     started: Callable[[], bool],
     bytes_in_flight: int = Limits().bytes_in_flight,
     exposition: Exposition | None = own_metrics,
+    *,
+    access: Access,
 ) -> Starlette:
     """The API of the notification service; each route has the id of its operation. Without an `exposition`, there are
     no metrics.
@@ -174,16 +178,21 @@ def create_notify_app(
             raise delivery_problem(error) from error
         return Response(status_code=204)
 
+    scopes = needs(NOTIFY)
+
+    def post(path: str, endpoint: Callable[[Request], Awaitable[Response]], operation: str) -> Route:
+        return guarded(access, scopes[operation])(path, endpoint, methods=["POST"], name=operation)
+
     return application(
         [
             start_route("TaskFlux notify", "Delivers mail and SMS at once, and answers with the outcome."),
-            Route("/notifications/email", mail.deliver, methods=["POST"], name="notifyEmail"),
-            Route("/api/email/send", mail.deliver, methods=["POST"], name="sendEmail"),
-            Route("/notifications/sms", text.deliver, methods=["POST"], name="notifySms"),
-            Route("/api/sms/send", text.deliver, methods=["POST"], name="sendSms"),
-            Route("/notifications/email/check", check, methods=["POST"], name="checkEmail"),
-            *probe_routes(started, exposition),
-            *documentation_routes(notify_json),
+            post("/notifications/email", mail.deliver, "notifyEmail"),
+            post("/api/email/send", mail.deliver, "sendEmail"),
+            post("/notifications/sms", text.deliver, "notifySms"),
+            post("/api/sms/send", text.deliver, "sendSms"),
+            post("/notifications/email/check", check, "checkEmail"),
+            *probe_routes(started, exposition, access),
+            *documentation_routes(lambda request: notify_json()),
         ],
         bytes_in_flight,
     )
@@ -285,6 +294,7 @@ def _deliver(path: str, operation: str, channel: str) -> Operation:
             parameter(CREATED_AT, "header", s.MOMENT, "The Date of a mail: the same for every attempt."),
         ),
         request(content(ref(s.payload_name(channel)), {channel: ("A message", task["payload"])})),
+        Scope.SUBMIT,
     )
 
 
@@ -302,6 +312,7 @@ NOTIFY: Final[Sequence[Operation]] = (
         "Connects and authenticates, and sends nothing.",
         {204: answer("It is.")},
         (INTERNAL, PROVIDER_UNAVAILABLE, PROVIDER_MISCONFIGURED),
+        scope=Scope.SUBMIT,
     ),
     START,
     *PROBES,

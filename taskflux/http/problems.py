@@ -38,6 +38,8 @@ def _kind(slug: str, status: int, title: str) -> Kind:
 MALFORMED_JSON: Final = _kind("malformed-json", 400, "The body is not JSON")
 BAD_REQUEST: Final = _kind("bad-request", 400, "The request cannot be understood")
 UNKNOWN_HOST: Final = _kind("unknown-host", 400, "This server does not serve that host name")
+UNAUTHENTICATED: Final = _kind("unauthenticated", 401, "A valid key is needed")
+MISSING_SCOPE: Final = _kind("missing-scope", 403, "The key does not allow this")
 NOT_FOUND: Final = _kind("not-found", 404, "There is nothing at this address")
 UNKNOWN_TASK: Final = _kind("unknown-task", 404, "There is no such task")
 UNKNOWN_DEAD_LETTER: Final = _kind("unknown-dead-letter", 404, "There is no such dead letter")
@@ -195,6 +197,19 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The request contradicts itself in a way that leaves open what is meant, for example by a header given twice.",
         _AGAIN,
         "Idempotency-Key is given more than once: give it once",
+    ),
+    "unauthenticated": Explanation(
+        "The call has no key, or one that is unknown, revoked or expired. A key that was just made works at once; one"
+        " that was revoked stops working within ten seconds.",
+        "Send `Authorization: Bearer <key>` or `X-Api-Key: <key>`. `taskflux keys create` makes a key, where PostgreSQL"
+        " is reached; it needs no other key.",
+        "a key is needed: send `Authorization: Bearer <key>` or `X-Api-Key: <key>`; `taskflux keys create` makes one",
+    ),
+    "missing-scope": Explanation(
+        "The key is valid, but does not allow this call: it has not the scope that the call needs (`scope`), or it is"
+        " bound to other task types (`types`). Nothing was done.",
+        "Use a key with that scope: `taskflux keys create` makes one with the scopes that are named.",
+        "this needs the scope operate, and the key has read, submit",
     ),
     "not-found": Explanation(
         "Nothing is served at this address. A slash at the end makes it another address; there are no redirects.",

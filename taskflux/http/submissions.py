@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
+from taskflux.http.access import Access, other_type, principal_of
 from taskflux.http.bodies import (
     JSON,
     SMALL,
@@ -47,6 +48,8 @@ from taskflux.http.requests import Answer, Client, Pairs, Requests, client_of, i
 from taskflux.http.task_types import Registered, TypeRegistry
 from taskflux.store.database import new_id
 from taskflux.store.errors import StoreError
+from taskflux.tasks.access import Principal
+from taskflux.tasks.access import Scope as Need
 from taskflux.tasks.bounds import LARGE, MOST_BYTES, excess
 from taskflux.tasks.fields import OPTIONAL, compact, digest, read_fields, rfc3339
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
@@ -185,7 +188,8 @@ class Submissions:
         try:
             headers, document, size = await read_json(scope, receive, self.limits.max_body_bytes)
             key = headers.get(b"idempotency-key")
-            submission = await self.read(document, client, None if key is None else key.decode("latin-1"), size=size)
+            name = None if key is None else key.decode("latin-1")
+            submission = await self.read(document, client, name, principal=principal_of(scope), size=size)
             del document  # it may be large
             TASK.set(submission.id)
             with client.until_disconnected():
@@ -205,6 +209,7 @@ class Submissions:
         client: Client,
         key: str | None = None,
         *,
+        principal: Principal,
         size: int,
         traceparent: str | None = None,
         since: int | None = None,
@@ -214,12 +219,14 @@ class Submissions:
         Args:
             client: the client that waits for it.
             key: its idempotency key.
+            principal: who submits it.
             size: the document's bytes; a large one is checked outside the event loop.
             traceparent: the trace that it belongs to, if that is not the request's.
             since: `TypeRegistry.reads` when the request arrived, for one of several documents of a request.
 
         Raises:
-            Problem: 422, with every bad field; 413, its payload is larger than its type takes; 503, its type is not
+            Problem: 422, with every bad field; 403, its type is not one of the principal's; 413, its
+                payload is larger than its type takes; 503, its type is not
                 known here, and the store is unavailable or too slow.
             ClientDisconnect: it disconnected while its type was looked for.
         """
@@ -234,23 +241,32 @@ class Submissions:
         if registered is None:
             raise unknown_type(name, self.registry.names, self.registry.off_handler(name))
         if size < LARGE:
-            return self._checked(document, registered, key, traceparent or TRACE.get())
-        return await beside_loop(self._checked, document, registered, key, traceparent or TRACE.get())
+            return self._checked(document, registered, key, traceparent or TRACE.get(), principal)
+        return await beside_loop(self._checked, document, registered, key, traceparent or TRACE.get(), principal)
 
-    def read_now(self, document: Any, key: str | None, traceparent: str | None) -> Submission | None:
+    def read_now(
+        self, document: Any, key: str | None, traceparent: str | None, principal: Principal
+    ) -> Submission | None:
         """What `read` returns for a document of less than `LARGE` bytes; None if that has to wait for something.
 
         Raises:
             Problem: as `read`.
         """
         registered = self.registry.known(type_of(document))
-        return None if registered is None else self._checked(document, registered, key, traceparent)
+        return None if registered is None else self._checked(document, registered, key, traceparent, principal)
 
     def _checked(
-        self, document: dict[str, Any], registered: Registered, key: str | None, traceparent: str | None
+        self,
+        document: dict[str, Any],
+        registered: Registered,
+        key: str | None,
+        traceparent: str | None,
+        principal: Principal,
     ) -> Submission:
         """The submission, after every field of the document was checked."""
         task_type = registered.type
+        if not principal.sees(task_type.name):
+            raise other_type(principal)
         given: dict[str, Any] = {}
         errors: list[FieldError] = []
         if len(document) != 2 or "taskType" not in document or "payload" not in document:
@@ -276,6 +292,7 @@ class Submissions:
             type=task_type.name,
             payload=text,
             max_attempts=given.get("maxAttempts", task_type.max_attempts),
+            tenant=principal.tenant,
             key=given.get("key"),
             schedule_at=given.get("scheduleAt"),
             delay=given.get("delaySeconds", 0.0),
@@ -363,13 +380,15 @@ def accepted_members(accepted: Accepted, status: str, task: str) -> str:
 class Direct:
     """`POST /tasks` without the framework: for a request that has come whole and has nothing unusual about it.
 
-    Whatever else comes goes the general way, `Submissions.__call__` behind the application: a bad request, one whose
+    Whatever else comes goes the general way, `Submissions.__call__` behind the application: a bad request, one without
+    a key that is known to allow it, one whose
     type has to be looked up, one that is large or for which there is no room, and all while spans are recorded. What is
     taken here has the same effect, answer, count and log line.
     """
 
-    def __init__(self, submissions: Submissions, flight: Flight) -> None:
+    def __init__(self, submissions: Submissions, flight: Flight, access: Access) -> None:
         self._submissions = submissions
+        self._access = access
         self._flight = flight
         self._context = Context()  # of no request: the variables are set for each
 
@@ -389,6 +408,9 @@ class Direct:
             or not 0 < len(body) <= min(SMALL, self._submissions.limits.max_body_bytes)
         ):
             return None
+        principal = self._access.known(by_name)
+        if principal is None or not principal.may(Need.SUBMIT):
+            return None
         began, given, key = monotonic(), by_name.get(b"traceparent"), by_name.get(b"idempotency-key")
         trace = (incoming(given) if given is not None else None) or tracing.new_traceparent()
         held, future = Held(self._flight), None
@@ -396,7 +418,8 @@ class Direct:
             held.take(len(body))
             held.take(weigh(body))
             document = decode_json(body)
-            submission = self._submissions.read_now(document, None if key is None else key.decode("latin-1"), trace)
+            name = None if key is None else key.decode("latin-1")
+            submission = self._submissions.read_now(document, name, trace, principal)
             if submission is not None:
                 future = self._submissions.intake.accept(submission)
         except Exception:  # noqa: BLE001 - the general way meets it again, and answers

@@ -15,6 +15,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from taskflux.http.access import only_types, principal_of
 from taskflux.http.bodies import Held, beside_loop, held_by, json_answer, path_id, read_json, to_json
 from taskflux.http.problems import (
     INVALID_RESOLUTION,
@@ -29,18 +30,20 @@ from taskflux.http.queries import read_task_query, task_cursor, too_rare
 from taskflux.http.requests import client_of
 from taskflux.store.accelerator import Accelerator
 from taskflux.store.tasks import MOST_AHEAD, Resolution, SearchTooLong, Tasks
+from taskflux.tasks.access import Principal, Scope
 from taskflux.tasks.bounds import LARGE, check
 from taskflux.tasks.fields import rfc3339
-from taskflux.tasks.model import DEFAULT_TENANT
 from taskflux.tasks.states import State
 from taskflux.telemetry.logs import TASK
 from taskflux.telemetry.tracing import link_request, trace_id
 
 
-def task_document(row: Mapping[str, Any], waits_for: str | None = None) -> dict[str, Any]:
-    """The JSON object of a task's row (columns of the query `get_task`)."""
+def task_document(row: Mapping[str, Any], waits_for: str | None = None, *, whole: bool = True) -> dict[str, Any]:
+    """The JSON object of a task's row (columns of the query `get_task`); its payload only if it is `whole`."""
     document = task_summary(row, waits_for)
-    document["payload"] = stored_json(row["payload"])
+    document["payload"] = stored_json(row["payload"]) if whole else None
+    if not whole:
+        document["payloadHidden"] = True
     document["timeline"] = parse_timeline(row["timeline"] or (), document.get("traceId"))
     return document
 
@@ -263,24 +266,24 @@ class TaskRoutes:
 
     async def show(self, request: Request) -> Response:
         """A task as it stands."""
-        task = path_id(request, "task_id", _unknown)
+        task, principal = path_id(request, "task_id", _unknown), principal_of(request.scope)
         TASK.set(task)
-        document = await self.cache.cached(DEFAULT_TENANT, task) if self.cache else None
+        # What is cached is a whole task of any type.
+        cache = self.cache if principal.may(Scope.PAYLOAD) and principal.types is None else None
+        document = await cache.cached(principal.tenant, task) if cache else None
         if document is None:
-            row = await self.tasks.get(task, DEFAULT_TENANT)
-            if row is None:
-                raise _unknown(str(task))
+            row = await self._found(task, principal)
             hold_stored(row, held_by(request.scope))
-            document = await self._shown(row)
-            if self.cache and row["state"] == State.SUCCEEDED:  # the one state that never changes
-                await self.cache.cache(DEFAULT_TENANT, task, document)
+            document = await self._shown(row, principal)
+            if cache and row["state"] == State.SUCCEEDED:  # the one state that never changes
+                await cache.cache(principal.tenant, task, document)
         return Response(document, media_type="application/json")
 
     async def why(self, request: Request) -> Response:
         """Why a task waits, in sentences."""
         task = path_id(request, "task_id", _unknown)
         TASK.set(task)
-        row = await self._decided(task)
+        row = await self._decided(task, principal_of(request.scope))
         facts = await self.tasks.why(task, row["type"])
         found = reasons(row, facts, datetime.now(UTC))
         return json_answer({"taskId": str(task), "taskType": row["type"], "status": row["state"], "reasons": found})
@@ -291,9 +294,10 @@ class TaskRoutes:
         It may be short and still have a `nextCursor`: a call looks at a bounded number of rows. The list has ended when
         `nextCursor` is null.
         """
-        asked = read_task_query(request.query_params.multi_items())
+        asked, principal = read_task_query(request.query_params.multi_items()), principal_of(request.scope)
+        only_types(principal, asked.wanted.type)
         try:
-            page = await self.tasks.page(DEFAULT_TENANT, asked.wanted, asked.limit, asked.after)
+            page = await self.tasks.page(principal.tenant, asked.wanted, asked.limit, asked.after)
         except SearchTooLong as found_none:
             raise too_rare(found_none) from None
         following = task_cursor(page.after, asked) if page.after else None
@@ -302,50 +306,55 @@ class TaskRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """The cancelled task, also if it was cancelled before; 409 if it does not wait any more."""
-        task = path_id(request, "task_id", _unknown)
+        task, principal = path_id(request, "task_id", _unknown), principal_of(request.scope)
         TASK.set(task)
         # Reserve room for the answer first: nothing is done that cannot be answered.
-        hold_stored(await self._decided(task), held_by(request.scope))
+        hold_stored(await self._decided(task, principal), held_by(request.scope))
         client_of(request.scope).begin()
-        if await self.tasks.cancel(task, DEFAULT_TENANT):
+        if await self.tasks.cancel(task, principal.tenant):
             log.info("a task was cancelled", extra={"task_id": str(task)})
-        row = await self._decided(task)
+        row = await self._decided(task, principal)
         if row["state"] != State.CANCELLED:
             # It may have been released since, and wait again: then the same request cancels it.
             why = _NOT_CANCELLED.get(row["state"], "it was running a moment ago: try again")
             raise _wrong_state(row, f"the task is {row['state']} and was not cancelled: {why}")
-        return Response(await self._shown(row), media_type="application/json")
+        return Response(await self._shown(row, principal), media_type="application/json")
 
     async def resolve(self, request: Request) -> Response:
         """The task after the decision; 409 where there was nothing to decide."""
-        task = path_id(request, "task_id", _unknown)
+        task, principal = path_id(request, "task_id", _unknown), principal_of(request.scope)
         TASK.set(task)
         _, document, _ = await read_json(request.scope, request.receive, LARGEST_BODY, INVALID_RESOLUTION)
         resolution, reason = read_resolution(document)
         # Reserve room for the answer first: nothing is done that cannot be answered.
-        hold_stored(await self._decided(task), held_by(request.scope))
+        hold_stored(await self._decided(task, principal), held_by(request.scope))
         client_of(request.scope).begin()
-        resolved = await self.tasks.resolve(task, DEFAULT_TENANT, resolution, reason)
-        row = await self._decided(task)
+        resolved = await self.tasks.resolve(task, principal.tenant, resolution, reason)
+        row = await self._decided(task, principal)
         if not resolved:
             raise _wrong_state(row, f"the task is {row['state']}: only an uncertain one can be resolved")
         log.info("a task was resolved", extra={"task_id": str(task), "outcome": resolution.value})
-        return Response(await self._shown(row), media_type="application/json")
+        return Response(await self._shown(row, principal), media_type="application/json")
 
-    async def _shown(self, row: Mapping[str, Any]) -> bytes:
+    async def _shown(self, row: Mapping[str, Any], principal: Principal) -> bytes:
         """A task as an answer's body."""
-        waits_for = self._waits_for(row)
+        waits_for, whole = self._waits_for(row), principal.may(Scope.PAYLOAD)
         if len(row["payload"]) < LARGE:
-            return to_json(task_document(row, waits_for))
-        return await beside_loop(lambda: to_json(task_document(row, waits_for)))
+            return to_json(task_document(row, waits_for, whole=whole))
+        return await beside_loop(lambda: to_json(task_document(row, waits_for, whole=whole)))
 
     def _waits_for(self, row: Mapping[str, Any]) -> str | None:
         return waits_for(row, self.open_circuit(row["type"]), datetime.now(UTC))
 
-    async def _decided(self, task: UUID) -> Mapping[str, Any]:
-        row: Mapping[str, Any] | None = await self.tasks.get(task, DEFAULT_TENANT)
-        if row is None:
+    async def _found(self, task: UUID, principal: Principal) -> Mapping[str, Any]:
+        """The task's row. One of another tenant, or of a type that the key is not bound to, is not there."""
+        row: Mapping[str, Any] | None = await self.tasks.get(task, principal.tenant)
+        if row is None or not principal.sees(row["type"]):
             raise _unknown(str(task))
+        return row
+
+    async def _decided(self, task: UUID, principal: Principal) -> Mapping[str, Any]:
+        row = await self._found(task, principal)
         link_request(row["traceparent"])
         return row
 

@@ -85,6 +85,8 @@ def for_handlers(environment: Mapping[str, str], embedded: Embedded, origin: Pat
     usual = {"TASKFLUX_WORKER__DRAIN_SECONDS": f"{drain:g}", "TASKFLUX_LOG__OUTCOMES": "100000"}
     # No website shall have its name lead to what listens here (DNS rebinding).
     usual["TASKFLUX_HTTP__ALLOWED_HOSTS"] = LOOPBACK_NAME
+    # It listens on this machine alone, and its first task shall not wait for a key.
+    usual["TASKFLUX_AUTH__MODE"] = "off"
     forced = {
         "TASKFLUX_WORKER__ORIGIN": str(origin),
         "TASKFLUX_HTTP__HOST": LOOPBACK,

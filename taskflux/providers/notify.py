@@ -211,13 +211,17 @@ def _seconds(value: object) -> float | None:
     return float(min(value, LONGEST_DELAY)) if isinstance(value, int | float) and value >= 0 else None
 
 
+def _key(settings: NotifySettings) -> dict[str, str]:
+    return {} if settings.key is None else {"authorization": f"Bearer {settings.key.get_secret_value()}"}
+
+
 @asynccontextmanager
 async def _client(settings: NotifySettings) -> AsyncIterator[NotifyClient]:
     import httpx  # lazily: most handlers send nothing through it
 
     http = httpx.AsyncClient(
         base_url=settings.url or "",
-        headers={"accept": "application/json, application/problem+json", **UNPACKED},
+        headers={"accept": "application/json, application/problem+json", **UNPACKED, **_key(settings)},
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=_KEEP_ALIVE),
         trust_env=False,  # it is ours: there is no proxy in between

@@ -11,7 +11,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, runtime_checkable
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from taskflux.endpoints import check_url
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
@@ -29,6 +29,14 @@ class NotifySettings(BaseModel):
     url: Annotated[
         Annotated[str, AfterValidator(check_url)] | None,
         Field(description="base URL of `taskflux run notify`; unset: handlers call the providers directly"),
+    ] = None
+    key: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=32,
+            description="key that handlers send to it, and that `taskflux run notify` takes from them beside those of"
+            " `taskflux keys`; 32 characters or more",
+        ),
     ] = None
     connect_timeout: Annotated[float, Field(gt=0, description="seconds that a connection may take")] = 5.0
     # Above what a mail may take there (SMTP's own ten minutes), below what process-email gives an attempt.

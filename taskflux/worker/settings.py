@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from taskflux import secrets
@@ -111,6 +111,28 @@ class HttpSettings(BaseModel):
         if self.port and self.port == self.management_port:
             raise ValueError("management_port is the same as port: set another, or leave it unset")
         return self
+
+
+class AuthSettings(BaseModel):
+    """Who may call the API of ingest and notify."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    mode: Annotated[
+        Literal["required", "optional", "off"],
+        Field(
+            description="whether a call needs a key; with `optional`, a call without one may do everything, as before"
+            " there were keys, until all clients have theirs; with `off`, keys are not looked at"
+        ),
+    ] = "required"
+    bootstrap_key: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=32,
+            description="a key that may do everything in the tenant `default`, from a Secret: where nobody can run"
+            " `taskflux keys create`; 32 characters or more, `openssl rand -hex 32` makes one",
+        ),
+    ] = None
 
 
 class WorkerSettings(BaseModel):
@@ -218,6 +240,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
     scaler: ScalerSettings = Field(default_factory=ScalerSettings)

@@ -82,7 +82,7 @@ def stand_ins(rendering: Rendering) -> Outside:
 
 def stand_in(secret: str, key: str) -> str:
     """A value that is unmistakably this Secret's, and passes for what is read there."""
-    told = f"{secret}.{key}.0123456789abcdef"
+    told = f"{secret}.{key}.0123456789abcdef0123456789abcdef"
     if key == "url":
         return f"rediss://:{told}@redis"  # with a CA, no other scheme is taken
     return f"postgresql://{told}@postgres/taskflux" if key.endswith(("dsn", "uri")) else told

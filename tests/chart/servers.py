@@ -9,6 +9,7 @@ from typing import Any, Final
 from taskflux.local.environment import SENDER, TEMPLATE_ID
 from taskflux.local.ports import free_port
 from tests.chart.containers import Outside
+from tests.keys import KEY
 
 MIXED_TOPIC: Final = "task-topic"
 
@@ -39,7 +40,7 @@ class Servers:
                 "router": {"topic": f"{prefix}{MIXED_TOPIC}"},
                 "http": {"host": "127.0.0.1"},
             },
-            "secrets": {name: {"existingSecret": name} for name in ("postgres", "redis", "msg91")},
+            "secrets": {name: {"existingSecret": name} for name in ("postgres", "redis", "msg91", "auth")},
             "networkPolicy": {"apiFrom": [{"podSelector": {}}]},
             "handlerDefaults": {"scaling": {"maxReplicas": self.kafka_demands.get("partitions", 12)}},
             "handlers": {
@@ -50,5 +51,10 @@ class Servers:
     def outside(self) -> Outside:
         """The Secrets that these values name, by the keys that values.yaml gives them."""
         return Outside(
-            {"postgres": {"dsn": self.postgres}, "redis": {"url": self.redis}, "msg91": {"auth-key": "local"}}
+            {
+                "postgres": {"dsn": self.postgres},
+                "redis": {"url": self.redis},
+                "msg91": {"auth-key": "local"},
+                "auth": {"key": KEY},
+            }
         )

@@ -77,6 +77,12 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
         {"keda": {"pushScaler": {"enabled": True, "from": []}}},
         "from",
     ),
+    "a notify that asks for a key, and handlers that have none": (
+        {"settings": {"notify": {"url": "http://notify"}}},
+        r"settings\.notify\.url is set, but secrets\.notify\.existingSecret is not",
+    ),
+    "a mode that there is not": ({"settings": {"auth": {"mode": "maybe"}}}, "mode|maybe"),
+    "a bootstrap key among the settings": ({"settings": {"auth": {"bootstrapKey": "x"}}}, "bootstrapKey"),
     "fewer at most than at least": (scaling("process-email", minReplicas=4, maxReplicas=2), "minReplicas"),
     "a password among the settings": ({"settings": {"smtp": {"password": "x"}}}, "password"),
     "a DSN among the settings": ({"settings": {"postgres": {"dsn": "postgresql://u:p@h/d"}}}, "dsn"),

@@ -319,7 +319,9 @@ def test_a_test_pod_reaches_the_service_that_it_submits_to() -> None:
 
 
 def test_a_mail_handler_that_delivers_through_notify_may_reach_it() -> None:
-    rendering = full({"settings": {"notify": {"url": "http://tf-notify"}}})
+    rendering = full(
+        {"settings": {"notify": {"url": "http://tf-notify"}}, "secrets": {"notify": {"existingSecret": "notify"}}}
+    )
     for handler in ("process-email", "process-sms"):
         assert open_to(rendering, of(rendering, handler), 8080), "the Service's port is not what a policy sees"
 

@@ -90,7 +90,7 @@ def test_a_secret_without_the_key_that_is_read_is_refused(server: str, key: str)
 
 
 def test_a_notification_service_elsewhere_is_reached() -> None:
-    settings = {"notify": {"url": "http://notify.other.svc:8081"}}
+    settings = {"notify": {"url": "http://notify.other.svc:8081"}, "auth": {"mode": "off"}}
     rendering = full({"settings": settings, "handlers": {"notify": {"enabled": False}}})
     policy = rendering.handler("NetworkPolicy", "process-email")
     assert policy is not None

@@ -21,6 +21,7 @@ from tests.chart.release import Part, Release
 from tests.chart.rendering import render
 from tests.chart.servers import MIXED_TOPIC, Servers
 from tests.kafka.broker import KafkaBroker
+from tests.keys import HEADERS
 
 PREFIX: Final = "chart-"
 
@@ -56,7 +57,7 @@ async def parts(release: Release) -> Mapping[str, Part]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def ways(parts: Mapping[str, Part], inbox: Inbox) -> AsyncIterator[Ways]:
-    async with httpx.AsyncClient(base_url=parts["ingest"].url, trust_env=False, timeout=20) as api:
+    async with httpx.AsyncClient(base_url=parts["ingest"].url, trust_env=False, headers=HEADERS, timeout=20) as api:
         yield Ways(parts, api, inbox)
 
 
@@ -82,7 +83,7 @@ async def test_every_handler_runs_as_rendered_and_answers_its_probes(parts: Mapp
 
 
 async def test_every_handler_serves_its_metrics_at_the_pod_monitor_s_endpoint(parts: Mapping[str, Part]) -> None:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, headers=HEADERS) as client:
         for part in parts.values():
             text = (await client.get(f"{part.management}/metrics")).text
             assert "taskflux_build_info" in text, part.container.pod

@@ -166,7 +166,7 @@ def test_a_first_install_with_addresses_alone_has_the_handlers_that_need_no_prov
 
 def test_a_handler_is_on_as_soon_as_what_it_delivers_through_is_set() -> None:
     smtp = {"settings": {"smtp": {"host": "smtp.example.com", "sender": "a@example.com"}}}
-    elsewhere = {"settings": {"notify": {"url": "http://notify.other.svc"}}}
+    elsewhere = {"settings": {"notify": {"url": "http://notify.other.svc"}, "auth": {"mode": "off"}}}
     for more, on in ((smtp, {"process-email", "notify"}), (elsewhere, {"process-email", "process-sms"})):
         deployed = {each.component for each in render(FIRST, more).of("Deployment")}
         assert deployed == on | {"ingest", "relay", "dlq-sink", "process-simulated"}
@@ -195,15 +195,20 @@ def test_the_metrics_of_a_handler_without_a_management_port_are_read_beside_its_
     assert "TASKFLUX_HTTP__MANAGEMENT_PORT" not in {each["name"] for each in container["env"]}
 
 
+WITHOUT_KEYS: Mapping[str, Any] = {"settings": {"auth": {"mode": "optional"}}}
+
 WARNINGS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "two releases on one Kafka": ({}, "topicPrefix is empty. A second release on the same Kafka would take this one's"),
     "no relay": ({"handlers": {"relay": {"enabled": False}}}, "no relay is deployed"),
-    "an open Ingress": ({"ingress": {"enabled": True}}, "is open to whoever reaches the Ingress."),
+    "an open Ingress": ({"ingress": {"enabled": True}, **WITHOUT_KEYS}, "is open to whoever reaches the Ingress."),
     "an open Service": (
-        {"handlers": {"notify": {"service": {"type": "LoadBalancer"}}}},
+        {"handlers": {"notify": {"service": {"type": "LoadBalancer"}}}, **WITHOUT_KEYS},
         "is open to whoever reaches the Service of notify.",
     ),
-    "no network policies": ({"networkPolicy": {"enabled": False}}, "is open to whoever reaches every pod of the"),
+    "no network policies": (
+        {"networkPolicy": {"enabled": False}, **WITHOUT_KEYS},
+        "is open to whoever reaches every pod of the",
+    ),
     "dashboards of two releases": ({"monitoring": {"dashboards": {"enabled": True}}}, "the dashboards have fixed uids"),
     "a drain that the cluster autoscaler cuts off": ({}, "of notify (925 s), process-email (920 s)"),
 }

@@ -19,6 +19,7 @@ from tests.chart.release import Part, Release
 from tests.image.engine import CHART, Engine
 from tests.image.pods import ContainerLauncher, confinement
 from tests.kafka.broker import KafkaBroker
+from tests.keys import HEADERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -77,7 +78,7 @@ async def parts(release: Release) -> Mapping[str, Part]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def ways(parts: Mapping[str, Part], inbox: Inbox) -> AsyncIterator[Ways]:
-    async with httpx.AsyncClient(base_url=parts["ingest"].url, trust_env=False, timeout=30) as api:
+    async with httpx.AsyncClient(base_url=parts["ingest"].url, trust_env=False, headers=HEADERS, timeout=30) as api:
         yield Ways(parts, api, inbox)
 
 

@@ -19,6 +19,7 @@ from taskflux.stream.settings import KafkaSettings
 from tests.conftest import NewDatabase
 from tests.image.engine import Container, Engine
 from tests.image.measures import Measures
+from tests.keys import HEADERS, SERVER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -82,7 +83,9 @@ def test_ingest_reports_that_it_is_alive_while_its_servers_are_unreachable(engin
     with engine.run(image, "run", "ingest", environment={**NOWHERE, **_listening(port)}) as container:
         assert _until(partial(_answers, port, "/livez"), "it lives", container)
         assert _answers(port, "/readyz")
-        answer = httpx.post(f"http://{LOOPBACK}:{port}/tasks", json={"payload": "x"}, timeout=20, trust_env=False)
+        answer = httpx.post(
+            f"http://{LOOPBACK}:{port}/tasks", json={"payload": "x"}, headers=HEADERS, timeout=20, trust_env=False
+        )
         assert answer.status_code == 503
         assert "retry-after" in answer.headers
         assert container.stop() == 0
@@ -95,6 +98,7 @@ async def test_a_task_succeeds_with_containers_only(
     environment = {
         "TASKFLUX_POSTGRES__DSN": database.dsn.get_secret_value(),
         "TASKFLUX_POSTGRES__POOLER": str(database.pooler).lower(),
+        **SERVER,
         "TASKFLUX_KAFKA": kafka_settings.model_copy(
             update={"topic_prefix": f"image-{uuid4().hex[:8]}-"}
         ).model_dump_json(exclude={"sasl_password"}),
@@ -116,7 +120,9 @@ def _go_the_way(engine: Engine, image: str, environment: Mapping[str, str], meas
             measures.say(f"{handler} to /livez", f"{time.monotonic() - began:.2f} s, the container's start included")
         for handler, port in ports.items():
             _until(partial(_answers, port, "/readyz"), f"{handler} is ready", containers[handler])
-        with httpx.Client(base_url=f"http://{LOOPBACK}:{ports['ingest']}", timeout=20, trust_env=False) as client:
+        with httpx.Client(
+            base_url=f"http://{LOOPBACK}:{ports['ingest']}", timeout=20, trust_env=False, headers=HEADERS
+        ) as client:
             accepted = client.post("/tasks", json={"payload": "through containers"})
             assert accepted.status_code == 202, accepted.text
             address = f"/tasks/{accepted.json()['taskId']}"

@@ -20,6 +20,7 @@ from taskflux.local.servers import Broker, PostgresServer
 from taskflux.local.supervisor import Inbox, Program
 from taskflux.stream.settings import KafkaSettings
 from tests.kafka.broker import KafkaBroker
+from tests.keys import SERVER
 from tests.upgrade.releases import CLI, Release
 
 DEPLOYMENTS = {
@@ -100,6 +101,7 @@ class Servers:
             "TASKFLUX_POSTGRES__DSN": self.postgres.dsn,
             "TASKFLUX_POSTGRES__STATEMENT_TIMEOUT": "6",
             "TASKFLUX_HTTP__HOST": LOOPBACK,
+            **SERVER,
             "TASKFLUX_SMTP__HOST": LOOPBACK,
             "TASKFLUX_SMTP__PORT": str(self.inbox.smtp_port),
             "TASKFLUX_SMTP__TLS": "none",

@@ -18,6 +18,7 @@ from taskflux.stream.envelope import OutRecord
 from taskflux.stream.producer import Producer
 from taskflux.stream.settings import KafkaSettings
 from taskflux.stream.topics import task_topic
+from tests.keys import HEADERS
 
 TYPES = ("email", "sms", "simulated", "drill-held")
 LATE = "drill-late"
@@ -81,7 +82,7 @@ class Load:
             await asyncio.wait(set(self._under_way))
 
     async def _run(self) -> None:
-        async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=20, trust_env=False, headers=HEADERS) as client:
             try:
                 while True:
                     documents = [self._make() for _ in range(round(self.rate * TICK))]
@@ -103,7 +104,7 @@ class Load:
 
     async def send_now(self, documents: Sequence[dict[str, Any]]) -> list[UUID]:
         """Send these beside the load, and return their ids."""
-        async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=20, trust_env=False, headers=HEADERS) as client:
             return await self._accepted(client, documents)
 
     def late(self, count: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ nobody has to fix them one render at a time.
 */}}
 {{- define "taskflux.check" -}}
 {{- $found := list -}}
-{{- range $part := list "taskflux.complaints.servers" "taskflux.complaints.kafka" "taskflux.complaints.smtp" "taskflux.complaints.rest" -}}
+{{- range $part := list "taskflux.complaints.servers" "taskflux.complaints.kafka" "taskflux.complaints.smtp" "taskflux.complaints.access" "taskflux.complaints.rest" -}}
 {{- $found = concat $found (include $part $ | fromJsonArray) -}}
 {{- end -}}
 {{- range $name, $handler := include "taskflux.enabled" $ | fromJson -}}
@@ -87,6 +87,24 @@ nobody has to fix them one render at a time.
 {{- end -}}
 {{- if and (or .caSecret .caKey) (or (eq ($.Values.settings.smtp.tls | default "") "none") (eq ($.Values.settings.smtp.tlsVerify | toString) "false")) -}}
 {{- $found = append $found "secrets.smtp names a CA, but settings.smtp verifies nothing: set tls to starttls or implicit and leave tlsVerify true, or clear the key" -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{- define "taskflux.complaints.access" -}}
+{{- $found := list -}}
+{{- if and .Release.IsUpgrade (not .Values.settings.auth.mode) -}}
+{{- $before := lookup "v1" "ConfigMap" .Release.Namespace (include "taskflux.fullname" $) -}}
+{{- if and $before (not (hasKey ($before.data | default dict) "TASKFLUX_AUTH__MODE")) -}}
+{{- $found = append $found "this release asked for no key so far, and its clients send none. Set settings.auth.mode: optional takes both, so make keys with `taskflux keys create` after the upgrade, give them to the clients, and set required then; required asks for a key at once, so also name secrets.auth.existingSecret; off leaves it as it is" -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (include "taskflux.authMode" $) "required" -}}
+{{- range $name, $handler := include "taskflux.enabled" $ | fromJson -}}
+{{- if and $handler.settings.notify.url $handler.taskType (has $handler.target (list "process-email" "process-sms")) (not $.Values.secrets.notify.existingSecret) -}}
+{{- $found = append $found "settings.notify.url is set, but secrets.notify.existingSecret is not: name the Secret with the key that handlers send to notify" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}

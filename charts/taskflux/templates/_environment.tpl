@@ -14,9 +14,16 @@ TASKFLUX_{{ $section | upper }}__{{ $name | snakecase | upper }}: {{ include "ta
 {{- end -}}
 {{- end -}}
 
+{{/* Whether calls of the API need a key. It is always in the ConfigMap: an upgrade learns there what the release before knew. */}}
+{{- define "taskflux.authMode" -}}
+{{- .Values.settings.auth.mode | default "required" -}}
+{{- end -}}
+
 {{/* The data of the ConfigMap, which all containers read. A provider's settings are only for handlers that get its credentials. */}}
 {{- define "taskflux.configuration" -}}
-{{- include "taskflux.variables" (omit .Values.settings "smtp" "msg91") | trim -}}
+{{- $settings := omit .Values.settings "smtp" "msg91" -}}
+{{- $_ := set $settings "auth" (merge (dict "mode" (include "taskflux.authMode" .)) .Values.settings.auth) -}}
+{{- include "taskflux.variables" $settings | trim -}}
 {{- end -}}
 
 {{/*

@@ -54,9 +54,9 @@ a DSN with sslmode=require, as secrets.postgres.kedaDsnKey.
 WARNING: no relay is deployed. Unless another release runs one on this database, nothing publishes delayed tasks and retries, and nothing
 recovers the tasks of lost pods. Set handlers.relay.enabled.
 {{- end }}
-{{- if $open }}
+{{- if and $open (ne (include "taskflux.authMode" .) "required") }}
 
-WARNING: the API has no authentication, and is open to whoever reaches {{ join ", " $open }}. Put an authentication in front of it.
+WARNING: the API asks for no key (settings.auth.mode is {{ include "taskflux.authMode" . }}), and is open to whoever reaches {{ join ", " $open }}.
 {{- end }}
 {{- if not .Values.settings.kafka.topicPrefix }}
 

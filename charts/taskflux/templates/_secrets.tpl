@@ -72,6 +72,10 @@ Secret changes: (list $ handler server).
 {{- end -}}
 {{- else if eq $server "otel" -}}
 {{- $_ := set $keys "TASKFLUX_OTEL__HEADERS" $secret.headersKey -}}
+{{- else if eq $server "auth" -}}
+{{- $_ := set $keys "TASKFLUX_AUTH__BOOTSTRAP_KEY" $secret.bootstrapKeyKey -}}
+{{- else if eq $server "notify" -}}
+{{- $_ := set $keys "TASKFLUX_NOTIFY__KEY" $secret.apiKeyKey -}}
 {{- end -}}
 {{- $found := dict -}}
 {{- range $path, $key := $keys -}}{{- if $key -}}{{- $_ := set $found $path $key -}}{{- end -}}{{- end -}}
@@ -88,6 +92,8 @@ mounted: the Secret of a CA may hold its private key, too.
 {{- $found := dict -}}
 {{- $servers := $handler.secrets -}}
 {{- if $handler.settings.otel.endpoint -}}{{- $servers = append $servers "otel" -}}{{- end -}}
+{{- if has $handler.target (list "ingest" "notify") -}}{{- $servers = append $servers "auth" -}}{{- end -}}
+{{- if or (eq $handler.target "notify") (and $handler.settings.notify.url $handler.taskType) -}}{{- $servers = append $servers "notify" -}}{{- end -}}
 {{- range $name := $servers -}}
 {{- $own := (get $root.Values.secrets $name).existingSecret -}}
 {{- $items := list -}}

@@ -127,6 +127,18 @@ def judge_settings(settings: Settings) -> Iterator[Finding]:
             "TASKFLUX_POSTGRES__POOLER is true and TASKFLUX_POSTGRES__MIGRATE_DSN is unset",
             "set TASKFLUX_POSTGRES__MIGRATE_DSN to PostgreSQL's own address: migrations do not belong behind a pooler",
         )
+    if settings.auth.mode != "required":
+        yield SETTINGS.warning(
+            "authentication",
+            f"TASKFLUX_AUTH__MODE is {settings.auth.mode}: whoever reaches ingest or notify may do everything",
+            "give each client a key (`taskflux keys create`), and set it to required",
+        )
+    if settings.auth.bootstrap_key is not None:
+        yield SETTINGS.warning(
+            "bootstrap key",
+            "TASKFLUX_AUTH__BOOTSTRAP_KEY may do everything, never expires, and is in the environment of each replica",
+            "make keys with fewer scopes by `taskflux keys create`, and unset it",
+        )
     if settings.kafka.security_protocol == "SASL_PLAINTEXT":
         yield SETTINGS.warning(
             "Kafka password", "SASL_PLAINTEXT sends it in the clear", "use SASL_SSL, unless the network is trusted"

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from taskflux.http import problems as p
 from taskflux.http.bodies import json_answer, to_json
 from taskflux.http.openapi.schemas import Json, problem_schema, ref
+from taskflux.tasks.access import Scope
 from taskflux.version import VERSION
 
 Examples = Mapping[str, tuple[str, object]]
@@ -37,6 +38,13 @@ CONNECTION: Final = (
     p.TOO_MANY_CONNECTIONS,
 )
 """Problems of any request, before its route is known (`taskflux.http.connections`, `….requests`)."""
+KEY: Final = (p.UNAUTHENTICATED, p.MISSING_SCOPE, p.STORE_UNAVAILABLE)
+"""Problems of any request that needs a key."""
+SCHEMES: Final[dict[str, Json]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `taskflux keys`: `tf_…`."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same, in another header."},
+}
+"""How a key is sent; the names behind a scheme are the scopes that the key needs."""
 BODY: Final = (p.MALFORMED_JSON, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE, p.BUSY)
 """Problems of any request with a body."""
 REPLAYED: Final[dict[str, tuple[Json, str]]] = {
@@ -49,7 +57,8 @@ REPLAYED: Final[dict[str, tuple[Json, str]]] = {
 class Operation:
     """One operation. `answers` are the successful ones: status → response object.
 
-    `problems` are those of this operation; all operations share `CONNECTION`.
+    `problems` are those of this operation; all operations share `CONNECTION`, and those with a scope `KEY`. `scope` is
+    what its caller needs; None: it is public.
     """
 
     method: str
@@ -62,10 +71,11 @@ class Operation:
     problems: Sequence[p.Kind] = ()
     parameters: Sequence[Json] = ()
     body: Json | None = None
+    scope: Scope | None = None
 
     def refusals(self) -> dict[int, tuple[p.Kind, ...]]:
         """Status → the kinds of problem with it, in the order of `KINDS`, so that operations can share a response."""
-        own = {*self.problems, *CONNECTION}
+        own = {*self.problems, *CONNECTION, *(KEY if self.scope else ())}
         by_status: dict[int, tuple[p.Kind, ...]] = {}
         for kind in p.KINDS.values():
             if kind in own:
@@ -82,13 +92,15 @@ class Operation:
             "operationId": self.id,
             "tags": [self.tag],
             "summary": self.summary,
-            "description": self.description,
+            "description": self.description + (f" Needs the scope `{self.scope}`." if self.scope else ""),
             "responses": {str(status): response for status, response in answers.items()},
         }
         if self.parameters:
             told["parameters"] = list(self.parameters)
         if self.body is not None:
             told["requestBody"] = self.body
+        if self.scope is not None:
+            told["security"] = [{name: [self.scope.value]} for name in SCHEMES]
         return told
 
 
@@ -178,7 +190,11 @@ def build(title: str, description: str, operations: Sequence[Operation], schemas
         "servers": [{"url": "/"}],
         "tags": [{"name": tag} for tag in tags],
         "paths": paths,
-        "components": {"schemas": {**schemas, "Problem": problem_schema()}, **refused(operations)},
+        "components": {
+            "schemas": {**schemas, "Problem": problem_schema()},
+            **refused(operations),
+            "securitySchemes": SCHEMES,
+        },
     }
 
 
@@ -226,11 +242,11 @@ def _first_task(url: str) -> str:
 _INLINE: Final = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
-def documentation_routes(document: Callable[[], bytes]) -> list[Route]:
+def documentation_routes(document: Callable[[Request], bytes]) -> list[Route]:
     """The routes of the pages; `document` is asked at every request, for types are registered while we run."""
 
     async def openapi(request: Request) -> Response:
-        return Response(document(), media_type="application/json")
+        return Response(document(request), media_type="application/json")
 
     async def docs(request: Request) -> Response:
         return page(_template("docs.html"))

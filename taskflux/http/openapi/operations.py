@@ -26,6 +26,7 @@ from taskflux.http.queries import (
 )
 from taskflux.http.tasks import LONGEST_REASON
 from taskflux.store.dead_letters import OPEN
+from taskflux.tasks.access import Scope
 from taskflux.tasks.fields import LONGEST_KEY
 
 ABOUT: Final = (
@@ -106,6 +107,7 @@ TASKS: Final[Sequence[Operation]] = (
                 },
             )
         ),
+        scope=Scope.SUBMIT,
     ),
     Operation(
         "POST",
@@ -135,6 +137,7 @@ TASKS: Final[Sequence[Operation]] = (
             )
             | _LINES
         ),
+        scope=Scope.SUBMIT,
     ),
     Operation(
         "GET",
@@ -155,6 +158,7 @@ TASKS: Final[Sequence[Operation]] = (
             _LIMIT,
             _CURSOR,
         ),
+        scope=Scope.READ,
     ),
     Operation(
         "GET",
@@ -166,6 +170,7 @@ TASKS: Final[Sequence[Operation]] = (
         {200: _task("The task.", "A mail that was sent", s.TASK)},
         (p.UNKNOWN_TASK, p.BUSY, *_STORE),
         (_TASK_ID,),
+        scope=Scope.READ,
     ),
     Operation(
         "GET",
@@ -177,6 +182,7 @@ TASKS: Final[Sequence[Operation]] = (
         {200: answer("The reasons.", content(ref("Why"), {"why": ("Behind an open circuit", s.WHY)}))},
         (p.UNKNOWN_TASK, *_STORE),
         (_TASK_ID,),
+        scope=Scope.READ,
     ),
     Operation(
         "DELETE",
@@ -188,6 +194,7 @@ TASKS: Final[Sequence[Operation]] = (
         {200: _task("The task, cancelled.", "Cancelled", s.CANCELLED)},
         (p.UNKNOWN_TASK, p.WRONG_STATE, p.BUSY, p.NOT_BEGUN, *_STORE),
         (_TASK_ID,),
+        scope=Scope.OPERATE,
     ),
     Operation(
         "POST",
@@ -214,6 +221,7 @@ TASKS: Final[Sequence[Operation]] = (
                 {"happened": ("It did happen", {"outcome": "succeeded", "reason": "the customer has it"})},
             )
         ),
+        scope=Scope.OPERATE,
     ),
 )
 
@@ -256,6 +264,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         {200: answer("A page.", content(ref("DeadLetterPage"), {"page": ("The last page", s.DEAD_LETTER_PAGE)}))},
         (p.INVALID_QUERY, *_STORE),
         (*_FILTERS, _LIMIT, _CURSOR),
+        scope=Scope.READ,
     ),
     Operation(
         "GET",
@@ -268,6 +277,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         {200: answer("The groups.", content(ref("DeadLetterGroups"), {"groups": ("One group", s.GROUPS)}))},
         (p.INVALID_QUERY, *_STORE),
         _FILTERS,
+        scope=Scope.READ,
     ),
     Operation(
         "GET",
@@ -279,6 +289,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         {200: _whole("The dead letter.", s.DEAD_LETTER_IN_FULL)},
         (p.UNKNOWN_DEAD_LETTER, p.BUSY, *_STORE),
         (_DEAD_LETTER_ID,),
+        scope=Scope.READ,
     ),
     Operation(
         "POST",
@@ -315,6 +326,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
             ),
             required=False,
         ),
+        scope=Scope.OPERATE,
     ),
     Operation(
         "POST",
@@ -346,6 +358,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
                 {"reason": ("With a reason", {"reason": "a test"})},
             )
         ),
+        scope=Scope.OPERATE,
     ),
     Operation(
         "POST",
@@ -375,6 +388,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
                 },
             )
         ),
+        scope=Scope.OPERATE,
     ),
     Operation(
         "POST",
@@ -395,6 +409,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         (*BODY, p.INVALID_REPLAY, p.EMPTY_FILTER, p.NOT_BEGUN, p.REFUSED_DATA, *_STORE),
         (),
         request(content(s.BULK_DISCARD, {"discard": ("With a reason", {**_FILTER, "reason": "test addresses"})})),
+        scope=Scope.OPERATE,
     ),
     Operation(
         "GET",
@@ -406,6 +421,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         {200: answer("A page.", content(ref("BulkReplayPage"), {"page": ("The last page", s.BULK_PAGE)}))},
         (p.INVALID_QUERY, *_STORE),
         (_LIMIT, _CURSOR),
+        scope=Scope.READ,
     ),
     Operation(
         "GET",
@@ -417,6 +433,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         {200: _bulk("The bulk replay.")},
         (p.UNKNOWN_REPLAY, *_STORE),
         (_REPLAY_ID,),
+        scope=Scope.READ,
     ),
     Operation(
         "DELETE",
@@ -428,6 +445,7 @@ DEAD_LETTERS: Final[Sequence[Operation]] = (
         {200: _bulk("The bulk replay in its new state.")},
         (p.UNKNOWN_REPLAY, *_STORE),
         (_REPLAY_ID,),
+        scope=Scope.OPERATE,
     ),
 )
 
@@ -507,7 +525,8 @@ PROBES: Final[Sequence[Operation]] = (
         "metrics",
         "Probes",
         "Metrics",
-        "For Prometheus, in the format that it asks for; OpenMetrics has exemplars.",
+        "For Prometheus, in the format that it asks for; OpenMetrics has exemplars. On a port of its own, it needs no"
+        " key.",
         {
             200: answer(
                 "Prometheus's text format, or OpenMetrics.",
@@ -515,15 +534,25 @@ PROBES: Final[Sequence[Operation]] = (
             ),
             404: answer("`TASKFLUX_METRICS__ENABLED` is false.", content(_PLAIN, media_type="text/plain")),
         },
+        scope=Scope.READ,
     ),
 )
 
 API: Final[Sequence[Operation]] = (*TASKS, *DEAD_LETTERS, REPORTS, START, *PROBES)
 """What ingest serves."""
 
+
+def needs(operations: Sequence[Operation]) -> dict[str, Scope | None]:
+    """The scope that each operation needs, by its id; None: it is public."""
+    return {operation.id: operation.scope for operation in operations}
+
+
 _DESCRIPTION: Final = """\
 Work outside the request: a task is accepted over HTTP, stored in PostgreSQL, passed through Kafka to a small handler, \
 retried, and kept as a dead letter if it fails for good.
+
+Calls need a key (`Authorization: Bearer` or `X-Api-Key`) with the scope that they name; `taskflux keys create` makes \
+one. A key sees the tasks of its own tenant alone: what belongs to another one is answered like an unknown id.
 
 Every error is a problem document (RFC 9457) whose `type` leads to a page that says what it means and what to do. \
 Times are RFC 3339 in UTC, ids are UUIDv7, cursors are opaque."""

@@ -160,8 +160,10 @@ def _task(*, whole: bool) -> Json:
         "result": {"description": "What the handler returned, or has noted so far."},
         "error": {"anyOf": [error, {"type": "null"}], "description": "Why the last attempt failed."},
     }
+    more: dict[str, Json] = {}
     if whole:
         always |= {"payload": {}, "timeline": {"type": "array", "items": ref("TimelineEntry")}}
+        more = HIDDEN
     sometimes: dict[str, Json] = {
         "waitsFor": TEXT | {"description": "What it waits for, in words; absent while it runs and once it has ended."},
         "key": TEXT,
@@ -171,7 +173,12 @@ def _task(*, whole: bool) -> Json:
         "traceId": TRACE_ID,
         "delivery": {"description": "What the provider has reported since: accepted is not delivered."},
     }
-    return obj(always, sometimes)
+    return obj(always, sometimes | more)
+
+
+HIDDEN: Final[dict[str, Json]] = {
+    "payloadHidden": {"const": True, "description": "The payload is not shown: the key has not the scope `payload`."}
+}
 
 
 def page(item: str) -> Json:
@@ -276,7 +283,7 @@ def dead_letter_schemas() -> dict[str, Json]:
     return {
         "DeadLetter": obj(_dead_letter()),
         "DeadLetterPage": page("DeadLetter"),
-        "DeadLetterInFull": obj({**_dead_letter(), **moved, "record": nullable(record)}),
+        "DeadLetterInFull": obj({**_dead_letter(), **moved, "record": nullable(record)}, HIDDEN),
         "DeadLetterGroup": _group(),
         "DeadLetterGroups": obj(groups),
         "DeadLetterFilter": {

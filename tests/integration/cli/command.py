@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from taskflux.cli import main
 from taskflux.worker.settings import Settings
+from tests.keys import CLIENT, SERVER
 
 ALONE = {"TASKFLUX_DEV": "off"}
 """A developer's stack may run in this folder: do not look for it."""
@@ -49,6 +50,8 @@ class Command:
         return cls(
             {
                 "TASKFLUX_API__URL": f"http://127.0.0.1:{settings.http.port}",
+                **CLIENT,
+                **SERVER,
                 "TASKFLUX_POSTGRES__DSN": settings.postgres.dsn.get_secret_value(),
                 "TASKFLUX_POSTGRES__POOLER": str(settings.postgres.pooler).lower(),
                 "TASKFLUX_POSTGRES__STATEMENT_TIMEOUT": "2.5",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import httpx
 from starlette.types import ASGIApp
 
+from taskflux.http.access import Access
 from taskflux.http.app import create_app
 from taskflux.http.connections import Demands
 from taskflux.http.dead_letters import DeadLetterRoutes
@@ -25,6 +26,7 @@ from taskflux.store.group_commit import GroupCommit
 from taskflux.store.tasks import Tasks, TaskTypes
 from taskflux.tasks.model import Accepted, KeyReused, Submission, TaskType
 from taskflux.worker.intake import Intake
+from tests.keys import OPEN
 
 SIMULATED = TaskType("simulated", "{}", 8, "resend", None)
 EMAIL = TaskType(
@@ -52,7 +54,12 @@ class StoreIntake(Intake):
         return await self._group.submit_each(submissions, [each.unique for each in submissions])
 
 
-async def application(database: Database, limits: Limits = Limits(), patience: float = 0.5) -> ASGIApp:  # noqa: B008
+async def application(
+    database: Database,
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    patience: float = 0.5,
+    access: Access = OPEN,
+) -> ASGIApp:
     """The API over this database, with two types registered."""
     types = TaskTypes(database)
     for task_type in (SIMULATED, EMAIL):
@@ -62,7 +69,7 @@ async def application(database: Database, limits: Limits = Limits(), patience: f
     submissions = Submissions(intake, TypeRegistry(types), limits)
     letters = DeadLetterRoutes(DeadLetters(database), submissions)
     routes = TaskRoutes(tasks, None, lambda task_type: None)
-    return create_app(submissions, routes, letters, None, started=lambda: True)
+    return create_app(submissions, routes, letters, None, started=lambda: True, access=access)
 
 
 def demand(demands: Demands, **changes: float) -> None:

@@ -72,7 +72,9 @@ async def test_the_inbox_fits_its_window_and_asks_no_other_host(
 async def api() -> AsyncIterator[str]:
     """The address of an API's own pages."""
     start = start_route("TaskFlux", ABOUT, "http://127.0.0.1:8025")
-    async with served(Starlette(routes=[start, *documentation_routes(static_document().encode)])) as server:
+    async with served(
+        Starlette(routes=[start, *documentation_routes(lambda request: static_document().encode())])
+    ) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from taskflux.handlers.notify import notify
 from taskflux.local.ports import free_port
@@ -21,6 +22,7 @@ from tests.conftest import NewDatabase
 from tests.integration.providers.flow_api import FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import eventually
+from tests.keys import AUTH, HEADERS, KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Service:
     @property
     def settings(self) -> NotifySettings:
         """How a handler reaches it."""
-        return NotifySettings(url=str(self.client.base_url))
+        return NotifySettings(url=str(self.client.base_url), key=SecretStr(KEY))
 
 
 @asynccontextmanager
@@ -52,6 +54,8 @@ async def serving(
     settings = Settings(
         postgres=postgres,
         http=HttpSettings(host="127.0.0.1", port=free_port()),
+        auth=AUTH,
+        notify=NotifySettings(key=SecretStr(KEY)),
         worker=WorkerSettings(drain_seconds=1.0),
     )
     process = Process("notify", settings)
@@ -89,5 +93,5 @@ async def service(new_database: NewDatabase) -> AsyncIterator[Service]:
         }
         async with serving(postgres, environment) as (process, task):
             address = f"http://127.0.0.1:{process.settings.http.port}"
-            async with httpx.AsyncClient(base_url=address, timeout=20, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=address, timeout=20, trust_env=False, headers=HEADERS) as client:
                 yield Service(postbox, flow, client, process, task, postgres)

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 
 from taskflux.handlers.process_email import process_email
 from taskflux.handlers.process_sms import process_sms
@@ -28,6 +29,7 @@ from tests.integration.notify.conftest import Service
 from tests.integration.providers.flow_api import Answer
 from tests.integration.providers.raw_http import Say, answer, endlessly, raw_http, saying
 from tests.integration.system.stack import eventually
+from tests.keys import KEY
 from tests.memory import traced_peak
 
 ID = UUID("0199f000-0000-7000-8000-000000000001")
@@ -50,6 +52,11 @@ def task(handler: Handler[Any], payload: dict[str, Any], **more: Any) -> Task[An
 def through(provider: Provider[Any], settings: NotifySettings) -> AbstractAsyncContextManager[Any]:
     assert provider.through is not None
     return provider.through(settings)
+
+
+def keyed(url: str) -> NotifySettings:
+    """The service at this address, with the key that it takes."""
+    return NotifySettings(url=url, key=SecretStr(KEY))
 
 
 async def test_a_mail_is_the_same_through_the_service(service: Service) -> None:
@@ -161,7 +168,10 @@ async def breaking(port: int, breaks: int) -> AsyncIterator[tuple[str, list[int]
 
 async def test_an_answer_that_was_lost_on_the_way_is_asked_for_again(service: Service) -> None:
     port = service.process.settings.http.port
-    async with breaking(port, 1) as (url, passed), through(msg91.connect, NotifySettings(url=url)) as sms:
+    async with (
+        breaking(port, 1) as (url, passed),
+        through(msg91.connect, keyed(url)) as sms,
+    ):
         receipt = await process_sms(task(process_sms, SMS), sms)
     assert receipt is not None
     assert (len(passed), len(service.flow.taken)) == (2, 1)
@@ -169,7 +179,10 @@ async def test_an_answer_that_was_lost_on_the_way_is_asked_for_again(service: Se
 
 async def test_an_answer_that_is_lost_each_time_is_ambiguous(service: Service) -> None:
     port = service.process.settings.http.port
-    async with breaking(port, 9) as (url, passed), through(msg91.connect, NotifySettings(url=url)) as sms:
+    async with (
+        breaking(port, 9) as (url, passed),
+        through(msg91.connect, keyed(url)) as sms,
+    ):
         with pytest.raises(Ambiguous, match="lost"):
             await process_sms(task(process_sms, SMS), sms)
     assert (len(passed), len(service.flow.taken)) == (2, 1)
@@ -206,7 +219,10 @@ async def test_an_invalid_answer_is_ambiguous_and_unavailable_for_a_check(say: S
 
 async def test_an_answer_of_the_service_takes_no_more_memory_than_it_may_have() -> None:
     bomb = answer(gzip.compress(bytes(50_000_000), 9), 500, [PACKED])
-    async with raw_http(saying(bomb)) as (url, _), through(msg91.connect, NotifySettings(url=url)) as sms:
+    async with (
+        raw_http(saying(bomb)) as (url, _),
+        through(msg91.connect, keyed(url)) as sms,
+    ):
         with traced_peak() as peak, pytest.raises(Ambiguous):
             await process_sms(task(process_sms, SMS), sms)
     assert peak.bytes < 3 * MOST_BYTES
@@ -225,7 +241,10 @@ async def test_an_answer_of_the_service_takes_no_more_memory_than_it_may_have() 
 )
 async def test_an_invalid_retry_after_does_not_change_the_outcome(retry_after: str, expected: float | None) -> None:
     said = b'{"errorClass": "Transient", "reason": "later", "retryAfter": %b}' % retry_after.encode()
-    async with raw_http(saying(answer(said, 503))) as (url, _), through(msg91.connect, NotifySettings(url=url)) as sms:
+    async with (
+        raw_http(saying(answer(said, 503))) as (url, _),
+        through(msg91.connect, keyed(url)) as sms,
+    ):
         with pytest.raises(Transient) as failure:
             await process_sms(task(process_sms, SMS), sms)
     assert failure.value.retry_after == expected

@@ -16,6 +16,7 @@ from tests.integration.notify.conftest import Service, serving
 from tests.integration.providers.flow_api import Answer
 from tests.integration.providers.smtp_server import DROP
 from tests.integration.system.stack import eventually
+from tests.keys import HEADERS
 
 MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}
 SMS = {"name": "Ann", "mobile": "919876543210"}
@@ -151,7 +152,7 @@ async def test_a_service_that_was_cut_off_leaves_its_messages_unknown(service: S
     environment = {"MSG91__BASE_URL": service.flow.url, "MSG91__AUTH_KEY": "key", "MSG91__TEMPLATE_ID": "t" * 24}
     async with serving(service.postgres, environment) as (process, _):
         address = f"http://127.0.0.1:{process.settings.http.port}"
-        async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=address, trust_env=False, headers=HEADERS) as client:
             answer = await client.post("/notifications/sms", json=SMS, headers=named("3"))
     assert (answer.status_code, answer.json()["errorClass"]) == (504, "Ambiguous")
     assert len(service.flow.taken) == 1
@@ -184,7 +185,7 @@ async def test_a_channel_without_settings_reports_so_and_the_other_works(new_dat
     }  # fmt: skip
     async with serving(await new_database(), environment) as (process, _):
         address = f"http://127.0.0.1:{process.settings.http.port}"
-        async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=address, trust_env=False, headers=HEADERS) as client:
             assert (await client.get("/readyz")).status_code == 200
             text = await client.post("/notifications/sms", json=SMS)
             assert (text.status_code, text.json()["errorClass"]) == (502, "Misconfigured")

@@ -38,6 +38,7 @@ from taskflux.worker.worker import service_of
 from tests.integration.stream.patience import PATIENCE as PATIENCE
 from tests.integration.stream.patience import eventually as eventually
 from tests.integration.stream.patience import log_ends
+from tests.keys import AUTH, HEADERS, SERVER
 
 TASKFLUX = Path(sys.executable).with_name("taskflux")
 
@@ -62,6 +63,7 @@ def settings_for(postgres: PostgresSettings, kafka: KafkaSettings, redis: RedisS
         ),
         redis=redis,
         http=HttpSettings(host="127.0.0.1", port=free_port()),
+        auth=AUTH,
         worker=WorkerSettings(lease_seconds=LEASE, beat_seconds=0.5, drain_seconds=2.0),
         relay=RelaySettings(grace=GRACE, max_wait=0.05, audit_seconds=0.5, leader_seconds=2.0, measure_seconds=0.25),
     )
@@ -98,7 +100,9 @@ class Stack:
             settings,
             database,
             await asyncpg.create_pool(direct.get_secret_value(), min_size=0, max_size=3),
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.http.port}", timeout=20, trust_env=False),
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{settings.http.port}", timeout=20, trust_env=False, headers=HEADERS
+            ),
             Positions(settings.kafka),
             producer,
             directory,
@@ -155,6 +159,7 @@ class Stack:
             "TASKFLUX_POSTGRES__STATEMENT_TIMEOUT": str(settings.postgres.statement_timeout),
             "TASKFLUX_HTTP__HOST": "127.0.0.1",
             "TASKFLUX_HTTP__PORT": "0",
+            **SERVER,
         }
         own = {name: value for name, value in os.environ.items() if not name.upper().startswith("TASKFLUX_")}
         return own | sections

@@ -21,6 +21,7 @@ from taskflux.tasks.bounds import MOST_BYTES
 from taskflux.worker.handler import Handler
 from taskflux.worker.loading import load
 from tests.integration.system.stack import Stack, eventually
+from tests.keys import HEADERS
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +62,9 @@ async def ingest(stack: Stack) -> AsyncIterator[tuple[Child, httpx.AsyncClient]]
         TASKFLUX_POSTGRES__STATEMENT_TIMEOUT="20",
         TASKFLUX_WORKER__LEASE_SECONDS="30",
     )
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False, headers=HEADERS
+    ) as client:
 
         async def serves() -> bool:
             try:
@@ -108,7 +111,7 @@ async def test_bodies_that_would_fill_the_memory_are_refused_while_livez_answers
         "escapes": task % (b'"' + b"\\ud83d\\ude00" * 1_000_000 + b'"'),
     }
     over = asyncio.Event()
-    async with httpx.AsyncClient(base_url=client.base_url, timeout=120, trust_env=False) as prober:
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=120, trust_env=False, headers=HEADERS) as prober:
         livez = asyncio.create_task(slowest_livez(prober, over))
         answers = {
             name: set(await asyncio.gather(*(post(client, body) for _ in range(4)))) for name, body in attacks.items()

@@ -16,6 +16,7 @@ from taskflux.store.tasks import Tasks
 from taskflux.tasks.model import Submission
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import GRACE, Stack, eventually
+from tests.keys import HEADERS
 
 
 async def test_a_pending_publish_of_a_lost_process_is_published_after_its_grace(stack: Stack, world: World) -> None:
@@ -41,7 +42,9 @@ async def test_ingest_and_a_relay_that_are_killed_in_a_burst_lose_nothing_and_re
     ingest, relay = stack.spawn("ingest", "ingest-2", TASKFLUX_HTTP__PORT=str(port)), stack.spawn("relay", "relay-2")
     await stack.start("relay", "relay-3")  # three in all
     accepted: list[UUID] = []
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, headers=HEADERS
+    ) as client:
         await _ready(client, relay)
         submitters = [asyncio.create_task(_submit_until_refused(client, accepted)) for _ in range(20)]
         await eventually(_reached(accepted, 300), "300 are accepted")

@@ -7,6 +7,7 @@ import pytest
 
 from taskflux.local.ports import free_port
 from tests.integration.system.stack import Stack, eventually
+from tests.keys import HEADERS
 
 
 @pytest.mark.parametrize("target", ["ingest", "process-simulated"])
@@ -15,7 +16,7 @@ async def test_probes_and_metrics_are_at_the_management_port(stack: Stack, targe
     child = stack.spawn(
         target, f"{target}-apart", TASKFLUX_HTTP__PORT=str(api), TASKFLUX_HTTP__MANAGEMENT_PORT=str(management)
     )
-    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=10, trust_env=False, headers=HEADERS) as client:
 
         async def status(port: int, path: str) -> int:
             try:

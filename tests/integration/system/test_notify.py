@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from taskflux.handlers.notify import notify
 from taskflux.handlers.process_email import process_email
@@ -28,6 +29,7 @@ from tests.conftest import NewDatabase
 from tests.integration.providers.flow_api import Answer, FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import LEASE, Stack, eventually, settings_for
+from tests.keys import KEY
 
 
 @asynccontextmanager
@@ -80,7 +82,7 @@ async def processors(stack: Stack, postbox: Postbox, flow: FlowApi) -> AsyncIter
         service = serving(notify, stack.settings.model_copy(update={"http": http}))
         await service.__aenter__()
     try:
-        through = NotifySettings(url=f"http://127.0.0.1:{http.port}")
+        through = NotifySettings(url=f"http://127.0.0.1:{http.port}", key=SecretStr(KEY))
         settings = stack.settings.model_copy(update={"notify": through})
         async with serving(process_email, settings), serving(process_sms, settings):
             yield

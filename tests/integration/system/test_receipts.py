@@ -19,6 +19,7 @@ from taskflux.worker.settings import HttpSettings
 from taskflux.worker.worker import service_of
 from tests.integration.system.scripted import World
 from tests.integration.system.stack import Stack, eventually
+from tests.keys import HEADERS
 
 SECRET = "a-secret-that-nobody-guesses"
 HOOK = f"/webhooks/msg91/{SECRET}"
@@ -37,7 +38,9 @@ async def msg91(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
             return process.health.started
 
         await eventually(started, "ingest starts")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{http.port}", timeout=20, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{http.port}", timeout=20, trust_env=False, headers=HEADERS
+    ) as client:
         yield client
     process.drain()
     await serving

@@ -18,6 +18,7 @@ from tests.integration.providers.flow_api import Answer
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import Stack, eventually
 from tests.integration.tracing.scene import Scene
+from tests.keys import HEADERS
 
 MODULE = """
 from pydantic import BaseModel
@@ -173,7 +174,7 @@ async def requests(scene: Scene, people: People) -> None:
         assert (await client.get(path)).status_code == 404
     assert (await client.get("/tasks", params={"status": people.words(), "who": people.address()})).status_code == 422
     assert (await client.post(f"/webhooks/msg91/{people.words()}", data={"data": people.number()})).status_code == 404
-    async with httpx.AsyncClient(base_url=scene.notify_url, trust_env=False) as notify:
+    async with httpx.AsyncClient(base_url=scene.notify_url, trust_env=False, headers=HEADERS) as notify:
         for channel, body, status in (
             ("email", people.mail(), 200),
             ("sms", people.text(), 200),
@@ -248,7 +249,7 @@ async def wrong_credentials(scene: Scene, people: People) -> None:
             TASKFLUX_SMTP__SENDER="tasks@example.org",
         )
         await scene.ready("guarded")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as notify:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, headers=HEADERS) as notify:
             answer = await notify.post("/notifications/email", json=people.mail())
             assert (answer.status_code, answer.json()["errorClass"]) == (502, "Misconfigured"), answer.text
     child = scene.spawn("process-sms", "keyless")

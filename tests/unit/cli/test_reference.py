@@ -36,6 +36,9 @@ def test_every_variable_is_named_once_and_secrets_are_marked() -> None:
         "TASKFLUX_MSG91__AUTH_KEY",
         "TASKFLUX_MSG91__WEBHOOK_SECRET",
         "TASKFLUX_OTEL__HEADERS",
+        "TASKFLUX_AUTH__BOOTSTRAP_KEY",
+        "TASKFLUX_NOTIFY__KEY",
+        "TASKFLUX_API__KEY",
     }
 
 

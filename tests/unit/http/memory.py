@@ -9,6 +9,7 @@ from uuid import UUID
 import httpx
 from starlette.applications import Starlette
 
+from taskflux.http.access import Access
 from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.requests import Requests
@@ -16,6 +17,7 @@ from taskflux.http.submissions import Limits, Submissions
 from taskflux.http.task_types import TypeRegistry
 from taskflux.http.tasks import TaskRoutes
 from taskflux.telemetry import instruments, metrics
+from tests.keys import OPEN
 from tests.unit.http.stores import (
     NOW,
     Clock,
@@ -35,7 +37,8 @@ def counted(counter: instruments.Counter) -> Counter[tuple[str, ...]]:
 class Fixture:
     """An application and everything it stands on."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, access: Access = OPEN) -> None:
+        self.access = access
         self.source = Source()
         self.intake = MemoryIntake()
         self.tasks = MemoryTasks()
@@ -54,6 +57,7 @@ class Fixture:
             None,
             started=lambda: self.ready,
             exposition=self._metrics,
+            access=access,
         )
         transport = httpx.ASGITransport(Requests(self.app), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://taskflux")

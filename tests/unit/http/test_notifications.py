@@ -18,6 +18,7 @@ from taskflux.providers.smtp_replies import Throttled
 from taskflux.store.errors import StoreUnavailable
 from taskflux.tasks.errors import Ambiguous, Misconfigured, Permanent, TaskError, Transient, Unavailable
 from taskflux.worker.notifier import NOBODY, Delivered, Notification, Notifier
+from tests.keys import OPEN
 from tests.unit.http.memory import problem
 
 MAIL = {"to": "user@example.com", "subject": "Hello", "body": "Welcome!"}
@@ -32,7 +33,7 @@ class Service(Notifier[Email]):
         self.repeated = False
         nobody: Any = None
         mail, text = Notify(Email, self, most), Notify(Sms, nobody, most)
-        app = create_notify_app(mail, text, self.check, started=bool)
+        app = create_notify_app(mail, text, self.check, started=bool, access=OPEN)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://notify")
 

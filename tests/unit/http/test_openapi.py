@@ -18,7 +18,7 @@ from taskflux.http.app import create_app
 from taskflux.http.dead_letters import DeadLetterRoutes
 from taskflux.http.notifications import NOTIFY as NOTIFY_API
 from taskflux.http.notifications import Notify, create_notify_app, notify_document
-from taskflux.http.openapi.document import CONNECTION, Operation, documentation_routes, policy, start_route
+from taskflux.http.openapi.document import CONNECTION, KEY, Operation, documentation_routes, policy, start_route
 from taskflux.http.openapi.operations import API, api_document
 from taskflux.http.openapi.schemas import NEW_TASK
 from taskflux.http.problems import EXPLANATIONS, KINDS
@@ -29,6 +29,7 @@ from taskflux.providers.email import Email
 from taskflux.providers.sms import Sms
 from taskflux.tasks.model import TaskType
 from taskflux.worker.loading import built_in_handlers
+from tests.keys import OPEN
 from tests.unit.http.memory import Fixture
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -155,7 +156,10 @@ def test_every_kind_of_problem_belongs_to_a_call_or_to_an_unknown_address() -> N
 def test_a_call_lists_exactly_its_own_kinds_of_problem_and_those_of_its_connection(
     document: dict[str, Any], described: Sequence[Operation]
 ) -> None:
-    own = {each.id: {kind.slug for kind in (*each.problems, *CONNECTION)} for each in described}
+    own = {
+        each.id: {kind.slug for kind in (*each.problems, *CONNECTION, *(KEY if each.scope else ()))}
+        for each in described
+    }
     told: dict[str, set[str]] = {each.id: set() for each in described}
     for operation, status, slugs in _refusals(document):
         assert {KINDS[slug].status for slug in slugs} == {status}
@@ -195,7 +199,7 @@ def _refusals(document: dict[str, Any]) -> Iterator[tuple[str, int, set[str]]]:
 
 def served(app: Starlette) -> set[tuple[str, str, str]]:
     """Every call that an application answers (method, path, id), apart from the pages of the description."""
-    pages = {route.path for route in documentation_routes(bytes)}
+    pages = {route.path for route in documentation_routes(lambda request: b"")}
     return {
         (method, _unnamed(route.path), route.name)
         for route in app.routes
@@ -216,14 +220,14 @@ def test_every_route_of_ingest_is_described_and_every_call_that_is_described_is_
     nobody: Any = None  # nothing is called here
     submissions = Submissions(nobody, nobody)
     tasks, letters = TaskRoutes(nobody, nobody, nobody), DeadLetterRoutes(nobody, submissions)
-    app = create_app(submissions, tasks, letters, Msg91Webhook(lambda: "secret", nobody, nobody), nobody)
+    app = create_app(submissions, tasks, letters, Msg91Webhook(lambda: "secret", nobody, nobody), nobody, access=OPEN)
     assert served(app) == _described(API)
 
 
 def test_every_route_of_notify_is_described_and_every_call_that_is_described_is_served() -> None:
     nobody: Any = None
     mail, text = Notify(Email, nobody, 0), Notify(Sms, nobody, 0)
-    assert served(create_notify_app(mail, text, nobody, nobody)) == _described(NOTIFY_API)
+    assert served(create_notify_app(mail, text, nobody, nobody, access=OPEN)) == _described(NOTIFY_API)
 
 
 async def test_a_running_system_describes_the_types_that_it_knows(http: Fixture) -> None:

@@ -1,6 +1,7 @@
 {{/*
 What `helm test` can try, as JSON: `api`, the handler that accepts tasks over HTTP behind a Service, its `port` and its `url`. Empty
-if this handler or the one of simulated tasks is not deployed.
+if this handler or the one of simulated tasks is not deployed. `key` is the Secret with the key of the API that it sends, as `secret` and
+`key`.
 */}}
 {{- define "taskflux.tested" -}}
 {{- $found := dict -}}
@@ -13,5 +14,12 @@ if this handler or the one of simulated tasks is not deployed.
 {{- end -}}
 {{- if eq $handler.taskType "simulated" -}}{{- $simulated = true -}}{{- end -}}
 {{- end -}}
+{{- $key := dict -}}
+{{- with $.Values.secrets.auth -}}
+{{- if .testSecret -}}{{- $key = dict "secret" .testSecret "key" .testKeyKey -}}
+{{- else if .existingSecret -}}{{- $key = dict "secret" .existingSecret "key" .bootstrapKeyKey -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $found "key" $key -}}
 {{- if and $.Values.tests.enabled $found.api $simulated -}}{{- toJson $found -}}{{- else -}}{}{{- end -}}
 {{- end -}}
