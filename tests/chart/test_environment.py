@@ -45,6 +45,8 @@ def test_secret_values_and_only_those_come_from_secrets(ci: Path) -> None:
         for container in pod.all_containers:
             for variable in container.get("env") or []:
                 known = VARIABLES.get(variable["name"])
+                if "value" not in variable and container.get("args", [])[:1] == ["send"]:
+                    continue  # a pod of `helm test` runs once: nothing could be renewed in it
                 assert known is None or not known.secret, f"{pod}: {variable['name']} could not be renewed"
 
 
