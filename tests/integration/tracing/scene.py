@@ -22,6 +22,7 @@ from tests.integration.providers.flow_api import FlowApi, flow_api
 from tests.integration.providers.smtp_server import Postbox, smtp_server
 from tests.integration.system.stack import PATIENCE, Stack, eventually, settings_for
 from tests.integration.tracing.receiver import Receiver, Span, receiver
+from tests.keys import KEY
 
 TYPES = ("process-email", "process-sms", "simulated")
 
@@ -73,7 +74,7 @@ class Scene:
         self.spawn("dlq-sink")
         self.spawn("notify", **mail, **text)
         self.spawn("process-email", **mail)
-        self.spawn("process-sms", TASKFLUX_NOTIFY__URL=self.notify_url)
+        self.spawn("process-sms", TASKFLUX_NOTIFY__URL=self.notify_url, TASKFLUX_NOTIFY__KEY=KEY)
         self.spawn("process-simulated")
 
     def spawn(self, target: str, name: str | None = None, **environment: str) -> Child:
