@@ -44,7 +44,7 @@ def unknown(text: str) -> set[str]:
 @cache
 def known_settings() -> set[tuple[str, str]]:
     """What docs/settings.md lists, which is made from the code; and what only the command reads."""
-    known, group = {("API", "URL")}, ""
+    known, group = {("API", "URL"), ("API", "KEY")}, ""
     for line in (ROOT / "docs" / "settings.md").read_text().splitlines():
         if heading := re.match(r"\*\*`TASKFLUX_([A-Z0-9]+)__…`\*\*", line):
             group = heading[1]

@@ -21,7 +21,7 @@ from tests.integration.store.scene import SOURCE, TYPE, Scene
 
 ORIGIN: dict[str, object] = {"topic": "tasks.dlq", "partition": 0, "offset": 5, "timestamp": 1}
 REASON = "it went to ann@example.org"
-TENANTS = ("tasks", "idempotency_keys", "parked", "dead_letter_counts")  # there is one
+TENANTS = ("tasks", "idempotency_keys", "parked", "dead_letter_counts", "bulk_replays")  # there is one
 ADDED = [
     f"taskflux-{name}"
     for name in ("origin-topic", "origin-partition", "origin-offset", "origin-timestamp", "error-class", "reason")
@@ -203,6 +203,7 @@ async def test_a_dead_letter_that_postgresql_refuses_entirely_does_not_affect_ot
 async def test_every_indexed_text_has_a_limit_that_fits_an_index(scene: Scene) -> None:
     """Add every further index on a text here, with the most characters that the text can have."""
     longest = {
+        ("api_keys", "prefix"): 20,
         ("circuits", "provider"): 100,  # a declaration's
         ("dead_letter_counts", "cause"): 20,  # version and digest
         ("dead_letter_counts", "error_class"): LONGEST_INDEXED,

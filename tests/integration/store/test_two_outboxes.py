@@ -146,7 +146,7 @@ async def test_a_retry_of_ours_is_published_by_the_release_before(scene: Scene, 
     (claim,) = await scene.running(worker)
     retry = outcome(claim.id, claim.version, "scheduled", "retry")
     settled = claims.SQL["settle"]
-    chosen = retry | {"workers": [worker.worker.id], "version": None, "state": None, "event": None}
+    chosen = retry | {"workers": [worker.worker.id], "version": None, "state": None, "event": None, "causes": [None]}
     await scene.database.fetch(settled, **{name: chosen[name] for name in settled.parameters})
     await scene.make_due(claim.id)
     (taken,) = await before.run("take_due", batch(claim.id, 2))

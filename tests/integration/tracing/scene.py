@@ -158,7 +158,8 @@ class Scene:
         """What the exemplars on a process's metric say, on those series of it that have these labels."""
         async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.get(
-                f"http://127.0.0.1:{self.ports[name]}/metrics", headers={"accept": "application/openmetrics-text"}
+                f"http://127.0.0.1:{self.ports[name]}/metrics",
+                headers={"accept": "application/openmetrics-text", "authorization": f"Bearer {KEY}"},
             )
         families = text_string_to_metric_families(answer.raise_for_status().text)  # type: ignore[no-untyped-call]
         samples = [each for family in families if family.name == metric for each in family.samples if each.exemplar]
