@@ -33,9 +33,12 @@ def read() -> Mapping[str, str | None]:
     found: dict[str, str] = {}
     try:
         os.scandir(folder).close()  # which says so if it is missing
-        for path in sorted([*Path(folder).glob(f"{_PREFIX}*"), *Path(folder).glob(f"*/{_PREFIX}*")]):
+        # Kubernetes keeps the versions of a volume in hidden folders, and deletes the former one at any moment.
+        for path in sorted([*Path(folder).glob(f"{_PREFIX}*"), *Path(folder).glob(f"[!.]*/{_PREFIX}*")]):
             if path.is_file() and (path.name in _from_files or not os.environ.get(path.name)):
                 found[path.name] = path.read_text("utf-8")
+                if "\0" in found[path.name]:
+                    raise Unreadable(f"{DIRECTORY}: {path} has a NUL, which no variable can hold")
     except OSError as error:
         raise Unreadable(f"{DIRECTORY}: {error.filename} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

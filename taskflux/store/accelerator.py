@@ -113,15 +113,19 @@ class Accelerator:
 
     async def _try(self, call: Callable[[Any], Awaitable[T]]) -> T | None:
         now = asyncio.get_running_loop().time()
-        if self._client is None or now < self._rests_until:
-            return None
+        former = None
         if self._settings.url is not self._url:  # it was renewed
-            await self.close()
+            former, self._client = self._client, None
             self._make()
+            self._rests_until = 0.0
+        if (former is None and self._client is None) or now < self._rests_until:
+            return None
         from redis.exceptions import RedisError
 
         try:
-            return await call(self._client)
+            if former is not None:
+                await former.aclose()
+            return None if self._client is None else await call(self._client)
         except (RedisError, OSError, TimeoutError):
             self._rests_until = now + REST
             metrics.ACCELERATOR_ERRORS.labels().inc()

@@ -494,7 +494,7 @@ class _FirstLook:
         await internals.stop(self._consumer, _LEAVE_TIMEOUT)
 
     async def take(self, max_records: int, timeout: float) -> list[Record]:
-        """Up to `max_records`, and none after the last one that may be read twice. Raises KafkaError."""
+        """Up to `max_records`, and none after the last one that may be read twice, or after an error."""
         if not self._left:
             await asyncio.sleep(timeout)
             return []
@@ -502,8 +502,9 @@ class _FirstLook:
             found = await self._consumer.getmany(
                 timeout_ms=int(timeout * 1000), max_records=min(max_records, self._left)
             )
-        except BROKEN:
-            self._left = 0  # the member looks more closely
+        except (*BROKEN, *TROUBLE) as error:
+            log.debug("the first look ends", extra={"error": error_name(error)})
+            self._left = 0  # the member looks more closely, or finds the same trouble, which it reports
             return []
         records = [record_of(each, 0) for those in found.values() for each in those]
         self._left -= len(records)

@@ -8,9 +8,11 @@ from time import monotonic
 
 import pytest
 import pytest_asyncio
+from aiokafka.errors import TopicAuthorizationFailedError
 
 from taskflux.stream.consumer import Consumer
 from taskflux.stream.envelope import OutRecord, Record
+from taskflux.stream.internals import BoundedConsumer
 from taskflux.stream.positions import Positions
 from taskflux.stream.producer import Producer
 from taskflux.stream.provision import ensure_topics
@@ -80,3 +82,23 @@ async def test_a_member_beside_others_waits_for_the_group(waiting: KafkaSettings
         await asyncio.gather(*(consumer.wait_joined() for consumer in both))
     for consumer in both:
         await consumer.stop()
+
+
+async def test_trouble_ends_a_first_look(waiting: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller, which asks again at once, must not be kept busy by an error until the group is joined."""
+    asked = 0
+
+    async def refused(*_: object, **__: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise TopicAuthorizationFailedError
+
+    monkeypatch.setattr(BoundedConsumer, "getmany", refused)
+    consumer = Consumer(waiting, f"{GROUP}.three", TOPIC)
+    await consumer.start()
+    async with asyncio.timeout(DELAY / 1000 - 0.5):
+        while not asked:
+            assert await consumer.fetch(10, 0.1) == []
+        fetches = [await consumer.fetch(10, 0.1) for _ in range(5)]
+    assert (asked, fetches, consumer.assigned) == (1, [[]] * 5, frozenset())
+    await consumer.stop()

@@ -95,6 +95,27 @@ async def test_a_process_says_once_what_was_renewed_or_why_not(folder: Path, cap
     assert "second" not in caplog.text
 
 
+def test_the_hidden_folders_of_a_volume_are_not_read(folder: Path) -> None:
+    """Kubernetes has the files in `..2026_12_01`, to which `..data` leads, and to that each file."""
+    for name in ("..2026_12_01", "..2026_12_02"):
+        (folder / name).mkdir()
+        (folder / name / "TASKFLUX_LOG__LEVEL").write_text(name)
+    (folder / "..data").symlink_to("..2026_12_01")
+    assert "TASKFLUX_LOG__LEVEL" not in secrets.read()
+    (folder / "TASKFLUX_LOG__LEVEL").symlink_to("..data/TASKFLUX_LOG__LEVEL")
+    assert set(secrets.read()) == {"TASKFLUX_LOG__LEVEL"}
+    assert os.environ["TASKFLUX_LOG__LEVEL"] == "..2026_12_01"
+
+
+def test_a_text_that_no_variable_can_hold_is_refused(folder: Path) -> None:
+    before = secrets.read()
+    assert before
+    (folder / "smtp" / "TASKFLUX_SMTP__PASSWORD").write_text("a\0b")
+    with pytest.raises(secrets.Unreadable, match="smtp/TASKFLUX_SMTP__PASSWORD has a NUL"):
+        secrets.read()
+    assert os.environ["TASKFLUX_SMTP__PASSWORD"] == "a"
+
+
 def test_a_missing_folder_is_named(folder: Path) -> None:
     os.environ[secrets.DIRECTORY] = str(folder / "nowhere")
     with pytest.raises(secrets.Unreadable, match=r"TASKFLUX_SECRETS_DIR: .*nowhere cannot be read: No such file"):

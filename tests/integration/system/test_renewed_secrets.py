@@ -75,6 +75,10 @@ async def test_redis_s_password(valkey: ValkeyServer) -> None:
         await root.execute_command("CLIENT", "KILL", "USER", "rotating")  # type: ignore[no-untyped-call]
         settings.url = SecretStr(f"redis://rotating:second@{address}")
         assert await accelerator.cached("default", task) == b"{}"
+        settings.url = None
+        assert await accelerator.cached("default", task) is None, "there is no Redis any more"
+        settings.url = SecretStr(f"redis://rotating:second@{address}")
+        assert await accelerator.cached("default", task) == b"{}"
     finally:
         await accelerator.close()
         await root.execute_command("ACL", "DELUSER", "rotating")  # type: ignore[no-untyped-call]
