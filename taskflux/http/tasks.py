@@ -141,7 +141,7 @@ def reasons(row: Mapping[str, Any], facts: Mapping[str, Any], now: datetime) -> 
     if state == State.SCHEDULED and (facts["leaderless"] is None or facts["leaderless"] > 0):
         found.append(_reason("no-relay", "no relay is running, which publishes it"))
     if facts["ahead"]:
-        least = "at least " if facts["ahead"] >= MOST_AHEAD else ""
+        least = "at least " if facts["looked"] >= MOST_AHEAD else ""
         takes = f" ({least or 'about '}{_span(facts['ahead'] / facts['ended'])})" if facts["ended"] else ""
         found.append(_reason("behind", f"{least}{facts['ahead']:,} others of its type are before it{takes}"))
     return found or [

@@ -26,7 +26,7 @@ from taskflux.telemetry.tracing import UNTRACED
 SQL: Final = statements("tasks")
 MOST_AHEAD: Final = 100_000
 NEWEST: Final = 5_000
-"""How many others before a task are counted, and how many of its type are looked at for their throughput."""
+"""How many tasks before a task are looked at, and how many of its type on each side of the first that waits."""
 PATIENCE: Final = 2.0
 """Seconds that a submission waits while PostgreSQL is unavailable."""
 SEARCH: Final = 10.0

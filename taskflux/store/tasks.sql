@@ -122,20 +122,28 @@ FROM task_states WHERE id = :id AND tenant = :tenant;
 
 -- name: why_it_waits
 -- What a waiting task :id of :type may wait for. `ahead`: older tasks of its type that wait to be published or claimed,
--- of :most that are looked at; of all tenants, since they share the handlers. `ended`: tasks of its type that have ended
--- a second, over the last minute, of the newest :newest. Times are seconds ago.
+-- of :most that are looked at; of all tenants, since they share the handlers. `looked`: how many there were to look at.
+-- `ended`: tasks of its type that have ended a second, over the last minute, of :newest on each side of the oldest one
+-- that waits: those that are newer wait, too. Times are seconds ago.
+WITH older AS MATERIALIZED (
+    SELECT task_id, type, publish_at FROM due WHERE task_id < :id AND dead::integer = 0 ORDER BY task_id DESC LIMIT :most
+), ahead AS MATERIALIZED (
+    SELECT task_id FROM older WHERE type = :type AND (publish_at <= now() OR publish_at = never())
+), front AS MATERIALIZED (
+    SELECT COALESCE((SELECT task_id FROM ahead ORDER BY task_id LIMIT 1), :id) AS id
+)
 SELECT tt.off_handler, c.provider, COALESCE(c.open, false) AS open, c.opened_at, c.error_class, c.reason,
        (SELECT count(*) FROM workers WHERE type = :type AND NOT ended)::integer AS workers,
        (SELECT extract(epoch FROM now() - max(beat_at))::float8 FROM workers WHERE type = :type) AS seen,
        (SELECT extract(epoch FROM now() - max(expires_at))::float8 FROM leaders WHERE name = 'relay') AS leaderless,
        EXISTS (SELECT FROM suspects WHERE task_id = :id) AS suspect,
-       (SELECT count(*) FROM (
-           SELECT FROM due
-           WHERE type = :type AND NOT dead AND task_id < :id AND (publish_at <= now() OR publish_at = never())
-           LIMIT :most
-        ) AS first)::integer AS ahead,
+       (SELECT count(*) FROM ahead)::integer AS ahead, (SELECT count(*) FROM older)::integer AS looked,
        (SELECT count(*) FILTER (WHERE updated_at > now() - interval '1 minute')::float8 / 60
-        FROM (SELECT state, updated_at FROM tasks WHERE type = :type ORDER BY type DESC, id DESC LIMIT :newest) AS newest
+        FROM ((SELECT state, updated_at FROM tasks WHERE type = :type AND id < (SELECT id FROM front)
+               ORDER BY type DESC, id DESC LIMIT :newest)
+              UNION ALL
+              (SELECT state, updated_at FROM tasks WHERE type = :type AND id >= (SELECT id FROM front)
+               ORDER BY type, id LIMIT :newest)) AS around
         WHERE state IN ('succeeded', 'dead')) AS ended
 FROM (VALUES (:type::text)) AS asked (type)
 LEFT JOIN task_types tt ON tt.type = asked.type

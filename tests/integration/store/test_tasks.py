@@ -11,7 +11,7 @@ from taskflux.store.errors import RefusedData, StoreBusy
 from taskflux.store.group_commit import GroupCommit
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.model import Accepted, IdempotencyKey, KeyReused, Submission
-from tests.integration.store.scene import GRACE, TYPE, Scene, submission
+from tests.integration.store.scene import GRACE, TYPE, Scene, submission, succeeded
 
 Commit = GroupCommit[Submission, Accepted | KeyReused]
 KEY = IdempotencyKey("order-17", b"digest")
@@ -236,3 +236,31 @@ async def test_why_a_task_waits_is_read_from_the_narrow_tables(scene: Scene) -> 
     await scene.confirm([older], version=1)
     await worker.claim(TYPE, {older: 1})
     assert (await scene.tasks.why(task, TYPE))["ahead"] == 0
+    assert (await scene.tasks.why(task, TYPE))["looked"] == 0
+
+
+async def test_the_tasks_that_have_ended_are_found_behind_a_long_queue(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest tasks of a type wait: how fast its tasks end is seen before and beside the first that waits."""
+    monkeypatch.setattr("taskflux.store.tasks.NEWEST", 3)
+    ended, worker = await scene.accepted(2), await scene.worker()
+    waiting = await scene.accepted(10)
+    for claim in await worker.claim(TYPE, dict.fromkeys(ended, 1)):
+        await scene.settle(worker, claim, succeeded(None))
+    await scene.make_due(*waiting)
+    facts = await scene.tasks.why(waiting[-1], TYPE)
+    assert (facts["ahead"], facts["looked"], facts["ended"]) == (9, 9, pytest.approx(2 / 60))
+
+
+async def test_no_more_than_a_bounded_number_is_looked_at_before_a_task(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another type's tasks are between them: all that can be said then is `at least`."""
+    monkeypatch.setattr("taskflux.store.tasks.MOST_AHEAD", 6)
+    await scene.make_due(*await scene.accepted(3))
+    await scene.make_due(*await scene.accepted(4, type="another"))
+    *_, task = nearest = await scene.accepted(3)
+    await scene.make_due(*nearest)
+    facts = await scene.tasks.why(task, TYPE)
+    assert (facts["ahead"], facts["looked"]) == (2, 6)

@@ -12,7 +12,8 @@ from taskflux.http.tasks import reasons
 NOW = datetime(2030, 1, 31, 14, 0, tzinfo=UTC)
 FACTS: dict[str, Any] = {
     "off_handler": None, "provider": "smtp", "open": False, "opened_at": None, "error_class": None, "reason": None,
-    "workers": 2, "seen": 1.0, "leaderless": -5.0, "suspect": False, "ahead": 0, "ended": 0.0,
+    "workers": 2, "seen": 1.0, "leaderless": -5.0, "suspect": False, "ahead": 0, "looked": 0,
+    "ended": 0.0,
 }  # fmt: skip
 TASK: dict[str, Any] = {
     "type": "email", "state": "queued", "due_at": NOW, "error_class": None, "attempts": 0, "max_attempts": 8,
@@ -49,8 +50,13 @@ OPEN = {"open": True, "opened_at": NOW - timedelta(minutes=2), "error_class": "M
         ({}, {"ahead": 7}, ("behind", "7 others of its type are before it")),
         (
             {},
-            {"ahead": 100_000, "ended": 10.0},
+            {"ahead": 100_000, "looked": 100_000, "ended": 10.0},
             ("behind", "at least 100,000 others of its type are before it (at least 3 hours)"),
+        ),
+        (
+            {},
+            {"ahead": 5, "looked": 100_000},
+            ("behind", "at least 5 others of its type are before it"),
         ),
         ({}, {}, ("next", "a worker takes it next")),
         ({"state": "scheduled"}, {}, ("next", "the relay publishes it next")),
