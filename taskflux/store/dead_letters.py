@@ -322,11 +322,10 @@ class DeadLetters:
         """Go on with the rest."""
         await self.database.fetch(SQL["pass_canary"], id=job)
 
-    async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[int, Sequence[Replayed]]:
-        """Replay the next dead letters of `bulk`, at most `limit`: how many were read, and which were replayed.
+    async def carry_on(self, bulk: BulkReplay, limit: int) -> tuple[bool, Sequence[Replayed]]:
+        """Replay or discard the next dead letters of `bulk`, at most `limit`: whether it has ended; which it replayed.
 
-        A second process that carries on the same batch at the same time changes nothing. If less than `limit`, or all
-        of its `rest`, were read, it has ended.
+        A second process that carries on the same batch at the same time changes nothing.
         """
         limit = min(limit, bulk.rest)
         if bulk.status == "canary":
@@ -341,6 +340,7 @@ class DeadLetters:
             limit=limit,
         )
         last = letters[-1] if letters else None
+        ended = len(letters) < limit or len(letters) == bulk.rest
         batch = {
             "letters": [row["id"] for row in letters],
             "tenant": bulk.tenant,
@@ -348,15 +348,15 @@ class DeadLetters:
             "batch": bulk.batch,
             "cursor_at": last["created_at"] if last else None,
             "cursor_id": last["id"] if last else None,
-            "last": len(letters) < limit or len(letters) == bulk.rest,
+            "last": ended,
         }
         if bulk.status == "discarding":
             await self.database.fetch(SQL["discard_of_bulk"], **batch)
-            return len(letters), []
+            return ended, []
         rows = await self.database.fetch(
             SQL["replay_dead_letters"], **batch, payload=None, note=f"bulk replay: {bulk.id}"
         )
-        return len(letters), [Replayed(**row) for row in rows]
+        return ended, [Replayed(**row) for row in rows]
 
 
 def _reduced(letter: DeadLetter, refusal: RefusedData) -> DeadLetter:

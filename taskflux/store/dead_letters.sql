@@ -55,12 +55,16 @@ WHERE p.task_id = ANY(ARRAY(SELECT task_id FROM free))
 
 -- name: forget_counts
 -- Counts that came to nothing, those of hours that no trend shows, and all but the last :images images of each type's
--- handler.
+-- handler. Counts that are being changed are left for the next time: whoever changes them must not wait for this.
 WITH forgotten AS (
     DELETE FROM handler_images h
     WHERE since < (SELECT since FROM handler_images WHERE type = h.type ORDER BY since DESC OFFSET :images - 1 LIMIT 1)
 )
-DELETE FROM dead_letter_counts WHERE letters = 0 OR hour > '-infinity' AND hour < now() - interval '2 days';
+DELETE FROM dead_letter_counts WHERE (tenant, state, hour, cause, type, error_class) IN (
+    SELECT tenant, state, hour, cause, type, error_class FROM dead_letter_counts
+    WHERE letters = 0 OR hour > '-infinity' AND hour < now() - interval '2 days'
+    ORDER BY tenant, state, hour, cause, type, error_class FOR UPDATE SKIP LOCKED
+);
 
 -- name: page_of_dead_letters
 -- Newest first, behind the place (:behind_at, :behind_id) of the last one on the page before; at most :limit.

@@ -90,7 +90,7 @@ DELETE FROM dead_letters WHERE id = ANY(ARRAY(
 
 -- name: delete_old_replays
 DELETE FROM bulk_replays WHERE id = ANY(ARRAY(
-    SELECT id FROM bulk_replays WHERE updated_at < :before AND status <> 'running' LIMIT :limit
+    SELECT id FROM bulk_replays WHERE updated_at < :before AND status IN ('finished', 'stopped') LIMIT :limit
 )) RETURNING id;
 
 -- name: delete_old_foreign

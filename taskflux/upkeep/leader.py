@@ -248,16 +248,15 @@ class BulkReplays:
         return False
 
     async def _carry_on(self, bulk: BulkReplay) -> None:
-        limit = min(bulk.allowance, BATCH)
         began = time.time_ns()
-        read, replayed = await self._dead_letters.carry_on(bulk, limit)
+        ended, replayed = await self._dead_letters.carry_on(bulk, min(bulk.allowance, BATCH))
         if tracing.on:  # only now the traces are known
             with tracing.batch(REPLAY, [each.traceparent for each in replayed], began=began):
                 pass
         for each in replayed:
             metrics.REPLAYED.labels(metrics.error_class(each.error_class), "bulk").inc()
-        if read < limit or read == bulk.rest:
-            log.info("a bulk replay has ended", extra={"replay": str(bulk.id)})
+        if ended:
+            log.info("a bulk job has ended", extra={"replay": str(bulk.id)})
 
 
 def _may_send(bulk: BulkReplay) -> bool:

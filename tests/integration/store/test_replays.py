@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
@@ -16,6 +17,7 @@ from taskflux.store.claims import Claims, Settlement, Worker
 from taskflux.store.database import Database, Row, Statement
 from taskflux.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, Place, Plan
 from taskflux.store.publishing import Publishing
+from taskflux.store.retention import Retention
 from taskflux.store.tasks import Tasks
 from taskflux.tasks.causes import cause_of
 from taskflux.tasks.decision import Decision
@@ -463,6 +465,9 @@ CANARY = Plan("ann", canary=4, most_failures=0.5)
 async def test_the_rest_follows_once_the_canary_went_well(graves: Graveyard) -> None:
     tasks = await graves.die(30)
     job = (await graves.dead_letters.start_bulk(T, uuid7(), DeadLetterFilter(type="email"), FAST, CANARY))["id"]
+    [current] = await graves.dead_letters.running_bulk()
+    ended, replayed = await graves.dead_letters.carry_on(current, 20)
+    assert (ended, len(replayed)) == (False, 4)
     assert await finish(graves, job) == "canary"
     sent = [task for task in tasks if (await graves.task(task))["replays"]]
     assert len(sent) == 4
@@ -583,6 +588,36 @@ async def test_no_dead_letter_is_replayed_twice_whenever_the_leader_is_killed(gr
     row = await graves.bulk_row(job)
     assert (row["replayed"], row["skipped"]) == (120, 0)
     assert await graves.dead_letters.bulk_outcomes(job) == {"succeeded": 5, "scheduled": 115}
+
+
+async def test_a_job_that_has_not_ended_is_not_pruned_however_long_it_rests(graves: Graveyard) -> None:
+    await graves.die(3)
+    wanted = DeadLetterFilter(type="email")
+    plans = [CANARY, Plan(), Plan(reason="test addresses")]
+    jobs = [(await graves.dead_letters.start_bulk(T, uuid7(), wanted, FAST, plan))["id"] for plan in plans]
+    tomorrow, retention = datetime.now(UTC) + timedelta(days=1), Retention(graves.database)
+    assert await retention.delete_notes(tomorrow, 10) == 0
+    for job in jobs:
+        assert await graves.dead_letters.stop_bulk(T, job)
+    assert await retention.delete_notes(tomorrow, 10) == 3
+
+
+async def test_counts_that_are_being_changed_are_forgotten_another_time(graves: Graveyard) -> None:
+    """Whoever changes them has their locks in one order, and the clean-up must not wait in another one."""
+    await graves.die(2)
+    await graves.database.fetch(Statement("", "DELETE FROM dead_letters", ()))
+    dsn = graves.database._settings.dsn.get_secret_value()
+    other = await asyncpg.connect(dsn)
+    async with other.transaction():
+        assert (
+            await other.execute("UPDATE dead_letter_counts SET letters = letters + 1 WHERE hour = '-infinity'")
+            == "UPDATE 1"
+        )
+        async with asyncio.timeout(10):
+            await graves.dead_letters.forget_counts()
+    assert await other.fetchval("SELECT count(*) FROM dead_letter_counts WHERE letters = 1 AND hour = '-infinity'") == 1
+    assert await other.fetchval("SELECT count(*) FROM dead_letter_counts") == 1
+    await other.close()
 
 
 async def test_jobs_are_listed_newest_first(graves: Graveyard) -> None:
