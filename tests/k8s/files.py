@@ -21,6 +21,7 @@ K8S: Final = ROOT / "k8s"
 COMPOSE: Final = ROOT / "docker-compose.yaml"
 SKAFFOLD: Final = ROOT / "skaffold.yaml"
 WORKFLOW: Final = ROOT / ".github" / "workflows" / "ci.yml"
+WEEKLY: Final = WORKFLOW.with_name("cluster.yml")
 NAMESPACE: Final = "taskflux"
 RELEASE: Final = "taskflux"
 DEV: Final = K8S / "values-dev.yaml"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART
-from tests.k8s.files import ROOT, WORKFLOW
+from tests.k8s.files import ROOT, WEEKLY, WORKFLOW
 
 RELEASE_NAMES = ROOT / ".github" / "release-names"
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -57,8 +57,9 @@ def _lint(actionlint: Path, file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([actionlint, *options, str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_actionlint_finds_nothing(actionlint: Path) -> None:
-    done = _lint(actionlint, WORKFLOW)
+@pytest.mark.parametrize("workflow", [WORKFLOW, WEEKLY], ids=lambda file: file.stem)
+def test_actionlint_finds_nothing(actionlint: Path, workflow: Path) -> None:
+    done = _lint(actionlint, workflow)
     assert done.returncode == 0, done.stdout
 
 
@@ -78,6 +79,13 @@ def test_every_action_is_pinned_by_commit_with_its_version_beside_it() -> None:
 def test_an_action_is_of_one_version_wherever_it_is_used() -> None:
     used = {step["uses"] for _, step in _steps() if "uses" in step}
     assert len({action.partition("@")[0] for action in used}) == len(used)
+
+
+def test_the_weekly_run_has_the_same_actions_and_may_write_nothing() -> None:
+    weekly = yaml.safe_load(WEEKLY.read_text())
+    actions = {step["uses"] for step in weekly["jobs"]["e2e"]["steps"] if "uses" in step}
+    assert actions <= {step["uses"] for _, step in _steps() if "uses" in step}
+    assert (weekly["permissions"], weekly["jobs"]["e2e"]["permissions"]) == ({}, {"contents": "read"})
 
 
 def test_only_the_release_may_write() -> None:

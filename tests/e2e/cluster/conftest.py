@@ -23,6 +23,7 @@ from tests.e2e.cluster.evidence import collect
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.cluster.kube import Kube
 from tests.e2e.cluster.machine.outside import MAILPIT
+from tests.e2e.cluster.machine.place import Place
 from tests.e2e.cluster.machine.release import VALUES
 from tests.e2e.cluster.place import IMAGE, Existing, Kind, OfThisMachine, Where, docker_works, of_this_machine, place
 from tests.e2e.cluster.taskflux import Api, Mailpit
@@ -36,6 +37,7 @@ BUILD_TIMEOUT: Final = 900.0
 HTTP: Final = 80
 
 Managers = Callable[[str], type[AClusterManager]]
+Kill = Callable[[str], None]
 
 
 @pytest.fixture(scope="session")
@@ -175,3 +177,21 @@ def mailpit(installation: Installation, where: Where, kube: Kube) -> Iterator[Ma
             yield client
         finally:
             client.close()
+
+
+@pytest.fixture(scope="session")
+def kill(where: Where, kube: Kube) -> Kill:
+    """`kill -9` for the container of a pod. Deleting it by force would not do: the kubelet still lets it end kindly."""
+    if isinstance(where, OfThisMachine):
+        command = ["ctr", f"--address={Place().directory / 'containerd.sock'}"]
+    elif isinstance(where, Kind):
+        command = ["docker", "exec", f"{NAME}-control-plane", "ctr"]
+    else:
+        pytest.skip("only the node itself can kill a container")
+
+    def kill(pod: str) -> None:
+        (container,) = kube.get("pod", pod)["status"]["containerStatuses"]
+        name = container["containerID"].rpartition("/")[2]
+        subprocess.run([*command, "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", name], check=True)
+
+    return kill

@@ -98,5 +98,15 @@ class Mailpit:
 
     def subjects(self, recipient: str) -> Sequence[str]:
         """The subjects of all mails to this address, one for each delivery."""
-        answer = self._client.get("/api/v1/search", params={"query": f'to:"{recipient}"', "limit": 1000})
-        return [message["Subject"] for message in answer.raise_for_status().json()["messages"]]
+        found: list[str] = []
+        while page := self._search(recipient, start=len(found))["messages"]:
+            found += [message["Subject"] for message in page]
+        return found
+
+    def count(self, recipient: str) -> int:
+        """How many mails to this address were delivered."""
+        return int(self._search(recipient, limit=1)["messages_count"])
+
+    def _search(self, recipient: str, *, start: int = 0, limit: int = 1000) -> Any:
+        query: dict[str, str | int] = {"query": f'to:"{recipient}"', "start": start, "limit": limit}
+        return self._client.get("/api/v1/search", params=query).raise_for_status().json()

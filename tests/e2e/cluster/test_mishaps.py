@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
+from tests.e2e.cluster.conftest import Kill
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.cluster.kube import Kube
 from tests.e2e.cluster.taskflux import Api
@@ -24,18 +25,26 @@ LEASE = 30.0
 BETWEEN_REQUESTS = 0.1
 
 
-def test_a_task_whose_pod_is_killed_is_taken_over_by_another(kube: Kube, api: Api) -> None:
+def test_a_task_whose_container_is_killed_is_run_again(kube: Kube, api: Api, kill: Kill) -> None:
     until("process-simulated is at zero", lambda: not kube.pods("process-simulated"), 240)
     task = api.submit("simulated", {"delayMs": 20_000})
     api.status_is(task["taskId"], "running", AWAKE)
     (pod,) = kube.pods("process-simulated")
-    killed = pod["metadata"]["name"]
-    kube.kubectl("delete", "pod", killed, "--grace-period=0", "--force", "--wait=false")
+    kill(pod["metadata"]["name"])
 
     ended = api.ended(task["taskId"], LEASE + AWAKE)
-    assert ended["status"] == "succeeded"
-    assert ended["attempts"] == 2
-    assert killed not in {other["metadata"]["name"] for other in kube.pods("process-simulated")}
+    assert (ended["status"], ended["attempts"]) == ("succeeded", 2)
+
+
+def test_a_pod_that_is_deleted_in_the_middle_of_a_task_finishes_it_first(kube: Kube, api: Api) -> None:
+    until("process-simulated is at zero", lambda: not kube.pods("process-simulated"), 240)
+    task = api.submit("simulated", {"delayMs": 15_000})
+    api.status_is(task["taskId"], "running", AWAKE)
+    (pod,) = kube.pods("process-simulated")
+    kube.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+
+    ended = api.ended(task["taskId"], AWAKE)
+    assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
 
 
 def test_permanently_failed_tasks_become_dead_letters_and_are_replayed(kube: Kube, api: Api) -> None:

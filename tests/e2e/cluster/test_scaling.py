@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from tests.e2e.cluster.installation import Installation
@@ -20,11 +22,12 @@ def test_a_mail_wakes_its_handler_is_delivered_once_and_lets_the_handler_go_agai
     kube: Kube, api: Api, mailpit: Mailpit
 ) -> None:
     until("process-email is at zero", lambda: not kube.pods("process-email"), TO_ZERO)
-    task = api.submit("email", {"to": "zero@example.org", "subject": "From zero", "body": "Good morning"})
+    to = f"{uuid4().hex}@example.org"
+    task = api.submit("email", {"to": to, "subject": "From zero", "body": "Good morning"})
     until("process-email has a pod", lambda: bool(kube.pods("process-email")), AWAKE)
     ended = api.ended(task["taskId"], AWAKE)
     assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
-    assert mailpit.subjects("zero@example.org") == ["From zero"]
+    assert mailpit.subjects(to) == ["From zero"]
     until("process-email is at zero again", lambda: not kube.pods("process-email"), TO_ZERO)
 
 

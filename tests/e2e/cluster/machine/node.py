@@ -178,6 +178,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         rules = (
             # Of the node itself: the kubelet's probes.
             ("-m", "owner", "--uid-owner", "0", "-j", "ACCEPT"),
+            # A resolver sends two questions at once. Queued, both would be the first of their connection, the kernel
+            # would drop the second, and it would be asked again after 5 s (bugzilla.netfilter.org, bug 1766).
+            ("-p", "udp", "--dport", "53", "-j", "ACCEPT"),
             ("-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"),
             ("-s", PODS, "-j", "NFQUEUE", "--queue-num", str(QUEUE)),
             ("-d", PODS, "-j", "NFQUEUE", "--queue-num", str(QUEUE)),
