@@ -221,6 +221,8 @@ SHAPES: Final[Mapping[str, Schema]] = {
     "setup.elsewhere": many({"type": "string", "minLength": 1}),
     "setup.podAnnotations": TEXTS,
     "setup.resources": reference("resources"),
+    "strimzi.replicas": {"type": ["integer", "null"], "minimum": 1, "maximum": 32767},
+    "strimzi.annotations": TEXTS,
     "prune.schedule": CRON,
     **{f"prune.{age}": AGE for age in ("succeeded", "dead", "deadLetters", "cancelled")},
     "prune.podAnnotations": TEXTS,

@@ -1,6 +1,7 @@
-"""The custom resources that the chart makes, as KEDA, the Prometheus operator and the Gateway API define them.
+"""The custom resources that the chart makes, as KEDA, the Prometheus operator, the Gateway API and Strimzi define them.
 
-The definitions come from Go modules, pinned by the sum that Go itself computes over a module's files.
+The definitions come from Go modules, pinned by the sum that Go itself computes over a module's files. Strimzi publishes
+no module with its own: the fields of `definitions/` are written down from its API reference.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.chart import tools
 from tests.chart.tools import Missing
 
 DOWNLOAD_TIMEOUT = 300.0
+STRIMZI = Path(__file__).parent / "definitions"
 
 
 class Module(NamedTuple):
@@ -66,6 +68,7 @@ def files() -> list[Path]:
         *sorted((directory(KEDA) / "config" / "crd" / "bases").glob("*.yaml")),
         directory(GATEWAY_API) / "config" / "crd" / "standard" / "gateway.networking.k8s.io_httproutes.yaml",
         *(monitoring / f"monitoring.coreos.com_{plural}.yaml" for plural in MONITORING),
+        *sorted(STRIMZI.glob("*.yaml")),
     ]
 
 

@@ -1,4 +1,7 @@
-"""The exact objects of each `ci/` file: kind, then names without the release's `tf-taskflux-`; `.` is that alone."""
+"""The exact objects of each `ci/` file: kind, then names without the release's `tf-taskflux-`.
+
+`.` is that alone, `*` a hash of the object's template; `/` begins a name without the release's.
+"""
 
 from __future__ import annotations
 
@@ -70,16 +73,18 @@ OBJECTS: Final[Mapping[str, str]] = {
         ServiceAccount       . setup
     """,
     "operators": """
-        ConfigMap            . setup
+        ConfigMap            .
         CronJob              prune
         Deployment           dlq-sink ingest process-simulated relay
-        Job                  setup
+        Job                  setup-*
+        KafkaTopic           /tasks.dlq /tasks.simulated
+        KafkaUser            /taskflux
         NetworkPolicy        . dlq-sink ingest process-simulated prune relay setup test
         Pod                  test-schedule test-send
         PodDisruptionBudget  dlq-sink ingest process-simulated relay
         ScaledObject         dlq-sink ingest process-simulated relay
         Service              ingest
-        ServiceAccount       . setup
+        ServiceAccount       .
         TriggerAuthentication kafka postgres
     """,
     "own-handler": """

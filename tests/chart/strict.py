@@ -83,7 +83,9 @@ def _nulls(value: Any, path: str = "") -> Iterator[str]:
 
 def _name_faults(each: Object) -> Iterator[str]:
     """Names and labels as the API server takes them: the schemas say only that they are texts."""
-    if not _DNS_LABEL.fullmatch(each.name) or len(each.name) > _longest_name(each.kind):
+    # A KafkaTopic is named as its topic, and only has to be a subdomain: labels with dots between.
+    labels_of_name = each.name.split(".") if each.kind == "KafkaTopic" else [each.name]
+    if not all(map(_DNS_LABEL.fullmatch, labels_of_name)) or len(each.name) > _longest_name(each.kind):
         yield f"{each}: its name is too long ({len(each.name)}), or has other than a-z, 0-9 and -"
     places = [("labels", each.labels), *((f"{pod} labels", pod.labels) for pod in [each.pod] if pod is not None)]
     for where, labels in places:
@@ -94,7 +96,7 @@ def _name_faults(each: Object) -> Iterator[str]:
 
 def _longest_name(kind: str) -> int:
     """A Job's name is a label of its pods; a CronJob's has a time appended for its Jobs."""
-    return 52 if kind == "CronJob" else _LONGEST
+    return {"CronJob": 52, "KafkaTopic": 253}.get(kind, _LONGEST)
 
 
 def _trigger_faults(each: Object, rendering: Rendering) -> Iterator[str]:

@@ -22,6 +22,20 @@ def scaling(name: str, **values: Any) -> Values:
     return handler(name, scaling=values)
 
 
+def strimzi(more: Values) -> Values:
+    """A KafkaUser on top of values that it fits."""
+    kafka = {"securityProtocol": "SASL_SSL", "saslMechanism": "SCRAM-SHA-512"}
+    return merged(
+        {
+            "strimzi": {"cluster": "shop", "user": True},
+            "setup": {"useHelmHooks": False},
+            "settings": {"kafka": kafka},
+            "secrets": {"kafka": {"existingSecret": "taskflux", "passwordKey": "password"}},
+        },
+        more,
+    )
+
+
 MISTAKES: Mapping[str, tuple[Values, str]] = {
     "a misspelt key at the top": ({"handelrs": {}}, "handelrs"),
     "a misspelt key of a handler": (handler("process-email", scalling={}), "scalling"),
@@ -166,6 +180,15 @@ MISTAKES: Mapping[str, tuple[Values, str]] = {
             **handler("notify", enabled=True),
         },
         r"settings\.smtp\.host or secrets\.msg91\.existingSecret is not set",
+    ),
+    "a user of Strimzi's, and hooks that need it first": (
+        strimzi({"settings": {"kafka": {"saslUsername": "taskflux"}}, "setup": {"useHelmHooks": True}}),
+        r"strimzi\.user is true, but the set-up is made of hooks",
+    ),
+    "a user of Strimzi's without a name": (strimzi({}), r"settings\.kafka\.saslUsername is not set"),
+    "a user of Strimzi's who cannot log in": (
+        strimzi({"settings": {"kafka": {"saslUsername": "taskflux", "saslMechanism": "PLAIN"}}}),
+        r"set settings\.kafka\.securityProtocol=SASL_SSL and settings\.kafka\.saslMechanism=SCRAM-SHA-512",
     ),
     "an invalid age": ({"prune": {"succeeded": "a month"}}, "succeeded"),
 }

@@ -180,6 +180,19 @@ nobody has to fix them one render at a time.
 {{- $found = append $found (printf "setup.elsewhere names %q, which is no handler: name one of TaskFlux, or one in handlers" .) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.strimzi.cluster .Values.strimzi.user -}}
+{{- if include "taskflux.hooked" . -}}
+{{- $found = append $found "strimzi.user is true, but the set-up is made of hooks, which run before the user exists: set setup.useHelmHooks=false, or create the KafkaUser first" -}}
+{{- end -}}
+{{- if not .Values.settings.kafka.saslUsername -}}
+{{- $found = append $found "strimzi.user is true, but settings.kafka.saslUsername is not set: name the user" -}}
+{{- end -}}
+{{- with .Values.settings.kafka -}}
+{{- if or (not (hasPrefix "SASL_" .securityProtocol)) (ne .saslMechanism "SCRAM-SHA-512") -}}
+{{- $found = append $found "strimzi.user is true, and Strimzi's users log in with SCRAM-SHA-512: set settings.kafka.securityProtocol=SASL_SSL and settings.kafka.saslMechanism=SCRAM-SHA-512" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.prune -}}
 {{- if and .enabled (not (or .succeeded .dead .cancelled .deadLetters)) -}}
 {{- $found = append $found "prune.enabled is true, but nothing has an age: set prune.succeeded, prune.dead, prune.cancelled or prune.deadLetters, or prune.enabled=false" -}}
