@@ -13,7 +13,8 @@ from taskflux.tasks.access import PREFIX_LENGTH, Principal, Scope, StoredKey, sc
 SQL: Final = statements("keys")
 
 MOST: Final = 10_000
-"""Keys that can be used at once: every process that serves the API has them in memory."""
+"""Keys after which no further one is made: every process that serves the API has them in memory. Those that are being
+replaced come on top of them."""
 
 _OF_PREFIXES: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _OF_SECRETS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -111,7 +112,7 @@ class ApiKeys:
                 ),
                 row["seconds"],
             )
-            for row in await self.database.fetch(SQL["usable_keys"], most=MOST)
+            for row in await self.database.fetch(SQL["usable_keys"])
         ]
 
     async def note_used(self, prefixes: Collection[str]) -> None:

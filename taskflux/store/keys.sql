@@ -40,9 +40,10 @@ RETURNING id, prefix, name, tenant, scopes, types, created_at, expires_at, revok
 SELECT revision FROM access_revision;
 
 -- name: usable_keys
--- All that can be used, and for how many seconds more (NULL: for ever).
+-- All that can be used, and for how many seconds more (NULL: for ever). Without a limit: a key that takes another one's
+-- place is one more for a while, and leaving out any would refuse a valid key.
 SELECT prefix, hash, tenant, scopes, types, extract(epoch FROM expires_at - now())::float8 AS seconds
-FROM api_keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) LIMIT :most;
+FROM api_keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now());
 
 -- name: note_used_keys
 -- By the minute: one that another process has noted within it is left as it is.

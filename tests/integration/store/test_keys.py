@@ -105,6 +105,18 @@ async def test_there_are_no_more_keys_than_every_process_can_hold(
     assert await table.create("c", "default", ALL, None, None) is not None
 
 
+async def test_a_key_that_is_being_replaced_shuts_out_no_other(table: ApiKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "MOST", 2)
+    first = await table.create("a", "default", ALL, None, None)
+    second = await table.create("b", "default", ALL, None, None)
+    assert first is not None
+    assert second is not None
+    new = await table.rotate(first.row["prefix"], 3600.0, None)
+    assert new is not None
+    expected = {each.row["prefix"] for each in (first, second, new)}
+    assert {each.stored.prefix for each in await table.usable()} == expected
+
+
 async def test_use_is_noted_to_the_minute(table: ApiKeys) -> None:
     made = await table.create("a", "default", ALL, None, None)
     assert made is not None
