@@ -15,8 +15,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 from uuid import UUID
 
@@ -170,13 +170,8 @@ class Consumer:
             self._epoch += 1
             self._member = _Member(self._settings, self._group, self._topic, self._epoch)
             self._broken.clear()
-            looking = asyncio.create_task(self._look(), name="kafka-first-look")
-            try:
-                async with asyncio.timeout(_JOIN_TIMEOUT):
-                    await self._member.join()
-            finally:
-                looking.cancel()
-                await asyncio.wait((looking,))
+            async with self._looking(), asyncio.timeout(_JOIN_TIMEOUT):
+                await self._member.join()
         except (*TROUBLE, KafkaUnavailable) as error:
             log.debug("the group cannot be joined", extra={"error": error_name(error)})
             if not isinstance(error, KafkaUnavailable):  # which was already reported
@@ -186,6 +181,19 @@ class Consumer:
         self._joined.set()
         self._readable.set()
         return log_id
+
+    @asynccontextmanager
+    async def _looking(self) -> AsyncIterator[None]:
+        """Take a first look meanwhile. The embedded broker holds nobody back: its joins are slow by themselves."""
+        if self._settings.tansu:
+            yield
+            return
+        looking = asyncio.create_task(self._look(), name="kafka-first-look")
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.wait((looking,))
 
     async def _look(self) -> None:
         """While joining takes its time, let `fetch` read without the group, if nobody else works for it."""
