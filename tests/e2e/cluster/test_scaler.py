@@ -112,7 +112,8 @@ def test_a_scaled_object_that_is_there_before_the_relay(kube: Kube, api: Api) ->
     with _no_relay(kube):
         scaled = kube.kubectl("get", f"scaledobject/taskflux-{HANDLER}", "--output=json")
         kube.kubectl("delete", f"scaledobject/taskflux-{HANDLER}", "--wait=true")
-        kube.kubectl("replace", "--force", "--filename=-", stdin=scaled)
+        # As helm would: it takes no object over from another.
+        kube.kubectl("replace", "--force", "--field-manager=helm", "--filename=-", stdin=scaled)
         assert _claimed_after(api, LATER, "ScaledObject ahead of the relay") < LATER
     began = time.monotonic()
     until("the autoscaler has the relay's figure", lambda: len(_metrics(kube)) == 2, 180)
