@@ -110,7 +110,8 @@ async def test_a_handler_is_run_fails_is_fixed_and_its_dead_letter_replayed_in_o
 
         out, _ = await here.run("doctor", "--json")
         findings = json.loads(out)["findings"]
-        assert [each for each in findings if each["level"] != "ok"] == []
+        # Here nobody needs a key, and the doctor says so.
+        assert [each["check"] for each in findings if each["level"] != "ok"] == ["authentication"]
     finally:
         await here.run("dev", "--stop")
     await here.run("send", "resize-image", good, "--url", url, status=3)
