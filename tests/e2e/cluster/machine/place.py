@@ -103,11 +103,10 @@ class Place:
         """
         if os.geteuid() != 0:
             raise Missing("only root makes namespaces and control groups for a node")
-        first = not self.directory.exists()
         self.directory.mkdir(mode=0o755, exist_ok=True)
-        if first:
-            there = [path for path in LEFT_BY_THE_KUBELET if Path(path).exists()]
-            (self.directory / "there-before.json").write_text(json.dumps(there))
+        there = self.directory / "there-before.json"
+        if not there.exists():
+            there.write_text(json.dumps([path for path in LEFT_BY_THE_KUBELET if Path(path).exists()]))
         names = " ".join(f"{name}.{DOMAIN}" for name in NAMES)
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n{OUTSIDE} {names}\n")
         (self.directory / "resolv.conf.none").touch()
