@@ -34,7 +34,7 @@ REFRESH: Final = 2.0
 MOST_AGE: Final = 8.0
 """Seconds for which the keys are used once they were read; with `REFRESH`, less than the ten that are promised."""
 ASK_AGAIN: Final = 1.0
-"""Seconds between two reads because of a key that is not known."""
+"""Seconds between two reads because of a key that is not known; its answer takes as long at most."""
 NOTE_USED: Final = 60.0
 """Seconds between two notes of which keys were used."""
 
@@ -134,9 +134,10 @@ class Access:
         """The same, once a key that may have been made a moment ago was looked for."""
         key = _presented(headers)
         stale = monotonic() >= self._fresh_until
-        if self._keys is not None and (stale or key is None or stored(key) is not None):
+        sound = key is not None and stored(key) is not None
+        if self._keys is not None and (stale or key is None or sound):
             try:
-                await self._read_soon()
+                await self._read_soon(surely=sound)
             except StoreError as error:
                 raise store_problem(error) from error
         principal = self.known(headers)
@@ -151,9 +152,16 @@ class Access:
             )
         raise unauthenticated(_what_is_wrong(key, none=not self._known and not self._fixed))
 
-    async def _read_soon(self) -> None:
-        """Read the keys, unless that was done a moment ago; together with others who ask for it."""
-        if self._reading is not None or monotonic() - self._asked_at >= ASK_AGAIN:
+    async def _read_soon(self, *, surely: bool) -> None:
+        """Read the keys, unless that was done a moment ago; together with others who ask for it.
+
+        `surely`: if it was, wait until it may be done again, since a key may have been made after it.
+        """
+        came = monotonic()
+        if self._reading is not None or came - self._asked_at >= ASK_AGAIN:
+            await self._read()
+        if surely and self._asked_at < came:
+            await asyncio.sleep(self._asked_at + ASK_AGAIN - monotonic())
             await self._read()
 
     async def refresh(self) -> None:

@@ -21,7 +21,11 @@ async def test_a_key_is_made_used_and_revoked(taskflux: Command, stack: Stack) -
     prefix = key[:15]
     address = str(stack.client.base_url)
     async with httpx.AsyncClient(base_url=address, trust_env=False, headers={"x-api-key": key}) as client:
-        # Made a moment ago, and usable at once.
+        # Made a moment ago, and usable at once, though others keep asking with a key that nobody has.
+        wrong = await client.get("/tasks", headers={"x-api-key": f"tf_{'a' * 12}_{'b' * 43}"})
+        assert wrong.status_code == 401
+        second = (await taskflux.here("keys", "create", "second")).out.strip()
+        assert (await client.get("/tasks", headers={"x-api-key": second})).status_code == 200
         assert (await client.get("/tasks")).status_code == 200
         assert (await client.get("/dead-letters")).status_code == 200
         refused = await client.request("DELETE", "/tasks/01890a5d-ac96-774b-bcce-b302099a8057")

@@ -125,7 +125,7 @@ async def test_a_bulk_replay_that_is_stopped_midway_is_ended_by_another_and_send
 ) -> None:
     tasks, wanted = await let_die(stack, 300)
     world.mended = True
-    first = await start(stack, wanted, rate=100)
+    first = await start(stack, wanted, rate=30)
     await until_replayed(stack, first, 50)
     stopped = await answer(stack, "DELETE", first)
     assert stopped["status"] == "stopped"
