@@ -26,6 +26,7 @@ from taskflux.stream.settings import KafkaSettings
 from taskflux.worker.loading import built_in_handlers
 from tests.conftest import NewDatabase
 from tests.integration.system.stack import Stack, settings_for
+from tests.keys import KEY
 from tests.programs import program
 
 PAGE = Path(__file__).parents[3] / "docs" / "clients.md"
@@ -158,7 +159,7 @@ async def run(name: str, ingest: int, folder: Path) -> Run:
         process = await asyncio.create_subprocess_exec(
             *(*argv, file),
             cwd=folder,
-            env={**os.environ, "TASKFLUX_API__URL": address},
+            env={**os.environ, "TASKFLUX_API__URL": address, "TASKFLUX_API__KEY": KEY},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from uuid_utils.compat import uuid7
 
 from taskflux.stream.client import KafkaUnavailable
@@ -67,9 +67,15 @@ async def test_a_topic_recreated_and_offsets_reset_under_a_backlog_lose_nothing_
     expiring = await stack.submit("late", expiresAt=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
     await stack.until(expiring, "queued")
     await stack.sql.execute("UPDATE tasks SET expires_at = now() WHERE id = $1", expiring)  # its hour has passed
-    await _commit_zero(stack, "late")
     records = await stack.published("late")
-    assert await stack.lag("late") == records >= 50
+    assert records >= 50
+
+    async def begun_again() -> bool:
+        with suppress(KafkaError):  # the worker has left, and on a busy machine Kafka does not know it yet
+            await _commit_zero(stack, "late")
+        return bool(await stack.lag("late") == records)
+
+    await eventually(begun_again, "the group's offsets are at the start")
     before = await stack.metric("taskflux_duplicates_suppressed_total", type="late")
     await stack.start(late)
     new = await stack.submit_many("late", 10)
