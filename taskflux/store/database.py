@@ -148,6 +148,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections; a statement that still runs after three seconds is cancelled."""
+        self._link.ended()
         pool, self._pool = self._pool, None
         if pool is None:
             return

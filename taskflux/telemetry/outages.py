@@ -53,6 +53,10 @@ class Link:
             _announced |= {self._server}
             log.warning("waiting for %s", self._server, extra={"cause": kind, "error": reason, "do": fix})
 
+    def ended(self) -> None:
+        """Note that this use is over: nobody waits for its server any more."""
+        _forget(id(self))
+
     def works(self) -> None:
         """Note that an attempt succeeded."""
         global _announced

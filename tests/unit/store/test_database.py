@@ -81,6 +81,9 @@ async def test_an_outage_is_logged_once_with_the_fix_and_its_end(
                 await database.fetch(LOST)
         assert outages.waiting() == [f"waiting for PostgreSQL: {lost.value}"]
         await database.fetch(ONE)
+    assert outages.waiting() == []
+    with pytest.raises(StoreUnavailable):
+        await database.fetch(LOST)
     await database.close()
     assert outages.waiting() == []
     began, ended = (record for record in caplog.records if record.name == outages.log.name)
